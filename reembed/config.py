@@ -1,0 +1,194 @@
+"""Configuration: one YAML file is a migration; defaults < files left to right < --set left to right.
+
+`source` and `encoder` decide the vectors, `table` what is stored beside them; all other sections
+decide only speed or the gate and may be changed on a resumed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
+
+from reembed.config_file import load_sections
+
+_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SourceConfig(Section):
+    """The documents."""
+
+    uri: StrictStr
+    """Lance dataset: a folder, s3://, gs:// or az://."""
+    version: Annotated[int, Field(ge=1)] | None = None
+    """Lance version to read; left out, the newest at the start, which is then pinned."""
+    id_column: StrictStr = "doc_id"
+    """Column of unique string or integer ids."""
+    text: StrictStr = "text"
+    """Text column, or a template over several: "{title} {text}"."""
+    filter: StrictStr | None = None
+    """SQL filter over the source's columns; only matching documents are embedded."""
+
+
+class Prompts(Section):
+    """Texts put before a query or a document."""
+
+    query: StrictStr | None = None
+    """Left out: the model's own query prompt."""
+    document: StrictStr | None = None
+    """Left out: the model's own document prompt."""
+
+
+class EncoderConfig(Section):
+    """The model. A change here is a new space: every vector is computed again."""
+
+    model: StrictStr
+    """A sentence-transformers folder, a hub id, `package:NAME/FOLDER` (a folder inside an
+    installed package) or `hashing:DIM` (deterministic, for tests)."""
+    revision: StrictStr | None = None
+    """Commit of a hub model; required for hub ids. Quote it: YAML reads 0123456 as a number."""
+    pooling: Literal["cls", "mean", "lasttoken"] | None = None
+    """Left out: the model's own pooling."""
+    normalize: bool | None = None
+    """Left out: unit length, unless the model itself says its similarity is the dot product."""
+    truncate_dim: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first dimensions only (Matryoshka models)."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens kept per text; left out: the model's own."""
+    prompts: Prompts = Prompts()
+    """Prompts, where they differ from the model's own."""
+
+
+class EmbedConfig(Section):
+    """Speed only; change freely, also when resuming."""
+
+    actors: Annotated[int, Field(ge=1)] = 1
+    """Model replicas."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    """GPUs each replica reserves; 0 runs on CPU, 0.5 puts two replicas on one GPU."""
+    cpus_per_actor: Annotated[int, Field(ge=1)] = 1
+    """CPU cores each replica reserves, and torch threads it uses on CPU."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 16_384
+    """Tokens per forward pass, padding included; halve it when the GPU runs out of memory."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number type of the model's weights; auto: float16 on CUDA (bfloat16 where the checkpoint
+    is), float32 on CPU."""
+    unit_documents: Annotated[int, Field(ge=1)] = 2_048
+    """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
+    units_in_flight: Annotated[int, Field(ge=1)] = 8
+    """Units per actor that may be between reading and writing at once: the memory bound."""
+    max_dead_letters: Annotated[int, Field(ge=0)] = 0
+    """Documents that may stay without a vector before the run fails."""
+
+
+class TableConfig(Section):
+    """The vector table."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """Stored number type of the vectors; part of the space."""
+    carry: tuple[StrictStr, ...] = ()
+    """Source columns copied beside the vector, for filtering and showing without a join."""
+
+
+class IndexConfig(Section):
+    """The FAISS index."""
+
+    factory: StrictStr = "auto"
+    """FAISS factory string, or auto (by the number of vectors and dimensions)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it is trained and filled; what is saved is portable either way."""
+    ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """ann_recall@10 against exact search that nprobe is tuned to."""
+    nprobe: Annotated[int, Field(ge=1)] | None = None
+    """Left out: tuned."""
+
+
+class GateConfig(Section):
+    """What `compare` must show before `promote`. Fixed in the run's plan before results exist."""
+
+    queries: StrictStr | None = None
+    """Judged queries: a BEIR folder, or a Lance, Parquet or JSONL of query_id, text and qrels."""
+    split: StrictStr = "test"
+    """Which qrels/SPLIT.tsv of a BEIR folder."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Largest loss of nDCG@10 and recall@10 that may pass, absolute; at least 2 % of live."""
+    ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
+
+
+class StorageConfig(Section):
+    """Where everything is kept."""
+
+    root: StrictStr
+    """Folder, s3://, gs:// or az:// that holds tables/, indexes/, aliases/, releases/, runs/."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """Releases that gc keeps per alias, live and previous included."""
+    options: dict[StrictStr, StrictStr] = {}
+    """Object-store settings that are no secrets (aws_endpoint, aws_region, allow_http); keys and
+    tokens come from the environment or the instance role."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
+        for key in options:
+            if any(word in key.lower() for word in ("secret", "token", "password", "access_key", "sas", "account_key")):
+                raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
+        return options
+
+
+class RayConfig(Section):
+    """Where Ray runs. Under `ray job submit` and on a cluster the running one is used."""
+
+    address: StrictStr | None = None
+    """Cluster to connect to; left out: RAY_ADDRESS if set, else a private one on this machine."""
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    """Logical CPUs of the private cluster; left out: what the actors need and two more."""
+
+
+class Config(Section):
+    """One migration."""
+
+    alias: Annotated[StrictStr, Field(pattern=_NAME)]
+    """The name serving resolves."""
+    source: SourceConfig
+    encoder: EncoderConfig
+    storage: StorageConfig
+    embed: EmbedConfig = EmbedConfig()
+    table: TableConfig = TableConfig()
+    index: IndexConfig = IndexConfig()
+    gate: GateConfig = GateConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _carry_is_not_reserved(self) -> Config:
+        clash = set(self.table.carry) & {"doc_id", "vector", "space", "text_hash", "source_version", "norm"}
+        if clash:
+            raise ValueError(f"table.carry: {', '.join(sorted(clash))} is a column reembed writes itself")
+        return self
+
+    def result_key(self) -> str:
+        """16 hex digits over the settings that decide what a run produces, without the version."""
+        decides = {
+            "alias": self.alias,
+            "source": self.source.model_dump(exclude={"version"}),
+            "encoder": self.encoder.model_dump(),
+            "table": self.table.model_dump(),
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """The checked config and, for each dotted setting, the file:line or --set it came from.
+
+    Raises:
+        ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
+    """
+    return load_sections(Config, files, overrides)

@@ -1,0 +1,92 @@
+"""Every error a user can meet, and the exit code it ends with.
+
+ReembedError (1)                a failure with a known reason
+├── UsageError (2)              the command line or the config is wrong
+│   └── ConfigError             one or more settings are wrong; all of them are named at once
+├── SourceError (2)             the source dataset cannot be used as it is
+├── EncoderError (2)            the model cannot be loaded or does not fit
+├── SpaceMismatch (2)           vectors of two spaces would meet
+├── RunFailed (1)               a rebuild stopped; the same command resumes it
+├── IntegrityError (1)          stored bytes are not what was written
+├── GateFailed (3)              the comparison says no, or there is none
+├── Conflict (4)                another promote or run won
+└── Inconclusive (6)            the comparison could not decide
+
+Each carries what happened, why, and a command that fixes it. All are picklable: they cross Ray.
+"""
+
+from __future__ import annotations
+
+
+class ReembedError(Exception):
+    """Root of the tree: `what` happened, `why`, and `fix`, a command to paste."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what, why, fix)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(ReembedError):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more settings are wrong."""
+
+
+class SourceError(ReembedError):
+    """The source dataset is missing, empty, or its columns do not fit."""
+
+    exit_code = 2
+
+
+class EncoderError(ReembedError):
+    """The model is missing, incomplete, or produces something else than configured."""
+
+    exit_code = 2
+
+
+class SpaceMismatch(ReembedError):
+    """Vectors of two different spaces would be compared or stored together."""
+
+    exit_code = 2
+
+
+class RunFailed(ReembedError):
+    """A rebuild stopped. What is staged stays; the same command resumes."""
+
+
+class IntegrityError(ReembedError):
+    """Stored bytes or rows are not what was written."""
+
+
+class GateFailed(ReembedError):
+    """The candidate may not be promoted."""
+
+    exit_code = 3
+
+
+class Conflict(ReembedError):
+    """Somebody else moved first."""
+
+    exit_code = 4
+
+
+class Inconclusive(ReembedError):
+    """The comparison has too few queries to decide."""
+
+    exit_code = 6
