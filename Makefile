@@ -1,0 +1,41 @@
+# Needs Python 3.11 or newer, pip, make; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install into .venv: again only when pyproject.toml or constraints.txt changed
+
+demo: $(STAMP) ## migrate a real index to a better model on this machine: CPU only, no cluster
+	$(BIN)/python examples/demo/run.py
+
+test: $(STAMP) ## every test but those marked slow or gpu
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove .venv and everything made by tools; data/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: with everything else in the same resolve, pip can take another build of it.
+# `ray --version` last: new releases of click have broken Ray's command line before.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "reembed needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Say which to use: make $(firstword $(MAKECMDGOALS) setup) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,dev]"
+	$(BIN)/ray --version
+	@touch $(STAMP)

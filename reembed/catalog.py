@@ -1,0 +1,202 @@
+"""Releases and aliases: what was built, and which of it is live.
+
+releases/ALIAS/RELEASE.json      one immutable record per built release
+aliases/ALIAS/00000001.json ...  the log: each promote or rollback is one record, created only if
+                                 its number is free; the highest number is live; none is deleted
+retired/ALIAS/RELEASE.json       gc's mark: this release's data is going or gone
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import getpass
+import platform
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.spaces import Space
+from reembed.storage import Storage
+
+SCHEMA_VERSION = 1
+Action = Literal["promote", "rollback"]
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def who() -> str:
+    """user@host of this process, for the record."""
+    return f"{getpass.getuser()}@{platform.node()}"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A table version, its index and its space: they serve together or not at all."""
+
+    id: str
+    alias: str
+    run_id: str
+    space: Space
+    encoder: dict[str, Any]
+    """The encoder section that loads this space's model."""
+    table: str
+    """Path under the root."""
+    table_version: int
+    table_tag: str
+    index: str
+    """Path under the root."""
+    index_sha256: str
+    rows: int
+    dead_letters: int
+    source: dict[str, Any]
+    """uri, version and the settings that read it."""
+    verify: dict[str, Any]
+    """The receipt of the verification that admitted it."""
+    gate: dict[str, Any]
+    """The gate section, fixed before results existed."""
+    created_at: str = field(default_factory=now)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as stored."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "space": self.space.to_json()}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Release:
+        """The release a record describes."""
+        fields = {k: v for k, v in record.items() if k != "schema_version"}
+        return cls(**{**fields, "space": Space.from_json(fields["space"])})
+
+
+@dataclass(frozen=True)
+class AliasRecord:
+    """One promote or rollback."""
+
+    generation: int
+    token: str
+    previous_token: str | None
+    action: Action
+    release: Release
+    reason: str | None
+    """Why a gate was overruled or a rollback made, in the operator's words."""
+    forced: bool
+    comparison: dict[str, Any] | None
+    """Verdict and digest of the comparison that allowed it; None for the first release."""
+    at: str
+    by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as stored."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "release": self.release.to_json()}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> AliasRecord:
+        """The step a record describes."""
+        fields = {k: v for k, v in record.items() if k != "schema_version"}
+        return cls(**{**fields, "release": Release.from_json(fields["release"])})
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Releases and log of one alias."""
+
+    storage: Storage
+    alias: str
+
+    def register(self, release: Release) -> Release:
+        """Record a built release; registering the same run twice keeps the first."""
+        path = f"releases/{self.alias}/{release.id}.json"
+        if not self.storage.create(path, release.to_json()):
+            return self.release(release.id)
+        return release
+
+    def release(self, release_id: str) -> Release:
+        """A release by id.
+
+        Raises:
+            UsageError: there is none.
+        """
+        record = self.storage.read_if_there(f"releases/{self.alias}/{release_id}.json")
+        if record is None:
+            known = ", ".join(r.id for r in self.releases()) or "none"
+            raise UsageError(f"{self.alias} has no release {release_id}", f"it has: {known}", "reembed status")
+        return Release.from_json(record)
+
+    def releases(self) -> list[Release]:
+        """Every registered release, oldest first, gc'd ones included."""
+        paths = [path for path, _ in self.storage.list(f"releases/{self.alias}/")]
+        return sorted((Release.from_json(self.storage.read(p)) for p in paths), key=lambda r: (r.created_at, r.id))
+
+    def log(self) -> list[AliasRecord]:
+        """Every promote and rollback, oldest first."""
+        paths = [path for path, _ in self.storage.list(f"aliases/{self.alias}/")]
+        records = [AliasRecord.from_json(self.storage.read(p)) for p in paths]
+        if [r.generation for r in records] != list(range(1, len(records) + 1)):
+            raise IntegrityError(f"the log of {self.alias} has gaps: records were deleted or renamed")
+        return records
+
+    def live(self) -> AliasRecord | None:
+        """The newest step, whose release serves."""
+        paths = [path for path, _ in self.storage.list(f"aliases/{self.alias}/")]
+        return AliasRecord.from_json(self.storage.read(paths[-1])) if paths else None
+
+    def require_live(self) -> AliasRecord:
+        """The newest step.
+
+        Raises:
+            UsageError: nothing was promoted yet.
+        """
+        record = self.live()
+        if record is None:
+            raise UsageError(f"{self.alias} serves nothing yet", "no release was promoted", "reembed promote")
+        return record
+
+    def append(
+        self,
+        after: AliasRecord | None,
+        action: Action,
+        release: Release,
+        *,
+        reason: str | None = None,
+        comparison: dict[str, Any] | None = None,
+    ) -> AliasRecord:
+        """The compare-and-swap: add the record that follows `after`, if nothing did.
+
+        Raises:
+            Conflict: another promote or rollback followed `after` first.
+        """
+        record = AliasRecord(
+            generation=(after.generation if after else 0) + 1,
+            token=uuid.uuid4().hex,
+            previous_token=after.token if after else None,
+            action=action,
+            release=release,
+            reason=reason,
+            forced=action == "promote" and reason is not None,
+            comparison=comparison,
+            at=now(),
+            by=who(),
+        )
+        if not self.storage.create(f"aliases/{self.alias}/{record.generation:08d}.json", record.to_json()):
+            winner = self.require_live()
+            raise Conflict(
+                f"{self.alias} was moved to {winner.release.id} by {winner.by} at {winner.at}",
+                "it is no longer the state this step started from",
+                "reembed status",
+            )
+        return record
+
+    def mark_retired(self, release_id: str) -> None:
+        """Say, before anything is deleted, that a release can no longer serve."""
+        self.storage.create(f"retired/{self.alias}/{release_id}.json", {"release": release_id})
+
+    def unmark_retired(self, release_id: str) -> None:
+        """Take the mark back: the release went live meanwhile."""
+        self.storage.remove(f"retired/{self.alias}/{release_id}.json")
+
+    def is_retired(self, release_id: str) -> bool:
+        """Whether gc marked it."""
+        return self.storage.read_if_there(f"retired/{self.alias}/{release_id}.json") is not None

@@ -1,0 +1,125 @@
+"""What the verbs do beyond building: look at a release, compare it, move the alias, search it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reembed.catalog import AliasRecord, Catalog, Release
+from reembed.errors import SourceError
+from reembed.promote import candidate, comparison_path, promote, rollback
+from reembed.runs import Run
+
+
+def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dict[str, Any]:
+    """Verify a registered release again; the report is kept in its run's folder."""
+    import numpy as np
+
+    from reembed import index_store, verify
+    from reembed.config import EncoderConfig
+    from reembed.source import Source
+    from reembed.table import TableVersion
+
+    storage, release = catalog.storage, _release(catalog, release_id)
+    manifest = index_store.read_manifest(storage.store, release.index)
+    index = index_store.load(storage.store, release.index, manifest)
+    run = Run(storage, release.run_id)
+    subject = verify.Subject(
+        Source.from_json(release.source, storage.options),
+        TableVersion(storage, release.table, release.table_version, release.space.dim),
+        release.space,
+        EncoderConfig(**release.encoder),
+        tuple(d["doc_id"] for r in run.receipts() for d in r["dead_letters"]),
+        np.sort(index.ids()),
+    )
+    report = {"release": release.id, **verify.verify(subject, sample).to_json()}
+    storage.write(run.path("verify.json"), report)
+    return report
+
+
+def compare_candidate(catalog: Catalog, release_id: str | None) -> dict[str, Any]:
+    """Compare the candidate with what is live; the record and the HTML report stay with its run."""
+    from reembed import report
+    from reembed.compare import compare
+
+    live = catalog.require_live()
+    chosen = candidate(catalog, release_id)
+    record = compare(catalog.storage, live.release, chosen)
+    catalog.storage.write(comparison_path(chosen.run_id), record)
+    page = f"runs/{chosen.run_id}/report.html"
+    catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())
+    return {**record, "report": catalog.storage.uri(page)}
+
+
+def promote_release(catalog: Catalog, release_id: str | None, force_reason: str | None) -> dict[str, Any]:
+    """Promote, and say what the new release does not have of the source."""
+    before = catalog.live()
+    record = promote(catalog, release_id, force_reason=force_reason)
+    return _moved(before, record, catalog)
+
+
+def rollback_release(catalog: Catalog, to: str | None, reason: str | None) -> dict[str, Any]:
+    """Roll back, and say what the old release lacks."""
+    before = catalog.live()
+    record = rollback(catalog, to, reason=reason)
+    return _moved(before, record, catalog)
+
+
+def search(catalog: Catalog, queries: list[str], k: int, release_id: str | None, show: list[str]) -> dict[str, Any]:
+    """The k best documents of each query in one release."""
+    from reembed.live import OpenRelease
+
+    release = catalog.release(release_id) if release_id else catalog.require_live().release
+    known = release.source["carry"]
+    if unknown := [c for c in show if c not in known]:
+        from reembed.errors import UsageError
+
+        raise UsageError(
+            f"{', '.join(unknown)} is not carried in release {release.id}",
+            f"carried: {', '.join(known) or 'nothing'}",
+            f"reembed run --set table.carry='[{', '.join(unknown)}]'",
+        )
+    results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
+    hits = [[{"doc_id": h.doc_id, "score": round(h.score, 6), **h.columns} for h in hits] for hits in results]
+    return {
+        "release": release.id,
+        "model": release.space.model,
+        "space": release.space.id,
+        "results": [{"query": q, "hits": h} for q, h in zip(queries, hits, strict=True)],
+    }
+
+
+def _release(catalog: Catalog, release_id: str | None) -> Release:
+    if release_id:
+        return catalog.release(release_id)
+    live = catalog.live()
+    waiting = [r for r in catalog.releases() if (live is None or r.id != live.release.id) and not catalog.is_retired(r.id)]
+    newest = waiting[-1] if waiting else None
+    if newest and (live is None or newest.created_at >= live.release.created_at):
+        return newest
+    return catalog.require_live().release
+
+
+def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) -> dict[str, Any]:
+    return {
+        "alias": catalog.alias,
+        "action": record.action,
+        "generation": record.generation,
+        "from": before.release.id if before else None,
+        "to": record.release.id,
+        "model": record.release.space.model,
+        "forced": record.forced,
+        "behind": _behind(catalog, record.release),
+    }
+
+
+def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
+    """How far the source has moved since the release was built; versions, not documents."""
+    from reembed.source import Source
+
+    source = Source.from_json(release.source, catalog.storage.options)
+    try:
+        newest = source.newest_version()
+    except SourceError as error:
+        return {"source_version": source.version, "newest": None, "why": error.what}
+    return {"source_version": source.version, "newest": newest}
+

@@ -1,0 +1,231 @@
+"""The verbs. Each parses, calls one function, prints, and sets the exit code.
+
+Heavy libraries are imported inside the verbs: `reembed --help` and `reembed status` stay quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reembed import __version__
+from reembed.errors import ReembedError
+
+if TYPE_CHECKING:
+    from reembed.catalog import Catalog
+    from reembed.config import Config
+
+EXIT_CODES = """\b
+Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another promote or run
+won), 5 difference found, 6 inconclusive."""
+
+_DEFAULT_CONFIG = "reembed.yaml"
+
+
+class _Group(click.Group):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(EXIT_CODES.replace("\b\n", ""))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="reembed")
+def cli() -> None:
+    """Change the embedding model behind a live vector index, safely.
+
+    `run` builds, `promote` serves: only promote and rollback move the alias.
+    """
+
+
+def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """-c, --set and --json; the verb receives the loaded config and returns (result, exit code)."""
+
+    @click.option("-c", "--config", "files", multiple=True, help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting.")
+    @_output
+    @functools.wraps(function)
+    def verb(*, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any) -> Any:
+        from reembed import config
+
+        loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
+        click.get_current_context().obj = {"origins": origins, "as_json": as_json}
+        return function(config=loaded, **options)
+
+    return verb
+
+
+def _output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--json and -v; prints the verb's result, or its error, and sets the exit code."""
+
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+    @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
+    @functools.wraps(function)
+    def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
+        from reembed import report
+
+        name = click.get_current_context().info_name or ""
+        try:
+            result, code = function(as_json=as_json, **options)
+        except ReembedError as error:
+            if verbose:
+                traceback.print_exc()
+            click.echo(report.error(error), err=True)
+            if as_json:
+                click.echo(json.dumps(report.error_record(error)))
+            sys.exit(error.exit_code)
+        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result))
+        sys.exit(code)
+
+    return verb
+
+
+def _catalog(config: Config) -> Catalog:
+    from reembed.catalog import Catalog
+    from reembed.storage import Storage
+
+    return Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+
+
+@cli.command("import")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--to", required=True, help="Lance dataset to make.")
+@click.option("--format", "file_format", type=click.Choice(["json", "csv", "parquet"]), help="Left out: by file ending.")
+@click.option("--columns", help="Comma-separated columns to keep. [all]")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Object-store setting of the target.")
+@_output
+def import_verb(
+    files: tuple[str, ...], to: str, file_format: str | None, columns: str | None, options: tuple[str, ...], as_json: bool
+) -> tuple[dict[str, Any], int]:
+    """Make a Lance dataset from JSONL, CSV or Parquet files."""
+    from reembed import importer
+
+    store_options = dict(o.partition("=")[::2] for o in options)
+    names = columns.split(",") if columns else None
+    result = importer.import_documents(list(files), to, file_format=file_format, columns=names, options=store_options)
+    return result, 0
+
+
+@cli.command()
+@click.option("--fresh", is_flag=True, help="Start over instead of resuming an unfinished run.")
+@_configured
+def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
+    """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
+    from reembed import report
+    from reembed.strategies.full_rebuild import full_rebuild
+
+    return full_rebuild(config, report.Console(), fresh=fresh).to_json(), 0
+
+
+@cli.command()
+@_configured
+def status(config: Config) -> tuple[dict[str, Any], int]:
+    """What is live, previous, candidate, and what is being built."""
+    from reembed import status as status_module
+
+    return status_module.status(_catalog(config)), 0
+
+
+@cli.command()
+@click.option("--release", "release_id", help="Left out: the candidate, or else what is live.")
+@click.option("--sample", default=459, show_default=True, help="Rows to embed again.")
+@_configured
+def verify(config: Config, release_id: str | None, sample: int) -> tuple[dict[str, Any], int]:
+    """Check a release against its source, row by row. Exits 1 when anything differs."""
+    from reembed import check
+
+    result = check.verify_release(_catalog(config), release_id, sample)
+    return result, 0 if result["passed"] else 1
+
+
+@cli.command()
+@click.option("--candidate", "release_id", help="Left out: the newest release that is not live.")
+@_configured
+def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int]:
+    """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive."""
+    from reembed import check
+
+    result = check.compare_candidate(_catalog(config), release_id)
+    return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result["verdict"]]
+
+
+@cli.command()
+@click.argument("release", required=False)
+@click.option("--force", is_flag=True, help="Promote without a passing comparison; recorded for ever.")
+@click.option("--reason", help="Why, for the record; required with --force.")
+@_configured
+def promote(config: Config, release: str | None, force: bool, reason: str | None) -> tuple[dict[str, Any], int]:
+    """Make the candidate live. Needs a passing comparison with exactly what is live now."""
+    from reembed import check
+
+    if force != bool(reason):
+        raise click.UsageError("--force and --reason TEXT go together")
+    return check.promote_release(_catalog(config), release, reason), 0
+
+
+@cli.command()
+@click.option("--to", help="Release to go back to. [the one that served before]")
+@click.option("--reason", help="Why, for the record.")
+@_configured
+def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[str, Any], int]:
+    """Make the previous release live again: one write, no data is moved."""
+    from reembed import check
+
+    return check.rollback_release(_catalog(config), to, reason), 0
+
+
+@cli.command()
+@_configured
+def history(config: Config) -> tuple[dict[str, Any], int]:
+    """Every promote and rollback: when, who, what, why."""
+    records = _catalog(config).log()
+    keys = ("generation", "action", "at", "by", "reason", "forced", "comparison", "token")
+    steps = [{**{k: getattr(r, k) for k in keys}, "release": r.release.id, "model": r.release.space.model} for r in records]
+    return {"alias": config.alias, "steps": steps}, 0
+
+
+@cli.command()
+@click.argument("queries", nargs=-1, required=True)
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query.")
+@click.option("--release", "release_id", help="Left out: what is live.")
+@click.option("--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result.")
+@_configured
+def search(
+    config: Config, queries: tuple[str, ...], k: int, release_id: str | None, show: tuple[str, ...]
+) -> tuple[dict[str, Any], int]:
+    """Search what is live, with the model that is live."""
+    from reembed import check
+
+    return check.search(_catalog(config), list(queries), k, release_id, list(show)), 0
+
+
+@cli.command()
+@click.option("--yes", is_flag=True, help="Delete what is listed.")
+@_configured
+def gc(config: Config, yes: bool) -> tuple[dict[str, Any], int]:
+    """List what no release needs any more; delete it with --yes."""
+    from reembed import gc as gc_module
+
+    catalog, keep = _catalog(config), config.storage.keep
+    planned = gc_module.plan(catalog, keep)
+    removed = gc_module.apply(catalog, planned, keep) if yes else []
+    return {**planned.to_json(), "removed": [r.release for r in removed], "deleted": yes}, 0
+
+
+@cli.command("config")
+@click.option("--check", is_flag=True, help="Only say whether it is valid.")
+@_configured
+def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
+    """The resolved settings, and where each came from."""
+    origins = click.get_current_context().obj["origins"]
+    return {"valid": True, "check": check, "settings": config.model_dump(mode="json"), "origins": origins}, 0
+
+
+def main() -> None:
+    """Entry point of the `reembed` command."""
+    cli()

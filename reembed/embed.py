@@ -1,0 +1,302 @@
+"""The Ray Data stages: read and tokenize (CPU tasks) -> embed (actors) -> write (CPU tasks).
+
+A row of the Ray dataset is one unit, its documents inside as Arrow IPC: Ray can neither split nor
+mix units, and what is inside an actor may be sorted and packed as the model likes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
+
+from reembed import attempts, encoders, faults, table
+from reembed.cluster import unwrapped
+from reembed.config import EmbedConfig, EncoderConfig
+from reembed.encoders.base import Encoder, Tokenizer, Tokens
+from reembed.errors import RunFailed
+from reembed.runs import Plan, Run, Unit
+from reembed.source import Source
+
+# What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
+DOCUMENT_ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AssertionError, OverflowError)
+_SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
+_SYSTEMATIC_ROWS = 8
+_MIN_STORE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Everything a stage needs, small enough to travel with each task."""
+
+    run: Run
+    plan: Plan
+    """Without its units."""
+    source: Source
+    encoder: EncoderConfig
+    embed: EmbedConfig
+    columns: pa.Schema
+
+
+def embed_units(job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None]) -> None:
+    """Embed and stage these units; `on_receipt` hears of each as it is staged.
+
+    Raises:
+        RunFailed: the job stopped; what is staged stays.
+    """
+    _set_context(job, units)
+    dataset = ray.data.read_datasource(_Units(job, units), override_num_blocks=len(units))
+    dataset = dataset.map_batches(
+        _tokenize, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs={"job": job}, num_cpus=1
+    )
+    dataset = dataset.map_batches(
+        _Embedder,
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_constructor_kwargs={"job": job},
+        compute=ActorPoolStrategy(size=job.embed.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=job.embed.cpus_per_actor if not job.embed.gpus_per_actor else 1,
+        num_gpus=job.embed.gpus_per_actor or None,
+    )
+    dataset = dataset.map_batches(
+        _write, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs={"job": job}, num_cpus=0.5
+    )
+    try:
+        for row in dataset.iter_rows():
+            on_receipt(row)
+    except RayError as error:
+        cause = unwrapped(error)
+        if cause is not error:
+            raise cause from error
+        raise RunFailed("the embedding job stopped", str(error).strip().splitlines()[-1], "reembed run") from error
+
+
+def _set_context(job: EmbedJob, units: list[Unit]) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
+    context.checkpoint_config = None
+    context.target_max_block_size = None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    in_flight = job.embed.units_in_flight * job.embed.actors
+    limit = max(_MIN_STORE_BYTES, in_flight * _unit_bytes(job, units[0]))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
+
+
+def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
+    text = job.source.read(unit).nbytes
+    return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
+
+
+class _Units(Datasource):
+    """One read task, one block, one row per unit."""
+
+    def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
+        super().__init__()
+        self._job = job
+        self._units = units
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(u.rows for u in self._units) * 1_024
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(functools.partial(_read, self._job.source, u), metadata) for u in self._units]
+
+
+def _read(source: Source, unit: Unit) -> Iterator[pa.Table]:
+    yield _row(unit.id, source.read(unit))
+
+
+def _row(unit: str, documents: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, documents.schema) as writer:
+        writer.write_table(documents)
+    body = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, body.size], np.int64))
+    payload = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, body])  # no copy
+    return pa.table({"unit": [unit], "payload": payload})
+
+
+def _documents(batch: pa.Table) -> tuple[str, pa.Table]:
+    body = batch["payload"].combine_chunks()[0].as_buffer()
+    return batch["unit"][0].as_py(), pa.ipc.open_stream(body).read_all()
+
+
+def text_hash(text: bytes) -> bytes:
+    """16 bytes that identify the exact UTF-8 text a vector was made from (BLAKE2b)."""
+    return hashlib.blake2b(text, digest_size=table.TEXT_HASH_BYTES).digest()
+
+
+@functools.cache
+def _tokenizer(config: EncoderConfig) -> Tokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many of these tasks as there are cores
+    return encoders.load_tokenizer(config)
+
+
+def _tokenize(batch: pa.Table, job: EmbedJob) -> pa.Table:
+    """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
+    unit, documents = _documents(batch)
+    raw = documents["text"].to_pylist()
+    errors: list[str | None] = ["its text is null" if text is None else None for text in raw]
+    texts = [(text or b"").decode("utf-8", "replace") for text in raw]
+    tokenizer = _tokenizer(job.encoder)
+    every = np.arange(len(texts))
+    parts = _each(every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors)
+    tokens: list[Any] = [None] * len(texts)
+    prompt_length = 0
+    for rows, found in parts:
+        prompt_length = found.prompt_length
+        for i, row in enumerate(rows):
+            tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
+    columns = {
+        "text_hash": pa.array([text_hash(t or b"") for t in raw], pa.binary(table.TEXT_HASH_BYTES)),
+        "tokens": pa.array(tokens, pa.large_list(pa.int32())),
+        "error": pa.array(errors, pa.string()),
+    }
+    out = documents.drop_columns(["text"])
+    for name, column in columns.items():
+        out = out.append_column(name, column)
+    return _row(unit, out.replace_schema_metadata({"prompt_length": str(prompt_length)}))
+
+
+def _each(
+    rows: npt.NDArray[np.int64], work: Callable[[npt.NDArray[np.int64]], Any], errors: list[str | None]
+) -> list[tuple[npt.NDArray[np.int64], Any]]:
+    """`work` over rows, halved where it fails until the failing documents stand alone in `errors`."""
+    rows = np.array([r for r in rows if errors[r] is None], np.int64)
+    if not len(rows):
+        return []
+    try:
+        return [(rows, work(rows))]
+    except DOCUMENT_ERRORS as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise RunFailed(
+                "the device ran out of memory", str(error).splitlines()[0], "reembed run --set embed.batch_tokens=4096"
+            ) from error
+        if len(rows) == 1:
+            errors[rows[0]] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            return []
+    half = len(rows) // 2
+    return [*_each(rows[:half], work, errors), *_each(rows[half:], work, errors)]
+
+
+class _Embedder:
+    """One model replica."""
+
+    def __init__(self, job: EmbedJob) -> None:
+        here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
+        job.plan.space.require(here, "the model this actor would load")
+        self._job = job
+        self._encoder: Encoder = encoders.load_encoder(
+            job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        unit, documents = _documents(batch)
+        attempt = attempts.begin(self._job.run, unit, documents.num_rows)
+        tokens = _tokens(documents)
+        errors: list[str | None] = documents["error"].to_pylist()
+        for row in attempt.poison:
+            errors[row] = "its embedding kills the process"
+        vectors = np.full((documents.num_rows, self._job.plan.space.dim), np.nan, np.float32)
+        for start, stop in attempt.ranges():
+            for rows, found in _each(
+                np.arange(start, stop), lambda rows: self._encoder.embed(tokens.take(rows)), errors
+            ):
+                vectors[rows] = found
+        self._check(unit, vectors, errors)
+        stats = {
+            "tokens": int(tokens.lengths.sum()),
+            "embed_s": time.perf_counter() - started,
+            "attempt": attempt.number,
+            "device": self._encoder.device,
+        }
+        faults.point("embed.before_write")
+        return _row(unit, self._embedded(documents, vectors, errors, stats))
+
+    def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
+        """Find vectors that cannot be stored; they would vanish from every search without an error."""
+        stored = vectors.astype(np.float16) if self._job.plan.space.vector_dtype == "float16" else vectors
+        with np.errstate(over="ignore"):
+            norms = np.linalg.norm(stored.astype(np.float32), axis=1)
+        for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
+            errors[row] = errors[row] or "its vector is not finite or zero: the model has nothing for this text"
+        failed = [e for e in errors if e is not None]
+        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > _SYSTEMATIC * len(errors):
+            raise RunFailed(
+                f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
+                f"so many is no accident of single documents; the first: {failed[0]}",
+                "reembed config --check",
+            )
+
+    def _embedded(
+        self, documents: pa.Table, vectors: npt.NDArray[np.float32], errors: list[str | None], stats: dict[str, Any]
+    ) -> pa.Table:
+        vector_type = self._job.columns.field("vector").type
+        usable = np.where(np.isfinite(vectors), vectors, 0)
+        out = documents.drop_columns(["tokens", "error"])
+        out = out.append_column("vector", table.from_vectors(usable, vector_type.value_type))
+        out = out.append_column("error", pa.array(errors, pa.string()))
+        return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
+
+
+def _tokens(documents: pa.Table) -> Tokens:
+    column = documents["tokens"].combine_chunks().fill_null([])
+    offsets = column.offsets.to_numpy()
+    ids = column.values.to_numpy(zero_copy_only=False)
+    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
+    return Tokens(ids, offsets.astype(np.int64), prompt_length)
+
+
+def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
+    unit, documents = _documents(batch)
+    stats = {k.decode(): _number(v.decode()) for k, v in (documents.schema.metadata or {}).items()}
+    failed = documents["error"].is_valid()
+    rows = documents.filter(documents["error"].is_null()).drop_columns(["error"])
+    dead = [
+        table.DeadLetter(d["doc_id"], d["error"])
+        for d in documents.filter(failed).select(["doc_id", "error"]).to_pylist()
+    ]
+    receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
+    return pa.table(
+        {
+            "unit": [unit],
+            "rows": [receipt["rows"]],
+            "dead_letters": [len(receipt["dead_letters"])],
+            **{k: [v] for k, v in stats.items()},
+        }
+    )
+
+
+def _number(text: str) -> int | float | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def slim(plan: Plan) -> Plan:
+    """The plan without its units, to travel."""
+    return replace(plan, units=[])

@@ -1,0 +1,76 @@
+"""Encoders: which space a configuration means, its tokenizer, and the model that embeds.
+
+`encoder.model` is a sentence-transformers folder, a hub id with a commit, `package:NAME/FOLDER`, or
+`hashing:DIM[:SALT]`. Importing this loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reembed.encoders.base import Encoder, Kind, Tokenizer, Tokens, Vectors
+from reembed.encoders.hashing import HashingEncoder
+from reembed.encoders.profile import read_profile
+from reembed.spaces import Space
+
+if TYPE_CHECKING:
+    from reembed.config import EncoderConfig
+
+__all__ = [
+    "Encoder",
+    "Kind",
+    "Tokenizer",
+    "Tokens",
+    "Vectors",
+    "describe",
+    "load_encoder",
+    "load_tokenizer",
+]
+
+
+def describe(config: EncoderConfig, vector_dtype: str) -> Space:
+    """The space of the vectors that `config` gives, stored as `vector_dtype`; loads no weights.
+
+    Reads every byte of the model's files once, for their digests.
+
+    Raises:
+        EncoderError: the model is missing, unsafe or unsupported, or a setting does not fit it.
+    """
+    if _is_hashing(config):
+        return HashingEncoder(config).space(vector_dtype)
+    return read_profile(config).space(config, vector_dtype)
+
+
+def load_tokenizer(config: EncoderConfig) -> Tokenizer:
+    """The CPU half; loads no weights.
+
+    Raises:
+        EncoderError: as `describe`.
+    """
+    return HashingEncoder(config) if _is_hashing(config) else read_profile(config).tokenizer
+
+
+def load_encoder(
+    config: EncoderConfig, *, device: str = "auto", dtype: str = "auto", batch_tokens: int = 16_384
+) -> Encoder:
+    """The model, ready to embed.
+
+    Args:
+        config: the model and what is changed about it.
+        device: a torch device; auto is CUDA where there is one, else the CPU.
+        dtype: auto, float32, float16 or bfloat16; auto is float32 on the CPU, on CUDA float16 or,
+            where the checkpoint is, bfloat16.
+        batch_tokens: tokens per forward pass, padding included; at least one text each.
+
+    Raises:
+        EncoderError: as `describe`, and where the weights cannot be loaded.
+    """
+    if _is_hashing(config):
+        return HashingEncoder(config)
+    from reembed.encoders.sentence import load
+
+    return load(config, device, dtype, batch_tokens)
+
+
+def _is_hashing(config: EncoderConfig) -> bool:
+    return config.model.startswith("hashing:")

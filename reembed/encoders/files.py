@@ -1,0 +1,224 @@
+"""What a model folder holds: its modules, whether it is safe to load, and what it hashes to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reembed.errors import EncoderError
+
+SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
+
+_INPUTS = ("Transformer", "StaticEmbedding")
+_WITH_WEIGHTS = (*_INPUTS, "Dense")
+_WEIGHTS = "model.safetensors"
+_SHARDS = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# The names under which sentence-transformers looks for a Transformer's settings, in its order.
+_TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One step from text to vector: its kind (one of SUPPORTED), its folder and its settings."""
+
+    kind: str
+    folder: Path
+    settings: dict[str, Any]
+
+    def weights(self) -> list[Path]:
+        """The safetensors files that loading reads; empty where the kind has no weights.
+
+        Raises:
+            EncoderError: the weights are missing or in a pickle format.
+        """
+        if self.kind not in _WITH_WEIGHTS:
+            return []
+        if (self.folder / _WEIGHTS).is_file():
+            return [self.folder / _WEIGHTS]
+        if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
+            shards = read_json(self.folder / _SHARDS).get("weight_map", {}).values()
+            files = sorted({self.folder / name for name in shards})
+            missing = [file.name for file in files if not file.is_file()]
+            if files and not missing:
+                return files
+            raise EncoderError(f"{self.folder}: shards are missing: {', '.join(missing)}")
+        raise _no_weights(self.folder)
+
+    def header(self) -> dict[str, dict[str, Any]]:
+        """Name -> dtype and shape of every tensor, from the file headers alone."""
+        return {k: v for file in self.weights() for k, v in _safetensors_header(file).items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model folder, read but not loaded. `saved_by_st`: it has a modules.json."""
+
+    root: Path
+    modules: tuple[Module, ...]
+    settings: dict[str, Any]
+    saved_by_st: bool
+
+    def has(self, kind: str) -> bool:
+        """Whether a module of this kind takes part."""
+        return any(module.kind == kind for module in self.modules)
+
+    def weights_sha256(self) -> str:
+        """Over weights and every setting that changes vectors; the folder's own name is left out.
+
+        config_sentence_transformers.json is no part of it: what it decides (prompts, similarity,
+        truncation) is in the space by itself, and the rest is version numbers.
+        """
+        files = {self.root / "modules.json"}
+        for module in self.modules:
+            files.update(module.weights())
+            files.update(module.folder / name for name in ("config.json", *_TRANSFORMER_SETTINGS))
+        return self._sha256(files)
+
+    def tokenizer_sha256(self) -> str:
+        """Over the tokenizer's files."""
+        folder = self.modules[0].folder
+        return self._sha256({file for name in _TOKENIZER_FILES for file in folder.glob(name)})
+
+    def _sha256(self, files: set[Path]) -> str:
+        digest = hashlib.sha256()
+        for file in sorted(files):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(self.root).as_posix()}\0{content}\n".encode())
+        return digest.hexdigest()
+
+
+def read_layout(root: Path) -> Layout:
+    """The modules of a model folder, checked to be loadable without running anyone's code.
+
+    Raises:
+        EncoderError: no model, no safetensors weights, or modules that are not SUPPORTED.
+    """
+    saved_by_st = (root / "modules.json").is_file()
+    if saved_by_st:
+        modules = tuple(_module(root, entry) for entry in read_json(root / "modules.json"))
+        settings = _optional_json(root / "config_sentence_transformers.json")
+    elif (root / "config.json").is_file():
+        modules, settings = _default_modules(root), {}
+    else:
+        raise EncoderError(
+            f"{root} is no model folder",
+            "It has neither modules.json nor config.json.",
+            f"ls {root}",
+        )
+    layout = Layout(root, modules, settings, saved_by_st)
+    _check(layout)
+    return layout
+
+
+def read_json(file: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        EncoderError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{file} cannot be read as JSON", str(error)) from error
+
+
+def _optional_json(file: Path) -> dict[str, Any]:
+    return dict(read_json(file)) if file.is_file() else {}
+
+
+def _module(root: Path, entry: dict[str, Any]) -> Module:
+    package, _, kind = str(entry["type"]).rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
+        raise EncoderError(
+            f"{root}: module {entry['type']} is not supported",
+            f"Supported are sentence_transformers' {', '.join(SUPPORTED)}; code that comes with a "
+            "model is never run.",
+        )
+    folder = root / entry["path"]
+    if ".." in Path(entry["path"]).parts or Path(entry["path"]).is_absolute():
+        raise EncoderError(f"{root}: modules.json points outside the folder: {entry['path']}")
+    if kind != "Transformer":
+        return Module(kind, folder, _optional_json(folder / "config.json"))
+    settings = (_optional_json(folder / name) for name in _TRANSFORMER_SETTINGS)
+    return Module(kind, folder, next((found for found in settings if found), {}))
+
+
+def _default_modules(root: Path) -> tuple[Module, ...]:
+    """What sentence-transformers makes of a plain transformers folder."""
+    config = read_json(root / "config.json")
+    architectures = config.get("architectures") or [""]
+    causal = architectures[0].endswith("ForCausalLM") and config.get("is_causal", True)
+    pooling = {"pooling_mode": "lasttoken" if causal else "mean"}
+    return Module("Transformer", root, {}), Module("Pooling", root, pooling)
+
+
+def _check(layout: Layout) -> None:
+    kinds = [module.kind for module in layout.modules]
+    if not kinds or kinds[0] not in _INPUTS or any(kind in _INPUTS for kind in kinds[1:]):
+        raise EncoderError(
+            f"{layout.root}: the modules {kinds} do not start with one of {list(_INPUTS)}"
+        )
+    if kinds[0] == "Transformer" and "Pooling" not in kinds:
+        raise EncoderError(f"{layout.root}: no Pooling module: it gives no vector per text")
+    family = layout.settings.get("model_type", "SentenceTransformer")
+    if family != "SentenceTransformer":
+        raise EncoderError(
+            f"{layout.root} is a {family}, not a SentenceTransformer",
+            "Only models that give one dense vector per text can be indexed.",
+        )
+    if (layout.modules[0].folder / "adapter_config.json").is_file():
+        raise EncoderError(
+            f"{layout.root} holds an adapter, not a whole model",
+            fix="merge it with peft's merge_and_unload() and save the result",
+        )
+    for module in layout.modules:
+        module.weights()
+
+
+def _no_weights(folder: Path) -> EncoderError:
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if not pickles:
+        return EncoderError(
+            f"{folder} has no weights",
+            f"There is no {_WEIGHTS} in it; the copy or download is incomplete.",
+            f"ls {folder}",
+        )
+    return EncoderError(
+        f"{folder} has its weights only as {', '.join(pickles)}",
+        "Such files can run code when they are loaded; only safetensors is read. If you trust the "
+        "file, convert it once:",
+        'python -c "from sentence_transformers import SentenceTransformer as S; '
+        "S('MODEL FOLDER').save_pretrained('NEW FOLDER')\"",
+    )
+
+
+def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(size))
+    except (OSError, ValueError, struct.error) as error:
+        raise EncoderError(f"{file} is no safetensors file", str(error)) from error
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}

@@ -1,0 +1,55 @@
+"""Named crash points, for tests: the process dies as if by SIGKILL. Nothing happens when unset.
+
+REEMBED_CRASH_AT=table.after_fragments:2 kills at the second passing in a process. With
+REEMBED_CRASH_ONCE=DIR a point fires once over all processes that share the folder, so that a
+restarted Ray worker lives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+POINTS = (
+    "run.after_plan",
+    "embed.before_write",
+    "table.after_fragments",
+    "table.after_receipt",
+    "table.before_commit",
+    "table.after_commit",
+    "table.after_tag",
+    "index.after_train",
+    "index.before_save",
+    "index.before_manifest",
+    "run.before_register",
+    "run.after_register",
+    "promote.before_swap",
+    "promote.after_swap",
+    "gc.after_mark",
+    "gc.after_table",
+)
+
+_passed: Counter[str] = Counter()
+
+
+def point(name: str) -> None:
+    """Die here if this point and this passing were asked for."""
+    wanted = os.environ.get("REEMBED_CRASH_AT")
+    if not wanted:
+        return
+    _passed[name] += 1
+    target, _, nth = wanted.partition(":")
+    if target == name and _passed[name] == int(nth or 1) and _first(name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first(name: str) -> bool:
+    folder = os.environ.get("REEMBED_CRASH_ONCE")
+    if folder is None:
+        return True
+    try:
+        os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

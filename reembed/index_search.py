@@ -1,0 +1,269 @@
+"""Searching a FAISS index over one vector table, and the exact search it is measured against.
+
+Ids are the table's stable row ids; every index is an `IndexIDMap2` and compares by inner product
+(vectors have unit length, or the model says its similarity is the dot product). FAISS itself
+accepts NaN and loses it silently, so every batch is checked here.
+
+Shapes: N vectors in the table, B in a batch, D dimensions, Q queries, K results.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from reembed.errors import EncoderError, IntegrityError, SpaceMismatch
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+RECALL_K = 10
+ADD_ROWS = 262_144
+# Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
+K_FACTORS = (10, 40, 160)
+FIX = "reembed rollback, or build it again with reembed run"
+
+
+class VectorSource(Protocol):
+    """Where the vectors come from; batches may be iterated more than once."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+    def sample(self, n: int, seed: int) -> Float32:
+        """Rows [min(n, N), D], chosen at random."""
+
+    def batches(self) -> Iterator[tuple[Int64, Float32]]:
+        """Row ids [B] and vectors [B, D], every row once."""
+
+
+@dataclass(frozen=True)
+class ArrayVectors:
+    """Vectors in memory: ids [N] and vectors [N, D]."""
+
+    ids: Int64
+    vectors: Float32
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.vectors.shape[1])
+
+    def sample(self, n: int, seed: int) -> Float32:
+        """Rows [min(n, N), D], without repeats."""
+        chosen = np.random.default_rng(seed).permutation(self.rows)[:n]
+        return self.vectors[np.sort(chosen)]
+
+    def batches(self) -> Iterator[tuple[Int64, Float32]]:
+        """Everything in pieces of 64k rows."""
+        for start in range(0, self.rows, 65_536):
+            piece = slice(start, start + 65_536)
+            yield self.ids[piece], self.vectors[piece]
+
+
+class SearchIndex:
+    """An index ready to search."""
+
+    def __init__(self, outer: Any) -> None:
+        """Take an `IndexIDMap2`; it is kept, since FAISS frees its parts together with it."""
+        self.outer = outer
+        self._ivf: Any = faiss.try_extract_index_ivf(outer)
+        inner: Any = faiss.downcast_index(outer.index)
+        self._refine: Any = inner if isinstance(inner, faiss.IndexRefine) else None
+        base: Any = faiss.downcast_index(inner.base_index) if self._refine is not None else inner
+        self._hnsw: Any = base if isinstance(base, faiss.IndexHNSW) else None
+        exact = (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat, faiss.IndexRefineFlat)
+        self.scores_are_exact = isinstance(inner, exact)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return int(self.outer.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.outer.d)
+
+    @property
+    def knob(self) -> tuple[str, int] | None:
+        """The setting that trades speed for recall and its largest value; None for a full scan."""
+        if self._ivf is not None:
+            return "nprobe", int(self._ivf.nlist)
+        if self._hnsw is not None:
+            return "ef_search", max(RECALL_K, min(self.rows, 4096))
+        return None
+
+    @property
+    def k_factors(self) -> tuple[int | None, ...]:
+        """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
+        return K_FACTORS if self._refine is not None else (None,)
+
+    def operate(self, point: dict[str, int]) -> None:
+        """Set the operating point: any of nprobe, ef_search and k_factor.
+
+        Raises:
+            IntegrityError: the index has no such setting, so the point belongs to another one.
+        """
+        settings = {self.knob[0]} if self.knob else set()
+        if self._refine is not None:
+            settings.add("k_factor")
+        if not point.keys() <= settings:
+            raise IntegrityError(f"operating point {point} is of another index", fix=FIX)
+        if "k_factor" in point:
+            self._refine.k_factor = point["k_factor"]
+        if "ef_search" in point:
+            self._hnsw.hnsw.efSearch = point["ef_search"]
+        if "nprobe" in point:
+            self._ivf.nprobe = point["nprobe"]
+            quantizer: Any = faiss.downcast_index(self._ivf.quantizer)
+            if isinstance(quantizer, faiss.IndexHNSW):
+                quantizer.hnsw.efSearch = max(64, 2 * point["nprobe"])
+
+    def search(self, queries: Float32, k: int) -> tuple[Int64, Float32]:
+        """Row ids [Q, K] and scores [Q, K], best first; -1 and -inf where there are fewer than K.
+
+        Raises:
+            SpaceMismatch: the queries have another dimension.
+            EncoderError: a query holds NaN or infinity.
+        """
+        queries = _checked_queries(queries, self.dim)
+        scores, ids = self.outer.search(queries, k)
+        return ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
+
+    def ids(self) -> Int64:
+        """All row ids [N], ascending."""
+        ids: Int64 = np.sort(faiss.vector_to_array(self.outer.id_map))
+        return ids
+
+
+def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64, Float32]:
+    """Row ids [Q, K] and scores [Q, K] of the true best; -1 and -inf where N < K.
+
+    Raises:
+        SpaceMismatch: the queries have another dimension.
+        IntegrityError: a batch is not as it should be.
+    """
+    queries = _checked_queries(queries, source.dim)
+    best_ids = np.full((len(queries), k), -1, dtype=np.int64)
+    best_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    for ids, vectors in checked_batches(source):
+        scores, places = faiss.knn(
+            queries, vectors, min(k, len(ids)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        all_ids = np.hstack([best_ids, ids[places]])
+        all_scores = np.hstack([best_scores, scores])
+        order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+        best_ids = np.take_along_axis(all_ids, order, axis=1)
+        best_scores = np.take_along_axis(all_scores, order, axis=1)
+    return best_ids, best_scores
+
+
+def ann_recall(
+    index: SearchIndex,
+    queries: Float32,
+    exact_ids: Int64,
+    exact_scores: Float32,
+    k: int = RECALL_K,
+) -> Float64:
+    """Share of the true best k that the index finds, per query [Q]; a tie with the k-th counts.
+
+    exact_ids and exact_scores [Q, K] come from exact_search with K >= k; a larger K knows more
+    ties by id. By score as ann-benchmarks does (plotting/metrics.py), but only for indexes whose
+    scores are exact: quantised ones err either way.
+    """
+    found, scores = index.search(queries, k)
+    kth = exact_scores[:, k - 1 : k]
+    floor = kth - 1e-6 * np.maximum(1.0, np.abs(np.where(np.isfinite(kth), kth, 0.0)))
+    wanted = np.where(exact_scores >= floor, exact_ids, -1)
+    hits = (found[:, :, None] == wanted[:, None, :]).any(axis=2)
+    if index.scores_are_exact:
+        hits |= scores >= floor
+    hits &= found >= 0
+    recalls: Float64 = hits.sum(axis=1) / (exact_ids[:, :k] >= 0).sum(axis=1)
+    return recalls
+
+
+def write(index: SearchIndex, path: Path) -> None:
+    """Write the index as one file."""
+    faiss.write_index(index.outer, str(path))
+
+
+def read(path: Path) -> SearchIndex:
+    """Read what `write` wrote. FAISS trusts its input: check the file's digest before.
+
+    Raises:
+        IntegrityError: it is not such a file.
+    """
+    try:
+        outer = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise IntegrityError(f"{path} is not a FAISS index", reason(error), FIX) from error
+    if not isinstance(outer, faiss.IndexIDMap2):
+        raise IntegrityError(f"{path} is a {type(outer).__name__}, which keeps no row ids")
+    return SearchIndex(outer)
+
+
+def checked_batches(source: VectorSource) -> Iterator[tuple[Int64, Float32]]:
+    """The source's batches, checked, in pieces of at most ADD_ROWS."""
+    for ids, vectors in source.batches():
+        if ids.ndim != 1 or len(ids) != len(vectors) or ids.dtype != np.int64:
+            raise IntegrityError(f"{len(vectors)} vectors came with {ids.shape} {ids.dtype} ids")
+        if len(ids) and ids.min() < 0:
+            raise IntegrityError(f"row id {ids.min()} is negative; FAISS says -1 for no result")
+        for start in range(0, len(ids), ADD_ROWS):
+            piece = np.ascontiguousarray(vectors[start : start + ADD_ROWS], dtype=np.float32)
+            check_vectors(piece, source.dim)
+            yield np.ascontiguousarray(ids[start : start + ADD_ROWS]), piece
+
+
+def check_vectors(vectors: Float32, dim: int) -> None:
+    """Refuse vectors of another dimension or with NaN or infinity.
+
+    Raises:
+        IntegrityError: naming how many.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise IntegrityError(f"vectors of shape {vectors.shape} in a table of {dim} dimensions")
+    bad = ~np.isfinite(np.einsum("bd,bd->b", vectors, vectors))
+    if bad.any():
+        raise IntegrityError(
+            f"{bad.sum()} of {len(vectors)} vectors hold NaN, infinity or an infinite norm",
+            "FAISS would count them and never find them",
+            "reembed verify",
+        )
+
+
+def _checked_queries(queries: Float32, dim: int) -> Float32:
+    """Queries [Q, D] as FAISS wants them."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise SpaceMismatch(
+            f"queries of shape {queries.shape} against an index of {dim} dimensions",
+            "they come from another model, or were truncated differently",
+        )
+    if not np.isfinite(queries).all():
+        raise EncoderError("a query vector holds NaN or infinity")
+    return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def reason(error: RuntimeError) -> str:
+    """The message of FAISS without the C++ signature and file before it."""
+    return re.sub(r"^Error in .*?\.(cpp|h):\d+: ", "", str(error), flags=re.DOTALL).strip()

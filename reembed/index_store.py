@@ -1,0 +1,229 @@
+"""Saving an index beside its manifest, and loading it only if its bytes are the ones saved.
+
+indexes/<release>/index.faiss is written first, manifest.json last: an index without a manifest
+was never finished. FAISS trusts the files it reads, so the digest is checked before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import uuid
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import faiss
+from obstore.store import ObjectStore
+from scipy.special import stdtrit
+
+from reembed import faults
+from reembed.errors import IntegrityError
+from reembed.index import Built
+from reembed.index_search import FIX, Float64, SearchIndex, read, write
+
+SCHEMA_VERSION = 1
+# S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
+_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class IndexManifest:
+    """What index.faiss is, how to search it, and how well that was measured to do."""
+
+    factory: str
+    metric: str
+    dim: int
+    rows: int
+    operating_point: dict[str, int]
+    """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""
+    ann_recall_at_10: float
+    """Mean over the queries."""
+    ann_recall_lower: float
+    """One-sided 95 % bound of the mean (Student t)."""
+    tuned_on: str
+    """queries, or documents where there were none: documents are easier."""
+    num_queries: int
+    faiss_version: str
+    device: str
+    sha256: str
+    size_bytes: int
+    space: str
+    table: str
+    table_version: int
+    build_seconds: float
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Any) -> IndexManifest:
+        """The manifest a record describes.
+
+        Raises:
+            IntegrityError: a field is missing, unknown or of another type, or the schema is newer.
+        """
+        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
+            raise IntegrityError(
+                f"this is no index manifest of schema {SCHEMA_VERSION}",
+                "it is damaged or was written by another release of reembed",
+                FIX,
+            )
+        kinds: dict[str, Any] = {
+            "str": str,
+            "int": int,
+            "float": int | float,
+            "dict[str, int]": dict,
+        }
+        wrong = {f.name for f in fields(cls)} ^ record.keys()
+        wrong |= {
+            f.name
+            for f in fields(cls)
+            if f.name in record and not isinstance(record[f.name], kinds[str(f.type)])
+        }
+        if wrong:
+            raise IntegrityError(f"index manifest: {', '.join(sorted(wrong))} is wrong", fix=FIX)
+        return cls(**record)
+
+
+def save(
+    built: Built, store: ObjectStore, path: str, *, space: str, table: str, table_version: int
+) -> IndexManifest:
+    """Write `path`/index.faiss, then `path`/manifest.json; saving again overwrites both."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        file = Path(folder) / "index.faiss"
+        write(built.index, file)
+        manifest = IndexManifest(
+            factory=built.factory,
+            metric="inner_product",
+            dim=built.index.dim,
+            rows=built.index.rows,
+            operating_point=built.operating_point,
+            ann_recall_at_10=float(built.recalls.mean()),
+            ann_recall_lower=lower_bound(built.recalls),
+            tuned_on=built.tuned_on,
+            num_queries=len(built.recalls),
+            faiss_version=faiss.__version__,
+            device=built.device,
+            sha256=_digest(file),
+            size_bytes=file.stat().st_size,
+            space=space,
+            table=table,
+            table_version=table_version,
+            build_seconds=round(built.build_seconds, 3),
+        )
+        faults.point("index.before_save")
+        store.put(f"{path}/index.faiss", file, mode="overwrite", chunk_size=_CHUNK_BYTES)
+    faults.point("index.before_manifest")
+    text = json.dumps(manifest.to_json(), indent=2) + "\n"
+    store.put(f"{path}/manifest.json", text.encode(), mode="overwrite")
+    return manifest
+
+
+def read_manifest(store: ObjectStore, path: str) -> IndexManifest:
+    """The manifest of a saved index.
+
+    Raises:
+        IntegrityError: there is none, or it is damaged.
+    """
+    try:
+        record = json.loads(bytes(store.get(f"{path}/manifest.json").bytes()))
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{path} has no manifest.json", "its index was never finished, or was removed", FIX
+        ) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path}/manifest.json is damaged", str(error), FIX) from error
+    return IndexManifest.from_json(record)
+
+
+def load(
+    store: ObjectStore,
+    path: str,
+    manifest: IndexManifest | None = None,
+    cache_dir: Path | None = None,
+) -> SearchIndex:
+    """The index, at its operating point. With `cache_dir` the file is kept there for next time.
+
+    Pass the manifest that a release vouches for; left out, the one beside the index is believed.
+
+    Raises:
+        IntegrityError: the file is missing or is not what the manifest says.
+    """
+    manifest = manifest or read_manifest(store, path)
+    if cache_dir is not None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        return _open(_fetch(store, path, manifest, cache_dir), path, manifest)
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        return _open(_fetch(store, path, manifest, Path(folder)), path, manifest)
+
+
+def lower_bound(recalls: Float64) -> float:
+    """One-sided 95 % Student t bound of the mean of recalls [Q]; 0 for a single query."""
+    if len(recalls) < 2:
+        return 0.0
+    error = float(recalls.std(ddof=1)) / math.sqrt(len(recalls))
+    return max(0.0, float(recalls.mean()) - float(stdtrit(len(recalls) - 1, 0.95)) * error)
+
+
+def _fetch(store: ObjectStore, path: str, manifest: IndexManifest, folder: Path) -> Path:
+    """The checked file in `folder`, downloaded unless it is there already."""
+    # Named by our own digest of the manifest's text, which could hold anything, even ../.
+    name = hashlib.sha256(manifest.sha256.encode()).hexdigest()
+    file = folder / f"{name}.faiss"
+    if file.exists() and _digest(file) == manifest.sha256:
+        return file
+    partial = folder / f"{name}.{uuid.uuid4().hex}.part"
+    try:
+        _download(store, f"{path}/index.faiss", manifest, partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def _download(store: ObjectStore, path: str, manifest: IndexManifest, file: Path) -> None:
+    try:
+        found = store.get(path)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing", "its manifest is there", FIX) from error
+    if found.meta["size"] != manifest.size_bytes:
+        raise IntegrityError(
+            f"{path} is not the index that was saved",
+            f"it has {found.meta['size']:,} bytes, its manifest says {manifest.size_bytes:,}",
+            FIX,
+        )
+    digest = hashlib.sha256()
+    with file.open("wb") as out:
+        for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+            digest.update(chunk)
+            out.write(chunk)
+    if digest.hexdigest() != manifest.sha256:
+        raise IntegrityError(
+            f"{path} is not the index that was saved",
+            f"its sha256 is {digest.hexdigest()}, its manifest says {manifest.sha256}",
+            FIX,
+        )
+
+
+def _open(file: Path, path: str, manifest: IndexManifest) -> SearchIndex:
+    index = read(file)
+    if (index.rows, index.dim) != (manifest.rows, manifest.dim):
+        raise IntegrityError(
+            f"{path}/index.faiss does not fit its manifest",
+            f"{index.rows:,} vectors of {index.dim} dimensions, not "
+            f"{manifest.rows:,} of {manifest.dim}",
+            FIX,
+        )
+    index.operate(manifest.operating_point)
+    return index
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,161 @@
+"""promote and rollback: the only writers of the alias. Each is one create-only record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from reembed import faults
+from reembed.catalog import Action, AliasRecord, Catalog, Release
+from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.runs import Run
+
+
+def standing(log: list[AliasRecord]) -> list[Release]:
+    """Releases from the first promoted to the live one; a rollback takes away what it went back over."""
+    stack: list[Release] = []
+    for record in log:
+        ids = [r.id for r in stack]
+        if record.action == "rollback" and record.release.id in ids:
+            stack = stack[: ids.index(record.release.id) + 1]
+        else:
+            stack.append(record.release)
+    return stack
+
+
+def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
+    """The release asked for, or the newest one that is not live.
+
+    Raises:
+        UsageError: there is none, or gc removed it.
+    """
+    live = catalog.live()
+    if release_id is not None:
+        chosen = catalog.release(release_id)
+    else:
+        waiting = [r for r in catalog.releases() if live is None or r.id != live.release.id]
+        waiting = [r for r in waiting if not catalog.is_retired(r.id)]
+        if not waiting:
+            raise UsageError(f"{catalog.alias} has no candidate", "nothing was built that is not live", "reembed run")
+        chosen = waiting[-1]
+    if catalog.is_retired(chosen.id):
+        raise UsageError(f"release {chosen.id} was removed by gc", "its data is gone", "reembed run --fresh")
+    if live is not None and chosen.id == live.release.id:
+        raise UsageError(f"release {chosen.id} is live already", None, "reembed history")
+    return chosen
+
+
+def promote(catalog: Catalog, release_id: str | None = None, *, force_reason: str | None = None) -> AliasRecord:
+    """Move the alias to a candidate.
+
+    The first release ever needs no comparison; any other needs a passing one of exactly this
+    candidate against exactly what is live, or `force_reason`, which is recorded.
+
+    Raises:
+        GateFailed, Inconclusive: the comparison is missing or does not pass.
+        Conflict: something else became live since the comparison, or at this moment.
+        IntegrityError: the candidate is not verified, or its data is not there.
+    """
+    live = catalog.live()
+    chosen = candidate(catalog, release_id)
+    _require_complete(catalog, chosen)
+    comparison = None
+    if live is not None and force_reason is None:
+        comparison = _passing_comparison(catalog, chosen, live.release)
+    faults.point("promote.before_swap")
+    record = _swap(catalog, live, "promote", chosen, force_reason, comparison)
+    faults.point("promote.after_swap")
+    return record
+
+
+def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = None) -> AliasRecord:
+    """Move the alias back: to the release that served before this one, or to `to`.
+
+    Raises:
+        UsageError: nothing served before, or that release is gone.
+        Conflict: somebody else moved the alias at this moment.
+    """
+    log = catalog.log()
+    live = catalog.require_live()
+    stack = standing(log)
+    if to is None and len(stack) < 2:
+        raise UsageError(
+            f"{catalog.alias} has nothing to roll back to", f"{live.release.id} is the first in line", "reembed history"
+        )
+    target = stack[-2] if to is None else _promoted_before(catalog, log, to)
+    if target.id == live.release.id:
+        raise UsageError(f"release {target.id} is live already", None, "reembed history")
+    if catalog.is_retired(target.id):
+        raise UsageError(f"release {target.id} was removed by gc", "its data is gone", "reembed run --fresh")
+    _require_complete(catalog, target)
+    return _swap(catalog, live, "rollback", target, reason, None)
+
+
+def comparison_path(run_id: str) -> str:
+    """Where the comparison of a run's release is kept."""
+    return Run.__name__.lower() + f"s/{run_id}/compare.json"
+
+
+def _promoted_before(catalog: Catalog, log: list[AliasRecord], to: str) -> Release:
+    for record in reversed(log):
+        if record.release.id == to:
+            return record.release
+    known = ", ".join(dict.fromkeys(r.release.id for r in log))
+    raise UsageError(f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history")
+
+
+def _swap(
+    catalog: Catalog,
+    live: AliasRecord | None,
+    action: Action,
+    release: Release,
+    reason: str | None,
+    comparison: dict[str, Any] | None,
+) -> AliasRecord:
+    """The compare-and-swap, and a second look: gc may have marked the release at the same moment.
+
+    gc marks, then looks at the alias; we write the alias, then look for the mark. So at least one
+    of the two sees the other, and the release that lost its data never stays live.
+    """
+    record = catalog.append(live, action, release, reason=reason, comparison=comparison)
+    if catalog.is_retired(release.id) and live is not None:
+        catalog.append(record, "rollback", live.release, reason=f"gc was removing {release.id}")
+        raise Conflict(f"release {release.id} was being removed by gc", f"{live.release.id} serves on", "reembed status")
+    return record
+
+
+def _require_complete(catalog: Catalog, release: Release) -> None:
+    if not release.verify.get("passed"):
+        raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
+    manifest = catalog.storage.read_if_there(f"{release.index}/manifest.json")
+    if manifest is None or manifest["sha256"] != release.index_sha256:
+        what = "has no index" if manifest is None else "has another index than it was registered with"
+        raise IntegrityError(f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh")
+    if not any(True for _ in catalog.storage.list(f"{release.table}/_versions/")):
+        raise IntegrityError(f"release {release.id} has no table", f"{release.table} is gone", "reembed run --fresh")
+
+
+def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
+    record = catalog.storage.read_if_there(comparison_path(chosen.run_id))
+    if record is None:
+        raise GateFailed(
+            f"release {chosen.id} was never compared with {live.id}, which is live",
+            "without a comparison nobody knows whether it is better",
+            "reembed compare",
+        )
+    if record["live"]["release"] != live.id:
+        raise Conflict(
+            f"release {chosen.id} was compared with {record['live']['release']}, but {live.id} is live now",
+            "the comparison does not say whether it is better than what serves",
+            "reembed compare",
+        )
+    if record["candidate_index_sha256"] != chosen.index_sha256 or record["candidate"]["release"] != chosen.id:
+        raise IntegrityError(f"the comparison is of another index than release {chosen.id}'s", None, "reembed compare")
+    failing = "; ".join(f"{r['name']}: {r['detail']}" for r in record["rules"] if r["verdict"] != "pass")
+    if record["verdict"] == "fail":
+        raise GateFailed(f"release {chosen.id} failed the comparison with {live.id}", failing, "reembed compare")
+    if record["verdict"] != "pass":
+        raise Inconclusive(f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, "reembed compare")
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return {"verdict": record["verdict"], "sha256": digest, "at": record["at"], "live": live.id}

@@ -1,0 +1,329 @@
+"""Results and progress as text and HTML for people: the only module that formats."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import unicodedata
+from typing import Any
+
+import click
+
+from reembed.catalog import AliasRecord, Release
+from reembed.errors import ReembedError
+
+_VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_BAR = 24
+
+
+def error(problem: ReembedError) -> str:
+    """What, why, fix."""
+    return click.style("error: ", fg="red") + plain(str(problem))
+
+
+def error_record(problem: ReembedError) -> dict[str, Any]:
+    """The same for scripts."""
+    return {
+        "error": type(problem).__name__,
+        "what": problem.what,
+        "why": problem.why,
+        "fix": problem.fix,
+        "exit_code": problem.exit_code,
+    }
+
+
+def plain(text: str) -> str:
+    """Text from documents and ids without control and direction characters, which could fake output."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else f"\\x{ord(c):02x}" for c in text)
+
+
+class Console:
+    """Progress on stderr: one line that is rewritten on a terminal, a new one every 10 s elsewhere."""
+
+    def __init__(self) -> None:
+        """Find out what stderr is."""
+        self._terminal = sys.stderr.isatty()
+        self.every_s = 1.0 if self._terminal else 10.0
+        self._open_line = False
+
+    def __call__(self, stage: str, **fields: Any) -> None:
+        """Print one thing that happened."""
+        at = dt.datetime.now().strftime("%H:%M:%S")
+        line = plain(f"{at} {stage:9} {_EVENTS[stage](fields)}")
+        rewrites = stage == "embed" and self._terminal
+        if rewrites:
+            click.echo("\r\x1b[2K" + line, err=True, nl=False)
+        else:
+            click.echo(("\n" if self._open_line else "") + line, err=True)
+        self._open_line = rewrites
+
+
+def _say_plan(f: dict[str, Any]) -> str:
+    space = f["space"]
+    pinned = "" if f["pinned"] else "; the source is read-only, so its version could not be tagged"
+    return (
+        f"run {f['run']}: {f['rows']:,} documents of {f['source']['uri']} version {f['source']['version']}"
+        f" in {f['units']:,} units -> {space['model']} (space {space['id']}, {space['dim']} dimensions){pinned}"
+    )
+
+
+def _say_resume(f: dict[str, Any]) -> str:
+    return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged already, source version {f['source']['version']}"
+
+
+def _say_embed(f: dict[str, Any]) -> str:
+    share = f["done"] / f["total"]
+    bar = "█" * int(share * _BAR) + "░" * (_BAR - int(share * _BAR))
+    eta = f"  ETA {_duration(f['eta_s'])}" if f["eta_s"] else ""
+    dead = f"  {f['dead_letters']} dead letters" if f["dead_letters"] else ""
+    waiting = f"  waiting: {f['waiting']}" if f["waiting"] else ""
+    return (
+        f"{bar} {f['done']:,}/{f['total']:,} {share:6.1%}  {f['docs_per_s']:,.1f} docs/s  {f['tokens_per_s']:,} tokens/s"
+        f"  {f['actors']} actor(s) {f['busy']:.0%} busy  units {f['units_done']:,}/{f['units']:,}{eta}{dead}{waiting}"
+    )
+
+
+def _say_table(f: dict[str, Any]) -> str:
+    return f"{f['path']} version {f['version']}: {f['rows']:,} rows in one commit, {f['dead_letters']:,} dead letters"
+
+
+def _say_index(f: dict[str, Any]) -> str:
+    point = ", ".join(f"{k} {v}" for k, v in f["operating_point"].items())
+    return (
+        f"{f['factory']} on {f['device']}, {f['rows']:,} vectors in {f['seconds']:.1f} s"
+        f"{', ' + point if point else ''}; ann_recall@10 {f['ann_recall_at_10']:.3f} on {f['num_queries']} {f['tuned_on']}"
+    )
+
+
+def _say_verify(f: dict[str, Any]) -> str:
+    wrong = [f"{d['count']} {k}" for k, d in f["differences"].items() if d["count"]]
+    return f"{f['rows']:,} rows: {', '.join(wrong) or 'every document once, right text, right space, finite'}; {f['confidence']}"
+
+
+def _say_candidate(f: dict[str, Any]) -> str:
+    return f"{f['release']} is ready; " + (f"{f['live']} still serves" if f["live"] else "nothing serves yet")
+
+
+_EVENTS = {
+    "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
+    "plan": _say_plan,
+    "resume": _say_resume,
+    "ray": lambda f: f["where"],
+    "embed": _say_embed,
+    "table": _say_table,
+    "index": _say_index,
+    "verify": _say_verify,
+    "candidate": _say_candidate,
+}
+
+
+def text(verb: str, result: dict[str, Any]) -> str:
+    """A verb's result for people; ends with what to do next."""
+    return _TEXTS[verb](_harmless(result))
+
+
+def _harmless(value: Any) -> Any:
+    """Every string in a result made plain; colours are added after."""
+    if isinstance(value, dict):
+        return {_harmless(k): _harmless(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_harmless(v) for v in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+def _import(r: dict[str, Any]) -> str:
+    skipped = f"\nLeft out (empty): {', '.join(r['skipped'])}" if r["skipped"] else ""
+    return f"{r['uri']}: {r['rows']:,} rows, columns {', '.join(r['columns'])}{skipped}\nNext: reembed run"
+
+
+def _run(r: dict[str, Any]) -> str:
+    return (
+        f"release {r['id']}: {r['rows']:,} vectors, model {r['space']['model']} (space {r['space']['id']})\n"
+        "Next: reembed compare     (the first release: reembed promote)"
+    )
+
+
+def _status(r: dict[str, Any]) -> str:
+    lines = [f"{r['alias']}"]
+    for role in ("live", "previous"):
+        if r[role]:
+            lines.append(_release_line(role, r[role]))
+    if not r["live"]:
+        lines.append("  live       nothing yet")
+    if r["forced"]:
+        lines.append("  the live release was promoted with --force")
+    lines += [_release_line("candidate", c) + f"  compared: {c['verdict'] or 'not yet'}" for c in r["candidates"]]
+    for run in r["runs"]:
+        state = "running" if run["driven"] else "stopped; `reembed run` resumes it"
+        lines.append(f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}")
+    return "\n".join([*lines, f"Next: {_next(r)}"])
+
+
+def _release_line(role: str, c: dict[str, Any]) -> str:
+    return (
+        f"  {role:9}  {c['release']}  {c['model']}  space {c['space']}  {c['rows']:,} rows"
+        f"  source version {c['source_version']}"
+    )
+
+
+def _next(r: dict[str, Any]) -> str:
+    if r["runs"]:
+        return "reembed run"
+    if not r["candidates"]:
+        return "reembed run" if not r["live"] else "reembed search QUERY"
+    newest = r["candidates"][-1]
+    if r["live"] is None or newest["verdict"] == "pass":
+        return "reembed promote"
+    return "reembed compare"
+
+
+def _verify(r: dict[str, Any]) -> str:
+    lines = [f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows, {r['dead_letters']:,} dead letters"]
+    for kind, d in r["differences"].items():
+        examples = f"  e.g. {', '.join(map(repr, d['examples']))}" if d["count"] else ""
+        lines.append(f"  {kind:13} {d['count']:>9,}{examples}")
+    lines += [f"  {r['confidence']}", _colour("equal" if r["passed"] else "differs", "pass" if r["passed"] else "fail")]
+    return "\n".join([*lines, "Next: " + ("reembed compare" if r["passed"] else "reembed run --fresh")])
+
+
+def _compare(r: dict[str, Any]) -> str:
+    live, new = r["live"], r["candidate"]
+    queries = r["queries"]
+    lines = [
+        f"{r['alias']}: {new['release']} (candidate) against {live['release']} (live), {queries['count']:,} queries",
+        f"  candidate  {new['model']}  {new['dim']} dimensions  {new['rows']:,} rows",
+        f"  live       {live['model']}  {live['dim']} dimensions  {live['rows']:,} rows",
+        "",
+        f"  {'':12} {'live':>8} {'candidate':>10}   difference (95 % interval)     worse / same / better",
+    ]
+    for name, m in r["metrics"].items():
+        change = m["change"]
+        lines.append(
+            f"  {name:12} {m['live']:8.3f} {m['candidate']:10.3f}   {change['mean']:+.3f}"
+            f" ({_signed(change['low'])} .. {_signed(change['high'])})        {m['worse']:>5,} / {m['same']:,} / {m['better']:,}"
+        )
+    ann = r["ann_recall@10"]
+    lines.append(f"  {'ann_recall@10':13}{ann['live']:8.3f} {ann['candidate']:10.3f}")
+    lines.append(f"  {'overlap@10':12} {'':8} {r['overlap@10']:10.3f}   (different is not worse)")
+    if r["latency"]:
+        for p in ("p50_ms", "p95_ms"):
+            a, b = r["latency"]["live"][p], r["latency"]["candidate"][p]
+            lines.append(f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}")
+    lines.append("")
+    lines += [f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['name']}: {rule['detail']}" for rule in r["rules"]]
+    if r["queries_needed"]:
+        lines.append(f"  about {r['queries_needed']:,} judged queries would decide")
+    lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
+    following = {"pass": "reembed promote", "fail": "reembed status", "inconclusive": "judge more queries, then reembed compare"}
+    return "\n".join([*lines, f"Next: {following[r['verdict']]}"])
+
+
+def _signed(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.3f}"
+
+
+def _moved(r: dict[str, Any]) -> str:
+    behind = r["behind"]
+    lines = [f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"]
+    if r["forced"]:
+        lines.append("  forced: no passing comparison stands behind it; `reembed history` keeps the reason")
+    if behind["newest"] is None:
+        lines.append(f"  the source cannot be read now: {behind['why']}")
+    elif behind["newest"] > behind["source_version"]:
+        lines.append(
+            f"  it was built from source version {behind['source_version']}, the source is at {behind['newest']}:"
+            " documents that changed since are not in it"
+        )
+    return "\n".join([*lines, "Next: reembed search QUERY     (and back: reembed rollback)"])
+
+
+def _history(r: dict[str, Any]) -> str:
+    lines = [f"{r['alias']}: {len(r['steps'])} steps"]
+    for s in r["steps"]:
+        why = f"  forced: {s['reason']}" if s["forced"] else f"  {s['reason']}" if s["reason"] else ""
+        lines.append(f"  {s['generation']:>4}  {s['at']}  {s['action']:8}  {s['release']}  {s['model']}  by {s['by']}{why}")
+    return "\n".join([*lines, "Next: reembed status"])
+
+
+def _search(r: dict[str, Any]) -> str:
+    lines = [f"release {r['release']} ({r['model']})"]
+    for result in r["results"]:
+        lines.append(f"{result['query']}")
+        for rank, hit in enumerate(result["hits"], 1):
+            shown = "  ".join(str(v)[:80] for k, v in hit.items() if k not in ("doc_id", "score"))
+            lines.append(f"  {rank:>3}  {hit['score']:.4f}  {hit['doc_id']}  {shown}".rstrip())
+    return "\n".join(lines)
+
+
+def _gc(r: dict[str, Any]) -> str:
+    lines = [f"  keep    {k['release']}  {k['why']}" for k in r["keep"]]
+    lines += [f"  keep    the table of run {run}, which is not finished" for run in r["held_runs"]]
+    lines += [
+        f"  {'removed' if r['deleted'] else 'remove '} {x['release']}  index {_bytes(x['index_bytes'])}"
+        f"{', table ' + _bytes(x['table_bytes']) if x['whole_table'] else ', its version of ' + x['table']}  {x['why']}"
+        for x in r["remove"]
+    ]
+    if not r["remove"]:
+        return "\n".join([*lines, "Nothing to remove."])
+    if r["deleted"]:
+        return "\n".join([*lines, f"{_bytes(r['bytes'])} freed.", "Next: reembed status"])
+    return "\n".join([*lines, f"Nothing was removed; this would free {_bytes(r['bytes'])}.", "Next: reembed gc --yes"])
+
+
+def _config(r: dict[str, Any]) -> str:
+    if r["check"]:
+        return "The config is valid.\nNext: reembed run"
+    flat = dict(_flat(r["settings"]))
+    width = max(len(k) for k in flat)
+    return "\n".join(f"{k:{width}}  {v!r:40}  # {r['origins'].get(k, 'default')}" for k, v in flat.items())
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Any:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _colour(words: str, verdict: str) -> str:
+    return click.style(words, fg=_VERDICT_COLOURS[verdict])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+_TEXTS = {
+    "import": _import,
+    "run": _run,
+    "status": _status,
+    "verify": _verify,
+    "compare": _compare,
+    "promote": _moved,
+    "rollback": _moved,
+    "history": _history,
+    "search": _search,
+    "gc": _gc,
+    "config": _config,
+}
+
+
+def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord]) -> str:
+    """The comparison as one self-contained page: no script, nothing loaded, everything escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("reembed"), autoescape=True, undefined=jinja2.StrictUndefined)
+    bound = max(0.05, *(abs(v) for m in comparison["metrics"].values() for v in (m["change"]["low"] or 0, m["change"]["high"] or 0)))
+    return environment.get_template("report.html").render(
+        c=comparison, release=candidate, verify=candidate.verify, log=log, scale=bound * 1.15
+    )

@@ -1,0 +1,258 @@
+"""A run's folder: its plan, its lease, its receipts, its progress.
+
+runs/RUN/plan.json               create-only: source version, units, base version of the table, gate
+runs/RUN/config.yaml             the resolved settings, for people
+runs/RUN/leases/00000001.json    who drives it; the newest counts
+runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
+runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
+runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
+runs/RUN/result.json             create-only: the release it ended in
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reembed.catalog import now
+from reembed.errors import Conflict, UsageError
+from reembed.spaces import Space
+from reembed.storage import Storage
+
+SCHEMA_VERSION = 1
+BEAT_S = 5.0
+_LISTING_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Live rows [offset, offset + rows) of one source fragment: staged and resumed as one."""
+
+    id: str
+    fragment: int
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, fixed before it starts. Any number of attempts agree on it."""
+
+    run_id: str
+    alias: str
+    result_key: str
+    space: Space
+    encoder: dict[str, Any]
+    source: dict[str, Any]
+    """uri, version, and the settings that read it."""
+    table: str
+    """Path under the root."""
+    base_version: int
+    """Version of the table the seal must find unchanged."""
+    carry: list[str]
+    gate: dict[str, Any]
+    rows: int
+    units: list[Unit]
+    created_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as stored; units as lists, to stay small at 100,000 of them."""
+        units = [[u.id, u.fragment, u.offset, u.rows] for u in self.units]
+        fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space")}
+        return {"schema_version": SCHEMA_VERSION, **fields, "space": self.space.to_json(), "units": units}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Plan:
+        """The plan a record describes.
+
+        Raises:
+            UsageError: a newer reembed wrote it.
+        """
+        if record["schema_version"] != SCHEMA_VERSION:
+            raise UsageError(
+                f"run {record.get('run_id')} was planned by another version of reembed",
+                f"plan format {record['schema_version']}, this one knows {SCHEMA_VERSION}",
+                "pip install -U reembed-ray",
+            )
+        fields = {k: v for k, v in record.items() if k != "schema_version"}
+        fields["space"] = Space.from_json(fields["space"])
+        fields["units"] = [Unit(*u) for u in fields["units"]]
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. Picklable; holds no state but where it is."""
+
+    storage: Storage
+    id: str
+
+    def path(self, name: str) -> str:
+        """Path under the root of a file of this run."""
+        return f"runs/{self.id}/{name}"
+
+    def plan(self) -> Plan | None:
+        """The plan, once written."""
+        record = self.storage.read_if_there(self.path("plan.json"))
+        return Plan.from_json(record) if record else None
+
+    def write_plan(self, plan: Plan) -> Plan:
+        """Fix the plan; where another process was first, its plan is the plan."""
+        if self.storage.create(self.path("plan.json"), plan.to_json()):
+            return plan
+        theirs = self.plan()
+        assert theirs is not None  # create-only records are never deleted while a run is open
+        return theirs
+
+    def result(self) -> dict[str, Any] | None:
+        """The release it ended in, once it has."""
+        return self.storage.read_if_there(self.path("result.json"))
+
+    def staged(self) -> set[str]:
+        """Ids of the units that have a receipt."""
+        paths = (path for path, _ in self.storage.list(self.path("units/")))
+        return {p.rsplit("/", 1)[-1].removesuffix(".json") for p in paths}
+
+    def receipts(self) -> list[dict[str, Any]]:
+        """Every receipt, by unit id."""
+        ids = sorted(self.staged())
+        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+            return list(pool.map(lambda u: self.storage.read(self.path(f"units/{u}.json")), ids))
+
+    def event(self, stage: str, **fields: Any) -> None:
+        """Append to events.jsonl. The driver is its one writer; stores cannot append, so it is rewritten."""
+        path = self.path("events.jsonl")
+        try:
+            body = self.storage.read_bytes(path)
+        except FileNotFoundError:
+            body = b""
+        line = json.dumps({"at": now(), "stage": stage, **fields}, sort_keys=True)
+        self.storage.write_bytes(path, body + line.encode() + b"\n")
+
+    def progress(self, figures: dict[str, Any]) -> None:
+        """Keep the latest figures, for `status` in another process."""
+        self.storage.write(self.path("progress.json"), {"at": now(), **figures})
+
+
+def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
+    """Every run under the root, or those of one alias."""
+    names = storage.folders("runs/")
+    return [Run(storage, n) for n in names if alias is None or n.rsplit("-", 3)[0] == alias]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who drives a run. Advisory: it saves work; exactness rests on create-only receipts."""
+
+    number: int
+    host: str
+    boot: str
+    pid: int
+    pid_started: str
+    beat: int = 0
+    released: bool = False
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether its process can be looked up here."""
+        return self.boot == _boot_id()
+
+    @property
+    def process_lives(self) -> bool:
+        """Whether its process still runs (only meaningful on this machine)."""
+        return _process_started(self.pid) == self.pid_started
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    boot = path.read_text().strip() if path.exists() else ""
+    return f"{platform.node()}/{boot}"
+
+
+def _process_started(pid: int) -> str | None:
+    """Start time in clock ticks since boot, so that a reused pid is not mistaken for its owner."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rsplit(")", 1)[-1].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def read_lease(run: Run) -> Lease | None:
+    """The newest lease, if any was ever taken."""
+    paths = [path for path, _ in run.storage.list(run.path("leases/"))]
+    return Lease(**run.storage.read(paths[-1])) if paths else None
+
+
+def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:
+    """Whether a live process drives the run.
+
+    On this machine its process is looked up. Elsewhere its beat is watched for `watch_s` seconds:
+    hosts' clocks are never compared.
+    """
+    lease = read_lease(run)
+    if lease is None or lease.released:
+        return False
+    if lease.on_this_machine:
+        return lease.process_lives
+    deadline = time.monotonic() + watch_s
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT_S / 2, watch_s))
+        newest = read_lease(run)
+        if newest is not None and (newest.number, newest.beat) != (lease.number, lease.beat):
+            return not newest.released
+    return False
+
+
+@contextmanager
+def driving(run: Run) -> Iterator[None]:
+    """Hold the run's lease while the block runs.
+
+    Raises:
+        Conflict: another live process drives this run.
+    """
+    held = read_lease(run)
+    if held is not None and is_driven(run):
+        raise Conflict(
+            f"run {run.id} is already being driven by process {held.pid} on {held.host}",
+            "two drivers of one plan would embed every unit twice",
+            "reembed status",
+        )
+    mine = Lease(
+        number=(held.number if held else 0) + 1,
+        host=platform.node(),
+        boot=_boot_id(),
+        pid=os.getpid(),
+        pid_started=_process_started(os.getpid()) or "",
+    )
+    if not run.storage.create(_lease_path(run, mine), asdict(mine)):
+        raise Conflict(f"run {run.id} was taken by another process just now", None, "reembed status")
+    stop = threading.Event()
+    thread = threading.Thread(target=_beat, args=(run, mine, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
+
+
+def _lease_path(run: Run, lease: Lease) -> str:
+    return run.path(f"leases/{lease.number:08d}.json")
+
+
+def _beat(run: Run, lease: Lease, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_S):
+        lease = replace(lease, beat=lease.beat + 1)
+        run.storage.write(_lease_path(run, lease), asdict(lease))

@@ -1,0 +1,279 @@
+"""A Lance dataset at a pinned version -> documents, in units that every attempt reads alike."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reembed.config import Config
+from reembed.errors import SourceError
+from reembed.runs import Unit
+from reembed.storage import absolute
+
+_SCAN_ROWS = 4_096
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents of one dataset version: live rows that pass the filter. Picklable."""
+
+    uri: str
+    version: int
+    id_column: str
+    text: str
+    filter: str | None
+    carry: tuple[str, ...]
+    options: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def open(cls, config: Config) -> Source:
+        """The configured dataset at the configured version, or at its newest.
+
+        Raises:
+            SourceError: the dataset, the version or a column is missing or has the wrong type.
+        """
+        section, options = config.source, tuple(sorted(config.storage.options.items()))
+        uri = absolute(section.uri)
+        dataset = _open(uri, section.version, options)
+        source = cls(
+            uri, dataset.version, section.id_column, section.text, section.filter, config.table.carry, options
+        )
+        source._check_columns(dataset.schema)
+        return source
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], options: tuple[tuple[str, str], ...]) -> Source:
+        """The source a plan or release describes."""
+        return cls(**{**record, "carry": tuple(record["carry"]), "options": options})
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides which documents are read, without the store's settings."""
+        return {k: v for k, v in asdict(self).items() if k != "options"} | {"carry": list(self.carry)}
+
+    def dataset(self) -> lance.LanceDataset:
+        """The dataset at the pinned version."""
+        return _open(self.uri, self.version, self.options)
+
+    def newest_version(self) -> int:
+        """The dataset's version now."""
+        return int(_open(self.uri, None, self.options).version)
+
+    def pin(self, tag: str) -> bool:
+        """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
+        dataset = self.dataset()
+        if tag in dataset.tags.list():
+            return True
+        try:
+            dataset.tags.create(tag, self.version)
+        except ValueError:
+            return tag in dataset.tags.list()  # another process of this run was first
+        except OSError:
+            return False
+        return True
+
+    def unpin(self, tag: str) -> None:
+        """Take the tag away again."""
+        dataset = self.dataset()
+        if tag in dataset.tags.list():
+            dataset.tags.delete(tag)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns the text is made of."""
+        return _template_columns(self.text) or [self.text]
+
+    def schema(self) -> tuple[pa.DataType, list[pa.Field]]:
+        """Type of doc_id, and the carried fields."""
+        schema = self.dataset().schema
+        return _plain(schema.field(self.id_column).type), [schema.field(c) for c in self.carry]
+
+    def check_documents(self) -> int:
+        """Number of documents; every id present and unique.
+
+        Raises:
+            SourceError: there is no document, or ids are null or repeated (with examples).
+        """
+        hashes, nulls = self._id_hashes()
+        if nulls:
+            raise SourceError(
+                f"{nulls:,} documents of {self.uri} have no {self.id_column}",
+                "a vector without an id cannot be found again, updated or deleted",
+                f'reembed config --set source.filter="{self.id_column} IS NOT NULL"',
+            )
+        if not len(hashes):
+            why = f"the filter {self.filter!r} matches no row" if self.filter else "the dataset has no rows"
+            raise SourceError(f"{self.uri} version {self.version} has no documents", why, "reembed import --help")
+        values, counts = np.unique(hashes, return_counts=True)
+        if (suspects := values[counts > 1]).size and (examples := self._duplicates(suspects)):
+            raise SourceError(
+                f"{self.id_column} of {self.uri} is not unique: {', '.join(examples)} ...",
+                "each document has one vector; with two rows for one id it would be undefined which text it is of",
+                "remove the duplicates, or set source.filter to one row per id",
+            )
+        return len(hashes)
+
+    def units(self, size: int) -> list[Unit]:
+        """The documents cut into units of at most `size`, with ids every attempt agrees on."""
+        units: list[Unit] = []
+        for fragment in self.dataset().get_fragments():
+            rows = fragment.count_rows(self.filter)
+            for offset in range(0, rows, size):
+                name = f"{fragment.fragment_id:06d}-{offset:09d}"
+                units.append(Unit(name, fragment.fragment_id, offset, min(size, rows - offset)))
+        return units
+
+    def read(self, unit: Unit) -> pa.Table:
+        """doc_id, text (binary: UTF-8 as stored) and carried columns of one unit, in row order.
+
+        Raises:
+            SourceError: the fragment no longer holds the unit's rows.
+        """
+        dataset = self.dataset()
+        fragment = dataset.get_fragment(unit.fragment)
+        if fragment is None:
+            raise SourceError(f"{self.uri} version {self.version} has lost fragment {unit.fragment}")
+        table = dataset.scanner(
+            columns=self._columns(),
+            filter=self.filter,
+            fragments=[fragment],
+            offset=unit.offset,
+            limit=unit.rows,
+            scan_in_order=True,
+        ).to_table()
+        if table.num_rows != unit.rows:
+            raise SourceError(
+                f"unit {unit.id} has {table.num_rows} rows where the plan counted {unit.rows}",
+                "the pinned source version gave another answer than before",
+            )
+        return self._documents(table)
+
+    def scan(self) -> Iterator[pa.Table]:
+        """All documents as `read` gives them, in bounded batches."""
+        scanner = self.dataset().scanner(columns=self._columns(), filter=self.filter, batch_size=_SCAN_ROWS)
+        for batch in scanner.to_batches():
+            yield self._documents(pa.Table.from_batches([batch]))
+
+    def take(self, ids: list[Any]) -> pa.Table:
+        """The documents with these ids, in no particular order. Reads the id column once."""
+        wanted = pa.array(ids)
+        tables = []
+        for table in self.scan():
+            kept = table.filter(pc.is_in(table["doc_id"], value_set=wanted.cast(table["doc_id"].type)))
+            if kept.num_rows:
+                tables.append(kept)
+        return pa.concat_tables(tables) if tables else pa.table({"doc_id": [], "text": []})
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys([self.id_column, *self.text_columns, *self.carry]))
+
+    def _documents(self, table: pa.Table) -> pa.Table:
+        columns = {"doc_id": table[self.id_column].cast(_plain(table[self.id_column].type)), "text": self._text(table)}
+        return pa.table(columns | {c: table[c] for c in self.carry})
+
+    def _text(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
+        if not _template_columns(self.text):
+            return table[self.text].cast(pa.large_string()).cast(pa.large_binary())
+        columns = {c: table[c].cast(pa.large_string()).cast(pa.large_binary()).to_pylist() for c in self.text_columns}
+        parts = [(lit.encode(), name) for lit, name, _, _ in string.Formatter().parse(self.text)]
+        texts = (
+            b"".join(lit + ((columns[name][row] or b"") if name else b"") for lit, name in parts)
+            for row in range(table.num_rows)
+        )
+        return pa.array(texts, pa.large_binary())
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        for column in self._columns():
+            if column not in schema.names:
+                raise SourceError(
+                    f"{self.uri} has no column {column!r}",
+                    f"it has: {', '.join(schema.names)}",
+                    "reembed run --set source.text=COLUMN --set source.id_column=COLUMN",
+                )
+        for column in self.text_columns:
+            _require(schema, column, _is_text, "text", "source.text")
+        _require(schema, self.id_column, lambda t: _is_text(t) or pa.types.is_integer(t), "ids", "source.id_column")
+
+    def _id_hashes(self) -> tuple[npt.NDArray[np.uint64], int]:
+        scanner = self.dataset().scanner(columns=[self.id_column], filter=self.filter)
+        hashes, nulls = [np.empty(0, np.uint64)], 0
+        for batch in scanner.to_batches():
+            nulls += batch.column(0).null_count
+            hashes.append(_hash(batch.column(0).drop_null()))
+        return np.concatenate(hashes), nulls
+
+    def _duplicates(self, suspects: npt.NDArray[np.uint64]) -> list[str]:
+        """Ids that really repeat among those whose 64-bit hashes do."""
+        found = []
+        for batch in self.dataset().scanner(columns=[self.id_column], filter=self.filter).to_batches():
+            found.append(batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects))))
+        counts = pa.chunked_array(found).value_counts().to_pylist()
+        return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
+
+
+def _open(uri: str, version: int | None, options: tuple[tuple[str, str], ...]) -> lance.LanceDataset:
+    try:
+        return lance.dataset(uri, version=version, storage_options=dict(options) or None)
+    except (ValueError, OSError) as error:
+        at = f" version {version}" if version else ""
+        raise SourceError(
+            f"cannot open the dataset {uri}{at}",
+            str(error).split(", /home/")[0].splitlines()[0],
+            f"reembed import documents.jsonl --to {uri}",
+        ) from error
+
+
+def _template_columns(text: str) -> list[str]:
+    """Columns named in a template; empty when `text` is a plain column name."""
+    if "{" not in text:
+        return []
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise SourceError(f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"') from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion):
+            raise SourceError(
+                f"source.text = {text!r}: {name!r} is not a plain column name",
+                "a template may only name columns",
+                'write "{title} {text}"',
+            )
+    return [name for _, name, _, _ in parts if name]
+
+
+def _require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) -> None:
+    found = schema.field(column).type
+    if not fits(_plain(found)):
+        usable = [f.name for f in schema if fits(_plain(f.type))]
+        raise SourceError(
+            f"column {column!r} is {found}, which cannot be {what}",
+            f"columns that can: {', '.join(usable) or 'none'}",
+            f"reembed run --set {setting}={usable[0] if usable else 'COLUMN'}",
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """string or int64 for what Arrow has several forms of."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.int64() if pa.types.is_integer(kind) else kind
+
+
+def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    return pd.util.hash_array(np.asarray(ids.to_pandas()), categorize=False)
+

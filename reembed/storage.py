@@ -1,0 +1,145 @@
+"""One root for everything reembed keeps: a local folder or an object store, through one API.
+
+Records are written create-only (`If-None-Match: *` on S3, a hard link locally): the one
+conditional write that every store has.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from reembed.errors import ReembedError, UsageError
+
+_CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Local paths made absolute, so that every process means the same folder."""
+    return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+@functools.cache
+def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
+    if not is_remote(root):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        return LocalStore(root, automatic_cleanup=True)
+    config = {k: v for k, v in options if k not in _CLIENT_OPTIONS}
+    client = {k: v == "true" if v in ("true", "false") else v for k, v in options if k in _CLIENT_OPTIONS}
+    try:
+        return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type,call-overload]
+    except (BaseError, ValueError) as error:
+        raise UsageError(f"cannot open {root}", str(error).splitlines()[0], "reembed config --check") from error
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Small records by path under the root. Picklable: each process opens its own connection."""
+
+    root: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def open(cls, root: str, options: Mapping[str, str] | None = None) -> Storage:
+        """The storage at a folder or URL."""
+        return cls(absolute(root).rstrip("/"), tuple(sorted((options or {}).items())))
+
+    @property
+    def store(self) -> ObjectStore:
+        """The obstore handle of this process."""
+        return _open_store(self.root, self.options)
+
+    @property
+    def lance_options(self) -> dict[str, str] | None:
+        """`storage_options` for Lance, which knows the same keys."""
+        return dict(self.options) or None
+
+    def uri(self, path: str) -> str:
+        """Full URI of a path, for Lance."""
+        return f"{self.root}/{path}"
+
+    def create(self, path: str, record: Mapping[str, Any]) -> bool:
+        """Write a JSON record unless one is there; False when another writer's is.
+
+        A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
+        looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
+        """
+        body = json.dumps(record, sort_keys=True).encode()
+        try:
+            obstore.put(self.store, path, body, mode="create")
+        except AlreadyExistsError:
+            return self.read_bytes(path) == body
+        return True
+
+    def write(self, path: str, record: Mapping[str, Any]) -> None:
+        """Write a JSON record, replacing one that is there."""
+        self.write_bytes(path, json.dumps(record, sort_keys=True).encode())
+
+    def write_bytes(self, path: str, body: bytes) -> None:
+        """Write bytes, replacing what is there."""
+        obstore.put(self.store, path, body)
+
+    def read_bytes(self, path: str) -> bytes:
+        """All bytes of an object.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
+        return bytes(obstore.get(self.store, path).bytes())
+
+    def read(self, path: str) -> dict[str, Any]:
+        """A JSON record.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ReembedError: it is not JSON.
+        """
+        try:
+            record = json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise ReembedError(f"{self.uri(path)} is not JSON: it was damaged after it was written", str(error)) from error
+        return dict(record)
+
+    def read_if_there(self, path: str) -> dict[str, Any] | None:
+        """A JSON record, or None."""
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(path, size in bytes) of every object below a prefix, sorted."""
+        found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
+        return iter(sorted(found))
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below a prefix, sorted."""
+        listing = obstore.list_with_delimiter(self.store, prefix)
+        return sorted(p.rsplit("/", 1)[-1] for p in listing["common_prefixes"])
+
+    def remove(self, path: str) -> None:
+        """Delete one object, if it is there."""
+        try:
+            obstore.delete(self.store, path)
+        except FileNotFoundError:
+            return
+
+    def delete_tree(self, prefix: str) -> int:
+        """Delete every object below a prefix; the bytes freed."""
+        found = list(self.list(prefix))
+        if found:
+            obstore.delete(self.store, [path for path, _ in found])
+        return sum(size for _, size in found)

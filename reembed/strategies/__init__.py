@@ -1,0 +1,1 @@
+"""How a migration goes, one strategy a file."""

@@ -1,0 +1,238 @@
+"""Row-exact check of a table version against its source, its index against it, and of its vectors.
+
+Every id and every text is compared by a 128-bit digest (BLAKE2b): 64 bytes of memory per document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed import encoders
+from reembed.catalog import now
+from reembed.config import EncoderConfig
+from reembed.source import Source
+from reembed.spaces import Space
+from reembed.table import TEXT_HASH_BYTES, TableVersion, as_vectors
+
+SAMPLE = 459
+"""Rows that, none wrong, show with 99 % confidence that under 1 % are: ceil(ln .01 / ln .99)."""
+SAME_VECTOR = 0.999
+"""Cosine that a re-embedded row reaches over dtypes and batch compositions."""
+_EXAMPLES = 5
+
+Digests = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Rows of one kind of difference: how many, and the first few ids."""
+
+    count: int
+    examples: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The receipt: what was compared, and what differed."""
+
+    table: str
+    table_version: int
+    source_version: int
+    documents: int
+    rows: int
+    dead_letters: int
+    differences: dict[str, Difference]
+    """missing, extra, duplicate, stale (other text), mismatched (other space), corrupt (not finite,
+    zero), unindexed, and wrong_vector (re-embedded, another vector)."""
+    sampled: int
+    """Rows re-embedded."""
+    at: str = field(default_factory=now)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differs."""
+        return not any(d.count for d in self.differences.values())
+
+    @property
+    def confidence(self) -> str:
+        """What the re-embedded sample shows, in words."""
+        if not self.sampled:
+            return "no vector was re-embedded"
+        if self.sampled >= self.rows:
+            return "every vector was re-embedded"
+        return f"{self.sampled} re-embedded: with 99 % confidence under {-math.log(0.01) / self.sampled:.1%} are wrong"
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as stored."""
+        return {"schema_version": 1, **asdict(self), "passed": self.passed, "confidence": self.confidence}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: a table version, where it came from, and the ids its index holds."""
+
+    source: Source
+    table: TableVersion
+    space: Space
+    encoder: EncoderConfig
+    dead_letters: tuple[str | int, ...]
+    index_ids: npt.NDArray[np.int64] | None = None
+    """Sorted row ids in the index; None when there is no index yet."""
+
+
+def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verification:
+    """Compare everything; invariants 1 and 2 exactly, 3 on a random sample of `sample` rows."""
+    found = _scan_table(subject)
+    chosen = _choose(found, sample, seed)
+    source_ids, source_texts, texts = _scan_source(subject.source, set(chosen))
+    dead = _digests([_id_bytes(d) for d in subject.dead_letters])
+    unique, first, counts = np.unique(found.ids, return_index=True, return_counts=True)
+    common, at_source, at_table = np.intersect1d(source_ids, unique, return_indices=True)
+    stale = common[source_texts[at_source] != found.texts[first[at_table]]]
+    named = {
+        "missing": np.setdiff1d(np.setdiff1d(source_ids, unique), dead),
+        "extra": np.union1d(np.setdiff1d(unique, source_ids), np.intersect1d(unique, dead)),
+        "duplicate": unique[counts > 1],
+        "stale": stale,
+    }
+    names = _names(subject, named)
+    differences = {k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist())) for k, v in named.items()}
+    differences["mismatched"] = found.mismatched
+    differences["corrupt"] = found.corrupt
+    if subject.index_ids is not None:
+        gap = np.setxor1d(found.row_ids, subject.index_ids)
+        differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
+    sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
+    return Verification(
+        table=subject.table.path,
+        table_version=subject.table.version,
+        source_version=subject.source.version,
+        documents=len(source_ids),
+        rows=len(found.ids),
+        dead_letters=len(subject.dead_letters),
+        differences=differences,
+        sampled=sampled,
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    ids: Digests
+    texts: Digests
+    row_ids: npt.NDArray[np.int64]
+    mismatched: Difference
+    corrupt: Difference
+
+
+def _scan_table(subject: Subject) -> _Table:
+    ids: list[bytes] = []
+    texts: list[bytes] = []
+    row_ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    mismatched: list[Any] = []
+    corrupt: list[Any] = []
+    for batch in subject.table.scan(["doc_id", "text_hash", "space", "vector"]):
+        names = batch.column("doc_id").to_pylist()
+        ids += [_digest(_id_bytes(d)) for d in names]
+        texts += [t or bytes(TEXT_HASH_BYTES) for t in batch.column("text_hash").to_pylist()]
+        row_ids.append(batch.column("_rowid").to_numpy().astype(np.int64))
+        spaces = batch.column("space").to_pylist()
+        mismatched += [d for d, s in zip(names, spaces, strict=True) if s != subject.space.id]
+        norms = np.linalg.norm(as_vectors(batch.column("vector")), axis=1)
+        corrupt += [names[i] for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))]
+    return _Table(
+        _stack(ids),
+        _stack(texts),
+        np.sort(np.concatenate(row_ids)),
+        Difference(len(mismatched), tuple(mismatched[:_EXAMPLES])),
+        Difference(len(corrupt), tuple(corrupt[:_EXAMPLES])),
+    )
+
+
+def _choose(found: _Table, sample: int, seed: int) -> list[bytes]:
+    rows = np.random.default_rng(seed).choice(len(found.ids), min(sample, len(found.ids)), replace=False)
+    return [found.ids[r].tobytes() for r in rows]
+
+
+def _scan_source(source: Source, chosen: set[bytes]) -> tuple[Digests, Digests, dict[bytes, tuple[Any, str]]]:
+    ids: list[bytes] = []
+    texts: list[bytes] = []
+    kept: dict[bytes, tuple[Any, str]] = {}
+    for name, text in _documents(source):
+        digest = _digest(_id_bytes(name))
+        ids.append(digest)
+        texts.append(_digest(text))
+        if digest in chosen:
+            kept[digest] = (name, text.decode("utf-8", "replace"))
+    return _stack(ids), _stack(texts), kept
+
+
+def _documents(source: Source) -> Iterator[tuple[str | int, bytes]]:
+    for table in source.scan():
+        for name, text in zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            yield name, text or b""
+
+
+def _names(subject: Subject, named: dict[str, Digests]) -> dict[Any, str | int]:
+    """Ids of the first digests of each kind; a second look, only when something differs."""
+    wanted = {d for digests in named.values() for d in digests[:_EXAMPLES].tolist()}
+    names: dict[Any, str | int] = {}
+    if wanted:
+        for name, _ in _documents(subject.source):
+            names[_digest(_id_bytes(name))] = name
+        for batch in subject.table.scan(["doc_id"]):
+            names |= {_digest(_id_bytes(d)): d for d in batch.column("doc_id").to_pylist()}
+    return {d: names[d] for d in wanted}
+
+
+def _reembed(
+    subject: Subject, chosen: list[bytes], texts: dict[bytes, tuple[Any, str]]
+) -> tuple[int, Difference]:
+    """Make the chosen rows' vectors again and compare: a row of another model has cosine .2 to .7."""
+    chosen = [d for d in chosen if d in texts]
+    if not chosen:
+        return 0, Difference(0)
+    stored = _stored(subject.table, {texts[d][0] for d in chosen})
+    encoder = encoders.load_encoder(subject.encoder)
+    again = encoder.embed(encoder.tokenize([texts[d][1] for d in chosen], "document"))
+    wrong = []
+    for digest, vector in zip(chosen, again, strict=True):
+        name = texts[digest][0]
+        cosine = float(vector @ stored[name] / (np.linalg.norm(vector) * np.linalg.norm(stored[name])))
+        if not cosine >= SAME_VECTOR:
+            wrong.append(name)
+    return len(chosen), Difference(len(wrong), tuple(wrong[:_EXAMPLES]))
+
+
+def _stored(table: TableVersion, names: set[Any]) -> dict[Any, npt.NDArray[np.float32]]:
+    vectors: dict[Any, npt.NDArray[np.float32]] = {}
+    for batch in table.scan(["doc_id", "vector"]):
+        ids = batch.column("doc_id").to_pylist()
+        rows = [i for i, d in enumerate(ids) if d in names]
+        if rows:
+            found = as_vectors(batch.column("vector").take(pa.array(rows)))
+            vectors |= {ids[i]: v for i, v in zip(rows, found, strict=True)}
+    return vectors
+
+
+def _id_bytes(doc_id: str | int) -> bytes:
+    return str(doc_id).encode("utf-8", "surrogatepass")
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=TEXT_HASH_BYTES).digest()
+
+
+def _digests(contents: list[bytes]) -> Digests:
+    return _stack([_digest(c) for c in contents])
+
+
+def _stack(digests: list[bytes]) -> Digests:
+    return np.frombuffer(b"".join(digests), dtype=f"V{TEXT_HASH_BYTES}")
