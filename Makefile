@@ -25,10 +25,10 @@ lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/lint-imports
 
 clean: ## remove .venv and everything made by tools; data/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first and alone: with everything else in the same resolve, pip can take another build of it.
+# torch first and alone, so that pip settles which build of it before all that depends on it.
 # `ray --version` last: new releases of click have broken Ray's command line before.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -38,7 +38,9 @@ class Attempt:
         """Row ranges to embed, each written down before it is handed out once the unit is suspect."""
         for start, stop in self._ranges:
             if self.number > _CARELESS_ATTEMPTS:
-                self.run.storage.write(_path(self.run, self.unit, self.number), {"trying": [start, stop]})
+                self.run.storage.write(
+                    _path(self.run, self.unit, self.number), {"trying": [start, stop]}
+                )
             yield start, stop
 
 
@@ -61,7 +63,9 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
         return Attempt(run, unit, number, frozenset(), ((0, rows),))
     deaths = _deaths(run, unit, number)
     poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
-    ranges = tuple(r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1)
+    ranges = tuple(
+        r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
+    )
     return Attempt(run, unit, number, poison, ranges)
 
 
@@ -76,12 +80,15 @@ def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterat
 
 
 def _deaths(run: Run, unit: str, before: int) -> Counter[Range]:
-    tried = (run.storage.read_if_there(_path(run, unit, n)) for n in range(_CARELESS_ATTEMPTS + 1, before))
+    tried = (
+        run.storage.read_if_there(_path(run, unit, n))
+        for n in range(_CARELESS_ATTEMPTS + 1, before)
+    )
     return Counter((t["trying"][0], t["trying"][1]) for t in tried if t and t["trying"])
 
 
 def _newest(run: Run, unit: str) -> int:
-    paths = [path for path, _ in run.storage.list(run.path(f"attempts/{unit}/"))]
+    paths = [path for path, _ in run.storage.objects(run.path(f"attempts/{unit}/"))]
     return int(paths[-1].rsplit("/", 1)[-1].removesuffix(".json")) if paths else 0
 
 

@@ -108,10 +108,8 @@ class Catalog:
 
     def register(self, release: Release) -> Release:
         """Record a built release; registering the same run twice keeps the first."""
-        path = f"releases/{self.alias}/{release.id}.json"
-        if not self.storage.create(path, release.to_json()):
-            return self.release(release.id)
-        return release
+        self.storage.create(f"releases/{self.alias}/{release.id}.json", release.to_json())
+        return self.release(release.id)
 
     def release(self, release_id: str) -> Release:
         """A release by id.
@@ -122,25 +120,32 @@ class Catalog:
         record = self.storage.read_if_there(f"releases/{self.alias}/{release_id}.json")
         if record is None:
             known = ", ".join(r.id for r in self.releases()) or "none"
-            raise UsageError(f"{self.alias} has no release {release_id}", f"it has: {known}", "reembed status")
+            raise UsageError(
+                f"{self.alias} has no release {release_id}", f"it has: {known}", "reembed status"
+            )
         return Release.from_json(record)
 
     def releases(self) -> list[Release]:
         """Every registered release, oldest first, gc'd ones included."""
-        paths = [path for path, _ in self.storage.list(f"releases/{self.alias}/")]
-        return sorted((Release.from_json(self.storage.read(p)) for p in paths), key=lambda r: (r.created_at, r.id))
+        paths = [path for path, _ in self.storage.objects(f"releases/{self.alias}/")]
+        return sorted(
+            (Release.from_json(self.storage.read(p)) for p in paths),
+            key=lambda r: (r.created_at, r.id),
+        )
 
     def log(self) -> list[AliasRecord]:
         """Every promote and rollback, oldest first."""
-        paths = [path for path, _ in self.storage.list(f"aliases/{self.alias}/")]
+        paths = [path for path, _ in self.storage.objects(f"aliases/{self.alias}/")]
         records = [AliasRecord.from_json(self.storage.read(p)) for p in paths]
         if [r.generation for r in records] != list(range(1, len(records) + 1)):
-            raise IntegrityError(f"the log of {self.alias} has gaps: records were deleted or renamed")
+            raise IntegrityError(
+                f"the log of {self.alias} has gaps: records were deleted or renamed"
+            )
         return records
 
     def live(self) -> AliasRecord | None:
         """The newest step, whose release serves."""
-        paths = [path for path, _ in self.storage.list(f"aliases/{self.alias}/")]
+        paths = [path for path, _ in self.storage.objects(f"aliases/{self.alias}/")]
         return AliasRecord.from_json(self.storage.read(paths[-1])) if paths else None
 
     def require_live(self) -> AliasRecord:
@@ -151,7 +156,9 @@ class Catalog:
         """
         record = self.live()
         if record is None:
-            raise UsageError(f"{self.alias} serves nothing yet", "no release was promoted", "reembed promote")
+            raise UsageError(
+                f"{self.alias} serves nothing yet", "no release was promoted", "reembed promote"
+            )
         return record
 
     def append(
@@ -180,7 +187,9 @@ class Catalog:
             at=now(),
             by=who(),
         )
-        if not self.storage.create(f"aliases/{self.alias}/{record.generation:08d}.json", record.to_json()):
+        if not self.storage.create(
+            f"aliases/{self.alias}/{record.generation:08d}.json", record.to_json()
+        ):
             winner = self.require_live()
             raise Conflict(
                 f"{self.alias} was moved to {winner.release.id} by {winner.by} at {winner.at}",

@@ -50,7 +50,9 @@ def compare_candidate(catalog: Catalog, release_id: str | None) -> dict[str, Any
     return {**record, "report": catalog.storage.uri(page)}
 
 
-def promote_release(catalog: Catalog, release_id: str | None, force_reason: str | None) -> dict[str, Any]:
+def promote_release(
+    catalog: Catalog, release_id: str | None, force_reason: str | None
+) -> dict[str, Any]:
     """Promote, and say what the new release does not have of the source."""
     before = catalog.live()
     record = promote(catalog, release_id, force_reason=force_reason)
@@ -64,7 +66,9 @@ def rollback_release(catalog: Catalog, to: str | None, reason: str | None) -> di
     return _moved(before, record, catalog)
 
 
-def search(catalog: Catalog, queries: list[str], k: int, release_id: str | None, show: list[str]) -> dict[str, Any]:
+def search(
+    catalog: Catalog, queries: list[str], k: int, release_id: str | None, show: list[str]
+) -> dict[str, Any]:
     """The k best documents of each query in one release."""
     from reembed.live import OpenRelease
 
@@ -79,7 +83,10 @@ def search(catalog: Catalog, queries: list[str], k: int, release_id: str | None,
             f"reembed run --set table.carry='[{', '.join(unknown)}]'",
         )
     results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
-    hits = [[{"doc_id": h.doc_id, "score": round(h.score, 6), **h.columns} for h in hits] for hits in results]
+    hits = [
+        [{"doc_id": h.doc_id, "score": round(h.score, 6), **h.columns} for h in hits]
+        for hits in results
+    ]
     return {
         "release": release.id,
         "model": release.space.model,
@@ -92,7 +99,11 @@ def _release(catalog: Catalog, release_id: str | None) -> Release:
     if release_id:
         return catalog.release(release_id)
     live = catalog.live()
-    waiting = [r for r in catalog.releases() if (live is None or r.id != live.release.id) and not catalog.is_retired(r.id)]
+    waiting = [
+        r
+        for r in catalog.releases()
+        if (live is None or r.id != live.release.id) and not catalog.is_retired(r.id)
+    ]
     newest = waiting[-1] if waiting else None
     if newest and (live is None or newest.created_at >= live.release.created_at):
         return newest
@@ -122,4 +133,3 @@ def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
     except SourceError as error:
         return {"source_version": source.version, "newest": None, "why": error.what}
     return {"source_version": source.version, "newest": newest}
-

@@ -34,7 +34,9 @@ class _Group(click.Group):
         formatter.write_text(EXIT_CODES.replace("\b\n", ""))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="reembed")
 def cli() -> None:
     """Change the embedding model behind a live vector index, safely.
@@ -46,11 +48,21 @@ def cli() -> None:
 def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
     """-c, --set and --json; the verb receives the loaded config and returns (result, exit code)."""
 
-    @click.option("-c", "--config", "files", multiple=True, help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]")
-    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting.")
+    @click.option(
+        "-c",
+        "--config",
+        "files",
+        multiple=True,
+        help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]",
+    )
+    @click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting."
+    )
     @_output
     @functools.wraps(function)
-    def verb(*, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any) -> Any:
+    def verb(
+        *, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any
+    ) -> Any:
         from reembed import config
 
         loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
@@ -63,23 +75,26 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 def _output(function: Callable[..., Any]) -> Callable[..., Any]:
     """--json and -v; prints the verb's result, or its error, and sets the exit code."""
 
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+    @click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
+    )
     @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
     @functools.wraps(function)
     def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
         from reembed import report
 
         name = click.get_current_context().info_name or ""
+        files: tuple[str, ...] = options.get("files", ())
         try:
             result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:
                 traceback.print_exc()
-            click.echo(report.error(error), err=True)
+            click.echo(report.error(error, files), err=True)
             if as_json:
                 click.echo(json.dumps(report.error_record(error)))
             sys.exit(error.exit_code)
-        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result))
+        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, files))
         sys.exit(code)
 
     return verb
@@ -95,19 +110,37 @@ def _catalog(config: Config) -> Catalog:
 @cli.command("import")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--to", required=True, help="Lance dataset to make.")
-@click.option("--format", "file_format", type=click.Choice(["json", "csv", "parquet"]), help="Left out: by file ending.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["json", "csv", "parquet"]),
+    help="Left out: by file ending.",
+)
 @click.option("--columns", help="Comma-separated columns to keep. [all]")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Object-store setting of the target.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Object-store setting of the target.",
+)
 @_output
 def import_verb(
-    files: tuple[str, ...], to: str, file_format: str | None, columns: str | None, options: tuple[str, ...], as_json: bool
+    files: tuple[str, ...],
+    to: str,
+    file_format: str | None,
+    columns: str | None,
+    options: tuple[str, ...],
+    as_json: bool,
 ) -> tuple[dict[str, Any], int]:
     """Make a Lance dataset from JSONL, CSV or Parquet files."""
     from reembed import importer
 
     store_options = dict(o.partition("=")[::2] for o in options)
     names = columns.split(",") if columns else None
-    result = importer.import_documents(list(files), to, file_format=file_format, columns=names, options=store_options)
+    result = importer.import_documents(
+        list(files), to, file_format=file_format, columns=names, options=store_options
+    )
     return result, 0
 
 
@@ -156,10 +189,14 @@ def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int
 
 @cli.command()
 @click.argument("release", required=False)
-@click.option("--force", is_flag=True, help="Promote without a passing comparison; recorded for ever.")
+@click.option(
+    "--force", is_flag=True, help="Promote without a passing comparison; recorded for ever."
+)
 @click.option("--reason", help="Why, for the record; required with --force.")
 @_configured
-def promote(config: Config, release: str | None, force: bool, reason: str | None) -> tuple[dict[str, Any], int]:
+def promote(
+    config: Config, release: str | None, force: bool, reason: str | None
+) -> tuple[dict[str, Any], int]:
     """Make the candidate live. Needs a passing comparison with exactly what is live now."""
     from reembed import check
 
@@ -185,15 +222,26 @@ def history(config: Config) -> tuple[dict[str, Any], int]:
     """Every promote and rollback: when, who, what, why."""
     records = _catalog(config).log()
     keys = ("generation", "action", "at", "by", "reason", "forced", "comparison", "token")
-    steps = [{**{k: getattr(r, k) for k in keys}, "release": r.release.id, "model": r.release.space.model} for r in records]
+    steps = [
+        {
+            **{k: getattr(r, k) for k in keys},
+            "release": r.release.id,
+            "model": r.release.space.model,
+        }
+        for r in records
+    ]
     return {"alias": config.alias, "steps": steps}, 0
 
 
 @cli.command()
 @click.argument("queries", nargs=-1, required=True)
-@click.option("-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query.")
+@click.option(
+    "-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query."
+)
 @click.option("--release", "release_id", help="Left out: what is live.")
-@click.option("--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result.")
+@click.option(
+    "--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result."
+)
 @_configured
 def search(
     config: Config, queries: tuple[str, ...], k: int, release_id: str | None, show: tuple[str, ...]
@@ -223,7 +271,12 @@ def gc(config: Config, yes: bool) -> tuple[dict[str, Any], int]:
 def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
     """The resolved settings, and where each came from."""
     origins = click.get_current_context().obj["origins"]
-    return {"valid": True, "check": check, "settings": config.model_dump(mode="json"), "origins": origins}, 0
+    return {
+        "valid": True,
+        "check": check,
+        "settings": config.model_dump(mode="json"),
+        "origins": origins,
+    }, 0
 
 
 def main() -> None:

@@ -54,13 +54,20 @@ def connected(config: Config) -> Iterator[str]:
         ray.shutdown()
 
 
+def _total() -> dict[str, float]:
+    return dict(ray.cluster_resources())
+
+
 def _resources() -> str:
-    total = ray.cluster_resources()
+    total = _total()
     return f"{total.get('CPU', 0):g} logical CPUs, {total.get('GPU', 0):g} GPUs"
 
 
 def _require_gpus(config: Config) -> None:
-    need, have = config.embed.actors * config.embed.gpus_per_actor, ray.cluster_resources().get("GPU", 0)
+    need, have = (
+        config.embed.actors * config.embed.gpus_per_actor,
+        _total().get("GPU", 0),
+    )
     if need > have:
         raise UsageError(
             f"embed.actors x embed.gpus_per_actor needs {need:g} GPUs, this machine has {have:g}",
@@ -84,7 +91,7 @@ def call(function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0)
 
 def has_gpu() -> bool:
     """Whether any node of the cluster has a GPU now."""
-    return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+    return bool(_total().get("GPU", 0) >= 1)
 
 
 def unwrapped(error: BaseException) -> BaseException:

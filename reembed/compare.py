@@ -6,6 +6,7 @@ Shadow: both are opened beside whatever serves; nothing that is live is touched.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -47,7 +48,10 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
     vectors_old, vectors_new = old.encode_queries(queries.texts), new.encode_queries(queries.texts)
     found_old, found_new = _results(old, vectors_old), _results(new, vectors_new)
     judgements, (old_QK, new_QK) = metrics.number_documents(queries, found_old, found_new)
-    measured = {name: (f(old_QK, judgements), f(new_QK, judgements)) for name, f in _METRICS.items()}
+    measured = {
+        name: (metric(old_QK, judgements, k), metric(new_QK, judgements, k))
+        for name, (metric, k) in _METRICS.items()
+    }
     recall_old, recall_new = _ann_recall(old, vectors_old), _ann_recall(new, vectors_new)
     verdict = gate.judge(
         rules,
@@ -81,11 +85,11 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
     }
 
 
-_METRICS = {
-    "ndcg@10": lambda found, judgements: metrics.ndcg_at(found, judgements, 10),
-    "recall@10": lambda found, judgements: metrics.recall_at(found, judgements, 10),
-    "recall@100": lambda found, judgements: metrics.recall_at(found, judgements, 100),
-    "mrr@10": lambda found, judgements: metrics.mrr_at(found, judgements, 10),
+_METRICS: dict[str, tuple[Callable[..., Recalls], int]] = {
+    "ndcg@10": (metrics.ndcg_at, 10),
+    "recall@10": (metrics.recall_at, 10),
+    "recall@100": (metrics.recall_at, DEPTH),
+    "mrr@10": (metrics.mrr_at, 10),
 }
 
 
@@ -125,7 +129,10 @@ def _change(live: Recalls, candidate: Recalls) -> dict[str, Any]:
 
 
 def _latencies(
-    old: OpenRelease, new: OpenRelease, vectors_old: npt.NDArray[np.float32], vectors_new: npt.NDArray[np.float32]
+    old: OpenRelease,
+    new: OpenRelease,
+    vectors_old: npt.NDArray[np.float32],
+    vectors_new: npt.NDArray[np.float32],
 ) -> dict[str, Any]:
     """One query at a time through each index and its row lookup, taking turns; encoding is apart."""
     timed: dict[str, list[float]] = {"live": [], "candidate": []}
@@ -136,4 +143,6 @@ def _latencies(
             opened.doc_ids(row_ids)
             if number >= _WARM_UP:
                 timed[name].append(time.perf_counter() - start)
-    return {name: metrics.latency_ms(np.array(seconds)) for name, seconds in timed.items() if seconds}
+    return {
+        name: metrics.latency_ms(np.array(seconds)) for name, seconds in timed.items() if seconds
+    }

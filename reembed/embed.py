@@ -27,12 +27,20 @@ from reembed import attempts, encoders, faults, table
 from reembed.cluster import unwrapped
 from reembed.config import EmbedConfig, EncoderConfig
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
-from reembed.errors import RunFailed
+from reembed.errors import RunFailed, SpaceMismatch
 from reembed.runs import Plan, Run, Unit
 from reembed.source import Source
 
 # What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
-DOCUMENT_ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, AssertionError, OverflowError)
+DOCUMENT_ERRORS = (
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    AssertionError,
+    OverflowError,
+)
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
 _MIN_STORE_BYTES = 256 << 20
@@ -51,7 +59,9 @@ class EmbedJob:
     columns: pa.Schema
 
 
-def embed_units(job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None]) -> None:
+def embed_units(
+    job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None]
+) -> None:
     """Embed and stage these units; `on_receipt` hears of each as it is staged.
 
     Raises:
@@ -60,7 +70,12 @@ def embed_units(job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str
     _set_context(job, units)
     dataset = ray.data.read_datasource(_Units(job, units), override_num_blocks=len(units))
     dataset = dataset.map_batches(
-        _tokenize, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs={"job": job}, num_cpus=1
+        _tokenize,
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_kwargs={"job": job},
+        num_cpus=1,
     )
     dataset = dataset.map_batches(
         _Embedder,
@@ -73,7 +88,12 @@ def embed_units(job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str
         num_gpus=job.embed.gpus_per_actor or None,
     )
     dataset = dataset.map_batches(
-        _write, batch_size=1, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs={"job": job}, num_cpus=0.5
+        _write,
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_kwargs={"job": job},
+        num_cpus=0.5,
     )
     try:
         for row in dataset.iter_rows():
@@ -82,7 +102,9 @@ def embed_units(job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str
         cause = unwrapped(error)
         if cause is not error:
             raise cause from error
-        raise RunFailed("the embedding job stopped", str(error).strip().splitlines()[-1], "reembed run") from error
+        raise RunFailed(
+            "the embedding job stopped", str(error).strip().splitlines()[-1], "reembed run"
+        ) from error
 
 
 def _set_context(job: EmbedJob, units: list[Unit]) -> None:
@@ -94,7 +116,9 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     in_flight = job.embed.units_in_flight * job.embed.actors
     limit = max(_MIN_STORE_BYTES, in_flight * _unit_bytes(job, units[0]))
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=limit
+    )
 
 
 def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
@@ -117,7 +141,9 @@ class _Units(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(functools.partial(_read, self._job.source, u), metadata) for u in self._units]
+        return [
+            ReadTask(functools.partial(_read, self._job.source, u), metadata) for u in self._units
+        ]
 
 
 def _read(source: Source, unit: Unit) -> Iterator[pa.Table]:
@@ -146,7 +172,9 @@ def text_hash(text: bytes) -> bytes:
 
 @functools.cache
 def _tokenizer(config: EncoderConfig) -> Tokenizer:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs as many of these tasks as there are cores
+    os.environ["TOKENIZERS_PARALLELISM"] = (
+        "false"  # Ray runs as many of these tasks as there are cores
+    )
     return encoders.load_tokenizer(config)
 
 
@@ -158,7 +186,9 @@ def _tokenize(batch: pa.Table, job: EmbedJob) -> pa.Table:
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
     tokenizer = _tokenizer(job.encoder)
     every = np.arange(len(texts))
-    parts = _each(every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors)
+    parts = _each(
+        every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
+    )
     tokens: list[Any] = [None] * len(texts)
     prompt_length = 0
     for rows, found in parts:
@@ -177,7 +207,9 @@ def _tokenize(batch: pa.Table, job: EmbedJob) -> pa.Table:
 
 
 def _each(
-    rows: npt.NDArray[np.int64], work: Callable[[npt.NDArray[np.int64]], Any], errors: list[str | None]
+    rows: npt.NDArray[np.int64],
+    work: Callable[[npt.NDArray[np.int64]], Any],
+    errors: list[str | None],
 ) -> list[tuple[npt.NDArray[np.int64], Any]]:
     """`work` over rows, halved where it fails until the failing documents stand alone in `errors`."""
     rows = np.array([r for r in rows if errors[r] is None], np.int64)
@@ -188,10 +220,14 @@ def _each(
     except DOCUMENT_ERRORS as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise RunFailed(
-                "the device ran out of memory", str(error).splitlines()[0], "reembed run --set embed.batch_tokens=4096"
+                "the device ran out of memory",
+                str(error).splitlines()[0],
+                "reembed run --set embed.batch_tokens=4096",
             ) from error
         if len(rows) == 1:
-            errors[rows[0]] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            errors[rows[0]] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            )
             return []
     half = len(rows) // 2
     return [*_each(rows[:half], work, errors), *_each(rows[half:], work, errors)]
@@ -207,6 +243,12 @@ class _Embedder:
         self._encoder: Encoder = encoders.load_encoder(
             job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
         )
+        if self._encoder.dim != job.plan.space.dim:
+            raise SpaceMismatch(
+                f"{job.encoder.model} makes vectors of {self._encoder.dim} dimensions",
+                f"its folder says {job.plan.space.dim}, and so does the plan",
+                "reembed config",
+            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -234,11 +276,18 @@ class _Embedder:
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
         """Find vectors that cannot be stored; they would vanish from every search without an error."""
-        stored = vectors.astype(np.float16) if self._job.plan.space.vector_dtype == "float16" else vectors
+        stored = (
+            vectors.astype(np.float16)
+            if self._job.plan.space.vector_dtype == "float16"
+            else vectors
+        )
         with np.errstate(over="ignore"):
             norms = np.linalg.norm(stored.astype(np.float32), axis=1)
         for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-            errors[row] = errors[row] or "its vector is not finite or zero: the model has nothing for this text"
+            errors[row] = (
+                errors[row]
+                or "its vector is not finite or zero: the model has nothing for this text"
+            )
         failed = [e for e in errors if e is not None]
         if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > _SYSTEMATIC * len(errors):
             raise RunFailed(
@@ -248,7 +297,11 @@ class _Embedder:
             )
 
     def _embedded(
-        self, documents: pa.Table, vectors: npt.NDArray[np.float32], errors: list[str | None], stats: dict[str, Any]
+        self,
+        documents: pa.Table,
+        vectors: npt.NDArray[np.float32],
+        errors: list[str | None],
+        stats: dict[str, Any],
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)

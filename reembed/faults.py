@@ -1,8 +1,8 @@
 """Named crash points, for tests: the process dies as if by SIGKILL. Nothing happens when unset.
 
-REEMBED_CRASH_AT=table.after_fragments:2 kills at the second passing in a process. With
-REEMBED_CRASH_ONCE=DIR a point fires once over all processes that share the folder, so that a
-restarted Ray worker lives.
+REEMBED_CRASH_AT=table.after_fragments:2,index.after_train kills at the second passing of the one and
+the first of the other, counted per process. With REEMBED_CRASH_ONCE=DIR a point fires once over all
+processes that share the folder, so that a restarted Ray worker lives.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def point(name: str) -> None:
     if not wanted:
         return
     _passed[name] += 1
-    target, _, nth = wanted.partition(":")
-    if target == name and _passed[name] == int(nth or 1) and _first(name):
-        os.kill(os.getpid(), signal.SIGKILL)
+    for item in wanted.split(","):
+        target, _, nth = item.partition(":")
+        if target == name and _passed[name] == int(nth or 1) and _first(name):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _first(name: str) -> bool:

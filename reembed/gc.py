@@ -113,18 +113,24 @@ def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
     served = {record.release.id for record in log}
     live_since = stack[-1].created_at if stack else ""
     for release in catalog.releases():
-        if release.id not in served and release.created_at >= live_since and not catalog.is_retired(release.id):
+        if (
+            release.id not in served
+            and release.created_at >= live_since
+            and not catalog.is_retired(release.id)
+        ):
             reasons.setdefault(release.id, "candidate")
     return reasons
 
 
 def _is_gone(catalog: Catalog, release: Release) -> bool:
-    return catalog.is_retired(release.id) and not any(True for _ in catalog.storage.list(f"{release.index}/"))
+    return catalog.is_retired(release.id) and not any(
+        True for _ in catalog.storage.objects(f"{release.index}/")
+    )
 
 
 def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
-    size = sum(s for _, s in catalog.storage.list(f"{release.index}/"))
-    table = sum(s for _, s in catalog.storage.list(f"{release.table}/")) if whole else 0
+    size = sum(s for _, s in catalog.storage.objects(f"{release.index}/"))
+    table = sum(s for _, s in catalog.storage.objects(f"{release.table}/")) if whole else 0
     return Removable(
         release.id,
         "neither live nor previous nor kept",
@@ -147,7 +153,9 @@ def _remove_table(catalog: Catalog, item: Removable, held: set[str]) -> None:
         dataset.tags.delete(tag)
     if not held:  # cleanup beside a writer may take what it is about to commit
         dataset.cleanup_old_versions(
-            older_than=dt.timedelta(microseconds=1),  # a zero timedelta is falsy and means "two weeks"
+            older_than=dt.timedelta(
+                microseconds=1
+            ),  # a zero timedelta is falsy and means "two weeks"
             delete_unverified=False,
             error_if_tagged_old_versions=False,
         )
@@ -158,4 +166,6 @@ def _unpin(catalog: Catalog, release: Release) -> None:
     try:
         Source.from_json(release.source, catalog.storage.options).unpin(f"reembed-{release.run_id}")
     except (OSError, ValueError, SourceError) as error:
-        log.warning("the tag reembed-%s stays on %s: %s", release.run_id, release.source["uri"], error)
+        log.warning(
+            "the tag reembed-%s stays on %s: %s", release.run_id, release.source["uri"], error
+        )

@@ -12,7 +12,13 @@ import pyarrow.dataset as pads
 from reembed.errors import SourceError, UsageError
 from reembed.storage import absolute
 
-FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
 
 
@@ -34,7 +40,9 @@ def import_documents(
     kind = file_format or _format(files)
     missing = [f for f in files if not Path(f).exists()]
     if missing:
-        raise UsageError(f"no such file: {', '.join(missing)}", None, "ls " + str(Path(missing[0]).parent))
+        raise UsageError(
+            f"no such file: {', '.join(missing)}", None, "ls " + str(Path(missing[0]).parent)
+        )
     if _exists(uri, options):
         raise UsageError(
             f"{to} is a Lance dataset already",
@@ -45,9 +53,15 @@ def import_documents(
         found = pads.dataset(files, format=kind)
         names = columns or [f.name for f in found.schema if not _is_empty(f.type)]
         if unknown := sorted(set(names) - set(found.schema.names)):
-            raise SourceError(f"no column {', '.join(unknown)}", f"there are: {', '.join(found.schema.names)}", None)
+            raise SourceError(
+                f"no column {', '.join(unknown)}",
+                f"there are: {', '.join(found.schema.names)}",
+                None,
+            )
         schema = pa.schema([found.schema.field(n) for n in names])
-        reader = pa.RecordBatchReader.from_batches(schema, found.scanner(columns=names).to_batches())
+        reader = pa.RecordBatchReader.from_batches(
+            schema, found.scanner(columns=names).to_batches()
+        )
         written = lance.write_dataset(
             reader, uri, mode="create", enable_stable_row_ids=True, storage_options=options or None
         )
@@ -58,7 +72,13 @@ def import_documents(
             "reembed import FILE --to URI --format json|csv|parquet",
         ) from error
     skipped = [f.name for f in found.schema if f.name not in names]
-    return {"uri": to, "rows": written.count_rows(), "columns": names, "skipped": skipped, "version": written.version}
+    return {
+        "uri": to,
+        "rows": written.count_rows(),
+        "columns": names,
+        "skipped": skipped,
+        "version": written.version,
+    }
 
 
 def _format(files: list[str]) -> str:
@@ -77,7 +97,7 @@ def _format(files: list[str]) -> str:
 
 def _is_empty(kind: pa.DataType) -> bool:
     """A struct without fields or a column without values: nothing a table could hold."""
-    return pa.types.is_null(kind) or (pa.types.is_struct(kind) and kind.num_fields == 0)
+    return bool(pa.types.is_null(kind) or (pa.types.is_struct(kind) and kind.num_fields == 0))
 
 
 def _exists(uri: str, options: dict[str, str] | None) -> bool:

@@ -55,7 +55,8 @@ class OpenRelease:
         index = index_store.load(storage.store, release.index, manifest)
         section = EncoderConfig(**release.encoder)
         release.space.require(
-            encoders.describe(section, release.space.vector_dtype), f"the query model of release {release.id}"
+            encoders.describe(section, release.space.vector_dtype),
+            f"the query model of release {release.id}",
         )
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
         return cls(release, table, index, encoders.load_encoder(section))
@@ -67,10 +68,18 @@ class OpenRelease:
     def doc_ids(self, row_ids: npt.NDArray[np.int64]) -> list[list[str | int]]:
         """Document ids of row ids [Q, K], without the places that hold no result (-1)."""
         known = np.unique(row_ids[row_ids >= 0])
-        names = dict(zip(known.tolist(), self.table.take(known, ["doc_id"])["doc_id"].to_pylist(), strict=True))
+        names = dict(
+            zip(
+                known.tolist(),
+                self.table.take(known, ["doc_id"])["doc_id"].to_pylist(),
+                strict=True,
+            )
+        )
         return [[names[r] for r in row if r >= 0] for row in row_ids.tolist()]
 
-    def search(self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()) -> list[list[Hit]]:
+    def search(
+        self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()
+    ) -> list[list[Hit]]:
         """The k best documents of each query, best first."""
         row_ids, scores = self.index.search(self.encode_queries(texts), k)
         known = np.unique(row_ids[row_ids >= 0])
@@ -109,6 +118,8 @@ class LiveAlias:
         self.token, self.current = record.token, opened
         return True
 
-    def search(self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()) -> list[list[Hit]]:
+    def search(
+        self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()
+    ) -> list[list[Hit]]:
         """Search what was live at the last refresh."""
         return self.current.search(texts, k, columns)

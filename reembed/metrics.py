@@ -152,7 +152,7 @@ def _share(part_Q: NDArray[Any], whole_Q: NDArray[Any]) -> Floats:
     return share_Q
 
 
-# --- against other results: difference of two lists, quality of the index ---
+# --- against other results: difference of two lists ---
 
 
 def overlap_at(a_QK: Ints, b_QK: Ints, k: int) -> Floats:
@@ -162,34 +162,6 @@ def overlap_at(a_QK: Ints, b_QK: Ints, k: int) -> Floats:
     overlap_Q = _share(_is_in(a_QK, b_QK).sum(axis=1), num_longer_Q)
     overlap_Q[num_longer_Q == 0] = 1
     return overlap_Q
-
-
-def ann_recall_at(
-    found_QK: Ints, exact_QK: Ints, k: int, found_scores_QK: Floats, exact_scores_QK: Floats
-) -> Floats:
-    """ann_recall@k [Q]: share of the exact top k that the index found, counting ties as found.
-
-    A found document counts when its score reaches that of the k-th exact one, less 1e-6 (of the
-    score, above 1): among equal scores any choice is right (ann-benchmarks, knn_threshold).
-
-    Args:
-        found_QK: what the index returned.
-        exact_QK: what exact search returned.
-        k: how many of both count.
-        found_scores_QK: float, higher is nearer, computed from the vectors themselves: a quantized
-            index's own scores are not comparable.
-        exact_scores_QK: float, likewise.
-    """
-    found_QK, exact_QK = found_QK[:, :k], exact_QK[:, :k]
-    num_exact_Q = (exact_QK >= 0).sum(axis=1)
-    exact_scores_QK = np.where(exact_QK >= 0, exact_scores_QK[:, :k], np.inf)
-    threshold_Q = np.where(num_exact_Q > 0, exact_scores_QK.min(axis=1, initial=np.inf), 0)
-    least_Q = threshold_Q - _SCORE_TOLERANCE * np.maximum(1, np.abs(threshold_Q))
-    is_as_near_QK = (found_scores_QK[:, :k] >= least_Q[:, None]) & (found_QK >= 0)
-    num_found_Q = (is_as_near_QK | _is_in(found_QK, exact_QK)).sum(axis=1)
-    recall_Q = _share(np.minimum(num_found_Q, num_exact_Q), num_exact_Q)
-    recall_Q[num_exact_Q == 0] = 1
-    return recall_Q
 
 
 def _is_in(a_QK: Ints, b_QK: Ints) -> Bools:

@@ -28,7 +28,16 @@ class Listener(Protocol):
 class EmbedProgress:
     """Counts receipts; its thread reports, and says why it waits."""
 
-    def __init__(self, run: Run, listener: Listener, *, total: int, done: int, units: tuple[int, int], actors: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        listener: Listener,
+        *,
+        total: int,
+        done: int,
+        units: tuple[int, int],
+        actors: int,
+    ) -> None:
         """`units` is (staged before, all); `done` and `total` count documents."""
         self._run, self._listener = run, listener
         self._total, self._done = total, done
@@ -65,11 +74,15 @@ class EmbedProgress:
             "docs_per_s": round(rate, 1),
             "tokens_per_s": round(self._tokens / elapsed) if self._new else 0,
             "actors": self._actors,
-            "busy": round(min(1.0, self._busy_s / (elapsed * self._actors)), 3) if self._new else 0.0,
+            "busy": round(min(1.0, self._busy_s / (elapsed * self._actors)), 3)
+            if self._new
+            else 0.0,
             "units_done": self._units_done,
             "units": self._units,
             "dead_letters": self._dead,
-            "eta_s": round((self._total - self._done) / rate) if rate and share >= _ETA_FROM else None,
+            "eta_s": round((self._total - self._done) / rate)
+            if rate and share >= _ETA_FROM
+            else None,
             "startup_s": round((self._first or at) - self._started, 1),
             "waiting": self._waiting(at),
         }

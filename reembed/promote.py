@@ -37,16 +37,24 @@ def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
         waiting = [r for r in catalog.releases() if live is None or r.id != live.release.id]
         waiting = [r for r in waiting if not catalog.is_retired(r.id)]
         if not waiting:
-            raise UsageError(f"{catalog.alias} has no candidate", "nothing was built that is not live", "reembed run")
+            raise UsageError(
+                f"{catalog.alias} has no candidate",
+                "nothing was built that is not live",
+                "reembed run",
+            )
         chosen = waiting[-1]
     if catalog.is_retired(chosen.id):
-        raise UsageError(f"release {chosen.id} was removed by gc", "its data is gone", "reembed run --fresh")
+        raise UsageError(
+            f"release {chosen.id} was removed by gc", "its data is gone", "reembed run --fresh"
+        )
     if live is not None and chosen.id == live.release.id:
         raise UsageError(f"release {chosen.id} is live already", None, "reembed history")
     return chosen
 
 
-def promote(catalog: Catalog, release_id: str | None = None, *, force_reason: str | None = None) -> AliasRecord:
+def promote(
+    catalog: Catalog, release_id: str | None = None, *, force_reason: str | None = None
+) -> AliasRecord:
     """Move the alias to a candidate.
 
     The first release ever needs no comparison; any other needs a passing one of exactly this
@@ -81,13 +89,17 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
     stack = standing(log)
     if to is None and len(stack) < 2:
         raise UsageError(
-            f"{catalog.alias} has nothing to roll back to", f"{live.release.id} is the first in line", "reembed history"
+            f"{catalog.alias} has nothing to roll back to",
+            f"{live.release.id} is the first in line",
+            "reembed history",
         )
     target = stack[-2] if to is None else _promoted_before(catalog, log, to)
     if target.id == live.release.id:
         raise UsageError(f"release {target.id} is live already", None, "reembed history")
     if catalog.is_retired(target.id):
-        raise UsageError(f"release {target.id} was removed by gc", "its data is gone", "reembed run --fresh")
+        raise UsageError(
+            f"release {target.id} was removed by gc", "its data is gone", "reembed run --fresh"
+        )
     _require_complete(catalog, target)
     return _swap(catalog, live, "rollback", target, reason, None)
 
@@ -102,7 +114,9 @@ def _promoted_before(catalog: Catalog, log: list[AliasRecord], to: str) -> Relea
         if record.release.id == to:
             return record.release
     known = ", ".join(dict.fromkeys(r.release.id for r in log))
-    raise UsageError(f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history")
+    raise UsageError(
+        f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
+    )
 
 
 def _swap(
@@ -121,7 +135,11 @@ def _swap(
     record = catalog.append(live, action, release, reason=reason, comparison=comparison)
     if catalog.is_retired(release.id) and live is not None:
         catalog.append(record, "rollback", live.release, reason=f"gc was removing {release.id}")
-        raise Conflict(f"release {release.id} was being removed by gc", f"{live.release.id} serves on", "reembed status")
+        raise Conflict(
+            f"release {release.id} was being removed by gc",
+            f"{live.release.id} serves on",
+            "reembed status",
+        )
     return record
 
 
@@ -130,10 +148,16 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
     manifest = catalog.storage.read_if_there(f"{release.index}/manifest.json")
     if manifest is None or manifest["sha256"] != release.index_sha256:
-        what = "has no index" if manifest is None else "has another index than it was registered with"
-        raise IntegrityError(f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh")
-    if not any(True for _ in catalog.storage.list(f"{release.table}/_versions/")):
-        raise IntegrityError(f"release {release.id} has no table", f"{release.table} is gone", "reembed run --fresh")
+        what = (
+            "has no index" if manifest is None else "has another index than it was registered with"
+        )
+        raise IntegrityError(
+            f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh"
+        )
+    if not any(True for _ in catalog.storage.objects(f"{release.table}/_versions/")):
+        raise IntegrityError(
+            f"release {release.id} has no table", f"{release.table} is gone", "reembed run --fresh"
+        )
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
@@ -150,12 +174,27 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
             "the comparison does not say whether it is better than what serves",
             "reembed compare",
         )
-    if record["candidate_index_sha256"] != chosen.index_sha256 or record["candidate"]["release"] != chosen.id:
-        raise IntegrityError(f"the comparison is of another index than release {chosen.id}'s", None, "reembed compare")
-    failing = "; ".join(f"{r['name']}: {r['detail']}" for r in record["rules"] if r["verdict"] != "pass")
+    if (
+        record["candidate_index_sha256"] != chosen.index_sha256
+        or record["candidate"]["release"] != chosen.id
+    ):
+        raise IntegrityError(
+            f"the comparison is of another index than release {chosen.id}'s",
+            None,
+            "reembed compare",
+        )
+    failing = "; ".join(
+        f"{r['name']}: {r['detail']}" for r in record["rules"] if r["verdict"] != "pass"
+    )
     if record["verdict"] == "fail":
-        raise GateFailed(f"release {chosen.id} failed the comparison with {live.id}", failing, "reembed compare")
+        raise GateFailed(
+            f"release {chosen.id} failed the comparison with {live.id}", failing, "reembed compare"
+        )
     if record["verdict"] != "pass":
-        raise Inconclusive(f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, "reembed compare")
+        raise Inconclusive(
+            f"the comparison of {chosen.id} with {live.id} is inconclusive",
+            failing,
+            "reembed compare",
+        )
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return {"verdict": record["verdict"], "sha256": digest, "at": record["at"], "live": live.id}

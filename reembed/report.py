@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+import shlex
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -16,9 +19,21 @@ _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _BAR = 24
 
 
-def error(problem: ReembedError) -> str:
+def error(problem: ReembedError, files: Sequence[str] = ()) -> str:
     """What, why, fix."""
-    return click.style("error: ", fg="red") + plain(str(problem))
+    return click.style("error: ", fg="red") + _pasteable(plain(str(problem)), files)
+
+
+def _pasteable(lines: str, files: Sequence[str]) -> str:
+    """Commands to paste name the config files that this command was given."""
+    options = "".join(f" -c {shlex.quote(f)}" for f in files)
+
+    def complete(line: str) -> str:
+        if not line.lstrip().startswith(("fix:", "Next:")):
+            return line
+        return re.sub(rf"\breembed ({'|'.join(_CONFIGURED)})\b", rf"\g<0>{options}", line)
+
+    return "\n".join(complete(line) for line in lines.split("\n"))
 
 
 def error_record(problem: ReembedError) -> dict[str, Any]:
@@ -34,7 +49,10 @@ def error_record(problem: ReembedError) -> dict[str, Any]:
 
 def plain(text: str) -> str:
     """Text from documents and ids without control and direction characters, which could fake output."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else f"\\x{ord(c):02x}" for c in text)
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else f"\\x{ord(c):02x}"
+        for c in text
+    )
 
 
 class Console:
@@ -68,7 +86,8 @@ def _say_plan(f: dict[str, Any]) -> str:
 
 
 def _say_resume(f: dict[str, Any]) -> str:
-    return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged already, source version {f['source']['version']}"
+    version = f["source"]["version"]
+    return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged, source version {version}"
 
 
 def _say_embed(f: dict[str, Any]) -> str:
@@ -78,8 +97,9 @@ def _say_embed(f: dict[str, Any]) -> str:
     dead = f"  {f['dead_letters']} dead letters" if f["dead_letters"] else ""
     waiting = f"  waiting: {f['waiting']}" if f["waiting"] else ""
     return (
-        f"{bar} {f['done']:,}/{f['total']:,} {share:6.1%}  {f['docs_per_s']:,.1f} docs/s  {f['tokens_per_s']:,} tokens/s"
-        f"  {f['actors']} actor(s) {f['busy']:.0%} busy  units {f['units_done']:,}/{f['units']:,}{eta}{dead}{waiting}"
+        f"{bar} {f['done']:,}/{f['total']:,} {share:6.1%}  {f['docs_per_s']:,.1f} docs/s"
+        f"  {f['tokens_per_s']:,} tokens/s  {f['actors']} actor(s) {f['busy']:.0%} busy"
+        f"  units {f['units_done']:,}/{f['units']:,}{eta}{dead}{waiting}"
     )
 
 
@@ -91,17 +111,21 @@ def _say_index(f: dict[str, Any]) -> str:
     point = ", ".join(f"{k} {v}" for k, v in f["operating_point"].items())
     return (
         f"{f['factory']} on {f['device']}, {f['rows']:,} vectors in {f['seconds']:.1f} s"
-        f"{', ' + point if point else ''}; ann_recall@10 {f['ann_recall_at_10']:.3f} on {f['num_queries']} {f['tuned_on']}"
+        f"{', ' + point if point else ''}; ann_recall@10 {f['ann_recall_at_10']:.3f}"
+        f" on {f['num_queries']} {f['tuned_on']}"
     )
 
 
 def _say_verify(f: dict[str, Any]) -> str:
     wrong = [f"{d['count']} {k}" for k, d in f["differences"].items() if d["count"]]
-    return f"{f['rows']:,} rows: {', '.join(wrong) or 'every document once, right text, right space, finite'}; {f['confidence']}"
+    found = ", ".join(wrong) or "every document once, right text, right space, finite"
+    return f"{f['rows']:,} rows: {found}; {f['confidence']}"
 
 
 def _say_candidate(f: dict[str, Any]) -> str:
-    return f"{f['release']} is ready; " + (f"{f['live']} still serves" if f["live"] else "nothing serves yet")
+    return f"{f['release']} is ready; " + (
+        f"{f['live']} still serves" if f["live"] else "nothing serves yet"
+    )
 
 
 _EVENTS = {
@@ -117,9 +141,9 @@ _EVENTS = {
 }
 
 
-def text(verb: str, result: dict[str, Any]) -> str:
-    """A verb's result for people; ends with what to do next."""
-    return _TEXTS[verb](_harmless(result))
+def text(verb: str, result: dict[str, Any], files: Sequence[str] = ()) -> str:
+    """A verb's result for people; ends with what to do next, with the config files in it."""
+    return _pasteable(_TEXTS[verb](_harmless(result)), files)
 
 
 def _harmless(value: Any) -> Any:
@@ -152,10 +176,15 @@ def _status(r: dict[str, Any]) -> str:
         lines.append("  live       nothing yet")
     if r["forced"]:
         lines.append("  the live release was promoted with --force")
-    lines += [_release_line("candidate", c) + f"  compared: {c['verdict'] or 'not yet'}" for c in r["candidates"]]
+    lines += [
+        _release_line("candidate", c) + f"  compared: {c['verdict'] or 'not yet'}"
+        for c in r["candidates"]
+    ]
     for run in r["runs"]:
         state = "running" if run["driven"] else "stopped; `reembed run` resumes it"
-        lines.append(f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}")
+        lines.append(
+            f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}"
+        )
     return "\n".join([*lines, f"Next: {_next(r)}"])
 
 
@@ -178,12 +207,19 @@ def _next(r: dict[str, Any]) -> str:
 
 
 def _verify(r: dict[str, Any]) -> str:
-    lines = [f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows, {r['dead_letters']:,} dead letters"]
+    lines = [
+        f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows, {r['dead_letters']:,} dead letters"
+    ]
     for kind, d in r["differences"].items():
         examples = f"  e.g. {', '.join(map(repr, d['examples']))}" if d["count"] else ""
         lines.append(f"  {kind:13} {d['count']:>9,}{examples}")
-    lines += [f"  {r['confidence']}", _colour("equal" if r["passed"] else "differs", "pass" if r["passed"] else "fail")]
-    return "\n".join([*lines, "Next: " + ("reembed compare" if r["passed"] else "reembed run --fresh")])
+    lines += [
+        f"  {r['confidence']}",
+        _colour("equal" if r["passed"] else "differs", "pass" if r["passed"] else "fail"),
+    ]
+    return "\n".join(
+        [*lines, "Next: " + ("reembed compare" if r["passed"] else "reembed run --fresh")]
+    )
 
 
 def _compare(r: dict[str, Any]) -> str:
@@ -200,7 +236,8 @@ def _compare(r: dict[str, Any]) -> str:
         change = m["change"]
         lines.append(
             f"  {name:12} {m['live']:8.3f} {m['candidate']:10.3f}   {change['mean']:+.3f}"
-            f" ({_signed(change['low'])} .. {_signed(change['high'])})        {m['worse']:>5,} / {m['same']:,} / {m['better']:,}"
+            f" ({_signed(change['low'])} .. {_signed(change['high'])})"
+            f"        {m['worse']:>5,} / {m['same']:,} / {m['better']:,}"
         )
     ann = r["ann_recall@10"]
     lines.append(f"  {'ann_recall@10':13}{ann['live']:8.3f} {ann['candidate']:10.3f}")
@@ -208,13 +245,22 @@ def _compare(r: dict[str, Any]) -> str:
     if r["latency"]:
         for p in ("p50_ms", "p95_ms"):
             a, b = r["latency"]["live"][p], r["latency"]["candidate"][p]
-            lines.append(f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}")
+            lines.append(
+                f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}"
+            )
     lines.append("")
-    lines += [f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['name']}: {rule['detail']}" for rule in r["rules"]]
+    lines += [
+        f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['name']}: {rule['detail']}"
+        for rule in r["rules"]
+    ]
     if r["queries_needed"]:
         lines.append(f"  about {r['queries_needed']:,} judged queries would decide")
     lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
-    following = {"pass": "reembed promote", "fail": "reembed status", "inconclusive": "judge more queries, then reembed compare"}
+    following = {
+        "pass": "reembed promote",
+        "fail": "reembed status",
+        "inconclusive": "judge more queries, then reembed compare",
+    }
     return "\n".join([*lines, f"Next: {following[r['verdict']]}"])
 
 
@@ -224,9 +270,13 @@ def _signed(value: float | None) -> str:
 
 def _moved(r: dict[str, Any]) -> str:
     behind = r["behind"]
-    lines = [f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"]
+    lines = [
+        f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"
+    ]
     if r["forced"]:
-        lines.append("  forced: no passing comparison stands behind it; `reembed history` keeps the reason")
+        lines.append(
+            "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
+        )
     if behind["newest"] is None:
         lines.append(f"  the source cannot be read now: {behind['why']}")
     elif behind["newest"] > behind["source_version"]:
@@ -240,8 +290,12 @@ def _moved(r: dict[str, Any]) -> str:
 def _history(r: dict[str, Any]) -> str:
     lines = [f"{r['alias']}: {len(r['steps'])} steps"]
     for s in r["steps"]:
-        why = f"  forced: {s['reason']}" if s["forced"] else f"  {s['reason']}" if s["reason"] else ""
-        lines.append(f"  {s['generation']:>4}  {s['at']}  {s['action']:8}  {s['release']}  {s['model']}  by {s['by']}{why}")
+        why = (
+            f"  forced: {s['reason']}" if s["forced"] else f"  {s['reason']}" if s["reason"] else ""
+        )
+        lines.append(
+            f"  {s['generation']:>4}  {s['at']}  {s['action']:8}  {s['release']}  {s['model']}  by {s['by']}{why}"
+        )
     return "\n".join([*lines, "Next: reembed status"])
 
 
@@ -267,7 +321,13 @@ def _gc(r: dict[str, Any]) -> str:
         return "\n".join([*lines, "Nothing to remove."])
     if r["deleted"]:
         return "\n".join([*lines, f"{_bytes(r['bytes'])} freed.", "Next: reembed status"])
-    return "\n".join([*lines, f"Nothing was removed; this would free {_bytes(r['bytes'])}.", "Next: reembed gc --yes"])
+    return "\n".join(
+        [
+            *lines,
+            f"Nothing was removed; this would free {_bytes(r['bytes'])}.",
+            "Next: reembed gc --yes",
+        ]
+    )
 
 
 def _config(r: dict[str, Any]) -> str:
@@ -275,7 +335,9 @@ def _config(r: dict[str, Any]) -> str:
         return "The config is valid.\nNext: reembed run"
     flat = dict(_flat(r["settings"]))
     width = max(len(k) for k in flat)
-    return "\n".join(f"{k:{width}}  {v!r:40}  # {r['origins'].get(k, 'default')}" for k, v in flat.items())
+    return "\n".join(
+        f"{k:{width}}  {v!r:40}  # {r['origins'].get(k, 'default')}" for k, v in flat.items()
+    )
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Any:
@@ -318,12 +380,24 @@ _TEXTS = {
 }
 
 
+_CONFIGURED = tuple(verb for verb in _TEXTS if verb != "import")
+
+
 def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord]) -> str:
     """The comparison as one self-contained page: no script, nothing loaded, everything escaped."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("reembed"), autoescape=True, undefined=jinja2.StrictUndefined)
-    bound = max(0.05, *(abs(v) for m in comparison["metrics"].values() for v in (m["change"]["low"] or 0, m["change"]["high"] or 0)))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reembed"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    bound = max(
+        0.05,
+        *(
+            abs(v)
+            for m in comparison["metrics"].values()
+            for v in (m["change"]["low"] or 0, m["change"]["high"] or 0)
+        ),
+    )
     return environment.get_template("report.html").render(
         c=comparison, release=candidate, verify=candidate.verify, log=log, scale=bound * 1.15
     )

@@ -68,7 +68,12 @@ class Plan:
         """The record as stored; units as lists, to stay small at 100,000 of them."""
         units = [[u.id, u.fragment, u.offset, u.rows] for u in self.units]
         fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space")}
-        return {"schema_version": SCHEMA_VERSION, **fields, "space": self.space.to_json(), "units": units}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **fields,
+            "space": self.space.to_json(),
+            "units": units,
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:
@@ -119,7 +124,7 @@ class Run:
 
     def staged(self) -> set[str]:
         """Ids of the units that have a receipt."""
-        paths = (path for path, _ in self.storage.list(self.path("units/")))
+        paths = (path for path, _ in self.storage.objects(self.path("units/")))
         return {p.rsplit("/", 1)[-1].removesuffix(".json") for p in paths}
 
     def receipts(self) -> list[dict[str, Any]]:
@@ -190,7 +195,7 @@ def _process_started(pid: int) -> str | None:
 
 def read_lease(run: Run) -> Lease | None:
     """The newest lease, if any was ever taken."""
-    paths = [path for path, _ in run.storage.list(run.path("leases/"))]
+    paths = [path for path, _ in run.storage.objects(run.path("leases/"))]
     return Lease(**run.storage.read(paths[-1])) if paths else None
 
 
@@ -236,7 +241,9 @@ def driving(run: Run) -> Iterator[None]:
         pid_started=_process_started(os.getpid()) or "",
     )
     if not run.storage.create(_lease_path(run, mine), asdict(mine)):
-        raise Conflict(f"run {run.id} was taken by another process just now", None, "reembed status")
+        raise Conflict(
+            f"run {run.id} was taken by another process just now", None, "reembed status"
+        )
     stop = threading.Event()
     thread = threading.Thread(target=_beat, args=(run, mine, stop), daemon=True)
     thread.start()

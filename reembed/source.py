@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from reembed.config import Config
 from reembed.errors import SourceError
@@ -46,9 +45,16 @@ class Source:
         uri = absolute(section.uri)
         dataset = _open(uri, section.version, options)
         source = cls(
-            uri, dataset.version, section.id_column, section.text, section.filter, config.table.carry, options
+            uri,
+            dataset.version,
+            section.id_column,
+            section.text,
+            section.filter,
+            config.table.carry,
+            options,
         )
         source._check_columns(dataset.schema)
+        source._check_filter(dataset)
         return source
 
     @classmethod
@@ -58,7 +64,9 @@ class Source:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides which documents are read, without the store's settings."""
-        return {k: v for k, v in asdict(self).items() if k != "options"} | {"carry": list(self.carry)}
+        return {k: v for k, v in asdict(self).items() if k != "options"} | {
+            "carry": list(self.carry)
+        }
 
     def dataset(self) -> lance.LanceDataset:
         """The dataset at the pinned version."""
@@ -111,8 +119,14 @@ class Source:
                 f'reembed config --set source.filter="{self.id_column} IS NOT NULL"',
             )
         if not len(hashes):
-            why = f"the filter {self.filter!r} matches no row" if self.filter else "the dataset has no rows"
-            raise SourceError(f"{self.uri} version {self.version} has no documents", why, "reembed import --help")
+            why = (
+                f"the filter {self.filter!r} matches no row"
+                if self.filter
+                else "the dataset has no rows"
+            )
+            raise SourceError(
+                f"{self.uri} version {self.version} has no documents", why, "reembed import --help"
+            )
         values, counts = np.unique(hashes, return_counts=True)
         if (suspects := values[counts > 1]).size and (examples := self._duplicates(suspects)):
             raise SourceError(
@@ -141,7 +155,9 @@ class Source:
         dataset = self.dataset()
         fragment = dataset.get_fragment(unit.fragment)
         if fragment is None:
-            raise SourceError(f"{self.uri} version {self.version} has lost fragment {unit.fragment}")
+            raise SourceError(
+                f"{self.uri} version {self.version} has lost fragment {unit.fragment}"
+            )
         table = dataset.scanner(
             columns=self._columns(),
             filter=self.filter,
@@ -159,31 +175,29 @@ class Source:
 
     def scan(self) -> Iterator[pa.Table]:
         """All documents as `read` gives them, in bounded batches."""
-        scanner = self.dataset().scanner(columns=self._columns(), filter=self.filter, batch_size=_SCAN_ROWS)
+        scanner = self.dataset().scanner(
+            columns=self._columns(), filter=self.filter, batch_size=_SCAN_ROWS
+        )
         for batch in scanner.to_batches():
             yield self._documents(pa.Table.from_batches([batch]))
-
-    def take(self, ids: list[Any]) -> pa.Table:
-        """The documents with these ids, in no particular order. Reads the id column once."""
-        wanted = pa.array(ids)
-        tables = []
-        for table in self.scan():
-            kept = table.filter(pc.is_in(table["doc_id"], value_set=wanted.cast(table["doc_id"].type)))
-            if kept.num_rows:
-                tables.append(kept)
-        return pa.concat_tables(tables) if tables else pa.table({"doc_id": [], "text": []})
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys([self.id_column, *self.text_columns, *self.carry]))
 
     def _documents(self, table: pa.Table) -> pa.Table:
-        columns = {"doc_id": table[self.id_column].cast(_plain(table[self.id_column].type)), "text": self._text(table)}
+        columns = {
+            "doc_id": table[self.id_column].cast(_plain(table[self.id_column].type)),
+            "text": self._text(table),
+        }
         return pa.table(columns | {c: table[c] for c in self.carry})
 
     def _text(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
         if not _template_columns(self.text):
             return table[self.text].cast(pa.large_string()).cast(pa.large_binary())
-        columns = {c: table[c].cast(pa.large_string()).cast(pa.large_binary()).to_pylist() for c in self.text_columns}
+        columns = {
+            c: table[c].cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            for c in self.text_columns
+        }
         parts = [(lit.encode(), name) for lit, name, _, _ in string.Formatter().parse(self.text)]
         texts = (
             b"".join(lit + ((columns[name][row] or b"") if name else b"") for lit, name in parts)
@@ -201,7 +215,25 @@ class Source:
                 )
         for column in self.text_columns:
             _require(schema, column, _is_text, "text", "source.text")
-        _require(schema, self.id_column, lambda t: _is_text(t) or pa.types.is_integer(t), "ids", "source.id_column")
+        _require(
+            schema,
+            self.id_column,
+            lambda t: _is_text(t) or pa.types.is_integer(t),
+            "ids",
+            "source.id_column",
+        )
+
+    def _check_filter(self, dataset: lance.LanceDataset) -> None:
+        if self.filter is None:
+            return
+        try:
+            dataset.scanner(columns=[self.id_column], filter=self.filter, limit=1).to_table()
+        except (ValueError, OSError) as error:
+            raise SourceError(
+                f"source.filter = {self.filter!r} is not a filter over {self.uri}",
+                str(error).split(", /home/")[0].splitlines()[0],
+                "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\"",
+            ) from error
 
     def _id_hashes(self) -> tuple[npt.NDArray[np.uint64], int]:
         scanner = self.dataset().scanner(columns=[self.id_column], filter=self.filter)
@@ -214,13 +246,21 @@ class Source:
     def _duplicates(self, suspects: npt.NDArray[np.uint64]) -> list[str]:
         """Ids that really repeat among those whose 64-bit hashes do."""
         found = []
-        for batch in self.dataset().scanner(columns=[self.id_column], filter=self.filter).to_batches():
-            found.append(batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects))))
+        for batch in (
+            self.dataset().scanner(columns=[self.id_column], filter=self.filter).to_batches()
+        ):
+            found.append(
+                batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects)))
+            )
         counts = pa.chunked_array(found).value_counts().to_pylist()
-        return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
+        return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][
+            :_EXAMPLES
+        ]
 
 
-def _open(uri: str, version: int | None, options: tuple[tuple[str, str], ...]) -> lance.LanceDataset:
+def _open(
+    uri: str, version: int | None, options: tuple[tuple[str, str], ...]
+) -> lance.LanceDataset:
     try:
         return lance.dataset(uri, version=version, storage_options=dict(options) or None)
     except (ValueError, OSError) as error:
@@ -239,9 +279,13 @@ def _template_columns(text: str) -> list[str]:
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise SourceError(f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"') from error
+        raise SourceError(
+            f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"'
+        ) from error
     for _, name, spec, conversion in parts:
-        if name is not None and (not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion):
+        if name is not None and (
+            not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion
+        ):
             raise SourceError(
                 f"source.text = {text!r}: {name!r} is not a plain column name",
                 "a template may only name columns",
@@ -262,7 +306,7 @@ def _require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -276,4 +320,3 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return pd.util.hash_array(np.asarray(ids.to_pandas()), categorize=False)
-

@@ -25,7 +25,9 @@ def status(catalog: Catalog) -> dict[str, Any]:
         "previous": _line(stack[-2]) if len(stack) > 1 else None,
         "candidates": [{**_line(r), "verdict": _verdict(catalog, r, live)} for r in waiting],
         "retired": retired,
-        "runs": [_run(run) for run in find_runs(catalog.storage, catalog.alias) if run.result() is None],
+        "runs": [
+            _run(run) for run in find_runs(catalog.storage, catalog.alias) if run.result() is None
+        ],
     }
 
 

@@ -38,11 +38,15 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
         Path(root).mkdir(parents=True, exist_ok=True)
         return LocalStore(root, automatic_cleanup=True)
     config = {k: v for k, v in options if k not in _CLIENT_OPTIONS}
-    client = {k: v == "true" if v in ("true", "false") else v for k, v in options if k in _CLIENT_OPTIONS}
+    client = {
+        k: v == "true" if v in ("true", "false") else v for k, v in options if k in _CLIENT_OPTIONS
+    }
     try:
-        return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type,call-overload]
+        return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type]
     except (BaseError, ValueError) as error:
-        raise UsageError(f"cannot open {root}", str(error).splitlines()[0], "reembed config --check") from error
+        raise UsageError(
+            f"cannot open {root}", str(error).splitlines()[0], "reembed config --check"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ class Storage:
         try:
             record = json.loads(self.read_bytes(path))
         except ValueError as error:
-            raise ReembedError(f"{self.uri(path)} is not JSON: it was damaged after it was written", str(error)) from error
+            raise ReembedError(
+                f"{self.uri(path)} is not JSON: it was damaged after it was written", str(error)
+            ) from error
         return dict(record)
 
     def read_if_there(self, path: str) -> dict[str, Any] | None:
@@ -120,7 +126,7 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(path, size in bytes) of every object below a prefix, sorted."""
         found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
         return iter(sorted(found))
@@ -139,7 +145,7 @@ class Storage:
 
     def delete_tree(self, prefix: str) -> int:
         """Delete every object below a prefix; the bytes freed."""
-        found = list(self.list(prefix))
+        found = list(self.objects(prefix))
         if found:
             obstore.delete(self.store, [path for path, _ in found])
         return sum(size for _, size in found)

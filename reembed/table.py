@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lance
 import numpy as np
@@ -28,7 +28,7 @@ from reembed.runs import Plan, Run
 from reembed.spaces import Space
 from reembed.storage import Storage
 
-STORAGE_VERSION = "2.2"
+STORAGE_VERSION: Literal["2.2"] = "2.2"
 TEXT_HASH_BYTES = 16
 _BATCH_ROWS = 8_192
 _RUN_PROPERTY = "reembed.run"
@@ -51,7 +51,7 @@ def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Sc
 def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
     """Create the table empty if it is not there; its newest version."""
     uri = storage.uri(path)
-    if not any(True for _ in storage.list(f"{path}/_versions/")):
+    if not any(True for _ in storage.objects(f"{path}/_versions/")):
         try:
             lance.write_dataset(
                 columns.empty_table(),
@@ -132,7 +132,13 @@ def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
         "space": pa.repeat(plan.space.id, n),
         "source_version": pa.repeat(pa.scalar(plan.source["version"], pa.int64()), n),
     }
-    return pa.table([arrays.get(f.name, rows[f.name] if f.name in rows.column_names else None) for f in columns], columns)
+    return pa.table(
+        [
+            arrays.get(f.name, rows[f.name] if f.name in rows.column_names else None)
+            for f in columns
+        ],
+        columns,
+    )
 
 
 def _write(storage: Storage, path: str, table: pa.Table) -> list[FragmentMetadata]:
@@ -156,7 +162,9 @@ def _proof(storage: Storage, path: str, file: Any) -> dict[str, Any]:
     Lance has no checksums, and reports success on a file whose last write failed (disk full).
     """
     digest, size = hashlib.sha256(), 0
-    for chunk in obstore.get(storage.store, f"{path}/data/{file.path}").stream(min_chunk_size=8 << 20):
+    for chunk in obstore.get(storage.store, f"{path}/data/{file.path}").stream(
+        min_chunk_size=8 << 20
+    ):
         digest.update(chunk)
         size += len(chunk)
     if size != file.file_size_bytes:
@@ -204,7 +212,9 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
     _tag(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
     rows = sum(r["rows"] for r in receipts)
-    return SealedTable(plan.table, version, tag, rows, dead, sum(r.get("tokens", 0) for r in receipts))
+    return SealedTable(
+        plan.table, version, tag, rows, dead, sum(r.get("tokens", 0) for r in receipts)
+    )
 
 
 def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str) -> None:
@@ -217,9 +227,15 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
             "reembed run (the same command resumes it)",
         )
     wrong = [u for u, rows in found.items() if planned.get(u) != rows]
-    wrong += [r["unit"] for r in receipts if (r["space"], r["columns"]) != (plan.space.id, fingerprint)]
+    wrong += [
+        r["unit"] for r in receipts if (r["space"], r["columns"]) != (plan.space.id, fingerprint)
+    ]
     if wrong:
-        raise IntegrityError(f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}", None, "reembed run --fresh")
+        raise IntegrityError(
+            f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
+            None,
+            "reembed run --fresh",
+        )
 
 
 def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
@@ -233,12 +249,16 @@ def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
 
 
 def _check_files(storage: Storage, plan: Plan, receipts: list[dict[str, Any]]) -> None:
-    there = dict(storage.list(f"{plan.table}/data/"))
+    there = dict(storage.objects(f"{plan.table}/data/"))
     for receipt in receipts:
         for name, proof in receipt["files"].items():
             size = there.get(f"{plan.table}/data/{name}")
             if size != proof["size_bytes"]:
-                found = "is gone" if size is None else f"has {size:,} bytes instead of {proof['size_bytes']:,}"
+                found = (
+                    "is gone"
+                    if size is None
+                    else f"has {size:,} bytes instead of {proof['size_bytes']:,}"
+                )
                 raise IntegrityError(
                     f"staged file {name} of unit {receipt['unit']} {found}",
                     "somebody cleaned up or damaged the table while the run was under way",
@@ -247,7 +267,9 @@ def _check_files(storage: Storage, plan: Plan, receipts: list[dict[str, Any]]) -
 
 
 def _commit(run: Run, plan: Plan, columns: pa.Schema, receipts: list[dict[str, Any]]) -> int:
-    fragments = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]]
+    fragments = [
+        FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]
+    ]
     transaction = lance.Transaction(
         read_version=plan.base_version,
         operation=lance.LanceOperation.Overwrite(columns, fragments),
@@ -284,7 +306,7 @@ def _committed(run: Run, plan: Plan) -> int | None:
     dataset = open_table(run.storage, plan.table)
     for version in range(dataset.version, plan.base_version, -1):
         transaction = dataset.read_transaction(version)
-        if (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
+        if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
             return version
     return None
 
@@ -326,7 +348,10 @@ class TableVersion:
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """(row ids int64 [B], vectors float32 [B, dim]), in table order."""
         for batch in self.scan(["vector"]):
-            yield batch.column("_rowid").to_numpy().astype(np.int64), as_vectors(batch.column("vector"))
+            yield (
+                batch.column("_rowid").to_numpy().astype(np.int64),
+                as_vectors(batch.column("vector")),
+            )
 
     def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Batches of these columns and _rowid."""

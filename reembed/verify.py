@@ -72,7 +72,12 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as stored."""
-        return {"schema_version": 1, **asdict(self), "passed": self.passed, "confidence": self.confidence}
+        return {
+            "schema_version": 1,
+            **asdict(self),
+            "passed": self.passed,
+            "confidence": self.confidence,
+        }
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,10 @@ def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verificatio
         "stale": stale,
     }
     names = _names(subject, named)
-    differences = {k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist())) for k, v in named.items()}
+    differences = {
+        k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist()))
+        for k, v in named.items()
+    }
     differences["mismatched"] = found.mismatched
     differences["corrupt"] = found.corrupt
     if subject.index_ids is not None:
@@ -157,11 +165,15 @@ def _scan_table(subject: Subject) -> _Table:
 
 
 def _choose(found: _Table, sample: int, seed: int) -> list[bytes]:
-    rows = np.random.default_rng(seed).choice(len(found.ids), min(sample, len(found.ids)), replace=False)
+    rows = np.random.default_rng(seed).choice(
+        len(found.ids), min(sample, len(found.ids)), replace=False
+    )
     return [found.ids[r].tobytes() for r in rows]
 
 
-def _scan_source(source: Source, chosen: set[bytes]) -> tuple[Digests, Digests, dict[bytes, tuple[Any, str]]]:
+def _scan_source(
+    source: Source, chosen: set[bytes]
+) -> tuple[Digests, Digests, dict[bytes, tuple[Any, str]]]:
     ids: list[bytes] = []
     texts: list[bytes] = []
     kept: dict[bytes, tuple[Any, str]] = {}
@@ -205,7 +217,9 @@ def _reembed(
     wrong = []
     for digest, vector in zip(chosen, again, strict=True):
         name = texts[digest][0]
-        cosine = float(vector @ stored[name] / (np.linalg.norm(vector) * np.linalg.norm(stored[name])))
+        cosine = float(
+            vector @ stored[name] / (np.linalg.norm(vector) * np.linalg.norm(stored[name]))
+        )
         if not cosine >= SAME_VECTOR:
             wrong.append(name)
     return len(chosen), Difference(len(wrong), tuple(wrong[:_EXAMPLES]))

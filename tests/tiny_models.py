@@ -140,12 +140,12 @@ def _write_tokenizer(folder: Path, max_length: int, *, classify: bool, lowercase
     special: dict[str, str] = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
     if classify:
         special |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=max_length,
-        padding_side="right" if classify else "left",
-        **special,
-    ).save_pretrained(folder)
+    wrap: Any = PreTrainedTokenizerFast
+    side = "right" if classify else "left"
+    wrapped = wrap(
+        tokenizer_object=backend, model_max_length=max_length, padding_side=side, **special
+    )
+    wrapped.save_pretrained(folder)
     return len(vocab)
 
 

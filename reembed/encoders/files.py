@@ -147,16 +147,17 @@ def _optional_json(file: Path) -> dict[str, Any]:
 
 
 def _module(root: Path, entry: dict[str, Any]) -> Module:
-    package, _, kind = str(entry["type"]).rpartition(".")
+    name, path = str(entry.get("type")), str(entry.get("path", ""))
+    package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
         raise EncoderError(
-            f"{root}: module {entry['type']} is not supported",
+            f"{root}: module {name} is not supported",
             f"Supported are sentence_transformers' {', '.join(SUPPORTED)}; code that comes with a "
             "model is never run.",
         )
-    folder = root / entry["path"]
-    if ".." in Path(entry["path"]).parts or Path(entry["path"]).is_absolute():
-        raise EncoderError(f"{root}: modules.json points outside the folder: {entry['path']}")
+    folder = root / path
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise EncoderError(f"{root}: modules.json points outside the folder: {path}")
     if kind != "Transformer":
         return Module(kind, folder, _optional_json(folder / "config.json"))
     settings = (_optional_json(folder / name) for name in _TRANSFORMER_SETTINGS)

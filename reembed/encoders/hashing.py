@@ -130,9 +130,7 @@ def _features(texts: list[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
     return _with_fixed_token(table[present], present.sum(axis=1), lengths)
 
 
-def _words(
-    codes: Hashes, letter: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]
-) -> Hashes:
+def _words(codes: Hashes, letter: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> Hashes:
     """One polynomial hash per word; starts: where words begin, int64."""
     if not len(starts):
         return np.empty(0, np.uint64)

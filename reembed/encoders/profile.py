@@ -150,13 +150,13 @@ def _input_dim(module: Module) -> int:
 
 
 def _dense_dim(module: Module, before: int) -> int:
-    wanted = int(module.settings["in_features"])
-    if wanted != before:
+    wanted, given = (module.settings.get(f"{side}_features") for side in ("in", "out"))
+    if wanted != before or given is None:
         raise EncoderError(
             f"{module.folder}: Dense takes {wanted} dimensions and gets {before}",
             "encoder.pooling changed the number of dimensions, or the folder is damaged.",
         )
-    return int(module.settings["out_features"])
+    return int(given)
 
 
 def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:

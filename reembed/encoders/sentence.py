@@ -125,7 +125,10 @@ def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> S
 def _load_modules(profile: Profile, device: str, dtype: torch.dtype) -> Any:
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    quiet: Any = logging.disable_progress_bar
+    quiet()
     options = {"dtype": dtype, "use_safetensors": True}
     try:
         model = SentenceTransformer(

@@ -215,9 +215,10 @@ def _load_fast(module: Module) -> tuple[Any, int | None]:
 
 def _lowercase(backend: Any) -> None:
     """Put Lowercase first, unless the normalizer has it."""
-    from tokenizers.normalizers import Lowercase, Sequence
+    from tokenizers import normalizers
 
-    old: Any = backend.normalizer
-    steps = list(old) if isinstance(old, Sequence) else [old] * (old is not None)
-    if not any(isinstance(step, Lowercase) for step in steps):
-        backend.normalizer = Sequence([Lowercase(), *steps])
+    kinds: Any = normalizers
+    old = backend.normalizer
+    steps = list(old) if isinstance(old, kinds.Sequence) else [old] * (old is not None)
+    if not any(isinstance(step, kinds.Lowercase) for step in steps):
+        backend.normalizer = kinds.Sequence([kinds.Lowercase(), *steps])

@@ -34,7 +34,7 @@ def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Relea
     space = encoders.describe(config.encoder, config.table.dtype)
     if config.gate.queries:
         evalset.load_eval_set(config.gate.queries, config.gate.split, config.storage.options)
-    run = choose_run(config, storage, source, space, fresh=fresh)
+    run = choose_run(config, catalog, source, space, fresh=fresh)
     with driving(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
@@ -49,30 +49,41 @@ def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Relea
             vectors = TableVersion(storage, sealed.path, sealed.version, space.dim)
             manifest = build_index(run, plan, vectors, config, say)
             receipt = verified(run, plan, source, vectors, sealed, say)
-        return register(catalog, run, plan, sealed, manifest, receipt, say)
+        return register(run, plan, sealed, manifest, receipt, say)
 
 
-def choose_run(config: Config, storage: Storage, source: Source, space: Space, *, fresh: bool) -> Run:
+def choose_run(
+    config: Config, catalog: Catalog, source: Source, space: Space, *, fresh: bool
+) -> Run:
     """The unfinished run of these settings, the finished one of this source version, or a new one.
 
     Run ids follow from the settings and the source version, so that two processes started at once
     mean the same run, and one of them is told so.
     """
     prefix = f"{config.alias}-{config.result_key()[:8]}"
-    mine = [r for r in find_runs(storage, config.alias) if r.id.startswith(prefix)]
+    mine = [r for r in find_runs(catalog.storage, config.alias) if r.id.startswith(prefix)]
     at_version = [r for r in mine if r.id.startswith(f"{prefix}-v{source.version}-")]
-    new = Run(storage, f"{prefix}-v{source.version}-{len(at_version) + 1}")
+    new = Run(catalog.storage, f"{prefix}-v{source.version}-{len(at_version) + 1}")
     if fresh:
         for run in mine:
             if run.result() is None and not is_driven(run):
-                run.storage.create(run.path("result.json"), {"release": None, "abandoned": True, "at": now()})
+                run.storage.create(
+                    run.path("result.json"), {"release": None, "abandoned": True, "at": now()}
+                )
         return new
     candidates = at_version if config.source.version else mine
     unfinished = [r for r in candidates if r.result() is None]
     if unfinished:
         return unfinished[-1]
-    complete = [r for r in at_version if (p := r.plan()) and p.space.id == space.id and (r.result() or {}).get("release")]
+    complete = [r for r in at_version if _is_complete(r, catalog, space)]
     return complete[-1] if complete else new
+
+
+def _is_complete(run: Run, catalog: Catalog, space: Space) -> bool:
+    """Whether the run ended in a release of this space that gc has not removed."""
+    plan, result = run.plan(), run.result() or {}
+    made_it = plan is not None and plan.space.id == space.id and result.get("release")
+    return bool(made_it) and not catalog.is_retired(result["release"])
 
 
 def finished(run: Run, catalog: Catalog) -> Release | None:
@@ -89,8 +100,16 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
     """
     plan = run.plan()
     if plan is not None:
-        plan.space.require(space, f"run {run.id} was planned with another model (use --fresh to start over)")
-        say("resume", run=run.id, staged=len(run.staged()), units=len(plan.units), source=plan.source)
+        plan.space.require(
+            space, f"run {run.id} was planned with another model (use --fresh to start over)"
+        )
+        say(
+            "resume",
+            run=run.id,
+            staged=len(run.staged()),
+            units=len(plan.units),
+            source=plan.source,
+        )
         return plan
     rows = source.check_documents()
     pinned = source.pin(f"reembed-{run.id}")
@@ -104,7 +123,9 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             encoder=_portable(config.encoder).model_dump(),
             source=source.to_json(),
             table=path,
-            base_version=table.ensure_table(run.storage, path, table.schema(space, *source.schema())),
+            base_version=table.ensure_table(
+                run.storage, path, table.schema(space, *source.schema())
+            ),
             carry=list(config.table.carry),
             gate=_absolute_queries(config.gate).model_dump(),
             rows=rows,
@@ -112,10 +133,27 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             created_at=now(),
         )
     )
-    run.storage.write_bytes(run.path("config.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode())
-    run.event("plan", rows=rows, units=len(plan.units), space=space.id, source_version=source.version, pinned=pinned)
+    run.storage.write_bytes(
+        run.path("config.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode()
+    )
+    run.event(
+        "plan",
+        rows=rows,
+        units=len(plan.units),
+        space=space.id,
+        source_version=source.version,
+        pinned=pinned,
+    )
     faults.point("run.after_plan")
-    say("plan", run=run.id, rows=rows, units=len(plan.units), space=space.to_json(), source=plan.source, pinned=pinned)
+    say(
+        "plan",
+        run=run.id,
+        rows=rows,
+        units=len(plan.units),
+        space=space.to_json(),
+        source=plan.source,
+        pinned=pinned,
+    )
     return plan
 
 
@@ -137,7 +175,9 @@ def embed_documents(
         actors=config.embed.actors,
     )
     run.event("embed", todo=len(todo), reused=len(staged))
-    job = embed.EmbedJob(run, embed.slim(plan), source, EncoderConfig(**plan.encoder), config.embed, columns)
+    job = embed.EmbedJob(
+        run, embed.slim(plan), source, EncoderConfig(**plan.encoder), config.embed, columns
+    )
     with progress.reporting():
         embed.embed_units(job, todo, progress.receipt)
     run.event("embedded", **progress.figures())
@@ -146,8 +186,16 @@ def embed_documents(
 def seal(run: Run, plan: Plan, columns: Any, config: Config, say: Listener) -> SealedTable:
     """All staged units into the table, in one commit."""
     sealed = table.seal(run, plan, columns, config.embed.max_dead_letters)
-    run.event("table", version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters))
-    say("table", path=sealed.path, version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters))
+    run.event(
+        "table", version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters)
+    )
+    say(
+        "table",
+        path=sealed.path,
+        version=sealed.version,
+        rows=sealed.rows,
+        dead_letters=len(sealed.dead_letters),
+    )
     return sealed
 
 
@@ -161,7 +209,9 @@ def build_index(
         if manifest.table_version == vectors.version:
             return manifest
     started = time.monotonic()
-    cpus = config.embed.actors * config.embed.cpus_per_actor if not config.embed.gpus_per_actor else 1
+    cpus = (
+        config.embed.actors * config.embed.cpus_per_actor if not config.embed.gpus_per_actor else 1
+    )
     gpus = 1 if config.index.device != "cpu" and cluster.has_gpu() else 0
     manifest = cluster.call(_index_task, run, plan, vectors, config, cpus=cpus, gpus=gpus)
     fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
@@ -170,7 +220,9 @@ def build_index(
     return manifest
 
 
-def _index_task(run: Run, plan: Plan, vectors: TableVersion, config: Config) -> index_store.IndexManifest:
+def _index_task(
+    run: Run, plan: Plan, vectors: TableVersion, config: Config
+) -> index_store.IndexManifest:
     queries = None
     gate = GateConfig(**plan.gate)
     if gate.queries:
@@ -208,8 +260,12 @@ def verified(
     run.event("verify", passed=report["passed"], sampled=report["sampled"])
     say("verify", **report)
     if not report["passed"]:
-        wrong = ", ".join(f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"])
-        raise IntegrityError(f"the table is not what its source says: {wrong}", None, "reembed run --fresh")
+        wrong = ", ".join(
+            f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"]
+        )
+        raise IntegrityError(
+            f"the table is not what its source says: {wrong}", None, "reembed run --fresh"
+        )
     return report
 
 
@@ -221,7 +277,6 @@ def _verify_task(subject: verify.Subject, index_path: str) -> dict[str, Any]:
 
 
 def register(
-    catalog: Catalog,
     run: Run,
     plan: Plan,
     sealed: SealedTable,
@@ -230,6 +285,7 @@ def register(
     say: Listener,
 ) -> Release:
     """Make it a candidate. Serving does not notice."""
+    catalog = Catalog(run.storage, plan.alias)
     faults.point("run.before_register")
     release = catalog.register(
         Release(
@@ -266,4 +322,8 @@ def _portable(section: EncoderConfig) -> EncoderConfig:
 
 
 def _absolute_queries(section: GateConfig) -> GateConfig:
-    return section.model_copy(update={"queries": absolute(section.queries)}) if section.queries else section
+    return (
+        section.model_copy(update={"queries": absolute(section.queries)})
+        if section.queries
+        else section
+    )

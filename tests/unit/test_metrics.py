@@ -14,7 +14,6 @@ from reembed.errors import IntegrityError
 from reembed.evalset import EvalSet, load_eval_set
 from reembed.metrics import (
     Judgements,
-    ann_recall_at,
     judged_at,
     latency_ms,
     mrr_at,
@@ -220,57 +219,6 @@ def test_no_judgements_score_zero_instead_of_nan():
     judgements = Judgements(1, 3, none, none, none)
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
         assert metric(ints([[0, 1, -1]]), judgements, 10).tolist() == [0.0]
-
-
-def test_ann_recall_counts_a_tied_document_as_found():
-    scores = np.array([[0.9, 0.5]])
-    assert ann_recall_at(ints([[1, 3]]), ints([[1, 2]]), 2, scores, scores).tolist() == [1.0]
-
-
-def test_ann_recall_counts_a_farther_document_as_missed():
-    exact, found = np.array([[0.9, 0.5]]), np.array([[0.9, 0.49]])
-    assert ann_recall_at(ints([[1, 3]]), ints([[1, 2]]), 2, found, exact).tolist() == [0.5]
-    assert ann_recall_at(ints([[1, 3]]), ints([[1, 2]]), 1, found, exact).tolist() == [1.0]
-
-
-def test_ann_recall_forgives_rounding_of_large_scores():
-    exact, found = np.array([[900.0, 500.0]]), np.array([[900.0, 499.9999]])
-    assert ann_recall_at(ints([[1, 3]]), ints([[1, 2]]), 2, found, exact).tolist() == [1.0]
-
-
-def test_ann_recall_of_short_lists():
-    found = ints([[4, -1], [-1, -1], [-1, -1], [7, 8]])
-    exact = ints([[4, 5], [4, 5], [-1, -1], [7, -1]])
-    scores = np.array([[0.9, 0.0]] * 4)
-    recall_Q = ann_recall_at(found, exact, 2, scores, np.array([[0.9, 0.8]] * 4))
-    assert recall_Q.tolist() == [0.5, 0.0, 1.0, 1.0]
-
-
-def test_ann_recall_ignores_scores_behind_the_end_of_a_list():
-    recall_Q = ann_recall_at(
-        ints([[1, -1]]), ints([[1, 2]]), 2, np.array([[0.9, np.inf]]), np.array([[0.9, 0.5]])
-    )
-    assert recall_Q.tolist() == [0.5]
-
-
-def test_ann_recall_equals_brute_force_by_distance():
-    rng = np.random.default_rng(3)
-    vectors = rng.integers(0, 3, size=(60, 4)).astype(np.float64)
-    scores_QN = rng.integers(0, 3, size=(30, 4)).astype(np.float64) @ vectors.T
-    exact = np.argsort(-scores_QN, axis=1, kind="stable")[:, :10]
-    found = np.argsort(-(scores_QN + rng.normal(0, 1, scores_QN.shape)), axis=1)[:, :10]
-    recall_Q = ann_recall_at(
-        found,
-        exact,
-        10,
-        np.take_along_axis(scores_QN, found, 1),
-        np.take_along_axis(scores_QN, exact, 1),
-    )
-    for query in range(30):
-        threshold = np.sort(scores_QN[query])[-10]
-        assert recall_Q[query] == pytest.approx(
-            (scores_QN[query, found[query]] >= threshold).mean()
-        )
 
 
 def test_interval_equals_scipy():

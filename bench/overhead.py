@@ -1,0 +1,177 @@
+"""What the job costs over the bare model: documents/s of both on the same texts, in turn.
+
+The bare loop loads the encoder, tokenizes and embeds windows of one unit, in a process of its own
+with the threads of the job's actor. The job is `reembed run`; its rate is that of the embedding
+stage and counts from the first unit's start, as its events say; start-up and the whole wall time
+are given apart. The texts are cut into as many slices as there are rounds; each round does one
+slice both ways, and which way goes first alternates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import common
+
+NAME = "overhead"
+TARGET = 0.90
+
+
+def main() -> None:
+    args = _arguments()
+    if args.bare_loop is not None:
+        print(json.dumps(bare_loop(args)))
+        return
+    if args.dir is None:
+        raise SystemExit("DIR is missing: a BEIR folder, whose corpus.jsonl[.gz] has the texts")
+    with common.workdir(args) as folder, common.Reembed() as reembed:
+        figures = measure(args, folder, reembed)
+    passed = figures["ratio"] >= TARGET
+    common.say(
+        f"the job has {figures['ratio']:.1%} of the bare loop's rate"
+        f" ({figures['ratio_min']:.1%} to {figures['ratio_max']:.1%}); target {TARGET:.0%}: "
+        + ("met" if passed else "NOT MET")
+    )
+    common.finish(NAME, args, {**figures, "target": TARGET, "passed": passed})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = common.parser(NAME, __doc__)
+    parser.add_argument("dir", type=Path, nargs="?", metavar="DIR", help="BEIR folder")
+    parser.add_argument("--documents", type=int, default=20_000, help="in all [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=4, help="[%(default)s]")
+    parser.add_argument("--unit-documents", type=int, default=512, help="[%(default)s]")
+    parser.add_argument("--bare-loop", type=Path, help=argparse.SUPPRESS)  # the other process
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
+    """Every round both ways."""
+    found = common.read_jsonl(common.corpus_file(args.dir), args.documents)
+    each = len(found) // args.rounds
+    if each < args.unit_documents:
+        raise SystemExit(f"{len(found)} documents are too few for {args.rounds} rounds of a unit")
+    bare, job, order = [], [], []
+    for number in range(args.rounds):
+        rows = [_row(row) for row in found[number * each : (number + 1) * each]]
+        file = common.write_jsonl(folder / f"round{number}.jsonl", rows)
+        bare_first = number % 2 == 0
+        order.append("bare" if bare_first else "job")
+        if bare_first:
+            bare.append(run_bare(args, file, reembed))
+        job.append(run_job(args, file, reembed))
+        if not bare_first:
+            bare.append(run_bare(args, file, reembed))
+        ratio = job[-1]["docs_per_s"] / bare[-1]["docs_per_s"]
+        common.say(f"round {number + 1}: job / bare = {ratio:.3f} ({order[-1]} first)")
+    return {**summary(bare, job), "first": order, "documents_per_round": each}
+
+
+def _row(row: common.Figures) -> common.Figures:
+    return {"_id": row["_id"], "text": f"{row.get('title') or ''} {row.get('text') or ''}"}
+
+
+def summary(bare: list[common.Figures], job: list[common.Figures]) -> common.Figures:
+    """Medians of the rounds, and the rounds."""
+    ratios = [j["docs_per_s"] / b["docs_per_s"] for j, b in zip(job, bare, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "docs": sum(j["docs"] for j in job),
+        "bare_docs_per_s": round(statistics.median(b["docs_per_s"] for b in bare), 1),
+        "job_docs_per_s": round(statistics.median(j["docs_per_s"] for j in job), 1),
+        "startup_s": round(statistics.median(j["startup_s"] for j in job), 1),
+        "wall_s": round(statistics.median(j["wall_s"] for j in job), 1),
+        "bare_embed_only_docs_per_s": round(
+            statistics.median(b["docs"] / b["embed_s"] for b in bare), 1
+        ),
+        "busy": statistics.median(j["busy"] for j in job),
+        "ratios": [round(r, 3) for r in ratios],
+        "rounds_bare": bare,
+        "rounds_job": job,
+    }
+
+
+# --- the job ---
+
+
+def run_job(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> common.Figures:
+    """`reembed run` over one slice."""
+    folder, name = file.parent, f"root-{file.stem}"
+    source = folder / f"{file.stem}.lance"
+    reembed("import", str(file), "--to", str(source))
+    embed = {"unit_documents": args.unit_documents}
+    config = common.write_config(folder, name, source, args, embed=embed, source={"text": "text"})
+    common.say(f"{file.stem}: the job")
+    started = time.monotonic()
+    release = reembed("run", "-c", str(config))
+    wall = time.monotonic() - started
+    left = reembed.leftovers(60)
+    if left:
+        raise SystemExit(
+            f"{len(left)} processes of the job still run: the next figures would be wrong"
+        )
+    embedded = next(e for e in common.events(folder / name) if e["stage"] == "embedded")
+    kept = ("docs_per_s", "tokens_per_s", "startup_s", "busy")
+    return {"docs": release["rows"], **{k: embedded[k] for k in kept}, "wall_s": round(wall, 1)}
+
+
+# --- the bare loop ---
+
+
+def run_bare(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> common.Figures:
+    """The bare loop over one slice, with the threads that Ray gives the actor."""
+    common.say(f"{file.stem}: the bare loop")
+    threads = {"OMP_NUM_THREADS": str(args.cpus_per_actor), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, __file__, "--bare-loop", str(file)]
+    for option in ("model", "cpus_per_actor", "batch_tokens", "unit_documents"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
+    environment = {**reembed.env, **threads}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: common.Figures = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def bare_loop(args: argparse.Namespace) -> common.Figures:
+    """Tokenize and embed, window by window; loading is not counted."""
+    import torch
+
+    from reembed.config import EncoderConfig
+    from reembed.encoders import load_encoder
+
+    texts = [row["text"] for row in common.read_jsonl(args.bare_loop)]
+    begun = time.perf_counter()
+    encoder = load_encoder(EncoderConfig(model=args.model), batch_tokens=args.batch_tokens)
+    started = time.perf_counter()
+    tokens = 0
+    embed_s = 0.0
+    for start in range(0, len(texts), args.unit_documents):
+        window = encoder.tokenize(texts[start : start + args.unit_documents], "document")
+        before = time.perf_counter()
+        encoder.embed(window)
+        embed_s += time.perf_counter() - before
+        tokens += int(window.lengths.sum())
+    seconds = time.perf_counter() - started
+    return {
+        "docs": len(texts),
+        "docs_per_s": round(len(texts) / seconds, 1),
+        "tokens_per_s": round(tokens / seconds),
+        "load_s": round(started - begun, 1),
+        "embed_s": round(embed_s, 2),
+        "torch_threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Reproduce a published number: nDCG@10 of all-MiniLM-L6-v2 on SciFact.
+
+Imports the documents, embeds them by the real job (`reembed run`), promotes, and searches the test
+queries exactly and with the index of the release. Exits 1 when the exact figure is not the
+published one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import common
+
+NAME = "scifact"
+K = 10
+
+
+def main() -> None:
+    args = _arguments()
+    with common.workdir(args) as folder, common.Reembed() as reembed:
+        figures = measure(args, folder, reembed)
+    away = abs(figures["ndcg10_exact"] - args.expected)
+    passed = args.limit is not None or away <= args.tolerance
+    common.say(
+        f"nDCG@10 {figures['ndcg10_exact']:.4f} exact, {figures['ndcg10_index']:.4f} with the index"
+        f"; published {args.expected} +- {args.tolerance}: "
+        + ("not judged (--limit)" if args.limit is not None else "met" if passed else "NOT MET")
+    )
+    common.finish(NAME, args, {**figures, "expected": args.expected, "passed": passed})
+    sys.exit(0 if passed else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = common.parser(NAME, __doc__)
+    parser.add_argument("dir", type=Path, metavar="DIR", help="BEIR folder of SciFact")
+    parser.add_argument("--split", default="test", help="which qrels [%(default)s]")
+    parser.add_argument("--expected", type=float, default=0.645, help="published [%(default)s]")
+    parser.add_argument("--tolerance", type=float, default=0.003, help="[%(default)s]")
+    common.add_limit(parser)
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
+    """Embed, promote, search."""
+    source = common.import_corpus(reembed, args.dir, folder, args.limit)
+    gate = {"queries": str(args.dir.resolve()), "split": args.split}
+    config = common.write_config(
+        folder, "root", source, args, embed={"unit_documents": 512}, gate=gate
+    )
+    started = time.monotonic()
+    release = reembed("run", "-c", str(config))
+    seconds = time.monotonic() - started
+    reembed("promote", "-c", str(config))
+    embedded = next(e for e in common.events(folder / "root") if e["stage"] == "embedded")
+    common.say(f"embedded in {seconds:.0f} s, {embedded['docs_per_s']} documents/s; searching")
+    return {
+        **search(folder / "root", gate),
+        "docs": release["rows"],
+        "seconds": round(seconds, 1),
+        "docs_per_s": embedded["docs_per_s"],
+        "tokens_per_s": embedded["tokens_per_s"],
+        "startup_s": embedded["startup_s"],
+    }
+
+
+def search(root: Path, gate: dict[str, str]) -> common.Figures:
+    """nDCG@10 of what is live, exactly and with its index."""
+    from reembed import evalset, index_search, index_store
+    from reembed.catalog import Catalog
+    from reembed.live import OpenRelease
+    from reembed.storage import Storage
+
+    storage = Storage.open(str(root))
+    release = Catalog(storage, "bench").require_live().release
+    opened = OpenRelease.open(storage, release)
+    queries = evalset.load_eval_set(gate["queries"], gate["split"], {})
+    vectors = opened.encode_queries(queries.texts)
+    exact, _ = index_search.exact_search(opened.table, vectors, K)
+    found, _ = opened.index.search(vectors, K)
+    return {
+        "ndcg10_exact": _ndcg(queries, opened.doc_ids(exact)),
+        "ndcg10_index": _ndcg(queries, opened.doc_ids(found)),
+        "queries": len(queries.query_ids),
+        "factory": index_store.read_manifest(storage.store, release.index).factory,
+    }
+
+
+def _ndcg(queries: Any, doc_ids: list[list[str | int]]) -> float:
+    from reembed import metrics
+
+    lists = [[str(d) for d in found] for found in doc_ids]
+    judgements, (results,) = metrics.number_documents(queries, lists)
+    return round(float(metrics.ndcg_at(results, judgements, K).mean()), 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lance
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import documents
+from flow_tables import rows_of, vectors_of
+from tiny_models import bert_model
+
+from reembed.catalog import Catalog
+from reembed.embed import text_hash
+from reembed.errors import Conflict, RunFailed, SpaceMismatch
+from reembed.promote import promote, rollback
+from reembed.runs import Run, driving, find_runs
+from reembed.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+
+
+def catalog_of(config):
+    return Catalog(Storage.open(config.storage.root), config.alias)
+
+
+def test_every_document_has_one_vector_of_its_text(corpus, make_config, quiet):
+    config = make_config(corpus(300), table={"carry": ["title"]})
+    release = full_rebuild(config, quiet)
+    table = rows_of(Storage.open(config.storage.root), release)
+    expected = {d["doc_id"]: d for d in documents(300, 0)}
+    assert table["doc_id"].to_pylist() == sorted(expected)
+    for row in table.select(["doc_id", "title", "text_hash", "space"]).to_pylist():
+        document = expected[row["doc_id"]]
+        assert row["text_hash"] == text_hash(document["text"].encode())
+        assert (row["title"], row["space"]) == (document["title"], release.space.id)
+    assert np.allclose(np.linalg.norm(vectors_of(table), axis=1), 1, atol=1e-5)
+    assert quiet.stages()[0] == "plan"
+    assert quiet.stages()[-1] == "candidate"
+
+
+def test_vectors_are_those_of_sentence_transformers(corpus, make_config, quiet, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = bert_model(
+        tmp_path / "bert", seed=3, prompts={"document": "passage: ", "query": "query: "}
+    )
+    config = make_config(corpus(60), encoder={"model": str(folder)}, table={"dtype": "float16"})
+    release = full_rebuild(config, quiet)
+    table = rows_of(Storage.open(config.storage.root), release)
+    texts = [d["text"] for d in documents(60, 0)]
+    theirs = SentenceTransformer(str(folder)).encode_document(texts, normalize_embeddings=True)
+    assert table.schema.field("vector").type.value_type == pa.float16()
+    ours = vectors_of(table)
+    assert (np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1)).min() >= 0.9999
+
+
+def test_lancedb_opens_the_tables_folder_and_filters_on_carried_columns(corpus, make_config, quiet):
+    config = make_config(corpus(80), table={"carry": ["title"]})
+    release = full_rebuild(config, quiet)
+    table = lancedb.connect(f"{config.storage.root}/tables").open_table(Path(release.table).stem)
+    title = documents(80, 0)[7]["title"]
+    query = vectors_of(rows_of(Storage.open(config.storage.root), release))[7]
+    hits = table.search(query).where(f"title = '{title}'").limit(1).to_list()
+    assert [h["doc_id"] for h in hits] == ["d00007"]
+
+
+def test_deleted_and_filtered_documents_have_no_vector(corpus, make_config, quiet):
+    source = corpus(300)
+    lance.dataset(source).delete("doc_id in ('d00003', 'd00150')")
+    config = make_config(source, source={"uri": source, "filter": "doc_id < 'd00200'"})
+    release = full_rebuild(config, quiet)
+    ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
+    assert ids == [f"d{i:05d}" for i in range(200) if i not in (3, 150)]
+
+
+def test_integer_ids_and_a_text_template(tmp_path, make_config, quiet):
+    uri = str(tmp_path / "ints.lance")
+    rows = {"n": list(range(50)), "a": [f"one {i}" for i in range(50)], "b": ["two", None] * 25}
+    lance.write_dataset(pa.table(rows), uri)
+    config = make_config(uri, source={"uri": uri, "id_column": "n", "text": "{a} / {b}"})
+    table = rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+    assert table["doc_id"].to_pylist() == list(range(50))
+    assert table["text_hash"].to_pylist()[:2] == [text_hash(b"one 0 / two"), text_hash(b"one 1 / ")]
+
+
+def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
+    tmp_path, make_config, quiet
+):
+    uri = str(tmp_path / "nulls.lance")
+    texts = [None if i in (4, 9) else f"text {i}" for i in range(40)]
+    lance.write_dataset(pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts}), uri)
+    with pytest.raises(RunFailed) as failure:
+        full_rebuild(make_config(uri), quiet)
+    assert "2 of 40 documents could not be embedded, 0 are allowed" in failure.value.what
+    assert "'d4': its text is null" in failure.value.why
+    assert "embed.max_dead_letters=2" in failure.value.fix
+    release = full_rebuild(
+        make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}), quiet
+    )
+    assert (release.rows, release.dead_letters) == (38, 2)
+    assert release.verify["differences"]["missing"]["count"] == 0
+
+
+def test_the_same_command_again_changes_nothing_and_fresh_starts_over(corpus, make_config, quiet):
+    config = make_config(corpus(150))
+    first = full_rebuild(config, quiet)
+    assert full_rebuild(config, quiet) == first
+    assert quiet.stages()[-1] == "already"
+    again = full_rebuild(config, quiet, fresh=True)
+    assert again.id != first.id
+    storage = Storage.open(config.storage.root)
+    assert rows_of(storage, again).equals(rows_of(storage, first))
+
+
+def test_a_new_source_version_is_a_new_run_and_the_old_release_keeps_its_version(
+    corpus, make_config, quiet
+):
+    source = corpus(100)
+    config = make_config(source)
+    first = full_rebuild(config, quiet)
+    lance.write_dataset(pa.Table.from_pylist(documents(130, 0)[100:]), source, mode="append")
+    second = full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    assert (first.rows, second.rows) == (100, 130)
+    assert rows_of(storage, first).num_rows == 100
+    assert first.table == second.table
+
+
+def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):
+    config = make_config(corpus(100))
+    release = full_rebuild(config, quiet)
+    run = Run(Storage.open(config.storage.root), release.run_id)
+    with driving(run), pytest.raises(Conflict, match="already being driven by process"):
+        full_rebuild(config, quiet)
+
+
+def test_a_model_edited_between_two_attempts_is_refused(corpus, make_config, quiet, tmp_path):
+    folder = bert_model(tmp_path / "model", seed=1)
+    uri = corpus(30)
+    lance.dataset(uri).update({"text": "NULL"}, where="doc_id = 'd00001'")
+    config = make_config(uri, encoder={"model": str(folder)})
+    with pytest.raises(RunFailed):
+        full_rebuild(config, quiet)
+    bert_model(tmp_path / "model", seed=2)
+    with pytest.raises(SpaceMismatch, match="was planned with another model"):
+        full_rebuild(config, quiet)
+
+
+def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet):
+    import hashlib
+
+    config = make_config(corpus(150))
+    release = full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    receipts = Run(storage, release.run_id).receipts()
+    assert sum(r["rows"] for r in receipts) == 150
+    for receipt in receipts:
+        for name, proof in receipt["files"].items():
+            body = storage.read_bytes(f"{release.table}/data/{name}")
+            assert (len(body), hashlib.sha256(body).hexdigest()) == (
+                proof["size_bytes"],
+                proof["sha256"],
+            )
+
+
+def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
+    corpus, make_config, quiet, cli, config_file
+):
+    source = corpus(60)
+    ids = []
+    for dim in (16, 24, 32):
+        config = make_config(source, encoder={"model": f"hashing:{dim}"}, storage={"keep": 2})
+        release = full_rebuild(config, quiet)
+        promote(catalog_of(config), release.id, force_reason=None if not ids else "test")
+        ids.append(release.id)
+    file = config_file(source, encoder={"model": "hashing:32"}, storage={"keep": 2})
+    storage = Storage.open(config.storage.root)
+    listed = cli("gc", "-c", file)
+    assert [r["release"] for r in listed["remove"]] == ids[:1]
+    assert {k["release"] for k in listed["keep"]} == set(ids[1:])
+    assert any(True for _ in storage.objects(f"indexes/{ids[0]}/"))
+    assert cli("gc", "-c", file, "--yes")["removed"] == ids[:1]
+    gone = catalog_of(config).release(ids[0])
+    assert not list(storage.objects(f"indexes/{ids[0]}/"))
+    assert not list(storage.objects(f"{gone.table}/"))
+    assert f"reembed-{ids[0]}" not in lance.dataset(source).tags.list()
+    assert "removed by gc" in cli("rollback", "-c", file, "--to", ids[0], code=2)["what"]
+    assert cli("gc", "-c", file)["remove"] == []
+    assert cli("search", "-c", file, "anything", "-k", "3")["release"] == ids[2]
+    assert cli("rollback", "-c", file)["to"] == ids[1]
+    assert cli("search", "-c", file, "anything", "-k", "3")["release"] == ids[1]
+
+
+def test_gc_keeps_the_table_of_an_unfinished_run(tmp_path, make_config, quiet, corpus):
+    from reembed import gc
+
+    source = corpus(60)
+    config = make_config(source)
+    full_rebuild(config, quiet)
+    lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
+    with pytest.raises(RunFailed):
+        full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    planned = gc.plan(catalog_of(config), keep=1)
+    assert len(planned.held_runs) == 1
+    assert len(find_runs(storage)) == 2
+
+
+def test_rollback_goes_down_the_line_and_never_back_and_forth(corpus, make_config, quiet):
+    source = corpus(40)
+    ids = []
+    for dim in (16, 24, 32):
+        config = make_config(source, encoder={"model": f"hashing:{dim}"})
+        ids.append(full_rebuild(config, quiet).id)
+        promote(catalog_of(config), ids[-1], force_reason="test" if len(ids) > 1 else None)
+    catalog = catalog_of(config)
+    assert [rollback(catalog).release.id for _ in range(2)] == [ids[1], ids[0]]
+    with pytest.raises(Exception, match="nothing to roll back to"):
+        rollback(catalog)
+    log = catalog.log()
+    assert [r.generation for r in log] == [1, 2, 3, 4, 5]
+    assert all(b.previous_token == a.token for a, b in zip(log, log[1:], strict=False))
+
+
+def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
+    config = make_config(corpus(100))
+    release = full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    lines = storage.read_bytes(f"runs/{release.run_id}/events.jsonl").decode().splitlines()
+    stages = [json.loads(line)["stage"] for line in lines]
+    assert stages == ["plan", "embed", "embedded", "table", "index", "verify", "candidate"]
+    assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.run_id}/config.yaml")
