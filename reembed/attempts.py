@@ -8,6 +8,7 @@ that kills twice alone is poison.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
         RunFailed: it was begun too often, and no single document explains why.
     """
     number = 1
-    while not run.storage.create(_path(run, unit, number), {"trying": None, "by": number}):
+    # The token tells attempts apart: an equal record would be taken for our own lost answer.
+    token = uuid.uuid4().hex
+    while not run.storage.create(_path(run, unit, number), {"trying": None, "token": token}):
         number = max(number, _newest(run, unit)) + 1
     if number > MAX_ATTEMPTS:
         raise RunFailed(

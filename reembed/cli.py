@@ -5,6 +5,7 @@ Heavy libraries are imported inside the verbs: `reembed --help` and `reembed sta
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -86,7 +87,8 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
         name = click.get_current_context().info_name or ""
         files: tuple[str, ...] = options.get("files", ())
         try:
-            result, code = function(as_json=as_json, **options)
+            with contextlib.redirect_stdout(sys.stderr):  # Ray prints; stdout is for the result alone
+                result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:
                 traceback.print_exc()

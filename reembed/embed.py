@@ -43,6 +43,9 @@ DOCUMENT_ERRORS = (
 )
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
+# Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
+# are equal, and tokenizing inside the actor would leave the model waiting for it.
+_TASK_CPUS = 0.5
 _MIN_STORE_BYTES = 256 << 20
 
 
@@ -68,14 +71,16 @@ def embed_units(
         RunFailed: the job stopped; what is staged stays.
     """
     _set_context(job, units)
-    dataset = ray.data.read_datasource(_Units(job, units), override_num_blocks=len(units))
+    dataset = ray.data.read_datasource(
+        _Units(job, units), override_num_blocks=len(units), num_cpus=_TASK_CPUS
+    )
     dataset = dataset.map_batches(
         _tokenize,
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         fn_kwargs={"job": job},
-        num_cpus=1,
+        num_cpus=_TASK_CPUS,
     )
     dataset = dataset.map_batches(
         _Embedder,
@@ -93,7 +98,7 @@ def embed_units(
         batch_format="pyarrow",
         zero_copy_batch=True,
         fn_kwargs={"job": job},
-        num_cpus=0.5,
+        num_cpus=_TASK_CPUS,
     )
     try:
         for row in dataset.iter_rows():
@@ -130,7 +135,7 @@ class _Units(Datasource):
     """One read task, one block, one row per unit."""
 
     def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._job = job
         self._units = units
 

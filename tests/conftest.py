@@ -18,9 +18,15 @@ import json
 import logging
 import os
 import random
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +40,12 @@ from click.testing import CliRunner
 from reembed.cli import cli as reembed_cli
 from reembed.config import Config, load
 
-# Before Ray starts, so that its workers inherit it. The keys are those of the S3 server in
-# test_s3.py: no test can reach a real bucket with the keys of whoever runs it, and without any
-# key an S3 client asks the network for an instance role.
+# Before Ray starts, so that its workers inherit it. The S3 server of `bucket` takes any keys: so no
+# test can reach a real bucket with the keys of whoever runs it, and without keys an S3 client asks
+# the network for an instance role.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-of-nobody",
     "HF_HUB_OFFLINE": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -134,6 +140,43 @@ def make_config(config_file: Callable[..., str]) -> Callable[..., Config]:
         return load([config_file(source, **sections)], [])[0]
 
     return make
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty S3 bucket and the settings to reach it; the keys are in the environment."""
+
+    uri: str
+    options: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A moto server on the loopback, for all tests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while server.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Bucket:
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
+    urllib.request.urlopen(request, timeout=10).close()
+    options = {"aws_endpoint": s3_endpoint, "aws_region": "us-east-1", "allow_http": "true"}
+    return Bucket(f"s3://{name}", options)
 
 
 class Quiet:

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-# All of them come with reembed. Those that are not there are passed over.
-PACKAGES = ("numpy", "scipy", "pandas", "pyarrow", "sklearn", "networkx", "torch", "ray")
+# Packages that come with reembed and explain themselves to users; a missing one is passed over.
+PACKAGES = ("networkx", "numpy", "pandas", "pyarrow", "scipy", "sklearn")
 SKIPPED_FOLDERS = frozenset(
-    ("site-packages", "dist-packages", "__pycache__", "test", "tests", "testing", "idlelib")
-    + ("lib2to3", "turtledemo", "_vendor", "_vendored", "thirdparty_files")
+    ("site-packages", "dist-packages", "__pycache__", "test", "tests", "testing")
+    + ("distutils", "idlelib", "lib2to3", "turtledemo", "externals", "_vendor")
 )
-DOCUMENTS = 3_500
+DOCUMENTS = 3_000
 QUERIES = 500
 MIN_QUERY_WORDS = 5
 MIN_DOCUMENT_WORDS = 15
@@ -98,7 +98,7 @@ def of_files(root: Path, package: str, files: Iterable[Path]) -> Iterator[Docume
 
 
 def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Qualified name and docstring of a module and of every class and function in it."""
+    """Qualified name and docstring of a module and of every public class and function in it."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if docstring := ast.get_docstring(node, clean=False):
             yield name, docstring
@@ -106,7 +106,8 @@ def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             return
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from docstrings(child, f"{name}.{child.name}")
+            if not child.name.startswith("_"):
+                yield from docstrings(child, f"{name}.{child.name}")
         elif isinstance(child, ast.stmt):
             yield from docstrings(child, name)
 

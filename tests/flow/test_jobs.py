@@ -65,7 +65,15 @@ class Head:
     def submit(self, job: str, *arguments: str) -> subprocess.Popen[str]:
         """A started `ray job submit`, which ends when the job does."""
         script = ["--", "python", "jobs/rebuild.py", *arguments]
-        command = [BIN / "ray", "job", "submit", "--address", self.address, "--submission-id", job]
+        command = [
+            str(BIN / "ray"),
+            "job",
+            "submit",
+            "--address",
+            self.address,
+            "--submission-id",
+            job,
+        ]
         return subprocess.Popen(
             [*command, "--working-dir", str(REPO), *script],
             env=self.env,
@@ -137,7 +145,7 @@ def stop(process: subprocess.Popen[bytes], token: str) -> None:
     """End the head, then whatever it left: processes of its session, or that inherited its token."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(15)
+        process.wait(5)
     for pid in left_over(process.pid, token):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,108 @@
+"""SIGKILL at every named point; the same command again; the same table, row for row."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from flow_tables import rows_of
+
+from reembed import faults
+from reembed.catalog import Catalog
+from reembed.runs import Run
+from reembed.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+
+pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(300)]
+
+DRIVER = (
+    "run.after_plan",
+    "table.before_commit",
+    "table.after_commit",
+    "table.after_tag",
+    "run.before_register",
+    "run.after_register",
+)
+# One run meets them all: a killed Ray worker is replaced, and the unit or task is done again.
+WORKERS = (
+    "embed.before_write",
+    "table.after_fragments",
+    "table.after_receipt",
+    "index.after_train",
+    "index.before_save",
+    "index.before_manifest",
+)
+ALIAS = ("promote.before_swap", "promote.after_swap", "gc.after_mark", "gc.after_table")
+
+
+def catalog_of(config):
+    return Catalog(Storage.open(config.storage.root), config.alias)
+
+
+def test_every_point_in_the_code_is_killed_here():
+    source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
+    used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
+    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + ALIAS}
+    assert used == tested == set(faults.POINTS)
+
+
+@pytest.fixture
+def uninterrupted(corpus, make_config, quiet, ray_local, tmp_path):
+    config = make_config(corpus(300), storage={"root": str(tmp_path / "calm")})
+    return rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+
+
+def test_the_driver_killed_at_each_of_its_points_loses_and_repeats_nothing(
+    config_file, make_config, cli, uninterrupted, tmp_path
+):
+    source = str(tmp_path / "corpus-300-0.lance")
+    file, config = config_file(source), make_config(source)
+    for point in DRIVER:
+        killed = cli.process("run", "-c", file, REEMBED_CRASH_AT=point)
+        assert killed.returncode == -9, f"{point}: {killed.stderr}"
+    finished = cli.process("run", "-c", file, "--json")
+    assert finished.returncode == 0, finished.stderr
+    storage, catalog = Storage.open(config.storage.root), catalog_of(config)
+    (release,) = catalog.releases()
+    assert rows_of(storage, release).equals(uninterrupted)
+    attempts = [path for path, _ in storage.objects(f"runs/{release.run_id}/attempts/")]
+    assert len(attempts) == len(Run(storage, release.run_id).receipts()), "a finished unit was embedded again"
+
+
+def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(
+    config_file, make_config, cli, uninterrupted, tmp_path
+):
+    source = str(tmp_path / "corpus-300-0.lance")
+    file, config = config_file(source), make_config(source)
+    once = tmp_path / "once"
+    once.mkdir()
+    done = cli.process("run", "-c", file, REEMBED_CRASH_AT=",".join(WORKERS), REEMBED_CRASH_ONCE=str(once))
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in once.iterdir()} == {p.partition(":")[0] for p in WORKERS}
+    (release,) = catalog_of(config).releases()
+    assert rows_of(Storage.open(config.storage.root), release).equals(uninterrupted)
+
+
+def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
+    corpus, config_file, make_config, cli, quiet, ray_local, eval_folder
+):
+    source = corpus(120)
+    sections = {"gate": {"queries": eval_folder(source)}, "storage": {"keep": 1}}
+    config = make_config(source, encoder={"model": "hashing:16"}, **sections)
+    first = full_rebuild(config, quiet)
+    file = config_file(source, encoder={"model": "hashing:64"}, **sections)
+    assert cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
+    assert catalog_of(config).live() is None
+    assert cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.after_swap").returncode == -9
+    assert catalog_of(config).require_live().release.id == first.id
+    for dim in (64, 128):
+        config = make_config(source, encoder={"model": f"hashing:{dim}"}, **sections)
+        release = full_rebuild(config, quiet)
+        cli("promote", release.id, "-c", file, "--force", "--reason", "crash test")
+    for point in ("gc.after_mark", "gc.after_table"):
+        assert cli.process("gc", "-c", file, "--yes", REEMBED_CRASH_AT=point).returncode == -9
+        assert "removed by gc" in cli("rollback", "-c", file, "--to", first.id, code=2)["what"]
+    assert cli("gc", "-c", file, "--yes")["removed"] == [first.id]
+    assert not list(Storage.open(config.storage.root).objects(f"indexes/{first.id}/"))
+    assert cli("search", "-c", file, "anything")["release"] == release.id

@@ -1,0 +1,110 @@
+"""A document that makes the model raise, or kills its process: a dead letter, never a lost unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+from conftest import documents
+
+from reembed import attempts
+from reembed.errors import RunFailed
+from reembed.runs import Run
+from reembed.storage import Storage
+
+# Ray workers import this before anything of reembed runs: a model that some text is too much for.
+SITECUSTOMIZE = '''
+import importlib.abc, os, sys
+
+class Poison(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "reembed.embed":
+            return None
+        sys.meta_path.remove(self)
+        from reembed.encoders import hashing
+        encoder = hashing.HashingEncoder
+        plain = encoder.embed
+        bad = {{word: set(encoder(_config()).tokenize([word], "document").ids.tolist()) for word in ("zzkillzz", "zzraisezz")}}
+        def embed(self, tokens):
+            for i in range(len(tokens)):
+                ids = set(tokens.ids[tokens.offsets[i]:tokens.offsets[i + 1]].tolist())
+                if bad["zzkillzz"] <= ids:
+                    os._exit(139)
+                if bad["zzraisezz"] <= ids:
+                    raise ValueError("this text is too much")
+            return plain(self, tokens)
+        encoder.embed = embed
+        return None
+
+def _config():
+    from reembed.config import EncoderConfig
+    return EncoderConfig(model="hashing:64")
+
+sys.meta_path.insert(0, Poison())
+'''
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(tmp_path, config_file, cli):
+    rows = documents(128, 0)
+    rows[5]["text"] += " zzkillzz"
+    rows[70]["text"] += " zzraisezz"
+    source = str(tmp_path / "poison.lance")
+    lance.write_dataset(pa.Table.from_pylist(rows), source)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE.format())
+    file = config_file(source, embed={"max_dead_letters": 2, "unit_documents": 64})
+    done = cli.process("run", "-c", file, "--json", PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    release = json.loads(done.stdout)
+    assert (release["rows"], release["dead_letters"]) == (126, 2)
+    storage = Storage.open(str(tmp_path / "root"))
+    dead = {d["doc_id"]: d["reason"] for r in Run(storage, release["run_id"]).receipts() for d in r["dead_letters"]}
+    assert dead == {
+        "d00005": "its embedding kills the process",
+        "d00070": "ValueError: this text is too much",
+    }
+    deaths = [p for p, _ in storage.objects(f"runs/{release['run_id']}/attempts/")]
+    assert len(deaths) <= 10
+    table = lance.dataset(storage.uri(release["table"]), version=release["table_version"])
+    assert set(table.to_table(columns=["doc_id"])["doc_id"].to_pylist()) == {r["doc_id"] for r in rows} - set(dead)
+
+
+def die(run: Run, unit: str, rows: int, killers: set[int]) -> attempts.Attempt | None:
+    """One attempt by a process that any of `killers` ends; None when it was ended."""
+    attempt = attempts.begin(run, unit, rows)
+    for start, stop in attempt.ranges():
+        if killers & set(range(start, stop)):
+            return None
+    return attempt
+
+
+@pytest.mark.parametrize("killers", [{0}, {77}, {999}, {3, 4}, {10, 500, 998}])
+def test_the_killing_documents_are_found_in_few_attempts(tmp_path: Path, killers: set[int]):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    attempt, count = None, 0
+    while attempt is None:
+        attempt, count = die(run, "u", 1000, killers), count + 1
+    assert attempt.poison == killers
+    covered = [r for a, b in attempt.ranges() for r in range(a, b)]
+    assert sorted(covered) == sorted(set(range(1000)) - killers)
+    assert count <= 3 + 5 * len(killers)
+
+
+def test_a_unit_that_always_dies_fails_the_run_in_the_end(tmp_path: Path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    with pytest.raises(RunFailed, match="killed its worker 30 times"):
+        for _ in range(100):
+            attempts.begin(run, "u", 10)
+
+
+def test_a_document_is_not_blamed_for_a_node_that_went_away_twice(tmp_path: Path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    attempts.begin(run, "u", 100)
+    attempts.begin(run, "u", 100)
+    assert attempts.begin(run, "u", 100).poison == frozenset()

@@ -1,0 +1,85 @@
+"""Every measurement is a script that explains itself, and every stored result says where it is from."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(p for p in ROOT.glob("bench/*.py") if p.stem not in ("common", "__init__"))
+RESULTS = sorted(ROOT.glob("bench/results/*.json"))
+FIGURES = {
+    "scifact": {"ndcg10_exact", "ndcg10_index", "docs", "queries"},
+    "kill_resume": {
+        "kills",
+        "rows",
+        "rows_equal",
+        "units_embedded_twice",
+        "units_in_flight_bound",
+        "max_abs_difference",
+        "vectors_bitwise_equal",
+    },
+    "overhead": {
+        "ratio",
+        "ratio_min",
+        "ratio_max",
+        "docs",
+        "bare_docs_per_s",
+        "job_docs_per_s",
+        "startup_s",
+    },
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_script_explains_itself(script: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+    assert "--out" in done.stdout
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
+def test_result_says_where_it_is_from(result: Path) -> None:
+    record = json.loads(result.read_text())
+    assert record["command"].startswith(f"python bench/{result.stem}.py")
+    assert {"cpu", "cores", "memory_gib", "platform"} <= record["machine"].keys()
+    assert {"python", "torch", "ray", "pylance"} <= record["versions"].keys()
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", record["commit"])
+    assert record.keys() >= FIGURES.get(result.stem, set())
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
+def test_result_has_a_script_and_no_path_of_a_machine(result: Path) -> None:
+    text = result.read_text()
+    assert (ROOT / "bench" / f"{result.stem}.py").exists()
+    assert not re.search(r"/(work|tmp|home|root|Users)/", text)
+
+
+@pytest.fixture
+def shown_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import common
+
+    def show(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["bench/x.py", *arguments])
+        return common.command()
+
+    return show
+
+
+def test_command_names_inputs_without_their_folders(
+    shown_command: Callable[..., str], tmp_path: Path
+) -> None:
+    shown: Any = shown_command(str(tmp_path), f"--workdir={tmp_path}", "--model", "package:a/b")
+    name = tmp_path.name
+    assert shown == f"python bench/x.py {name} --workdir={name} --model package:a/b"

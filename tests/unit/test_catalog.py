@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+
+import pytest
+
+from reembed import errors
+from reembed.catalog import Catalog, Release
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.promote import candidate, promote, rollback, standing
+from reembed.runs import Run, driving, is_driven, read_lease
+from reembed.spaces import Space
+from reembed.storage import Storage
+
+SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return Catalog(Storage.open(str(tmp_path)), "docs")
+
+
+def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
+    index = {"sha256": f"sha-{name}"}
+    catalog.storage.write(f"indexes/{name}/manifest.json", index)
+    catalog.storage.write(f"tables/{name}.lance/_versions/1.manifest", {})
+    fields = {
+        "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
+        "table": f"tables/{name}.lance", "table_version": 2, "table_tag": f"reembed-{name}",
+        "index": f"indexes/{name}", "index_sha256": f"sha-{name}", "rows": 1, "dead_letters": 0,
+        "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
+        "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
+    }  # fmt: skip
+    return catalog.register(Release(**{**fields, **changes}))
+
+
+def comparison(catalog: Catalog, new: Release, live: Release, verdict: str = "pass") -> None:
+    record = {
+        "live": {"release": live.id}, "candidate": {"release": new.id}, "verdict": verdict, "at": "now",
+        "candidate_index_sha256": new.index_sha256, "rules": [{"name": "nDCG@10", "detail": "d", "verdict": verdict}],
+    }  # fmt: skip
+    catalog.storage.write(f"runs/{new.run_id}/compare.json", record)
+
+
+def test_a_release_comes_back_as_it_was_registered(catalog):
+    release = make_release(catalog, "a")
+    assert catalog.release("a") == release
+    assert catalog.register(dataclasses.replace(release, rows=99)) == release
+
+
+def test_an_unknown_release_names_those_there_are(catalog):
+    make_release(catalog, "a")
+    with pytest.raises(UsageError, match="it has: a"):
+        catalog.release("b")
+
+
+def test_the_first_release_needs_no_comparison_and_the_second_does(catalog):
+    make_release(catalog, "a")
+    assert promote(catalog).generation == 1
+    make_release(catalog, "b")
+    with pytest.raises(errors.GateFailed, match="was never compared with a"):
+        promote(catalog)
+
+
+@pytest.mark.parametrize(("verdict", "error"), [("fail", errors.GateFailed), ("inconclusive", errors.Inconclusive)])
+def test_only_a_passing_comparison_promotes(catalog, verdict, error):
+    a = make_release(catalog, "a")
+    promote(catalog)
+    b = make_release(catalog, "b")
+    comparison(catalog, b, a, verdict)
+    with pytest.raises(error):
+        promote(catalog)
+    comparison(catalog, b, a)
+    record = promote(catalog)
+    assert (record.release.id, record.comparison["verdict"], record.forced) == ("b", "pass", False)
+
+
+def test_a_comparison_with_what_is_no_longer_live_does_not_count(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog)
+    b, c = make_release(catalog, "b"), make_release(catalog, "c")
+    comparison(catalog, b, a)
+    comparison(catalog, c, a)
+    promote(catalog, "c")
+    with pytest.raises(Conflict, match="was compared with a, but c is live now"):
+        promote(catalog, "b")
+
+
+def test_a_comparison_of_another_index_does_not_count(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog)
+    b = make_release(catalog, "b")
+    comparison(catalog, dataclasses.replace(b, index_sha256="other"), a)
+    with pytest.raises(IntegrityError, match="of another index"):
+        promote(catalog)
+
+
+def test_force_is_recorded_with_its_reason(catalog):
+    make_release(catalog, "a")
+    promote(catalog)
+    make_release(catalog, "b")
+    record = promote(catalog, force_reason="no queries yet")
+    assert (record.forced, record.reason) == (True, "no queries yet")
+
+
+def test_an_unverified_release_is_not_promoted(catalog):
+    make_release(catalog, "a", verify={"passed": False})
+    with pytest.raises(IntegrityError, match="not verified"):
+        promote(catalog)
+
+
+@pytest.mark.parametrize("path", ["indexes/a/manifest.json", "tables/a.lance/_versions/1.manifest"])
+def test_a_release_without_its_data_is_not_promoted(catalog, path):
+    make_release(catalog, "a")
+    catalog.storage.remove(path)
+    with pytest.raises(IntegrityError):
+        promote(catalog)
+
+
+def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog)
+    b = make_release(catalog, "b")
+    comparison(catalog, b, a)
+    promote(catalog)
+    assert rollback(catalog).release.id == "a"
+    assert candidate(catalog).id == "b"
+    assert promote(catalog).release.id == "b"
+    assert [r.id for r in standing(catalog.log())] == ["a", "b"]
+
+
+def test_the_swap_refuses_a_state_that_moved_on(catalog):
+    release = make_release(catalog, "a")
+    first = catalog.append(None, "promote", release)
+    catalog.append(first, "promote", release)
+    with pytest.raises(Conflict, match="was moved to a by"):
+        catalog.append(first, "promote", release)
+
+
+def test_a_log_with_a_gap_is_not_believed(catalog):
+    release = make_release(catalog, "a")
+    for _ in range(3):
+        catalog.append(catalog.live(), "promote", release)
+    catalog.storage.remove("aliases/docs/00000002.json")
+    with pytest.raises(IntegrityError, match="gaps"):
+        catalog.log()
+
+
+def test_a_release_marked_by_gc_at_the_same_moment_does_not_stay_live(catalog):
+    release = make_release(catalog, "a")
+    promote(catalog)
+    make_release(catalog, "b")
+    plain = Catalog.is_retired
+    answers = iter([False, True])  # gc marks between our look and our write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Catalog, "is_retired", lambda self, r: next(answers, plain(self, r)))
+        with pytest.raises(Conflict, match="was being removed by gc"):
+            promote(catalog, "b", force_reason="race")
+    assert catalog.require_live().release.id == release.id
+
+
+def test_create_only_records_have_one_winner_and_know_their_own_lost_answer(catalog):
+    assert catalog.storage.create("x.json", {"token": 1})
+    assert not catalog.storage.create("x.json", {"token": 2})
+    assert catalog.storage.create("x.json", {"token": 1})
+
+
+def test_a_space_record_with_an_edited_field_is_refused():
+    record = {**SPACE.to_json(), "pooling": "cls"}
+    with pytest.raises(errors.SpaceMismatch):
+        Space.from_json(record)
+
+
+def test_every_error_is_picklable_with_all_it_says():
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.ReembedError):
+            copy = pickle.loads(pickle.dumps(kind("what", "why", "fix")))
+            assert (type(copy), str(copy)) == (kind, "what\n  why\n  fix: fix")
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    with driving(run):
+        assert is_driven(run)
+        with pytest.raises(Conflict), driving(run):
+            pass
+    assert not is_driven(run)
+    with driving(run):
+        lease = dataclasses.asdict(read_lease(run))
+        run.storage.write(run.path("leases/00000002.json"), {**lease, "pid_started": "1"})
+        assert not is_driven(run), "the pid belongs to another process now"
+
+
+def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    far = {"number": 1, "host": "far", "boot": "far/1", "pid": os.getpid(), "pid_started": "1", "beat": 1, "released": False}
+    run.storage.write(run.path("leases/00000001.json"), far)
+    assert not is_driven(run, watch_s=0.3)
+    import threading
+
+    threading.Timer(0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**far, "beat": 2})).start()
+    assert is_driven(run, watch_s=0.6)
