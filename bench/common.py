@@ -62,6 +62,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--model", default=MODEL, help="encoder.model of the config [%(default)s]")
+    made.add_argument("--max-length", type=int, help="encoder.max_length [the model's own]")
     made.add_argument(
         "--cpus-per-actor", type=int, default=1, help="cores and torch threads [%(default)s]"
     )
@@ -79,6 +80,11 @@ def add_limit(made: argparse.ArgumentParser) -> None:
         type=int,
         help="only the first documents, to try the script; kept nowhere unless --out is given",
     )
+
+
+def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, and the commit as it is before anything is measured."""
+    return made.parse_args(namespace=argparse.Namespace(commit=commit()))
 
 
 @contextlib.contextmanager
@@ -166,7 +172,7 @@ def finish(name: str, args: argparse.Namespace, figures: Figures) -> None:
         "command": command(),
         "machine": machine(),
         "versions": versions(),
-        "commit": commit(),
+        "commit": args.commit,
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
     trial = getattr(args, "limit", None) is not None
@@ -260,7 +266,7 @@ def write_config(
     config: Figures = {
         "alias": "bench",
         "source": {"uri": str(documents), "id_column": "_id", "text": "{title} {text}"},
-        "encoder": {"model": args.model},
+        "encoder": {"model": args.model, "max_length": args.max_length},
         "embed": {"cpus_per_actor": args.cpus_per_actor, "batch_tokens": args.batch_tokens},
         "storage": {"root": str(folder / name)},
     }

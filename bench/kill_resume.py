@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
         "--tolerance", type=float, default=1e-6, help="of a vector's numbers [%(default)s]"
     )
     common.add_limit(parser)
-    return parser.parse_args()
+    return common.parse(parser)
 
 
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:

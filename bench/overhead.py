@@ -1,10 +1,10 @@
 """What the job costs over the bare model: documents/s of both on the same texts, in turn.
 
 The bare loop loads the encoder, tokenizes and embeds windows of one unit, in a process of its own
-with the threads and the niceness of the job's actor. The job is `reembed run`; its rate is that of the embedding
-stage and counts from the first unit's start, as its events say; start-up and the whole wall time
-are given apart. The texts are cut into as many slices as there are rounds; each round does one
-slice both ways, and which way goes first alternates.
+with the threads and the niceness of the job's actor. The job is `reembed run`; its rate is that of
+the embedding stage and counts from the first unit's start, as its events say; start-up and the
+whole wall time are given apart. The texts are cut into as many slices as there are rounds; each
+round does one slice both ways, and which way goes first alternates.
 
 Without DIR the texts are those of the demo, docstrings of this Python and its packages.
 """
@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="[%(default)s]")
     parser.add_argument("--unit-documents", type=int, default=512, help="[%(default)s]")
     parser.add_argument("--bare-loop", type=Path, help=argparse.SUPPRESS)  # the other process
-    return parser.parse_args()
+    return common.parse(parser)
 
 
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
@@ -147,6 +147,8 @@ def run_bare(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> c
     common.say(f"{file.stem}: the bare loop")
     threads = {"OMP_NUM_THREADS": str(args.cpus_per_actor), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--bare-loop", str(file)]
+    if args.max_length is not None:
+        command += ["--max-length", str(args.max_length)]
     for option in ("model", "cpus_per_actor", "batch_tokens", "unit_documents"):
         command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
     environment = {**reembed.env, **threads}
@@ -164,8 +166,9 @@ def bare_loop(args: argparse.Namespace) -> common.Figures:
 
     niceness = os.nice(RAY_NICENESS)
     texts = [row["text"] for row in common.read_jsonl(args.bare_loop)]
+    section = EncoderConfig(model=args.model, max_length=args.max_length)
     begun = time.perf_counter()
-    encoder = load_encoder(EncoderConfig(model=args.model), batch_tokens=args.batch_tokens)
+    encoder = load_encoder(section, batch_tokens=args.batch_tokens)
     started = time.perf_counter()
     tokens = 0
     embed_s = 0.0

@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--expected", type=float, default=0.645, help="published [%(default)s]")
     parser.add_argument("--tolerance", type=float, default=0.003, help="[%(default)s]")
     common.add_limit(parser)
-    return parser.parse_args()
+    return common.parse(parser)
 
 
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:

@@ -87,7 +87,9 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
         name = click.get_current_context().info_name or ""
         files: tuple[str, ...] = options.get("files", ())
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # Ray prints; stdout is for the result alone
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # Ray prints; stdout is for the result alone
                 result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:

@@ -142,7 +142,15 @@ class StorageConfig(Section):
         for key in options:
             if any(
                 word in key.lower()
-                for word in ("secret", "token", "password", "access_key", "sas", "account_key")
+                for word in (
+                    "secret",
+                    "token",
+                    "password",
+                    "access_key",
+                    "sas",
+                    "account_key",
+                    "master_key",
+                )
             ):
                 raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
         return options

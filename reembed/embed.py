@@ -75,14 +75,6 @@ def embed_units(
         _Units(job, units), override_num_blocks=len(units), num_cpus=_TASK_CPUS
     )
     dataset = dataset.map_batches(
-        _tokenize,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        fn_kwargs={"job": job},
-        num_cpus=_TASK_CPUS,
-    )
-    dataset = dataset.map_batches(
         _Embedder,
         batch_size=1,
         batch_format="pyarrow",
@@ -146,13 +138,12 @@ class _Units(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
-        return [
-            ReadTask(functools.partial(_read, self._job.source, u), metadata) for u in self._units
-        ]
+        return [ReadTask(functools.partial(_read, self._job, u), metadata) for u in self._units]
 
 
-def _read(source: Source, unit: Unit) -> Iterator[pa.Table]:
-    yield _row(unit.id, source.read(unit))
+def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
+    """One unit, read and tokenized in one task: its text never enters the object store."""
+    yield _row(unit.id, _tokenized(job.source.read(unit), _tokenizer(job.encoder)))
 
 
 def _row(unit: str, documents: pa.Table) -> pa.Table:
@@ -177,19 +168,16 @@ def text_hash(text: bytes) -> bytes:
 
 @functools.cache
 def _tokenizer(config: EncoderConfig) -> Tokenizer:
-    os.environ["TOKENIZERS_PARALLELISM"] = (
-        "false"  # Ray runs as many of these tasks as there are cores
-    )
+    # Ray runs as many of these tasks as there are cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return encoders.load_tokenizer(config)
 
 
-def _tokenize(batch: pa.Table, job: EmbedJob) -> pa.Table:
+def _tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
-    unit, documents = _documents(batch)
     raw = documents["text"].to_pylist()
     errors: list[str | None] = ["its text is null" if text is None else None for text in raw]
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
-    tokenizer = _tokenizer(job.encoder)
     every = np.arange(len(texts))
     parts = _each(
         every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
@@ -208,7 +196,7 @@ def _tokenize(batch: pa.Table, job: EmbedJob) -> pa.Table:
     out = documents.drop_columns(["text"])
     for name, column in columns.items():
         out = out.append_column(name, column)
-    return _row(unit, out.replace_schema_metadata({"prompt_length": str(prompt_length)}))
+    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
 
 
 def _each(

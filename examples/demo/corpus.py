@@ -24,16 +24,23 @@ from pathlib import Path
 
 # Packages that come with reembed and explain themselves to users; a missing one is passed over.
 PACKAGES = ("networkx", "numpy", "pandas", "pyarrow", "scipy", "sklearn")
-SKIPPED_FOLDERS = frozenset(
-    ("site-packages", "dist-packages", "__pycache__", "test", "tests", "testing")
-    + ("distutils", "idlelib", "lib2to3", "turtledemo", "externals", "_vendor")
-)
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "__pycache__"}
+SKIPPED_FOLDERS |= {
+    "distutils",
+    "externals",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "_testing",
+    "_vendor",
+}
 DOCUMENTS = 3_000
 QUERIES = 500
 MIN_QUERY_WORDS = 5
 MIN_DOCUMENT_WORDS = 15
 
-_FIRST_SENTENCE = re.compile(r"(.+?[.!?])(?=\s|$)|(.+)", re.DOTALL)
+# Up to a full stop that no small letter follows ("e.g. this"), else the whole paragraph.
+_FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s+[^a-z\s]|\s*$)|.+", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ OLD = "-c examples/demo/old.yaml"
 NEW = "-c examples/demo/new.yaml"
 SEARCH = (
     "reembed search -k 3 --show module"
-    " 'how do I read a csv file with named columns'"
-    " 'run several coroutines at the same time and wait for all of them'"
-    " 'find out which lines differ between two texts'"
+    " 'make a http request and read the response'"
+    " 'compare two strings and see how similar they are'"
+    " 'average of numbers in a list'"
 )
 
 # What happens, and the command that does it.
@@ -44,32 +44,37 @@ STEPS = (
     ("Let it serve; nothing serves yet, so there is nothing to compare", f"reembed promote {OLD}"),
     ("Ask it something", f"{SEARCH} {OLD}"),
     (
-        "Build a second release with the new model: the migration. The first one still serves",
+        "The migration: build a second release with the new model, while the first one serves",
         f"reembed run {NEW}",
     ),
     ("Which is better? Ask both the same judged queries", f"reembed compare {NEW}"),
     ("The gate passed, so let the new one serve", f"reembed promote {NEW}"),
-    ("Ask the same again", f"{SEARCH} {NEW}"),
     (
-        "Something is wrong with it? Back to the old one, at once",
+        "Ask the same again (three questions prove nothing; the judged ones did)",
+        f"{SEARCH} {NEW}",
+    ),
+    (
+        "If something is wrong with it: back to the old one, at once",
         f"reembed rollback {NEW} --reason 'to show it'",
     ),
-    ("It was nothing; the comparison still holds", f"reembed promote {NEW}"),
+    ("Nothing was wrong, and the comparison still holds: forward again", f"reembed promote {NEW}"),
     ("Who moved the alias, and when", f"reembed history {NEW}"),
     ("Where things stand", f"reembed status {NEW}"),
 )
 
-LAST_WORDS = """\
-Done in {minutes} min {seconds} s.
+LAST_WORDS = """
+Done in {took}. The comparison as a page:
+  {page}
 
-Report:    {report}
 Try next:
-  {activate}
-  reembed search {new} --show module 'your own question'
-  reembed verify {new}            # is every document in the index, as the source has it now?
-  reembed compare {new} --candidate OLD   # the way back, judged: OLD is a release from `status`
-  reembed run {new} --fresh       # stop it with Ctrl-C half way, then start it without --fresh
-  configs/local.yaml                # every setting, explained; then your own documents"""
+  source {activate}
+  # Search with the live model.
+  reembed search {new} 'your own question'
+  # Would the gate let the old model back in? RELEASE is the previous one in `status`.
+  reembed compare {new} --candidate RELEASE
+  # Build again; stop it with Ctrl-C half way and start it without --fresh: it goes on.
+  reembed run {new} --fresh
+  # Then your own documents: every setting is explained in configs/local.yaml."""
 
 
 def main() -> int:
@@ -77,8 +82,6 @@ def main() -> int:
     started = time.monotonic()
     os.chdir(ROOT)
     shutil.rmtree(DATA, ignore_errors=True)
-    DATA.mkdir()
-    (DATA / ".gitignore").write_text("*\n")
     for number, (what, command) in enumerate(STEPS, 1):
         print(f"\n[{number}/{len(STEPS)}] {what}\n$ {command}", flush=True)
         if code := subprocess.run(arguments(command), env=environment(), check=False).returncode:
@@ -86,17 +89,10 @@ def main() -> int:
             return code
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     (report,) = DATA.glob("reembed/runs/*/report.html")
-    activate = Path(sys.prefix) / "bin" / "activate"
-    print(
-        "\n"
-        + LAST_WORDS.format(
-            minutes=minutes,
-            seconds=seconds,
-            report=report.resolve().as_uri(),
-            activate=f". {activate}" ,
-            new=NEW,
-        )
-    )
+    activate = os.path.relpath(Path(sys.prefix) / "bin" / "activate")
+    took = f"{minutes} min {seconds} s"
+    page = report.resolve().as_uri()
+    print(LAST_WORDS.format(took=took, page=page, activate=activate, new=NEW))
     return 0
 
 
@@ -109,8 +105,9 @@ def arguments(command: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """No hub: nothing that the demo needs is there."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+    """Nothing that the demo needs is on a hub, and it needs no cluster."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from reembed.config import load
 from reembed.runs import Run
 from reembed.storage import Storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]  # about 60 s where nothing else runs
 
 REPO = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -88,7 +88,7 @@ class Head:
 
     def ended(self, job: str, submitted: subprocess.Popen[str]) -> tuple[int, int | None, str]:
         """As `run`, of a job that was submitted before."""
-        output, _ = submitted.communicate(timeout=100)
+        output, _ = submitted.communicate(timeout=200)
         return submitted.returncode, self.ask(f"jobs/{job}")["driver_exit_code"], output
 
 
@@ -227,10 +227,11 @@ def test_a_job_with_a_wrong_config_fails_with_the_verbs_exit_code(
 
 
 def test_the_upload_holds_the_package_and_nothing_else_of_the_checkout(head: Head) -> None:
+    if not head.ask("jobs/"):  # else any job of the other tests will do
+        head.run("help", "--help")
     [job, *_] = head.ask("jobs/")
     package = job["runtime_env"]["working_dir"].removeprefix("gcs://").removesuffix(".zip")
     [unpacked] = head.folder.glob(f"session_2*/runtime_resources/working_dir_files/{package}")
     names = {path.name for path in unpacked.iterdir()}
     assert names >= {"reembed", "jobs", "configs"}
     assert names.isdisjoint({".git", ".venv", ".ci", "bench", "data", "docs", "tests"})
-    assert not list(unpacked.rglob("__pycache__/*.pyc")) or (unpacked / "reembed").is_dir()

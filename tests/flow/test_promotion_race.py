@@ -122,7 +122,7 @@ def race(
         assert racer.stdin is not None
         racer.stdin.write("\n")
         racer.stdin.flush()
-    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
+    outputs = [racer.communicate(timeout=100)[0] for racer in racers]
     said = [json.loads(line) for output in outputs for line in output.splitlines()]
     return said, [racer.returncode for racer in racers]
 

@@ -170,7 +170,8 @@ def test_records_on_s3_are_listed_replaced_and_removed(bucket: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["aws_secret_access_key", "aws_access_key_id", "aws_session_token", "account_key"]
+    "key",
+    ["aws_secret_access_key", "aws_access_key_id", "aws_session_token", "azure_storage_master_key"],
 )
 def test_a_key_among_the_storage_options_is_refused_and_not_repeated(
     key: str, config_file: Callable[..., str]

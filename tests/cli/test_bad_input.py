@@ -1,0 +1,274 @@
+"""Bad input ends early, with what, why and a command; nothing is embedded and nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from tiny_models import bert_model
+
+from reembed.catalog import Catalog
+from reembed.cli import cli as reembed_cli
+from reembed.promote import promote
+from reembed.runs import Run, driving
+from reembed.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """refused(code, *arguments) -> what the user reads on stderr; no traceback, no units staged."""
+
+    def invoke(code: int, *arguments: str) -> str:
+        result = CliRunner().invoke(reembed_cli, list(arguments))
+        assert result.exit_code == code, result.output
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert not list(tmp_path.glob("root/runs/*/units/*"))
+        return result.stderr
+
+    return invoke
+
+
+def edited(file: str, old: str, new: str) -> str:
+    text = Path(file).read_text()
+    assert old in text
+    Path(file).write_text(text.replace(old, new))
+    return file
+
+
+def test_an_unknown_setting_names_the_nearest_and_its_line(corpus, config_file, refused):
+    file = edited(config_file(corpus(10)), "unit_documents", "unit_document")
+    line = next(n for n, text in enumerate(Path(file).read_text().splitlines(), 1) if "unit_document" in text)
+    said = refused(2, "run", "-c", file)
+    assert f"line {line}: embed.unit_document: unknown setting; did you mean unit_documents?" in said
+
+
+def test_a_wrong_type_names_the_setting_and_its_line(corpus, config_file, refused):
+    said = refused(2, "run", "-c", config_file(corpus(10), embed={"actors": "many"}))
+    assert "embed.actors = 'many'" in said
+    assert "line " in said
+
+
+def test_a_key_given_twice_is_refused(corpus, config_file, refused):
+    file = config_file(corpus(10))
+    Path(file).write_text(Path(file).read_text() + "alias: other\n")
+    said = refused(2, "run", "-c", file)
+    assert "alias" in said
+    assert "twice" in said
+
+
+def test_a_missing_config_file_says_how_to_name_one(refused):
+    said = refused(2, "status", "-c", "nowhere.yaml")
+    assert "nowhere.yaml" in said
+    assert "fix:" in said
+
+
+def test_a_missing_dataset(tmp_path, config_file, refused):
+    said = refused(2, "run", "-c", config_file(str(tmp_path / "none.lance")))
+    assert "error: cannot open the dataset" in said
+    assert "fix: reembed import" in said
+
+
+def test_a_missing_version(corpus, config_file, refused):
+    source = corpus(10)
+    assert "version 99" in refused(2, "run", "-c", config_file(source, source={"uri": source, "version": 99}))
+
+
+@pytest.mark.parametrize("setting", ["text", "id_column"])
+def test_a_missing_column_lists_those_there_are(corpus, config_file, refused, setting):
+    source = corpus(10)
+    said = refused(2, "run", "-c", config_file(source, source={"uri": source, setting: "body"}))
+    assert "has no column 'body'" in said
+    assert "it has: doc_id, title, text" in said
+
+
+def test_a_carried_column_that_is_missing(corpus, config_file, refused):
+    assert "has no column 'lang'" in refused(2, "run", "-c", config_file(corpus(10), table={"carry": ["lang"]}))
+
+
+def test_a_column_that_is_not_text(tmp_path, config_file, refused):
+    uri = str(tmp_path / "numbers.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a"], "text": [1.5], "body": ["x"]}), uri)
+    said = refused(2, "run", "-c", config_file(uri))
+    assert "column 'text' is double, which cannot be text" in said
+    assert "source.text=doc_id" in said
+
+
+def test_a_template_may_only_name_columns(corpus, config_file, refused):
+    source = corpus(10)
+    file = config_file(source, source={"uri": source, "text": "{title.__class__}"})
+    assert "'title.__class__' is not a plain column name" in refused(2, "run", "-c", file)
+
+
+def test_a_filter_that_is_none(corpus, config_file, refused):
+    source = corpus(10)
+    said = refused(2, "run", "-c", config_file(source, source={"uri": source, "filter": "year >"}))
+    assert "source.filter = 'year >' is not a filter" in said
+
+
+def test_an_empty_dataset(tmp_path, config_file, refused):
+    uri = str(tmp_path / "empty.lance")
+    lance.write_dataset(pa.table({"doc_id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), uri)
+    assert "has no documents" in refused(2, "run", "-c", config_file(uri))
+
+
+def test_a_filter_that_matches_nothing(corpus, config_file, refused):
+    source = corpus(10)
+    said = refused(2, "run", "-c", config_file(source, source={"uri": source, "filter": "doc_id = 'zzz'"}))
+    assert "the filter \"doc_id = 'zzz'\" matches no row" in said
+
+
+def test_duplicate_ids_are_shown(tmp_path, config_file, refused):
+    uri = str(tmp_path / "twice.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a", "b", "a"], "text": ["x", "y", "z"]}), uri)
+    assert "is not unique: 'a' (2 rows)" in refused(2, "run", "-c", config_file(uri))
+
+
+def test_null_ids_are_counted(tmp_path, config_file, refused):
+    uri = str(tmp_path / "nulls.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a", None], "text": ["x", "y"]}), uri)
+    said = refused(2, "run", "-c", config_file(uri))
+    assert "1 documents of" in said
+    assert "IS NOT NULL" in said
+
+
+def test_a_model_folder_without_weights(tmp_path, corpus, config_file, refused):
+    folder = bert_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    said = refused(2, "run", "-c", config_file(corpus(10), encoder={"model": str(folder)}))
+    assert "weights" in said
+    assert "fix:" in said
+
+
+def test_a_dimension_the_model_does_not_have(tmp_path, corpus, config_file, refused):
+    folder = bert_model(tmp_path / "model", dim=32)
+    file = config_file(corpus(10), encoder={"model": str(folder), "truncate_dim": 64})
+    said = refused(2, "run", "-c", file)
+    assert "64" in said
+    assert "32" in said
+
+
+def test_gpus_that_are_not_there(corpus, config_file, refused):
+    said = refused(2, "run", "-c", config_file(corpus(10), embed={"gpus_per_actor": 1}))
+    assert "needs 1 GPUs, this machine has 0" in said
+
+
+def test_judged_queries_that_are_missing_stop_the_run_before_it_embeds(corpus, config_file, refused, tmp_path):
+    file = config_file(corpus(10), gate={"queries": str(tmp_path / "nowhere")})
+    assert "nowhere" in refused(2, "run", "-c", file)
+
+
+def test_import_never_overwrites(tmp_path, refused):
+    (tmp_path / "a.jsonl").write_text('{"doc_id": "a", "text": "x"}\n')
+    to = str(tmp_path / "a.lance")
+    assert CliRunner().invoke(reembed_cli, ["import", str(tmp_path / "a.jsonl"), "--to", to]).exit_code == 0
+    assert "is a Lance dataset already" in refused(2, "import", str(tmp_path / "a.jsonl"), "--to", to)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("a.jsonl", '{"doc_id": "a"\n', "cannot read"),
+        ("a.txt", "hello", "cannot tell the format"),
+    ],
+)
+def test_files_that_cannot_be_imported(tmp_path, refused, name, body, said):
+    (tmp_path / name).write_text(body)
+    assert said in refused(2, "import", str(tmp_path / name), "--to", str(tmp_path / "a.lance"))
+
+
+def test_a_verb_that_needs_something_live_says_what_to_do(corpus, config_file, refused):
+    file = config_file(corpus(10))
+    for verb in (("search", "x"), ("rollback",)):
+        said = refused(2, *verb, "-c", file)
+        assert "passages serves nothing yet" in said
+        assert f"fix: reembed promote -c {file}" in said
+    assert "has no candidate" in refused(2, "promote", "-c", file)
+
+
+@pytest.fixture
+def two_releases(corpus, make_config, config_file, quiet, ray_local, eval_folder):
+    """(storage, catalog, live release, candidate, config file of the candidate)."""
+    source = corpus(120)
+    gate = {"queries": eval_folder(source)}
+    releases = []
+    for dim in (16, 256):
+        config = make_config(source, encoder={"model": f"hashing:{dim}"}, gate=gate)
+        releases.append(full_rebuild(config, quiet))
+        catalog = Catalog(Storage.open(config.storage.root), config.alias)
+        if catalog.live() is None:
+            promote(catalog)
+    file = config_file(source, encoder={"model": "hashing:256"}, gate=gate)
+    return catalog.storage, catalog, *releases, file
+
+
+def fails(code: int, *arguments: str) -> str:
+    result = CliRunner().invoke(reembed_cli, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.stderr
+
+
+@pytest.mark.ray
+def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_releases, cli, quiet):
+    _, catalog, live, candidate, file = two_releases
+    said = fails(3, "promote", "-c", file)
+    assert f"release {candidate.id} was never compared with {live.id}" in said
+    assert f"fix: reembed compare -c {file}" in said
+    cli("compare", "-c", file)
+    step = catalog.append(catalog.live(), "promote", candidate)
+    third = dataclasses.replace(live, id="third", run_id="third", created_at="2999-01-01T00:00:00+00:00")
+    catalog.register(third)
+    catalog.append(step, "promote", third)
+    said = fails(4, "promote", candidate.id, "-c", file)
+    assert f"was compared with {live.id}, but third is live now" in said
+    assert f"fix: reembed compare -c {file}" in said
+
+
+@pytest.mark.ray
+def test_a_tampered_index_is_refused_wherever_it_would_be_read(two_releases, cli):
+    storage, _, live, candidate, file = two_releases
+    path = Path(storage.root) / candidate.index / "index.faiss"
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+    for verb in ("compare", "verify"):
+        assert "index.faiss" in fails(1, verb, "-c", file)
+    manifest = Path(storage.root) / candidate.index / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(candidate.index_sha256, "0" * 64))
+    said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
+    assert "another index than it was registered with" in said
+    assert cli("search", "-c", file, "anything")["release"] == live.id
+
+
+@pytest.mark.ray
+def test_two_runs_of_one_plan_at_once(two_releases, quiet, make_config):
+    storage, _, _, candidate, file = two_releases
+    with driving(Run(storage, candidate.run_id)):
+        said = fails(4, "run", "-c", file)
+    assert f"run {candidate.run_id} is already being driven by process" in said
+
+
+@pytest.mark.ray
+def test_an_index_of_another_space_is_refused(two_releases):
+    import numpy as np
+
+    from reembed.errors import IntegrityError, SpaceMismatch
+    from reembed.live import OpenRelease
+
+    storage, _, live, candidate, _ = two_releases
+    with pytest.raises(SpaceMismatch):
+        OpenRelease.open(storage, dataclasses.replace(live, encoder=candidate.encoder))
+    with pytest.raises(IntegrityError):
+        OpenRelease.open(storage, dataclasses.replace(live, index=candidate.index))
+    with pytest.raises(SpaceMismatch):
+        OpenRelease.open(storage, live).index.search(np.zeros((1, 64), np.float32), 3)
+    shutil.rmtree(Path(storage.root) / live.index)
+    with pytest.raises(IntegrityError, match=r"no manifest\.json"):
+        OpenRelease.open(storage, live)
