@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another promote or run
-won), 5 difference found, 6 inconclusive."""
+won), 6 inconclusive."""
 
 _DEFAULT_CONFIG = "reembed.yaml"
 

@@ -45,9 +45,15 @@ def edited(file: str, old: str, new: str) -> str:
 
 def test_an_unknown_setting_names_the_nearest_and_its_line(corpus, config_file, refused):
     file = edited(config_file(corpus(10)), "unit_documents", "unit_document")
-    line = next(n for n, text in enumerate(Path(file).read_text().splitlines(), 1) if "unit_document" in text)
+    line = next(
+        n
+        for n, text in enumerate(Path(file).read_text().splitlines(), 1)
+        if "unit_document" in text
+    )
     said = refused(2, "run", "-c", file)
-    assert f"line {line}: embed.unit_document: unknown setting; did you mean unit_documents?" in said
+    assert (
+        f"line {line}: embed.unit_document: unknown setting; did you mean unit_documents?" in said
+    )
 
 
 def test_a_wrong_type_names_the_setting_and_its_line(corpus, config_file, refused):
@@ -78,7 +84,9 @@ def test_a_missing_dataset(tmp_path, config_file, refused):
 
 def test_a_missing_version(corpus, config_file, refused):
     source = corpus(10)
-    assert "version 99" in refused(2, "run", "-c", config_file(source, source={"uri": source, "version": 99}))
+    assert "version 99" in refused(
+        2, "run", "-c", config_file(source, source={"uri": source, "version": 99})
+    )
 
 
 @pytest.mark.parametrize("setting", ["text", "id_column"])
@@ -90,7 +98,9 @@ def test_a_missing_column_lists_those_there_are(corpus, config_file, refused, se
 
 
 def test_a_carried_column_that_is_missing(corpus, config_file, refused):
-    assert "has no column 'lang'" in refused(2, "run", "-c", config_file(corpus(10), table={"carry": ["lang"]}))
+    assert "has no column 'lang'" in refused(
+        2, "run", "-c", config_file(corpus(10), table={"carry": ["lang"]})
+    )
 
 
 def test_a_column_that_is_not_text(tmp_path, config_file, refused):
@@ -115,13 +125,17 @@ def test_a_filter_that_is_none(corpus, config_file, refused):
 
 def test_an_empty_dataset(tmp_path, config_file, refused):
     uri = str(tmp_path / "empty.lance")
-    lance.write_dataset(pa.table({"doc_id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), uri)
+    lance.write_dataset(
+        pa.table({"doc_id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), uri
+    )
     assert "has no documents" in refused(2, "run", "-c", config_file(uri))
 
 
 def test_a_filter_that_matches_nothing(corpus, config_file, refused):
     source = corpus(10)
-    said = refused(2, "run", "-c", config_file(source, source={"uri": source, "filter": "doc_id = 'zzz'"}))
+    said = refused(
+        2, "run", "-c", config_file(source, source={"uri": source, "filter": "doc_id = 'zzz'"})
+    )
     assert "the filter \"doc_id = 'zzz'\" matches no row" in said
 
 
@@ -160,7 +174,9 @@ def test_gpus_that_are_not_there(corpus, config_file, refused):
     assert "needs 1 GPUs, this machine has 0" in said
 
 
-def test_judged_queries_that_are_missing_stop_the_run_before_it_embeds(corpus, config_file, refused, tmp_path):
+def test_judged_queries_that_are_missing_stop_the_run_before_it_embeds(
+    corpus, config_file, refused, tmp_path
+):
     file = config_file(corpus(10), gate={"queries": str(tmp_path / "nowhere")})
     assert "nowhere" in refused(2, "run", "-c", file)
 
@@ -168,8 +184,13 @@ def test_judged_queries_that_are_missing_stop_the_run_before_it_embeds(corpus, c
 def test_import_never_overwrites(tmp_path, refused):
     (tmp_path / "a.jsonl").write_text('{"doc_id": "a", "text": "x"}\n')
     to = str(tmp_path / "a.lance")
-    assert CliRunner().invoke(reembed_cli, ["import", str(tmp_path / "a.jsonl"), "--to", to]).exit_code == 0
-    assert "is a Lance dataset already" in refused(2, "import", str(tmp_path / "a.jsonl"), "--to", to)
+    assert (
+        CliRunner().invoke(reembed_cli, ["import", str(tmp_path / "a.jsonl"), "--to", to]).exit_code
+        == 0
+    )
+    assert "is a Lance dataset already" in refused(
+        2, "import", str(tmp_path / "a.jsonl"), "--to", to
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +244,9 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     assert f"fix: reembed compare -c {file}" in said
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
-    third = dataclasses.replace(live, id="third", run_id="third", created_at="2999-01-01T00:00:00+00:00")
+    third = dataclasses.replace(
+        live, id="third", run_id="third", created_at="2999-01-01T00:00:00+00:00"
+    )
     catalog.register(third)
     catalog.append(step, "promote", third)
     said = fails(4, "promote", candidate.id, "-c", file)

@@ -28,12 +28,16 @@ def released(corpus, make_config, config_file, quiet, ray_local, eval_folder):
     source = corpus(120)
     gate = {"queries": eval_folder(source)}
     for dim in (16, 256):
-        config = make_config(source, encoder={"model": f"hashing:{dim}"}, gate=gate, table={"carry": ["title"]})
+        config = make_config(
+            source, encoder={"model": f"hashing:{dim}"}, gate=gate, table={"carry": ["title"]}
+        )
         full_rebuild(config, quiet)
         catalog = Catalog(Storage.open(config.storage.root), config.alias)
         if catalog.live() is None:
             promote(catalog)
-    return config_file(source, encoder={"model": "hashing:256"}, gate=gate, table={"carry": ["title"]})
+    return config_file(
+        source, encoder={"model": "hashing:256"}, gate=gate, table={"carry": ["title"]}
+    )
 
 
 FLOW = [
@@ -53,7 +57,9 @@ FLOW = [
 @pytest.mark.ray
 def test_every_verb_prints_text_and_exactly_one_json_object(released, tmp_path, cli):
     (tmp_path / "a.jsonl").write_text('{"doc_id": "a", "text": "x"}\n')
-    assert cli("import", str(tmp_path / "a.jsonl"), "--to", str(tmp_path / "new.lance"))["rows"] == 1
+    assert (
+        cli("import", str(tmp_path / "a.jsonl"), "--to", str(tmp_path / "new.lance"))["rows"] == 1
+    )
     assert {v[0] for v in FLOW} | {"import"} == set(reembed_cli.commands)
     for verb, *arguments in FLOW:
         if verb not in ("promote", "rollback"):
@@ -87,12 +93,19 @@ def test_the_report_is_one_page_that_loads_nothing_and_runs_nothing(released, cl
 
 
 @pytest.mark.ray
-def test_hostile_ids_stay_text_on_the_terminal(tmp_path, make_config, config_file, quiet, ray_local):
+def test_hostile_ids_stay_text_on_the_terminal(
+    tmp_path, make_config, config_file, quiet, ray_local
+):
     import lance
     import pyarrow as pa
 
-    uri, ids = str(tmp_path / "hostile.lance"), ["x' OR '1'='1", "\x1b[31mred", "a\u202eb", "<b>bold</b>"]
-    lance.write_dataset(pa.table({"doc_id": ids, "text": ["one two", "three", "four", "five"]}), uri)
+    uri, ids = (
+        str(tmp_path / "hostile.lance"),
+        ["x' OR '1'='1", "\x1b[31mred", "a\u202eb", "<b>bold</b>"],
+    )
+    lance.write_dataset(
+        pa.table({"doc_id": ids, "text": ["one two", "three", "four", "five"]}), uri
+    )
     config = make_config(uri)
     full_rebuild(config, quiet)
     promote(Catalog(Storage.open(config.storage.root), config.alias))
@@ -108,9 +121,13 @@ def test_importing_the_command_line_loads_no_heavy_library_and_takes_under_300_m
     code = "import sys, time; t = time.perf_counter(); import reembed.cli; print(time.perf_counter() - t); print(*sys.modules)"
     best = 9.0
     for _ in range(3):  # the best of three: other tests' processes may be ending still
-        seconds, modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")[:2]
+        seconds, modules = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split("\n")[:2]
         best = min(best, float(seconds))
-        assert not {"ray", "lance", "faiss", "torch", "transformers", "pyarrow"} & set(modules.split())
+        assert not {"ray", "lance", "faiss", "torch", "transformers", "pyarrow"} & set(
+            modules.split()
+        )
     assert best < 0.3
 
 
@@ -132,7 +149,11 @@ def test_every_verb_is_in_the_readme_and_has_help():
 
 def test_every_reembed_command_of_the_readme_parses():
     blocks = re.findall(r"```(?:bash|console)\n(.*?)```", README, re.S)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line.removeprefix("$ ")
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("reembed ")]
     assert commands
     for _, verb, *arguments in commands:

@@ -67,7 +67,9 @@ def test_the_driver_killed_at_each_of_its_points_loses_and_repeats_nothing(
     (release,) = catalog.releases()
     assert rows_of(storage, release).equals(uninterrupted)
     attempts = [path for path, _ in storage.objects(f"runs/{release.run_id}/attempts/")]
-    assert len(attempts) == len(Run(storage, release.run_id).receipts()), "a finished unit was embedded again"
+    assert len(attempts) == len(Run(storage, release.run_id).receipts()), (
+        "a finished unit was embedded again"
+    )
 
 
 def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(
@@ -77,7 +79,9 @@ def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(
     file, config = config_file(source), make_config(source)
     once = tmp_path / "once"
     once.mkdir()
-    done = cli.process("run", "-c", file, REEMBED_CRASH_AT=",".join(WORKERS), REEMBED_CRASH_ONCE=str(once))
+    done = cli.process(
+        "run", "-c", file, REEMBED_CRASH_AT=",".join(WORKERS), REEMBED_CRASH_ONCE=str(once)
+    )
     assert done.returncode == 0, done.stderr
     assert {p.name for p in once.iterdir()} == {p.partition(":")[0] for p in WORKERS}
     (release,) = catalog_of(config).releases()
@@ -92,9 +96,13 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     config = make_config(source, encoder={"model": "hashing:16"}, **sections)
     first = full_rebuild(config, quiet)
     file = config_file(source, encoder={"model": "hashing:64"}, **sections)
-    assert cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
+    assert (
+        cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
+    )
     assert catalog_of(config).live() is None
-    assert cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.after_swap").returncode == -9
+    assert (
+        cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.after_swap").returncode == -9
+    )
     assert catalog_of(config).require_live().release.id == first.id
     for dim in (64, 128):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, **sections)

@@ -16,7 +16,7 @@ from reembed.runs import Run
 from reembed.storage import Storage
 
 # Ray workers import this before anything of reembed runs: a model that some text is too much for.
-SITECUSTOMIZE = '''
+SITECUSTOMIZE = """
 import importlib.abc, os, sys
 
 class Poison(importlib.abc.MetaPathFinder):
@@ -44,13 +44,15 @@ def _config():
     return EncoderConfig(model="hashing:64")
 
 sys.meta_path.insert(0, Poison())
-'''
+"""
 
 
 @pytest.mark.crash
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(tmp_path, config_file, cli):
+def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
+    tmp_path, config_file, cli
+):
     rows = documents(128, 0)
     rows[5]["text"] += " zzkillzz"
     rows[70]["text"] += " zzraisezz"
@@ -64,7 +66,11 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(tm
     release = json.loads(done.stdout)
     assert (release["rows"], release["dead_letters"]) == (126, 2)
     storage = Storage.open(str(tmp_path / "root"))
-    dead = {d["doc_id"]: d["reason"] for r in Run(storage, release["run_id"]).receipts() for d in r["dead_letters"]}
+    dead = {
+        d["doc_id"]: d["reason"]
+        for r in Run(storage, release["run_id"]).receipts()
+        for d in r["dead_letters"]
+    }
     assert dead == {
         "d00005": "its embedding kills the process",
         "d00070": "ValueError: this text is too much",
@@ -72,7 +78,9 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(tm
     deaths = [p for p, _ in storage.objects(f"runs/{release['run_id']}/attempts/")]
     assert len(deaths) <= 10
     table = lance.dataset(storage.uri(release["table"]), version=release["table_version"])
-    assert set(table.to_table(columns=["doc_id"])["doc_id"].to_pylist()) == {r["doc_id"] for r in rows} - set(dead)
+    assert set(table.to_table(columns=["doc_id"])["doc_id"].to_pylist()) == {
+        r["doc_id"] for r in rows
+    } - set(dead)
 
 
 def die(run: Run, unit: str, rows: int, killers: set[int]) -> attempts.Attempt | None:

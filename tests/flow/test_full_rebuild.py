@@ -236,7 +236,9 @@ def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
     assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.run_id}/config.yaml")
 
 
-def test_tokenizing_and_embedding_are_two_stages_that_overlap(corpus, make_config, quiet, monkeypatch):
+def test_tokenizing_and_embedding_are_two_stages_that_overlap(
+    corpus, make_config, quiet, monkeypatch
+):
     """Ray fuses stages of equal resources; then the model would wait for its own tokenizer."""
     import ray.data
 
@@ -249,7 +251,9 @@ def test_tokenizing_and_embedding_are_two_stages_that_overlap(corpus, make_confi
 
     monkeypatch.setattr(ray.data.Dataset, "iter_rows", spy)
     full_rebuild(make_config(corpus(200), embed={"cpus_per_actor": 1}), quiet)
-    operators = [line.split(":")[0] for line in seen[0].splitlines() if line.startswith("Operator ")]
+    operators = [
+        line.split(":")[0] for line in seen[0].splitlines() if line.startswith("Operator ")
+    ]
     assert len(operators) == 3, operators
     names = [o.split(maxsplit=2)[2] for o in operators]
     assert names == ["Read_Units", "MapBatches(_Embedder)", "MapBatches(_write)"]

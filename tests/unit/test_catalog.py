@@ -64,7 +64,9 @@ def test_the_first_release_needs_no_comparison_and_the_second_does(catalog):
         promote(catalog)
 
 
-@pytest.mark.parametrize(("verdict", "error"), [("fail", errors.GateFailed), ("inconclusive", errors.Inconclusive)])
+@pytest.mark.parametrize(
+    ("verdict", "error"), [("fail", errors.GateFailed), ("inconclusive", errors.Inconclusive)]
+)
 def test_only_a_passing_comparison_promotes(catalog, verdict, error):
     a = make_release(catalog, "a")
     promote(catalog)
@@ -195,10 +197,20 @@ def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_pat
 
 def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
-    far = {"number": 1, "host": "far", "boot": "far/1", "pid": os.getpid(), "pid_started": "1", "beat": 1, "released": False}
+    far = {
+        "number": 1,
+        "host": "far",
+        "boot": "far/1",
+        "pid": os.getpid(),
+        "pid_started": "1",
+        "beat": 1,
+        "released": False,
+    }
     run.storage.write(run.path("leases/00000001.json"), far)
     assert not is_driven(run, watch_s=0.3)
     import threading
 
-    threading.Timer(0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**far, "beat": 2})).start()
+    threading.Timer(
+        0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**far, "beat": 2})
+    ).start()
     assert is_driven(run, watch_s=0.6)

@@ -36,9 +36,18 @@ def subject(tmp_path):
     def make(rows, dead=(), index_ids=None):
         columns = table.schema(space, pa.string(), [])
         names, hashes, spaces, vectors = zip(*rows, strict=True)
-        data = [list(names), from_vectors(np.stack(vectors), pa.float32()), list(spaces), list(hashes), [1] * len(rows)]
+        data = [
+            list(names),
+            from_vectors(np.stack(vectors), pa.float32()),
+            list(spaces),
+            list(hashes),
+            [1] * len(rows),
+        ]
         written = lance.write_dataset(
-            pa.table(data, columns), storage.uri("tables/t.lance"), mode="overwrite", enable_stable_row_ids=True
+            pa.table(data, columns),
+            storage.uri("tables/t.lance"),
+            mode="overwrite",
+            enable_stable_row_ids=True,
         )
         version = TableVersion(storage, "tables/t.lance", written.version, space.dim)
         return Subject(Source.open(config), version, space, config.encoder, tuple(dead), index_ids)
@@ -46,7 +55,10 @@ def subject(tmp_path):
     def rows():
         encoder = encoders.load_encoder(config.encoder)
         vectors = encoder.embed(encoder.tokenize([TEXTS[d] for d in IDS], "document"))
-        return [[d, text_hash(TEXTS[d].encode()), space.id, v] for d, v in zip(IDS, vectors, strict=True)]
+        return [
+            [d, text_hash(TEXTS[d].encode()), space.id, v]
+            for d, v in zip(IDS, vectors, strict=True)
+        ]
 
     make.rows = rows
     return make
@@ -64,13 +76,18 @@ def test_an_exact_table_passes_and_says_how_much_was_looked_at(subject):
 
 
 def test_a_sample_states_its_confidence(subject):
-    assert verify(subject(subject.rows()), sample=10).confidence.startswith("10 re-embedded: with 99 % confidence under 46")
+    assert verify(subject(subject.rows()), sample=10).confidence.startswith(
+        "10 re-embedded: with 99 % confidence under 46"
+    )
 
 
 def test_missing_and_extra_documents(subject):
     rows = subject.rows()
     rows[3][0] = "ghost"
-    assert found(verify(subject(rows), sample=0)) == {"missing": (1, ("d3",)), "extra": (1, ("ghost",))}
+    assert found(verify(subject(rows), sample=0)) == {
+        "missing": (1, ("d3",)),
+        "extra": (1, ("ghost",)),
+    }
 
 
 def test_a_document_twice(subject):
