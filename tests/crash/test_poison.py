@@ -27,7 +27,8 @@ class Poison(importlib.abc.MetaPathFinder):
         from reembed.encoders import hashing
         encoder = hashing.HashingEncoder
         plain = encoder.embed
-        bad = {{word: set(encoder(_config()).tokenize([word], "document").ids.tolist()) for word in ("zzkillzz", "zzraisezz")}}
+        ids_of = lambda word: set(encoder(_config()).tokenize([word], "document").ids.tolist())
+        bad = {{word: ids_of(word) for word in ("zzkillzz", "zzraisezz")}}
         def embed(self, tokens):
             for i in range(len(tokens)):
                 ids = set(tokens.ids[tokens.offsets[i]:tokens.offsets[i + 1]].tolist())
@@ -106,9 +107,10 @@ def test_the_killing_documents_are_found_in_few_attempts(tmp_path: Path, killers
 
 def test_a_unit_that_always_dies_fails_the_run_in_the_end(tmp_path: Path):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    for _ in range(attempts.MAX_ATTEMPTS):
+        attempts.begin(run, "u", 10)
     with pytest.raises(RunFailed, match="killed its worker 30 times"):
-        for _ in range(100):
-            attempts.begin(run, "u", 10)
+        attempts.begin(run, "u", 10)
 
 
 def test_a_document_is_not_blamed_for_a_node_that_went_away_twice(tmp_path: Path):

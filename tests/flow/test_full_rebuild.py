@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import lance
@@ -223,7 +224,7 @@ def test_rollback_goes_down_the_line_and_never_back_and_forth(corpus, make_confi
         rollback(catalog)
     log = catalog.log()
     assert [r.generation for r in log] == [1, 2, 3, 4, 5]
-    assert all(b.previous_token == a.token for a, b in zip(log, log[1:], strict=False))
+    assert all(b.previous_token == a.token for a, b in pairwise(log))
 
 
 def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
