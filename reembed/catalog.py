@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import getpass
+import os
 import platform
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,11 @@ def now() -> str:
 
 def who() -> str:
     """user@host of this process, for the record."""
-    return f"{getpass.getuser()}@{platform.node()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        user = f"uid{os.getuid()}"
+    return f"{user}@{platform.node()}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reembed import __version__
-from reembed.errors import ReembedError
+from reembed.errors import ReembedError, UsageError
 
 if TYPE_CHECKING:
     from reembed.catalog import Catalog
@@ -139,8 +139,15 @@ def import_verb(
 ) -> tuple[dict[str, Any], int]:
     """Make a Lance dataset from JSONL, CSV or Parquet files."""
     from reembed import importer
+    from reembed.config import secret_keys
 
     store_options = dict(o.partition("=")[::2] for o in options)
+    for key in secret_keys(store_options):
+        raise UsageError(
+            f"--option {key} is a secret, and command lines are public on a machine",
+            "keys and tokens come from the environment or the instance role",
+            f"export {key.upper()}=...",
+        )
     names = columns.split(",") if columns else None
     result = importer.import_documents(
         list(files), to, file_format=file_format, columns=names, options=store_options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
@@ -15,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, m
 from reembed.config_file import load_sections
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+_SECRET = ("secret", "token", "password", "access_key", "sas", "account_key", "master_key")
+
+
+def secret_keys(options: Iterable[str]) -> list[str]:
+    """Names among object-store settings that must come from the environment instead."""
+    return [key for key in options if any(word in key.lower() for word in _SECRET)]
 
 
 class Section(BaseModel):
@@ -85,7 +94,7 @@ class EmbedConfig(Section):
     unit_documents: Annotated[int, Field(ge=1)] = 2_048
     """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
-    """Units per actor that may be between reading and writing at once: the memory bound."""
+    """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
     """Documents that may stay without a vector before the run fails."""
 
@@ -139,20 +148,8 @@ class StorageConfig(Section):
     @field_validator("options")
     @classmethod
     def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
-        for key in options:
-            if any(
-                word in key.lower()
-                for word in (
-                    "secret",
-                    "token",
-                    "password",
-                    "access_key",
-                    "sas",
-                    "account_key",
-                    "master_key",
-                )
-            ):
-                raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
+        for key in secret_keys(options):
+            raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
         return options
 
 

@@ -24,16 +24,8 @@ from pathlib import Path
 
 # Packages that come with reembed and explain themselves to users; a missing one is passed over.
 PACKAGES = ("networkx", "numpy", "pandas", "pyarrow", "scipy", "sklearn")
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "__pycache__"}
-SKIPPED_FOLDERS |= {
-    "distutils",
-    "externals",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "_testing",
-    "_vendor",
-}
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "distutils", "externals"}
+SKIPPED_FOLDERS |= {"test", "tests", "testing", "_testing", "idlelib", "lib2to3", "turtledemo"}
 DOCUMENTS = 3_000
 QUERIES = 500
 MIN_QUERY_WORDS = 5
