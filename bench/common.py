@@ -183,6 +183,19 @@ def finish(name: str, args: argparse.Namespace, figures: Figures) -> None:
     print(json.dumps(record), flush=True)
 
 
+def busy_cores(seconds: float = 2.0) -> float:
+    """Cores in use while this script does nothing: what else runs on the machine."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]  # all, idle with waiting for disks
+
+    total, idle = ticks()
+    time.sleep(seconds)
+    total, idle = (after - before for after, before in zip(ticks(), (total, idle), strict=True))
+    return round((1 - idle / max(total, 1)) * (os.cpu_count() or 1), 2)
+
+
 def say(words: str) -> None:
     """One line about what goes on."""
     print(f"{dt.datetime.now():%H:%M:%S} {words}", flush=True)

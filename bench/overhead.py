@@ -2,9 +2,11 @@
 
 The bare loop loads the encoder, tokenizes and embeds windows of one unit, in a process of its own
 with the threads and the niceness of the job's actor. The job is `reembed run`; its rate is that of
-the embedding stage and counts from the first unit's start, as its events say; start-up and the
-whole wall time are given apart. The texts are cut into as many slices as there are rounds; each
-round does one slice both ways, and which way goes first alternates.
+the embedding stage, from the record of the first unit's start to the stage's last figures, by the
+times of these files; start-up, the rate in its own events and the wall time are given apart. The
+texts are cut into as many slices as there are rounds; each round does one slice both ways, and
+which way goes first alternates. Nothing else should run meanwhile: `others_cores` says how many
+cores something did use just before the loops.
 
 Without DIR the texts are those of the demo, docstrings of this Python and its packages.
 """
@@ -108,7 +110,11 @@ def summary(bare: list[common.Figures], job: list[common.Figures]) -> common.Fig
         "bare_embed_only_docs_per_s": round(
             statistics.median(b["docs"] / b["embed_s"] for b in bare), 1
         ),
-        "busy": statistics.median(j["busy"] for j in job),
+        "job_embed_only_docs_per_s": round(
+            statistics.median(j["docs"] / j["embed_s"] for j in job), 1
+        ),
+        "job_events_docs_per_s": round(statistics.median(j["events_docs_per_s"] for j in job), 1),
+        "others_cores": max(r["others_cores"] for r in (*bare, *job)),
         "ratios": [round(r, 3) for r in ratios],
         "rounds_bare": bare,
         "rounds_job": job,
@@ -125,7 +131,8 @@ def run_job(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> co
     reembed("import", str(file), "--to", str(source))
     embed = {"unit_documents": args.unit_documents}
     config = common.write_config(folder, name, source, args, embed=embed, source={"text": "text"})
-    common.say(f"{file.stem}: the job")
+    others = common.busy_cores()
+    common.say(f"{file.stem}: the job, beside others that use {others} cores")
     started = time.monotonic()
     release = reembed("run", "-c", str(config))
     wall = time.monotonic() - started
@@ -134,9 +141,27 @@ def run_job(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> co
         raise SystemExit(
             f"{len(left)} processes of the job still run: the next figures would be wrong"
         )
-    embedded = next(e for e in common.events(folder / name) if e["stage"] == "embedded")
-    kept = ("docs_per_s", "tokens_per_s", "startup_s", "busy")
-    return {"docs": release["rows"], **{k: embedded[k] for k in kept}, "wall_s": round(wall, 1)}
+    return {
+        "docs": release["rows"],
+        **job_rates(folder / name),
+        "wall_s": round(wall, 1),
+        "others_cores": others,
+    }
+
+
+def job_rates(root: Path) -> common.Figures:
+    """The embedding stage by the clock of the file system, and what its events say."""
+    embedded = next(e for e in common.events(root) if e["stage"] == "embedded")
+    started = min(f.stat().st_mtime for f in root.glob("runs/*/attempts/*/*.json"))
+    ended = max(f.stat().st_mtime for f in root.glob("runs/*/progress.json"))
+    receipts = [json.loads(f.read_text()) for f in root.glob("runs/*/units/*.json")]
+    return {
+        "docs_per_s": round(embedded["done"] / (ended - started), 1),
+        "events_docs_per_s": embedded["docs_per_s"],
+        "stage_s": round(ended - started, 2),
+        "embed_s": round(sum(receipt["embed_s"] for receipt in receipts), 2),
+        "startup_s": embedded["startup_s"],
+    }
 
 
 # --- the bare loop ---
@@ -144,7 +169,8 @@ def run_job(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> co
 
 def run_bare(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> common.Figures:
     """The bare loop over one slice, with the threads that Ray gives the actor."""
-    common.say(f"{file.stem}: the bare loop")
+    others = common.busy_cores()
+    common.say(f"{file.stem}: the bare loop, beside others that use {others} cores")
     threads = {"OMP_NUM_THREADS": str(args.cpus_per_actor), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--bare-loop", str(file)]
     if args.max_length is not None:
@@ -154,7 +180,7 @@ def run_bare(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> c
     environment = {**reembed.env, **threads}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: common.Figures = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {**found, "others_cores": others}
 
 
 def bare_loop(args: argparse.Namespace) -> common.Figures:

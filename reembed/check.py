@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from reembed.catalog import AliasRecord, Catalog, Release
-from reembed.errors import SourceError
-from reembed.promote import candidate, comparison_path, promote, rollback
+from reembed.errors import SourceError, UsageError
+from reembed.promote import (
+    candidate,
+    comparison_path,
+    promote,
+    rollback,
+    verification_path,
+)
 from reembed.runs import Run
 
 
@@ -23,16 +30,18 @@ def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dic
     manifest = index_store.read_manifest(storage.store, release.index)
     index = index_store.load(storage.store, release.index, manifest)
     run = Run(storage, release.run_id)
+    receipts = run.receipts()
     subject = verify.Subject(
         Source.from_json(release.source, storage.options),
         TableVersion(storage, release.table, release.table_version, release.space.dim),
         release.space,
         EncoderConfig(**release.encoder),
-        tuple(d["doc_id"] for r in run.receipts() for d in r["dead_letters"]),
+        tuple(d["doc_id"] for r in receipts for d in r["dead_letters"]),
         np.sort(index.ids()),
+        tuple(receipts),
     )
     report = {"release": release.id, **verify.verify(subject, sample).to_json()}
-    storage.write(run.path("verify.json"), report)
+    storage.write(verification_path(run.id), report)
     return report
 
 
@@ -72,11 +81,9 @@ def search(
     """The k best documents of each query in one release."""
     from reembed.live import OpenRelease
 
-    release = catalog.release(release_id) if release_id else catalog.require_live().release
+    release = _kept(catalog, release_id) if release_id else catalog.require_live().release
     known = release.source["carry"]
     if unknown := [c for c in show if c not in known]:
-        from reembed.errors import UsageError
-
         raise UsageError(
             f"{', '.join(unknown)} is not carried in release {release.id}",
             f"carried: {', '.join(known) or 'nothing'}",
@@ -84,7 +91,7 @@ def search(
         )
     results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
     hits = [
-        [{"doc_id": h.doc_id, "score": round(h.score, 6), **h.columns} for h in hits]
+        [{"doc_id": h.doc_id, "score": round(h.score, 6), **_finite(h.columns)} for h in hits]
         for hits in results
     ]
     return {
@@ -95,9 +102,25 @@ def search(
     }
 
 
+def _finite(columns: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in columns.items()
+    }
+
+
+def _kept(catalog: Catalog, release_id: str) -> Release:
+    release = catalog.release(release_id)
+    if catalog.is_retired(release_id):
+        raise UsageError(
+            f"release {release_id} was removed by gc", "its data is gone", "reembed status"
+        )
+    return release
+
+
 def _release(catalog: Catalog, release_id: str | None) -> Release:
     if release_id:
-        return catalog.release(release_id)
+        return _kept(catalog, release_id)
     live = catalog.live()
     waiting = [
         r

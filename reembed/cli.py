@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -27,6 +28,7 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (anot
 won), 6 inconclusive."""
 
 _DEFAULT_CONFIG = "reembed.yaml"
+_INTERRUPTED = 130
 
 
 class _Group(click.Group):
@@ -83,31 +85,39 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
         from reembed import report
+        from reembed.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
-        files: tuple[str, ...] = options.get("files", ())
+        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ())]
+        given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # Ray prints; stdout is for the result alone
+            # Ray prints; stdout is for the result alone.
+            with contextlib.redirect_stdout(sys.stderr), storage_errors():
                 result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:
                 traceback.print_exc()
-            click.echo(report.error(error, files), err=True)
+            click.echo(report.error(error, given), err=True)
             if as_json:
                 click.echo(json.dumps(report.error_record(error)))
             sys.exit(error.exit_code)
-        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, files))
+        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
         sys.exit(code)
 
     return verb
 
 
 def _catalog(config: Config) -> Catalog:
-    from reembed.catalog import Catalog
-    from reembed.storage import Storage
+    from pathlib import Path
 
+    from reembed.catalog import Catalog
+    from reembed.storage import Storage, absolute, is_remote
+
+    root = config.storage.root
+    if not is_remote(root) and not Path(absolute(root)).is_dir():
+        raise UsageError(
+            f"storage.root {root} does not exist", "nothing was built there", "reembed run"
+        )
     return Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
 
 
@@ -177,7 +187,9 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
 
 @cli.command()
 @click.option("--release", "release_id", help="Left out: the candidate, or else what is live.")
-@click.option("--sample", default=459, show_default=True, help="Rows to embed again.")
+@click.option(
+    "--sample", default=459, show_default=True, type=click.IntRange(0), help="Rows to embed again."
+)
 @_configured
 def verify(config: Config, release_id: str | None, sample: int) -> tuple[dict[str, Any], int]:
     """Check a release against its source, row by row. Exits 1 when anything differs."""
@@ -292,4 +304,21 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
 
 def main() -> None:
     """Entry point of the `reembed` command."""
-    cli()
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.UsageError as error:
+        error.show()
+        _end({"error": "UsageError", "what": error.format_message()}, error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. What is staged is kept: the same command resumes.", err=True)
+        _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
+
+
+def _end(record: dict[str, Any], code: int) -> NoReturn:
+    """The error for scripts too, where --json asked for it but no verb got to print."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({**record, "exit_code": code}))
+    sys.exit(code)

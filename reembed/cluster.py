@@ -47,8 +47,7 @@ def connected(config: Config) -> Iterator[str]:
         )
         where = f"private Ray on this machine with {_resources()}"
     try:
-        if not address:
-            _require_gpus(config)
+        _require_room(config, private=not address)
         yield where
     finally:
         ray.shutdown()
@@ -63,11 +62,19 @@ def _resources() -> str:
     return f"{total.get('CPU', 0):g} logical CPUs, {total.get('GPU', 0):g} GPUs"
 
 
-def _require_gpus(config: Config) -> None:
-    need, have = (
-        config.embed.actors * config.embed.gpus_per_actor,
-        _total().get("GPU", 0),
-    )
+def _require_room(config: Config, *, private: bool) -> None:
+    """A private Ray cannot grow: what does not fit now would wait for ever."""
+    if not private:
+        return
+    per_actor = 1 if config.embed.gpus_per_actor else config.embed.cpus_per_actor
+    cpus, cpus_here = config.embed.actors * per_actor, _total().get("CPU", 0)
+    if cpus >= cpus_here:
+        raise UsageError(
+            f"the actors take {cpus} logical CPUs, ray.num_cpus is {cpus_here:g}",
+            "they would wait for ever, or leave nothing to read and write with",
+            "reembed run --set ray.num_cpus=null     (what the actors need, and two more)",
+        )
+    need, have = config.embed.actors * config.embed.gpus_per_actor, _total().get("GPU", 0)
     if need > have:
         raise UsageError(
             f"embed.actors x embed.gpus_per_actor needs {need:g} GPUs, this machine has {have:g}",
@@ -87,6 +94,23 @@ def call(function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0)
         return ray.get(task.remote(*args))  # type: ignore[no-any-return]
     except RayTaskError as error:
         raise unwrapped(error) from error
+
+
+def largest_node_cpus() -> int:
+    """CPUs of the largest node that is up: the most that one task can ask for."""
+    nodes = ray.nodes()
+    return max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]) or 1
+
+
+def reason(error: BaseException) -> str:
+    """What really went wrong: the exception raised in the worker, not Ray's words around it."""
+    while isinstance(error, RayTaskError) or error.__cause__ is not None:
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None or inner is error:
+            break
+        error = inner
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def has_gpu() -> bool:

@@ -52,12 +52,14 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
         name: (metric(old_QK, judgements, k), metric(new_QK, judgements, k))
         for name, (metric, k) in _METRICS.items()
     }
+    present = _judged_present(queries, new)
     recall_old, recall_new = _ann_recall(old, vectors_old), _ann_recall(new, vectors_new)
     verdict = gate.judge(
         rules,
         verified=bool(candidate.verify.get("passed")),
         ann_recall_Q=recall_new,
         relevance=gate.Relevance(*measured["ndcg@10"], *measured["recall@10"]),
+        judged_present=present,
     )
     return {
         "schema_version": 1,
@@ -70,6 +72,7 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
             "sha256": queries.sha256,
             "count": len(queries.query_ids),
             "dropped": queries.dropped,
+            "judged_present": present,
         },
         "gate": rules.model_dump(),
         "metrics": {name: _change(*pair) for name, pair in measured.items()},
@@ -107,6 +110,28 @@ def _label(release: Release) -> dict[str, Any]:
 def _results(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> list[list[str]]:
     row_ids, _ = opened.index.search(vectors, DEPTH)
     return [[str(d) for d in row] for row in opened.doc_ids(row_ids)]
+
+
+def _judged_present(queries: evalset.EvalSet, opened: OpenRelease) -> float:
+    """Share of the relevant documents that the release holds.
+
+    Raises:
+        UsageError: none; the ids of the judgements are not those of the documents.
+    """
+    relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
+    held: set[str] = set()
+    example = None
+    for batch in opened.table.scan(["doc_id"]):
+        ids = [str(d) for d in batch.column("doc_id").to_pylist()]
+        example = example or next(iter(ids), None)
+        held |= relevant.intersection(ids)
+    if not held:
+        raise UsageError(
+            f"no judged document of {queries.source} is in release {opened.release.id}",
+            f"judgements name documents like {min(relevant)!r}, the table has ids like {example!r}",
+            "reembed config     (source.id_column and gate.queries must speak of the same ids)",
+        )
+    return len(held) / len(relevant)
 
 
 def _ann_recall(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> Recalls:

@@ -186,17 +186,22 @@ class Config(Section):
             "source_version",
             "norm",
         }
+        if len(set(self.table.carry)) < len(self.table.carry):
+            raise ValueError("table.carry names a column twice")
         if clash:
             raise ValueError(
                 f"table.carry: {', '.join(sorted(clash))} is a column reembed writes itself"
             )
         return self
 
-    def result_key(self) -> str:
-        """16 hex digits over the settings that decide what a run produces, without the version."""
+    def result_key(self, uri: str) -> str:
+        """16 hex digits over the settings that decide what a run produces, without the version.
+
+        `uri` is the source's, absolute: another folder of the same relative name is another source.
+        """
         decides = {
             "alias": self.alias,
-            "source": self.source.model_dump(exclude={"version"}),
+            "source": self.source.model_dump(exclude={"version"}) | {"uri": uri},
             "encoder": self.encoder.model_dump(),
             "table": self.table.model_dump(),
         }

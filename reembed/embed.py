@@ -24,12 +24,12 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from reembed import attempts, encoders, faults, table
-from reembed.cluster import unwrapped
+from reembed.cluster import reason, unwrapped
 from reembed.config import EmbedConfig, EncoderConfig
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
 from reembed.errors import RunFailed, SpaceMismatch
 from reembed.runs import Plan, Run, Unit
-from reembed.source import Source
+from reembed.source import TEXT, Source
 
 # What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
 DOCUMENT_ERRORS = (
@@ -41,8 +41,10 @@ DOCUMENT_ERRORS = (
     AssertionError,
     OverflowError,
 )
+_TOKENS, _ERROR = "__tokens", "__error"
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
+_NO_TEXT = "its text is null"
 # Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
 # are equal, and tokenizing inside the actor would leave the model waiting for it.
 _TASK_CPUS = 0.5
@@ -99,9 +101,7 @@ def embed_units(
         cause = unwrapped(error)
         if cause is not error:
             raise cause from error
-        raise RunFailed(
-            "the embedding job stopped", str(error).strip().splitlines()[-1], "reembed run"
-        ) from error
+        raise RunFailed("the embedding job stopped", reason(error), "reembed run") from error
 
 
 def _set_context(job: EmbedJob, units: list[Unit]) -> None:
@@ -175,8 +175,8 @@ def _tokenizer(config: EncoderConfig) -> Tokenizer:
 
 def _tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
-    raw = documents["text"].to_pylist()
-    errors: list[str | None] = ["its text is null" if text is None else None for text in raw]
+    raw = documents[TEXT].to_pylist()
+    errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
     every = np.arange(len(texts))
     parts = _each(
@@ -190,10 +190,10 @@ def _tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
             tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
     columns = {
         "text_hash": pa.array([text_hash(t or b"") for t in raw], pa.binary(table.TEXT_HASH_BYTES)),
-        "tokens": pa.array(tokens, pa.large_list(pa.int32())),
-        "error": pa.array(errors, pa.string()),
+        _TOKENS: pa.array(tokens, pa.large_list(pa.int32())),
+        _ERROR: pa.array(errors, pa.string()),
     }
-    out = documents.drop_columns(["text"])
+    out = documents.drop_columns([TEXT])
     for name, column in columns.items():
         out = out.append_column(name, column)
     return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
@@ -248,7 +248,7 @@ class _Embedder:
         unit, documents = _documents(batch)
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
         tokens = _tokens(documents)
-        errors: list[str | None] = documents["error"].to_pylist()
+        errors: list[str | None] = documents[_ERROR].to_pylist()
         for row in attempt.poison:
             errors[row] = "its embedding kills the process"
         vectors = np.full((documents.num_rows, self._job.plan.space.dim), np.nan, np.float32)
@@ -269,20 +269,18 @@ class _Embedder:
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
         """Find vectors that cannot be stored; they would vanish from every search without an error."""
-        stored = (
-            vectors.astype(np.float16)
-            if self._job.plan.space.vector_dtype == "float16"
-            else vectors
-        )
-        with np.errstate(over="ignore"):
+        stored_as = np.dtype(self._job.plan.space.vector_dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = vectors.astype(stored_as, copy=False)
             norms = np.linalg.norm(stored.astype(np.float32), axis=1)
         for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
             errors[row] = (
                 errors[row]
                 or "its vector is not finite or zero: the model has nothing for this text"
             )
-        failed = [e for e in errors if e is not None]
-        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > _SYSTEMATIC * len(errors):
+        failed = [e for e in errors if e not in (None, _NO_TEXT)]
+        allowed = max(_SYSTEMATIC * len(errors), self._job.embed.max_dead_letters)
+        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
             raise RunFailed(
                 f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
                 f"so many is no accident of single documents; the first: {failed[0]}",
@@ -298,14 +296,14 @@ class _Embedder:
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
-        out = documents.drop_columns(["tokens", "error"])
+        out = documents.drop_columns([_TOKENS, _ERROR])
         out = out.append_column("vector", table.from_vectors(usable, vector_type.value_type))
-        out = out.append_column("error", pa.array(errors, pa.string()))
+        out = out.append_column(_ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
 
 
 def _tokens(documents: pa.Table) -> Tokens:
-    column = documents["tokens"].combine_chunks().fill_null([])
+    column = documents[_TOKENS].combine_chunks().fill_null([])
     offsets = column.offsets.to_numpy()
     ids = column.values.to_numpy(zero_copy_only=False)
     prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
@@ -315,11 +313,11 @@ def _tokens(documents: pa.Table) -> Tokens:
 def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
     unit, documents = _documents(batch)
     stats = {k.decode(): _number(v.decode()) for k, v in (documents.schema.metadata or {}).items()}
-    failed = documents["error"].is_valid()
-    rows = documents.filter(documents["error"].is_null()).drop_columns(["error"])
+    failed = documents[_ERROR].is_valid()
+    rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
     dead = [
-        table.DeadLetter(d["doc_id"], d["error"])
-        for d in documents.filter(failed).select(["doc_id", "error"]).to_pylist()
+        table.DeadLetter(d["doc_id"], d[_ERROR])
+        for d in documents.filter(failed).select(["doc_id", _ERROR]).to_pylist()
     ]
     receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
     return pa.table(

@@ -28,6 +28,10 @@ _TYPICAL_SD = 0.2
 """Of nDCG@10 differences (measured .16-.21); stands in where too few queries tell their own."""
 
 
+MIN_PRESENT = 0.5
+"""Share of the relevant documents that must be in the candidate for a comparison to say anything."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What one rule found. The numbers are None where there is nothing to measure."""
@@ -88,7 +92,12 @@ class Relevance:
 
 
 def judge(
-    gate: GateConfig, *, verified: bool, ann_recall_Q: Floats, relevance: Relevance | None
+    gate: GateConfig,
+    *,
+    verified: bool,
+    ann_recall_Q: Floats,
+    relevance: Relevance | None,
+    judged_present: float = 1.0,
 ) -> Verdict:
     """Whether a candidate may be promoted.
 
@@ -96,6 +105,8 @@ def judge(
         gate: margin and ann_recall, fixed before results exist.
         verified: `verify` found the candidate's table and index complete and unharmed.
         ann_recall_Q: ann_recall@10 of the candidate's index, per query; ones for exact search.
+        judged_present: share of the relevant documents that the candidate holds; where few are,
+            both releases score near zero, and equal zeros would look like "no change".
         relevance: nDCG@10 and recall@10 of both releases; None without judged queries.
     """
     rules = [verify_rule(verified), ann_recall_rule(ann_recall_Q, gate.ann_recall)]
@@ -103,6 +114,7 @@ def judge(
         return combine(*rules, no_evidence_rule())
     return combine(
         *rules,
+        present_rule(judged_present),
         change_rule("nDCG@10", relevance.live_ndcg_Q, relevance.candidate_ndcg_Q, gate.margin),
         change_rule(
             "recall@10", relevance.live_recall_Q, relevance.candidate_recall_Q, gate.margin
@@ -132,6 +144,13 @@ def verify_rule(verified: bool) -> Rule:
 def no_evidence_rule() -> Rule:
     """G1 without judged queries."""
     return Rule("relevance", "inconclusive", "no relevance evidence: structural checks only")
+
+
+def present_rule(share: float) -> Rule:
+    """Judgements of documents that are not there show nothing."""
+    outcome: Outcome = "pass" if share >= MIN_PRESENT else "inconclusive"
+    detail = f"{share:.1%} of the relevant documents are in the candidate, at least {MIN_PRESENT:.0%} needed"
+    return Rule("judged documents", outcome, detail, observed=share, required=MIN_PRESENT)
 
 
 def ann_recall_rule(ann_recall_Q: Floats, required: float) -> Rule:

@@ -11,7 +11,7 @@ from reembed import faults
 from reembed.catalog import Catalog, Release
 from reembed.errors import SourceError
 from reembed.promote import standing
-from reembed.runs import find_runs
+from reembed.runs import Run, find_runs
 from reembed.source import Source
 from reembed.table import open_table
 
@@ -163,9 +163,8 @@ def _remove_table(catalog: Catalog, item: Removable, held: set[str]) -> None:
 
 def _unpin(catalog: Catalog, release: Release) -> None:
     """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
+    tag = Run(catalog.storage, release.run_id).pin_tag
     try:
-        Source.from_json(release.source, catalog.storage.options).unpin(f"reembed-{release.run_id}")
+        Source.from_json(release.source, catalog.storage.options).unpin(tag)
     except (OSError, ValueError, SourceError) as error:
-        log.warning(
-            "the tag reembed-%s stays on %s: %s", release.run_id, release.source["uri"], error
-        )
+        log.warning("the tag %s stays on %s: %s", tag, release.source["uri"], error)

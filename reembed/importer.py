@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lance
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
+import pyarrow.json as pajson
 
 from reembed.errors import SourceError, UsageError
 from reembed.storage import absolute
@@ -19,7 +22,10 @@ FORMATS = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
+ID_COLUMNS = ("_id", "id", "doc_id")
+"""Read from CSV as text: 007 is not 7."""
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
+_BLOCK_BYTES = 16 << 20
 
 
 def import_documents(
@@ -38,7 +44,7 @@ def import_documents(
     """
     uri = absolute(to)
     kind = file_format or _format(files)
-    missing = [f for f in files if not Path(f).exists()]
+    missing = [f for f in files if not Path(f).is_file()]
     if missing:
         raise UsageError(
             f"no such file: {', '.join(missing)}", None, "ls " + str(Path(missing[0]).parent)
@@ -50,28 +56,29 @@ def import_documents(
             f"reembed import {' '.join(files)} --to {to.removesuffix('.lance')}-2.lance",
         )
     try:
-        found = pads.dataset(files, format=kind)
-        names = columns or [f.name for f in found.schema if not _is_empty(f.type)]
-        if unknown := sorted(set(names) - set(found.schema.names)):
+        found = _json_schema(files) if kind == "json" else _dataset(files, kind).schema
+        names = columns or [f.name for f in found if not _is_empty(f.type)]
+        if unknown := sorted(set(names) - set(found.names)):
             raise SourceError(
-                f"no column {', '.join(unknown)}",
-                f"there are: {', '.join(found.schema.names)}",
-                None,
+                f"no column {', '.join(unknown)}", f"there are: {', '.join(found.names)}", None
             )
-        schema = pa.schema([found.schema.field(n) for n in names])
-        reader = pa.RecordBatchReader.from_batches(
-            schema, found.scanner(columns=names).to_batches()
-        )
+        schema = pa.schema([found.field(n) for n in names])
+        batches = _json_batches(files, schema) if kind == "json" else _batches(files, kind, schema)
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
         written = lance.write_dataset(
-            reader, uri, mode="create", enable_stable_row_ids=True, storage_options=options or None
+            reader,
+            uri,
+            mode="create",
+            enable_stable_row_ids=True,
+            storage_options=options or None,
         )
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
         raise SourceError(
-            f"cannot read {', '.join(files)} as {kind}",
+            f"cannot import {', '.join(files)} as {kind} to {to}",
             str(error).splitlines()[0],
             "reembed import FILE --to URI --format json|csv|parquet",
         ) from error
-    skipped = [f.name for f in found.schema if f.name not in names]
+    skipped = [f.name for f in found if f.name not in names]
     return {
         "uri": to,
         "rows": written.count_rows(),
@@ -79,6 +86,57 @@ def import_documents(
         "skipped": skipped,
         "version": written.version,
     }
+
+
+def _dataset(files: list[str], kind: str) -> pads.Dataset:
+    if kind == "parquet":
+        return pads.dataset(files, format="parquet")
+    form = pads.CsvFileFormat(
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),
+        convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(ID_COLUMNS, pa.string())),
+    )
+    return pads.dataset(files, format=form)
+
+
+def _batches(files: list[str], kind: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    yield from _dataset(files, kind).scanner(columns=schema.names).to_batches()
+
+
+def _json_schema(files: list[str]) -> pa.Schema:
+    """Every field of every line, with a type that holds all its values: a first pass."""
+    schema = pa.schema([])
+    for table in _json_tables(files):
+        schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
+    return schema
+
+
+def _json_batches(files: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for table in _json_tables(files, schema):
+        yield from table.to_batches()
+
+
+def _json_tables(files: list[str], schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """Whole lines, some MiB at a time; a block of Arrow's own reader would cut long lines."""
+    parse = pajson.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
+    )
+    for name in files:
+        for lines in _blocks(name):
+            read = pajson.ReadOptions(block_size=len(lines) + 1, use_threads=False)
+            yield pajson.read_json(pa.BufferReader(lines), read, parse)
+
+
+def _blocks(name: str) -> Iterator[bytes]:
+    with pa.input_stream(name, compression="detect") as stream:
+        rest = b""
+        while block := stream.read(_BLOCK_BYTES):
+            lines, newline, tail = (rest + block).rpartition(b"\n")
+            rest = tail
+            if lines.strip():
+                yield lines + newline
+        if rest.strip():
+            yield rest
 
 
 def _format(files: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from reembed import faults
 from reembed.catalog import Action, AliasRecord, Catalog, Release
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.runs import Run
+from reembed.table import missing_files
 
 
 def standing(log: list[AliasRecord]) -> list[Release]:
@@ -18,7 +18,7 @@ def standing(log: list[AliasRecord]) -> list[Release]:
     for record in log:
         ids = [r.id for r in stack]
         if record.action == "rollback" and record.release.id in ids:
-            stack = stack[: ids.index(record.release.id) + 1]
+            stack = stack[: len(ids) - ids[::-1].index(record.release.id)]
         else:
             stack.append(record.release)
     return stack
@@ -106,7 +106,12 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
 
 def comparison_path(run_id: str) -> str:
     """Where the comparison of a run's release is kept."""
-    return Run.__name__.lower() + f"s/{run_id}/compare.json"
+    return f"runs/{run_id}/compare.json"
+
+
+def verification_path(run_id: str) -> str:
+    """Where the newest verification of a run's release is kept."""
+    return f"runs/{run_id}/verify.json"
 
 
 def _promoted_before(catalog: Catalog, log: list[AliasRecord], to: str) -> Release:
@@ -144,7 +149,8 @@ def _swap(
 
 
 def _require_complete(catalog: Catalog, release: Release) -> None:
-    if not release.verify.get("passed"):
+    newest = catalog.storage.read_if_there(verification_path(release.run_id)) or release.verify
+    if not (release.verify.get("passed") and newest["passed"]):
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
     manifest = catalog.storage.read_if_there(f"{release.index}/manifest.json")
     if manifest is None or manifest["sha256"] != release.index_sha256:
@@ -154,9 +160,26 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise IntegrityError(
             f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh"
         )
-    if not any(True for _ in catalog.storage.objects(f"{release.table}/_versions/")):
+    sizes = dict(catalog.storage.objects(f"{release.index}/"))
+    if sizes.get(f"{release.index}/index.faiss") != manifest["size_bytes"]:
         raise IntegrityError(
-            f"release {release.id} has no table", f"{release.table} is gone", "reembed run --fresh"
+            f"the index of release {release.id} is not whole",
+            f"{release.index}/index.faiss is gone or has another size",
+            "reembed run --fresh",
+        )
+    try:
+        missing = missing_files(catalog.storage, release.table, release.table_version)
+    except (ValueError, OSError) as error:
+        raise IntegrityError(
+            f"release {release.id} has no table",
+            f"{release.table} version {release.table_version} cannot be opened",
+            "reembed run --fresh",
+        ) from error
+    if missing:
+        raise IntegrityError(
+            f"{len(missing)} files of the table of release {release.id} are gone or cut short",
+            ", ".join(missing[:3]),
+            "reembed run --fresh",
         )
 
 

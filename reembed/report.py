@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -19,19 +18,19 @@ _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _BAR = 24
 
 
-def error(problem: ReembedError, files: Sequence[str] = ()) -> str:
+def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
     """What, why, fix."""
-    return click.style("error: ", fg="red") + _pasteable(plain(str(problem)), files)
+    return click.style("error: ", fg="red") + _pasteable(plain(str(problem)), given)
 
 
-def _pasteable(lines: str, files: Sequence[str]) -> str:
-    """Commands to paste name the config files that this command was given."""
-    options = "".join(f" -c {shlex.quote(f)}" for f in files)
+def _pasteable(lines: str, given: Sequence[str]) -> str:
+    """Commands to paste name the config files and settings that this command was given."""
+    options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
         if not line.lstrip().startswith(("fix:", "Next:")):
             return line
-        return re.sub(rf"\breembed ({'|'.join(_CONFIGURED)})\b", rf"\g<0>{options}", line)
+        return re.sub(rf"\breembed ({'|'.join(_CONFIGURED)})\b", lambda m: m[0] + options, line)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
 
@@ -130,6 +129,9 @@ def _say_candidate(f: dict[str, Any]) -> str:
 
 _EVENTS = {
     "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
+    "ignored": lambda f: (
+        f"{' and '.join(f['sections'])} settings differ from the run's plan, and the plan's count: `--fresh` plans anew"
+    ),
     "plan": _say_plan,
     "resume": _say_resume,
     "ray": lambda f: f["where"],
@@ -141,9 +143,9 @@ _EVENTS = {
 }
 
 
-def text(verb: str, result: dict[str, Any], files: Sequence[str] = ()) -> str:
-    """A verb's result for people; ends with what to do next, with the config files in it."""
-    return _pasteable(_TEXTS[verb](_harmless(result)), files)
+def text(verb: str, result: dict[str, Any], given: Sequence[str] = ()) -> str:
+    """A verb's result for people; ends with what to do next, with `given` options in it."""
+    return _pasteable(_TEXTS[verb](_harmless(result)), given)
 
 
 def _harmless(value: Any) -> Any:
@@ -152,7 +154,7 @@ def _harmless(value: Any) -> Any:
         return {_harmless(k): _harmless(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_harmless(v) for v in value]
-    return plain(value) if isinstance(value, str) else value
+    return plain(value).replace("\n", "\\n") if isinstance(value, str) else value
 
 
 def _import(r: dict[str, Any]) -> str:
@@ -218,7 +220,7 @@ def _verify(r: dict[str, Any]) -> str:
         _colour("equal" if r["passed"] else "differs", "pass" if r["passed"] else "fail"),
     ]
     return "\n".join(
-        [*lines, "Next: " + ("reembed compare" if r["passed"] else "reembed run --fresh")]
+        [*lines, "Next: " + ("reembed status" if r["passed"] else "reembed run --fresh")]
     )
 
 

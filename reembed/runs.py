@@ -11,6 +11,7 @@ runs/RUN/result.json             create-only: the release it ended in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -60,6 +61,7 @@ class Plan:
     """Version of the table the seal must find unchanged."""
     carry: list[str]
     gate: dict[str, Any]
+    index: dict[str, Any]
     rows: int
     units: list[Unit]
     created_at: str
@@ -100,6 +102,18 @@ class Run:
 
     storage: Storage
     id: str
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Source version and counter, as the id ends: to sort by."""
+        _, version, counter = self.id.rsplit("-", 2)
+        return int(version.removeprefix("v")), int(counter)
+
+    @property
+    def pin_tag(self) -> str:
+        """The tag that holds the source version; other roots with the same settings have another."""
+        root = hashlib.sha256(self.storage.root.encode()).hexdigest()[:8]
+        return f"reembed-{self.id}-{root}"
 
     def path(self, name: str) -> str:
         """Path under the root of a file of this run."""
@@ -149,9 +163,10 @@ class Run:
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
-    """Every run under the root, or those of one alias."""
+    """Every run under the root, or those of one alias, by source version and counter."""
     names = storage.folders("runs/")
-    return [Run(storage, n) for n in names if alias is None or n.rsplit("-", 3)[0] == alias]
+    runs = [Run(storage, n) for n in names if alias is None or n.rsplit("-", 3)[0] == alias]
+    return sorted(runs, key=lambda r: r.number)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import string
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.runs import Unit
 from reembed.storage import absolute
 
+TEXT = "__text"
+"""Name of the text among a unit's columns; a carried column may be called anything else."""
+_MAX_ID = 2**63 - 1
 _SCAN_ROWS = 4_096
 _EXAMPLES = 5
 
@@ -28,6 +33,8 @@ class Source:
 
     uri: str
     version: int
+    fingerprint: str
+    """Over the names of the version's data files: a dataset made anew in the same place differs."""
     id_column: str
     text: str
     filter: str | None
@@ -47,6 +54,7 @@ class Source:
         source = cls(
             uri,
             dataset.version,
+            _fingerprint(dataset),
             section.id_column,
             section.text,
             section.filter,
@@ -136,6 +144,14 @@ class Source:
             )
         return len(hashes)
 
+    def is_as_planned(self, record: dict[str, Any]) -> bool:
+        """Whether the version a plan pinned is still there, and still the same files."""
+        try:
+            dataset = _open(self.uri, record["version"], self.options)
+        except SourceError:
+            return False
+        return bool(record["uri"] == self.uri and record["fingerprint"] == _fingerprint(dataset))
+
     def units(self, size: int) -> list[Unit]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on."""
         units: list[Unit] = []
@@ -147,7 +163,7 @@ class Source:
         return units
 
     def read(self, unit: Unit) -> pa.Table:
-        """doc_id, text (binary: UTF-8 as stored) and carried columns of one unit, in row order.
+        """doc_id, __text (binary: UTF-8 as stored) and carried columns of one unit, in row order.
 
         Raises:
             SourceError: the fragment no longer holds the unit's rows.
@@ -187,7 +203,7 @@ class Source:
     def _documents(self, table: pa.Table) -> pa.Table:
         columns = {
             "doc_id": table[self.id_column].cast(_plain(table[self.id_column].type)),
-            "text": self._text(table),
+            TEXT: self._text(table),
         }
         return pa.table(columns | {c: table[c] for c in self.carry})
 
@@ -240,7 +256,14 @@ class Source:
         hashes, nulls = [np.empty(0, np.uint64)], 0
         for batch in scanner.to_batches():
             nulls += batch.column(0).null_count
-            hashes.append(_hash(batch.column(0).drop_null()))
+            ids = batch.column(0).drop_null()
+            if pa.types.is_uint64(ids.type) and len(ids) and pc.max(ids).as_py() > _MAX_ID:
+                raise SourceError(
+                    f"{self.id_column} of {self.uri} holds integers above {_MAX_ID:,}",
+                    "ids are stored as signed 64-bit integers or as text",
+                    "write the ids as strings, and set source.id_column to that column",
+                )
+            hashes.append(_hash(ids))
         return np.concatenate(hashes), nulls
 
     def _duplicates(self, suspects: npt.NDArray[np.uint64]) -> list[str]:
@@ -256,6 +279,11 @@ class Source:
         return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][
             :_EXAMPLES
         ]
+
+
+def _fingerprint(dataset: lance.LanceDataset) -> str:
+    names = sorted(f.path for fragment in dataset.get_fragments() for f in fragment.data_files())
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _open(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def is_remote(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """Local paths made absolute, so that every process means the same folder."""
+    if any(c in uri for c in "#%?"):
+        raise UsageError(
+            f"{uri} holds one of # % ?",
+            "Lance and the object store would each escape it in another way, and mean two places",
+            f"mv {uri!r} ...     (any name without these characters)",
+        )
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
 
 
@@ -46,6 +53,24 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
     except (BaseError, ValueError) as error:
         raise UsageError(
             f"cannot open {root}", str(error).splitlines()[0], "reembed config --check"
+        ) from error
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Say in one sentence what a disk or an object store would not do.
+
+    Raises:
+        ReembedError: in place of the operating system's or the store's own error.
+    """
+    try:
+        yield
+    except (OSError, BaseError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ReembedError(
+            "the storage did not answer as it should",
+            f"{type(error).__name__}: {first}",
+            "reembed config     (storage.root, storage.options, and the keys in the environment)",
         ) from error
 
 

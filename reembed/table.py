@@ -32,6 +32,7 @@ STORAGE_VERSION: Literal["2.2"] = "2.2"
 TEXT_HASH_BYTES = 16
 _BATCH_ROWS = 8_192
 _RUN_PROPERTY = "reembed.run"
+_COMMIT_TRIES = 8
 _EXAMPLES = 5
 
 
@@ -161,19 +162,16 @@ def _proof(storage: Storage, path: str, file: Any) -> dict[str, Any]:
 
     Lance has no checksums, and reports success on a file whose last write failed (disk full).
     """
-    digest, size = hashlib.sha256(), 0
-    for chunk in obstore.get(storage.store, f"{path}/data/{file.path}").stream(
-        min_chunk_size=8 << 20
-    ):
-        digest.update(chunk)
-        size += len(chunk)
+    proof = _digest(storage, path, file.path)
+    size = proof["size_bytes"] if proof else 0
     if size != file.file_size_bytes:
         raise IntegrityError(
             f"{path}/data/{file.path} has {size:,} bytes where {file.file_size_bytes:,} were written",
             "the disk is full, or the last write failed without an error",
             "df -h",
         )
-    return {"size_bytes": size, "sha256": digest.hexdigest()}
+    assert proof is not None
+    return proof
 
 
 def _fingerprint(columns: pa.Schema) -> str:
@@ -198,7 +196,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
     Raises:
         RunFailed: units are missing, or more documents are dead letters than allowed.
         IntegrityError: a staged file is missing or has another size.
-        Conflict: another run committed to this table since the plan.
+        Conflict: other runs kept committing to this table.
     """
     receipts = run.receipts()
     dead = [DeadLetter(**d) for r in receipts for d in r["dead_letters"]]
@@ -270,34 +268,27 @@ def _commit(run: Run, plan: Plan, columns: pa.Schema, receipts: list[dict[str, A
     fragments = [
         FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]
     ]
-    transaction = lance.Transaction(
-        read_version=plan.base_version,
-        operation=lance.LanceOperation.Overwrite(columns, fragments),
-        transaction_properties={_RUN_PROPERTY: run.id, "reembed.space": plan.space.id},
-    )
-    if open_table(run.storage, plan.table).version != plan.base_version:
-        raise _superseded(plan)
-    faults.point("table.before_commit")
-    try:
-        lance.LanceDataset.commit(
-            run.storage.uri(plan.table), transaction, storage_options=run.storage.lance_options
-        )
-    except CommitConflictError as error:
-        if (version := _committed(run, plan)) is not None:  # our own commit, its answer lost
+    operation = lance.LanceOperation.Overwrite(columns, fragments)
+    properties = {_RUN_PROPERTY: run.id, "reembed.space": plan.space.id}
+    for _ in range(_COMMIT_TRIES):
+        # Only the newest state says whether ours is in: an answer may be lost, and a commit below
+        # versions that were cleaned away "succeeds" without effect.
+        if (version := _committed(run, plan)) is not None:
             return version
-        raise _superseded(plan) from error
-    faults.point("table.after_commit")
-    version = _committed(run, plan)
-    if version is None:  # a commit that "succeeded" below versions that were cleaned away
-        raise _superseded(plan)
-    return version
-
-
-def _superseded(plan: Plan) -> Conflict:
-    return Conflict(
-        f"another run committed to {plan.table} since run {plan.run_id} was planned",
-        f"it started from version {plan.base_version}, which is no longer the newest",
-        "reembed run --fresh",
+        newest = open_table(run.storage, plan.table).version
+        transaction = lance.Transaction(newest, operation, transaction_properties=properties)
+        faults.point("table.before_commit")
+        try:
+            lance.LanceDataset.commit(
+                run.storage.uri(plan.table), transaction, storage_options=run.storage.lance_options
+            )
+        except CommitConflictError:
+            continue
+        faults.point("table.after_commit")
+    raise Conflict(
+        f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
+        "other runs of the same alias and model commit to it at the same time",
+        "reembed run     (the staged vectors are kept)",
     )
 
 
@@ -309,6 +300,35 @@ def _committed(run: Run, plan: Plan) -> int | None:
         if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
             return version
     return None
+
+
+def missing_files(storage: Storage, path: str, version: int) -> list[str]:
+    """Data files of a table version that are gone or have another size than the version says.
+
+    Raises:
+        ValueError, OSError: the version itself is gone.
+    """
+    there = dict(storage.objects(f"{path}/data/"))
+    files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
+    return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
+
+
+def damaged_files(storage: Storage, path: str, receipts: list[dict[str, Any]]) -> list[str]:
+    """Data files whose bytes are no longer those their receipt proves; reads them all."""
+    proofs = {name: proof for r in receipts for name, proof in r["files"].items()}
+    return [name for name, proof in proofs.items() if _digest(storage, path, name) != proof]
+
+
+def _digest(storage: Storage, path: str, name: str) -> dict[str, Any] | None:
+    digest, size = hashlib.sha256(), 0
+    try:
+        chunks = obstore.get(storage.store, f"{path}/data/{name}").stream(min_chunk_size=8 << 20)
+    except FileNotFoundError:
+        return None
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return {"size_bytes": size, "sha256": digest.hexdigest()}
 
 
 def _tag(dataset: lance.LanceDataset, tag: str, version: int) -> None:

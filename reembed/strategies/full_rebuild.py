@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Relea
     with driving(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
+            _say_ignored(run.plan(), config, say)
             return release
         plan = make_plan(run, config, source, space, say)
         source = Source.from_json(plan.source, storage.options)
@@ -60,10 +62,11 @@ def choose_run(
     Run ids follow from the settings and the source version, so that two processes started at once
     mean the same run, and one of them is told so.
     """
-    prefix = f"{config.alias}-{config.result_key()[:8]}"
+    prefix = f"{config.alias}-{config.result_key(source.uri)[:8]}"
     mine = [r for r in find_runs(catalog.storage, config.alias) if r.id.startswith(prefix)]
     at_version = [r for r in mine if r.id.startswith(f"{prefix}-v{source.version}-")]
-    new = Run(catalog.storage, f"{prefix}-v{source.version}-{len(at_version) + 1}")
+    last = at_version[-1].number[1] if at_version else 0
+    new = Run(catalog.storage, f"{prefix}-v{source.version}-{last + 1}")
     if fresh:
         for run in mine:
             if run.result() is None and not is_driven(run):
@@ -73,17 +76,20 @@ def choose_run(
         return new
     candidates = at_version if config.source.version else mine
     unfinished = [r for r in candidates if r.result() is None]
-    if unfinished:
-        return unfinished[-1]
-    complete = [r for r in at_version if _is_complete(r, catalog, space)]
+    for run in reversed(unfinished):
+        plan = run.plan()
+        if plan is None or source.is_as_planned(plan.source):
+            return run
+    complete = [r for r in at_version if _is_complete(r, catalog, source, space)]
     return complete[-1] if complete else new
 
 
-def _is_complete(run: Run, catalog: Catalog, space: Space) -> bool:
-    """Whether the run ended in a release of this space that gc has not removed."""
+def _is_complete(run: Run, catalog: Catalog, source: Source, space: Space) -> bool:
+    """Whether the run ended in a release of this source and space that gc has not removed."""
     plan, result = run.plan(), run.result() or {}
-    made_it = plan is not None and plan.space.id == space.id and result.get("release")
-    return bool(made_it) and not catalog.is_retired(result["release"])
+    if plan is None or not result.get("release") or catalog.is_retired(result["release"]):
+        return False
+    return plan.space.id == space.id and plan.source["fingerprint"] == source.fingerprint
 
 
 def finished(run: Run, catalog: Catalog) -> Release | None:
@@ -103,6 +109,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         plan.space.require(
             space, f"run {run.id} was planned with another model (use --fresh to start over)"
         )
+        _say_ignored(plan, config, say)
         say(
             "resume",
             run=run.id,
@@ -112,13 +119,13 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         )
         return plan
     rows = source.check_documents()
-    pinned = source.pin(f"reembed-{run.id}")
+    pinned = source.pin(run.pin_tag)
     path = f"tables/{config.alias}-{space.id}.lance"
     plan = run.write_plan(
         Plan(
             run_id=run.id,
             alias=config.alias,
-            result_key=config.result_key(),
+            result_key=config.result_key(source.uri),
             space=space,
             encoder=_portable(config.encoder).model_dump(),
             source=source.to_json(),
@@ -128,6 +135,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             ),
             carry=list(config.table.carry),
             gate=_absolute_queries(config.gate).model_dump(),
+            index=config.index.model_dump(),
             rows=rows,
             units=source.units(config.embed.unit_documents),
             created_at=now(),
@@ -209,9 +217,7 @@ def build_index(
         if manifest.table_version == vectors.version:
             return manifest
     started = time.monotonic()
-    cpus = (
-        config.embed.actors * config.embed.cpus_per_actor if not config.embed.gpus_per_actor else 1
-    )
+    cpus = min(config.embed.actors * config.embed.cpus_per_actor, cluster.largest_node_cpus())
     gpus = 1 if config.index.device != "cpu" and cluster.has_gpu() else 0
     manifest = cluster.call(_index_task, run, plan, vectors, config, cpus=cpus, gpus=gpus)
     fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
@@ -254,6 +260,7 @@ def verified(
         plan.space,
         EncoderConfig(**plan.encoder),
         tuple(d.doc_id for d in sealed.dead_letters),
+        receipts=tuple({"files": r["files"]} for r in run.receipts()),
     )
     report = cluster.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
     run.storage.write(run.path("verify.json"), report)
@@ -316,9 +323,21 @@ def register(
 
 def _portable(section: EncoderConfig) -> EncoderConfig:
     """A relative model folder made absolute: the release must find it from anywhere."""
-    if section.model.startswith((".", "~", "/")):
+    if Path(section.model).expanduser().is_dir():
         return section.model_copy(update={"model": absolute(section.model)})
     return section
+
+
+def _say_ignored(plan: Plan | None, config: Config, say: Listener) -> None:
+    """Settings that were fixed when the run was planned, and are different now."""
+    now_set = {
+        "gate": _absolute_queries(config.gate).model_dump(),
+        "index": config.index.model_dump(),
+    }
+    if plan is not None:
+        differ = [s for s, v in now_set.items() if v != getattr(plan, s)]
+        if differ:
+            say("ignored", sections=differ)
 
 
 def _absolute_queries(section: GateConfig) -> GateConfig:

@@ -169,6 +169,41 @@ def test_a_dimension_the_model_does_not_have(tmp_path, corpus, config_file, refu
     assert "32" in said
 
 
+def test_logical_cpus_that_leave_no_room(corpus, config_file, refused):
+    said = refused(2, "run", "-c", config_file(corpus(10)), "--set", "ray.num_cpus=1")
+    assert "the actors take 1 logical CPUs, ray.num_cpus is 1" in said
+
+
+def test_ids_beyond_64_bits(tmp_path, config_file, refused):
+    uri = str(tmp_path / "big.lance")
+    lance.write_dataset(
+        pa.table({"doc_id": pa.array([1, 2**63], pa.uint64()), "text": ["a", "b"]}), uri
+    )
+    assert "holds integers above" in refused(2, "run", "-c", config_file(uri))
+
+
+def test_a_root_that_lance_and_the_store_would_spell_differently(
+    corpus, config_file, refused, tmp_path
+):
+    file = config_file(corpus(10), storage={"root": str(tmp_path / "a#b")})
+    assert "holds one of # % ?" in refused(2, "run", "-c", file)
+
+
+def test_a_root_that_is_a_file(corpus, config_file, refused, tmp_path):
+    (tmp_path / "file").write_text("x")
+    said = refused(
+        1, "run", "-c", config_file(corpus(10), storage={"root": str(tmp_path / "file")})
+    )
+    assert "the storage did not answer as it should" in said
+
+
+def test_usage_errors_have_json_too(cli, corpus, config_file):
+    import json
+
+    done = cli.process("promote", "-c", config_file(corpus(10)), "--force", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "UsageError")
+
+
 def test_gpus_that_are_not_there(corpus, config_file, refused):
     said = refused(2, "run", "-c", config_file(corpus(10), embed={"gpus_per_actor": 1}))
     assert "needs 1 GPUs, this machine has 0" in said
@@ -213,8 +248,10 @@ def test_files_that_cannot_be_imported(tmp_path, refused, name, body, said):
     assert said in refused(2, "import", str(tmp_path / name), "--to", str(tmp_path / "a.lance"))
 
 
-def test_a_verb_that_needs_something_live_says_what_to_do(corpus, config_file, refused):
+def test_a_verb_that_needs_something_live_says_what_to_do(corpus, config_file, refused, tmp_path):
     file = config_file(corpus(10))
+    assert "does not exist" in refused(2, "status", "-c", file)
+    (tmp_path / "root").mkdir()
     for verb in (("search", "x"), ("rollback",)):
         said = refused(2, *verb, "-c", file)
         assert "passages serves nothing yet" in said
@@ -276,6 +313,49 @@ def test_a_tampered_index_is_refused_wherever_it_would_be_read(two_releases, cli
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert "another index than it was registered with" in said
     assert cli("search", "-c", file, "anything")["release"] == live.id
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["index", "table", "verification"])
+def test_a_candidate_whose_data_is_gone_or_wrong_is_not_promoted(two_releases, what):
+    storage, _, _, candidate, file = two_releases
+    if what == "index":
+        (Path(storage.root) / candidate.index / "index.faiss").unlink()
+    elif what == "table":
+        next(Path(storage.root, candidate.table, "data").glob("*.lance")).unlink()
+    else:
+        path = f"runs/{candidate.run_id}/verify.json"
+        storage.write(path, {**storage.read(path), "passed": False})
+    said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
+    assert {
+        "index": "is not whole",
+        "table": "gone or cut short",
+        "verification": "is not verified",
+    }[what] in said
+
+
+@pytest.mark.ray
+def test_a_flipped_bit_in_the_table_is_found_by_verify(two_releases, cli):
+    storage, _, _, candidate, file = two_releases
+    path = next(Path(storage.root, candidate.table, "data").glob("*.lance"))
+    body = bytearray(path.read_bytes())
+    body[300] ^= 1
+    path.write_bytes(body)
+    report = cli("verify", "-c", file, "--sample", "0", code=1)
+    assert report["differences"]["damaged"]["examples"] == [path.name]
+
+
+@pytest.mark.ray
+def test_judgements_of_other_ids_decide_nothing(two_releases, cli):
+    _, _, _, candidate, file = two_releases
+    qrels = Path(candidate.gate["queries"]) / "qrels" / "test.tsv"
+    lines = qrels.read_text().splitlines()
+    qrels.write_text("\n".join([lines[0], *(li.replace("\td", "\tx") for li in lines[1:])]))
+    assert "no judged document of" in fails(2, "compare", "-c", file)
+    qrels.write_text("\n".join([*lines[:9], *(li.replace("\td", "\tx") for li in lines[9:])]))
+    record = cli("compare", "-c", file, code=6)
+    rule = next(r for r in record["rules"] if r["name"] == "judged documents")
+    assert rule["verdict"] == "inconclusive"
 
 
 @pytest.mark.ray

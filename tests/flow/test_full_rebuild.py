@@ -131,6 +131,72 @@ def test_a_new_source_version_is_a_new_run_and_the_old_release_keeps_its_version
     assert first.table == second.table
 
 
+def test_a_dataset_made_anew_in_the_same_place_is_not_taken_for_the_old_one(
+    tmp_path, make_config, quiet
+):
+    import shutil
+
+    uri = str(tmp_path / "anew.lance")
+    lance.write_dataset(pa.Table.from_pylist(documents(30, 1)), uri)
+    config = make_config(uri)
+    first = full_rebuild(config, quiet)
+    shutil.rmtree(uri)
+    lance.write_dataset(pa.Table.from_pylist(documents(30, 2)), uri)
+    second = full_rebuild(config, quiet)
+    assert second.id != first.id
+    table = rows_of(Storage.open(config.storage.root), second)
+    assert table["text_hash"][0].as_py() == text_hash(documents(30, 2)[0]["text"].encode())
+
+
+def test_the_text_itself_and_columns_named_like_our_own_can_be_carried(
+    tmp_path, make_config, quiet
+):
+    uri = str(tmp_path / "names.lance")
+    rows = [
+        {**d, "tokens": i, "error": None if i else "e", "unit": "u"}
+        for i, d in enumerate(documents(20, 0))
+    ]
+    lance.write_dataset(pa.Table.from_pylist(rows), uri)
+    config = make_config(uri, table={"carry": ["text", "tokens", "error", "unit"]})
+    table = rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+    assert table.select(["text", "tokens", "error"]).to_pylist()[0] == {
+        "text": rows[0]["text"],
+        "tokens": 0,
+        "error": "e",
+    }
+
+
+def test_an_interrupted_run_resumes_after_another_run_committed_to_the_same_table(
+    tmp_path, make_config, quiet, corpus
+):
+    source = corpus(60)
+    lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
+    config = make_config(source)
+    with pytest.raises(RunFailed):
+        full_rebuild(config, quiet)
+    limits = {"unit_documents": 64, "max_dead_letters": 1}
+    other = full_rebuild(make_config(source, embed=limits, table={"carry": ["title"]}), quiet)
+    mine = full_rebuild(make_config(source, embed=limits), quiet)
+    assert other.table == mine.table
+    storage = Storage.open(config.storage.root)
+    assert rows_of(storage, other).drop_columns(["title"]).equals(rows_of(storage, mine))
+
+
+def test_many_documents_without_text_are_no_broken_model(tmp_path, make_config, quiet):
+    uri = str(tmp_path / "mostly.lance")
+    texts = [None if i % 4 else f"text {i}" for i in range(40)]
+    lance.write_dataset(pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts}), uri)
+    release = full_rebuild(make_config(uri, embed={"max_dead_letters": 30}), quiet)
+    assert (release.rows, release.dead_letters) == (10, 30)
+
+
+def test_changed_gate_settings_of_a_planned_run_are_said_to_be_ignored(corpus, make_config, quiet):
+    source = corpus(40)
+    full_rebuild(make_config(source), quiet)
+    full_rebuild(make_config(source, gate={"margin": 0.3}, index={"factory": "HNSW16"}), quiet)
+    assert quiet.events[-1] == ("ignored", {"sections": ["gate", "index"]})
+
+
 def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):
     config = make_config(corpus(100))
     release = full_rebuild(config, quiet)

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import pickle
 
+import lance
+import pyarrow as pa
 import pytest
 
 from reembed import errors
@@ -23,12 +25,15 @@ def catalog(tmp_path):
 
 
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
-    index = {"sha256": f"sha-{name}"}
-    catalog.storage.write(f"indexes/{name}/manifest.json", index)
-    catalog.storage.write(f"tables/{name}.lance/_versions/1.manifest", {})
+    catalog.storage.write_bytes(f"indexes/{name}/index.faiss", b"12345")
+    catalog.storage.write(
+        f"indexes/{name}/manifest.json", {"sha256": f"sha-{name}", "size_bytes": 5}
+    )
+    uri = catalog.storage.uri(f"tables/{name}.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     fields = {
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
-        "table": f"tables/{name}.lance", "table_version": 2, "table_tag": f"reembed-{name}",
+        "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": f"sha-{name}", "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
         "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
@@ -113,10 +118,15 @@ def test_an_unverified_release_is_not_promoted(catalog):
         promote(catalog)
 
 
-@pytest.mark.parametrize("path", ["indexes/a/manifest.json", "tables/a.lance/_versions/1.manifest"])
+@pytest.mark.parametrize(
+    "path", ["indexes/a/manifest.json", "indexes/a/index.faiss", "tables/a.lance"]
+)
 def test_a_release_without_its_data_is_not_promoted(catalog, path):
     make_release(catalog, "a")
-    catalog.storage.remove(path)
+    if path.startswith("tables"):
+        catalog.storage.delete_tree(path)
+    else:
+        catalog.storage.remove(path)
     with pytest.raises(IntegrityError):
         promote(catalog)
 
@@ -131,6 +141,14 @@ def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
     assert candidate(catalog).id == "b"
     assert promote(catalog).release.id == "b"
     assert [r.id for r in standing(catalog.log())] == ["a", "b"]
+
+
+def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(catalog):
+    a, b, c = (make_release(catalog, n) for n in "abc")
+    for release in (a, b, a, c):
+        catalog.append(catalog.live(), "promote", release)
+    catalog.append(catalog.live(), "rollback", a)
+    assert [r.id for r in standing(catalog.log())] == ["a", "b", "a"]
 
 
 def test_the_swap_refuses_a_state_that_moved_on(catalog):

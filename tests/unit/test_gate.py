@@ -69,7 +69,7 @@ def test_an_identical_release_passes():
     live = np.random.default_rng(0).uniform(0, 1, 300)
     verdict = decide(Relevance(live, live, live, live))
     assert verdict.verdict == "pass"
-    assert [rule.verdict for rule in verdict.rules] == ["pass"] * 4
+    assert [rule.verdict for rule in verdict.rules] == ["pass"] * 5
 
 
 def test_a_handful_of_identical_results_is_not_evidence():
@@ -211,3 +211,12 @@ def test_an_edited_verdict_is_refused(edit):
 def test_a_record_without_rules_is_refused():
     with pytest.raises(IntegrityError, match="damaged"):
         Verdict.from_json({"verdict": "pass", "queries_needed": None})
+
+
+def test_judgements_of_documents_that_are_not_there_do_not_pass():
+    zeros = np.zeros(300)
+    verdict = judge(
+        GateConfig(), verified=True, ann_recall_Q=np.ones(300),
+        relevance=Relevance(zeros, zeros, zeros, zeros), judged_present=0.2,
+    )  # fmt: skip
+    assert verdict.verdict == "inconclusive"
