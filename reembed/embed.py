@@ -244,7 +244,7 @@ class _Embedder:
             )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        started = time.perf_counter()
+        started, started_at = time.perf_counter(), time.time()
         unit, documents = _documents(batch)
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
         tokens = _tokens(documents)
@@ -260,6 +260,7 @@ class _Embedder:
         self._check(unit, vectors, errors)
         stats = {
             "tokens": int(tokens.lengths.sum()),
+            "started_at": started_at,
             "embed_s": time.perf_counter() - started,
             "attempt": attempt.number,
             "device": self._encoder.device,
