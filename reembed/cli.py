@@ -88,7 +88,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
         from reembed.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
-        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ())]
+        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ()) if "overrides" in options]
         given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
         try:
             # Ray prints; stdout is for the result alone.
@@ -173,7 +173,9 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
     from reembed import report
     from reembed.strategies.full_rebuild import full_rebuild
 
-    return full_rebuild(config, report.Console(), fresh=fresh).to_json(), 0
+    release = full_rebuild(config, report.Console(), fresh=fresh)
+    live = _catalog(config).live()
+    return {**release.to_json(), "live": live.release.id if live else None}, 0
 
 
 @cli.command()

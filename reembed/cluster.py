@@ -34,23 +34,38 @@ def connected(config: Config) -> Iterator[str]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks only to exec
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _quiet_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         where = f"Ray cluster with {_resources()}"
     else:
         needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus or needed,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _quiet_stderr():
+            ray.init(
+                address="local",
+                num_cpus=config.ray.num_cpus or needed,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         where = f"private Ray on this machine with {_resources()}"
     try:
         _require_room(config, private=not address)
         yield where
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Ray's C++ side announces its own log level on file descriptor 2; errors are Python's."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _total() -> dict[str, float]:

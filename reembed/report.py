@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -68,8 +69,9 @@ class Console:
         at = dt.datetime.now().strftime("%H:%M:%S")
         line = plain(f"{at} {stage:9} {_EVENTS[stage](fields)}")
         rewrites = stage == "embed" and self._terminal
-        if rewrites:
-            click.echo("\r\x1b[2K" + line, err=True, nl=False)
+        if rewrites:  # a line that wraps could not be rewritten
+            width = shutil.get_terminal_size().columns - 1
+            click.echo("\r\x1b[2K" + line[:width], err=True, nl=False)
         else:
             click.echo(("\n" if self._open_line else "") + line, err=True)
         self._open_line = rewrites
@@ -132,6 +134,7 @@ _EVENTS = {
     "ignored": lambda f: (
         f"{' and '.join(f['sections'])} settings differ from the run's plan, and the plan's count: `--fresh` plans anew"
     ),
+    "begin": lambda f: f["what"] + " ...",
     "plan": _say_plan,
     "resume": _say_resume,
     "ray": lambda f: f["where"],
@@ -165,8 +168,14 @@ def _import(r: dict[str, Any]) -> str:
 def _run(r: dict[str, Any]) -> str:
     return (
         f"release {r['id']}: {r['rows']:,} vectors, model {r['space']['model']} (space {r['space']['id']})\n"
-        "Next: reembed compare     (the first release: reembed promote)"
+        f"Next: {_after_run(r)}"
     )
+
+
+def _after_run(r: dict[str, Any]) -> str:
+    if r["live"] is None:
+        return "reembed promote"
+    return "reembed status" if r["live"] == r["id"] else "reembed compare"
 
 
 def _status(r: dict[str, Any]) -> str:
@@ -252,8 +261,7 @@ def _compare(r: dict[str, Any]) -> str:
             )
     lines.append("")
     lines += [
-        f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['name']}: {rule['detail']}"
-        for rule in r["rules"]
+        f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['detail']}" for rule in r["rules"]
     ]
     if r["queries_needed"]:
         lines.append(f"  about {r['queries_needed']:,} judged queries would decide")
@@ -286,7 +294,10 @@ def _moved(r: dict[str, Any]) -> str:
             f"  it was built from source version {behind['source_version']}, the source is at {behind['newest']}:"
             " documents that changed since are not in it"
         )
-    return "\n".join([*lines, "Next: reembed search QUERY     (and back: reembed rollback)"])
+    other = (
+        "back: reembed rollback" if r["action"] == "promote" else "forward again: reembed promote"
+    )
+    return "\n".join([*lines, f"Next: reembed search QUERY     (and {other})"])
 
 
 def _history(r: dict[str, Any]) -> str:

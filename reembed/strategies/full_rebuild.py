@@ -217,6 +217,7 @@ def build_index(
         if manifest.table_version == vectors.version:
             return manifest
     started = time.monotonic()
+    say("begin", what="building the index, and tuning it on judged queries where there are some")
     cpus = min(config.embed.actors * config.embed.cpus_per_actor, cluster.largest_node_cpus())
     gpus = 1 if config.index.device != "cpu" and cluster.has_gpu() else 0
     manifest = cluster.call(_index_task, run, plan, vectors, config, cpus=cpus, gpus=gpus)
@@ -262,6 +263,7 @@ def verified(
         tuple(d.doc_id for d in sealed.dead_letters),
         receipts=tuple({"files": r["files"]} for r in run.receipts()),
     )
+    say("begin", what=f"comparing every row with its source, embedding {verify.SAMPLE} again")
     report = cluster.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
     run.storage.write(run.path("verify.json"), report)
     run.event("verify", passed=report["passed"], sampled=report["sampled"])
