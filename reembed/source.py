@@ -347,4 +347,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    return pd.util.hash_array(np.asarray(ids.to_pandas()), categorize=False)
+    hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
+        np.asarray(ids.to_pandas()), categorize=False
+    )
+    return hashes
