@@ -69,6 +69,19 @@ class Release:
         """The record as stored."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "space": self.space.to_json()}
 
+    def summary(self) -> dict[str, Any]:
+        """What tells releases apart, for reports."""
+        return {
+            "release": self.id,
+            "model": self.space.model,
+            "space": self.space.id,
+            "dim": self.space.dim,
+            "rows": self.rows,
+            "dead_letters": self.dead_letters,
+            "source_version": self.source["version"],
+            "created_at": self.created_at,
+        }
+
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Release:
         """The release a record describes."""

@@ -24,7 +24,7 @@ def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dic
     from reembed import index_store, verify
     from reembed.config import EncoderConfig
     from reembed.source import Source
-    from reembed.table import TableVersion
+    from reembed.table_version import TableVersion
 
     storage, release = catalog.storage, _release(catalog, release_id)
     manifest = index_store.read_manifest(storage.store, release.index)
@@ -38,7 +38,7 @@ def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dic
         EncoderConfig(**release.encoder),
         tuple(d["doc_id"] for r in receipts for d in r["dead_letters"]),
         np.sort(index.ids()),
-        tuple(receipts),
+        {name: proof for r in receipts for name, proof in r["files"].items()},
     )
     report = {"release": release.id, **verify.verify(subject, sample).to_json()}
     storage.write(verification_path(run.id), report)

@@ -170,10 +170,10 @@ def import_verb(
 @_configured
 def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
     """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
-    from reembed import report
+    from reembed.console import Console
     from reembed.strategies.full_rebuild import full_rebuild
 
-    release = full_rebuild(config, report.Console(), fresh=fresh)
+    release = full_rebuild(config, Console(), fresh=fresh)
     live = _catalog(config).live()
     return {**release.to_json(), "live": live.release.id if live else None}, 0
 

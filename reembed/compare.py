@@ -64,8 +64,8 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
     return {
         "schema_version": 1,
         "alias": candidate.alias,
-        "live": _label(live),
-        "candidate": _label(candidate),
+        "live": live.summary(),
+        "candidate": candidate.summary(),
         "candidate_index_sha256": candidate.index_sha256,
         "queries": {
             "source": queries.source,
@@ -94,17 +94,6 @@ _METRICS: dict[str, tuple[Callable[..., Recalls], int]] = {
     "recall@100": (metrics.recall_at, DEPTH),
     "mrr@10": (metrics.mrr_at, 10),
 }
-
-
-def _label(release: Release) -> dict[str, Any]:
-    return {
-        "release": release.id,
-        "model": release.space.model,
-        "space": release.space.id,
-        "dim": release.space.dim,
-        "rows": release.rows,
-        "source_version": release.source["version"],
-    }
 
 
 def _results(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> list[list[str]]:

@@ -30,6 +30,7 @@ from reembed.encoders.base import Encoder, Tokenizer, Tokens
 from reembed.errors import RunFailed, SpaceMismatch
 from reembed.runs import Plan, Run, Unit
 from reembed.source import TEXT, Source
+from reembed.table_version import from_vectors
 
 # What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
 DOCUMENT_ERRORS = (
@@ -48,6 +49,7 @@ _NO_TEXT = "its text is null"
 # Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
 # are equal, and tokenizing inside the actor would leave the model waiting for it.
 _TASK_CPUS = 0.5
+_ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 _MIN_STORE_BYTES = 256 << 20
 
 
@@ -78,9 +80,7 @@ def embed_units(
     )
     dataset = dataset.map_batches(
         _Embedder,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
+        **_ONE_UNIT,
         fn_constructor_kwargs={"job": job},
         compute=ActorPoolStrategy(size=job.embed.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=job.embed.cpus_per_actor if not job.embed.gpus_per_actor else 1,
@@ -88,9 +88,7 @@ def embed_units(
     )
     dataset = dataset.map_batches(
         _write,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
+        **_ONE_UNIT,
         fn_kwargs={"job": job},
         num_cpus=_TASK_CPUS,
     )
@@ -298,7 +296,7 @@ class _Embedder:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
         out = documents.drop_columns([_TOKENS, _ERROR])
-        out = out.append_column("vector", table.from_vectors(usable, vector_type.value_type))
+        out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(_ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import obstore.store
 from obstore.exceptions import BaseError
 
 from reembed.errors import UsageError
+from reembed.storage import Storage, absolute, is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,14 +65,14 @@ def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> Eval
     Raises:
         UsageError: nothing is there, it is no such format, or a line in it is wrong.
     """
-    uri = uri.rstrip("/") or uri
-    if not _is_remote(uri) and not Path(uri).exists():
+    uri = uri.removeprefix("file://").rstrip("/") or uri
+    if not is_remote(uri) and not Path(uri).exists():
         raise _missing(uri)
     if not uri.endswith(_TABLE_SUFFIXES):
         return _eval_set(f"{uri} ({split})", _beir_queries(uri, split, storage_options))
     if uri.endswith(".lance"):
         return _eval_set(uri, _table_queries(uri, _lance_table(uri, storage_options)))
-    parent = uri.rpartition("/")[0] if _is_remote(uri) else str(Path(uri).parent)
+    parent = uri.rpartition("/")[0] if is_remote(uri) else str(Path(uri).parent)
     content = _read(_open_store(parent, storage_options), uri.rpartition("/")[2], uri)
     if uri.endswith(".parquet"):
         return _eval_set(uri, _table_queries(uri, _parquet_table(uri, content)))
@@ -116,7 +116,7 @@ def _digest(queries: list[_Query]) -> str:
 
 def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Query]:
     """The queries that the split judges, in the order of queries.jsonl."""
-    if not _is_remote(uri) and not Path(uri).is_dir():
+    if not is_remote(uri) and not Path(uri).is_dir():
         raise UsageError(f"{uri}: unknown kind of judged queries", f"known: {_FORMATS}")
     store = _open_store(uri, options)
     qrels_name = _qrels_name(store, uri, split)
@@ -298,21 +298,10 @@ def _lance_table(uri: str, options: dict[str, str]) -> pa.Table:
 # --- stores ---
 
 
-def _is_remote(uri: str) -> bool:
-    return "://" in uri
-
-
 def _open_store(folder: str, options: dict[str, str]) -> ObjectStore:
-    if not _is_remote(folder):
-        return obstore.store.LocalStore(str(Path(folder).resolve()))
-    # Typed per provider in obstore; which provider it is only the address says.
-    config: Any = {key: value for key, value in options.items() if key != "allow_http"}
-    allow_http = options.get("allow_http", "").lower() == "true"
     try:
-        return obstore.store.from_url(
-            folder, config=config, client_options={"allow_http": True} if allow_http else None
-        )
-    except BaseError as error:
+        return Storage(absolute(folder), tuple(sorted(options.items()))).store
+    except (BaseError, OSError, UsageError) as error:
         raise _missing(folder, str(error).split("\n")[0]) from None
 
 

@@ -13,7 +13,7 @@ from reembed.errors import SourceError
 from reembed.promote import standing
 from reembed.runs import Run, find_runs
 from reembed.source import Source
-from reembed.table import open_table
+from reembed.table_version import open_table
 
 log = logging.getLogger(__name__)
 

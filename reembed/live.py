@@ -16,7 +16,7 @@ from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError
 from reembed.index_search import SearchIndex
 from reembed.storage import Storage
-from reembed.table import TableVersion
+from reembed.table_version import TableVersion
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from reembed.runs import Run
+from reembed.runs import Run, repeating
 
 _ETA_FROM = 0.01
 _QUIET_S = 30.0
@@ -100,19 +99,10 @@ class EmbedProgress:
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """Report while the block runs, and once at its end."""
-        stop = threading.Event()
-
-        def tick() -> None:
-            while not stop.wait(self._listener.every_s):
-                self._report()
-
-        thread = threading.Thread(target=tick, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(self._listener.every_s, self._report):
+                yield
         finally:
-            stop.set()
-            thread.join()
             self._report()
 
     def _report(self) -> None:

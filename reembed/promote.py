@@ -9,7 +9,7 @@ from typing import Any
 from reembed import faults
 from reembed.catalog import Action, AliasRecord, Catalog, Release
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.table import missing_files
+from reembed.table_version import missing_files
 
 
 def standing(log: list[AliasRecord]) -> list[Release]:
@@ -206,9 +206,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
             None,
             "reembed compare",
         )
-    failing = "; ".join(
-        f"{r['name']}: {r['detail']}" for r in record["rules"] if r["verdict"] != "pass"
-    )
+    failing = "; ".join(r["detail"] for r in record["rules"] if r["verdict"] != "pass")
     if record["verdict"] == "fail":
         raise GateFailed(
             f"release {chosen.id} failed the comparison with {live.id}", failing, "reembed compare"

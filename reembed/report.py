@@ -1,22 +1,18 @@
-"""Results and progress as text and HTML for people: the only module that formats."""
+"""Results as text and HTML for people; `console` has the progress. Nothing else formats."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-import shutil
-import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from reembed.catalog import AliasRecord, Release
+from reembed.console import plain
 from reembed.errors import ReembedError
 
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-_BAR = 24
 
 
 def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
@@ -45,105 +41,6 @@ def error_record(problem: ReembedError) -> dict[str, Any]:
         "fix": problem.fix,
         "exit_code": problem.exit_code,
     }
-
-
-def plain(text: str) -> str:
-    """Text from documents and ids without control and direction characters, which could fake output."""
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else f"\\x{ord(c):02x}"
-        for c in text
-    )
-
-
-class Console:
-    """Progress on stderr: one line that is rewritten on a terminal, a new one every 10 s elsewhere."""
-
-    def __init__(self) -> None:
-        """Find out what stderr is."""
-        self._terminal = sys.stderr.isatty()
-        self.every_s = 1.0 if self._terminal else 10.0
-        self._open_line = False
-
-    def __call__(self, stage: str, **fields: Any) -> None:
-        """Print one thing that happened."""
-        at = dt.datetime.now().strftime("%H:%M:%S")
-        line = plain(f"{at} {stage:9} {_EVENTS[stage](fields)}")
-        rewrites = stage == "embed" and self._terminal
-        if rewrites:  # a line that wraps could not be rewritten
-            width = shutil.get_terminal_size().columns - 1
-            click.echo("\r\x1b[2K" + line[:width], err=True, nl=False)
-        else:
-            click.echo(("\n" if self._open_line else "") + line, err=True)
-        self._open_line = rewrites
-
-
-def _say_plan(f: dict[str, Any]) -> str:
-    space = f["space"]
-    pinned = "" if f["pinned"] else "; the source is read-only, so its version could not be tagged"
-    return (
-        f"run {f['run']}: {f['rows']:,} documents of {f['source']['uri']} version {f['source']['version']}"
-        f" in {f['units']:,} units -> {space['model']} (space {space['id']}, {space['dim']} dimensions){pinned}"
-    )
-
-
-def _say_resume(f: dict[str, Any]) -> str:
-    version = f["source"]["version"]
-    return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged, source version {version}"
-
-
-def _say_embed(f: dict[str, Any]) -> str:
-    share = f["done"] / f["total"]
-    bar = "█" * int(share * _BAR) + "░" * (_BAR - int(share * _BAR))
-    eta = f"  ETA {_duration(f['eta_s'])}" if f["eta_s"] else ""
-    dead = f"  {f['dead_letters']} dead letters" if f["dead_letters"] else ""
-    waiting = f"  waiting: {f['waiting']}" if f["waiting"] else ""
-    return (
-        f"{bar} {f['done']:,}/{f['total']:,} {share:6.1%}  {f['docs_per_s']:,.1f} docs/s"
-        f"  {f['tokens_per_s']:,} tokens/s  {f['actors']} actor(s) {f['busy']:.0%} busy"
-        f"  units {f['units_done']:,}/{f['units']:,}{eta}{dead}{waiting}"
-    )
-
-
-def _say_table(f: dict[str, Any]) -> str:
-    return f"{f['path']} version {f['version']}: {f['rows']:,} rows in one commit, {f['dead_letters']:,} dead letters"
-
-
-def _say_index(f: dict[str, Any]) -> str:
-    point = ", ".join(f"{k} {v}" for k, v in f["operating_point"].items())
-    return (
-        f"{f['factory']} on {f['device']}, {f['rows']:,} vectors in {f['seconds']:.1f} s"
-        f"{', ' + point if point else ''}; ann_recall@10 {f['ann_recall_at_10']:.3f}"
-        f" on {f['num_queries']} {f['tuned_on']}"
-    )
-
-
-def _say_verify(f: dict[str, Any]) -> str:
-    wrong = [f"{d['count']} {k}" for k, d in f["differences"].items() if d["count"]]
-    found = ", ".join(wrong) or "every document once, right text, right space, finite"
-    return f"{f['rows']:,} rows: {found}; {f['confidence']}"
-
-
-def _say_candidate(f: dict[str, Any]) -> str:
-    return f"{f['release']} is ready; " + (
-        f"{f['live']} still serves" if f["live"] else "nothing serves yet"
-    )
-
-
-_EVENTS = {
-    "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
-    "ignored": lambda f: (
-        f"{' and '.join(f['sections'])} settings differ from the run's plan, and the plan's count: `--fresh` plans anew"
-    ),
-    "begin": lambda f: f["what"] + " ...",
-    "plan": _say_plan,
-    "resume": _say_resume,
-    "ray": lambda f: f["where"],
-    "embed": _say_embed,
-    "table": _say_table,
-    "index": _say_index,
-    "verify": _say_verify,
-    "candidate": _say_candidate,
-}
 
 
 def text(verb: str, result: dict[str, Any], given: Sequence[str] = ()) -> str:
@@ -363,11 +260,6 @@ def _flat(section: dict[str, Any], prefix: str = "") -> Any:
 
 def _colour(words: str, verdict: str) -> str:
     return click.style(words, fg=_VERDICT_COLOURS[verdict])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
 
 
 def _bytes(size: float) -> str:

@@ -12,12 +12,13 @@ runs/RUN/result.json             create-only: the release it ended in
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -50,7 +51,6 @@ class Plan:
 
     run_id: str
     alias: str
-    result_key: str
     space: Space
     encoder: dict[str, Any]
     source: dict[str, Any]
@@ -59,7 +59,6 @@ class Plan:
     """Path under the root."""
     base_version: int
     """Version of the table the seal must find unchanged."""
-    carry: list[str]
     gate: dict[str, Any]
     index: dict[str, Any]
     rows: int
@@ -259,22 +258,35 @@ def driving(run: Run) -> Iterator[None]:
         raise Conflict(
             f"run {run.id} was taken by another process just now", None, "reembed status"
         )
+    beats = itertools.count(1)
+
+    def beat() -> None:
+        run.storage.write(_lease_path(run, mine), asdict(replace(mine, beat=next(beats))))
+
+    try:
+        with repeating(BEAT_S, beat):
+            yield
+    finally:
+        run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
+
+
+@contextmanager
+def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` every so many seconds, in a thread, while the block runs."""
     stop = threading.Event()
-    thread = threading.Thread(target=_beat, args=(run, mine, stop), daemon=True)
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
 
 
 def _lease_path(run: Run, lease: Lease) -> str:
     return run.path(f"leases/{lease.number:08d}.json")
-
-
-def _beat(run: Run, lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(BEAT_S):
-        lease = replace(lease, beat=lease.beat + 1)
-        run.storage.write(_lease_path(run, lease), asdict(lease))

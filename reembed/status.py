@@ -19,28 +19,15 @@ def status(catalog: Catalog) -> dict[str, Any]:
     waiting = [r for r in catalog.releases() if r.id not in served and r.id not in retired]
     return {
         "alias": catalog.alias,
-        "live": _line(live) if live else None,
+        "live": live.summary() if live else None,
         "generation": len(log),
         "forced": bool(log and log[-1].forced),
-        "previous": _line(stack[-2]) if len(stack) > 1 else None,
-        "candidates": [{**_line(r), "verdict": _verdict(catalog, r, live)} for r in waiting],
+        "previous": stack[-2].summary() if len(stack) > 1 else None,
+        "candidates": [{**r.summary(), "verdict": _verdict(catalog, r, live)} for r in waiting],
         "retired": retired,
         "runs": [
             _run(run) for run in find_runs(catalog.storage, catalog.alias) if run.result() is None
         ],
-    }
-
-
-def _line(release: Release) -> dict[str, Any]:
-    return {
-        "release": release.id,
-        "model": release.space.model,
-        "space": release.space.id,
-        "dim": release.space.dim,
-        "rows": release.rows,
-        "dead_letters": release.dead_letters,
-        "source_version": release.source["version"],
-        "created_at": release.created_at,
     }
 
 

@@ -42,7 +42,6 @@ def absolute(uri: str) -> str:
 @functools.cache
 def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
     if not is_remote(root):
-        Path(root).mkdir(parents=True, exist_ok=True)
         return LocalStore(root, automatic_cleanup=True)
     config = {k: v for k, v in options if k not in _CLIENT_OPTIONS}
     client = {
@@ -83,8 +82,11 @@ class Storage:
 
     @classmethod
     def open(cls, root: str, options: Mapping[str, str] | None = None) -> Storage:
-        """The storage at a folder or URL."""
-        return cls(absolute(root).rstrip("/"), tuple(sorted((options or {}).items())))
+        """The storage at a folder, which is made if need be, or URL."""
+        place = absolute(root).rstrip("/")
+        if not is_remote(place):
+            Path(place).mkdir(parents=True, exist_ok=True)
+        return cls(place, tuple(sorted((options or {}).items())))
 
     @property
     def store(self) -> ObjectStore:

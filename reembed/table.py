@@ -7,17 +7,12 @@ the table in a single Overwrite commit that carries the run's id in its transact
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import lance
-import numpy as np
-import numpy.typing as npt
-import obstore
 import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
@@ -27,10 +22,10 @@ from reembed.errors import Conflict, IntegrityError, RunFailed
 from reembed.runs import Plan, Run
 from reembed.spaces import Space
 from reembed.storage import Storage
+from reembed.table_version import Proof, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 TEXT_HASH_BYTES = 16
-_BATCH_ROWS = 8_192
 _RUN_PROPERTY = "reembed.run"
 _COMMIT_TRIES = 8
 _EXAMPLES = 5
@@ -65,17 +60,6 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
         except OSError:  # another process created it in the meantime, or nobody can: opening tells
             return open_table(storage, path).version
     return open_table(storage, path).version
-
-
-def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
-    """A table, at a version or at its newest."""
-    return lance.dataset(storage.uri(path), version=version, storage_options=storage.lance_options)
-
-
-@functools.lru_cache(maxsize=16)
-def _open_version(storage: Storage, path: str, version: int) -> lance.LanceDataset:
-    """A version is immutable, so a process opens it once: opening costs more than a look-up."""
-    return open_table(storage, path, version)
 
 
 @dataclass(frozen=True)
@@ -157,12 +141,12 @@ def _write(storage: Storage, path: str, table: pa.Table) -> list[FragmentMetadat
     return list(fragments)
 
 
-def _proof(storage: Storage, path: str, file: Any) -> dict[str, Any]:
+def _proof(storage: Storage, path: str, file: Any) -> Proof:
     """Size and sha256 of a data file as it now is in the store.
 
     Lance has no checksums, and reports success on a file whose last write failed (disk full).
     """
-    proof = _digest(storage, path, file.path)
+    proof = proof_of(storage, path, file.path)
     size = proof["size_bytes"] if proof else 0
     if size != file.file_size_bytes:
         raise IntegrityError(
@@ -187,7 +171,8 @@ class SealedTable:
     tag: str
     rows: int
     dead_letters: list[DeadLetter]
-    tokens: int
+    proofs: dict[str, Proof]
+    """Of every data file, by name."""
 
 
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
@@ -207,12 +192,11 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         _check_files(run.storage, plan, receipts)
         version = _commit(run, plan, columns, receipts)
     tag = f"reembed-{run.id}"
-    _tag(open_table(run.storage, plan.table), tag, version)
+    version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
     rows = sum(r["rows"] for r in receipts)
-    return SealedTable(
-        plan.table, version, tag, rows, dead, sum(r.get("tokens", 0) for r in receipts)
-    )
+    proofs = {name: proof for r in receipts for name, proof in r["files"].items()}
+    return SealedTable(plan.table, version, tag, rows, dead, proofs)
 
 
 def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str) -> None:
@@ -295,115 +279,20 @@ def _commit(run: Run, plan: Plan, columns: pa.Schema, receipts: list[dict[str, A
 def _committed(run: Run, plan: Plan) -> int | None:
     """Version of the table that this run's commit made, read from the newest state."""
     dataset = open_table(run.storage, plan.table)
-    for version in range(dataset.version, plan.base_version, -1):
+    since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
+    for version in reversed(since):
         transaction = dataset.read_transaction(version)
         if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
             return version
     return None
 
 
-def missing_files(storage: Storage, path: str, version: int) -> list[str]:
-    """Data files of a table version that are gone or have another size than the version says.
-
-    Raises:
-        ValueError, OSError: the version itself is gone.
-    """
-    there = dict(storage.objects(f"{path}/data/"))
-    files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
-    return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
-
-
-def damaged_files(storage: Storage, path: str, receipts: list[dict[str, Any]]) -> list[str]:
-    """Data files whose bytes are no longer those their receipt proves; reads them all."""
-    proofs = {name: proof for r in receipts for name, proof in r["files"].items()}
-    return [name for name, proof in proofs.items() if _digest(storage, path, name) != proof]
-
-
-def _digest(storage: Storage, path: str, name: str) -> dict[str, Any] | None:
-    digest, size = hashlib.sha256(), 0
-    try:
-        chunks = obstore.get(storage.store, f"{path}/data/{name}").stream(min_chunk_size=8 << 20)
-    except FileNotFoundError:
-        return None
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-    return {"size_bytes": size, "sha256": digest.hexdigest()}
-
-
-def _tag(dataset: lance.LanceDataset, tag: str, version: int) -> None:
+def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
+    """Tag the version; of two drivers that both committed, the first tag says which one counts."""
     if tag not in dataset.tags.list():
         try:
             dataset.tags.create(tag, version)
         except ValueError:
             if tag not in dataset.tags.list():
                 raise
-
-
-@dataclass(frozen=True)
-class TableVersion:
-    """One immutable version of a vector table, as the index and the comparison read it. Picklable."""
-
-    storage: Storage
-    path: str
-    version: int
-    dim: int
-
-    def dataset(self) -> lance.LanceDataset:
-        """The Lance dataset at this version."""
-        return _open_version(self.storage, self.path, self.version)
-
-    @property
-    def rows(self) -> int:
-        """Number of vectors."""
-        return int(self.dataset().count_rows())
-
-    def sample(self, n: int, seed: int) -> npt.NDArray[np.float32]:
-        """float32 [min(n, rows), dim]: a random sample without replacement."""
-        dataset = self.dataset()
-        rows = dataset.count_rows()
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n, rows), replace=False))
-        return as_vectors(dataset.take(chosen.tolist(), columns=["vector"])["vector"])
-
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """(row ids int64 [B], vectors float32 [B, dim]), in table order."""
-        for batch in self.scan(["vector"]):
-            yield (
-                batch.column("_rowid").to_numpy().astype(np.int64),
-                as_vectors(batch.column("vector")),
-            )
-
-    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Batches of these columns and _rowid."""
-        scanner = self.dataset().scanner(
-            columns=columns, with_row_id=True, batch_size=_BATCH_ROWS, scan_in_order=True
-        )
-        yield from scanner.to_batches()
-
-    def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Rows by id, in the order asked.
-
-        Raises:
-            IntegrityError: an id names no row (Lance itself would leave it out silently).
-        """
-        table = self.dataset()._take_rows(row_ids.tolist(), columns=columns)
-        if table.num_rows != len(row_ids):
-            raise IntegrityError(
-                f"the index names rows that {self.path} version {self.version} does not have",
-                f"{len(row_ids)} asked, {table.num_rows} found",
-                "reembed verify",
-            )
-        return table
-
-
-def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """float32 [N, dim] of a fixed-size-list column."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    flat = array.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
-
-
-def from_vectors(vectors: npt.NDArray[np.float32], value: pa.DataType) -> pa.FixedSizeListArray:
-    """A fixed-size-list column of float32 [N, dim], in the type the table stores."""
-    flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), vectors.shape[1])
+    return int(dataset.tags.list()[tag]["version"])

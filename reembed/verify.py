@@ -21,7 +21,8 @@ from reembed.catalog import now
 from reembed.config import EncoderConfig
 from reembed.source import TEXT, Source
 from reembed.spaces import Space
-from reembed.table import TEXT_HASH_BYTES, TableVersion, as_vectors, damaged_files
+from reembed.table import TEXT_HASH_BYTES
+from reembed.table_version import Proof, TableVersion, as_vectors, damaged_files
 
 SAMPLE = 459
 """Rows that, none wrong, show with 99 % confidence that under 1 % are: ceil(ln .01 / ln .99)."""
@@ -93,8 +94,8 @@ class Subject:
     dead_letters: tuple[str | int, ...]
     index_ids: npt.NDArray[np.int64] | None = None
     """Sorted row ids in the index; None when there is no index yet."""
-    receipts: tuple[dict[str, Any], ...] = ()
-    """Of the run that wrote the table: what its files must be, byte for byte."""
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    """What each data file must be, byte for byte, by name."""
 
 
 def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verification:
@@ -122,7 +123,7 @@ def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verificatio
     if subject.index_ids is not None:
         gap = np.setxor1d(found.row_ids, subject.index_ids)
         differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
-    damaged = damaged_files(subject.table.storage, subject.table.path, list(subject.receipts))
+    damaged = damaged_files(subject.table.storage, subject.table.path, subject.proofs)
     differences["damaged"] = Difference(len(damaged), tuple(damaged[:_EXAMPLES]))
     sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
     return Verification(

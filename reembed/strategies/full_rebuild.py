@@ -18,7 +18,8 @@ from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
 from reembed.storage import Storage, absolute
-from reembed.table import SealedTable, TableVersion
+from reembed.table import SealedTable
+from reembed.table_version import TableVersion
 
 
 def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Release:
@@ -26,7 +27,7 @@ def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Relea
 
     Raises:
         SourceError, EncoderError, ConfigError: before anything is embedded.
-        Conflict: another process drives this run, or another run took its table.
+        Conflict: another process drives this run.
         RunFailed: it stopped; the same command resumes it.
     """
     storage = Storage.open(config.storage.root, config.storage.options)
@@ -125,7 +126,6 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         Plan(
             run_id=run.id,
             alias=config.alias,
-            result_key=config.result_key(source.uri),
             space=space,
             encoder=_portable(config.encoder).model_dump(),
             source=source.to_json(),
@@ -133,7 +133,6 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             base_version=table.ensure_table(
                 run.storage, path, table.schema(space, *source.schema())
             ),
-            carry=list(config.table.carry),
             gate=_absolute_queries(config.gate).model_dump(),
             index=config.index.model_dump(),
             rows=rows,
@@ -261,7 +260,7 @@ def verified(
         plan.space,
         EncoderConfig(**plan.encoder),
         tuple(d.doc_id for d in sealed.dead_letters),
-        receipts=tuple({"files": r["files"]} for r in run.receipts()),
+        proofs=sealed.proofs,
     )
     say("begin", what=f"comparing every row with its source, embedding {verify.SAMPLE} again")
     report = cluster.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +14,11 @@ from conftest import documents
 from flow_tables import rows_of, vectors_of
 from tiny_models import bert_model
 
+from reembed import table as tables
 from reembed.catalog import Catalog
 from reembed.embed import text_hash
 from reembed.errors import Conflict, RunFailed, SpaceMismatch
+from reembed.live import LiveAlias
 from reembed.promote import promote, rollback
 from reembed.runs import Run, driving, find_runs
 from reembed.storage import Storage
@@ -246,6 +249,7 @@ def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
         ids.append(release.id)
     file = config_file(source, encoder={"model": "hashing:32"}, storage={"keep": 2})
     storage = Storage.open(config.storage.root)
+    assert len(lance.dataset(source).tags.list()) == 3
     listed = cli("gc", "-c", file)
     assert [r["release"] for r in listed["remove"]] == ids[:1]
     assert {k["release"] for k in listed["keep"]} == set(ids[1:])
@@ -254,12 +258,62 @@ def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
     gone = catalog_of(config).release(ids[0])
     assert not list(storage.objects(f"indexes/{ids[0]}/"))
     assert not list(storage.objects(f"{gone.table}/"))
-    assert f"reembed-{ids[0]}" not in lance.dataset(source).tags.list()
+    pinned = [
+        t.removeprefix("reembed-").rsplit("-", 1)[0] for t in lance.dataset(source).tags.list()
+    ]
+    assert sorted(pinned) == sorted(ids[1:])
     assert "removed by gc" in cli("rollback", "-c", file, "--to", ids[0], code=2)["what"]
     assert cli("gc", "-c", file)["remove"] == []
     assert cli("search", "-c", file, "anything", "-k", "3")["release"] == ids[2]
     assert cli("rollback", "-c", file)["to"] == ids[1]
     assert cli("search", "-c", file, "anything", "-k", "3")["release"] == ids[1]
+
+
+def test_two_roots_pin_one_source_apart(corpus, make_config, quiet, tmp_path):
+    source = corpus(30)
+    for root in ("a", "b"):
+        full_rebuild(make_config(source, storage={"root": str(tmp_path / root)}), quiet)
+    assert len(lance.dataset(source).tags.list()) == 2
+
+
+def test_a_serving_process_follows_the_alias_as_a_whole(corpus, make_config, quiet):
+    source = corpus(60)
+    old = make_config(source, encoder={"model": "hashing:32"}, table={"carry": ["title"]})
+    new = make_config(source, encoder={"model": "hashing:64:other"}, table={"carry": ["title"]})
+    catalog = catalog_of(old)
+    first = full_rebuild(old, quiet)
+    promote(catalog)
+    alias = LiveAlias(catalog)
+    wanted = documents(60, 0)[11]
+    (hits,) = alias.search([wanted["text"]], k=3, columns=["title"])
+    assert (hits[0].doc_id, hits[0].columns) == (wanted["doc_id"], {"title": wanted["title"]})
+    second = full_rebuild(new, quiet)
+    promote(catalog, force_reason="test")
+    assert alias.current.release.id == first.id
+    assert alias.search([wanted["text"]], k=1)[0][0].doc_id == wanted["doc_id"]
+    assert alias.refresh()
+    assert not alias.refresh()
+    assert (alias.current.release.id, alias.current.encoder.dim) == (second.id, 64)
+    assert alias.search([wanted["text"]], k=1)[0][0].doc_id == wanted["doc_id"]
+    rollback(catalog)
+    assert alias.refresh()
+    assert (alias.current.release.id, alias.current.index.dim) == (first.id, 32)
+
+
+def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, quiet):
+    """A driver that was paused inside its commit, and another that resumed meanwhile."""
+    config = make_config(corpus(40))
+    release = full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    run = Run(storage, release.run_id)
+    plan = run.plan()
+    columns = tables.schema(plan.space, pa.string(), [])
+    late = tables._commit(
+        run, dataclasses.replace(plan, base_version=release.table_version), columns, run.receipts()
+    )
+    assert late == release.table_version + 1
+    again = tables.seal(run, plan, columns, max_dead_letters=0)
+    assert (again.version, again.rows) == (release.table_version, 40)
 
 
 def test_gc_keeps_the_table_of_an_unfinished_run(tmp_path, make_config, quiet, corpus):

@@ -12,7 +12,7 @@ from reembed.config import Config
 from reembed.embed import text_hash
 from reembed.source import Source
 from reembed.storage import Storage
-from reembed.table import TableVersion, from_vectors
+from reembed.table_version import TableVersion, from_vectors
 from reembed.verify import Subject, verify
 
 IDS = [f"d{i}" for i in range(30)]

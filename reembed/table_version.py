@@ -1,0 +1,132 @@
+"""A vector table as the index, the comparison and `verify` read it: one immutable version."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import obstore
+import pyarrow as pa
+
+from reembed.errors import IntegrityError
+from reembed.storage import Storage
+
+_BATCH_ROWS = 8_192
+
+Proof = dict[str, Any]
+"""size_bytes and sha256 of a data file, as its receipt records them."""
+
+
+def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
+    """A table, at a version or at its newest."""
+    return lance.dataset(storage.uri(path), version=version, storage_options=storage.lance_options)
+
+
+@functools.lru_cache(maxsize=16)
+def _open_version(storage: Storage, path: str, version: int) -> lance.LanceDataset:
+    """A version is immutable, so a process opens it once: opening costs more than a look-up."""
+    return open_table(storage, path, version)
+
+
+def missing_files(storage: Storage, path: str, version: int) -> list[str]:
+    """Data files of a table version that are gone or have another size than the version says.
+
+    Raises:
+        ValueError, OSError: the version itself is gone.
+    """
+    there = dict(storage.objects(f"{path}/data/"))
+    files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
+    return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
+
+
+def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list[str]:
+    """Data files whose bytes are no longer those their receipt proves; reads them all."""
+    return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
+
+
+def proof_of(storage: Storage, path: str, name: str) -> Proof | None:
+    """Size and sha256 of a data file as it now is in the store; None when it is not there."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        chunks = obstore.get(storage.store, f"{path}/data/{name}").stream(min_chunk_size=8 << 20)
+    except FileNotFoundError:
+        return None
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return {"size_bytes": size, "sha256": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """One immutable version of a vector table, as the index and the comparison read it. Picklable."""
+
+    storage: Storage
+    path: str
+    version: int
+    dim: int
+
+    def dataset(self) -> lance.LanceDataset:
+        """The Lance dataset at this version."""
+        return _open_version(self.storage, self.path, self.version)
+
+    @property
+    def rows(self) -> int:
+        """Number of vectors."""
+        return int(self.dataset().count_rows())
+
+    def sample(self, n: int, seed: int) -> npt.NDArray[np.float32]:
+        """float32 [min(n, rows), dim]: a random sample without replacement."""
+        dataset = self.dataset()
+        rows = dataset.count_rows()
+        chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n, rows), replace=False))
+        return as_vectors(dataset.take(chosen.tolist(), columns=["vector"])["vector"])
+
+    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """(row ids int64 [B], vectors float32 [B, dim]), in table order."""
+        for batch in self.scan(["vector"]):
+            yield (
+                batch.column("_rowid").to_numpy().astype(np.int64),
+                as_vectors(batch.column("vector")),
+            )
+
+    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns and _rowid."""
+        scanner = self.dataset().scanner(
+            columns=columns, with_row_id=True, batch_size=_BATCH_ROWS, scan_in_order=True
+        )
+        yield from scanner.to_batches()
+
+    def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Rows by id, in the order asked.
+
+        Raises:
+            IntegrityError: an id names no row (Lance itself would leave it out silently).
+        """
+        table = self.dataset()._take_rows(row_ids.tolist(), columns=columns)
+        if table.num_rows != len(row_ids):
+            raise IntegrityError(
+                f"the index names rows that {self.path} version {self.version} does not have",
+                f"{len(row_ids)} asked, {table.num_rows} found",
+                "reembed verify",
+            )
+        return table
+
+
+def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """float32 [N, dim] of a fixed-size-list column."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
+
+
+def from_vectors(vectors: npt.NDArray[np.float32], value: pa.DataType) -> pa.FixedSizeListArray:
+    """A fixed-size-list column of float32 [N, dim], in the type the table stores."""
+    flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), vectors.shape[1])
