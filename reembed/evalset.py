@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from obstore.exceptions import BaseError
 
 from reembed.errors import UsageError
-from reembed.storage import Storage, absolute, is_remote
+from reembed.storage import Storage, is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -299,8 +299,9 @@ def _lance_table(uri: str, options: dict[str, str]) -> pa.Table:
 
 
 def _open_store(folder: str, options: dict[str, str]) -> ObjectStore:
+    place = folder if is_remote(folder) else str(Path(folder).resolve())
     try:
-        return Storage(absolute(folder), tuple(sorted(options.items()))).store
+        return Storage(place, tuple(sorted(options.items()))).store
     except (BaseError, OSError, UsageError) as error:
         raise _missing(folder, str(error).split("\n")[0]) from None
 
