@@ -26,6 +26,7 @@ FIGURES = {
         "max_abs_difference",
         "vectors_bitwise_equal",
     },
+    "memory": {"times", "grown", "small", "large"},
     "overhead": {
         "ratio",
         "ratio_min",
