@@ -7,7 +7,6 @@ mix units, and what is inside an actor may be sorted and packed as the model lik
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -23,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
-from reembed import attempts, encoders, faults, table
+from reembed import attempts, digests, encoders, faults, table
 from reembed.cluster import reason, unwrapped
 from reembed.config import EmbedConfig, EncoderConfig
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
@@ -159,11 +158,6 @@ def _documents(batch: pa.Table) -> tuple[str, pa.Table]:
     return batch["unit"][0].as_py(), pa.ipc.open_stream(body).read_all()
 
 
-def text_hash(text: bytes) -> bytes:
-    """16 bytes that identify the exact UTF-8 text a vector was made from (BLAKE2b)."""
-    return hashlib.blake2b(text, digest_size=table.TEXT_HASH_BYTES).digest()
-
-
 @functools.cache
 def _tokenizer(config: EncoderConfig) -> Tokenizer:
     # Ray runs as many of these tasks as there are cores.
@@ -187,7 +181,7 @@ def _tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
         for i, row in enumerate(rows):
             tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
     columns = {
-        "text_hash": pa.array([text_hash(t or b"") for t in raw], pa.binary(table.TEXT_HASH_BYTES)),
+        "text_hash": pa.array([digests.digest(t or b"") for t in raw], pa.binary(digests.BYTES)),
         _TOKENS: pa.array(tokens, pa.large_list(pa.int32())),
         _ERROR: pa.array(errors, pa.string()),
     }

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
-from reembed import faults
+from reembed import digests, faults
 from reembed.errors import Conflict, IntegrityError, RunFailed
 from reembed.runs import Plan, Run
 from reembed.spaces import Space
@@ -25,7 +25,6 @@ from reembed.storage import Storage
 from reembed.table_version import Proof, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
-TEXT_HASH_BYTES = 16
 _RUN_PROPERTY = "reembed.run"
 _COMMIT_TRIES = 8
 _EXAMPLES = 5
@@ -38,7 +37,7 @@ def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Sc
         pa.field("doc_id", id_type, nullable=False),
         pa.field("vector", pa.list_(value, space.dim)),
         pa.field("space", pa.string()),
-        pa.field("text_hash", pa.binary(TEXT_HASH_BYTES)),
+        pa.field("text_hash", pa.binary(digests.BYTES)),
         pa.field("source_version", pa.int64()),
     ]
     return pa.schema([*own, *carried])

@@ -6,7 +6,6 @@ about three times that while they are sorted.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed import encoders
+from reembed import digests, encoders
 from reembed.catalog import now
 from reembed.config import EncoderConfig
+from reembed.digests import Digests
 from reembed.source import TEXT, Source
 from reembed.spaces import Space
-from reembed.table import TEXT_HASH_BYTES
 from reembed.table_version import Proof, TableVersion, as_vectors, damaged_files
 
 SAMPLE = 459
@@ -29,8 +28,6 @@ SAMPLE = 459
 SAME_VECTOR = 0.999
 """Cosine that a re-embedded row reaches over dtypes and batch compositions."""
 _EXAMPLES = 5
-
-Digests = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verificatio
     found = _scan_table(subject)
     chosen = _choose(found, sample, seed)
     source_ids, source_texts, texts = _scan_source(subject.source, set(chosen))
-    dead = _digests([_id_bytes(d) for d in subject.dead_letters])
+    dead = digests.of_ids(subject.dead_letters)
     unique, first, counts = np.unique(found.ids, return_index=True, return_counts=True)
     common, at_source, at_table = np.intersect1d(source_ids, unique, return_indices=True)
     stale = common[source_texts[at_source] != found.texts[first[at_table]]]
@@ -154,17 +151,17 @@ def _scan_table(subject: Subject) -> _Table:
     corrupt: list[Any] = []
     for batch in subject.table.scan(["doc_id", "text_hash", "space", "vector"]):
         names = batch.column("doc_id").to_pylist()
-        ids += b"".join(_digest(_id_bytes(d)) for d in names)
+        ids += b"".join(digests.of_id(d) for d in names)
         hashes = batch.column("text_hash").to_pylist()
-        texts += b"".join(h or bytes(TEXT_HASH_BYTES) for h in hashes)
+        texts += b"".join(h or bytes(digests.BYTES) for h in hashes)
         row_ids.append(batch.column("_rowid").to_numpy().astype(np.int64))
         spaces = batch.column("space").to_pylist()
         mismatched += [d for d, s in zip(names, spaces, strict=True) if s != subject.space.id]
         norms = np.linalg.norm(as_vectors(batch.column("vector")), axis=1)
         corrupt += [names[i] for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))]
     return _Table(
-        _stack(ids),
-        _stack(texts),
+        digests.stack(ids),
+        digests.stack(texts),
         np.sort(np.concatenate(row_ids)),
         Difference(len(mismatched), tuple(mismatched[:_EXAMPLES])),
         Difference(len(corrupt), tuple(corrupt[:_EXAMPLES])),
@@ -184,12 +181,12 @@ def _scan_source(
     ids, texts = bytearray(), bytearray()
     kept: dict[bytes, tuple[Any, str]] = {}
     for name, text in _documents(source):
-        digest = _digest(_id_bytes(name))
+        digest = digests.of_id(name)
         ids += digest
-        texts += _digest(text)
+        texts += digests.digest(text)
         if digest in chosen:
             kept[digest] = (name, text.decode("utf-8", "replace"))
-    return _stack(ids), _stack(texts), kept
+    return digests.stack(ids), digests.stack(texts), kept
 
 
 def _documents(source: Source) -> Iterator[tuple[str | int, bytes]]:
@@ -200,13 +197,13 @@ def _documents(source: Source) -> Iterator[tuple[str | int, bytes]]:
 
 def _names(subject: Subject, named: dict[str, Digests]) -> dict[Any, str | int]:
     """Ids of the first digests of each kind; a second look, only when something differs."""
-    wanted = {d for digests in named.values() for d in digests[:_EXAMPLES].tolist()}
+    wanted = {d for group in named.values() for d in group[:_EXAMPLES].tolist()}
     names: dict[Any, str | int] = {}
     if wanted:
         for name, _ in _documents(subject.source):
-            names[_digest(_id_bytes(name))] = name
+            names[digests.of_id(name)] = name
         for batch in subject.table.scan(["doc_id"]):
-            names |= {_digest(_id_bytes(d)): d for d in batch.column("doc_id").to_pylist()}
+            names |= {digests.of_id(d): d for d in batch.column("doc_id").to_pylist()}
     return {d: names[d] for d in wanted}
 
 
@@ -240,19 +237,3 @@ def _stored(table: TableVersion, names: set[Any]) -> dict[Any, npt.NDArray[np.fl
             found = as_vectors(batch.column("vector").take(pa.array(rows)))
             vectors |= {ids[i]: v for i, v in zip(rows, found, strict=True)}
     return vectors
-
-
-def _id_bytes(doc_id: str | int) -> bytes:
-    return str(doc_id).encode("utf-8", "surrogatepass")
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=TEXT_HASH_BYTES).digest()
-
-
-def _digests(contents: list[bytes]) -> Digests:
-    return _stack(b"".join(_digest(c) for c in contents))
-
-
-def _stack(digests: bytes | bytearray) -> Digests:
-    return np.frombuffer(bytes(digests), dtype=f"V{TEXT_HASH_BYTES}")

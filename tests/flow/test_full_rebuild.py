@@ -16,7 +16,7 @@ from tiny_models import bert_model
 
 from reembed import table as tables
 from reembed.catalog import Catalog
-from reembed.embed import text_hash
+from reembed.digests import digest as text_hash
 from reembed.errors import Conflict, RunFailed, SpaceMismatch
 from reembed.live import LiveAlias
 from reembed.promote import promote, rollback

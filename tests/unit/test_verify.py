@@ -9,7 +9,7 @@ import pytest
 
 from reembed import encoders, table
 from reembed.config import Config
-from reembed.embed import text_hash
+from reembed.digests import digest as text_hash
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.table_version import TableVersion, from_vectors
