@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.spaces import Space
-from reembed.storage import Storage
+from reembed.storage import Storage, require_id
 
 SCHEMA_VERSION = 1
-Action = Literal["promote", "rollback"]
+Action = Literal["promote", "rollback", "catch-up"]
 
 
 def now() -> str:
@@ -52,6 +52,8 @@ class Release:
     """Path under the root."""
     table_version: int
     table_tag: str
+    sealed_sha256: str
+    """Of the record of the table's files, `sealed.json` of the run."""
     index: str
     """Path under the root."""
     index_sha256: str
@@ -63,6 +65,8 @@ class Release:
     """The receipt of the verification that admitted it."""
     gate: dict[str, Any]
     """The gate section, fixed before results existed."""
+    origin: str
+    """The rebuild it descends from by catch-ups: itself, if it is one."""
     created_at: str = field(default_factory=now)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,11 +139,16 @@ class Catalog:
         Raises:
             UsageError: there is none.
         """
+        require_id("release id", release_id)
         record = self.storage.read_if_there(f"releases/{self.alias}/{release_id}.json")
         if record is None:
             known = ", ".join(r.id for r in self.releases()) or "none"
             raise UsageError(
                 f"{self.alias} has no release {release_id}", f"it has: {known}", "reembed status"
+            )
+        if (record["alias"], record["id"]) != (self.alias, release_id):
+            raise IntegrityError(
+                f"{release_id} is no release of {self.alias}: its record was copied"
             )
         return Release.from_json(record)
 

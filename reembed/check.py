@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from reembed.catalog import AliasRecord, Catalog, Release
+from reembed.config import Config, EncoderConfig
 from reembed.errors import SourceError, UsageError
+from reembed.progress import Listener
 from reembed.promote import (
+    admissible,
     candidate,
     comparison_path,
+    follow,
+    newest_of,
     promote,
     rollback,
+    standing,
     verification_path,
 )
 from reembed.runs import Run
+from reembed.storage import Storage, absolute, is_remote
+
+
+def catalog_of(config: Config) -> Catalog:
+    """The alias under its root, which must be there.
+
+    Raises:
+        UsageError: the root does not exist.
+    """
+    root = config.storage.root
+    if not is_remote(root) and not Path(absolute(root)).is_dir():
+        raise UsageError(
+            f"storage.root {root} does not exist", "nothing was built there", "reembed run"
+        )
+    return Catalog(Storage.open(root, config.storage.options), config.alias)
 
 
 def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dict[str, Any]:
     """Verify a registered release again; the report is kept in its run's folder."""
     import numpy as np
 
-    from reembed import index_store, verify
-    from reembed.config import EncoderConfig
+    from reembed import index_store, provenance, verify
     from reembed.source import Source
+    from reembed.table import read_sealed
     from reembed.table_version import TableVersion
 
     storage, release = catalog.storage, _release(catalog, release_id)
     manifest = index_store.read_manifest(storage.store, release.index)
+    provenance.require_index(release, manifest.to_json())
     index = index_store.load(storage.store, release.index, manifest)
     run = Run(storage, release.run_id)
-    receipts = run.receipts()
+    sealed = read_sealed(run, release.table, release.table_version)
     subject = verify.Subject(
         Source.from_json(release.source, storage.options),
         TableVersion(storage, release.table, release.table_version, release.space.dim),
         release.space,
         EncoderConfig(**release.encoder),
-        tuple(d["doc_id"] for r in receipts for d in r["dead_letters"]),
+        tuple(d.doc_id for d in sealed.dead_letters),
         np.sort(index.ids()),
-        {name: proof for r in receipts for name, proof in r["files"].items()},
+        sealed.proofs,
     )
     report = {"release": release.id, **verify.verify(subject, sample).to_json()}
     storage.write(verification_path(run.id), report)
@@ -60,12 +83,71 @@ def compare_candidate(catalog: Catalog, release_id: str | None) -> dict[str, Any
 
 
 def promote_release(
-    catalog: Catalog, release_id: str | None, force_reason: str | None
+    config: Config,
+    release_id: str | None,
+    force_reason: str | None,
+    *,
+    catch_up: bool,
+    say: Listener,
 ) -> dict[str, Any]:
-    """Promote, and say what the new release does not have of the source."""
+    """Catch up with the source, promote, and say what is still missing.
+
+    The gate is asked first: a release that may not become live is not worth a pass.
+    """
+    from reembed.strategies import catch_up as strategy
+
+    catalog = catalog_of(config)
     before = catalog.live()
-    record = promote(catalog, release_id, force_reason=force_reason)
+    chosen = candidate(catalog, release_id)
+    admissible(catalog, chosen, before, forced=force_reason is not None)
+    if catch_up and config.source.version is None:
+        try:
+            chosen = strategy.catch_up(config, newest_of(catalog, chosen), say)
+        except SourceError as error:
+            fix = (
+                "reembed promote --no-catch-up     (documents changed since the build are missing)"
+            )
+            raise SourceError(error.what, error.why, fix) from error
+    record = promote(catalog, chosen.id, force_reason=force_reason)
     return _moved(before, record, catalog)
+
+
+def catch_up_release(
+    config: Config, which: str, say: Listener, *, retry_dead_letters: bool
+) -> dict[str, Any]:
+    """Bring live, previous or a release by id up to date; live moves on to the result."""
+    from reembed.strategies import catch_up as strategy
+
+    catalog = catalog_of(config)
+    before = catalog.live()
+    chosen = _named(catalog, which)
+    newest = strategy.catch_up(
+        config, newest_of(catalog, chosen), say, retry_dead_letters=retry_dead_letters
+    )
+    serves = before is not None and before.release.origin == newest.origin
+    moves = serves and before is not None and before.release.id != newest.id
+    record = follow(catalog, newest) if moves else None
+    return {
+        "alias": catalog.alias,
+        "from": chosen.id,
+        "to": newest.id,
+        "rows": newest.rows,
+        "dead_letters": newest.dead_letters,
+        "generation": record.generation if record else None,
+        "serves": serves,
+        "behind": _behind(catalog, newest),
+    }
+
+
+def _named(catalog: Catalog, which: str) -> Release:
+    if which == "live":
+        return catalog.require_live().release
+    if which == "previous":
+        stack = standing(catalog.log())
+        if len(stack) < 2:
+            raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
+        return stack[-2]
+    return _kept(catalog, which)
 
 
 def rollback_release(catalog: Catalog, to: str | None, reason: str | None) -> dict[str, Any]:
@@ -147,10 +229,10 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
 
 
 def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
-    """How far the source has moved since the release was built; versions, not documents."""
-    from reembed.source import Source
+    """How far the source has moved since the release was caught up with it, in versions."""
+    from reembed.strategies.catch_up import caught_up
 
-    source = Source.from_json(release.source, catalog.storage.options)
+    source = caught_up(catalog, release)
     try:
         newest = source.newest_version()
     except SourceError as error:

@@ -12,12 +12,14 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from reembed import __version__
 from reembed.errors import ReembedError, UsageError
+from reembed.redact import redacted
 
 if TYPE_CHECKING:
     from reembed.catalog import Catalog
@@ -85,6 +87,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
         from reembed import report
+        from reembed.console import plain
         from reembed.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
@@ -96,7 +99,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
                 result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:
-                traceback.print_exc()
+                click.echo(plain(redacted(traceback.format_exc())), err=True)
             click.echo(report.error(error, given), err=True)
             if as_json:
                 click.echo(json.dumps(report.error_record(error)))
@@ -108,17 +111,9 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _catalog(config: Config) -> Catalog:
-    from pathlib import Path
+    from reembed.check import catalog_of
 
-    from reembed.catalog import Catalog
-    from reembed.storage import Storage, absolute, is_remote
-
-    root = config.storage.root
-    if not is_remote(root) and not Path(absolute(root)).is_dir():
-        raise UsageError(
-            f"storage.root {root} does not exist", "nothing was built there", "reembed run"
-        )
-    return Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+    return catalog_of(config)
 
 
 @cli.command("import")
@@ -218,16 +213,43 @@ def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int
     "--force", is_flag=True, help="Promote without a passing comparison; recorded for ever."
 )
 @click.option("--reason", help="Why, for the record; required with --force.")
+@click.option(
+    "--catch-up/--no-catch-up",
+    default=True,
+    show_default=True,
+    help="Embed what changed in the source since the candidate was built, first.",
+)
 @_configured
 def promote(
-    config: Config, release: str | None, force: bool, reason: str | None
+    config: Config, release: str | None, force: bool, reason: str | None, catch_up: bool
 ) -> tuple[dict[str, Any], int]:
     """Make the candidate live. Needs a passing comparison with exactly what is live now."""
     from reembed import check
+    from reembed.console import Console
 
     if force != bool(reason):
         raise click.UsageError("--force and --reason TEXT go together")
-    return check.promote_release(_catalog(config), release, reason), 0
+    return check.promote_release(config, release, reason, catch_up=catch_up, say=Console()), 0
+
+
+@cli.command("catch-up")
+@click.argument("release", default="live")
+@click.option(
+    "--retry-dead-letters", is_flag=True, help="Try documents that have no vector once more."
+)
+@_configured
+def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[dict[str, Any], int]:
+    """Embed what changed in the source: for live, previous, or a release by id.
+
+    Live moves on to the result; nothing is compared, since the model is the same.
+    """
+    from reembed import check
+    from reembed.console import Console
+
+    result = check.catch_up_release(
+        config, release, Console(), retry_dead_letters=retry_dead_letters
+    )
+    return result, 0
 
 
 @cli.command()
@@ -306,6 +328,7 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
 
 def main() -> None:
     """Entry point of the `reembed` command."""
+    sys.excepthook = _unexpected
     try:
         sys.exit(cli(standalone_mode=False))
     except click.UsageError as error:
@@ -317,6 +340,13 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What is staged is kept: the same command resumes.", err=True)
         _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A mistake of ours: its traceback, without credentials."""
+    click.echo(redacted("".join(traceback.format_exception(kind, error, trace))), err=True)
 
 
 def _end(record: dict[str, Any], code: int) -> NoReturn:

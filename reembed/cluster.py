@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray._private import ray_constants
+from ray.exceptions import AuthenticationError, RayTaskError
 
+from reembed import access
 from reembed.config import Config
 from reembed.errors import ReembedError, UsageError
 
 T = TypeVar("T")
+_TASKS_AT_ONCE = 64
 _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
 
 
@@ -24,22 +27,24 @@ def connected(config: Config) -> Iterator[str]:
     """Connect to Ray for the block; yields one line that says where.
 
     Raises:
-        UsageError: GPUs are asked for on this machine, which has none.
+        UsageError: GPUs are asked for on this machine, which has none, or the cluster cannot be
+            reached, or is open to whoever reaches it.
     """
     if ray.is_initialized():
         yield "the Ray that is running"
         return
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = access.cluster_address(config.ray.address)
+    note = access.require_token(address, config.ray.allow_unauthenticated) if address else ""
     # Ray's C++ side prints a warning about its own Ray Data actors on every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks only to exec
     if address:
         with _quiet_stderr():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        where = f"Ray cluster with {_resources()}"
+            _connect(address)
+        where = f"Ray cluster with {_resources()}{note}"
     else:
         needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
-        with _quiet_stderr():
+        with _quiet_stderr(), _on_loopback(), access.token_for_us_alone():
             ray.init(
                 address="local",
                 num_cpus=config.ray.num_cpus or needed,
@@ -47,12 +52,43 @@ def connected(config: Config) -> Iterator[str]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        where = f"private Ray on this machine with {_resources()}"
+        where = f"private Ray on this machine with {_resources()}{access.exposed_token()}"
     try:
         _require_room(config, private=not address)
         yield where
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, AuthenticationError) as error:
+        raise UsageError(
+            f"cannot connect to the Ray cluster at {address}",
+            (str(error) or type(error).__name__).splitlines()[0],
+            f"ray status --address {address}     (its token: ~/.ray/auth_token or RAY_AUTH_TOKEN)",
+        ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray started in the block listens on the loopback alone.
+
+    On Linux Ray takes the machine's address even for a cluster of one, and then every process of it
+    listens to the whole network. It has a switch, meant for desktops: read once, on import.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    in_environment = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if in_environment is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = in_environment
 
 
 @contextmanager
@@ -109,6 +145,32 @@ def call(function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0)
         return ray.get(task.remote(*args))  # type: ignore[no-any-return]
     except RayTaskError as error:
         raise unwrapped(error) from error
+
+
+def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    """Run a function over items as Ray tasks, a few at a time; results in the items' order.
+
+    Raises:
+        ReembedError: the first one the function raised.
+    """
+    task = ray.remote(function).options(num_cpus=1, max_retries=3)
+    found: dict[int, T] = {}
+    running: dict[Any, int] = {}
+
+    def collect() -> None:
+        (done, *_), _ = ray.wait(list(running))
+        try:
+            found[running.pop(done)] = ray.get(done)
+        except RayTaskError as error:
+            raise unwrapped(error) from error
+
+    for number, item in enumerate(items):
+        if len(running) >= _TASKS_AT_ONCE:
+            collect()
+        running[task.remote(*item)] = number
+    while running:
+        collect()
+    return [found[number] for number in sorted(found)]
 
 
 def largest_node_cpus() -> int:

@@ -9,27 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
 from reembed.config_file import load_sections
+from reembed.redact import credentials_in, is_secret_name
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
-_SECRET = ("secret", "token", "password", "access_key", "sas", "account_key", "master_key")
-
-
 def secret_keys(options: Iterable[str]) -> list[str]:
     """Names among object-store settings that must come from the environment instead."""
-    return [key for key in options if any(word in key.lower() for word in _SECRET)]
+    return [key for key in options if is_secret_name(key)]
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown settings."""
+    """A frozen section that refuses unknown settings, and credentials in any of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_credentials(cls, value: Any) -> Any:
+        texts = (
+            [value] if isinstance(value, str) else value.values() if isinstance(value, dict) else ()
+        )
+        for found in filter(None, (credentials_in(t) for t in texts if isinstance(t, str))):
+            raise ValueError(
+                f"holds {found}; settings are stored and printed: "
+                "export it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or use the instance role"
+            )
+        return value
 
 
 class SourceConfig(Section):
@@ -158,6 +169,8 @@ class RayConfig(Section):
 
     address: StrictStr | None = None
     """Cluster to connect to; left out: RAY_ADDRESS if set, else a private one on this machine."""
+    allow_unauthenticated: bool = False
+    """Use a cluster on other machines that asks for no token: whoever reaches it can run code in it."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """Logical CPUs of the private cluster; left out: what the actors need and two more."""
 

@@ -13,12 +13,21 @@ import click
 _BAR = 24
 
 
+# Control, direction and other invisible characters, half surrogates, and the other two line ends.
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
 def plain(text: str) -> str:
-    """Text from documents and ids without control and direction characters, which could fake output."""
+    """Text from documents and ids without characters that could fake output; line ends stay."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else f"\\x{ord(c):02x}"
+        c if c == "\n" or unicodedata.category(c) not in _STEERING else f"\\x{ord(c):02x}"
         for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """As `plain`, and no line of its own."""
+    return plain(text).replace("\n", "\\n")
 
 
 class Console:
@@ -33,7 +42,7 @@ class Console:
     def __call__(self, stage: str, **fields: Any) -> None:
         """Print one thing that happened."""
         at = dt.datetime.now().strftime("%H:%M:%S")
-        line = plain(f"{at} {stage:9} {_EVENTS[stage](fields)}")
+        line = one_line(f"{at} {stage:9} {_EVENTS[stage](fields)}")
         rewrites = stage == "embed" and self._terminal
         if rewrites:  # a line that wraps could not be rewritten
             width = shutil.get_terminal_size().columns - 1
@@ -89,6 +98,22 @@ def _say_verify(f: dict[str, Any]) -> str:
     return f"{f['rows']:,} rows: {found}; {f['confidence']}"
 
 
+def _say_changes(f: dict[str, Any]) -> str:
+    return (
+        f"source version {f['before']} -> {f['after']}: {f['embed']:,} documents to embed,"
+        f" {f['removed']:,} removed, {f['refresh']:,} with other carried values (found by {f['how']})"
+    )
+
+
+def _say_lag(f: dict[str, Any]) -> str:
+    if not f["versions"]:
+        return f"{f['release']} is up to date with source version {f['newest']}"
+    return (
+        f"{f['release']} is {f['versions']:,} versions behind its source, the first of them written"
+        f" {_duration(f['seconds'])} ago: others write meanwhile"
+    )
+
+
 def _say_candidate(f: dict[str, Any]) -> str:
     return f"{f['release']} is ready; " + (
         f"{f['live']} still serves" if f["live"] else "nothing serves yet"
@@ -105,6 +130,8 @@ _EVENTS = {
     "resume": _say_resume,
     "ray": lambda f: f["where"],
     "embed": _say_embed,
+    "changes": _say_changes,
+    "lag": _say_lag,
     "table": _say_table,
     "index": _say_index,
     "verify": _say_verify,

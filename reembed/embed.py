@@ -309,8 +309,8 @@ def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
     failed = documents[_ERROR].is_valid()
     rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
     dead = [
-        table.DeadLetter(d["doc_id"], d[_ERROR])
-        for d in documents.filter(failed).select(["doc_id", _ERROR]).to_pylist()
+        table.DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
+        for d in documents.filter(failed).select(["doc_id", _ERROR, "text_hash"]).to_pylist()
     ]
     receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
     return pa.table(

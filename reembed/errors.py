@@ -12,10 +12,13 @@ ReembedError (1)                a failure with a known reason
 ├── Conflict (4)                another promote or run won
 └── Inconclusive (6)            the comparison could not decide
 
-Each carries what happened, why, and a command that fixes it. All are picklable: they cross Ray.
+Each carries what happened, why, and a command that fixes it, without credentials. All are picklable:
+they cross Ray.
 """
 
 from __future__ import annotations
+
+from reembed.redact import redacted
 
 
 class ReembedError(Exception):
@@ -24,10 +27,11 @@ class ReembedError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str | None = None, fix: str | None = None) -> None:
-        super().__init__(what, why, fix)
-        self.what = what
-        self.why = why
-        self.fix = fix
+        # Here, so that no log, report or dead letter has to think of it.
+        self.what = redacted(what)
+        self.why = redacted(why) if why else why
+        self.fix = redacted(fix) if fix else fix
+        super().__init__(self.what, self.why, self.fix)
 
     def __str__(self) -> str:
         lines = [self.what]

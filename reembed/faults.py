@@ -16,6 +16,7 @@ POINTS = (
     "embed.before_write",
     "table.after_fragments",
     "table.after_receipt",
+    "table.after_sealed",
     "table.before_commit",
     "table.after_commit",
     "table.after_tag",
@@ -26,6 +27,7 @@ POINTS = (
     "run.after_register",
     "promote.before_swap",
     "promote.after_swap",
+    "promote.before_follow",
     "gc.after_mark",
     "gc.after_table",
 )

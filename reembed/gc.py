@@ -144,6 +144,7 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
 
 
 def _remove_table(catalog: Catalog, item: Removable, held: set[str]) -> None:
+    catalog.storage.require_inside(item.table)
     if item.whole_table:
         catalog.storage.delete_tree(f"{item.table}/")
         return

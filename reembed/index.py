@@ -95,10 +95,17 @@ def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
     return f"IVF{lists},PQ{dim // 2}x4fs,RFlat"
 
 
-def build(source: VectorSource, config: IndexConfig, queries: Float32 | None) -> Built:
+def build(
+    source: VectorSource,
+    config: IndexConfig,
+    queries: Float32 | None,
+    trained: tuple[str, SearchIndex] | None = None,
+) -> Built:
     """Train, fill, check and tune an index over every row of `source`.
 
     Without queries [Q, D] it is tuned on random documents, which are easier than real queries.
+    `trained` is an index (and its factory string) of nearly the same vectors: it is emptied and
+    filled again without training, unless its kind would be another now.
 
     Raises:
         UsageError: the factory string is wrong, or does not fit the vectors.
@@ -118,7 +125,8 @@ def build(source: VectorSource, config: IndexConfig, queries: Float32 | None) ->
     if factory == "auto":
         # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
         factory = choose_factory(source.rows, source.dim, gpu=config.device == "gpu")
-    empty = _create(factory, source.dim)
+    again = trained is not None and trained[0] == factory
+    empty = trained[1].emptied() if trained and again else _create(factory, source.dim)
     tuned_on = "queries"
     if queries is None or not len(queries):
         queries, tuned_on = source.sample(TUNING_DOCUMENTS, seed=1), "documents"

@@ -117,6 +117,12 @@ class SearchIndex:
         """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
         return K_FACTORS if self._refine is not None else (None,)
 
+    def emptied(self) -> Any:
+        """The FAISS index without its vectors, and with all that it learned of them."""
+        self.outer.reset()
+        self.outer.construct_rev_map()
+        return self.outer
+
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point: any of nprobe, ef_search and k_factor.
 

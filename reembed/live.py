@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reembed import encoders, index_store
+from reembed import encoders, index_store, provenance
 from reembed.catalog import Catalog, Release
 from reembed.config import EncoderConfig
 from reembed.encoders.base import Encoder
-from reembed.errors import IntegrityError
 from reembed.index_search import SearchIndex
 from reembed.storage import Storage
 from reembed.table_version import TableVersion
@@ -42,16 +41,11 @@ class OpenRelease:
         """Load the index and the query encoder of a release.
 
         Raises:
-            IntegrityError: the index is not the one the release was registered with.
+            IntegrityError: the index is not the one the release was registered with, or of another table.
             SpaceMismatch: the model found now is not the one the vectors were made with.
         """
         manifest = index_store.read_manifest(storage.store, release.index)
-        if manifest.sha256 != release.index_sha256:
-            raise IntegrityError(
-                f"the index of release {release.id} was replaced after the release was registered",
-                f"sha256 {manifest.sha256[:12]} where the release records {release.index_sha256[:12]}",
-                "reembed rollback",
-            )
+        provenance.require_index(release, manifest.to_json())
         index = index_store.load(storage.store, release.index, manifest)
         section = EncoderConfig(**release.encoder)
         release.space.require(

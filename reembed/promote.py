@@ -6,22 +6,34 @@ import hashlib
 import json
 from typing import Any
 
-from reembed import faults
+from reembed import faults, provenance
 from reembed.catalog import Action, AliasRecord, Catalog, Release
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.table_version import missing_files
 
 
 def standing(log: list[AliasRecord]) -> list[Release]:
-    """Releases from the first promoted to the live one; a rollback takes away what it went back over."""
+    """Releases from the first promoted to the live one; a rollback takes away what it went back over.
+
+    A release that was caught up with its source stands where the one it grew out of stood.
+    """
     stack: list[Release] = []
     for record in log:
-        ids = [r.id for r in stack]
-        if record.action == "rollback" and record.release.id in ids:
-            stack = stack[: len(ids) - ids[::-1].index(record.release.id)]
-        else:
-            stack.append(record.release)
+        lines = [r.origin for r in stack]
+        if record.action == "rollback" and record.release.origin in lines:
+            stack = stack[: len(lines) - 1 - lines[::-1].index(record.release.origin)]
+        elif record.action == "catch-up":
+            stack = stack[:-1]
+        stack.append(record.release)
     return stack
+
+
+def newest_of(catalog: Catalog, release: Release) -> Release:
+    """The release of the same line that was caught up furthest, and whose data is there."""
+    line = [
+        r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
+    ]
+    return max(line, key=lambda r: (r.source["version"], r.created_at), default=release)
 
 
 def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
@@ -67,14 +79,25 @@ def promote(
     """
     live = catalog.live()
     chosen = candidate(catalog, release_id)
-    _require_complete(catalog, chosen)
-    comparison = None
-    if live is not None and force_reason is None:
-        comparison = _passing_comparison(catalog, chosen, live.release)
+    comparison = admissible(catalog, chosen, live, forced=force_reason is not None)
     faults.point("promote.before_swap")
     record = _swap(catalog, live, "promote", chosen, force_reason, comparison)
     faults.point("promote.after_swap")
     return record
+
+
+def admissible(
+    catalog: Catalog, chosen: Release, live: AliasRecord | None, *, forced: bool
+) -> dict[str, Any] | None:
+    """The comparison that lets a release become live; None where none is needed.
+
+    Raises:
+        GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
+    """
+    _require_complete(catalog, chosen)
+    if live is None or forced:
+        return None
+    return _passing_comparison(catalog, chosen, live.release)
 
 
 def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = None) -> AliasRecord:
@@ -93,7 +116,7 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
             f"{live.release.id} is the first in line",
             "reembed history",
         )
-    target = stack[-2] if to is None else _promoted_before(catalog, log, to)
+    target = newest_of(catalog, stack[-2]) if to is None else _promoted_before(catalog, log, to)
     if target.id == live.release.id:
         raise UsageError(f"release {target.id} is live already", None, "reembed history")
     if catalog.is_retired(target.id):
@@ -102,6 +125,27 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
         )
     _require_complete(catalog, target)
     return _swap(catalog, live, "rollback", target, reason, None)
+
+
+def follow(catalog: Catalog, release: Release) -> AliasRecord:
+    """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
+
+    Raises:
+        Conflict: another release went live meanwhile.
+        IntegrityError: it is not verified, or its data is not there.
+    """
+    live = catalog.require_live()
+    if live.release.origin != release.origin:
+        raise Conflict(
+            f"{catalog.alias} was moved to {live.release.id} meanwhile",
+            f"{release.id} grew out of what served before",
+            "reembed status",
+        )
+    if live.release.id == release.id:
+        return live
+    _require_complete(catalog, release)
+    faults.point("promote.before_follow")
+    return _swap(catalog, live, "catch-up", release, None, None)
 
 
 def comparison_path(run_id: str) -> str:
@@ -160,6 +204,7 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise IntegrityError(
             f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh"
         )
+    provenance.require_index(release, manifest)
     sizes = dict(catalog.storage.objects(f"{release.index}/"))
     if sizes.get(f"{release.index}/index.faiss") != manifest["size_bytes"]:
         raise IntegrityError(
@@ -168,6 +213,7 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
             "reembed run --fresh",
         )
     try:
+        provenance.require_table(catalog.storage, release)
         missing = missing_files(catalog.storage, release.table, release.table_version)
     except (ValueError, OSError) as error:
         raise IntegrityError(
@@ -184,22 +230,26 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
-    record = catalog.storage.read_if_there(comparison_path(chosen.run_id))
+    compared, record = chosen, catalog.storage.read_if_there(comparison_path(chosen.run_id))
+    if record is None and chosen.origin != chosen.id:
+        # What was caught up has the model and the judged documents of what was compared.
+        compared = catalog.release(chosen.origin)
+        record = catalog.storage.read_if_there(comparison_path(compared.run_id))
     if record is None:
         raise GateFailed(
             f"release {chosen.id} was never compared with {live.id}, which is live",
             "without a comparison nobody knows whether it is better",
             "reembed compare",
         )
-    if record["live"]["release"] != live.id:
+    if catalog.release(record["live"]["release"]).origin != live.origin:
         raise Conflict(
             f"release {chosen.id} was compared with {record['live']['release']}, but {live.id} is live now",
             "the comparison does not say whether it is better than what serves",
             "reembed compare",
         )
     if (
-        record["candidate_index_sha256"] != chosen.index_sha256
-        or record["candidate"]["release"] != chosen.id
+        record["candidate_index_sha256"] != compared.index_sha256
+        or record["candidate"]["release"] != compared.id
     ):
         raise IntegrityError(
             f"the comparison is of another index than release {chosen.id}'s",
@@ -218,4 +268,10 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
             "reembed compare",
         )
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-    return {"verdict": record["verdict"], "sha256": digest, "at": record["at"], "live": live.id}
+    return {
+        "verdict": record["verdict"],
+        "sha256": digest,
+        "at": record["at"],
+        "live": record["live"]["release"],
+        "candidate": compared.id,
+    }

@@ -9,15 +9,19 @@ from typing import Any
 import click
 
 from reembed.catalog import AliasRecord, Release
-from reembed.console import plain
-from reembed.errors import ReembedError
+from reembed.console import one_line, plain
+from reembed.errors import ConfigError, ReembedError
 
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
     """What, why, fix."""
-    return click.style("error: ", fg="red") + _pasteable(plain(str(problem)), given)
+    # A name out of a document must not add a line, least of all one that begins with "fix:".
+    parts = [plain(problem.what) if isinstance(problem, ConfigError) else one_line(problem.what)]
+    parts += [f"  {one_line(problem.why)}"] if problem.why else []
+    parts += [f"  fix: {one_line(problem.fix)}"] if problem.fix else []
+    return click.style("error: ", fg="red") + _pasteable("\n".join(parts), given)
 
 
 def _pasteable(lines: str, given: Sequence[str]) -> str:
@@ -54,7 +58,7 @@ def _harmless(value: Any) -> Any:
         return {_harmless(k): _harmless(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_harmless(v) for v in value]
-    return plain(value).replace("\n", "\\n") if isinstance(value, str) else value
+    return one_line(value) if isinstance(value, str) else value
 
 
 def _import(r: dict[str, Any]) -> str:
@@ -175,6 +179,16 @@ def _signed(value: float | None) -> str:
     return "?" if value is None else f"{value:+.3f}"
 
 
+def _caught_up(r: dict[str, Any]) -> str:
+    if r["from"] == r["to"]:
+        head = f"{r['to']} has every document as the source has it; nothing was embedded"
+    elif r["generation"]:
+        head = f"{r['to']} serves {r['alias']} now, in the place of {r['from']}"
+    else:
+        head = f"{r['to']} takes the place of {r['from']}, which does not serve"
+    return f"{head}\n  {r['rows']:,} rows, {r['dead_letters']:,} dead letters"
+
+
 def _moved(r: dict[str, Any]) -> str:
     behind = r["behind"]
     lines = [
@@ -277,6 +291,7 @@ _TEXTS = {
     "verify": _verify,
     "compare": _compare,
     "promote": _moved,
+    "catch-up": _caught_up,
     "rollback": _moved,
     "history": _history,
     "search": _search,
@@ -293,7 +308,10 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reembed"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("reembed"),
+        autoescape=True,
+        finalize=_harmless,
+        undefined=jinja2.StrictUndefined,
     )
     bound = max(
         0.05,

@@ -6,6 +6,7 @@ runs/RUN/leases/00000001.json    who drives it; the newest counts
 runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
 runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
 runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
+runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
 runs/RUN/result.json             create-only: the release it ended in
 """
 
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reembed.catalog import now
 from reembed.errors import Conflict, UsageError
@@ -35,14 +36,58 @@ BEAT_S = 5.0
 _LISTING_THREADS = 16
 
 
+Kind = Literal["embed", "keep", "refresh"]
+
+
 @dataclass(frozen=True)
 class Unit:
-    """Live rows [offset, offset + rows) of one source fragment: staged and resumed as one."""
+    """Rows that are staged and resumed as one.
+
+    A rebuild embeds live rows [offset, offset + rows) of one source fragment. A catch-up names rows:
+    it embeds source rows `row_ids`; it keeps the rows of table fragment `fragment` that are not in
+    `row_ids`; it refreshes what is carried from source rows `row_ids` beside the vectors of table
+    rows `table_rows`.
+    """
 
     id: str
     fragment: int
     offset: int
     rows: int
+    kind: Kind = "embed"
+    row_ids: tuple[int, ...] = ()
+    table_rows: tuple[int, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """A list, to stay small at 100,000 of them."""
+        short = [self.id, self.fragment, self.offset, self.rows]
+        return short if not self.named else [*short, self.kind, self.row_ids, self.table_rows]
+
+    @property
+    def named(self) -> bool:
+        """Whether it is of single rows: those of a catch-up."""
+        return self.kind != "embed" or bool(self.row_ids)
+
+    @classmethod
+    def from_json(cls, record: list[Any]) -> Unit:
+        """The unit a list describes."""
+        return cls(*record[:5], *map(tuple, record[5:]))
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a catch-up builds on: a table version whose other fragments stay as they are."""
+
+    release: str
+    run_id: str
+    table_version: int
+    fragments: tuple[int, ...]
+    """Those that stay."""
+    rows: int
+    """In them."""
+    dead_letters: tuple[dict[str, Any], ...]
+    """Documents that still have no vector and are not tried again."""
+    how: str
+    """How the changes were found, in words."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +109,18 @@ class Plan:
     rows: int
     units: list[Unit]
     created_at: str
+    base: Base | None = None
+    """What a catch-up builds on; None for a rebuild."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as stored; units as lists, to stay small at 100,000 of them."""
-        units = [[u.id, u.fragment, u.offset, u.rows] for u in self.units]
-        fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space")}
+        """The record as stored."""
+        fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base")}
         return {
             "schema_version": SCHEMA_VERSION,
             **fields,
             "space": self.space.to_json(),
-            "units": units,
+            "units": [u.to_json() for u in self.units],
+            "base": asdict(self.base) if self.base else None,
         }
 
     @classmethod
@@ -91,7 +138,10 @@ class Plan:
             )
         fields = {k: v for k, v in record.items() if k != "schema_version"}
         fields["space"] = Space.from_json(fields["space"])
-        fields["units"] = [Unit(*u) for u in fields["units"]]
+        fields["units"] = [Unit.from_json(u) for u in fields["units"]]
+        if base := fields["base"]:
+            tuples = {k: tuple(base[k]) for k in ("fragments", "dead_letters")}
+            fields["base"] = Base(**{**base, **tuples})
         return cls(**fields)
 
 
@@ -106,7 +156,12 @@ class Run:
     def number(self) -> tuple[int, int]:
         """Source version and counter, as the id ends: to sort by."""
         _, version, counter = self.id.rsplit("-", 2)
-        return int(version.removeprefix("v")), int(counter)
+        return int(version[1:]), int(counter)
+
+    @property
+    def is_catch_up(self) -> bool:
+        """Whether it brings a release up to date, as its id says."""
+        return self.id.rsplit("-", 2)[1].startswith("u")
 
     @property
     def pin_tag(self) -> str:

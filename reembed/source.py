@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import string
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lance
@@ -25,6 +26,7 @@ TEXT = "__text"
 _MAX_ID = 2**63 - 1
 _SCAN_ROWS = 4_096
 _EXAMPLES = 5
+_NOT_IN_DELTA = ("Overwrite", "Restore", "unknown")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,23 @@ class Source:
     def newest_version(self) -> int:
         """The dataset's version now."""
         return int(_open(self.uri, None, self.options).version)
+
+    def newest(self) -> Source:
+        """The same documents at the dataset's version now.
+
+        Raises:
+            SourceError: a column is gone or has another type.
+        """
+        dataset = _open(self.uri, None, self.options)
+        source = replace(self, version=int(dataset.version), fingerprint=_fingerprint(dataset))
+        source._check_columns(dataset.schema)
+        return source
+
+    def written_after(self, version: int) -> dt.datetime | None:
+        """When the first version after `version` was written, UTC; None when none was, or it is gone."""
+        at: dict[int, Any] = {v["version"]: v["timestamp"] for v in self.dataset().versions()}
+        later = [v for v in at if version < v <= self.version]
+        return at[min(later)].astimezone(dt.UTC) if later else None
 
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
@@ -168,6 +187,8 @@ class Source:
         Raises:
             SourceError: the fragment no longer holds the unit's rows.
         """
+        if unit.row_ids:
+            return self.take(unit.row_ids)
         dataset = self.dataset()
         fragment = dataset.get_fragment(unit.fragment)
         if fragment is None:
@@ -196,6 +217,73 @@ class Source:
         )
         for batch in scanner.to_batches():
             yield self._documents(pa.Table.from_batches([batch]))
+
+    def take(self, row_ids: Sequence[int]) -> pa.Table:
+        """Rows by id, as `read` gives them, in the order asked.
+
+        Raises:
+            SourceError: an id names no row (Lance itself would leave it out silently).
+        """
+        table = self.dataset()._take_rows(list(row_ids), columns=self._columns())
+        if table.num_rows != len(row_ids):
+            raise SourceError(
+                f"{self.uri} version {self.version} has {table.num_rows} of {len(row_ids)} rows by id"
+            )
+        return self._documents(table)
+
+    def rows(self, since: int | None = None) -> Iterator[pa.Table]:
+        """`_rowid` beside what `scan` gives; only rows inserted or updated after version `since`.
+
+        `since` needs stable row ids: see `why_no_delta`.
+        """
+        touched = f"(_row_last_updated_at_version > {since})"
+        scanner = self.dataset().scanner(
+            columns=self._columns(),
+            filter=self.filter if since is None else _both(self.filter, touched),
+            with_row_id=True,
+            batch_size=_SCAN_ROWS,
+        )
+        for batch in scanner.to_batches():
+            table = pa.Table.from_batches([batch])
+            yield self._documents(table).append_column("_rowid", table["_rowid"])
+
+    def why_no_delta(self, since: Source) -> str | None:
+        """Why Lance cannot say what changed since an earlier version of this dataset; None if it can."""
+        dataset = self.dataset()
+        if not dataset.has_stable_row_ids:
+            return "the source has no stable row ids"
+        if not self.is_as_planned(since.to_json()):
+            return (
+                f"version {since.version} of the source is gone, or another dataset took its place"
+            )
+        try:
+            for version in range(since.version + 1, self.version + 1):
+                made_by = dataset.read_transaction(version)
+                name = type(made_by.operation).__name__ if made_by else "unknown"
+                if name in _NOT_IN_DELTA:
+                    return f"version {version} of the source is an {name}"
+        except (ValueError, OSError):
+            return (
+                f"the history between versions {since.version} and {self.version} was cleaned away"
+            )
+        return None
+
+    def ids_changed_since(self, since: Source) -> list[Any]:
+        """Ids, as they were at version `since`, of rows that were deleted or updated after it."""
+        dataset = self.dataset()
+        delta = dataset.delta(begin_version=since.version, end_version=self.version)
+        deleted = delta.get_deleted_row_ids().read_all()["_rowid"]
+        touched = dataset.scanner(
+            columns=[],
+            filter=f"_row_last_updated_at_version > {since.version}",
+            with_row_id=True,
+        ).to_table()["_rowid"]
+        rows = [*deleted.to_pylist(), *touched.to_pylist()]
+        if not rows:
+            return []
+        # Rows inserted since then are not there yet, and Lance leaves them out: as wanted.
+        before = since.dataset()._take_rows(rows, columns=[self.id_column])
+        return list(before[self.id_column].to_pylist())
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys([self.id_column, *self.text_columns, *self.carry]))
@@ -279,6 +367,10 @@ class Source:
         return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][
             :_EXAMPLES
         ]
+
+
+def _both(one: str | None, other: str) -> str:
+    return f"({one}) AND {other}" if one else other
 
 
 def _fingerprint(dataset: lance.LanceDataset) -> str:

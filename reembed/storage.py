@@ -1,13 +1,16 @@
 """One root for everything reembed keeps: a local folder or an object store, through one API.
 
 Records are written create-only (`If-None-Match: *` on S3, a hard link locally): the one
-conditional write that every store has.
+conditional write that every store has. No path leads out of the root, whatever a record says.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +21,10 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from reembed.errors import ReembedError, UsageError
+from reembed.errors import IntegrityError, ReembedError, UsageError
+from reembed.redact import credentials_in, redacted
 
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -29,7 +34,17 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """Local paths made absolute, so that every process means the same folder."""
+    """Local paths made absolute, so that every process means the same folder.
+
+    Raises:
+        UsageError: it holds credentials, or a character that is escaped differently here and there.
+    """
+    if (found := credentials_in(uri)) is not None:
+        raise UsageError(
+            f"{redacted(uri)} holds {found}",
+            "addresses are stored and printed; keys and tokens come from the environment",
+            "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...     (or use the instance role)",
+        )
     if any(c in uri for c in "#%?"):
         raise UsageError(
             f"{uri} holds one of # % ?",
@@ -37,6 +52,21 @@ def absolute(uri: str) -> str:
             f"mv {uri!r} ...     (any name without these characters)",
         )
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+def require_id(kind: str, given: str) -> str:
+    """An id that is a plain name: it becomes part of paths.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not _ID.fullmatch(given) or ".." in given:
+        raise UsageError(
+            f"{given[:80]!r} is no {kind}",
+            "ids are small letters, digits, dots and hyphens",
+            "reembed status",
+        )
+    return given
 
 
 @functools.cache
@@ -82,10 +112,14 @@ class Storage:
 
     @classmethod
     def open(cls, root: str, options: Mapping[str, str] | None = None) -> Storage:
-        """The storage at a folder, which is made if need be, or URL."""
+        """The storage at a folder, which is made if need be, or URL.
+
+        A folder made here is closed to other users, vectors being as good as their texts; one that
+        was there keeps its mode.
+        """
         place = absolute(root).rstrip("/")
         if not is_remote(place):
-            Path(place).mkdir(parents=True, exist_ok=True)
+            Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(place, tuple(sorted((options or {}).items())))
 
     @property
@@ -99,7 +133,12 @@ class Storage:
         return dict(self.options) or None
 
     def uri(self, path: str) -> str:
-        """Full URI of a path, for Lance."""
+        """Full URI of a path, for Lance.
+
+        Raises:
+            IntegrityError: the path leads out of the root.
+        """
+        self._require_below(path)
         return f"{self.root}/{path}"
 
     def create(self, path: str, record: Mapping[str, Any]) -> bool:
@@ -171,8 +210,41 @@ class Storage:
             return
 
     def delete_tree(self, prefix: str) -> int:
-        """Delete every object below a prefix; the bytes freed."""
+        """Delete every object below a prefix; the bytes freed.
+
+        Raises:
+            IntegrityError: the prefix leads out of the root.
+        """
+        self.require_inside(prefix)
         found = list(self.objects(prefix))
         if found:
             obstore.delete(self.store, [path for path, _ in found])
         return sum(size for _, size in found)
+
+    def require_inside(self, path: str) -> None:
+        """Refuse to delete behind a symbolic link: listing a local folder follows them.
+
+        Raises:
+            IntegrityError: the path, or a link on the way or below, leads out of the root.
+        """
+        self._require_below(path)
+        if is_remote(self.root):
+            return
+        root = Path(self.root).resolve()
+        start = root / path
+        links = (Path(f, n) for f, folders, names in os.walk(start) for n in (*folders, *names))
+        for place in (start, *filter(Path.is_symlink, links)):
+            if not place.resolve().is_relative_to(root):
+                raise IntegrityError(
+                    f"{place} is, or lies behind, a symbolic link out of {root}",
+                    "what is deleted must be reembed's own",
+                    f"ls -l {shlex.quote(str(place.parent))}     (and remove the link)",
+                )
+
+    def _require_below(self, path: str) -> None:
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise IntegrityError(
+                f"{path!r} is no path below {self.root}",
+                "a record names it that was damaged or made by someone else",
+                "reembed verify",
+            )

@@ -26,6 +26,8 @@ from reembed.table_version import Proof, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 _RUN_PROPERTY = "reembed.run"
+_SEALED_PROPERTY = "reembed.sealed"
+_SEALED = "sealed.json"
 _COMMIT_TRIES = 8
 _EXAMPLES = 5
 
@@ -61,12 +63,19 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
     return open_table(storage, path).version
 
 
+def newest_version(storage: Storage, path: str) -> int:
+    """Newest version of a table."""
+    return int(open_table(storage, path).version)
+
+
 @dataclass(frozen=True)
 class DeadLetter:
     """A document that has no vector, and why. Its text is not kept."""
 
     doc_id: Any
     reason: str
+    text_hash: str
+    """Digest of the text that failed, in hex: another text is another try."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +120,15 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str,
 
 
 def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
+    """Rows in the table's columns; those kept from an earlier version bring all of them."""
     n = rows.num_rows
-    arrays = {
+    constants = {
         "space": pa.repeat(plan.space.id, n),
         "source_version": pa.repeat(pa.scalar(plan.source["version"], pa.int64()), n),
     }
+    given = rows.column_names
     return pa.table(
-        [
-            arrays.get(f.name, rows[f.name] if f.name in rows.column_names else None)
-            for f in columns
-        ],
-        columns,
+        [rows[f.name] if f.name in given else constants[f.name] for f in columns], columns
     )
 
 
@@ -172,6 +179,8 @@ class SealedTable:
     dead_letters: list[DeadLetter]
     proofs: dict[str, Proof]
     """Of every data file, by name."""
+    sha256: str
+    """Of the record of all this, `sealed.json`, which the commit names."""
 
 
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
@@ -182,20 +191,74 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         IntegrityError: a staged file is missing or has another size.
         Conflict: other runs kept committing to this table.
     """
-    receipts = run.receipts()
-    dead = [DeadLetter(**d) for r in receipts for d in r["dead_letters"]]
     version = _committed(run, plan)
     if version is None:
+        receipts = run.receipts()
         _check_receipts(plan, receipts, _fingerprint(columns))
-        _check_dead_letters(plan, dead, max_dead_letters)
-        _check_files(run.storage, plan, receipts)
-        version = _commit(run, plan, columns, receipts)
+        record = _sealed_record(run, plan, receipts)
+        _check_dead_letters(plan, record["dead_letters"], max_dead_letters)
+        _check_files(run.storage, plan, record["files"])
+        if not run.storage.create(run.path(_SEALED), record):
+            raise IntegrityError(
+                f"run {run.id} was sealed with other receipts than it has now",
+                "receipts were changed or removed since",
+                "reembed run --fresh",
+            )
+        faults.point("table.after_sealed")
+        version = _commit(run, plan, columns, receipts, record)
     tag = f"reembed-{run.id}"
     version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
+    return read_sealed(run, plan.table, version)
+
+
+def read_sealed(run: Run, path: str, version: int) -> SealedTable:
+    """What a run sealed, as the commit of that version names it.
+
+    Raises:
+        IntegrityError: the record is gone, or is not the one that was committed.
+    """
+    transaction = open_table(run.storage, path).read_transaction(version)
+    named = (
+        (transaction.transaction_properties or {}).get(_SEALED_PROPERTY) if transaction else None
+    )
+    record = run.storage.read_if_there(run.path(_SEALED))
+    if record is None or named != _sha256(record):
+        raise IntegrityError(
+            f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
+            "it was removed or changed, so nothing proves the table's files any more",
+            "reembed run --fresh",
+        )
+    dead = [DeadLetter(**d) for d in record["dead_letters"]]
+    tag = f"reembed-{run.id}"
+    return SealedTable(path, version, tag, record["rows"], dead, record["files"], named)
+
+
+def _sealed_record(run: Run, plan: Plan, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows, dead letters and proven files of the version to be: what is staged, and what stays."""
+    files = {name: proof for r in receipts for name, proof in r["files"].items()}
+    dead = [d for r in receipts for d in r["dead_letters"]]
     rows = sum(r["rows"] for r in receipts)
-    proofs = {name: proof for r in receipts for name, proof in r["files"].items()}
-    return SealedTable(plan.table, version, tag, rows, dead, proofs)
+    if plan.base:
+        base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
+        stay = [f.path for m in _staying(run, plan) for f in m.files]
+        files |= {name: base.proofs[name] for name in stay}
+        dead += plan.base.dead_letters
+        rows += plan.base.rows
+    return {"schema_version": 1, "rows": rows, "dead_letters": dead, "files": files}
+
+
+def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
+    """Fragments of the base version that a catch-up leaves as they are, row ids included."""
+    if plan.base is None:
+        return []
+    base = open_table(run.storage, plan.table, plan.base.table_version)
+    stay = set(plan.base.fragments)
+    return [f.metadata for f in base.get_fragments() if f.fragment_id in stay]
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str) -> None:
@@ -219,9 +282,9 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
         )
 
 
-def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
+def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> None:
     if len(dead) > limit:
-        listed = "; ".join(f"{d.doc_id!r}: {d.reason}" for d in dead[:_EXAMPLES])
+        listed = "; ".join(f"{d['doc_id']!r}: {d['reason']}" for d in dead[:_EXAMPLES])
         raise RunFailed(
             f"{len(dead):,} of {plan.rows:,} documents could not be embedded, {limit:,} are allowed",
             f"{listed}{' ...' if len(dead) > _EXAMPLES else ''}",
@@ -229,30 +292,35 @@ def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
         )
 
 
-def _check_files(storage: Storage, plan: Plan, receipts: list[dict[str, Any]]) -> None:
+def _check_files(storage: Storage, plan: Plan, files: dict[str, Proof]) -> None:
     there = dict(storage.objects(f"{plan.table}/data/"))
-    for receipt in receipts:
-        for name, proof in receipt["files"].items():
-            size = there.get(f"{plan.table}/data/{name}")
-            if size != proof["size_bytes"]:
-                found = (
-                    "is gone"
-                    if size is None
-                    else f"has {size:,} bytes instead of {proof['size_bytes']:,}"
-                )
-                raise IntegrityError(
-                    f"staged file {name} of unit {receipt['unit']} {found}",
-                    "somebody cleaned up or damaged the table while the run was under way",
-                    "reembed run --fresh",
-                )
+    for name, proof in files.items():
+        size = there.get(f"{plan.table}/data/{name}")
+        if size != proof["size_bytes"]:
+            found = (
+                "is gone" if size is None else f"has {size:,} bytes, not {proof['size_bytes']:,}"
+            )
+            raise IntegrityError(
+                f"staged file {plan.table}/data/{name} {found}",
+                "somebody cleaned up or damaged the table while the run was under way",
+                "reembed run --fresh",
+            )
 
 
-def _commit(run: Run, plan: Plan, columns: pa.Schema, receipts: list[dict[str, Any]]) -> int:
-    fragments = [
-        FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]
-    ]
-    operation = lance.LanceOperation.Overwrite(columns, fragments)
-    properties = {_RUN_PROPERTY: run.id, "reembed.space": plan.space.id}
+def _commit(
+    run: Run,
+    plan: Plan,
+    columns: pa.Schema,
+    receipts: list[dict[str, Any]],
+    record: dict[str, Any],
+) -> int:
+    staged = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]]
+    operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
+    properties = {
+        _RUN_PROPERTY: run.id,
+        _SEALED_PROPERTY: _sha256(record),
+        "reembed.space": plan.space.id,
+    }
     for _ in range(_COMMIT_TRIES):
         # Only the newest state says whether ours is in: an answer may be lost, and a commit below
         # versions that were cleaned away "succeeds" without effect.

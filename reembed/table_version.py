@@ -103,6 +103,23 @@ class TableVersion:
         )
         yield from scanner.to_batches()
 
+    def scan_fragments(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """(fragment id, its rows: these columns and _rowid), fragment by fragment."""
+        for fragment in self.dataset().get_fragments():
+            yield fragment.fragment_id, self.fragment(fragment.fragment_id, columns)
+
+    def fragment(self, fragment_id: int, columns: list[str]) -> pa.Table:
+        """Rows of one fragment, in order: these columns and _rowid."""
+        dataset = self.dataset()
+        fragment = dataset.get_fragment(fragment_id)
+        assert fragment is not None  # a version is immutable, and the id is from it
+        return dataset.scanner(
+            columns=columns,
+            fragments=[fragment],
+            with_row_id=True,
+            scan_in_order=True,
+        ).to_table()
+
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Rows by id, in the order asked.
 

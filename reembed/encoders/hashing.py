@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from reembed.encoders.base import Kind, Tokens, Vectors
 from reembed.encoders.profile import CHUNKING, check_truncate_dim
-from reembed.encoders.texts import clean
+from reembed.encoders.texts import MOST_CHARACTERS, clean
 from reembed.errors import EncoderError
 from reembed.spaces import Space
 
@@ -87,10 +87,15 @@ class HashingEncoder:
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
         """Every word and letter triple in text order, the first max_length kept.
 
-        A text without any letter or digit has one fixed token.
+        A text without any letter or digit has one fixed token; beyond a million characters it is cut.
         """
         prompt = self._prompts[kind]
-        hashes, counts = _features([prompt + clean(text) for text in texts])
+        parts = [
+            _features([prompt + clean(text[:MOST_CHARACTERS]) for text in group])
+            for group in _groups(texts)
+        ]
+        hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in parts)])
+        counts = np.concatenate([np.empty(0, np.int64), *(c for _, c in parts)])
         seed = np.uint64(int(_sha256(self._salt)[:16], 16))
         ids = (_mix(hashes ^ seed) >> np.uint64(32)).astype(np.uint32).view(np.int32)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -109,6 +114,17 @@ class HashingEncoder:
             with np.errstate(invalid="ignore"):  # truncating may leave nothing: NaN, as documented
                 vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of texts of a few million characters: a feature takes some fifty bytes while it is made."""
+    start = held = 0
+    for end, text in enumerate(texts):
+        if held > MOST_CHARACTERS:
+            yield texts[start:end]
+            start, held = end, 0
+        held += min(len(text), MOST_CHARACTERS)
+    yield texts[start:]
 
 
 def _features(texts: list[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LEAST_CHARACTERS = 65_536
 _CHARACTERS_PER_TOKEN = 250
+MOST_CHARACTERS = 1_000_000
+"""Of one text, where the model itself sets no limit: one document must not exhaust a worker."""
 _UNLIMITED = 10**20  # transformers writes "no limit" as 1e30
 # Their position table begins after the padding id, so two of its rows hold no token.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
@@ -49,10 +51,11 @@ class SentenceTokenizer:
         """Prompt put before, special tokens added, cut at max_length.
 
         Half surrogate pairs become U+FFFD. Texts much longer than max_length (beyond 65,536
-        characters and 250 per token) are cut before tokenizing, which is linear in the whole text.
+        characters and 250 per token; a million where there is no max_length) are cut before
+        tokenizing, which is linear in the whole text.
         """
         prompt = self.prompts[kind]
-        rows = self._encode([prompt + self._cut(clean(text)) for text in texts])
+        rows = self._encode([prompt + clean(self._cut(text)) for text in texts])
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
@@ -63,9 +66,9 @@ class SentenceTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def _cut(self, text: str) -> str:
-        if self.max_length is None:
-            return text
-        most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * self.max_length)
+        most = MOST_CHARACTERS
+        if self.max_length is not None:
+            most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * self.max_length)
         return text[-most:] if self.cut_left else text[:most]
 
     def measure_prompts(self, special_ids: Sequence[int]) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 
-from reembed import cluster, embed, encoders, evalset, faults, index, index_store, table, verify
+from reembed import encoders, evalset, faults, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, GateConfig
-from reembed.errors import IntegrityError
-from reembed.progress import EmbedProgress, Listener
+from reembed.executor import Executor, RayExecutor
+from reembed.progress import Listener
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
 from reembed.storage import Storage, absolute
-from reembed.table import SealedTable
-from reembed.table_version import TableVersion
+from reembed.strategies.steps import Work, build_index, embed_documents, register, seal, verified
 
 
-def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Release:
+def full_rebuild(
+    config: Config, say: Listener, *, fresh: bool = False, executor: Executor | None = None
+) -> Release:
     """source -> embed -> table -> index -> verify -> candidate release; resumes an unfinished run.
 
     Raises:
@@ -44,15 +42,14 @@ def full_rebuild(config: Config, say: Listener, *, fresh: bool = False) -> Relea
             return release
         plan = make_plan(run, config, source, space, say)
         source = Source.from_json(plan.source, storage.options)
-        columns = table.schema(space, *source.schema())
-        with cluster.connected(config) as where:
-            say("ray", where=where)
-            embed_documents(run, plan, source, columns, config, say)
-            sealed = seal(run, plan, columns, config, say)
-            vectors = TableVersion(storage, sealed.path, sealed.version, space.dim)
-            manifest = build_index(run, plan, vectors, config, say)
-            receipt = verified(run, plan, source, vectors, sealed, say)
-        return register(run, plan, sealed, manifest, receipt, say)
+        with (executor or RayExecutor()).connected(config) as on:
+            say("ray", where=on.where)
+            work = Work(run, plan, source, config, on, say)
+            embed_documents(work)
+            sealed = seal(work)
+            manifest = build_index(work, sealed)
+            receipt = verified(work, sealed)
+        return register(work, sealed, manifest, receipt)
 
 
 def choose_run(
@@ -64,7 +61,7 @@ def choose_run(
     mean the same run, and one of them is told so.
     """
     prefix = f"{config.alias}-{config.result_key(source.uri)[:8]}"
-    mine = [r for r in find_runs(catalog.storage, config.alias) if r.id.startswith(prefix)]
+    mine = [r for r in find_runs(catalog.storage, config.alias) if r.id.startswith(f"{prefix}-v")]
     at_version = [r for r in mine if r.id.startswith(f"{prefix}-v{source.version}-")]
     last = at_version[-1].number[1] if at_version else 0
     new = Run(catalog.storage, f"{prefix}-v{source.version}-{last + 1}")
@@ -162,164 +159,6 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         pinned=pinned,
     )
     return plan
-
-
-def embed_documents(
-    run: Run, plan: Plan, source: Source, columns: Any, config: Config, say: Listener
-) -> None:
-    """Embed and stage every unit that has no receipt yet."""
-    staged = run.staged()
-    todo = [u for u in plan.units if u.id not in staged]
-    done = plan.rows - sum(u.rows for u in todo)
-    if not todo:
-        return
-    progress = EmbedProgress(
-        run,
-        say,
-        total=plan.rows,
-        done=done,
-        units=(len(plan.units) - len(todo), len(plan.units)),
-        actors=config.embed.actors,
-    )
-    run.event("embed", todo=len(todo), reused=len(staged))
-    job = embed.EmbedJob(
-        run, embed.slim(plan), source, EncoderConfig(**plan.encoder), config.embed, columns
-    )
-    with progress.reporting():
-        embed.embed_units(job, todo, progress.receipt)
-    run.event("embedded", **progress.figures())
-
-
-def seal(run: Run, plan: Plan, columns: Any, config: Config, say: Listener) -> SealedTable:
-    """All staged units into the table, in one commit."""
-    sealed = table.seal(run, plan, columns, config.embed.max_dead_letters)
-    run.event(
-        "table", version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters)
-    )
-    say(
-        "table",
-        path=sealed.path,
-        version=sealed.version,
-        rows=sealed.rows,
-        dead_letters=len(sealed.dead_letters),
-    )
-    return sealed
-
-
-def build_index(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config, say: Listener
-) -> index_store.IndexManifest:
-    """Build, tune and save the index, unless a finished one of this table version is there."""
-    path = f"indexes/{run.id}"
-    if run.storage.read_if_there(f"{path}/manifest.json") is not None:
-        manifest = index_store.read_manifest(run.storage.store, path)
-        if manifest.table_version == vectors.version:
-            return manifest
-    started = time.monotonic()
-    say("begin", what="building the index, and tuning it on judged queries where there are some")
-    cpus = min(config.embed.actors * config.embed.cpus_per_actor, cluster.largest_node_cpus())
-    gpus = 1 if config.index.device != "cpu" and cluster.has_gpu() else 0
-    manifest = cluster.call(_index_task, run, plan, vectors, config, cpus=cpus, gpus=gpus)
-    fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
-    run.event("index", **fields)
-    say("index", **fields)
-    return manifest
-
-
-def _index_task(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config
-) -> index_store.IndexManifest:
-    queries = None
-    gate = GateConfig(**plan.gate)
-    if gate.queries:
-        encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
-        texts = evalset.load_eval_set(gate.queries, gate.split, dict(run.storage.options)).texts
-        queries = encoder.embed(encoder.tokenize(texts, "query"))
-    built = index.build(vectors, config.index, queries)
-    return index_store.save(
-        built,
-        run.storage.store,
-        f"indexes/{run.id}",
-        space=plan.space.id,
-        table=vectors.path,
-        table_version=vectors.version,
-    )
-
-
-def verified(
-    run: Run, plan: Plan, source: Source, vectors: TableVersion, sealed: SealedTable, say: Listener
-) -> dict[str, Any]:
-    """Row-exact, or it is not a candidate.
-
-    Raises:
-        IntegrityError: the table or the index differs from the source.
-    """
-    subject = verify.Subject(
-        source,
-        vectors,
-        plan.space,
-        EncoderConfig(**plan.encoder),
-        tuple(d.doc_id for d in sealed.dead_letters),
-        proofs=sealed.proofs,
-    )
-    say("begin", what=f"comparing every row with its source, embedding {verify.SAMPLE} again")
-    report = cluster.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
-    run.storage.write(run.path("verify.json"), report)
-    run.event("verify", passed=report["passed"], sampled=report["sampled"])
-    say("verify", **report)
-    if not report["passed"]:
-        wrong = ", ".join(
-            f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"]
-        )
-        raise IntegrityError(
-            f"the table is not what its source says: {wrong}", None, "reembed run --fresh"
-        )
-    return report
-
-
-def _verify_task(subject: verify.Subject, index_path: str) -> dict[str, Any]:
-    store = subject.table.storage.store
-    ids = np.sort(index_store.load(store, index_path).ids())
-    with_index = verify.Subject(**{**vars(subject), "index_ids": ids})
-    return verify.verify(with_index).to_json()
-
-
-def register(
-    run: Run,
-    plan: Plan,
-    sealed: SealedTable,
-    manifest: index_store.IndexManifest,
-    receipt: dict[str, Any],
-    say: Listener,
-) -> Release:
-    """Make it a candidate. Serving does not notice."""
-    catalog = Catalog(run.storage, plan.alias)
-    faults.point("run.before_register")
-    release = catalog.register(
-        Release(
-            id=run.id,
-            alias=plan.alias,
-            run_id=run.id,
-            space=plan.space,
-            encoder=plan.encoder,
-            table=sealed.path,
-            table_version=sealed.version,
-            table_tag=sealed.tag,
-            index=f"indexes/{run.id}",
-            index_sha256=manifest.sha256,
-            rows=sealed.rows,
-            dead_letters=len(sealed.dead_letters),
-            source=plan.source,
-            verify=receipt,
-            gate=plan.gate,
-        )
-    )
-    faults.point("run.after_register")
-    run.storage.create(run.path("result.json"), {"release": release.id, "at": now()})
-    run.event("candidate", release=release.id)
-    live = catalog.live()
-    say("candidate", release=release.id, live=live.release.id if live else None)
-    return release
 
 
 def _portable(section: EncoderConfig) -> EncoderConfig:

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(300)]
 
 DRIVER = (
     "run.after_plan",
+    "table.after_sealed",
     "table.before_commit",
     "table.after_commit",
     "table.after_tag",

@@ -82,6 +82,8 @@ def a_release(name: str) -> Release:
         source={"uri": "s", "version": 1},
         verify={"passed": True},
         gate={},
+        sealed_sha256="0",
+        origin=name,
         created_at="2026-11-23T00:00:00+00:00",
     )
 

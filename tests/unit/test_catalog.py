@@ -36,6 +36,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": f"sha-{name}", "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
+        "sealed_sha256": "s", "origin": name,
         "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
     }  # fmt: skip
     return catalog.register(Release(**{**fields, **changes}))

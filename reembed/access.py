@@ -1,0 +1,84 @@
+"""Who else can reach the Ray that is used: whoever reaches a Ray without a token can run code in it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from reembed.errors import UsageError
+from reembed.redact import redacted
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def cluster_address(configured: str | None) -> str | None:
+    """The cluster that Ray would connect to; None for a private one on this machine.
+
+    As in Ray, `auto` gives way to RAY_ADDRESS.
+    """
+    named = os.environ.get("RAY_ADDRESS") or None
+    address = (named or configured) if configured in (None, "auto") else configured
+    return None if address == "local" else address
+
+
+def require_token(address: str, allowed: bool) -> str:
+    """Refuse a cluster on other machines that asks for no token; what to say of the one used.
+
+    Ray sends a token only where RAY_AUTH_MODE=token, and a cluster that has the variable takes
+    nobody without. Under `ray job submit` the variable and `auto` come from the cluster.
+
+    Raises:
+        UsageError: there is no token, and `allowed` (ray.allow_unauthenticated) does not waive it.
+    """
+    if _on_this_machine(address) or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return exposed_token()
+    if allowed:
+        return (
+            "; without a token, as ray.allow_unauthenticated says: whoever reaches it can run code"
+        )
+    raise UsageError(
+        f"the Ray cluster at {redacted(address)} is on another machine, and RAY_AUTH_MODE is not token",
+        "whoever reaches a Ray without a token can run code in it, and read documents and keys; if its network "
+        "is closed to all others, set ray.allow_unauthenticated",
+        "export RAY_AUTH_MODE=token     (and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN)",
+    )
+
+
+@contextmanager
+def token_for_us_alone() -> Iterator[None]:
+    """A token file that Ray makes in the block is readable by nobody else (Ray leaves that to the umask)."""
+    file = _token_file()
+    there = file.exists()
+    yield
+    if not there and file.exists():
+        file.chmod(0o600)
+
+
+def exposed_token() -> str:
+    """What to say of a token that other users of this machine can read; "" where all is well."""
+    file = _token_file()
+    try:
+        exposed = "RAY_AUTH_TOKEN" not in os.environ and file.stat().st_mode & _OTHERS
+    except OSError:
+        return ""
+    fix = f"chmod 600 {shlex.quote(str(file))}"
+    return f"; other users of this machine can read its token: {fix}" if exposed else ""
+
+
+def _on_this_machine(address: str) -> bool:
+    try:
+        host = urlsplit("//" + address.rpartition("://")[2]).hostname or ""
+        return host in ("auto", "localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: where it leads is not for us to say
+        return False
+
+
+def _token_file() -> Path:
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else Path.home() / ".ray" / "auth_token"

@@ -1,0 +1,191 @@
+"""What a vector table lacks of a newer version of its source: found by Lance's delta, or by comparing.
+
+Both ways end in the same comparison, by digests of id and text: a row whose text is what its vector
+was made from keeps its vector, whatever else happened to the row (an update that changed nothing,
+A-B-A, deleted and inserted again, compaction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed import digests
+from reembed.digests import Digests
+from reembed.source import TEXT, Source
+from reembed.table_version import TableVersion
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to embed, to refresh and to drop."""
+
+    how: str
+    """delta, or compare and why; for people."""
+    embed: Int64
+    """Source rows whose text is new or other, by row id."""
+    refresh: Int64
+    """Source rows with the same text and other carried values, by row id."""
+    refreshed: Int64
+    """Table rows that hold the vectors of `refresh`, in the same order."""
+    removed: int
+    """Documents that are no longer in the source."""
+    dropped: dict[int, Int64]
+    """Table rows that do not stay where they are, by fragment."""
+    dead_letters: tuple[dict[str, Any], ...]
+    """Documents without a vector that are not tried again."""
+
+    @property
+    def documents(self) -> int:
+        """Documents that differ."""
+        return len(self.embed) + len(self.refresh) + self.removed
+
+
+def find_changes(
+    before: Source,
+    after: Source,
+    table: TableVersion,
+    dead_letters: list[dict[str, Any]],
+    *,
+    retry: bool,
+) -> Changes:
+    """Compare `table`, made of version `before`, with version `after` of the same source.
+
+    Args:
+        before: the source as the table was made from it, or last caught up with.
+        after: the source as the table shall be.
+        table: the vectors.
+        dead_letters: documents that have none, with the digests of their texts.
+        retry: try dead letters again even where their text is the same.
+    """
+    why = after.why_no_delta(before)
+    if why is None and retry and dead_letters:
+        why = "dead letters are tried again"
+    since = before.version if why is None else None
+    held = _Held.read(table, list(after.carry))
+    found = _Found.read(after.rows(since))
+    if since is None:
+        left = np.setdiff1d(held.ids, found.ids)
+    else:
+        left = np.setdiff1d(digests.of_ids(after.ids_changed_since(before)), found.ids)
+    row = _row_of(held.ids, found.ids)
+    there = row >= 0
+    same = there & (held.texts[row] == found.texts)
+    moved = same & (held.carried[row] != found.carried)
+    dead = _among(found, [] if retry else dead_letters)
+    embed = ~same & ~dead
+    leaving = np.isin(held.ids, left)
+    removed = int(leaving.sum())
+    leaving[row[there & (embed | moved)]] = True
+    return Changes(
+        how="delta: rows that Lance lists as changed" if why is None else f"compare: {why}",
+        embed=found.row_ids[embed],
+        refresh=found.row_ids[moved],
+        refreshed=held.row_ids[row[moved]],
+        removed=removed,
+        dropped={
+            int(f): held.row_ids[leaving & (held.fragments == f)]
+            for f in np.unique(held.fragments[leaving])
+        },
+        dead_letters=_remaining(dead_letters, found, dead, left, everything=since is None),
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Rows of the table, in table order."""
+
+    ids: Digests
+    texts: Digests
+    carried: Digests
+    row_ids: Int64
+    fragments: Int64
+
+    @classmethod
+    def read(cls, table: TableVersion, carry: list[str]) -> _Held:
+        ids, texts, carried = bytearray(), bytearray(), bytearray()
+        rows, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for fragment, part in table.scan_fragments(["doc_id", "text_hash", *carry]):
+            ids += b"".join(map(digests.of_id, part["doc_id"].to_pylist()))
+            texts += b"".join(part["text_hash"].to_pylist())
+            carried += _carried(part, carry)
+            rows.append(part["_rowid"].to_numpy().astype(np.int64))
+            fragments.append(np.full(part.num_rows, fragment, np.int64))
+        return cls(
+            digests.stack(ids),
+            digests.stack(texts),
+            digests.stack(carried),
+            np.concatenate(rows),
+            np.concatenate(fragments),
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows of the source, as far as they were read."""
+
+    ids: Digests
+    texts: Digests
+    carried: Digests
+    row_ids: Int64
+
+    @classmethod
+    def read(cls, parts: Iterator[pa.Table]) -> _Found:
+        ids, texts, carried = bytearray(), bytearray(), bytearray()
+        rows = [np.empty(0, np.int64)]
+        for part in parts:
+            carry = [c for c in part.column_names if c not in ("doc_id", TEXT, "_rowid")]
+            ids += b"".join(map(digests.of_id, part["doc_id"].to_pylist()))
+            texts += b"".join(digests.digest(t or b"") for t in part[TEXT].to_pylist())
+            carried += _carried(part, carry)
+            rows.append(part["_rowid"].to_numpy().astype(np.int64))
+        return cls(
+            digests.stack(ids), digests.stack(texts), digests.stack(carried), np.concatenate(rows)
+        )
+
+
+def _carried(part: pa.Table, carry: list[str]) -> bytes:
+    if not carry:
+        return bytes(digests.BYTES * part.num_rows)
+    columns = (part[c].to_pylist() for c in carry)
+    return b"".join(digests.of_values(row) for row in zip(*columns, strict=True))
+
+
+def _row_of(among: Digests, wanted: Digests) -> Int64:
+    """Where in `among` each of `wanted` is; -1 where it is not."""
+    if not len(among):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(among)
+    ordered = among[order]
+    at = np.minimum(np.searchsorted(ordered, wanted), len(among) - 1)
+    return np.where(ordered[at] == wanted, order[at], -1).astype(np.int64)
+
+
+def _among(found: _Found, dead_letters: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
+    """Which rows are dead letters whose text is still the one that failed."""
+    known = {digests.of_id(d["doc_id"]) + bytes.fromhex(d["text_hash"]) for d in dead_letters}
+    pairs = zip(found.ids, found.texts, strict=True)
+    return np.array([i.tobytes() + t.tobytes() in known for i, t in pairs], bool)
+
+
+def _remaining(
+    dead_letters: list[dict[str, Any]],
+    found: _Found,
+    dead: npt.NDArray[np.bool_],
+    left: Digests,
+    *,
+    everything: bool,
+) -> tuple[dict[str, Any], ...]:
+    """Dead letters that stay: met with the same text, or not met because only changes were read."""
+    stay = {i.tobytes() for i in found.ids[dead]}
+    if not everything:
+        gone = {i.tobytes() for i in (*found.ids, *left)}
+        stay |= {digests.of_id(d["doc_id"]) for d in dead_letters} - gone
+    return tuple(d for d in dead_letters if digests.of_id(d["doc_id"]) in stay)

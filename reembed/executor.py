@@ -1,0 +1,61 @@
+"""Where the work of a strategy runs: Ray, or whatever a test puts in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeVar
+
+from reembed import cluster, embed
+from reembed.config import Config
+from reembed.runs import Unit
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Runs units and single tasks away from the driver."""
+
+    where: str
+    """For people."""
+
+    def connected(self, config: Config) -> AbstractContextManager[Executor]:
+        """Ready for work during the block."""
+
+    def embed(
+        self,
+        job: embed.EmbedJob,
+        units: list[Unit],
+        on_receipt: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Embed and stage units; `on_receipt` hears of each."""
+
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        """Run a function once and wait for it."""
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        """Run a function over items, in any order; results in theirs."""
+
+    def largest_node_cpus(self) -> int:
+        """The most cores that one call can ask for."""
+
+    def has_gpu(self) -> bool:
+        """Whether a call can ask for a GPU."""
+
+
+class RayExecutor:
+    """A Ray cluster, or a private one on this machine."""
+
+    where = "Ray"
+
+    @contextmanager
+    def connected(self, config: Config) -> Iterator[RayExecutor]:
+        """As `cluster.connected`."""
+        with cluster.connected(config) as self.where:
+            yield self
+
+    embed = staticmethod(embed.embed_units)
+    call = staticmethod(cluster.call)
+    each = staticmethod(cluster.each)
+    largest_node_cpus = staticmethod(cluster.largest_node_cpus)
+    has_gpu = staticmethod(cluster.has_gpu)

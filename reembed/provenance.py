@@ -1,0 +1,56 @@
+"""Whether an index and a table are those that a release was registered with, and not another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reembed.catalog import Release
+from reembed.errors import IntegrityError
+from reembed.storage import Storage
+from reembed.table_version import open_table
+
+FIX = "reembed status     (and promote or roll back to a release that is whole)"
+
+
+def require_index(release: Release, manifest: Mapping[str, Any]) -> None:
+    """Hold an index's manifest against the release that names it, before FAISS reads a byte.
+
+    Raises:
+        IntegrityError: it is another index, or of another table or space.
+    """
+    if manifest["sha256"] != release.index_sha256:
+        raise IntegrityError(
+            f"the index of release {release.id} was replaced after the release was registered",
+            f"sha256 {manifest['sha256'][:12]} where the release records {release.index_sha256[:12]}",
+            FIX,
+        )
+    registered = (release.table, release.table_version, release.space.id)
+    found = (manifest["table"], manifest["table_version"], manifest["space"])
+    if found != registered:
+        raise IntegrityError(
+            f"release {release.id} names another table than its index was made from",
+            "the index is of {} version {} in space {}, the release of {} version {} in space {}".format(
+                *found, *registered
+            ),
+            FIX,
+        )
+
+
+def require_table(storage: Storage, release: Release) -> None:
+    """Look for the tag that sealing put on the release's version of its table.
+
+    Raises:
+        IntegrityError: the table's tag names another version, or there is none.
+        ValueError, OSError: the table is gone.
+    """
+    tags = open_table(storage, release.table).tags.list()
+    tagged = tags[release.table_tag]["version"] if release.table_tag in tags else None
+    if tagged != release.table_version:
+        raise IntegrityError(
+            f"version {release.table_version} of {release.table} was not sealed for release {release.id}",
+            f"its tag {release.table_tag} names version {tagged}"
+            if tagged
+            else f"it has no tag {release.table_tag}",
+            FIX,
+        )

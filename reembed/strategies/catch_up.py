@@ -1,0 +1,250 @@
+"""Catch up: bring a release to its source's newest version, embedding only what has another text.
+
+changes -> embed -> keep -> table -> index -> verify -> release. The table's new version shares every
+fragment that nothing left; a fragment that lost rows is written again without them, vectors as they
+were. So no row of a version ever depends on a deletion file, and every file is proven by a receipt.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+from reembed import encoders, faults, table
+from reembed.catalog import Catalog, Release, now
+from reembed.changes import Changes, find_changes
+from reembed.config import Config, EncoderConfig
+from reembed.executor import Executor, RayExecutor
+from reembed.progress import Listener
+from reembed.runs import Base, Plan, Run, Unit, driving, find_runs
+from reembed.source import Source
+from reembed.storage import Storage
+from reembed.strategies.steps import (
+    Work,
+    build_index,
+    embed_documents,
+    keep_rows,
+    register,
+    seal,
+    verified,
+)
+from reembed.table import read_sealed
+from reembed.table_version import TableVersion
+
+_PASSES = 3
+
+
+def catch_up(
+    config: Config,
+    release: Release,
+    say: Listener,
+    *,
+    retry_dead_letters: bool = False,
+    executor: Executor | None = None,
+) -> Release:
+    """The newest release that `release` grew into; itself when no document differs.
+
+    While others write, a pass ends on a version that is no longer the newest: a few passes are made,
+    each over what came in during the one before; `lag` says what is left.
+
+    Raises:
+        SourceError: the source is gone, or its columns changed.
+        SpaceMismatch: the model is no longer the one of this release.
+        Conflict: another process is catching up with the same version.
+        RunFailed: it stopped; the same command resumes it.
+    """
+    on = executor or RayExecutor()
+    for _ in range(_PASSES):
+        newer = _pass(config, release, say, on, retry=retry_dead_letters)
+        if newer is None:
+            break
+        release, retry_dead_letters = newer, False
+    say("lag", **lag(config, release))
+    return release
+
+
+def lag(config: Config, release: Release) -> dict[str, Any]:
+    """How far a release is behind its source: versions, and seconds since the first it lacks."""
+    catalog = _catalog(config)
+    source = caught_up(catalog, release)
+    newest = source.newest()
+    since = newest.written_after(source.version)
+    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
+    return {
+        "release": release.id,
+        "source_version": source.version,
+        "newest": newest.version,
+        "versions": newest.version - source.version,
+        "seconds": round(max(0.0, seconds), 1),
+    }
+
+
+def _pass(
+    config: Config, release: Release, say: Listener, on: Executor, *, retry: bool
+) -> Release | None:
+    """One pass; None when nothing is left to do."""
+    catalog = _catalog(config)
+    run = _unfinished(catalog, release)
+    changes = None
+    if run is None:
+        before = caught_up(catalog, release)
+        after = before.newest()
+        if after.version == before.version and not retry:
+            return None
+        after.check_documents()
+        changes = _changes(catalog, release, before, after, retry=retry)
+        say("changes", **_figures(changes), before=before.version, after=after.version)
+        if not changes.documents:
+            _note(catalog, release, after)
+            return None
+        run = _new_run(catalog, release, after)
+    with driving(run):
+        plan = run.plan()
+        if plan is None:
+            assert changes is not None  # an unfinished run is found by its plan
+            plan = _write_plan(run, config, release, after, changes, say)
+        return _carry_out(config, run, plan, say, on)
+
+
+def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:
+    source = Source.from_json(plan.source, run.storage.options)
+    here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
+    plan.space.require(here, f"run {run.id} embeds with the model of its release")
+    with on.connected(config) as connected:
+        say("ray", where=connected.where)
+        work = Work(run, plan, source, config, connected, say)
+        embed_documents(work)
+        keep_rows(work)
+        sealed = seal(work)
+        manifest = build_index(work, sealed)
+        receipt = verified(work, sealed)
+    return register(work, sealed, manifest, receipt)
+
+
+def _catalog(config: Config) -> Catalog:
+    return Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+
+
+def _unfinished(catalog: Catalog, release: Release) -> Run | None:
+    """A pass over this release that was interrupted."""
+    for run in reversed(find_runs(catalog.storage, catalog.alias)):
+        if not run.is_catch_up or run.result() is not None:
+            continue
+        plan = run.plan()
+        if plan is not None and plan.base is not None and plan.base.release == release.id:
+            source = Source.from_json(plan.source, catalog.storage.options)
+            return run if source.is_as_planned(plan.source) else None
+    return None
+
+
+def _new_run(catalog: Catalog, release: Release, source: Source) -> Run:
+    prefix = f"{release.id.rsplit('-', 2)[0]}-u{source.version}-"
+    runs = find_runs(catalog.storage, catalog.alias)
+    taken = [r.number[1] for r in runs if r.id.startswith(prefix) and r.plan() is not None]
+    return Run(catalog.storage, f"{prefix}{max(taken, default=0) + 1}")
+
+
+def caught_up(catalog: Catalog, release: Release) -> Source:
+    """The source at the newest version that the release is known to equal."""
+    noted = catalog.storage.read_if_there(_note_path(release))
+    return Source.from_json(noted or release.source, catalog.storage.options)
+
+
+def _note(catalog: Catalog, release: Release, source: Source) -> None:
+    catalog.storage.write(_note_path(release), source.to_json())
+
+
+def _note_path(release: Release) -> str:
+    return f"runs/{release.run_id}/caught_up.json"
+
+
+def _changes(
+    catalog: Catalog, release: Release, before: Source, after: Source, *, retry: bool
+) -> Changes:
+    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    dead = [vars(d) for d in sealed.dead_letters]
+    return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
+
+
+def _vectors(storage: Storage, release: Release) -> TableVersion:
+    return TableVersion(storage, release.table, release.table_version, release.space.dim)
+
+
+def _write_plan(
+    run: Run,
+    config: Config,
+    release: Release,
+    source: Source,
+    changes: Changes,
+    say: Listener,
+) -> Plan:
+    pinned = source.pin(run.pin_tag)
+    vectors = _vectors(run.storage, release)
+    units = list(_units(vectors, changes, config.embed.unit_documents))
+    held = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
+    staying = tuple(f for f in held if f not in changes.dropped)
+    plan = run.write_plan(
+        Plan(
+            run_id=run.id,
+            alias=release.alias,
+            space=release.space,
+            encoder=release.encoder,
+            source=source.to_json(),
+            table=release.table,
+            base_version=table.newest_version(run.storage, release.table),
+            gate=release.gate,
+            index=config.index.model_dump(),
+            rows=len(changes.embed),
+            units=units,
+            created_at=now(),
+            base=Base(
+                release=release.id,
+                run_id=release.run_id,
+                table_version=release.table_version,
+                fragments=staying,
+                rows=sum(held[f] for f in staying),
+                dead_letters=changes.dead_letters,
+                how=changes.how,
+            ),
+        )
+    )
+    run.event("plan", **_figures(changes), source_version=source.version, pinned=pinned)
+    faults.point("run.after_plan")
+    say(
+        "plan",
+        run=run.id,
+        rows=plan.rows,
+        units=len(units),
+        space=plan.space.to_json(),
+        source=plan.source,
+        pinned=pinned,
+    )
+    return plan
+
+
+def _units(vectors: TableVersion, changes: Changes, size: int) -> Iterator[Unit]:
+    """Documents to embed, documents to refresh, and what stays of fragments that lost rows."""
+    for start in range(0, len(changes.embed), size):
+        rows = tuple(changes.embed[start : start + size].tolist())
+        yield Unit(f"embed-{start:09d}", -1, start, len(rows), "embed", rows)
+    for start in range(0, len(changes.refresh), size):
+        rows = tuple(changes.refresh[start : start + size].tolist())
+        held = tuple(changes.refreshed[start : start + size].tolist())
+        yield Unit(f"refresh-{start:09d}", -1, start, len(rows), "refresh", rows, held)
+    counts = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
+    for fragment, dropped in changes.dropped.items():
+        left = counts[fragment] - len(dropped)
+        if left:
+            rows = tuple(dropped.tolist())
+            yield Unit(f"keep-{fragment:06d}", fragment, 0, left, "keep", rows)
+
+
+def _figures(changes: Changes) -> dict[str, Any]:
+    return {
+        "documents": changes.documents,
+        "embed": len(changes.embed),
+        "refresh": len(changes.refresh),
+        "removed": changes.removed,
+        "how": changes.how,
+    }

@@ -1,0 +1,224 @@
+"""The steps that every strategy goes through: embed -> table -> index -> verify -> register."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from reembed import embed, encoders, evalset, faults, index, index_store, keep, table, verify
+from reembed.catalog import Catalog, Release, now
+from reembed.config import Config, EncoderConfig, GateConfig
+from reembed.errors import IntegrityError
+from reembed.executor import Executor
+from reembed.index_search import SearchIndex
+from reembed.progress import EmbedProgress, Listener
+from reembed.runs import Plan, Run
+from reembed.source import Source
+from reembed.table import SealedTable
+from reembed.table_version import TableVersion
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run under way: what it does, by which settings, where, and who hears of it."""
+
+    run: Run
+    plan: Plan
+    source: Source
+    """At the planned version."""
+    config: Config
+    on: Executor
+    say: Listener
+
+    @functools.cached_property
+    def columns(self) -> pa.Schema:
+        """Columns of the table."""
+        return table.schema(self.plan.space, *self.source.schema())
+
+    def vectors(self, sealed: SealedTable) -> TableVersion:
+        """The sealed version, to read."""
+        return TableVersion(self.run.storage, sealed.path, sealed.version, self.plan.space.dim)
+
+
+def embed_documents(work: Work) -> None:
+    """Embed and stage every unit that has no receipt yet."""
+    run, plan, config = work.run, work.plan, work.config
+    staged = run.staged()
+    units = [u for u in plan.units if u.kind == "embed"]
+    todo = [u for u in units if u.id not in staged]
+    done = plan.rows - sum(u.rows for u in todo)
+    if not todo:
+        return
+    progress = EmbedProgress(
+        run,
+        work.say,
+        total=plan.rows,
+        done=done,
+        units=(len(units) - len(todo), len(units)),
+        actors=config.embed.actors,
+    )
+    run.event("embed", todo=len(todo), reused=len(staged))
+    encoder = EncoderConfig(**plan.encoder)
+    job = embed.EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
+    with progress.reporting():
+        work.on.embed(job, todo, progress.receipt)
+    run.event("embedded", **progress.figures())
+
+
+def keep_rows(work: Work) -> None:
+    """Stage what a catch-up takes over from its base without embedding it."""
+    run, plan = work.run, work.plan
+    staged = run.staged()
+    todo = [u for u in plan.units if u.kind != "embed" and u.id not in staged]
+    common = (run, embed.slim(plan), work.columns, work.source)
+    work.on.each(keep.stage_unit, ((*common, unit) for unit in todo))
+    run.event("kept", units=len(todo))
+
+
+def seal(work: Work) -> SealedTable:
+    """All staged units into the table, in one commit."""
+    run = work.run
+    sealed = table.seal(run, work.plan, work.columns, work.config.embed.max_dead_letters)
+    run.event(
+        "table", version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters)
+    )
+    work.say(
+        "table",
+        path=sealed.path,
+        version=sealed.version,
+        rows=sealed.rows,
+        dead_letters=len(sealed.dead_letters),
+    )
+    return sealed
+
+
+def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
+    """Build, tune and save the index, unless a finished one of this table version is there."""
+    run, config, on = work.run, work.config, work.on
+    path = f"indexes/{run.id}"
+    if run.storage.read_if_there(f"{path}/manifest.json") is not None:
+        manifest = index_store.read_manifest(run.storage.store, path)
+        if manifest.table_version == sealed.version:
+            return manifest
+    started = time.monotonic()
+    work.say(
+        "begin", what="building the index, and tuning it on judged queries where there are some"
+    )
+    cpus = min(config.embed.actors * config.embed.cpus_per_actor, on.largest_node_cpus())
+    gpus = 1 if config.index.device != "cpu" and on.has_gpu() else 0
+    manifest = on.call(
+        _index_task, run, work.plan, work.vectors(sealed), config, cpus=cpus, gpus=gpus
+    )
+    fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
+    run.event("index", **fields)
+    work.say("index", **fields)
+    return manifest
+
+
+def _index_task(
+    run: Run, plan: Plan, vectors: TableVersion, config: Config
+) -> index_store.IndexManifest:
+    queries = None
+    gate = GateConfig(**plan.gate)
+    if gate.queries:
+        encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
+        texts = evalset.load_eval_set(gate.queries, gate.split, dict(run.storage.options)).texts
+        queries = encoder.embed(encoder.tokenize(texts, "query"))
+    built = index.build(vectors, config.index, queries, trained=_trained(run, plan))
+    return index_store.save(
+        built,
+        run.storage.store,
+        f"indexes/{run.id}",
+        space=plan.space.id,
+        table=vectors.path,
+        table_version=vectors.version,
+    )
+
+
+def _trained(run: Run, plan: Plan) -> tuple[str, SearchIndex] | None:
+    """The base's index, for a catch-up: what it learned of the vectors holds for a few more."""
+    if plan.base is None:
+        return None
+    path = f"indexes/{plan.base.release}"
+    manifest = index_store.read_manifest(run.storage.store, path)
+    return manifest.factory, index_store.load(run.storage.store, path, manifest)
+
+
+def verified(work: Work, sealed: SealedTable) -> dict[str, Any]:
+    """Row-exact, or it is not a candidate.
+
+    Raises:
+        IntegrityError: the table or the index differs from the source.
+    """
+    run, plan = work.run, work.plan
+    subject = verify.Subject(
+        work.source,
+        work.vectors(sealed),
+        plan.space,
+        EncoderConfig(**plan.encoder),
+        tuple(d.doc_id for d in sealed.dead_letters),
+        proofs=sealed.proofs,
+    )
+    work.say("begin", what=f"comparing every row with its source, embedding {verify.SAMPLE} again")
+    report = work.on.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
+    run.storage.write(run.path("verify.json"), report)
+    run.event("verify", passed=report["passed"], sampled=report["sampled"])
+    work.say("verify", **report)
+    if not report["passed"]:
+        wrong = ", ".join(
+            f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"]
+        )
+        raise IntegrityError(
+            f"the table is not what its source says: {wrong}", None, "reembed run --fresh"
+        )
+    return report
+
+
+def _verify_task(subject: verify.Subject, index_path: str) -> dict[str, Any]:
+    store = subject.table.storage.store
+    ids = np.sort(index_store.load(store, index_path).ids())
+    return verify.verify(replace(subject, index_ids=ids)).to_json()
+
+
+def register(
+    work: Work,
+    sealed: SealedTable,
+    manifest: index_store.IndexManifest,
+    receipt: dict[str, Any],
+) -> Release:
+    """Make it a candidate. Serving does not notice."""
+    run, plan = work.run, work.plan
+    catalog = Catalog(run.storage, plan.alias)
+    faults.point("run.before_register")
+    release = catalog.register(
+        Release(
+            id=run.id,
+            alias=plan.alias,
+            run_id=run.id,
+            space=plan.space,
+            encoder=plan.encoder,
+            table=sealed.path,
+            table_version=sealed.version,
+            table_tag=sealed.tag,
+            sealed_sha256=sealed.sha256,
+            index=f"indexes/{run.id}",
+            index_sha256=manifest.sha256,
+            rows=sealed.rows,
+            dead_letters=len(sealed.dead_letters),
+            source=plan.source,
+            verify=receipt,
+            gate=plan.gate,
+            origin=catalog.release(plan.base.release).origin if plan.base else run.id,
+        )
+    )
+    faults.point("run.after_register")
+    run.storage.create(run.path("result.json"), {"release": release.id, "at": now()})
+    run.event("candidate", release=release.id)
+    live = catalog.live()
+    work.say("candidate", release=release.id, live=live.release.id if live else None)
+    return release

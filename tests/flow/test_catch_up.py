@@ -1,0 +1,189 @@
+"""Documents that come, change and go while a run is under way, and after it, all end up right."""
+
+from __future__ import annotations
+
+import lance
+import pyarrow as pa
+import pytest
+from conftest import documents
+from flow_tables import rows_of
+
+from reembed.catalog import Catalog
+from reembed.digests import digest
+from reembed.errors import SourceError
+from reembed.promote import promote, standing
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+
+
+def catalog_of(config):
+    return Catalog(Storage.open(config.storage.root), config.alias)
+
+
+def source_of(tmp_path, *, stable: bool) -> str:
+    uri = str(tmp_path / f"source-{stable}.lance")
+    lance.write_dataset(
+        pa.Table.from_pylist(documents(300, 0)),
+        uri,
+        enable_stable_row_ids=stable,
+        max_rows_per_file=120,
+    )
+    return uri
+
+
+def upsert(uri: str, rows: list[tuple[str, str, str]]) -> None:
+    table = pa.Table.from_pylist([{"doc_id": d, "title": t, "text": x} for d, t, x in rows])
+    merge = lance.dataset(uri).merge_insert("doc_id")
+    merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+
+def change(uri: str) -> None:
+    """Every kind of change that a table of documents sees."""
+    before = {d["doc_id"]: d for d in documents(300, 0)}
+    upsert(uri, [("d00003", "t", "another text"), ("new-1", "t", "a new document")])
+    lance.dataset(uri).delete("doc_id in ('d00001', 'd00002', 'd00250')")
+    same = before["d00004"]
+    upsert(uri, [("d00004", same["title"], same["text"])])  # an update that changes nothing
+    upsert(uri, [("d00005", "t", "B")])
+    upsert(uri, [("d00005", before["d00005"]["title"], before["d00005"]["text"])])  # A-B-A
+    back = before["d00002"]
+    upsert(uri, [("d00002", back["title"], back["text"])])  # deleted and inserted again
+    upsert(uri, [("d00250", "t", "deleted, and back with another text")])
+    upsert(uri, [("born", "t", "and dead")])
+    lance.dataset(uri).delete("doc_id = 'born'")
+    upsert(uri, [("d00006", "another title", before["d00006"]["text"])])
+    lance.dataset(uri).update({"doc_id": "'renamed'"}, where="doc_id = 'd00007'")
+    lance.dataset(uri).optimize.compact_files()
+
+
+def assert_is_the_source(config, release, uri: str) -> None:
+    expected = {r["doc_id"]: r for r in lance.dataset(uri).to_table().to_pylist()}
+    table = rows_of(Storage.open(config.storage.root), release)
+    assert table["doc_id"].to_pylist() == sorted(expected)
+    for row in table.to_pylist():
+        document = expected[row["doc_id"]]
+        assert row["text_hash"] == digest(document["text"].encode())
+        assert row["title"] == document["title"]
+    assert release.verify["passed"]
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
+    tmp_path, make_config, quiet, stable
+):
+    uri = source_of(tmp_path, stable=stable)
+    config = make_config(uri, table={"carry": ["title"]})
+    first = full_rebuild(config, quiet)
+    change(uri)
+    release = catch_up(config, first, quiet)
+    assert_is_the_source(config, release, uri)
+    (changes,) = [f for s, f in quiet.events if s == "changes"]
+    # d00003, new-1, d00250, renamed; d00006 has another title only.
+    assert (changes["embed"], changes["refresh"]) == (4, 1)
+    assert changes["removed"] == 2  # d00001, d00007
+    assert changes["how"].startswith("delta" if stable else "compare")
+    assert (release.origin, release.table) == (first.id, first.table)
+    assert catch_up(config, release, quiet) == release
+    rebuilt = full_rebuild(config, quiet)
+    storage = Storage.open(config.storage.root)
+    columns = ["doc_id", "vector", "text_hash", "title", "space"]
+    assert rows_of(storage, rebuilt).select(columns).equals(rows_of(storage, release).select(columns))
+    assert rows_of(storage, first).num_rows == 300, "the old version changed"
+
+
+@pytest.mark.parametrize("how", ["overwrite", "restore", "cleaned"])
+def test_a_window_that_lance_cannot_explain_is_compared_instead(tmp_path, make_config, quiet, how):
+    uri = source_of(tmp_path, stable=True)
+    config = make_config(uri, table={"carry": ["title"]})
+    first = full_rebuild(config, quiet)
+    change(uri)
+    if how == "overwrite":
+        rows = lance.dataset(uri).to_table()
+        lance.write_dataset(rows.slice(10), uri, mode="overwrite")
+    if how == "restore":
+        lance.dataset(uri, version=1).restore()
+        lance.dataset(uri).delete("doc_id = 'd00010'")
+    if how == "cleaned":
+        import datetime as dt
+
+        lance.dataset(uri).cleanup_old_versions(
+            older_than=dt.timedelta(microseconds=1), error_if_tagged_old_versions=False
+        )
+    release = catch_up(config, first, quiet)
+    assert_is_the_source(config, release, uri)
+    (changes,) = [f for s, f in quiet.events if s == "changes"]
+    assert changes["how"].startswith("compare: ")
+
+
+def test_compaction_alone_embeds_nothing_and_makes_no_release(tmp_path, make_config, quiet):
+    uri = source_of(tmp_path, stable=True)
+    config = make_config(uri)
+    first = full_rebuild(config, quiet)
+    lance.dataset(uri).optimize.compact_files()
+    assert catch_up(config, first, quiet) == first
+    assert quiet.events[-1][1]["versions"] == 0
+
+
+def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
+    tmp_path, make_config, config_file, quiet, cli
+):
+    uri = source_of(tmp_path, stable=True)
+    old = make_config(uri, encoder={"model": "hashing:32"})
+    first = full_rebuild(old, quiet)
+    promote(catalog_of(old), first.id)
+    file = config_file(uri, encoder={"model": "hashing:64"})
+    new = make_config(uri, encoder={"model": "hashing:64"})
+    second = full_rebuild(new, quiet)
+    upsert(uri, [("late", "t", "a document that came after the build")])
+    moved = cli("promote", "-c", file, "--force", "--reason", "test")
+    assert moved["to"] != second.id
+    assert moved["behind"]["newest"] == moved["behind"]["source_version"]
+    assert cli("search", "-c", file, "a document that came after the build")["results"][0]["hits"][0]["doc_id"] == "late"
+    upsert(uri, [("later", "t", "one more of them")])
+    previous = cli("catch-up", "previous", "-c", file)
+    assert (previous["from"], previous["serves"]) == (first.id, False)
+    back = cli("rollback", "-c", file)
+    assert back["to"] == previous["to"]
+    assert cli("search", "-c", file, "one more of them")["results"][0]["hits"][0]["doc_id"] == "later"
+    assert [r.origin for r in standing(catalog_of(new).log())] == [first.id]
+
+
+def test_catch_up_of_live_moves_the_alias_to_the_same_model(tmp_path, make_config, config_file, quiet, cli):
+    uri = source_of(tmp_path, stable=True)
+    file, config = config_file(uri), make_config(uri)
+    first = full_rebuild(config, quiet)
+    promote(catalog_of(config), first.id)
+    upsert(uri, [("late", "t", "a document that came after the build")])
+    result = cli("catch-up", "-c", file)
+    assert (result["from"], result["generation"], result["serves"]) == (first.id, 2, True)
+    assert catalog_of(config).require_live().action == "catch-up"
+    assert len(standing(catalog_of(config).log())) == 1
+    assert cli("catch-up", "-c", file)["generation"] is None
+
+
+def test_dead_letters_stay_dead_until_their_text_changes_or_they_are_retried(tmp_path, make_config, quiet):
+    uri = str(tmp_path / "nulls.lance")
+    texts = [None if i in (4, 9, 11) else f"text {i}" for i in range(40)]
+    rows = pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts})
+    lance.write_dataset(rows, uri, enable_stable_row_ids=True)
+    config = make_config(uri, embed={"max_dead_letters": 3})
+    first = full_rebuild(config, quiet)
+    lance.dataset(uri).update({"text": "'a text at last'"}, where="doc_id = 'd4'")
+    lance.dataset(uri).delete("doc_id = 'd9'")
+    release = catch_up(config, first, quiet)
+    assert (release.rows, release.dead_letters) == (38, 1)
+    again = catch_up(config, release, quiet, retry_dead_letters=True)
+    assert (again.rows, again.dead_letters) == (38, 1)
+    assert again.verify["passed"]
+
+
+def test_a_source_that_lost_its_text_column_stops_before_anything_is_done(tmp_path, make_config, quiet):
+    uri = source_of(tmp_path, stable=True)
+    config = make_config(uri)
+    first = full_rebuild(config, quiet)
+    lance.dataset(uri).alter_columns({"path": "text", "name": "body"})
+    with pytest.raises(SourceError, match="no column 'text'"):
+        catch_up(config, first, quiet)
