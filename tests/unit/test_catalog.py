@@ -26,11 +26,12 @@ def catalog(tmp_path):
 
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     catalog.storage.write_bytes(f"indexes/{name}/index.faiss", b"12345")
-    catalog.storage.write(
-        f"indexes/{name}/manifest.json", {"sha256": f"sha-{name}", "size_bytes": 5}
-    )
+    table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
+    manifest = {"sha256": f"sha-{name}", "size_bytes": 5, **table}
+    catalog.storage.write(f"indexes/{name}/manifest.json", manifest)
     uri = catalog.storage.uri(f"tables/{name}.lance")
-    lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
+    dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
+    dataset.tags.create(f"reembed-{name}", 1)
     fields = {
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
