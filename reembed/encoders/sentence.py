@@ -140,7 +140,9 @@ def _load_modules(profile: Profile, device: str, dtype: torch.dtype) -> Any:
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except (
+        OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError, ImportError, SafetensorError,
+    ) as error:  # fmt: skip
         raise EncoderError(
             f"{profile.layout.root} cannot be loaded", f"{type(error).__name__}: {error}"
         ) from error
