@@ -47,6 +47,7 @@ FLOW = [
     ("verify", "--sample", "5"),
     ("compare",),
     ("promote",),
+    ("catch-up",),
     ("search", "a b", "-k", "2", "--show", "title"),
     ("rollback", "--reason", "a test"),
     ("history",),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import lance
 import pytest
 from flow_tables import rows_of
 
 from reembed import faults
 from reembed.catalog import Catalog
+from reembed.promote import promote
 from reembed.runs import Run
 from reembed.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
@@ -34,6 +36,7 @@ WORKERS = (
     "index.before_save",
     "index.before_manifest",
 )
+FOLLOW = ("promote.before_follow",)
 ALIAS = ("promote.before_swap", "promote.after_swap", "gc.after_mark", "gc.after_table")
 
 
@@ -44,7 +47,7 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + ALIAS}
+    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + FOLLOW + ALIAS}
     assert used == tested == set(faults.POINTS)
 
 
@@ -71,6 +74,28 @@ def test_the_driver_killed_at_each_of_its_points_loses_and_repeats_nothing(
     assert len(attempts) == len(Run(storage, release.run_id).receipts()), (
         "a finished unit was embedded again"
     )
+
+
+def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
+    corpus, config_file, make_config, cli, quiet, ray_local
+):
+    source = corpus(300)
+    file, config = config_file(source), make_config(source)
+    first = full_rebuild(config, quiet)
+    promote(catalog_of(config), first.id)
+    lance.dataset(source).delete("doc_id = 'd00007'")
+    lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
+    for point in DRIVER + FOLLOW:
+        killed = cli.process("catch-up", "-c", file, REEMBED_CRASH_AT=point)
+        assert killed.returncode == -9, f"{point}: {killed.stderr}"
+        assert catalog_of(config).require_live().release.id == first.id
+    finished = cli.process("catch-up", "-c", file, "--json")
+    assert finished.returncode == 0, finished.stderr
+    (_, release) = catalog_of(config).releases()
+    assert catalog_of(config).require_live().release.id == release.id
+    ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
+    assert ids == [f"d{i:05d}" for i in range(300) if i != 7]
+    assert release.verify["passed"]
 
 
 def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(

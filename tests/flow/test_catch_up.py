@@ -59,6 +59,10 @@ def change(uri: str) -> None:
     lance.dataset(uri).optimize.compact_files()
 
 
+def best(cli, file: str, query: str) -> str:
+    return cli("search", "-c", file, query)["results"][0]["hits"][0]["doc_id"]
+
+
 def assert_is_the_source(config, release, uri: str) -> None:
     expected = {r["doc_id"]: r for r in lance.dataset(uri).to_table().to_pylist()}
     table = rows_of(Storage.open(config.storage.root), release)
@@ -90,7 +94,9 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
     rebuilt = full_rebuild(config, quiet)
     storage = Storage.open(config.storage.root)
     columns = ["doc_id", "vector", "text_hash", "title", "space"]
-    assert rows_of(storage, rebuilt).select(columns).equals(rows_of(storage, release).select(columns))
+    assert (
+        rows_of(storage, rebuilt).select(columns).equals(rows_of(storage, release).select(columns))
+    )
     assert rows_of(storage, first).num_rows == 300, "the old version changed"
 
 
@@ -141,17 +147,24 @@ def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
     moved = cli("promote", "-c", file, "--force", "--reason", "test")
     assert moved["to"] != second.id
     assert moved["behind"]["newest"] == moved["behind"]["source_version"]
-    assert cli("search", "-c", file, "a document that came after the build")["results"][0]["hits"][0]["doc_id"] == "late"
+    assert (
+        cli("search", "-c", file, "a document that came after the build")["results"][0]["hits"][0][
+            "doc_id"
+        ]
+        == "late"
+    )
     upsert(uri, [("later", "t", "one more of them")])
     previous = cli("catch-up", "previous", "-c", file)
     assert (previous["from"], previous["serves"]) == (first.id, False)
     back = cli("rollback", "-c", file)
     assert back["to"] == previous["to"]
-    assert cli("search", "-c", file, "one more of them")["results"][0]["hits"][0]["doc_id"] == "later"
+    assert best(cli, file, "one more of them") == "later"
     assert [r.origin for r in standing(catalog_of(new).log())] == [first.id]
 
 
-def test_catch_up_of_live_moves_the_alias_to_the_same_model(tmp_path, make_config, config_file, quiet, cli):
+def test_catch_up_of_live_moves_the_alias_to_the_same_model(
+    tmp_path, make_config, config_file, quiet, cli
+):
     uri = source_of(tmp_path, stable=True)
     file, config = config_file(uri), make_config(uri)
     first = full_rebuild(config, quiet)
@@ -164,7 +177,9 @@ def test_catch_up_of_live_moves_the_alias_to_the_same_model(tmp_path, make_confi
     assert cli("catch-up", "-c", file)["generation"] is None
 
 
-def test_dead_letters_stay_dead_until_their_text_changes_or_they_are_retried(tmp_path, make_config, quiet):
+def test_dead_letters_stay_dead_until_their_text_changes_or_they_are_retried(
+    tmp_path, make_config, quiet
+):
     uri = str(tmp_path / "nulls.lance")
     texts = [None if i in (4, 9, 11) else f"text {i}" for i in range(40)]
     rows = pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts})
@@ -180,7 +195,9 @@ def test_dead_letters_stay_dead_until_their_text_changes_or_they_are_retried(tmp
     assert again.verify["passed"]
 
 
-def test_a_source_that_lost_its_text_column_stops_before_anything_is_done(tmp_path, make_config, quiet):
+def test_a_source_that_lost_its_text_column_stops_before_anything_is_done(
+    tmp_path, make_config, quiet
+):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
     first = full_rebuild(config, quiet)
