@@ -24,7 +24,7 @@ from reembed.storage import Storage
 
 # S1: a Ray cluster without a token
 
-ELSEWHERE = ["auto", "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "[::1]:6379", "127.8.9.1:1"]
+ELSEWHERE = [
     "10.1.2.3:6379",
     "ray://10.1.2.3:10001",
     "ray://head.example.org:10001",
@@ -37,7 +37,14 @@ ELSEWHERE = ["auto", "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001"
     "0.0.0.0:6379",
     "::",
 ]
-HERE = ["auto", "127.0.0.1:6379", "localhost:6379", "ray://127.0.0.1:10001", "ray://localhost:10001", "[::1]:6379", "127.8.9.1:1"]  # fmt: skip
+HERE = [
+    "auto",
+    "127.0.0.1:6379",
+    "localhost:6379",
+    "ray://127.0.0.1:10001",
+    "[::1]:6379",
+    "127.8.9.1:1",
+]
 
 
 class Ray:
