@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ BEAT_S = 5.0
 _LISTING_THREADS = 16
 
 
+_RUN_ID = re.compile(r"[a-z0-9-]+-[a-z]\d+-\d+")  # another folder in runs/ is no run
 Kind = Literal["embed", "keep", "refresh"]
 
 
@@ -218,7 +220,7 @@ class Run:
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
     """Every run under the root, or those of one alias, by source version and counter."""
-    names = storage.folders("runs/")
+    names = [n for n in storage.folders("runs/") if _RUN_ID.fullmatch(n)]
     runs = [Run(storage, n) for n in names if alias is None or n.rsplit("-", 3)[0] == alias]
     return sorted(runs, key=lambda r: r.number)
 

@@ -288,6 +288,18 @@ def test_s17_a_release_with_parts_of_another_is_not_promoted(
     assert promote(catalog, second.id).release == second
 
 
+def test_s17_a_table_put_in_the_place_of_another_is_not_promoted(
+    pair: tuple[Catalog, Release, Release],
+) -> None:
+    catalog, first, second = pair
+    place = Path(catalog.storage.root, first.table)
+    shutil.rmtree(place)
+    shutil.copytree(Path(catalog.storage.root, second.table), place)
+    assert first.table_version == second.table_version
+    with pytest.raises(IntegrityError, match="was not sealed for release"):
+        promote(catalog, first.id)
+
+
 def test_s17_a_record_copied_to_another_root_or_alias_is_not_promoted(
     pair: tuple[Catalog, Release, Release], tmp_path: Path, config_file: Callable[..., str]
 ) -> None:

@@ -29,6 +29,7 @@ from reembed.errors import ConfigError, EncoderError, IntegrityError, UsageError
 from reembed.index import Built
 from reembed.index_search import SearchIndex
 from reembed.promote import promote, rollback
+from reembed.runs import find_runs
 from reembed.spaces import Space
 from reembed.storage import Storage
 
@@ -401,6 +402,14 @@ def test_s8_links_within_the_root_and_a_root_that_is_a_link_are_fine(tmp_path: P
     (tmp_path / "disk" / "indexes" / "r" / "again.json").symlink_to("manifest.json")
     assert storage.delete_tree("indexes/r/") > 0
     assert not list(storage.objects("indexes/"))
+
+
+def test_s8_folders_among_the_runs_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    for name in ("passages-x-y-z", "passages", "passages-1-v1-x", "x y", "passages-aa-v1-1"):
+        storage.write(f"runs/{name}/plan.json", {})
+    assert [run.id for run in find_runs(storage, "passages")] == ["passages-aa-v1-1"]
+    assert [run.id for run in find_runs(storage)] == ["passages-aa-v1-1"]
 
 
 # S17: a release is of one alias, one table and one index
