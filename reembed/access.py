@@ -46,7 +46,7 @@ def require_token(address: str, allowed: bool) -> str:
         f"the Ray cluster at {redacted(address)} is on another machine, and RAY_AUTH_MODE is not token",
         "whoever reaches a Ray without a token can run code in it, and read documents and keys; if its network "
         "is closed to all others, set ray.allow_unauthenticated",
-        "export RAY_AUTH_MODE=token     (and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN)",
+        "export RAY_AUTH_MODE=token     # and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reembed.catalog import AliasRecord, Catalog, Release
+from obstore.exceptions import BaseError
+
+from reembed.catalog import AliasRecord, Catalog, Release, now
 from reembed.config import Config, EncoderConfig
-from reembed.errors import SourceError, UsageError
+from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener
 from reembed.promote import (
     admissible,
@@ -22,7 +24,12 @@ from reembed.promote import (
     verification_path,
 )
 from reembed.runs import Run
-from reembed.storage import Storage, absolute, is_remote
+from reembed.storage import Storage, absolute, absolute_queries, is_remote
+
+if TYPE_CHECKING:
+    from reembed.verify import Journal
+
+_JOURNAL = "verifying.json"
 
 
 def catalog_of(config: Config) -> Catalog:
@@ -39,20 +46,44 @@ def catalog_of(config: Config) -> Catalog:
     return Catalog(Storage.open(root, config.storage.options), config.alias)
 
 
-def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dict[str, Any]:
-    """Verify a registered release again; the report is kept in its run's folder."""
+def verify_release(
+    catalog: Catalog, release_id: str | None, *, level: int, sample: int, resume: bool
+) -> dict[str, Any]:
+    """Verify a registered release again; a full report is kept in its run's folder.
+
+    Raises:
+        NotVerified: the store, the source or the model could not be read.
+    """
+    release = _release(catalog, release_id)
+    try:
+        return _verified(catalog, release, level=level, sample=sample, resume=resume)
+    except IntegrityError as error:
+        failed = {"release": release.id, "passed": False, "why": str(error), "at": now()}
+        catalog.storage.write(verification_path(release.run_id), failed)
+        raise
+    except (OSError, BaseError, SourceError, EncoderError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise NotVerified(
+            f"release {release.id} could not be verified",
+            f"{type(error).__name__}: {first}",
+            "reembed verify --resume     # goes on with what was not read yet",
+        ) from error
+
+
+def _verified(
+    catalog: Catalog, release: Release, *, level: int, sample: int, resume: bool
+) -> dict[str, Any]:
     import numpy as np
 
-    from reembed import index_store, provenance, verify
+    from reembed import index_store, verify
     from reembed.source import Source
     from reembed.table import read_sealed
     from reembed.table_version import TableVersion
 
-    storage, release = catalog.storage, _release(catalog, release_id)
+    storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     manifest = index_store.read_manifest(storage.store, release.index)
-    provenance.require_index(release, manifest.to_json())
-    index = index_store.load(storage.store, release.index, manifest)
-    run = Run(storage, release.run_id)
+    with_index = level >= verify.ROWS
+    index = index_store.load(storage.store, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
     subject = verify.Subject(
         Source.from_json(release.source, storage.options),
@@ -60,22 +91,42 @@ def verify_release(catalog: Catalog, release_id: str | None, sample: int) -> dic
         release.space,
         EncoderConfig(**release.encoder),
         tuple(d.doc_id for d in sealed.dead_letters),
-        np.sort(index.ids()),
+        np.sort(index.ids()) if index else None,
         sealed.proofs,
     )
-    report = {"release": release.id, **verify.verify(subject, sample).to_json()}
-    storage.write(verification_path(run.id), report)
+    key = {"table_version": release.table_version, "level": level, "sample": sample}
+    journal = _journal(run, key, resume=resume)
+    found = verify.verify(subject, sample, level=level, journal=journal)
+    report = {"release": release.id, **found.to_json()}
+    storage.remove(run.path(_JOURNAL))
+    if level >= verify.ROWS or not report["passed"]:
+        storage.write(verification_path(run.id), report)
     return report
 
 
-def compare_candidate(catalog: Catalog, release_id: str | None) -> dict[str, Any]:
+def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
+    """What an interrupted verification of the same kind had done, if it is asked for."""
+    from reembed.verify import Journal
+
+    kept = run.storage.read_if_there(run.path(_JOURNAL)) if resume else None
+    done = kept["done"] if kept and kept["key"] == key else {}
+    return Journal(
+        done, lambda done: run.storage.write(run.path(_JOURNAL), {"key": key, "done": done})
+    )
+
+
+def compare_candidate(config: Config, release_id: str | None, say: Listener) -> dict[str, Any]:
     """Compare the candidate with what is live; the record and the HTML report stay with its run."""
     from reembed import report
     from reembed.compare import compare
 
+    catalog = catalog_of(config)
     live = catalog.require_live()
     chosen = candidate(catalog, release_id)
-    record = compare(catalog.storage, live.release, chosen)
+    configured = absolute_queries(config.gate)
+    if chosen.gate["queries"] and configured.model_dump() != chosen.gate:
+        say("ignored", sections=["gate"])
+    record = compare(catalog.storage, live.release, chosen, late=configured)
     catalog.storage.write(comparison_path(chosen.run_id), record)
     page = f"runs/{chosen.run_id}/report.html"
     catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())
@@ -105,7 +156,7 @@ def promote_release(
             chosen = strategy.catch_up(config, newest_of(catalog, chosen), say)
         except SourceError as error:
             fix = (
-                "reembed promote --no-catch-up     (documents changed since the build are missing)"
+                "reembed promote --no-catch-up     # documents changed since the build are missing"
             )
             raise SourceError(error.what, error.why, fix) from error
     record = promote(catalog, chosen.id, force_reason=force_reason)

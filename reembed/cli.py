@@ -102,7 +102,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
                 click.echo(plain(redacted(traceback.format_exc())), err=True)
             click.echo(report.error(error, given), err=True)
             if as_json:
-                click.echo(json.dumps(report.error_record(error)))
+                click.echo(json.dumps(report.error_record(error, given)))
             sys.exit(error.exit_code)
         click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
         sys.exit(code)
@@ -185,14 +185,29 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
 @cli.command()
 @click.option("--release", "release_id", help="Left out: the candidate, or else what is live.")
 @click.option(
+    "--level",
+    default=3,
+    show_default=True,
+    type=click.IntRange(0, 3),
+    help="0 files by name and size, 1 and ids, 2 and every row, index and file, 3 and a sample.",
+)
+@click.option(
     "--sample", default=459, show_default=True, type=click.IntRange(0), help="Rows to embed again."
 )
+@click.option("--resume", is_flag=True, help="Go on with a verification that was interrupted.")
 @_configured
-def verify(config: Config, release_id: str | None, sample: int) -> tuple[dict[str, Any], int]:
-    """Check a release against its source, row by row. Exits 1 when anything differs."""
+def verify(
+    config: Config, release_id: str | None, level: int, sample: int, resume: bool
+) -> tuple[dict[str, Any], int]:
+    """Check a release against its source, row by row.
+
+    Exits 0 when they are equal, 1 when anything differs, 2 when it could not be found out.
+    """
     from reembed import check
 
-    result = check.verify_release(_catalog(config), release_id, sample)
+    result = check.verify_release(
+        _catalog(config), release_id, level=level, sample=sample, resume=resume
+    )
     return result, 0 if result["passed"] else 1
 
 
@@ -202,8 +217,9 @@ def verify(config: Config, release_id: str | None, sample: int) -> tuple[dict[st
 def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int]:
     """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive."""
     from reembed import check
+    from reembed.console import Console
 
-    result = check.compare_candidate(_catalog(config), release_id)
+    result = check.compare_candidate(config, release_id, Console())
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result["verdict"]]
 
 
@@ -301,12 +317,15 @@ def search(
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
+@click.option("--drop-run", metavar="RUN", help="Give up an unfinished run first.")
 @_configured
-def gc(config: Config, yes: bool) -> tuple[dict[str, Any], int]:
+def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any], int]:
     """List what no release needs any more; delete it with --yes."""
     from reembed import gc as gc_module
 
     catalog, keep = _catalog(config), config.storage.keep
+    if drop_run:
+        gc_module.drop_run(catalog, drop_run)
     planned = gc_module.plan(catalog, keep)
     removed = gc_module.apply(catalog, planned, keep) if yes else []
     return {**planned.to_json(), "removed": [r.release for r in removed], "deleted": yes}, 0

@@ -67,7 +67,7 @@ def _connect(address: str) -> None:
         raise UsageError(
             f"cannot connect to the Ray cluster at {address}",
             (str(error) or type(error).__name__).splitlines()[0],
-            f"ray status --address {address}     (its token: ~/.ray/auth_token or RAY_AUTH_TOKEN)",
+            f"ray status --address {address}     # its token: ~/.ray/auth_token or RAY_AUTH_TOKEN",
         ) from error
 
 
@@ -123,14 +123,14 @@ def _require_room(config: Config, *, private: bool) -> None:
         raise UsageError(
             f"the actors take {cpus} logical CPUs, ray.num_cpus is {cpus_here:g}",
             "they would wait for ever, or leave nothing to read and write with",
-            "reembed run --set ray.num_cpus=null     (what the actors need, and two more)",
+            "reembed run --set ray.num_cpus=null     # what the actors need, and two more",
         )
     need, have = config.embed.actors * config.embed.gpus_per_actor, _total().get("GPU", 0)
     if need > have:
         raise UsageError(
             f"embed.actors x embed.gpus_per_actor needs {need:g} GPUs, this machine has {have:g}",
             "the actors would wait for ever",
-            "reembed run --set embed.gpus_per_actor=0     (or embed.actors to fit)",
+            "reembed run --set embed.gpus_per_actor=0     # or embed.actors to fit",
         )
 
 

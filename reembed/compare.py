@@ -28,20 +28,25 @@ _WARM_UP = 5
 Recalls = npt.NDArray[np.float64]
 
 
-def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, Any]:
+def compare(
+    storage: Storage, live: Release, candidate: Release, late: GateConfig | None = None
+) -> dict[str, Any]:
     """Run the candidate's evaluation set on both releases; the record that `promote` asks for.
 
-    The gate and its queries are those fixed in the candidate's plan, before results existed.
+    The gate and its queries are those fixed in the candidate's plan, before results existed; only
+    where the plan names no queries, `late` does, and the record says so.
 
     Raises:
-        UsageError: the plan names no queries.
+        UsageError: neither names queries.
     """
     rules = GateConfig(**candidate.gate)
+    is_late = rules.queries is None and late is not None and late.queries is not None
+    rules = late if late is not None and is_late else rules
     if rules.queries is None:
         raise UsageError(
             f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
             "no relevance evidence, only structural checks",
-            'reembed run --fresh --set gate.queries=BEIR_FOLDER, or reembed promote --force --reason "..."',
+            "reembed compare --set gate.queries=BEIR_FOLDER",
         )
     queries = evalset.load_eval_set(rules.queries, rules.split, dict(storage.options))
     old, new = OpenRelease.open(storage, live), OpenRelease.open(storage, candidate)
@@ -75,6 +80,7 @@ def compare(storage: Storage, live: Release, candidate: Release) -> dict[str, An
             "judged_present": present,
         },
         "gate": rules.model_dump(),
+        "gate_is_late": is_late,
         "metrics": {name: _change(*pair) for name, pair in measured.items()},
         "ann_recall@10": {"live": float(recall_old.mean()), "candidate": float(recall_new.mean())},
         "overlap@10": float(metrics.overlap_at(old_QK, new_QK, 10).mean()),
@@ -118,7 +124,7 @@ def _judged_present(queries: evalset.EvalSet, opened: OpenRelease) -> float:
         raise UsageError(
             f"no judged document of {queries.source} is in release {opened.release.id}",
             f"judgements name documents like {min(relevant)!r}, the table has ids like {example!r}",
-            "reembed config     (source.id_column and gate.queries must speak of the same ids)",
+            "reembed config     # source.id_column and gate.queries must speak of the same ids",
         )
     return len(held) / len(relevant)
 

@@ -164,8 +164,9 @@ def _text(file: str) -> str:
         folder = Path(file).parent
         present = [str(p) for p in sorted(folder.glob("*.yaml"))]
         near = difflib.get_close_matches(str(Path(file)), present, n=1)
-        why = f"did you mean {near[0]}?" if near else None
-        raise ConfigError(f"{file}: no such file", why, f"ls {shlex.quote(str(folder))}") from error
+        why = f"did you mean {near[0]}?" if near else f"there are: {', '.join(present) or 'none'}"
+        fix = f"reembed config -c {shlex.quote(near[0]) if near else 'FILE'} --check"
+        raise ConfigError(f"{file}: no such file", why, fix) from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     if len(content) > _MAX_BYTES:

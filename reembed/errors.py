@@ -8,6 +8,7 @@ ReembedError (1)                a failure with a known reason
 ├── SpaceMismatch (2)           vectors of two spaces would meet
 ├── RunFailed (1)               a rebuild stopped; the same command resumes it
 ├── IntegrityError (1)          stored bytes are not what was written
+├── NotVerified (2)             whether they are could not be found out
 ├── GateFailed (3)              the comparison says no, or there is none
 ├── Conflict (4)                another promote or run won
 └── Inconclusive (6)            the comparison could not decide
@@ -76,6 +77,12 @@ class RunFailed(ReembedError):
 
 class IntegrityError(ReembedError):
     """Stored bytes or rows are not what was written."""
+
+
+class NotVerified(ReembedError):
+    """A verification could not be carried out: neither equal nor different."""
+
+    exit_code = 2
 
 
 class GateFailed(ReembedError):

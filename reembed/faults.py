@@ -30,6 +30,7 @@ POINTS = (
     "promote.before_follow",
     "gc.after_mark",
     "gc.after_table",
+    "gc.before_orphans",
 )
 
 _passed: Counter[str] = Counter()

@@ -9,11 +9,11 @@ from typing import Any
 
 from reembed import faults
 from reembed.catalog import Catalog, Release
-from reembed.errors import SourceError
-from reembed.promote import standing
-from reembed.runs import Run, find_runs
+from reembed.errors import Conflict, SourceError, UsageError
+from reembed.promote import newest_of, standing
+from reembed.runs import Run, find_runs, is_driven
 from reembed.source import Source
-from reembed.table_version import open_table
+from reembed.table_version import open_table, used_files
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +45,29 @@ class Removable:
 
 
 @dataclass(frozen=True)
+class Orphan:
+    """A file below a table that no version of it and no receipt names: left by a process that died."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
 class GcPlan:
     """What gc would do."""
 
     keep: list[Kept]
     remove: list[Removable]
+    orphans: list[Orphan]
+    dropped_runs: list[str]
+    """Runs that were given up and still have staged receipts or a tag on the source."""
     held_runs: list[str]
     """Unfinished runs, whose tables are not touched."""
 
     def to_json(self) -> dict[str, Any]:
         """For people and scripts."""
         freed = sum(r.index_bytes + r.table_bytes for r in self.remove)
-        return {**asdict(self), "bytes": freed}
+        return {**asdict(self), "bytes": freed + sum(o.size for o in self.orphans)}
 
 
 def plan(catalog: Catalog, keep: int) -> GcPlan:
@@ -65,9 +76,12 @@ def plan(catalog: Catalog, keep: int) -> GcPlan:
     Kept: live, what rollback goes back to, the `keep` releases that served last, every candidate
     built after the live release, and whatever an unfinished run may still need.
     """
-    reasons = _reasons(catalog, keep)
-    open_runs = [r for r in find_runs(catalog.storage, catalog.alias) if r.result() is None]
+    runs = find_runs(catalog.storage, catalog.alias)
+    # Before looking which runs are open: what is written later is not in this list.
+    files = _files_of_tables(catalog, runs)
+    open_runs = [r for r in runs if r.result() is None]
     held_tables = {p.table for r in open_runs if (p := r.plan())}
+    reasons = _reasons(catalog, keep)
     releases = catalog.releases()
     tables_kept = {r.table for r in releases if r.id in reasons} | held_tables
     removable = [
@@ -75,7 +89,20 @@ def plan(catalog: Catalog, keep: int) -> GcPlan:
         for r in releases
         if r.id not in reasons and not _is_gone(catalog, r)
     ]
-    return GcPlan([Kept(k, v) for k, v in reasons.items()], removable, [r.id for r in open_runs])
+    going = {r.table for r in removable if r.whole_table}
+    orphans = [
+        o
+        for t, listed in files.items()
+        if t not in held_tables | going
+        for o in _orphans(catalog, t, listed)
+    ]
+    return GcPlan(
+        [Kept(k, v) for k, v in reasons.items()],
+        removable,
+        orphans,
+        [r.id for r in runs if _is_dropped(r)],
+        [r.id for r in open_runs],
+    )
 
 
 def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
@@ -90,12 +117,72 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         _remove_table(catalog, item, held=set(plan(catalog, keep).held_runs))
         faults.point("gc.after_table")
         release = catalog.release(item.release)
-        _unpin(catalog, release)
-        for folder in _STAGING:
-            catalog.storage.delete_tree(f"runs/{release.run_id}/{folder}")
+        _clear(Run(catalog.storage, release.run_id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
         removed.append(item)
+    for name in planned.dropped_runs:
+        run = Run(catalog.storage, name)
+        run_plan = run.plan()
+        _clear(run, run_plan.source if run_plan else None)
+    faults.point("gc.before_orphans")
+    # A run may have been started since: what it holds is no orphan any more.
+    still = {o.path for o in plan(catalog, keep).orphans}
+    for orphan in planned.orphans:
+        if orphan.path in still:
+            catalog.storage.remove(orphan.path)
     return removed
+
+
+def drop_run(catalog: Catalog, name: str) -> None:
+    """Give up an unfinished run: gc may then remove what it staged.
+
+    Raises:
+        UsageError: there is no such unfinished run.
+        Conflict: it is being driven.
+    """
+    found = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == name]
+    if not found or found[0].result() is not None:
+        raise UsageError(f"{catalog.alias} has no unfinished run {name}", None, "reembed status")
+    if is_driven(found[0]):
+        raise Conflict(f"run {name} is being driven", None, "reembed status")
+    found[0].abandon()
+
+
+def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
+    """Files below every table that a run of this alias ever planned for."""
+    storage, tables = catalog.storage, {p.table for r in runs if (p := r.plan())}
+    return {
+        t: [Orphan(*f) for f in (*storage.objects(f"{t}/"), *storage.torn(f"{t}/"))]
+        for t in sorted(tables)
+    }
+
+
+def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
+    """Of a table's files, those that are in no version of it, and what torn commits left."""
+    used = used_files(catalog.storage, table)
+    data, torn = f"{table}/data/", f"{table}/_transactions/.tmp"
+    return [
+        f
+        for f in files
+        if (f.path.startswith(data) and f.path.removeprefix(data) not in used)
+        or f.path.startswith(torn)
+        or "#" in f.path
+    ]
+
+
+def _is_dropped(run: Run) -> bool:
+    result = run.result()
+    if result is None or result.get("release"):
+        return False
+    return any(True for _ in run.storage.objects(run.path("units/")))
+
+
+def _clear(run: Run, source: dict[str, Any] | None) -> None:
+    """Take away a run's tag on the source, and its receipts."""
+    if source is not None:
+        _unpin(run, source)
+    for folder in _STAGING:
+        run.storage.delete_tree(run.path(folder))
 
 
 def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
@@ -111,12 +198,16 @@ def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
             break
         reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
     served = {record.release.id for record in log}
+    for run in find_runs(catalog.storage, catalog.alias):
+        if run.is_catch_up and run.result() is None and (planned := run.plan()) and planned.base:
+            reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
     live_since = stack[-1].created_at if stack else ""
     for release in catalog.releases():
         if (
             release.id not in served
             and release.created_at >= live_since
             and not catalog.is_retired(release.id)
+            and newest_of(catalog, release).id == release.id
         ):
             reasons.setdefault(release.id, "candidate")
     return reasons
@@ -162,10 +253,9 @@ def _remove_table(catalog: Catalog, item: Removable, held: set[str]) -> None:
         )
 
 
-def _unpin(catalog: Catalog, release: Release) -> None:
+def _unpin(run: Run, source: dict[str, Any]) -> None:
     """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
-    tag = Run(catalog.storage, release.run_id).pin_tag
     try:
-        Source.from_json(release.source, catalog.storage.options).unpin(tag)
+        Source.from_json(source, run.storage.options).unpin(run.pin_tag)
     except (OSError, ValueError, SourceError) as error:
-        log.warning("the tag %s stays on %s: %s", tag, release.source["uri"], error)
+        log.warning("the tag %s stays on %s: %s", run.pin_tag, source["uri"], error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.dataset as pads
 import pyarrow.json as pajson
 
 from reembed.errors import SourceError, UsageError
-from reembed.storage import absolute
+from reembed.storage import absolute, is_remote
 
 FORMATS = {
     ".jsonl": "json",
@@ -53,7 +54,13 @@ def import_documents(
         raise UsageError(
             f"{to} is a Lance dataset already",
             "import makes new datasets; existing documents are never overwritten",
-            f"reembed import {' '.join(files)} --to {to.removesuffix('.lance')}-2.lance",
+            f"reembed import {shlex.join(files)} --to {shlex.quote(to.removesuffix('.lance') + '-2.lance')}",
+        )
+    if not is_remote(uri) and Path(uri).is_dir() and any(Path(uri).iterdir()):
+        raise UsageError(
+            f"{to} is a folder with something else in it",
+            "a dataset gets a folder of its own",
+            f"reembed import {shlex.join(files)} --to {shlex.quote(to.rstrip('/') + '/documents.lance')}",
         )
     try:
         found = _json_schema(files) if kind == "json" else _dataset(files, kind).schema
@@ -62,6 +69,8 @@ def import_documents(
             raise SourceError(
                 f"no column {', '.join(unknown)}", f"there are: {', '.join(found.names)}", None
             )
+        if not names:
+            raise SourceError(f"{', '.join(files)}: there are no documents in it")
         schema = pa.schema([found.field(n) for n in names])
         batches = _json_batches(files, schema) if kind == "json" else _batches(files, kind, schema)
         reader = pa.RecordBatchReader.from_batches(schema, batches)

@@ -36,8 +36,23 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     return max(line, key=lambda r: (r.source["version"], r.created_at), default=release)
 
 
+def candidates(catalog: Catalog) -> list[Release]:
+    """Releases that wait to be promoted, oldest first: built since what is live, or rolled back from.
+
+    What served before the live release is what a rollback goes to, never a candidate by itself.
+    """
+    stack = standing(catalog.log())
+    lines = {r.origin for r in stack}
+    since = catalog.release(stack[-1].origin).created_at if stack else ""
+    return [
+        r
+        for r in catalog.releases()
+        if r.origin not in lines and r.created_at >= since and not catalog.is_retired(r.id)
+    ]
+
+
 def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
-    """The release asked for, or the newest one that is not live.
+    """The release asked for, or the newest that waits.
 
     Raises:
         UsageError: there is none, or gc removed it.
@@ -46,12 +61,13 @@ def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
     if release_id is not None:
         chosen = catalog.release(release_id)
     else:
-        waiting = [r for r in catalog.releases() if live is None or r.id != live.release.id]
-        waiting = [r for r in waiting if not catalog.is_retired(r.id)]
+        waiting = candidates(catalog)
         if not waiting:
             raise UsageError(
                 f"{catalog.alias} has no candidate",
-                "nothing was built that is not live",
+                f"{live.release.id} is live, and nothing was built since"
+                if live
+                else "nothing was built",
                 "reembed run",
             )
         chosen = waiting[-1]
@@ -123,7 +139,8 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
         raise UsageError(
             f"release {target.id} was removed by gc", "its data is gone", "reembed run --fresh"
         )
-    _require_complete(catalog, target)
+    # Size only: going back must be quick however large the index is, and serving hashes it anyway.
+    _require_complete(catalog, target, by_hash=False)
     return _swap(catalog, live, "rollback", target, reason, None)
 
 
@@ -192,7 +209,17 @@ def _swap(
     return record
 
 
-def _require_complete(catalog: Catalog, release: Release) -> None:
+def _index_is_whole(
+    catalog: Catalog, release: Release, manifest: dict[str, Any], *, by_hash: bool
+) -> bool:
+    file = f"{release.index}/index.faiss"
+    if by_hash:
+        return catalog.storage.digest(file) == (manifest["size_bytes"], manifest["sha256"])
+    sizes = dict(catalog.storage.objects(f"{release.index}/"))
+    return sizes.get(file) == int(manifest["size_bytes"])
+
+
+def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = True) -> None:
     newest = catalog.storage.read_if_there(verification_path(release.run_id)) or release.verify
     if not (release.verify.get("passed") and newest["passed"]):
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
@@ -205,11 +232,10 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
             f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh"
         )
     provenance.require_index(release, manifest)
-    sizes = dict(catalog.storage.objects(f"{release.index}/"))
-    if sizes.get(f"{release.index}/index.faiss") != manifest["size_bytes"]:
+    if not _index_is_whole(catalog, release, manifest, by_hash=by_hash):
         raise IntegrityError(
             f"the index of release {release.id} is not whole",
-            f"{release.index}/index.faiss is gone or has another size",
+            f"{release.index}/index.faiss is gone, cut short or changed",
             "reembed run --fresh",
         )
     try:

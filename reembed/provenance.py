@@ -10,7 +10,7 @@ from reembed.errors import IntegrityError
 from reembed.storage import Storage
 from reembed.table_version import open_table
 
-FIX = "reembed status     (and promote or roll back to a release that is whole)"
+FIX = "reembed status     # and promote or roll back to a release that is whole"
 
 
 def require_index(release: Release, manifest: Mapping[str, Any]) -> None:

@@ -29,20 +29,21 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
     options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
-        if not line.lstrip().startswith(("fix:", "Next:")):
+        if not line.lstrip().startswith(("fix:", "Next:", "Back:")):
             return line
         return re.sub(rf"\breembed ({'|'.join(_CONFIGURED)})\b", lambda m: m[0] + options, line)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
 
 
-def error_record(problem: ReembedError) -> dict[str, Any]:
+def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, Any]:
     """The same for scripts."""
+    fix = _pasteable(f"fix: {problem.fix}", given)[5:] if problem.fix else None
     return {
         "error": type(problem).__name__,
         "what": problem.what,
         "why": problem.why,
-        "fix": problem.fix,
+        "fix": fix,
         "exit_code": problem.exit_code,
     }
 
@@ -63,7 +64,10 @@ def _harmless(value: Any) -> Any:
 
 def _import(r: dict[str, Any]) -> str:
     skipped = f"\nLeft out (empty): {', '.join(r['skipped'])}" if r["skipped"] else ""
-    return f"{r['uri']}: {r['rows']:,} rows, columns {', '.join(r['columns'])}{skipped}\nNext: reembed run"
+    return (
+        f"{r['uri']}: {r['rows']:,} rows, columns {', '.join(r['columns'])}{skipped}\n"
+        "Next: reembed run -c FILE     # with source.uri, id_column and text as above"
+    )
 
 
 def _run(r: dict[str, Any]) -> str:
@@ -93,7 +97,7 @@ def _status(r: dict[str, Any]) -> str:
         for c in r["candidates"]
     ]
     for run in r["runs"]:
-        state = "running" if run["driven"] else "stopped; `reembed run` resumes it"
+        state = "running" if run["driven"] else f"stopped; {run['resume']} resumes it"
         lines.append(
             f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}"
         )
@@ -108,13 +112,17 @@ def _release_line(role: str, c: dict[str, Any]) -> str:
 
 
 def _next(r: dict[str, Any]) -> str:
+    if any(run["driven"] for run in r["runs"]):
+        return "reembed status     # a run is under way"
     if r["runs"]:
-        return "reembed run"
+        return str(r["runs"][-1]["resume"])
     if not r["candidates"]:
         return "reembed run" if not r["live"] else "reembed search QUERY"
     newest = r["candidates"][-1]
     if r["live"] is None or newest["verdict"] == "pass":
         return "reembed promote"
+    if newest["verdict"] == "fail":
+        return "reembed run     # with another model: this candidate failed"
     return "reembed compare"
 
 
@@ -169,8 +177,8 @@ def _compare(r: dict[str, Any]) -> str:
     lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
     following = {
         "pass": "reembed promote",
-        "fail": "reembed status",
-        "inconclusive": "judge more queries, then reembed compare",
+        "fail": "reembed run     # with another model; what is live serves on",
+        "inconclusive": "reembed compare     # after judging more queries",
     }
     return "\n".join([*lines, f"Next: {following[r['verdict']]}"])
 
@@ -205,10 +213,8 @@ def _moved(r: dict[str, Any]) -> str:
             f"  it was built from source version {behind['source_version']}, the source is at {behind['newest']}:"
             " documents that changed since are not in it"
         )
-    other = (
-        "back: reembed rollback" if r["action"] == "promote" else "forward again: reembed promote"
-    )
-    return "\n".join([*lines, f"Next: reembed search QUERY     (and {other})"])
+    other = "rollback" if r["action"] == "promote" else "promote"
+    return "\n".join([*lines, "Next: reembed search QUERY", f"Back: reembed {other}"])
 
 
 def _history(r: dict[str, Any]) -> str:
@@ -235,13 +241,24 @@ def _search(r: dict[str, Any]) -> str:
 
 def _gc(r: dict[str, Any]) -> str:
     lines = [f"  keep    {k['release']}  {k['why']}" for k in r["keep"]]
-    lines += [f"  keep    the table of run {run}, which is not finished" for run in r["held_runs"]]
+    lines += [
+        f"  keep    the table of run {run}, which is not finished     # gc --drop-run {run} gives it up"
+        for run in r["held_runs"]
+    ]
     lines += [
         f"  {'removed' if r['deleted'] else 'remove '} {x['release']}  index {_bytes(x['index_bytes'])}"
         f"{', table ' + _bytes(x['table_bytes']) if x['whole_table'] else ', its version of ' + x['table']}  {x['why']}"
         for x in r["remove"]
     ]
-    if not r["remove"]:
+    done = "removed" if r["deleted"] else "remove "
+    lines += [f"  {done} what run {run} staged; it was given up" for run in r["dropped_runs"]]
+    if r["orphans"]:
+        size = _bytes(sum(o["size"] for o in r["orphans"]))
+        lines.append(
+            f"  {done} {len(r['orphans'])} files ({size}) that no version of a table uses:"
+        )
+        lines += [f"            {o['path']}" for o in r["orphans"][:_EXAMPLES]]
+    if not (r["remove"] or r["dropped_runs"] or r["orphans"]):
         return "\n".join([*lines, "Nothing to remove."])
     if r["deleted"]:
         return "\n".join([*lines, f"{_bytes(r['bytes'])} freed.", "Next: reembed status"])
@@ -300,6 +317,7 @@ _TEXTS = {
 }
 
 
+_EXAMPLES = 5
 _CONFIGURED = tuple(verb for verb in _TEXTS if verb != "import")
 
 

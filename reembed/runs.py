@@ -22,10 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from obstore.exceptions import BaseError
 
 from reembed.catalog import now
 from reembed.errors import Conflict, UsageError
@@ -35,9 +37,9 @@ from reembed.storage import Storage
 SCHEMA_VERSION = 1
 BEAT_S = 5.0
 _LISTING_THREADS = 16
-
-
 _RUN_ID = re.compile(r"[a-z0-9-]+-[a-z]\d+-\d+")  # another folder in runs/ is no run
+
+
 Kind = Literal["embed", "keep", "refresh"]
 
 
@@ -192,6 +194,12 @@ class Run:
         """The release it ended in, once it has."""
         return self.storage.read_if_there(self.path("result.json"))
 
+    def abandon(self) -> None:
+        """Give it up: it will never be resumed, and gc may remove what it staged."""
+        self.storage.create(
+            self.path("result.json"), {"release": None, "abandoned": True, "at": now()}
+        )
+
     def staged(self) -> set[str]:
         """Ids of the units that have a receipt."""
         paths = (path for path, _ in self.storage.objects(self.path("units/")))
@@ -334,7 +342,8 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
 
     def loop() -> None:
         while not stop.wait(seconds):
-            work()
+            with suppress(OSError, BaseError):  # the store hiccups: the next one will do
+                work()
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import shlex
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -143,7 +144,7 @@ class Source:
             raise SourceError(
                 f"{nulls:,} documents of {self.uri} have no {self.id_column}",
                 "a vector without an id cannot be found again, updated or deleted",
-                f'reembed config --set source.filter="{self.id_column} IS NOT NULL"',
+                f'reembed run --set source.filter="{self.id_column} IS NOT NULL"',
             )
         if not len(hashes):
             why = (
@@ -152,7 +153,9 @@ class Source:
                 else "the dataset has no rows"
             )
             raise SourceError(
-                f"{self.uri} version {self.version} has no documents", why, "reembed import --help"
+                f"{self.uri} version {self.version} has no documents",
+                why,
+                "reembed run --set source.filter=null" if self.filter else "reembed import --help",
             )
         values, counts = np.unique(hashes, return_counts=True)
         if (suspects := values[counts > 1]).size and (examples := self._duplicates(suspects)):
@@ -315,7 +318,7 @@ class Source:
                 raise SourceError(
                     f"{self.uri} has no column {column!r}",
                     f"it has: {', '.join(schema.names)}",
-                    "reembed run --set source.text=COLUMN --set source.id_column=COLUMN",
+                    f"reembed run --set {self._setting_of(column)}=COLUMN",
                 )
         for column in self.text_columns:
             _require(schema, column, _is_text, "text", "source.text")
@@ -326,6 +329,11 @@ class Source:
             "ids",
             "source.id_column",
         )
+
+    def _setting_of(self, column: str) -> str:
+        if column == self.id_column:
+            return "source.id_column"
+        return "source.text" if column in self.text_columns else "table.carry"
 
     def _check_filter(self, dataset: lance.LanceDataset) -> None:
         if self.filter is None:
@@ -388,8 +396,16 @@ def _open(
         raise SourceError(
             f"cannot open the dataset {uri}{at}",
             str(error).split(", /home/")[0].splitlines()[0],
-            f"reembed import documents.jsonl --to {uri}",
+            _how_to_make(uri),
         ) from error
+
+
+def _how_to_make(uri: str) -> str:
+    """The import that would make this dataset; of the file itself, where the URI names one."""
+    stem, _, ending = uri.rpartition(".")
+    if stem and ending.lower() in ("jsonl", "json", "csv", "parquet"):
+        return f"reembed import {shlex.quote(uri)} --to {shlex.quote(stem + '.lance')}"
+    return f"reembed import documents.jsonl --to {shlex.quote(uri)}"
 
 
 def _template_columns(text: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from reembed.catalog import Catalog, Release
-from reembed.promote import comparison_path, standing
+from reembed.promote import candidates, comparison_path, standing
 from reembed.runs import Run, find_runs, is_driven
+from reembed.storage import is_remote
 
 
 def status(catalog: Catalog) -> dict[str, Any]:
@@ -14,9 +16,8 @@ def status(catalog: Catalog) -> dict[str, Any]:
     log = catalog.log()
     stack = standing(log)
     live = stack[-1] if stack else None
-    served = {r.release.id for r in log}
     retired = [r.id for r in catalog.releases() if catalog.is_retired(r.id)]
-    waiting = [r for r in catalog.releases() if r.id not in served and r.id not in retired]
+    waiting = candidates(catalog)
     return {
         "alias": catalog.alias,
         "live": live.summary() if live else None,
@@ -38,11 +39,22 @@ def _verdict(catalog: Catalog, release: Release, live: Release | None) -> str | 
     return str(record["verdict"])
 
 
+def _resume(run: Run) -> str:
+    """The command that goes on with a run: by the settings it was started with."""
+    if run.is_catch_up:
+        plan = run.plan()
+        return f"reembed catch-up {plan.base.release if plan and plan.base else 'live'}"
+    if is_remote(run.storage.root):
+        return f"reembed run     # with the settings of {run.path('config.yaml')}"
+    return f"reembed run -c {shlex.quote(run.storage.uri(run.path('config.yaml')))}"
+
+
 def _run(run: Run) -> dict[str, Any]:
     plan = run.plan()
     return {
         "run": run.id,
         "driven": is_driven(run, watch_s=0),
+        "resume": _resume(run),
         "units": len(plan.units) if plan else None,
         "staged": len(run.staged()),
         "progress": run.storage.read_if_there(run.path("progress.json")),

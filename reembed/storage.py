@@ -7,6 +7,7 @@ conditional write that every store has. No path leads out of the root, whatever 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -21,10 +22,12 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from reembed.config import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_CHUNK_BYTES = 8 << 20
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -43,13 +46,13 @@ def absolute(uri: str) -> str:
         raise UsageError(
             f"{redacted(uri)} holds {found}",
             "addresses are stored and printed; keys and tokens come from the environment",
-            "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...     (or use the instance role)",
+            "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...     # or use the instance role",
         )
     if any(c in uri for c in "#%?"):
         raise UsageError(
             f"{uri} holds one of # % ?",
             "Lance and the object store would each escape it in another way, and mean two places",
-            f"mv {uri!r} ...     (any name without these characters)",
+            f"mv {uri!r} ...     # any name without these characters",
         )
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
 
@@ -67,6 +70,13 @@ def require_id(kind: str, given: str) -> str:
             "reembed status",
         )
     return given
+
+
+def absolute_queries(section: GateConfig) -> GateConfig:
+    """The gate with its folder of queries made absolute: it must be found from anywhere."""
+    if not section.queries:
+        return section
+    return section.model_copy(update={"queries": absolute(section.queries)})
 
 
 @functools.cache
@@ -99,7 +109,7 @@ def storage_errors() -> Iterator[None]:
         raise ReembedError(
             "the storage did not answer as it should",
             f"{type(error).__name__}: {first}",
-            "reembed config     (storage.root, storage.options, and the keys in the environment)",
+            "reembed config     # storage.root, storage.options, and the keys in the environment",
         ) from error
 
 
@@ -170,6 +180,18 @@ class Storage:
         """
         return bytes(obstore.get(self.store, path).bytes())
 
+    def digest(self, path: str) -> tuple[int, str] | None:
+        """Size and sha256 of an object as it now is; None when it is not there."""
+        sha256, size = hashlib.sha256(), 0
+        try:
+            chunks = obstore.get(self.store, path).stream(min_chunk_size=_CHUNK_BYTES)
+        except FileNotFoundError:
+            return None
+        for chunk in chunks:
+            sha256.update(chunk)
+            size += len(chunk)
+        return size, sha256.hexdigest()
+
     def read(self, path: str) -> dict[str, Any]:
         """A JSON record.
 
@@ -202,8 +224,22 @@ class Storage:
         listing = obstore.list_with_delimiter(self.store, prefix)
         return sorted(p.rsplit("/", 1)[-1] for p in listing["common_prefixes"])
 
+    def torn(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(path, size in bytes) of local files that a killed process left half written.
+
+        They end in #N, which the store's own listing leaves out. Object stores have none.
+        """
+        if is_remote(self.root):
+            return
+        for file in sorted(Path(self.uri(prefix)).rglob("*#*")):
+            if re.fullmatch(r".*#\d+", file.name) and file.is_file() and not file.is_symlink():
+                yield str(file.relative_to(self.root)), file.stat().st_size
+
     def remove(self, path: str) -> None:
         """Delete one object, if it is there."""
+        if not is_remote(self.root) and re.search(r"#\d+$", path):
+            Path(self.uri(path)).unlink(missing_ok=True)
+            return
         try:
             obstore.delete(self.store, path)
         except FileNotFoundError:
@@ -238,7 +274,7 @@ class Storage:
                 raise IntegrityError(
                     f"{place} is, or lies behind, a symbolic link out of {root}",
                     "what is deleted must be reembed's own",
-                    f"ls -l {shlex.quote(str(place.parent))}     (and remove the link)",
+                    f"ls -l {shlex.quote(str(place.parent))}     # and remove the link",
                 )
 
     def _require_below(self, path: str) -> None:

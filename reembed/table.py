@@ -288,7 +288,7 @@ def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> N
         raise RunFailed(
             f"{len(dead):,} of {plan.rows:,} documents could not be embedded, {limit:,} are allowed",
             f"{listed}{' ...' if len(dead) > _EXAMPLES else ''}",
-            f"reembed run --set embed.max_dead_letters={len(dead)}     (the other vectors are kept)",
+            f"reembed run --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
         )
 
 
@@ -339,7 +339,7 @@ def _commit(
     raise Conflict(
         f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
         "other runs of the same alias and model commit to it at the same time",
-        "reembed run     (the staged vectors are kept)",
+        "reembed run     # the staged vectors are kept",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import lance
 import numpy as np
 import numpy.typing as npt
-import obstore
 import pyarrow as pa
 
 from reembed.errors import IntegrityError
@@ -45,6 +43,16 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
     return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
 
 
+def used_files(storage: Storage, path: str) -> set[str]:
+    """Names of the data files of every version of a table; none when there is no table."""
+    try:
+        dataset = open_table(storage, path)
+    except (ValueError, OSError):
+        return set()
+    versions = (open_table(storage, path, v["version"]) for v in dataset.versions())
+    return {f.path for d in versions for m in d.get_fragments() for f in m.data_files()}
+
+
 def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list[str]:
     """Data files whose bytes are no longer those their receipt proves; reads them all."""
     return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
@@ -52,15 +60,8 @@ def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list
 
 def proof_of(storage: Storage, path: str, name: str) -> Proof | None:
     """Size and sha256 of a data file as it now is in the store; None when it is not there."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        chunks = obstore.get(storage.store, f"{path}/data/{name}").stream(min_chunk_size=8 << 20)
-    except FileNotFoundError:
-        return None
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-    return {"size_bytes": size, "sha256": digest.hexdigest()}
+    found = storage.digest(f"{path}/data/{name}")
+    return {"size_bytes": found[0], "sha256": found[1]} if found else None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ about three times that while they are sorted.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,13 +22,22 @@ from reembed.config import EncoderConfig
 from reembed.digests import Digests
 from reembed.source import TEXT, Source
 from reembed.spaces import Space
-from reembed.table_version import Proof, TableVersion, as_vectors, damaged_files
+from reembed.table_version import (
+    Proof,
+    TableVersion,
+    as_vectors,
+    damaged_files,
+    missing_files,
+)
 
 SAMPLE = 459
 """Rows that, none wrong, show with 99 % confidence that under 1 % are: ceil(ln .01 / ln .99)."""
 SAME_VECTOR = 0.999
 """Cosine that a re-embedded row reaches over dtypes and batch compositions."""
+FILES, IDS, ROWS, VECTORS = range(4)
+FULL = VECTORS
 _EXAMPLES = 5
+_FILES_A_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,9 @@ class Verification:
     table: str
     table_version: int
     source_version: int
+    level: int
     documents: int
+    """Of the source; 0 below level 1, which does not read it."""
     rows: int
     dead_letters: int
     differences: dict[str, Difference]
@@ -64,6 +76,8 @@ class Verification:
     @property
     def confidence(self) -> str:
         """What the re-embedded sample shows, in words."""
+        if self.level < ROWS:
+            return "files and ids only" if self.level else "files only, by name and size"
         if not self.sampled:
             return "no vector was re-embedded"
         if self.sampled >= self.rows:
@@ -81,6 +95,22 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Journal:
+    """Steps of a verification that are done, so that an interrupted one goes on where it was."""
+
+    done: dict[str, Any]
+    keep: Callable[[dict[str, Any]], None] = lambda done: None
+    """Stores `done` after each step."""
+
+    def step(self, name: str, work: Callable[[], Any]) -> Any:
+        """The step's result, JSON: from the journal, or made now."""
+        if name not in self.done:
+            self.done[name] = work()
+            self.keep(self.done)
+        return self.done[name]
+
+
+@dataclass(frozen=True)
 class Subject:
     """What is verified: a table version, where it came from, and the ids its index holds."""
 
@@ -95,44 +125,101 @@ class Subject:
     """What each data file must be, byte for byte, by name."""
 
 
-def verify(subject: Subject, sample: int = SAMPLE, seed: int = 0) -> Verification:
-    """Compare everything; invariants 1 and 2 exactly, 3 on a random sample of `sample` rows."""
+def verify(
+    subject: Subject,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    *,
+    level: int = FULL,
+    journal: Journal | None = None,
+) -> Verification:
+    """Compare a table version with its source, as thoroughly as `level` says.
+
+    0 files: every file of the version is proven by a receipt, is there, and has its size.
+    1 ids: every document of the source has exactly one row, and no other row is there.
+    2 rows: every row has the right text and space and a usable vector; the index holds these rows;
+      every file has the sha256 of its receipt.
+    3 vectors: `sample` random rows are embedded again.
+
+    With a journal, steps that an interrupted verification finished are not done again.
+    """
+    journal = journal or Journal({})
+    differences: dict[str, Difference] = {}
+    figures = {"documents": 0, "rows": subject.table.rows, "sampled": 0}
+    if level >= IDS:
+        found = journal.step("rows", lambda: _compare(subject, sample, seed, level))
+        differences = {k: Difference(d[0], tuple(d[1])) for k, d in found["differences"].items()}
+        figures = found["figures"]
+    damaged = [*_unproven(subject), *_damaged(subject, journal, whole=level >= ROWS)]
+    differences["damaged"] = Difference(len(damaged), tuple(damaged[:_EXAMPLES]))
+    return Verification(
+        table=subject.table.path,
+        table_version=subject.table.version,
+        source_version=subject.source.version,
+        level=level,
+        documents=figures["documents"],
+        rows=figures["rows"],
+        dead_letters=len(subject.dead_letters),
+        differences=differences,
+        sampled=figures["sampled"],
+    )
+
+
+def _compare(subject: Subject, sample: int, seed: int, level: int) -> dict[str, Any]:
+    """Differences of ids and, from level 2, of all else in the rows; as JSON."""
     found = _scan_table(subject)
-    chosen = _choose(found, sample, seed)
+    chosen = _choose(found, sample, seed) if level >= VECTORS else []
     source_ids, source_texts, texts = _scan_source(subject.source, set(chosen))
     dead = digests.of_ids(subject.dead_letters)
     unique, first, counts = np.unique(found.ids, return_index=True, return_counts=True)
     common, at_source, at_table = np.intersect1d(source_ids, unique, return_indices=True)
-    stale = common[source_texts[at_source] != found.texts[first[at_table]]]
     named = {
         "missing": np.setdiff1d(np.setdiff1d(source_ids, unique), dead),
         "extra": np.union1d(np.setdiff1d(unique, source_ids), np.intersect1d(unique, dead)),
         "duplicate": unique[counts > 1],
-        "stale": stale,
     }
+    if level >= ROWS:
+        named["stale"] = common[source_texts[at_source] != found.texts[first[at_table]]]
     names = _names(subject, named)
     differences = {
         k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist()))
         for k, v in named.items()
     }
-    differences["mismatched"] = found.mismatched
-    differences["corrupt"] = found.corrupt
-    if subject.index_ids is not None:
-        gap = np.setxor1d(found.row_ids, subject.index_ids)
-        differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
-    damaged = damaged_files(subject.table.storage, subject.table.path, subject.proofs)
-    differences["damaged"] = Difference(len(damaged), tuple(damaged[:_EXAMPLES]))
-    sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
-    return Verification(
-        table=subject.table.path,
-        table_version=subject.table.version,
-        source_version=subject.source.version,
-        documents=len(source_ids),
-        rows=len(found.ids),
-        dead_letters=len(subject.dead_letters),
-        differences=differences,
-        sampled=sampled,
-    )
+    sampled = 0
+    if level >= ROWS:
+        differences["mismatched"], differences["corrupt"] = found.mismatched, found.corrupt
+        if subject.index_ids is not None:
+            gap = np.setxor1d(found.row_ids, subject.index_ids)
+            differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
+    if level >= VECTORS:
+        sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
+    return {
+        "differences": {k: [d.count, list(d.examples)] for k, d in differences.items()},
+        "figures": {"documents": len(source_ids), "rows": len(found.ids), "sampled": sampled},
+    }
+
+
+def _unproven(subject: Subject) -> list[str]:
+    """Files of the version that no receipt vouches for."""
+    fragments = subject.table.dataset().get_fragments()
+    files = {f.path for m in fragments for f in m.data_files()}
+    return sorted(files - subject.proofs.keys()) if subject.proofs else []
+
+
+def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
+    """Files that are gone or of another size; `whole`: or whose bytes are not their receipt's."""
+    table, proofs = subject.table, subject.proofs
+    if not whole:
+        return missing_files(table.storage, table.path, table.version)
+    names = sorted(proofs)
+    damaged: list[str] = []
+    for start in range(0, len(names), _FILES_A_STEP):
+        some = {n: proofs[n] for n in names[start : start + _FILES_A_STEP]}
+        damaged += journal.step(
+            f"files-{start}",
+            functools.partial(damaged_files, table.storage, table.path, some),
+        )
+    return damaged
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import yaml
 
 from reembed import encoders, evalset, faults, table
 from reembed.catalog import Catalog, Release, now
-from reembed.config import Config, EncoderConfig, GateConfig
+from reembed.config import Config, EncoderConfig
+from reembed.errors import Conflict
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Listener
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
-from reembed.storage import Storage, absolute
+from reembed.storage import Storage, absolute, absolute_queries
 from reembed.strategies.steps import Work, build_index, embed_documents, register, seal, verified
 
 
@@ -32,13 +33,15 @@ def full_rebuild(
     catalog = Catalog(storage, config.alias)
     source = Source.open(config)
     space = encoders.describe(config.encoder, config.table.dtype)
-    if config.gate.queries:
+    if not config.gate.queries:
+        say("begin", what="no judged queries (gate.queries): compare will ask for them; building")
+    else:
         evalset.load_eval_set(config.gate.queries, config.gate.split, config.storage.options)
     run = choose_run(config, catalog, source, space, fresh=fresh)
     with driving(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
-            _say_ignored(run.plan(), config, say)
+            _say_ignored(run.plan(), config, say, built=True)
             return release
         plan = make_plan(run, config, source, space, say)
         source = Source.from_json(plan.source, storage.options)
@@ -66,11 +69,17 @@ def choose_run(
     last = at_version[-1].number[1] if at_version else 0
     new = Run(catalog.storage, f"{prefix}-v{source.version}-{last + 1}")
     if fresh:
+        if (
+            driven := next((r for r in mine if r.result() is None and is_driven(r)), None)
+        ) is not None:
+            raise Conflict(
+                f"run {driven.id} of the same settings is being driven",
+                "starting over beside it would embed everything twice at once",
+                "reembed status",
+            )
         for run in mine:
-            if run.result() is None and not is_driven(run):
-                run.storage.create(
-                    run.path("result.json"), {"release": None, "abandoned": True, "at": now()}
-                )
+            if run.result() is None:
+                run.abandon()
         return new
     candidates = at_version if config.source.version else mine
     unfinished = [r for r in candidates if r.result() is None]
@@ -107,7 +116,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         plan.space.require(
             space, f"run {run.id} was planned with another model (use --fresh to start over)"
         )
-        _say_ignored(plan, config, say)
+        _say_ignored(plan, config, say, built=False)
         say(
             "resume",
             run=run.id,
@@ -130,7 +139,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             base_version=table.ensure_table(
                 run.storage, path, table.schema(space, *source.schema())
             ),
-            gate=_absolute_queries(config.gate).model_dump(),
+            gate=absolute_queries(config.gate).model_dump(),
             index=config.index.model_dump(),
             rows=rows,
             units=source.units(config.embed.unit_documents),
@@ -168,21 +177,12 @@ def _portable(section: EncoderConfig) -> EncoderConfig:
     return section
 
 
-def _say_ignored(plan: Plan | None, config: Config, say: Listener) -> None:
-    """Settings that were fixed when the run was planned, and are different now."""
-    now_set = {
-        "gate": _absolute_queries(config.gate).model_dump(),
-        "index": config.index.model_dump(),
-    }
+def _say_ignored(plan: Plan | None, config: Config, say: Listener, *, built: bool) -> None:
+    """Settings that were fixed when the run was planned (or `built`), and are different now."""
+    now_set = {"gate": absolute_queries(config.gate).model_dump()}
+    if built:
+        now_set["index"] = config.index.model_dump()
     if plan is not None:
         differ = [s for s, v in now_set.items() if v != getattr(plan, s)]
         if differ:
             say("ignored", sections=differ)
-
-
-def _absolute_queries(section: GateConfig) -> GateConfig:
-    return (
-        section.model_copy(update={"queries": absolute(section.queries)})
-        if section.queries
-        else section
-    )

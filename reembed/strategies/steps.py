@@ -13,7 +13,7 @@ import pyarrow as pa
 from reembed import embed, encoders, evalset, faults, index, index_store, keep, table, verify
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, GateConfig
-from reembed.errors import IntegrityError
+from reembed.errors import Conflict, IntegrityError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
 from reembed.progress import EmbedProgress, Listener
@@ -194,6 +194,12 @@ def register(
     """Make it a candidate. Serving does not notice."""
     run, plan = work.run, work.plan
     catalog = Catalog(run.storage, plan.alias)
+    if (result := run.result()) is not None and result["release"] is None:
+        raise Conflict(
+            f"run {run.id} was given up while this process was building it",
+            "somebody ran it with --fresh or dropped it, believing this process dead",
+            "reembed run",
+        )
     faults.point("run.before_register")
     release = catalog.register(
         Release(

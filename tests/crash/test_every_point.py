@@ -37,7 +37,13 @@ WORKERS = (
     "index.before_manifest",
 )
 FOLLOW = ("promote.before_follow",)
-ALIAS = ("promote.before_swap", "promote.after_swap", "gc.after_mark", "gc.after_table")
+ALIAS = (
+    "promote.before_swap",
+    "promote.after_swap",
+    "gc.after_mark",
+    "gc.after_table",
+    "gc.before_orphans",
+)
 
 
 def catalog_of(config):
@@ -137,6 +143,8 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     for point in ("gc.after_mark", "gc.after_table"):
         assert cli.process("gc", "-c", file, "--yes", REEMBED_CRASH_AT=point).returncode == -9
         assert "removed by gc" in cli("rollback", "-c", file, "--to", first.id, code=2)["what"]
-    assert cli("gc", "-c", file, "--yes")["removed"] == [first.id]
+    killed = cli.process("gc", "-c", file, "--yes", REEMBED_CRASH_AT="gc.before_orphans")
+    assert killed.returncode == -9
+    assert not cli("gc", "-c", file)["remove"]
     assert not list(Storage.open(config.storage.root).objects(f"indexes/{first.id}/"))
     assert cli("search", "-c", file, "anything")["release"] == release.id
