@@ -8,13 +8,17 @@ that kills twice alone is poison.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
+from reembed import cluster
+from reembed.catalog import now
 from reembed.errors import RunFailed
-from reembed.runs import Run
+from reembed.runs import Run, process_started
 
 MAX_ATTEMPTS = 30
 _CARELESS_ATTEMPTS = 2
@@ -70,6 +74,37 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
         r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
     )
     return Attempt(run, unit, number, poison, ranges)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that embeds a unit now, as it says itself."""
+
+    id: str
+    unit: str
+    attempt: int
+    node: str
+    """Ray's id of its node."""
+    pid: int
+    pid_started: str
+    at: str
+
+
+@contextmanager
+def working(run: Run, worker: str, unit: str, attempt: int) -> Iterator[None]:
+    """Say who works on a unit, during the block; whoever is killed goes on saying so."""
+    path = run.path(f"workers/{worker}.json")
+    pid = os.getpid()
+    who = Worker(worker, unit, attempt, cluster.node_id(), pid, process_started(pid) or "", now())
+    run.storage.write(path, asdict(who))
+    yield
+    run.storage.remove(path)
+
+
+def workers(run: Run) -> list[Worker]:
+    """Who embeds now, and who died at it."""
+    found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
+    return [Worker(**w) for w in found if w]
 
 
 def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterator[Range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,14 +12,17 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import AuthenticationError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed import access
 from reembed.config import Config
 from reembed.errors import ReembedError, UsageError
+from reembed.runs import process_started
 
 T = TypeVar("T")
 _TASKS_AT_ONCE = 64
+_END_S = 30.0
 _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
 
 
@@ -171,6 +175,37 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
     while running:
         collect()
     return [found[number] for number in sorted(found)]
+
+
+def node_id() -> str:
+    """Ray's id of the node this process runs on; empty outside of Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def end_process(node: str, pid: int, started: str) -> bool:
+    """SIGKILL a worker's process on its node, unless another has its pid by now; whether it was there."""
+    where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    task = ray.remote(_end).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+    try:
+        return bool(ray.get(task.remote(pid, started), timeout=_END_S))
+    except (RayError, TimeoutError):  # the node is gone, and the process with it
+        return False
+
+
+def _end(pid: int, started: str) -> bool:
+    if process_started(pid) != started:
+        return False
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def why_nothing_starts() -> str:
+    """What the cluster has, where no worker says that it is at work."""
+    free = ray.available_resources()
+    return (
+        f"no actor is at work; of {_resources()} are free: {free.get('CPU', 0):g} CPUs,"
+        f" {free.get('GPU', 0):g} GPUs"
+    )
 
 
 def largest_node_cpus() -> int:

@@ -106,6 +106,13 @@ class EmbedConfig(Section):
     """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
     """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
+    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a worker that embeds one unit is ended; left out: ten times the median, at
+    least 60, and 900 until some are finished."""
+    stall_s: Annotated[float, Field(gt=0)] = 1_800
+    """Seconds without any finished unit after which the run fails instead of waiting."""
+    drain_s: Annotated[float, Field(ge=0)] = 60
+    """Seconds that units already begun have to finish after Ctrl-C or SIGTERM."""
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
     """Documents that may stay without a vector before the run fails."""
 

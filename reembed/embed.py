@@ -8,70 +8,43 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import time
+import queue
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
-from reembed import attempts, digests, encoders, faults, table
+from reembed import units as work
 from reembed.cluster import reason, unwrapped
-from reembed.config import EmbedConfig, EncoderConfig
-from reembed.encoders.base import Encoder, Tokenizer, Tokens
-from reembed.errors import RunFailed, SpaceMismatch
-from reembed.runs import Plan, Run, Unit
-from reembed.source import TEXT, Source
-from reembed.table_version import from_vectors
+from reembed.errors import ReembedError, RunFailed
+from reembed.runs import Plan, Unit
+from reembed.stop import Stop
+from reembed.units import EmbedJob, UnitEmbedder
+from reembed.watch import Watch
 
-# What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
-DOCUMENT_ERRORS = (
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    AssertionError,
-    OverflowError,
-)
-_TOKENS, _ERROR = "__tokens", "__error"
-_SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
-_SYSTEMATIC_ROWS = 8
-_NO_TEXT = "its text is null"
 # Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
 # are equal, and tokenizing inside the actor would leave the model waiting for it.
 _TASK_CPUS = 0.5
 _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 _MIN_STORE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class EmbedJob:
-    """Everything a stage needs, small enough to travel with each task."""
-
-    run: Run
-    plan: Plan
-    """Without its units."""
-    source: Source
-    encoder: EncoderConfig
-    embed: EmbedConfig
-    columns: pa.Schema
+_LOOK_S = 1.0
 
 
 def embed_units(
-    job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None]
+    job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None], stop: Stop
 ) -> None:
     """Embed and stage these units; `on_receipt` hears of each as it is staged.
 
     Raises:
-        RunFailed: the job stopped; what is staged stays.
+        RunFailed: the job stopped, or stands still; what is staged stays.
+        Interrupted: it was asked to stop.
     """
     _set_context(job, units)
     dataset = ray.data.read_datasource(
@@ -91,14 +64,47 @@ def embed_units(
         fn_kwargs={"job": job},
         num_cpus=_TASK_CPUS,
     )
-    try:
-        for row in dataset.iter_rows():
+    watch = Watch(job, units)
+
+    def look() -> None:
+        stop.check()
+        watch.look()
+
+    with stop.draining(job.drain, job.embed.drain_s):
+        for row in _rows(dataset, look):
+            watch.heard(row)
             on_receipt(row)
-    except RayError as error:
-        cause = unwrapped(error)
-        if cause is not error:
-            raise cause from error
-        raise RunFailed("the embedding job stopped", reason(error), "reembed run") from error
+    stop.check(drained=True)
+
+
+def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """Rows as they come; `meanwhile` is called at least every second: waiting is never blind."""
+    arrived: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+
+    def consume() -> None:
+        try:
+            for row in dataset.iter_rows():
+                arrived.put(row)
+            arrived.put(None)
+        except (RayError, ReembedError) as error:
+            arrived.put(error)
+
+    threading.Thread(target=consume, name="rows", daemon=True).start()
+    while True:
+        try:
+            found = arrived.get(timeout=_LOOK_S)
+        except queue.Empty:
+            meanwhile()
+            continue
+        if found is None:
+            return
+        if isinstance(found, BaseException):
+            cause = unwrapped(found)
+            if cause is not found:
+                raise cause from found
+            raise RunFailed("the embedding job stopped", reason(found), "reembed run") from found
+        yield found
+        meanwhile()
 
 
 def _set_context(job: EmbedJob, units: list[Unit]) -> None:
@@ -140,7 +146,13 @@ class _Units(Datasource):
 
 def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
     """One unit, read and tokenized in one task: its text never enters the object store."""
-    yield _row(unit.id, _tokenized(job.source.read(unit), _tokenizer(job.encoder)))
+    if job.is_draining:
+        yield pa.table(
+            {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
+        )
+        return
+    documents = work.tokenized(job.source.read(unit), work.tokenizer_of(job.encoder))
+    yield _row(unit.id, documents)
 
 
 def _row(unit: str, documents: pa.Table) -> pa.Table:
@@ -158,180 +170,24 @@ def _documents(batch: pa.Table) -> tuple[str, pa.Table]:
     return batch["unit"][0].as_py(), pa.ipc.open_stream(body).read_all()
 
 
-@functools.cache
-def _tokenizer(config: EncoderConfig) -> Tokenizer:
-    # Ray runs as many of these tasks as there are cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return encoders.load_tokenizer(config)
-
-
-def _tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
-    """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
-    raw = documents[TEXT].to_pylist()
-    errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
-    texts = [(text or b"").decode("utf-8", "replace") for text in raw]
-    every = np.arange(len(texts))
-    parts = _each(
-        every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
-    )
-    tokens: list[Any] = [None] * len(texts)
-    prompt_length = 0
-    for rows, found in parts:
-        prompt_length = found.prompt_length
-        for i, row in enumerate(rows):
-            tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
-    columns = {
-        "text_hash": pa.array([digests.digest(t or b"") for t in raw], pa.binary(digests.BYTES)),
-        _TOKENS: pa.array(tokens, pa.large_list(pa.int32())),
-        _ERROR: pa.array(errors, pa.string()),
-    }
-    out = documents.drop_columns([TEXT])
-    for name, column in columns.items():
-        out = out.append_column(name, column)
-    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
-
-
-def _each(
-    rows: npt.NDArray[np.int64],
-    work: Callable[[npt.NDArray[np.int64]], Any],
-    errors: list[str | None],
-) -> list[tuple[npt.NDArray[np.int64], Any]]:
-    """`work` over rows, halved where it fails until the failing documents stand alone in `errors`."""
-    rows = np.array([r for r in rows if errors[r] is None], np.int64)
-    if not len(rows):
-        return []
-    try:
-        return [(rows, work(rows))]
-    except DOCUMENT_ERRORS as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            raise RunFailed(
-                "the device ran out of memory",
-                str(error).splitlines()[0],
-                "reembed run --set embed.batch_tokens=4096",
-            ) from error
-        if len(rows) == 1:
-            errors[rows[0]] = (
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-            )
-            return []
-    half = len(rows) // 2
-    return [*_each(rows[:half], work, errors), *_each(rows[half:], work, errors)]
-
-
 class _Embedder:
-    """One model replica."""
+    """A model replica as Ray Data's actor."""
 
     def __init__(self, job: EmbedJob) -> None:
-        here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
-        job.plan.space.require(here, "the model this actor would load")
-        self._job = job
-        self._encoder: Encoder = encoders.load_encoder(
-            job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
-        )
-        if self._encoder.dim != job.plan.space.dim:
-            raise SpaceMismatch(
-                f"{job.encoder.model} makes vectors of {self._encoder.dim} dimensions",
-                f"its folder says {job.plan.space.dim}, and so does the plan",
-                "reembed config",
-            )
+        self._job, self._units = job, UnitEmbedder(job)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        started, started_at = time.perf_counter(), time.time()
+        if self._job.is_draining:
+            return batch.slice(0, 0)
         unit, documents = _documents(batch)
-        attempt = attempts.begin(self._job.run, unit, documents.num_rows)
-        tokens = _tokens(documents)
-        errors: list[str | None] = documents[_ERROR].to_pylist()
-        for row in attempt.poison:
-            errors[row] = "its embedding kills the process"
-        vectors = np.full((documents.num_rows, self._job.plan.space.dim), np.nan, np.float32)
-        for start, stop in attempt.ranges():
-            for rows, found in _each(
-                np.arange(start, stop), lambda rows: self._encoder.embed(tokens.take(rows)), errors
-            ):
-                vectors[rows] = found
-        self._check(unit, vectors, errors)
-        stats = {
-            "tokens": int(tokens.lengths.sum()),
-            "started_at": started_at,
-            "embed_s": time.perf_counter() - started,
-            "attempt": attempt.number,
-            "device": self._encoder.device,
-        }
-        faults.point("embed.before_write")
-        return _row(unit, self._embedded(documents, vectors, errors, stats))
-
-    def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
-        """Find vectors that cannot be stored; they would vanish from every search without an error."""
-        stored_as = np.dtype(self._job.plan.space.vector_dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            stored = vectors.astype(stored_as, copy=False)
-            norms = np.linalg.norm(stored.astype(np.float32), axis=1)
-        for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-            errors[row] = (
-                errors[row]
-                or "its vector is not finite or zero: the model has nothing for this text"
-            )
-        failed = [e for e in errors if e not in (None, _NO_TEXT)]
-        allowed = max(_SYSTEMATIC * len(errors), self._job.embed.max_dead_letters)
-        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
-            raise RunFailed(
-                f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
-                f"so many is no accident of single documents; the first: {failed[0]}",
-                "reembed config --check",
-            )
-
-    def _embedded(
-        self,
-        documents: pa.Table,
-        vectors: npt.NDArray[np.float32],
-        errors: list[str | None],
-        stats: dict[str, Any],
-    ) -> pa.Table:
-        vector_type = self._job.columns.field("vector").type
-        usable = np.where(np.isfinite(vectors), vectors, 0)
-        out = documents.drop_columns([_TOKENS, _ERROR])
-        out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
-        out = out.append_column(_ERROR, pa.array(errors, pa.string()))
-        return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
-
-
-def _tokens(documents: pa.Table) -> Tokens:
-    column = documents[_TOKENS].combine_chunks().fill_null([])
-    offsets = column.offsets.to_numpy()
-    ids = column.values.to_numpy(zero_copy_only=False)
-    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
-    return Tokens(ids, offsets.astype(np.int64), prompt_length)
+        return _row(unit, self._units.embed(unit, documents))
 
 
 def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
+    if not batch.num_rows:
+        return batch
     unit, documents = _documents(batch)
-    stats = {k.decode(): _number(v.decode()) for k, v in (documents.schema.metadata or {}).items()}
-    failed = documents[_ERROR].is_valid()
-    rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
-    dead = [
-        table.DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
-        for d in documents.filter(failed).select(["doc_id", _ERROR, "text_hash"]).to_pylist()
-    ]
-    receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
-    return pa.table(
-        {
-            "unit": [unit],
-            "rows": [receipt["rows"]],
-            "dead_letters": [len(receipt["dead_letters"])],
-            **{k: [v] for k, v in stats.items()},
-        }
-    )
-
-
-def _number(text: str) -> int | float | str:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return pa.table({k: [v] for k, v in work.write(job, unit, documents).items()})
 
 
 def slim(plan: Plan) -> Plan:

@@ -7,6 +7,7 @@ ReembedError (1)                a failure with a known reason
 ├── EncoderError (2)            the model cannot be loaded or does not fit
 ├── SpaceMismatch (2)           vectors of two spaces would meet
 ├── RunFailed (1)               a rebuild stopped; the same command resumes it
+├── Interrupted (75, 130)       it was asked to end: SIGTERM, Ctrl-C
 ├── IntegrityError (1)          stored bytes are not what was written
 ├── NotVerified (2)             whether they are could not be found out
 ├── GateFailed (3)              the comparison says no, or there is none
@@ -18,6 +19,8 @@ they cross Ray.
 """
 
 from __future__ import annotations
+
+import signal
 
 from reembed.redact import redacted
 
@@ -69,6 +72,23 @@ class SpaceMismatch(ReembedError):
     """Vectors of two different spaces would be compared or stored together."""
 
     exit_code = 2
+
+
+class Interrupted(ReembedError):
+    """The process was asked to end, by a signal. What is staged is kept."""
+
+    def __init__(self, number: int) -> None:
+        """`number` is the signal's."""
+        self.number = number
+        self.exit_code = 130 if number == signal.SIGINT else 75
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}",
+            "what is staged is kept, and nothing that serves was touched",
+            "reembed run     # the same command resumes",
+        )
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        return type(self), (self.number,)
 
 
 class RunFailed(ReembedError):

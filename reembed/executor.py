@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 from reembed import cluster, embed
 from reembed.config import Config
 from reembed.runs import Unit
+from reembed.stop import Stop
+from reembed.units import EmbedJob
 
 T = TypeVar("T")
 
@@ -24,11 +26,12 @@ class Executor(Protocol):
 
     def embed(
         self,
-        job: embed.EmbedJob,
+        job: EmbedJob,
         units: list[Unit],
         on_receipt: Callable[[dict[str, Any]], None],
+        stop: Stop,
     ) -> None:
-        """Embed and stage units; `on_receipt` hears of each."""
+        """Embed and stage units; `on_receipt` hears of each; ends early when `stop` says so."""
 
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
         """Run a function once and wait for it."""

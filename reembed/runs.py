@@ -5,6 +5,7 @@ runs/RUN/config.yaml             the resolved settings, for people
 runs/RUN/leases/00000001.json    who drives it; the newest counts
 runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
 runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
+runs/RUN/workers/WORKER.json     who embeds which unit now
 runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
 runs/RUN/result.json             create-only: the release it ended in
@@ -253,7 +254,7 @@ class Lease:
     @property
     def process_lives(self) -> bool:
         """Whether its process still runs (only meaningful on this machine)."""
-        return _process_started(self.pid) == self.pid_started
+        return process_started(self.pid) == self.pid_started
 
 
 def _boot_id() -> str:
@@ -262,7 +263,7 @@ def _boot_id() -> str:
     return f"{platform.node()}/{boot}"
 
 
-def _process_started(pid: int) -> str | None:
+def process_started(pid: int) -> str | None:
     """Start time in clock ticks since boot, so that a reused pid is not mistaken for its owner."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -317,7 +318,7 @@ def driving(run: Run) -> Iterator[None]:
         host=platform.node(),
         boot=_boot_id(),
         pid=os.getpid(),
-        pid_started=_process_started(os.getpid()) or "",
+        pid_started=process_started(os.getpid()) or "",
     )
     if not run.storage.create(_lease_path(run, mine), asdict(mine)):
         raise Conflict(

@@ -53,9 +53,15 @@ class Encoder(Protocol):
 
     dim: int
     device: str
+    batch_tokens: int
+    """Tokens per forward pass, padding included, as it is now."""
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
         """As the matching Tokenizer does."""
+        ...
+
+    def shrink(self, tokens: Tokens) -> bool:
+        """Halve batch_tokens for good; False when these texts go one by one already."""
         ...
 
     def embed(self, tokens: Tokens) -> Vectors:

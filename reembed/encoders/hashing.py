@@ -36,6 +36,7 @@ class HashingEncoder:
     """Tokens are int32 hashes of features; a hash decides its dimension, sign and weight."""
 
     device = "cpu"
+    batch_tokens = 0
 
     def __init__(self, config: EncoderConfig) -> None:
         """Read the reference.
@@ -65,6 +66,10 @@ class HashingEncoder:
             "query": config.prompts.query or "",
             "document": config.prompts.document or "",
         }
+
+    def shrink(self, tokens: Tokens) -> bool:
+        """False: it has no batches."""
+        return False
 
     def space(self, vector_dtype: str) -> Space:
         """The space of these vectors, stored as `vector_dtype`."""

@@ -29,7 +29,7 @@ class SentenceEncoder:
         self._profile = profile
         self._tokenizer = profile.tokenizer
         self._model = model
-        self._batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens
         self._static = profile.layout.has("StaticEmbedding")
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
@@ -53,6 +53,18 @@ class SentenceEncoder:
                 out[place] = self._finish(self._forward(features))
         return np.ascontiguousarray(out.cpu().numpy())
 
+    def shrink(self, tokens: Tokens) -> bool:
+        """Halve batch_tokens for good, and give back what the device holds in reserve.
+
+        False when these texts go one by one already.
+        """
+        if len(tokens) <= 1 or self.batch_tokens <= int(tokens.lengths.max()):
+            return False
+        self.batch_tokens //= 2
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        return True
+
     def _batches(self, lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         """Rows of each forward pass, longest texts first: the first batch is the largest."""
         order = np.argsort(-lengths, kind="stable")
@@ -60,7 +72,7 @@ class SentenceEncoder:
             order = order[lengths[order] > 0]
         start = 0
         while start < len(order):
-            count = max(1, self._batch_tokens // max(1, int(lengths[order[start]])))
+            count = max(1, self.batch_tokens // max(1, int(lengths[order[start]])))
             yield order[start : start + count]
             start += count
 

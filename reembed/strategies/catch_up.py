@@ -27,6 +27,7 @@ from reembed.strategies.steps import (
     keep_rows,
     register,
     seal,
+    stopping,
     verified,
 )
 from reembed.table import read_sealed
@@ -111,9 +112,9 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     source = Source.from_json(plan.source, run.storage.options)
     here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
-    with on.connected(config) as connected:
+    with on.connected(config) as connected, stopping(say) as stop:
         say("ray", where=connected.where)
-        work = Work(run, plan, source, config, connected, say)
+        work = Work(run, plan, source, config, connected, say, stop)
         embed_documents(work)
         keep_rows(work)
         sealed = seal(work)

@@ -16,7 +16,15 @@ from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
 from reembed.storage import Storage, absolute, absolute_queries
-from reembed.strategies.steps import Work, build_index, embed_documents, register, seal, verified
+from reembed.strategies.steps import (
+    Work,
+    build_index,
+    embed_documents,
+    register,
+    seal,
+    stopping,
+    verified,
+)
 
 
 def full_rebuild(
@@ -33,9 +41,7 @@ def full_rebuild(
     catalog = Catalog(storage, config.alias)
     source = Source.open(config)
     space = encoders.describe(config.encoder, config.table.dtype)
-    if not config.gate.queries:
-        say("begin", what="no judged queries (gate.queries): compare will ask for them; building")
-    else:
+    if config.gate.queries:
         evalset.load_eval_set(config.gate.queries, config.gate.split, config.storage.options)
     run = choose_run(config, catalog, source, space, fresh=fresh)
     with driving(run):
@@ -45,9 +51,9 @@ def full_rebuild(
             return release
         plan = make_plan(run, config, source, space, say)
         source = Source.from_json(plan.source, storage.options)
-        with (executor or RayExecutor()).connected(config) as on:
+        with (executor or RayExecutor()).connected(config) as on, stopping(say) as stop:
             say("ray", where=on.where)
-            work = Work(run, plan, source, config, on, say)
+            work = Work(run, plan, source, config, on, say, stop)
             embed_documents(work)
             sealed = seal(work)
             manifest = build_index(work, sealed)
@@ -167,6 +173,10 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         source=plan.source,
         pinned=pinned,
     )
+    if not config.gate.queries:
+        say(
+            "begin", what="no judged queries (gate.queries): `compare` will ask for them; embedding"
+        )
     return plan
 
 

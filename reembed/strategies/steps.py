@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from reembed.index_search import SearchIndex
 from reembed.progress import EmbedProgress, Listener
 from reembed.runs import Plan, Run
 from reembed.source import Source
+from reembed.stop import Stop
 from reembed.table import SealedTable
 from reembed.table_version import TableVersion
+from reembed.units import EmbedJob
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Work:
     config: Config
     on: Executor
     say: Listener
+    stop: Stop = field(default_factory=Stop)
 
     @functools.cached_property
     def columns(self) -> pa.Schema:
@@ -43,6 +47,11 @@ class Work:
     def vectors(self, sealed: SealedTable) -> TableVersion:
         """The sealed version, to read."""
         return TableVersion(self.run.storage, sealed.path, sealed.version, self.plan.space.dim)
+
+
+def stopping(say: Listener) -> AbstractContextManager[Stop]:
+    """Signals during the block end the run as they should: drained, and said."""
+    return Stop(lambda words: say("begin", what=words)).listening()
 
 
 def embed_documents(work: Work) -> None:
@@ -64,9 +73,9 @@ def embed_documents(work: Work) -> None:
     )
     run.event("embed", todo=len(todo), reused=len(staged))
     encoder = EncoderConfig(**plan.encoder)
-    job = embed.EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
+    job = EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
     with progress.reporting():
-        work.on.embed(job, todo, progress.receipt)
+        work.on.embed(job, todo, progress.receipt, work.stop)
     run.event("embedded", **progress.figures())
 
 

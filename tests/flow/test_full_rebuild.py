@@ -309,7 +309,11 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
     plan = run.plan()
     columns = tables.schema(plan.space, pa.string(), [])
     late = tables._commit(
-        run, dataclasses.replace(plan, base_version=release.table_version), columns, run.receipts()
+        run,
+        dataclasses.replace(plan, base_version=release.table_version),
+        columns,
+        run.receipts(),
+        storage.read(run.path("sealed.json")),
     )
     assert late == release.table_version + 1
     again = tables.seal(run, plan, columns, max_dead_letters=0)

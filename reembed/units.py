@@ -1,0 +1,308 @@
+"""What is done with one unit, wherever it runs: tokenize -> embed -> write.
+
+Documents travel as Arrow tables: doc_id, text_hash, carried columns, then tokens or vectors, and
+`__error`, which is null where all is well.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed import attempts, digests, encoders, faults, table
+from reembed.config import EmbedConfig, EncoderConfig
+from reembed.encoders.base import Encoder, Tokenizer, Tokens
+from reembed.errors import RunFailed, SpaceMismatch
+from reembed.runs import Plan, Run
+from reembed.source import TEXT, Source
+from reembed.table_version import from_vectors
+
+# What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
+DOCUMENT_ERRORS = (
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    AssertionError,
+    OverflowError,
+)
+_TOKENS, _ERROR = "__tokens", "__error"
+_SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
+_SYSTEMATIC_ROWS = 8
+_NO_TEXT = "its text is null"
+_NORM_SLACK = 0.02  # of unit vectors in half precision
+_CANARIES = ("The old index answers while the new one is built.", "7 wings flutter at Mach 0.9")
+_SAME_CANARY = 0.999
+DRAIN = "drain.json"
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Everything a stage needs, small enough to travel with each task."""
+
+    run: Run
+    plan: Plan
+    """Without its units."""
+    source: Source
+    encoder: EncoderConfig
+    embed: EmbedConfig
+    columns: pa.Schema
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this start of the driver: a request to drain means this one only."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the driver was asked to end: no further unit is begun."""
+        asked = self.run.storage.read_if_there(self.run.path(DRAIN))
+        return asked is not None and asked["token"] == self.token
+
+    def drain(self) -> None:
+        """Ask that no further unit is begun."""
+        self.run.storage.write(self.run.path(DRAIN), {"token": self.token})
+
+
+@functools.cache
+def tokenizer_of(config: EncoderConfig) -> Tokenizer:
+    """The tokenizer of this process."""
+    # Ray runs as many of these tasks as there are cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return encoders.load_tokenizer(config)
+
+
+def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
+    """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
+    raw = documents[TEXT].to_pylist()
+    errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
+    texts = [(text or b"").decode("utf-8", "replace") for text in raw]
+    every = np.arange(len(texts))
+    parts = _each(
+        every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
+    )
+    tokens: list[Any] = [None] * len(texts)
+    prompt_length = 0
+    for rows, found in parts:
+        prompt_length = found.prompt_length
+        for i, row in enumerate(rows):
+            tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
+    columns = {
+        "text_hash": pa.array([digests.digest(t or b"") for t in raw], pa.binary(digests.BYTES)),
+        _TOKENS: pa.array(tokens, pa.large_list(pa.int32())),
+        _ERROR: pa.array(errors, pa.string()),
+    }
+    out = documents.drop_columns([TEXT])
+    for name, column in columns.items():
+        out = out.append_column(name, column)
+    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
+
+
+def _each(
+    rows: npt.NDArray[np.int64],
+    work: Callable[[npt.NDArray[np.int64]], Any],
+    errors: list[str | None],
+) -> list[tuple[npt.NDArray[np.int64], Any]]:
+    """`work` over rows, halved where it fails until the failing documents stand alone in `errors`."""
+    rows = np.array([r for r in rows if errors[r] is None], np.int64)
+    if not len(rows):
+        return []
+    try:
+        return [(rows, work(rows))]
+    except DOCUMENT_ERRORS as error:
+        if len(rows) == 1:
+            errors[rows[0]] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            )
+            return []
+    half = len(rows) // 2
+    return [*_each(rows[:half], work, errors), *_each(rows[half:], work, errors)]
+
+
+class UnitEmbedder:
+    """One model replica."""
+
+    def __init__(self, job: EmbedJob) -> None:
+        """Load the model, and hold it against the plan and against the run's other replicas.
+
+        Raises:
+            SpaceMismatch: it is another model, or makes other vectors of the same texts.
+        """
+        here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
+        job.plan.space.require(here, "the model this actor would load")
+        self._job = job
+        self._worker = uuid.uuid4().hex
+        self._encoder: Encoder = encoders.load_encoder(
+            job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
+        )
+        if self._encoder.dim != job.plan.space.dim:
+            raise SpaceMismatch(
+                f"{job.encoder.model} makes vectors of {self._encoder.dim} dimensions",
+                f"its folder says {job.plan.space.dim}, and so does the plan",
+                "reembed config",
+            )
+        _sing(job, self._encoder)
+
+    def embed(self, unit: str, documents: pa.Table) -> pa.Table:
+        """Tokens to vectors; documents that fail get an error instead.
+
+        Raises:
+            RunFailed: so many fail, or all vectors are the same, that it is the set-up.
+        """
+        started, started_at = time.perf_counter(), time.time()
+        attempt = attempts.begin(self._job.run, unit, documents.num_rows)
+        with attempts.working(self._job.run, self._worker, unit, attempt.number):
+            tokens = _tokens(documents)
+            errors: list[str | None] = documents[_ERROR].to_pylist()
+            for row in attempt.poison:
+                errors[row] = "its embedding kills the process, or does not end"
+            vectors = np.full((documents.num_rows, self._job.plan.space.dim), np.nan, np.float32)
+            for start, stop in attempt.ranges():
+                for rows, found in _each(
+                    np.arange(start, stop),
+                    lambda rows: self._within_memory(tokens.take(rows)),
+                    errors,
+                ):
+                    vectors[rows] = found
+        self._check(unit, vectors, errors)
+        self._check_variety(unit, vectors, documents)
+        stats = {
+            "tokens": int(tokens.lengths.sum()),
+            "started_at": started_at,
+            "embed_s": time.perf_counter() - started,
+            "attempt": attempt.number,
+            "device": self._encoder.device,
+            "batch_tokens": self._encoder.batch_tokens,
+        }
+        faults.point("embed.before_write")
+        return self._embedded(documents, vectors, errors, stats)
+
+    def _within_memory(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """Embed; what does not fit the device's memory is tried in batches half as large, from now on.
+
+        A single text that does not fit is that text's error.
+        """
+        while True:
+            try:
+                return self._encoder.embed(tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or not self._encoder.shrink(tokens):
+                    raise
+
+    def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
+        """Find vectors that cannot be stored; they would vanish from every search without an error."""
+        stored_as = np.dtype(self._job.plan.space.vector_dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = vectors.astype(stored_as, copy=False)
+            norms = np.linalg.norm(stored.astype(np.float32), axis=1)
+        for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
+            errors[row] = (
+                errors[row]
+                or "its vector is not finite or zero: the model has nothing for this text"
+            )
+        if self._job.plan.space.normalize:
+            for row in np.flatnonzero(np.abs(norms - 1) > _NORM_SLACK):
+                errors[row] = errors[row] or f"its vector has length {norms[row]:.3f}, not 1"
+        failed = [e for e in errors if e not in (None, _NO_TEXT)]
+        allowed = max(_SYSTEMATIC * len(errors), self._job.embed.max_dead_letters)
+        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
+            raise RunFailed(
+                f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
+                f"so many is no accident of single documents; the first: {failed[0]}",
+                "reembed config --check",
+            )
+
+    def _check_variety(
+        self, unit: str, vectors: npt.NDArray[np.float32], documents: pa.Table
+    ) -> None:
+        """Different texts with one and the same vector: the model is broken, whatever its norm."""
+        usable = np.isfinite(vectors).all(axis=1)
+        texts = documents["text_hash"].filter(pa.array(usable)).unique()
+        if len(texts) >= _SYSTEMATIC_ROWS and (vectors[usable] == vectors[usable][0]).all():
+            raise RunFailed(
+                f"all {len(texts):,} different texts of unit {unit} got the same vector",
+                "the model's weights or its device are broken",
+                "reembed config --check",
+            )
+
+    def _embedded(
+        self,
+        documents: pa.Table,
+        vectors: npt.NDArray[np.float32],
+        errors: list[str | None],
+        stats: dict[str, Any],
+    ) -> pa.Table:
+        vector_type = self._job.columns.field("vector").type
+        usable = np.where(np.isfinite(vectors), vectors, 0)
+        out = documents.drop_columns([_TOKENS, _ERROR])
+        out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
+        out = out.append_column(_ERROR, pa.array(errors, pa.string()))
+        return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _sing(job: EmbedJob, encoder: Encoder) -> None:
+    """Two fixed texts must get the vectors that the run's first replica gave them.
+
+    Files may be equal and the vectors not: another device, driver or library.
+    """
+    vectors = encoder.embed(encoder.tokenize(_CANARIES, "document"))
+    run = Run(job.run.storage, job.plan.base.run_id) if job.plan.base else job.run
+    path = run.path("canary.json")
+    storage = job.run.storage
+    if storage.create(path, {"device": encoder.device, "vectors": vectors.tolist()}):
+        return
+    first = storage.read(path)
+    golden = np.array(first["vectors"], np.float32)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(golden, axis=1)
+    cosines = (vectors * golden).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    # A model that has nothing for such a text (zero, NaN) says nothing by it either.
+    if (cosines[np.isfinite(golden).all(axis=1) & (lengths > 0)] < _SAME_CANARY).any():
+        raise SpaceMismatch(
+            f"this replica on {encoder.device} makes other vectors than the first one on {first['device']}",
+            f"cosines of two fixed texts: {', '.join(f'{c:.4f}' for c in cosines)}",
+            "reembed run --set embed.dtype=float32",
+        )
+
+
+def _tokens(documents: pa.Table) -> Tokens:
+    column = documents[_TOKENS].combine_chunks().fill_null([])
+    offsets = column.offsets.to_numpy()
+    ids = column.values.to_numpy(zero_copy_only=False)
+    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
+    return Tokens(ids, offsets.astype(np.int64), prompt_length)
+
+
+def write(job: EmbedJob, unit: str, documents: pa.Table) -> dict[str, Any]:
+    """Stage an embedded unit; one row for the driver's progress."""
+    stats = {k.decode(): _number(v.decode()) for k, v in (documents.schema.metadata or {}).items()}
+    failed = documents[_ERROR].is_valid()
+    rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
+    dead = [
+        table.DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
+        for d in documents.filter(failed).select(["doc_id", _ERROR, "text_hash"]).to_pylist()
+    ]
+    receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
+    counts = {"rows": receipt["rows"], "dead_letters": len(receipt["dead_letters"])}
+    return {"unit": unit, **counts, **stats}
+
+
+def _number(text: str) -> int | float | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,98 @@
+"""Nothing hangs quietly: a worker over its deadline is ended, and a job that stands still fails.
+
+A worker that is stopped, loops or waits for ever in a driver's call cannot end itself; its process
+is ended from outside, Ray starts another, and the unit's attempts are counted as those of any death.
+Ages are taken by the driver's own monotonic clock, from when it first saw a worker on a unit.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from reembed import attempts, cluster
+from reembed.errors import RunFailed
+from reembed.runs import Unit
+from reembed.units import EmbedJob
+
+_EVERY_S = 5.0
+_LEAST_S = 60.0
+_TIMES = 10.0  # the median unit's time
+_UNKNOWN_S = 900.0  # until a unit is finished
+_ENOUGH = 3
+
+
+@dataclass
+class _Seen:
+    attempt: tuple[str, int]
+    since: float
+    ended: bool = False
+
+
+class Watch:
+    """Looks after the workers of one job."""
+
+    def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
+        """Nothing was heard yet."""
+        self._job, self._left = job, {u.id for u in units}
+        self._times: list[float] = []
+        self._seen: dict[str, _Seen] = {}
+        self._heard = self._looked = time.monotonic()
+
+    def heard(self, row: dict[str, Any]) -> None:
+        """A unit was staged."""
+        self._heard = time.monotonic()
+        self._left.discard(row["unit"])
+        self._times.append(row["embed_s"])
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a unit may take."""
+        if self._job.embed.unit_deadline_s is not None:
+            return self._job.embed.unit_deadline_s
+        if len(self._times) < _ENOUGH:
+            return _UNKNOWN_S
+        return max(_LEAST_S, _TIMES * statistics.median(self._times))
+
+    def look(self) -> None:
+        """End workers over their deadline.
+
+        Raises:
+            RunFailed: for too long no unit was finished at all.
+        """
+        now = time.monotonic()
+        if now - self._looked < min(_EVERY_S, self.deadline_s / 4):
+            return
+        self._looked = now
+        workers = attempts.workers(self._job.run)
+        for worker in workers:
+            seen = self._seen.get(worker.id)
+            if seen is None or seen.attempt != (worker.unit, worker.attempt):
+                self._seen[worker.id] = _Seen((worker.unit, worker.attempt), now)
+            elif not seen.ended and now - seen.since > self.deadline_s:
+                seen.ended = True
+                self._end(worker, now - seen.since)
+        if now - self._heard > self._job.embed.stall_s:
+            self._fail(now, workers)
+
+    def _end(self, worker: attempts.Worker, age: float) -> None:
+        ended = cluster.end_process(worker.node, worker.pid, worker.pid_started)
+        self._job.run.event(
+            "deadline",
+            unit=worker.unit,
+            attempt=worker.attempt,
+            seconds=round(age, 1),
+            deadline_s=round(self.deadline_s, 1),
+            ended=ended,
+        )
+
+    def _fail(self, now: float, workers: list[attempts.Worker]) -> None:
+        busy = [f"{w.unit} (attempt {w.attempt})" for w in workers if w.unit in self._left]
+        why = f"being embedded: {', '.join(busy[:3])}" if busy else cluster.why_nothing_starts()
+        raise RunFailed(
+            f"no unit was finished for {now - self._heard:,.0f} s (embed.stall_s)",
+            why,
+            "reembed run     # what is staged is kept",
+        )

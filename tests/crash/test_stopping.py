@@ -1,0 +1,162 @@
+"""Nothing hangs, and a signal ends a run as it should: drained, resumable, with its own exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reembed import attempts
+from reembed.runs import find_runs
+from reembed.storage import Storage
+
+pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(240)]
+
+# Ray workers import this before anything of reembed runs: a model that takes its time.
+SLOW = """
+import importlib.abc, os, sys, time
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "reembed.units":
+            return None
+        sys.meta_path.remove(self)
+        from reembed.encoders import hashing
+        plain = hashing.HashingEncoder.embed
+        def embed(self, tokens):
+            if len(tokens) > 2:  # not the two fixed texts
+                time.sleep({seconds})
+                while {loops}:
+                    pass
+            return plain(self, tokens)
+        hashing.HashingEncoder.embed = embed
+        return None
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """slow(seconds, loops="False") -> environment in which each unit takes that long."""
+
+    def make(seconds: float, loops: str = "False") -> dict[str, str]:
+        site = tmp_path / "site"
+        site.mkdir(exist_ok=True)
+        (site / "sitecustomize.py").write_text(SLOW.format(seconds=seconds, loops=loops))
+        return {"PYTHONPATH": str(site)}
+
+    return make
+
+
+def start(cli, file: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        cli.command("run", "-c", file, "--json"),
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(what, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+def run_of(tmp_path: Path):
+    storage = Storage.open(str(tmp_path / "root"))
+    wait_for(lambda: find_runs(storage))
+    return find_runs(storage)[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_begun_units_finish_and_the_same_command_resumes(
+    corpus, config_file, cli, slow, tmp_path, number, code
+):
+    file = config_file(corpus(300), embed={"unit_documents": 20})
+    process = start(cli, file, slow(1.0))
+    run = run_of(tmp_path)
+    wait_for(lambda: len(run.staged()) >= 2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert json.loads(out)["error"] == "Interrupted"
+    assert "the same command resumes" in json.loads(out)["fix"]
+    assert "finishing the units that are begun" in err
+    assert "SIGTERM received at" not in err
+    begun = {p.split("/")[-2] for p, _ in run.storage.objects(run.path("attempts/"))}
+    assert begun == run.staged(), "a unit was begun and thrown away"
+    assert 2 < len(run.staged()) < 15
+    done = cli.process("run", "-c", file, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 300
+    assert all(r["attempt"] == 1 for r in run.receipts())
+
+
+def test_a_second_signal_and_a_spent_patience_stop_at_once(
+    corpus, config_file, cli, slow, tmp_path
+):
+    file = config_file(corpus(300), embed={"unit_documents": 100, "drain_s": 2})
+    process = start(cli, file, slow(60))
+    run = run_of(tmp_path)
+    wait_for(lambda: attempts.workers(run))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(out)["exit_code"]) == (130, 130), err
+    assert time.monotonic() - started < 15
+    process = start(cli, file, slow(60))
+    wait_for(lambda: len(attempts.workers(run)) > 1)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert 1.5 < time.monotonic() - started < 15
+
+
+def test_a_stopped_worker_is_ended_at_its_deadline_and_its_unit_done_again(
+    corpus, config_file, cli, slow, tmp_path
+):
+    file = config_file(corpus(120), embed={"unit_documents": 40, "unit_deadline_s": 3})
+    process = start(cli, file, slow(1.0))
+    run = run_of(tmp_path)
+    wait_for(lambda: attempts.workers(run))
+    (worker,) = attempts.workers(run)
+    os.kill(worker.pid, signal.SIGSTOP)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"] == 120
+    events = [json.loads(e) for e in run.storage.read_bytes(run.path("events.jsonl")).splitlines()]
+    (ended,) = [e for e in events if e["stage"] == "deadline"]
+    assert (ended["unit"], ended["ended"]) == (worker.unit, True)
+    again = {r["unit"]: r["attempt"] for r in run.receipts()}
+    assert again[worker.unit] == 2
+
+
+def test_a_job_on_which_nothing_moves_fails_and_names_what_it_waits_for(
+    corpus, config_file, cli, slow, tmp_path
+):
+    file = config_file(
+        corpus(60), embed={"unit_documents": 60, "unit_deadline_s": 600, "stall_s": 4}
+    )
+    process = start(cli, file, slow(0, loops="True"))
+    out, err = process.communicate(timeout=100)
+    said = json.loads(out)
+    assert process.returncode == 1, err
+    assert "no unit was finished for" in said["what"]
+    assert "being embedded: 000000-000000000 (attempt 1)" in said["why"]
+    run = run_of(tmp_path)
+    status = cli("status", "-c", file)
+    assert status["runs"][0]["run"] == run.id
+    assert sys.platform == "linux"

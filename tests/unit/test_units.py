@@ -1,0 +1,154 @@
+"""One unit on its own: device memory, broken models, and replicas that do not sing the same."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lance
+import numpy as np
+import pytest
+from conftest import documents
+from tiny_models import bert_model
+
+from reembed import encoders, table, units
+from reembed.config import Config
+from reembed.encoders.hashing import HashingEncoder
+from reembed.encoders.sentence import SentenceEncoder
+from reembed.errors import RunFailed, SpaceMismatch
+from reembed.runs import Plan, Run, Unit
+from reembed.source import Source
+from reembed.storage import Storage
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(model="hashing:16", n=40) -> (job, tokenized documents of its only unit)."""
+
+    def make(model: str = "hashing:16", n: int = 40):
+        import pyarrow as pa
+
+        uri = str(tmp_path / f"s{n}.lance")
+        lance.write_dataset(pa.Table.from_pylist(documents(n, 0)), uri, mode="overwrite")
+        config = Config(
+            alias="a",
+            source={"uri": uri},
+            encoder={"model": model},
+            storage={"root": str(tmp_path / "root")},
+        )
+        storage, source = Storage.open(config.storage.root), Source.open(config)
+        space = encoders.describe(config.encoder, "float32")
+        columns = table.schema(space, *source.schema())
+        path = f"tables/a-{space.id}.lance"
+        version = table.ensure_table(storage, path, columns)
+        fields = {"source": source.to_json(), "table": path, "base_version": version}
+        rest = {"gate": {}, "index": {}, "rows": n, "created_at": "", "encoder": {}}
+        unit = Unit("u", 0, 0, n)
+        plan = Plan(run_id="r", alias="a", space=space, units=[unit], **fields, **rest)
+        made = units.EmbedJob(
+            Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
+        )
+        texts = units.tokenized(source.read(unit), units.tokenizer_of(config.encoder))
+        return made, texts
+
+    return make
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which cannot be raised without a device."""
+
+
+def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    whole = units.UnitEmbedder(made).embed("u", texts)
+    plain, batches = SentenceEncoder._forward, []
+
+    def forward(self, features):
+        rows, width = features["input_ids"].shape
+        if rows * width > 200:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        batches.append(rows)
+        return plain(self, features)
+
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    embedder = units.UnitEmbedder(made)
+    halved = embedder.embed("v", texts)
+    assert halved["__error"].null_count == 40
+    ours, theirs = halved["vector"].to_pylist(), whole["vector"].to_pylist()
+    assert np.allclose(ours, theirs, atol=1e-5)
+    assert embedder._encoder.batch_tokens < made.embed.batch_tokens
+    remembered = embedder._encoder.batch_tokens
+    embedder.embed("w", texts)
+    assert embedder._encoder.batch_tokens == remembered
+    assert int(halved.schema.metadata[b"batch_tokens"]) == remembered
+
+
+def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    heavy = texts["__tokens"].to_pylist()[3]
+    plain = SentenceEncoder._forward
+
+    def forward(self, features):
+        if heavy in [row[: len(heavy)] for row in features["input_ids"].tolist()]:
+            raise OutOfMemoryError("CUDA out of memory")
+        return plain(self, features)
+
+    embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    errors = embedder.embed("u", texts)["__error"].to_pylist()
+    assert "out of memory" in errors[3]
+    assert sum(e is not None for e in errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda v: np.repeat(v[:1], len(v), axis=0), "got the same vector"),
+        (lambda v: v * 3, "could not be embedded"),
+        (
+            lambda v: np.where(np.arange(len(v))[:, None] % 3 > 0, np.nan, v),
+            "could not be embedded",
+        ),
+    ],
+    ids=["constant", "long", "nan"],
+)
+def test_a_model_that_is_broken_stops_the_run(job, monkeypatch, broken, said):
+    made, texts = job()
+    embedder = units.UnitEmbedder(made)
+    plain = HashingEncoder.embed
+    monkeypatch.setattr(HashingEncoder, "embed", lambda self, tokens: broken(plain(self, tokens)))
+    with pytest.raises(RunFailed) as failure:
+        embedder.embed("u", texts)
+    assert said in failure.value.what
+
+
+def test_a_vector_of_another_length_is_a_dead_letter_where_unit_length_is_promised(
+    job, monkeypatch
+):
+    made, texts = job()
+    plain = HashingEncoder.embed
+
+    def embed(self, tokens):
+        vectors = plain(self, tokens)
+        vectors[3] *= 1.5
+        return vectors
+
+    embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    errors = embedder.embed("u", texts)["__error"].to_pylist()
+    assert errors[3] == "its vector has length 1.500, not 1"
+    assert sum(e is not None for e in errors) == 1
+
+
+def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, monkeypatch):
+    made, _ = job()
+    units.UnitEmbedder(made)
+    units.UnitEmbedder(made)
+    plain = HashingEncoder.embed
+
+    def other(self, tokens):
+        return np.ascontiguousarray(plain(self, tokens)[:, ::-1])
+
+    monkeypatch.setattr(HashingEncoder, "embed", other)
+    with pytest.raises(SpaceMismatch, match="makes other vectors than the first one"):
+        units.UnitEmbedder(made)
+    units.UnitEmbedder(dataclasses.replace(made, run=Run(made.run.storage, "a-0-v1-2")))
