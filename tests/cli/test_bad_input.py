@@ -306,12 +306,15 @@ def test_a_tampered_index_is_refused_wherever_it_would_be_read(two_releases, cli
     body = bytearray(path.read_bytes())
     body[len(body) // 2] ^= 1
     path.write_bytes(body)
-    for verb in ("compare", "verify"):
-        assert "index.faiss" in fails(1, verb, "-c", file)
+    said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
+    assert "index.faiss is gone, cut short or changed" in said
+    assert "index.faiss" in fails(1, "compare", "-c", file)
     manifest = Path(storage.root) / candidate.index / "manifest.json"
     manifest.write_text(manifest.read_text().replace(candidate.index_sha256, "0" * 64))
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert "another index than it was registered with" in said
+    assert "was replaced after" in fails(1, "verify", "-c", file)
+    assert "is not verified" in fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert cli("search", "-c", file, "anything")["release"] == live.id
 
 

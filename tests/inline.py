@@ -1,0 +1,65 @@
+"""An executor without Ray: units one after the other in this process, for faults by the hundred.
+
+All that is real but Ray: source, encoder, staging, commit, index, verification, catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from reembed import units as work
+from reembed.config import Config
+from reembed.runs import Unit
+from reembed.stop import Stop
+from reembed.units import EmbedJob, UnitEmbedder
+
+T = TypeVar("T")
+
+
+class Inline:
+    """As `reembed.executor.Executor` asks."""
+
+    where = "this process"
+
+    @contextmanager
+    def connected(self, config: Config) -> Iterator[Inline]:
+        yield self
+
+    def embed(
+        self,
+        job: EmbedJob,
+        units: list[Unit],
+        on_receipt: Callable[[dict[str, Any]], None],
+        stop: Stop,
+    ) -> None:
+        embedder = UnitEmbedder(job)
+        for unit in self.order(units):
+            documents = work.tokenized(job.source.read(unit), work.tokenizer_of(job.encoder))
+            on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
+
+    def order(self, units: list[Unit]) -> list[Unit]:
+        """In which they are done."""
+        return units
+
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        return function(*args)
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        return [function(*item) for item in items]
+
+    def largest_node_cpus(self) -> int:
+        return 1
+
+    def has_gpu(self) -> bool:
+        return False
+
+
+class Silent:
+    """A listener that does not."""
+
+    every_s = 3600.0
+
+    def __call__(self, stage: str, **fields: Any) -> None:
+        pass
