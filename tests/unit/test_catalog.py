@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pickle
 
@@ -24,10 +25,14 @@ def catalog(tmp_path):
     return Catalog(Storage.open(str(tmp_path)), "docs")
 
 
+def sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
-    catalog.storage.write_bytes(f"indexes/{name}/index.faiss", b"12345")
+    catalog.storage.write_bytes(f"indexes/{name}/index.faiss", name.encode())
     table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
-    manifest = {"sha256": f"sha-{name}", "size_bytes": 5, **table}
+    manifest = {"sha256": sha256(name), "size_bytes": len(name), **table}
     catalog.storage.write(f"indexes/{name}/manifest.json", manifest)
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
@@ -35,7 +40,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     fields = {
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
-        "index": f"indexes/{name}", "index_sha256": f"sha-{name}", "rows": 1, "dead_letters": 0,
+        "index": f"indexes/{name}", "index_sha256": sha256(name), "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
         "sealed_sha256": "s", "origin": name,
         "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
@@ -198,8 +203,10 @@ def test_a_space_record_with_an_edited_field_is_refused():
 def test_every_error_is_picklable_with_all_it_says():
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.ReembedError):
-            copy = pickle.loads(pickle.dumps(kind("what", "why", "fix")))
-            assert (type(copy), str(copy)) == (kind, "what\n  why\n  fix: fix")
+            error = kind(2) if kind is errors.Interrupted else kind("what", "why", "fix")
+            copy = pickle.loads(pickle.dumps(error))
+            assert (type(copy), str(copy), copy.exit_code) == (kind, str(error), error.exit_code)
+    assert str(errors.ReembedError("what", "why", "fix")) == "what\n  why\n  fix: fix"
 
 
 def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_path):

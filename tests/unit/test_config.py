@@ -323,7 +323,8 @@ def test_a_missing_file_is_named_with_its_neighbour() -> None:
     with pytest.raises(ConfigError) as refused:
         load(["locl.yaml"], [])
     assert str(refused.value) == (
-        "locl.yaml: no such file\n  did you mean local.yaml?\n  fix: ls ."
+        "locl.yaml: no such file\n  did you mean local.yaml?\n"
+        "  fix: reembed config -c local.yaml --check"
     )
 
 

@@ -1,0 +1,380 @@
+"""Histories: operators, a writer of documents and a reader at once, with deaths; then what must hold.
+
+The model is a dict: what the source held at each of its versions, and which promotions were
+acknowledged. Everything is checked against it by code of its own, not by `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from inline import Inline, Silent
+from sim.engine import Crash, World, attempt
+
+from reembed import digests, encoders, gc
+from reembed.catalog import AliasRecord, Catalog, Release
+from reembed.config import Config, EncoderConfig
+from reembed.errors import ReembedError
+from reembed.live import LiveAlias
+from reembed.promote import follow, newest_of, promote, rollback, standing
+from reembed.runs import find_runs
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+RATES = {"die": 0.014, "fail": 0.004, "lose": 0.008, "switch": 0.05, "presume": 0.3}
+MODELS = ("hashing:16", "hashing:24")
+_WORDS = ("wing", "flutter", "heat", "shock", "wave", "boundary", "layer", "slip", "flow", "plate")
+
+
+@dataclass
+class Model:
+    """What is known without asking the code."""
+
+    versions: dict[int, dict[str, str | None]] = field(default_factory=dict)
+    acknowledged: list[tuple[int, str]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+
+class History:
+    """One seed's world, its processes and its checks."""
+
+    def __init__(self, seed: int, rates: dict[str, float] | None = None) -> None:
+        self.world = World(seed, rates or RATES)
+        self.rng = self.world.rng
+        self.model = Model()
+        self.source = str(self.world.folder / "source.lance")
+        self.root = str(self.world.folder / "root")
+        self._next = 0
+        self._cache: dict[tuple[str, str], bytes] = {}
+        self._write(
+            lambda: lance.write_dataset(
+                self._rows({self._new_id(): self._text() for _ in range(18)}),
+                self.source,
+                enable_stable_row_ids=self.rng.random() < 0.7,
+                max_rows_per_file=8,
+            )
+        )
+
+    def config(self, model: str) -> Config:
+        return Config(
+            alias="docs",
+            source={"uri": self.source},
+            encoder={"model": model},
+            embed={"unit_documents": 4, "max_dead_letters": 20},
+            storage={"root": self.root, "keep": 2},
+        )
+
+    @property
+    def catalog(self) -> Catalog:
+        return Catalog(Storage.open(self.root), "docs")
+
+    # --- what processes do ---
+
+    def operator(self, verbs: int) -> Callable[[], None]:
+        chosen = self.rng.choices(
+            ("run", "promote", "catch-up", "rollback", "gc"), (5, 4, 4, 2, 2), k=verbs
+        )
+
+        def work() -> None:
+            for verb in chosen:
+                self.verb(verb)
+
+        return work
+
+    def verb(self, verb: str) -> Any:
+        """One command, as the command line would run it."""
+        config = self.config(self.rng.choice(MODELS))
+        done = {
+            "run": lambda: full_rebuild(config, Silent(), executor=Inline()),
+            "promote": lambda: self._acknowledge(self._promote(config)),
+            "catch-up": lambda: self._acknowledge(self._catch_up(config)),
+            "rollback": lambda: self._acknowledge(rollback(self.catalog)),
+            "gc": lambda: gc.apply(self.catalog, gc.plan(self.catalog, 2), 2),
+        }[verb]
+        result = attempt(done)
+        self.world.trace.append(f"{verb}: {_said(result)}")
+        return result
+
+    def _promote(self, config: Config) -> AliasRecord:
+        from reembed.promote import candidate
+
+        chosen = newest_of(self.catalog, candidate(self.catalog))
+        newest = catch_up(config, chosen, Silent(), executor=Inline())
+        return promote(self.catalog, newest.id, force_reason="simulated")
+
+    def _catch_up(self, config: Config) -> AliasRecord:
+        live = self.catalog.require_live().release
+        newest = catch_up(
+            config, newest_of(self.catalog, live), Silent(), executor=Inline()
+        )
+        return follow(self.catalog, newest)
+
+    def _acknowledge(self, record: AliasRecord) -> AliasRecord:
+        self.model.acknowledged.append((record.generation, record.token))
+        return record
+
+    def writer(self, changes: int) -> Callable[[], None]:
+        def work() -> None:
+            for _ in range(changes):
+                self.world.step("writer")
+                self.change()
+
+        return work
+
+    def change(self) -> None:
+        """One change of the source, as an application makes it."""
+        now = dict(self.model.versions[max(self.model.versions)])
+        kind = self.rng.choice(("insert", "update", "update", "same", "delete", "again", "compact"))
+        some = self.rng.sample(sorted(now), min(3, len(now)))
+        if kind == "compact":
+            self._write(lambda: lance.dataset(self.source).optimize.compact_files(), now)
+            return
+        if kind in ("delete", "again") and len(now) > 6:
+            for doc_id in some:
+                now.pop(doc_id)
+            listed = ", ".join(f"'{d}'" for d in some)
+            self._write(lambda: lance.dataset(self.source).delete(f"doc_id in ({listed})"), now)
+            if kind == "delete":
+                return
+        rows = {d: now.get(d, self._text()) if kind == "same" else self._text() for d in some}
+        if kind == "insert":
+            rows = {self._new_id(): self._text() for _ in range(3)}
+        merge = lance.dataset(self.source).merge_insert("doc_id")
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        self._write(lambda: merge.execute(self._rows(rows)), now | rows)
+
+    def reader(self, looks: int) -> Callable[[], None]:
+        """A serving process: what it found is of one release, whatever moves meanwhile."""
+
+        def work() -> None:
+            for _ in range(looks):
+                self.world.step("reader")
+                try:
+                    served = LiveAlias(self.catalog)
+                except (ReembedError, OSError, ValueError) as error:
+                    self._reader_failed(error)
+                    continue
+                self.world.step("reader opened")
+                release = served.current.release
+                texts = self._expected(release)
+                doc_id = self.rng.choice(sorted(texts))
+                query = served.search([texts[doc_id]], k=len(texts))[0]
+                best = [h.doc_id for h in query if h.score >= query[0].score - 1e-4]
+                same = {d for d, t in texts.items() if t == texts[doc_id]}
+                if not same & set(best):
+                    self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
+
+        return work
+
+    def _reader_failed(self, error: BaseException) -> None:
+        """Between resolving and opening gc may take a release; what is live now must open."""
+        if isinstance(error, ReembedError) and "serves nothing yet" in error.what:
+            return
+        if "injected" in str(error) or "Slow Down" in str(error) or "Internal" in str(error):
+            return
+        with_lock = self.world.quiet
+        self.world.quiet = True
+        try:
+            self._check_serves()
+        finally:
+            self.world.quiet = with_lock
+
+    # --- documents ---
+
+    def _new_id(self) -> str:
+        self._next += 1
+        return f"d{self._next:04d}"
+
+    def _text(self) -> str | None:
+        """Words; rarely NULL, which is a dead letter."""
+        if self.rng.random() < 0.03:
+            return None
+        return " ".join(self.rng.choices(_WORDS, k=self.rng.randint(2, 6)))
+
+    @staticmethod
+    def _rows(documents: dict[str, str | None]) -> pa.Table:
+        columns = pa.schema([("doc_id", pa.string()), ("text", pa.string())])
+        return pa.table([list(documents), list(documents.values())], columns)
+
+    def _write(self, work: Callable[[], Any], documents: dict[str, str | None] | None = None) -> None:
+        before = max(self.model.versions, default=0)
+        work()
+        dataset = lance.dataset(self.source)
+        if documents is None:
+            documents = {r["doc_id"]: r["text"] for r in dataset.to_table().to_pylist()}
+        for version in range(before + 1, dataset.version + 1):
+            self.model.versions[version] = documents
+
+    # --- what must hold ---
+
+    def _expected(self, release: Release) -> dict[str, str]:
+        texts = self.model.versions[release.source["version"]]
+        return {d: t for d, t in texts.items() if t is not None}
+
+    def check(self) -> list[str]:
+        """Everything that must hold at rest; the violations."""
+        self.world.quiet = True
+        try:
+            self._check_log()
+            self._check_serves()
+            for release in self.catalog.releases():
+                if not self.catalog.is_retired(release.id):
+                    self._check_release(release)
+            self._check_source()
+        except (ReembedError, OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+            self.model.violations.append(f"check: {type(error).__name__}: {error}")
+        return self.model.violations
+
+    def _check_log(self) -> None:
+        log = self.catalog.log()
+        previous = None
+        for record in log:
+            if record.previous_token != previous:
+                self.model.violations.append(f"log: generation {record.generation} follows another")
+            previous = record.token
+        kept = {(r.generation, r.token) for r in log}
+        lost = [a for a in self.model.acknowledged if a not in kept]
+        if lost:
+            self.model.violations.append(f"log: acknowledged and lost: {lost}")
+
+    def _check_serves(self) -> None:
+        """Live and what a rollback goes to are whole, whatever gc did."""
+        log = self.catalog.log()
+        for release in standing(log)[-2:]:
+            if self.catalog.is_retired(release.id) and newest_of(self.catalog, release) is release:
+                self.model.violations.append(f"gc: {release.id} may still be served")
+                return
+            self._check_release(newest_of(self.catalog, release))
+        if log:
+            LiveAlias(self.catalog)
+
+    def _check_release(self, release: Release) -> None:
+        expected = self._expected(release)
+        path = f"{self.root}/{release.table}"
+        table = lance.dataset(path, version=release.table_version).to_table(with_row_id=True)
+        rows = {r["doc_id"]: r for r in table.drop_columns(["vector"]).to_pylist()}
+        name = release.id
+        if len(rows) != table.num_rows:
+            self.model.violations.append(f"{name}: {table.num_rows - len(rows)} rows twice")
+        if rows.keys() != expected.keys():
+            lack, more = expected.keys() - rows.keys(), rows.keys() - expected.keys()
+            self.model.violations.append(f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}")
+            return
+        vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
+        for doc_id, vector in zip(table["doc_id"].to_pylist(), vectors, strict=True):
+            row = rows[doc_id]
+            if row["text_hash"] != digests.digest(expected[doc_id].encode()):
+                self.model.violations.append(f"{name}: {doc_id} is of another text")
+            elif row["space"] != release.space.id:
+                self.model.violations.append(f"{name}: {doc_id} is of another space")
+            elif not np.allclose(vector, self._vector(release, expected[doc_id]), atol=1e-6):
+                self.model.violations.append(f"{name}: {doc_id} has another vector")
+        self._check_index(release, set(table["_rowid"].to_pylist()))
+
+    def _check_index(self, release: Release, row_ids: set[int]) -> None:
+        from reembed import index_store
+
+        store = self.catalog.storage.store
+        manifest = index_store.read_manifest(store, release.index)
+        ids = index_store.load(store, release.index, manifest).ids()
+        if set(ids.tolist()) != row_ids or manifest.sha256 != release.index_sha256:
+            self.model.violations.append(f"{release.id}: its index is of other rows")
+
+    def _vector(self, release: Release, text: str) -> np.ndarray:
+        key = (release.space.model, text)
+        if key not in self._cache:
+            encoder = encoders.load_encoder(EncoderConfig(**release.encoder))
+            self._cache[key] = encoder.embed(encoder.tokenize([text], "document"))[0].tobytes()
+        return np.frombuffer(self._cache[key], np.float32)
+
+    def _check_source(self) -> None:
+        """We only ever read it: its rows are the writer's, its tags ours."""
+        dataset = lance.dataset(self.source)
+        rows = {r["doc_id"]: r["text"] for r in dataset.to_table().to_pylist()}
+        if rows != self.model.versions[max(self.model.versions)]:
+            self.model.violations.append("source: it was changed by something else than its writer")
+        if any(not tag.startswith("reembed-") for tag in dataset.tags.list()):
+            self.model.violations.append("source: a tag that is not ours")
+
+    # --- a history ---
+
+    def play(self) -> list[str]:
+        """Processes at once, with deaths; then one that finishes everything; the violations."""
+        with self.world.installed():
+            for _ in range(2):
+                self.world.spawn("one", self.operator(3))
+                self.world.spawn("two", self.operator(2))
+                self.world.spawn("writer", self.writer(2))
+                self.world.spawn("reader", self.reader(2))
+                self.world.run_all()
+                if self.check():
+                    return self.model.violations
+                self.world.quiet = False
+            self._finish()
+        return self.check()
+
+    def _finish(self) -> None:
+        """The same commands once more, without faults: everything comes to its end."""
+        self.world.quiet = True
+
+        def work() -> None:
+            for model in MODELS:
+                release = attempt(
+                    lambda model=model: full_rebuild(
+                        self.config(model), Silent(), executor=Inline()
+                    )
+                )
+                if isinstance(release, ReembedError):
+                    self.model.violations.append(f"it does not come to an end: {release}")
+            for verb in ("promote", "catch-up", "gc", "gc"):
+                result = self.verb(verb)
+                if isinstance(result, ReembedError) and result.exit_code == 1:
+                    self.model.violations.append(f"{verb} does not come to an end: {result}")
+            live = self.catalog.live()
+            newest = self.model.versions[max(self.model.versions)]
+            if live is not None and self._expected(live.release) != {
+                d: t for d, t in newest.items() if t is not None
+            }:
+                self.model.violations.append("live has not caught up with the source")
+            if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
+                left = gc.plan(self.catalog, 2).orphans
+                if left:
+                    self.model.violations.append(f"gc left {len(left)} orphans: {left[0].path}")
+
+        self.world.spawn("last", work)
+        self.world.run_all()
+
+
+def play(seed: int, rates: dict[str, float] | None = None) -> dict[str, Any]:
+    """One seed; its counts, and what it violated."""
+    history = History(seed, rates)
+    try:
+        violations = history.play()
+    except Crash:  # pragma: no cover - a step outside of any process
+        violations = ["a crash got out"]
+    except Exception as error:  # noqa: BLE001 - a bug is a violation, with its seed
+        violations = [f"{type(error).__name__}: {error}"]
+    finally:
+        history.world.close()
+    steps = digests.digest("\n".join(history.world.trace).encode()).hex()
+    return {
+        "seed": seed,
+        "violations": violations,
+        "steps_sha": steps,
+        **history.world.counts,
+        "trace": history.world.trace,
+    }
+
+
+def _said(result: Any) -> str:
+    if isinstance(result, ReembedError):
+        return f"{type(result).__name__}"
+    return getattr(result, "id", type(result).__name__)

@@ -1,0 +1,332 @@
+"""Planted bugs: each must be caught by the histories, so that the histories are proven too.
+
+A bug of rows is planted together with a blind `verify`: the histories must see it by themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from sim.history import play
+
+from reembed import changes, gc, keep, live, promote, runs, storage, strategies, table, units, verify
+from reembed.catalog import Catalog
+from reembed.storage import Storage
+
+Patch = Callable[[Any, str, Any], None]
+BUGS: dict[str, Callable[[Patch], None]] = {}
+SEEDS = 60
+"""Histories within which each bug must be caught."""
+
+
+def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    BUGS[plant.__name__] = plant
+    return plant
+
+
+def _blind(patch: Patch) -> None:
+    """`verify` finds nothing, whatever there is."""
+    honest = verify.verify
+
+    def nothing(*args: Any, **more: Any) -> Any:
+        found = honest(*args, **more)
+        none = {k: verify.Difference(0) for k in found.differences}
+        return dataclasses.replace(found, differences=none)
+
+    patch(verify, "verify", nothing)
+
+
+# --- exactly once ---
+
+
+@bug
+def commits_again_without_looking_for_its_own_commit(patch: Patch) -> None:
+    patch(table, "_committed", lambda run, plan: None)
+
+
+@bug
+def overwrites_receipts_of_another_driver(patch: Patch) -> None:
+    create = Storage.create
+
+    def write(self: Storage, path: str, record: Any) -> bool:
+        if "/units/" in path:
+            self.write(path, record)
+            return True
+        return create(self, path, record)
+
+    patch(Storage, "create", write)
+
+
+@bug
+def loser_of_a_unit_deletes_the_files_of_the_winner(patch: Patch) -> None:
+    honest = table.stage
+
+    def stage(run: Any, plan: Any, columns: Any, staged: Any) -> Any:
+        path = run.path(f"units/{staged.unit}.json")
+        before = run.storage.read_if_there(path)
+        receipt = honest(run, plan, columns, staged)
+        if before is not None:
+            for name in before["files"]:
+                run.storage.remove(f"{plan.table}/data/{name}")
+        return receipt
+
+    patch(table, "stage", stage)
+    patch(runs.Run, "staged", lambda self: set())
+
+
+@bug
+def receipt_before_its_files(patch: Patch) -> None:
+    honest = table._write
+
+    def late(store: Any, path: str, rows: pa.Table) -> Any:
+        fragments = honest(store, path, rows)
+        files = [f.path for m in fragments for f in m.files]
+        for name in files:
+            store.remove(f"{path}/data/{name}")
+        return fragments
+
+    patch(table, "_write", late)
+    patch(table, "_proof", lambda store, path, file: {"size_bytes": file.file_size_bytes, "sha256": "0"})
+
+
+@bug
+def seals_without_all_units(patch: Patch) -> None:
+    _blind(patch)
+    patch(table, "_check_receipts", lambda plan, receipts, fingerprint: None)
+    honest = units.write
+
+    def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
+        if unit.endswith("4"):
+            return {"unit": unit, "rows": 0, "dead_letters": 0, "tokens": 0, "embed_s": 0}
+        return honest(job, unit, documents)
+
+    patch(units, "write", forgetful)
+
+
+@bug
+def retries_a_write_with_a_half_read_stream(patch: Patch) -> None:
+    _blind(patch)
+    honest = table._write
+    patch(table, "_write", lambda s, p, rows: honest(s, p, rows.slice(rows.num_rows // 2)))
+
+
+@bug
+def lost_answer_of_a_create_is_taken_for_a_lost_race(patch: Patch) -> None:
+    def create(self: Storage, path: str, record: Any) -> bool:
+        import json
+
+        body = json.dumps(record, sort_keys=True).encode()
+        try:
+            storage.obstore.put(self.store, path, body, mode="create")
+        except storage.AlreadyExistsError:
+            return False
+        return True
+
+    patch(Storage, "create", create)
+    honest = promote._swap
+
+    def insistent(*args: Any) -> Any:
+        """As an operator's script does: on a conflict, look whether it is live, else say it failed."""
+        return honest(*args)
+
+    patch(promote, "_swap", insistent)
+
+
+# --- rows ---
+
+
+@bug
+def vectors_in_another_order_than_their_ids(patch: Patch) -> None:
+    _blind(patch)
+    honest = units.UnitEmbedder._embedded
+
+    def shuffled(self: Any, documents: Any, vectors: Any, errors: Any, stats: Any) -> Any:
+        return honest(self, documents, np.ascontiguousarray(vectors[::-1]), errors, stats)
+
+    patch(units.UnitEmbedder, "_embedded", shuffled)
+
+
+@bug
+def deletions_are_not_carried_over(patch: Patch) -> None:
+    _blind(patch)
+    honest = changes.find_changes
+
+    def forgetful(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
+        found = honest(before, after, vectors, dead, retry=retry)
+        keep_all = {f: rows[:0] for f, rows in found.dropped.items()} if not len(found.embed) else None
+        return found if keep_all is None else dataclasses.replace(found, dropped={}, removed=0)
+
+    patch(strategies.catch_up, "find_changes", forgetful)
+
+
+@bug
+def updates_are_missed(patch: Patch) -> None:
+    _blind(patch)
+    patch(changes._Held, "read", classmethod(_texts_of_the_source(changes._Held.read)))
+
+
+def _texts_of_the_source(honest: Callable[..., Any]) -> Callable[..., Any]:
+    class Same:
+        """Equal to whatever it is compared with."""
+
+        def __getitem__(self, rows: Any) -> Any:
+            return self
+
+        def __eq__(self, other: object) -> Any:
+            return np.ones(len(other), bool)  # type: ignore[arg-type]
+
+        __hash__ = None  # type: ignore[assignment]
+
+    def read(cls: Any, vectors: Any, carry: list[str]) -> Any:
+        return dataclasses.replace(honest(vectors, carry), texts=Same())
+
+    return read
+
+
+@bug
+def rows_that_left_are_kept_beside_their_successors(patch: Patch) -> None:
+    _blind(patch)
+
+    def all_of_it(vectors: Any, columns: Any, unit: Any) -> Any:
+        return vectors.fragment(unit.fragment, columns.names).drop_columns(["_rowid"])
+
+    patch(keep, "_kept", all_of_it)
+
+
+@bug
+def a_document_without_text_gets_a_vector(patch: Patch) -> None:
+    _blind(patch)
+    honest = units.tokenized
+
+    def all_well(documents: pa.Table, tokenizer: Any) -> pa.Table:
+        found = honest(documents, tokenizer)
+        at = found.column_names.index("__error")
+        return found.set_column(at, "__error", pa.nulls(found.num_rows, pa.string()))
+
+    patch(units, "tokenized", all_well)
+
+
+@bug
+def catch_up_looks_only_at_ids(patch: Patch) -> None:
+    _blind(patch)
+    honest = changes.find_changes
+
+    def new_ids(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
+        found = honest(before, after, vectors, dead, retry=retry)
+        return found if found.removed else dataclasses.replace(found, embed=found.embed[:0], dropped={})
+
+    patch(strategies.catch_up, "find_changes", new_ids)
+
+
+# --- index, alias, gc, readers ---
+
+
+@bug
+def index_of_the_version_before(patch: Patch) -> None:
+    _blind(patch)
+    honest = strategies.steps._index_task
+
+    def stale(run: Any, plan: Any, vectors: Any, config: Any) -> Any:
+        if plan.base is None:
+            return honest(run, plan, vectors, config)
+        old = dataclasses.replace(vectors, version=plan.base.table_version)
+        built = honest(run, plan, old, config)
+        manifest = {**built.to_json(), "table_version": vectors.version}
+        run.storage.write(f"indexes/{run.id}/manifest.json", manifest)
+        return type(built).from_json(manifest)
+
+    patch(strategies.steps, "_index_task", stale)
+
+
+@bug
+def alias_moved_without_compare_and_swap(patch: Patch) -> None:
+    create = Storage.create
+
+    def overwrite(self: Storage, path: str, record: Any) -> bool:
+        if path.startswith("aliases/"):
+            self.write(path, record)
+            return True
+        return create(self, path, record)
+
+    patch(Storage, "create", overwrite)
+
+
+@bug
+def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
+    honest = Catalog.append
+
+    def hopeful(self: Catalog, *args: Any, **more: Any) -> Any:
+        try:
+            return honest(self, *args, **more)
+        except storage.BaseError:
+            raise
+        except promote.Conflict:
+            record = self.require_live()
+            return dataclasses.replace(record, generation=record.generation + 1, token="hope")
+
+    patch(Catalog, "append", hopeful)
+
+
+@bug
+def gc_takes_all_but_what_is_live(patch: Patch) -> None:
+    honest = gc._reasons
+
+    def only_live(catalog: Catalog, kept: int) -> dict[str, str]:
+        return {k: v for k, v in honest(catalog, kept).items() if v == "live"}
+
+    patch(gc, "_reasons", only_live)
+
+
+@bug
+def gc_sweeps_the_files_of_unfinished_runs(patch: Patch) -> None:
+    honest = gc.plan
+
+    def careless(catalog: Catalog, kept: int) -> Any:
+        planned = honest(catalog, kept)
+        files = gc._files_of_tables(catalog, gc.find_runs(catalog.storage, catalog.alias))
+        going = {r.table for r in planned.remove if r.whole_table}
+        orphans = [
+            o for t, listed in files.items() if t not in going for o in gc._orphans(catalog, t, listed)
+        ]
+        return dataclasses.replace(planned, orphans=orphans)
+
+    patch(gc, "plan", careless)
+
+
+@bug
+def serving_asks_with_the_model_of_another_release(patch: Patch) -> None:
+    honest = live.OpenRelease.encode_queries
+
+    def other(self: Any, texts: Any) -> Any:
+        return np.ascontiguousarray(np.roll(honest(self, texts), 3, axis=1))
+
+    patch(live.OpenRelease, "encode_queries", other)
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """The code with one bug in it."""
+    with ExitStack() as stack:
+
+        def patch(owner: Any, attribute: str, value: Any) -> None:
+            stack.callback(setattr, owner, attribute, owner.__dict__.get(attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, value)
+
+        BUGS[name](patch)
+        yield
+
+
+def caught(name: str, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
+    """In which history a planted bug was caught, if it was."""
+    with planted(name), contextlib.suppress(KeyboardInterrupt):
+        for tried, seed in enumerate(range(first, first + seeds), 1):
+            found = play(seed)["violations"]
+            if found:
+                return {"bug": name, "caught": True, "histories": tried, "by": found[0][:200]}
+    return {"bug": name, "caught": False, "histories": seeds}
