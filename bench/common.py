@@ -37,6 +37,7 @@ PACKAGES = (
     "torch",
     "ray",
     "pylance",
+    "lance-ray",
     "faiss-cpu",
     "faiss-gpu",
     "transformers",
@@ -44,6 +45,8 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "pyarrow",
+    "obstore",
+    "moto",
 )
 _MARK = "REEMBED_BENCH"
 _DIE_S = 60.0

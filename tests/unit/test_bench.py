@@ -36,6 +36,24 @@ FIGURES = {
         "job_docs_per_s",
         "startup_s",
     },
+    "stock_vs_reembed": {"rows_in", "stock_rows", "reembed_rows"},
+    "million": {
+        "rows",
+        "kills",
+        "driver_peak_mib",
+        "seconds",
+        "units",
+        "units_plan_seconds",
+        "units_seal_seconds",
+        "units_driver_peak_mib",
+    },
+    "promote": {
+        "promote_ms_p50",
+        "promote_ms_max",
+        "rollback_ms_p50",
+        "s3_promote_ms_p50",
+        "lost",
+    },
 }
 
 
