@@ -7,14 +7,18 @@ landed, or let another process go first, for as long as the seed likes. So a pro
 front of its commit while the world moves on. Nothing else is random, and no clock is asked: a seed
 replays step for step.
 
-    python -m sim --seed 17        # from tests/; prints every step, and what was violated
+    python tests/sim/run.py --seed 17        # prints every step, and what was violated
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import os
 import random
+import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -27,8 +31,6 @@ from obstore.exceptions import AlreadyExistsError
 from reembed import faults, runs, storage, strategies
 from reembed.errors import ReembedError
 from reembed.storage import Storage, storage_errors
-
-_STEPS = 4_000
 
 
 class Crash(BaseException):
@@ -64,12 +66,16 @@ class Process(threading.Thread):
 class World:
     """Processes, their store, and the seed that decides everything."""
 
-    def __init__(self, seed: int, rates: dict[str, float], folder: Path | None = None) -> None:
+    def __init__(self, seed: int, rates: dict[str, float], place: str) -> None:
         """`rates`: probability of die, fail, lose and switch at each step."""
         self.seed, self.rng, self.rates = seed, random.Random(seed), rates
         shm = Path("/dev/shm")
-        base = folder or (shm if shm.is_dir() else None)
-        self.folder = Path(tempfile.mkdtemp(prefix="reembed-sim-", dir=base))
+        # A fixed name: run ids follow from the source's address, and their order from run ids.
+        base = shm if shm.is_dir() else Path(tempfile.gettempdir())
+        self.folder = base / f"reembed-sim-{os.getuid()}" / f"{place}-{seed}"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.ticks = 0
         self.processes: list[Process] = []
         self.counts: Counter[str] = Counter()
         self.trace: list[str] = []
@@ -149,6 +155,13 @@ class World:
             return False
         return lives
 
+    def clock(self) -> str:
+        """Time by steps, in seconds since a day of no meaning."""
+        self.ticks += 1
+        return (
+            dt.datetime(2030, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=self.ticks)
+        ).isoformat()
+
     # --- the seams ---
 
     @contextlib.contextmanager
@@ -161,6 +174,9 @@ class World:
                 setattr(owner, name, value)
 
             patch(faults, "hook", self.step)
+            for module in list(sys.modules.values()):
+                if module.__name__.startswith("reembed") and hasattr(module, "now"):
+                    patch(module, "now", self.clock)
             put = storage.obstore.put
 
             def faulty_put(store: Any, path: str, *args: Any, **more: Any) -> Any:
@@ -181,7 +197,11 @@ class World:
                 patch(Storage, name, self._faulty(name, getattr(Storage, name)))
             patch(runs, "repeating", _nothing)
             patch(runs, "process_started", lambda pid: threading.current_thread().name)
-            patch(runs.Lease, "process_lives", property(lambda lease: self.is_alive(lease.pid_started)))
+            patch(
+                runs.Lease,
+                "process_lives",
+                property(lambda lease: self.is_alive(lease.pid_started)),
+            )
             patch(strategies.steps, "EmbedProgress", _NoProgress)
             yield self
 
@@ -209,7 +229,7 @@ def attempt(work: Callable[[], Any]) -> Any:
 
 def _plain(path: str) -> str:
     """A path without what differs between two replays of one seed."""
-    return path.partition(".lance/")[0]
+    return re.sub(r"[0-9a-f]{32}", "*", path.partition(".lance/")[0])
 
 
 @contextlib.contextmanager

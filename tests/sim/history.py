@@ -6,21 +6,20 @@ acknowledged. Everything is checked against it by code of its own, not by `verif
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
 from inline import Inline, Silent
-from sim.engine import Crash, World, attempt
 
 from reembed import digests, encoders, gc
 from reembed.catalog import AliasRecord, Catalog, Release
 from reembed.config import Config, EncoderConfig
+from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.live import LiveAlias
 from reembed.promote import follow, newest_of, promote, rollback, standing
@@ -28,9 +27,16 @@ from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
+from sim.engine import Crash, World, attempt
 
-RATES = {"die": 0.014, "fail": 0.004, "lose": 0.008, "switch": 0.05, "presume": 0.3}
+MIXED = {"die": 0.014, "fail": 0.004, "lose": 0.008, "switch": 0.05, "presume": 0.3}
+RIVALS = {**MIXED, "die": 0.006, "switch": 0.12, "presume": 1.0}
+CONTEST = {**MIXED, "die": 0.004, "lose": 0.02, "switch": 0.3}
+KINDS = {"mixed": MIXED, "rivals": RIVALS, "contest": CONTEST}
+"""mixed: everything at once; rivals: two drivers of one run, each believed dead; contest: promotions."""
 MODELS = ("hashing:16", "hashing:24")
+BROKEN = "nanword"
+"""A text that the model makes NaN of."""
 _WORDS = ("wing", "flutter", "heat", "shock", "wave", "boundary", "layer", "slip", "flow", "plate")
 
 
@@ -46,8 +52,9 @@ class Model:
 class History:
     """One seed's world, its processes and its checks."""
 
-    def __init__(self, seed: int, rates: dict[str, float] | None = None) -> None:
-        self.world = World(seed, rates or RATES)
+    def __init__(self, seed: int, place: str = "history") -> None:
+        self.kind = sorted(KINDS)[seed % len(KINDS)]
+        self.world = World(seed, KINDS[self.kind], place)
         self.rng = self.world.rng
         self.model = Model()
         self.source = str(self.world.folder / "source.lance")
@@ -100,6 +107,9 @@ class History:
             "gc": lambda: gc.apply(self.catalog, gc.plan(self.catalog, 2), 2),
         }[verb]
         result = attempt(done)
+        return self._tell(verb, result)
+
+    def _tell(self, verb: str, result: Any) -> Any:
         self.world.trace.append(f"{verb}: {_said(result)}")
         return result
 
@@ -112,9 +122,7 @@ class History:
 
     def _catch_up(self, config: Config) -> AliasRecord:
         live = self.catalog.require_live().release
-        newest = catch_up(
-            config, newest_of(self.catalog, live), Silent(), executor=Inline()
-        )
+        newest = catch_up(config, newest_of(self.catalog, live), Silent(), executor=Inline())
         return follow(self.catalog, newest)
 
     def _acknowledge(self, record: AliasRecord) -> AliasRecord:
@@ -195,8 +203,8 @@ class History:
 
     def _text(self) -> str | None:
         """Words; rarely NULL, which is a dead letter."""
-        if self.rng.random() < 0.03:
-            return None
+        if self.rng.random() < 0.05:
+            return self.rng.choice((None, BROKEN))
         return " ".join(self.rng.choices(_WORDS, k=self.rng.randint(2, 6)))
 
     @staticmethod
@@ -204,7 +212,9 @@ class History:
         columns = pa.schema([("doc_id", pa.string()), ("text", pa.string())])
         return pa.table([list(documents), list(documents.values())], columns)
 
-    def _write(self, work: Callable[[], Any], documents: dict[str, str | None] | None = None) -> None:
+    def _write(
+        self, work: Callable[[], Any], documents: dict[str, str | None] | None = None
+    ) -> None:
         before = max(self.model.versions, default=0)
         work()
         dataset = lance.dataset(self.source)
@@ -217,7 +227,7 @@ class History:
 
     def _expected(self, release: Release) -> dict[str, str]:
         texts = self.model.versions[release.source["version"]]
-        return {d: t for d, t in texts.items() if t is not None}
+        return _usable(texts)
 
     def check(self) -> list[str]:
         """Everything that must hold at rest; the violations."""
@@ -266,7 +276,9 @@ class History:
             self.model.violations.append(f"{name}: {table.num_rows - len(rows)} rows twice")
         if rows.keys() != expected.keys():
             lack, more = expected.keys() - rows.keys(), rows.keys() - expected.keys()
-            self.model.violations.append(f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}")
+            self.model.violations.append(
+                f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}"
+            )
             return
         vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
         for doc_id, vector in zip(table["doc_id"].to_pylist(), vectors, strict=True):
@@ -308,18 +320,57 @@ class History:
 
     def play(self) -> list[str]:
         """Processes at once, with deaths; then one that finishes everything; the violations."""
-        with self.world.installed():
-            for _ in range(2):
-                self.world.spawn("one", self.operator(3))
-                self.world.spawn("two", self.operator(2))
-                self.world.spawn("writer", self.writer(2))
-                self.world.spawn("reader", self.reader(2))
+        with self.world.installed(), _broken_model():
+            for scene in {"mixed": (self._mixed,) * 2, "rivals": (self._rivals,) * 2}.get(
+                self.kind, (self._contest,)
+            ):
+                scene()
                 self.world.run_all()
                 if self.check():
                     return self.model.violations
                 self.world.quiet = False
             self._finish()
         return self.check()
+
+    def _mixed(self) -> None:
+        self.world.spawn("one", self.operator(3))
+        self.world.spawn("two", self.operator(2))
+        self.world.spawn("writer", self.writer(2))
+        self.world.spawn("reader", self.reader(2))
+
+    def _rivals(self) -> None:
+        """Three drivers of one run: each takes the others, paused or not, for dead."""
+        config = self.config(self.rng.choice(MODELS))
+        for name in ("one", "two", "three"):
+            self.world.spawn(
+                name,
+                lambda: self._tell(
+                    "run", attempt(lambda: full_rebuild(config, Silent(), executor=Inline()))
+                ),
+            )
+        self.world.spawn("writer", self.writer(1))
+
+    def _contest(self) -> None:
+        """Two releases, and three operators who each want another one live."""
+        self.world.quiet = True
+        for model in MODELS:
+            attempt(
+                lambda model=model: full_rebuild(self.config(model), Silent(), executor=Inline())
+            )
+        self.world.quiet = False
+        releases = [r.id for r in self.catalog.releases()]
+        for name in ("one", "two", "three"):
+            wanted = self.rng.choices(releases, k=6)
+            self.world.spawn(name, lambda wanted=wanted: self._want(wanted))
+        self.world.spawn("reader", self.reader(3))
+
+    def _want(self, releases: list[str]) -> None:
+        for release in releases:
+            attempt(
+                lambda release=release: self._acknowledge(
+                    promote(self.catalog, release, force_reason="simulated")
+                )
+            )
 
     def _finish(self) -> None:
         """The same commands once more, without faults: everything comes to its end."""
@@ -340,9 +391,7 @@ class History:
                     self.model.violations.append(f"{verb} does not come to an end: {result}")
             live = self.catalog.live()
             newest = self.model.versions[max(self.model.versions)]
-            if live is not None and self._expected(live.release) != {
-                d: t for d, t in newest.items() if t is not None
-            }:
+            if live is not None and self._expected(live.release) != _usable(newest):
                 self.model.violations.append("live has not caught up with the source")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
                 left = gc.plan(self.catalog, 2).orphans
@@ -353,9 +402,35 @@ class History:
         self.world.run_all()
 
 
-def play(seed: int, rates: dict[str, float] | None = None) -> dict[str, Any]:
-    """One seed; its counts, and what it violated."""
-    history = History(seed, rates)
+def _usable(texts: dict[str, str | None]) -> dict[str, str]:
+    """Documents that have a vector: neither NULL nor too much for the model."""
+    return {d: t for d, t in texts.items() if t not in (None, BROKEN)}
+
+
+@contextmanager
+def _broken_model() -> Iterator[None]:
+    """A model that makes NaN of one text."""
+    honest = HashingEncoder.embed
+
+    def embed(self: HashingEncoder, tokens: Any) -> Any:
+        vectors = honest(self, tokens)
+        bad = self.tokenize([BROKEN], "document").ids
+        for i in range(len(tokens)):
+            ids = tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]]
+            if len(ids) == len(bad) and (ids == bad).all():
+                vectors[i] = np.nan
+        return vectors
+
+    HashingEncoder.embed = embed
+    try:
+        yield
+    finally:
+        HashingEncoder.embed = honest
+
+
+def play(seed: int, place: str = "history") -> dict[str, Any]:
+    """One seed; its counts, and what it violated. Two at once need two names of places."""
+    history = History(seed, place)
     try:
         violations = history.play()
     except Crash:  # pragma: no cover - a step outside of any process
@@ -367,6 +442,7 @@ def play(seed: int, rates: dict[str, float] | None = None) -> dict[str, Any]:
     steps = digests.digest("\n".join(history.world.trace).encode()).hex()
     return {
         "seed": seed,
+        "kind": history.kind,
         "violations": violations,
         "steps_sha": steps,
         **history.world.counts,
@@ -376,5 +452,5 @@ def play(seed: int, rates: dict[str, float] | None = None) -> dict[str, Any]:
 
 def _said(result: Any) -> str:
     if isinstance(result, ReembedError):
-        return f"{type(result).__name__}"
+        return f"{type(result).__name__}: {result.what}"
     return getattr(result, "id", type(result).__name__)

@@ -1,0 +1,37 @@
+"""Histories of everything at once hold what is promised, and would notice if it were not so."""
+
+from __future__ import annotations
+
+import pytest
+
+from sim import mutants
+from sim.history import KINDS
+from sim.run import histories, planted_bugs, replay
+
+HISTORIES = 300
+
+pytestmark = pytest.mark.crash
+
+
+def test_seeds_replay_step_for_step():
+    seeds = range(len(KINDS))
+    once, again = (replay(seeds) for _ in range(2))  # in new processes: Lance remembers paths
+    assert [p["steps_sha"] for p in once] == [p["steps_sha"] for p in again]
+    assert all(p["steps"] > 50 for p in once)
+
+
+@pytest.mark.timeout(900)
+def test_no_history_violates_anything():
+    found = histories(HISTORIES)
+    assert not found["violations"], "replay: python tests/sim/run.py --seed SEED"
+    assert found["histories"] == HISTORIES
+    assert found["crashes"] > HISTORIES
+    assert min(found["lose"], found["fail"], found["presumed"]) > 100
+
+
+@pytest.mark.timeout(900)
+def test_every_planted_bug_is_caught():
+    found = planted_bugs()
+    missed = [b["bug"] for b in found["bugs"] if not b["caught"]]
+    assert not missed
+    assert found["mutants"] == len(mutants.BUGS) >= 15
