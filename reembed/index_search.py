@@ -209,8 +209,13 @@ def ann_recall(
 
 
 def write(index: SearchIndex, path: Path) -> None:
-    """Write the index as one file."""
-    faiss.write_index(index.outer, str(path))
+    """Write the index as one file.
+
+    Through a file of Python's: FAISS closes its own without looking at the result, so that a disk
+    that fills up at the last block leaves a shorter file and no error.
+    """
+    with path.open("wb") as file:
+        faiss.write_index(index.outer, faiss.PyCallbackIOWriter(file.write))
 
 
 def read(path: Path) -> SearchIndex:

@@ -58,8 +58,11 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
                 data_storage_version=STORAGE_VERSION,
                 storage_options=storage.lance_options,
             )
-        except OSError:  # another process created it in the meantime, or nobody can: opening tells
-            return open_table(storage, path).version
+        except OSError as error:  # another process created it in the meantime, or nobody can
+            try:
+                return open_table(storage, path).version
+            except ValueError:  # nothing is there
+                raise error from None
     return open_table(storage, path).version
 
 

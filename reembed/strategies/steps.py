@@ -228,6 +228,7 @@ def register(
             source=plan.source,
             verify=receipt,
             gate=plan.gate,
+            created_at=now(),
             origin=catalog.release(plan.base.release).origin if plan.base else run.id,
         )
     )

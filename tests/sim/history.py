@@ -452,5 +452,5 @@ def play(seed: int, place: str = "history") -> dict[str, Any]:
 
 def _said(result: Any) -> str:
     if isinstance(result, ReembedError):
-        return f"{type(result).__name__}: {result.what}"
+        return type(result).__name__
     return getattr(result, "id", type(result).__name__)
