@@ -215,7 +215,8 @@ def write(index: SearchIndex, path: Path) -> None:
     that fills up at the last block leaves a shorter file and no error.
     """
     with path.open("wb") as file:
-        faiss.write_index(index.outer, faiss.PyCallbackIOWriter(file.write))
+        out = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
+        faiss.write_index(index.outer, out)
 
 
 def read(path: Path) -> SearchIndex:
