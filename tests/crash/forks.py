@@ -16,12 +16,17 @@ import sys
 import tempfile
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-_TESTS = str(Path(__file__).parents[1])
 _OUTPUT_BYTES = 4_000
+
+
+def search_path() -> str:
+    """PYTHONPATH by which another Python finds these modules."""
+    return os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ForkServer:
     """
 
     def __enter__(self) -> ForkServer:
-        env = os.environ | {"PYTHONPATH": _TESTS, "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "crash.forks"],
             stdin=subprocess.PIPE,
@@ -55,7 +60,8 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         stdin, stdout = self._pipes()
-        stdin.close()
+        with suppress(BrokenPipeError):
+            stdin.close()
         self._process.wait(30)
         stdout.close()
 
@@ -63,8 +69,11 @@ class ForkServer:
         """Run a function, named module:function, in a process of its own."""
         stdin, stdout = self._pipes()
         stdin.write(json.dumps([function, argument, timeout_s]) + "\n")
-        stdin.flush()
-        return Ended(**json.loads(stdout.readline()))
+        with suppress(BrokenPipeError):
+            stdin.flush()
+        if not (line := stdout.readline()):
+            raise RuntimeError("the server that forks is gone; why, is on its stderr")
+        return Ended(**json.loads(line))
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         assert self._process.stdin is not None

@@ -23,12 +23,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from crash.forks import Ended, ForkServer
+from crash.forks import Ended, ForkServer, search_path
 
 KINDS = (
     "slow_down",  # 503, not applied
@@ -39,6 +38,9 @@ KINDS = (
     "reset",  # the connection is reset, nothing applied
     "truncated",  # half of the body of a GET, then the connection is closed
 )
+_CHANGING = ("PUT", "POST", "DELETE")
+# Requests of these methods only; the others meet any. A read whose answer is lost is a read reset.
+_MET_BY = {"truncated": ("GET",), "lost_answer": _CHANGING, "error_after": _CHANGING}
 _DELAY_S = 2.0
 _WORKERS = 2
 _TRIES = 2  # a case may name a request that this history did not come to
@@ -76,7 +78,7 @@ class _Front(ThreadingHTTPServer):
         with self.lock:
             self.seen.append([method, path, 0])
             due = self.injected is None and self.kind and len(self.seen) >= self.at
-            if not due or (self.kind == "truncated" and method != "GET"):
+            if not due or method not in _MET_BY.get(str(self.kind), method):
                 return None
             if self.kind != "truncated":  # that needs a body to cut, so it is said later
                 self.injected = f"{method} {path}"
@@ -213,7 +215,7 @@ class Store:
     """with Store() as store: store.endpoint, store.arm("reset", 17), store.report()."""
 
     def __enter__(self) -> Store:
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        env = os.environ | {"PYTHONPATH": search_path()}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "crash.s3_faults"],
             stdin=subprocess.PIPE,
@@ -326,7 +328,7 @@ def cases_of(found: list[tuple[str, str]], cases: int, seed: int) -> list[Case]:
     chosen = []
     for k, kind in enumerate(KINDS):
         share = len(range(k, cases, len(KINDS)))
-        at = [i for i, (m, _) in enumerate(found, 1) if kind != "truncated" or m == "GET"]
+        at = [i for i, (method, _) in enumerate(found, 1) if method in _MET_BY.get(kind, method)]
         for i in range(share):
             place = (i + rng.random()) / share
             chosen.append(Case(kind, at[int(place * len(at))]))
