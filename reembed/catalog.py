@@ -54,6 +54,8 @@ class Release:
     table_tag: str
     sealed_sha256: str
     """Of the record of the table's files, `sealed.json` of the run."""
+    table_manifest: dict[str, Any]
+    """Name, size and sha256 of the file that says what the table's version is."""
     index: str
     """Path under the root."""
     index_sha256: str

@@ -75,12 +75,13 @@ def _verified(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from reembed import index_store, verify
+    from reembed import index_store, provenance, verify
     from reembed.source import Source
     from reembed.table import read_sealed
     from reembed.table_version import TableVersion
 
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
+    provenance.require_manifest(storage, release)
     manifest = index_store.read_manifest(storage.store, release.index)
     with_index = level >= verify.ROWS
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
@@ -93,6 +94,7 @@ def _verified(
         tuple(d.doc_id for d in sealed.dead_letters),
         np.sort(index.ids()) if index else None,
         sealed.proofs,
+        release.table_manifest,
     )
     key = {"table_version": release.table_version, "level": level, "sample": sample}
     journal = _journal(run, key, resume=resume)

@@ -7,7 +7,6 @@ was never finished. FAISS trusts the files it reads, so the digest is checked be
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import tempfile
@@ -24,6 +23,7 @@ from reembed import faults
 from reembed.errors import IntegrityError
 from reembed.index import Built
 from reembed.index_search import FIX, Float64, SearchIndex, read, write
+from reembed.storage import from_bytes, to_bytes
 
 SCHEMA_VERSION = 1
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
@@ -120,8 +120,7 @@ def save(
         faults.point("index.before_save")
         store.put(f"{path}/index.faiss", file, mode="overwrite", chunk_size=_CHUNK_BYTES)
     faults.point("index.before_manifest")
-    text = json.dumps(manifest.to_json(), indent=2) + "\n"
-    store.put(f"{path}/manifest.json", text.encode(), mode="overwrite")
+    store.put(f"{path}/manifest.json", to_bytes(manifest.to_json()), mode="overwrite")
     return manifest
 
 
@@ -132,13 +131,13 @@ def read_manifest(store: ObjectStore, path: str) -> IndexManifest:
         IntegrityError: there is none, or it is damaged.
     """
     try:
-        record = json.loads(bytes(store.get(f"{path}/manifest.json").bytes()))
+        record = from_bytes(
+            bytes(store.get(f"{path}/manifest.json").bytes()), f"{path}/manifest.json"
+        )
     except FileNotFoundError as error:
         raise IntegrityError(
             f"{path} has no manifest.json", "its index was never finished, or was removed", FIX
         ) from error
-    except ValueError as error:
-        raise IntegrityError(f"{path}/manifest.json is damaged", str(error), FIX) from error
     return IndexManifest.from_json(record)
 
 

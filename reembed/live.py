@@ -46,6 +46,7 @@ class OpenRelease:
         """
         manifest = index_store.read_manifest(storage.store, release.index)
         provenance.require_index(release, manifest.to_json())
+        provenance.require_manifest(storage, release)
         index = index_store.load(storage.store, release.index, manifest)
         section = EncoderConfig(**release.encoder)
         release.space.require(

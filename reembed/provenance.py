@@ -8,7 +8,7 @@ from typing import Any
 from reembed.catalog import Release
 from reembed.errors import IntegrityError
 from reembed.storage import Storage
-from reembed.table_version import open_table
+from reembed.table_version import manifest_proof, open_table
 
 FIX = "reembed status     # and promote or roll back to a release that is whole"
 
@@ -37,6 +37,23 @@ def require_index(release: Release, manifest: Mapping[str, Any]) -> None:
         )
 
 
+def require_manifest(storage: Storage, release: Release) -> None:
+    """Hold the file that says what the table's version is against its sha256, before Lance reads it.
+
+    Lance has no checksum there either: a flipped bit is another table, or a panic.
+
+    Raises:
+        IntegrityError: it is gone or changed.
+    """
+    found = manifest_proof(storage, release.table, release.table_version)
+    if found != release.table_manifest:
+        raise IntegrityError(
+            f"version {release.table_version} of {release.table} is not what release {release.id} was registered with",
+            f"its manifest is {'another' if found else 'gone'}",
+            FIX,
+        )
+
+
 def require_table(storage: Storage, release: Release) -> None:
     """Look for the tag that sealing put on the release's version of its table.
 
@@ -44,6 +61,7 @@ def require_table(storage: Storage, release: Release) -> None:
         IntegrityError: the table's tag names another version, or there is none.
         ValueError, OSError: the table is gone.
     """
+    require_manifest(storage, release)
     tags = open_table(storage, release.table).tags.list()
     tagged = tags[release.table_tag]["version"] if release.table_tag in tags else None
     if tagged != release.table_version:

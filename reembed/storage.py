@@ -28,6 +28,8 @@ from reembed.redact import credentials_in, redacted
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _CHUNK_BYTES = 8 << 20
+_SHA256 = "_sha256"
+_DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -113,6 +115,36 @@ def storage_errors() -> Iterator[None]:
         ) from error
 
 
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`."""
+    return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
+
+
+def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
+    """The record that was stored.
+
+    Raises:
+        IntegrityError: not one byte of it may differ.
+    """
+    try:
+        record = dict(json.loads(body))
+        named = record.pop(_SHA256, None)
+        intact = named == _digest(record) and body == to_bytes(record)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(
+            f"{uri} is no record of ours any more", str(error), _DAMAGED
+        ) from error
+    if not intact:
+        raise IntegrityError(
+            f"{uri} is not as it was written", "its sha256 is another than it says", _DAMAGED
+        )
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Storage:
     """Small records by path under the root. Picklable: each process opens its own connection."""
@@ -157,7 +189,7 @@ class Storage:
         A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
         looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
         """
-        body = json.dumps(record, sort_keys=True).encode()
+        body = to_bytes(record)
         try:
             obstore.put(self.store, path, body, mode="create")
         except AlreadyExistsError:
@@ -166,7 +198,7 @@ class Storage:
 
     def write(self, path: str, record: Mapping[str, Any]) -> None:
         """Write a JSON record, replacing one that is there."""
-        self.write_bytes(path, json.dumps(record, sort_keys=True).encode())
+        self.write_bytes(path, to_bytes(record))
 
     def write_bytes(self, path: str, body: bytes) -> None:
         """Write bytes, replacing what is there."""
@@ -199,13 +231,7 @@ class Storage:
             FileNotFoundError: nothing is there.
             ReembedError: it is not JSON.
         """
-        try:
-            record = json.loads(self.read_bytes(path))
-        except ValueError as error:
-            raise ReembedError(
-                f"{self.uri(path)} is not JSON: it was damaged after it was written", str(error)
-            ) from error
-        return dict(record)
+        return from_bytes(self.read_bytes(path), self.uri(path))
 
     def read_if_there(self, path: str) -> dict[str, Any] | None:
         """A JSON record, or None."""

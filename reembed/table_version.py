@@ -43,6 +43,15 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
     return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
 
 
+def manifest_proof(storage: Storage, path: str, version: int) -> Proof | None:
+    """Name, size and sha256 of the file that says what a version of a table is; None without it."""
+    names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
+    for name, _ in storage.objects(f"{path}/_versions/"):
+        if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):
+            return {"name": name.rsplit("/", 1)[-1], "size_bytes": found[0], "sha256": found[1]}
+    return None
+
+
 def used_files(storage: Storage, path: str) -> set[str]:
     """Names of the data files of every version of a table; none when there is no table."""
     try:

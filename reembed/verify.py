@@ -27,6 +27,7 @@ from reembed.table_version import (
     TableVersion,
     as_vectors,
     damaged_files,
+    manifest_proof,
     missing_files,
 )
 
@@ -123,6 +124,8 @@ class Subject:
     """Sorted row ids in the index; None when there is no index yet."""
     proofs: dict[str, Proof] = field(default_factory=dict)
     """What each data file must be, byte for byte, by name."""
+    manifest: Proof | None = None
+    """What the file must be that says what the version is; None where no release recorded it."""
 
 
 def verify(
@@ -213,6 +216,10 @@ def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
         return missing_files(table.storage, table.path, table.version)
     names = sorted(proofs)
     damaged: list[str] = []
+    if subject.manifest and subject.manifest != manifest_proof(
+        table.storage, table.path, table.version
+    ):
+        damaged.append(str(subject.manifest["name"]))
     for start in range(0, len(names), _FILES_A_STEP):
         some = {n: proofs[n] for n in names[start : start + _FILES_A_STEP]}
         damaged += journal.step(

@@ -22,7 +22,7 @@ from reembed.runs import Plan, Run
 from reembed.source import Source
 from reembed.stop import Stop
 from reembed.table import SealedTable
-from reembed.table_version import TableVersion
+from reembed.table_version import TableVersion, manifest_proof
 from reembed.units import EmbedJob
 
 
@@ -203,6 +203,11 @@ def register(
     """Make it a candidate. Serving does not notice."""
     run, plan = work.run, work.plan
     catalog = Catalog(run.storage, plan.alias)
+    table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
+    if table_manifest is None:
+        raise IntegrityError(
+            f"{sealed.path} has lost version {sealed.version}", None, "reembed run --fresh"
+        )
     if (result := run.result()) is not None and result["release"] is None:
         raise Conflict(
             f"run {run.id} was given up while this process was building it",
@@ -221,6 +226,7 @@ def register(
             table_version=sealed.version,
             table_tag=sealed.tag,
             sealed_sha256=sealed.sha256,
+            table_manifest=table_manifest,
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
             rows=sealed.rows,

@@ -83,6 +83,7 @@ def a_release(name: str) -> Release:
         verify={"passed": True},
         gate={},
         sealed_sha256="0",
+        table_manifest={},
         origin=name,
         created_at="2026-11-23T00:00:00+00:00",
     )

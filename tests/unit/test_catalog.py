@@ -16,6 +16,7 @@ from reembed.promote import candidate, promote, rollback, standing
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
 from reembed.storage import Storage
+from reembed.table_version import manifest_proof
 
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
 
@@ -42,6 +43,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": sha256(name), "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
+        "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s", "origin": name,
         "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
     }  # fmt: skip
