@@ -303,6 +303,8 @@ def one(server: ForkServer, store: Store, case: Case, bucket: str) -> Result:
     second = server.call("crash.s3_faults:recover", task | said)
     wrong = [*_of_a_process("through the fault", first), *_of_a_process("after it", second)]
     wrong += second.result or []
+    if (said["said"] or "").startswith(("Conflict", "IntegrityError")):
+        wrong.append(f"one writer, nothing damaged, and yet {said['said']}")
     named = [f"{w}\n  after {case.kind} of {injected}\n  {case.replay}" for w in wrong]
     return Result(case, injected, said["said"], named)
 
