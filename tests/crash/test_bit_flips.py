@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import bit_flips
 import pytest
+from crash import bit_flips
 
 FLIPS = 300
 
