@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/chaos.json and the README's table
+	$(BIN)/python bench/chaos.py --readme
 
 clean: ## remove .venv and everything made by tools; data/ stays
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .*_cache

@@ -29,7 +29,7 @@ from reembed.errors import Conflict
 from reembed.spaces import Space
 from reembed.storage import Storage
 
-PROCESSES = 8
+PROCESSES, ROUNDS = 8, 200
 ALIAS = "raced"
 KILLED = -signal.SIGKILL
 
@@ -148,12 +148,12 @@ def assert_claims_are_the_log(said: list[dict[str, Any]], log: list[AliasRecord]
 
 def test_of_many_appends_at_once_none_is_lost(tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path / "root"))
-    said, codes = race("append", storage, attempts=60)
+    said, codes = race("append", storage, attempts=ROUNDS)
     log = Catalog(storage, ALIAS).log()
     assert codes == [0] * PROCESSES
     assert_claims_are_the_log(said, log)
     assert_one_chain(log)
-    assert len(log) < 60 * PROCESSES, "nobody met anybody: this was no race"
+    assert len(log) < ROUNDS * PROCESSES, "nobody met anybody: this was no race"
     assert Catalog(storage, ALIAS).require_live() == log[-1]
     assert promote.standing(log)[-1] == log[-1].release
 

@@ -26,11 +26,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 from obstore.exceptions import AlreadyExistsError
 
-from reembed import faults, runs, storage, strategies
+from reembed import faults, runs
 from reembed.errors import ReembedError
 from reembed.storage import Storage, storage_errors
+from reembed.strategies import steps
 
 
 class Crash(BaseException):
@@ -177,7 +179,7 @@ class World:
             for module in list(sys.modules.values()):
                 if module.__name__.startswith("reembed") and hasattr(module, "now"):
                     patch(module, "now", self.clock)
-            put = storage.obstore.put
+            put = obstore.put
 
             def faulty_put(store: Any, path: str, *args: Any, **more: Any) -> Any:
                 kind = "store.create" if more.get("mode") == "create" else "store.put"
@@ -192,7 +194,7 @@ class World:
                 self.step(f"{kind} {_plain(path)} done")
                 return done
 
-            patch(storage.obstore, "put", faulty_put)
+            patch(obstore, "put", faulty_put)
             for name in ("read_bytes", "remove", "delete_tree"):
                 patch(Storage, name, self._faulty(name, getattr(Storage, name)))
             patch(runs, "repeating", _nothing)
@@ -202,7 +204,7 @@ class World:
                 "process_lives",
                 property(lambda lease: self.is_alive(lease.pid_started)),
             )
-            patch(strategies.steps, "EmbedProgress", _NoProgress)
+            patch(steps, "EmbedProgress", _NoProgress)
             yield self
 
     def _faulty(self, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:

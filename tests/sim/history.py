@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lance
@@ -354,23 +355,23 @@ class History:
         """Two releases, and three operators who each want another one live."""
         self.world.quiet = True
         for model in MODELS:
-            attempt(
-                lambda model=model: full_rebuild(self.config(model), Silent(), executor=Inline())
-            )
+            attempt(partial(self._run, model))
         self.world.quiet = False
         releases = [r.id for r in self.catalog.releases()]
         for name in ("one", "two", "three"):
             wanted = self.rng.choices(releases, k=6)
-            self.world.spawn(name, lambda wanted=wanted: self._want(wanted))
+            self.world.spawn(name, partial(self._want, wanted))
         self.world.spawn("reader", self.reader(3))
+
+    def _run(self, model: str) -> Release:
+        return full_rebuild(self.config(model), Silent(), executor=Inline())
+
+    def _promote_one(self, release: str) -> AliasRecord:
+        return self._acknowledge(promote(self.catalog, release, force_reason="simulated"))
 
     def _want(self, releases: list[str]) -> None:
         for release in releases:
-            attempt(
-                lambda release=release: self._acknowledge(
-                    promote(self.catalog, release, force_reason="simulated")
-                )
-            )
+            attempt(partial(self._promote_one, release))
 
     def _finish(self) -> None:
         """The same commands once more, without faults: everything comes to its end."""
@@ -378,11 +379,7 @@ class History:
 
         def work() -> None:
             for model in MODELS:
-                release = attempt(
-                    lambda model=model: full_rebuild(
-                        self.config(model), Silent(), executor=Inline()
-                    )
-                )
+                release = attempt(partial(self._run, model))
                 if isinstance(release, ReembedError):
                     self.model.violations.append(f"it does not come to an end: {release}")
             for verb in ("promote", "catch-up", "gc", "gc"):
@@ -421,11 +418,11 @@ def _broken_model() -> Iterator[None]:
                 vectors[i] = np.nan
         return vectors
 
-    HashingEncoder.embed = embed
+    setattr(HashingEncoder, "embed", embed)  # noqa: B010 - mypy lets no method be assigned
     try:
         yield
     finally:
-        HashingEncoder.embed = honest
+        setattr(HashingEncoder, "embed", honest)  # noqa: B010
 
 
 def play(seed: int, place: str = "history") -> dict[str, Any]:

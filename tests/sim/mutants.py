@@ -13,10 +13,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+import obstore
 import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError, BaseError
 
-from reembed import changes, gc, keep, live, promote, storage, strategies, table, units, verify
+from reembed import changes, gc, keep, live, strategies, table, units, verify
 from reembed.catalog import Catalog
+from reembed.errors import Conflict
+from reembed.runs import find_runs
 from reembed.storage import Storage
 from sim.history import play
 
@@ -112,8 +116,8 @@ def lost_answer_of_a_create_is_taken_for_a_lost_race(patch: Patch) -> None:
     def create(self: Storage, path: str, record: Any) -> bool:
         body = json.dumps(record, sort_keys=True).encode()
         try:
-            storage.obstore.put(self.store, path, body, mode="create")
-        except storage.AlreadyExistsError:
+            obstore.put(self.store, path, body, mode="create")
+        except AlreadyExistsError:
             return False
         return True
 
@@ -244,9 +248,9 @@ def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
     def hopeful(self: Catalog, *args: Any, **more: Any) -> Any:
         try:
             return honest(self, *args, **more)
-        except storage.BaseError:
+        except BaseError:
             raise
-        except promote.Conflict:
+        except Conflict:
             record = self.require_live()
             return dataclasses.replace(record, generation=record.generation + 1, token="hope")
 
@@ -274,7 +278,7 @@ def gc_sweeps_the_files_of_unfinished_runs(patch: Patch) -> None:
 
     def careless(catalog: Catalog, kept: int) -> Any:
         planned = honest(catalog, kept)
-        files = gc._files_of_tables(catalog, gc.find_runs(catalog.storage, catalog.alias))
+        files = gc._files_of_tables(catalog, find_runs(catalog.storage, catalog.alias))
         going = {r.table for r in planned.remove if r.whole_table}
         orphans = [
             o

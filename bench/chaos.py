@@ -1,0 +1,180 @@
+"""Faults of every kind by the hundred, and planted bugs that must be caught; the README's table.
+
+Layers, each with its own script or test to replay a single case: histories of a simulator
+(tests/sim/run.py --seed N), kills and faults in file operations and in S3 requests
+(python -m crash.syscalls, python -m crash.s3_faults, with PYTHONPATH=tests), flipped bits, processes
+that race to promote, and Ray's own faults (tests/crash, by pytest). Exits 1 on any violation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from bench import common  # noqa: E402 - the path comes first
+from reembed import faults  # noqa: E402
+
+NAME = "chaos"
+README = ROOT / "README.md"
+START, END = "<!-- chaos: made by bench/chaos.py -->", "<!-- end of chaos -->"
+RAY = ("test_every_point.py", "test_poison.py", "test_stopping.py", "test_nodes.py")
+RACES = ("tests/flow/test_promotion_race.py",)
+PLANNED = {"histories": 300, "syscall_faults": 72, "s3_faults": 105, "bit_flips": 300}
+
+
+def main() -> None:
+    args = _arguments()
+    started = time.monotonic()
+    figures = measure(args.times, args.first)
+    figures["seconds"] = round(time.monotonic() - started, 1)
+    common.finish(NAME, args, figures)
+    if args.readme:
+        write_table(figures)
+    sys.exit(0 if not figures["violations"] else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench/chaos.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--times", type=float, default=1, help="as many as in CI [%(default)s]")
+    parser.add_argument("--first", type=int, default=1_000_000, help="first seed [%(default)s]")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument(
+        "--out", type=Path, help=f"where the record goes [bench/results/{NAME}.json]"
+    )
+    return common.parse(parser)
+
+
+def measure(times: float, first: int) -> common.Figures:
+    """Every layer, one after the other."""
+    from crash import bit_flips, s3_faults, syscalls
+    from sim import run as sim
+
+    counts = {name: max(1, int(n * times)) for name, n in PLANNED.items()}
+    common.say(f"histories: {counts['histories']:,}")
+    histories = sim.histories(counts["histories"], first)
+    common.say("planted bugs")
+    bugs = sim.planted_bugs()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        common.say(f"file operations: {counts['syscall_faults']:,}")
+        disk = syscalls.run(counts["syscall_faults"], first, Path(folder) / "disk")
+        common.say(f"flipped bits: {counts['bit_flips']:,}")
+        flips = bit_flips.run(counts["bit_flips"], first, _empty(Path(folder) / "flips"))
+    common.say(f"S3 requests: {counts['s3_faults']:,}")
+    s3 = s3_faults.run(counts["s3_faults"], first)
+    common.say(
+        "promotion races, then Ray: kills at every point, poison, stopped workers, lost nodes"
+    )
+    races = tests(RACES)
+    ray = tests(tuple(f"tests/crash/{name}" for name in RAY))
+    layers = {
+        "simulator": histories,
+        "planted": bugs,
+        "disk": disk,
+        "s3": s3,
+        "flips": flips,
+        "ray": ray,
+        "races": races,
+    }
+    return {**keys(layers), "layers": layers}
+
+
+def keys(layers: dict[str, Any]) -> common.Figures:
+    """What the layers come to."""
+    missed = [b["bug"] for b in layers["planted"]["bugs"] if not b["caught"]]
+    violations = [
+        *layers["simulator"]["violations"],
+        *(f"planted bug not caught: {b}" for b in missed),
+        *(v for layer in ("disk", "s3", "flips") for v in layers[layer]["violations"]),
+        *(f"failed: {t}" for layer in ("ray", "races") for t in layers[layer]["failed"]),
+    ]
+    kills = sum(n for kind, n in layers["disk"]["by_kind"].items() if kind in _DEADLY)
+    return {
+        "histories": layers["simulator"]["histories"],
+        "crashes": layers["simulator"]["crashes"] + kills + len(faults.POINTS),
+        "violations": len(violations),
+        "violated": violations,
+        "crash_points": len(faults.POINTS) if not layers["ray"]["failed"] else 0,
+        "syscall_faults": layers["disk"]["syscall_faults"],
+        "s3_faults": layers["s3"]["s3_faults"],
+        "ray_faults": layers["ray"]["passed"],
+        "bit_flips": layers["flips"]["bit_flips"],
+        "bit_flips_found": layers["flips"]["bit_flips_found"],
+        "mutants": layers["planted"]["mutants"],
+        "mutants_caught": layers["planted"]["mutants_caught"],
+        "promotion_rounds": ROUNDS if not layers["races"]["failed"] else 0,
+        "promotion_processes": PROCESSES,
+        "seeds": layers["simulator"]["seeds"],
+    }
+
+
+_DEADLY = ("kill_before", "kill_after", "torn")
+ROUNDS, PROCESSES = 200, 8
+
+
+def tests(files: tuple[str, ...]) -> common.Figures:
+    """Tests by pytest: how many passed, and which failed."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *files]
+        subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))  # our own file
+    bad = [c for c in cases if any(c.find(k) is not None for k in ("failure", "error", "skipped"))]
+    return {
+        "passed": len(cases) - len(bad),
+        "failed": [c.attrib["name"] for c in bad],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_table(figures: common.Figures) -> None:
+    """The README's table, between its two marks."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}", encoding="utf-8")
+
+
+def table(figures: common.Figures) -> str:
+    """Markdown."""
+    f = figures
+    first, last = f["seeds"]
+    rows = [
+        ("histories of operators, writer and reader at once, with deaths (seeds "
+         f"{first:,} to {last:,})", f"{f['histories']:,}"),
+        ("processes killed", f"{f['crashes']:,}"),
+        ("named points at which a real process was killed", f"{f['crash_points']}"),
+        ("faults in file operations (killed, torn, disk full, EIO)", f"{f['syscall_faults']:,}"),
+        ("faults in S3 requests (503, 500, lost answer, reset, slow, cut short)",
+         f"{f['s3_faults']:,}"),
+        ("tests of Ray's own faults (actors, workers, a node, stopped and looping processes)",
+         f"{f['ray_faults']}"),
+        ("flipped bits, and how many were noticed",
+         f"{f['bit_flips']:,}, {f['bit_flips_found']:,}"),
+        (f"promotion rounds of {f['promotion_processes']} processes", f"{f['promotion_rounds']}"),
+        ("planted bugs, and how many were caught", f"{f['mutants']}, {f['mutants_caught']}"),
+        ("**violations**", f"**{f['violations']}**"),
+    ]  # fmt: skip
+    return "\n".join(["| what | how many |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+if __name__ == "__main__":
+    main()
