@@ -13,6 +13,7 @@ import getpass
 import os
 import platform
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from reembed.spaces import Space
 from reembed.storage import Storage, require_id
 
 SCHEMA_VERSION = 1
+_READERS = 16
 Action = Literal["promote", "rollback", "catch-up"]
 
 
@@ -165,7 +167,8 @@ class Catalog:
     def log(self) -> list[AliasRecord]:
         """Every promote and rollback, oldest first."""
         paths = [path for path, _ in self.storage.objects(f"aliases/{self.alias}/")]
-        records = [AliasRecord.from_json(self.storage.read(p)) for p in paths]
+        with ThreadPoolExecutor(_READERS) as pool:  # a rollback reads them all, and must be quick
+            records = [AliasRecord.from_json(r) for r in pool.map(self.storage.read, paths)]
         if [r.generation for r in records] != list(range(1, len(records) + 1)):
             raise IntegrityError(
                 f"the log of {self.alias} has gaps: records were deleted or renamed"

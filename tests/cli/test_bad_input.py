@@ -309,8 +309,13 @@ def test_a_tampered_index_is_refused_wherever_it_would_be_read(two_releases, cli
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert "index.faiss is gone, cut short or changed" in said
     assert "index.faiss" in fails(1, "compare", "-c", file)
-    manifest = Path(storage.root) / candidate.index / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(candidate.index_sha256, "0" * 64))
+    manifest = f"{candidate.index}/manifest.json"
+    text = Path(storage.uri(manifest)).read_text()
+    Path(storage.uri(manifest)).write_text(text.replace("Flat", "flat"))
+    said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
+    assert "manifest.json is not as it was written" in said
+    Path(storage.uri(manifest)).write_text(text)
+    storage.write(manifest, {**storage.read(manifest), "sha256": "0" * 64})
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert "another index than it was registered with" in said
     assert "was replaced after" in fails(1, "verify", "-c", file)
