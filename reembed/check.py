@@ -83,6 +83,7 @@ def _verified(
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     provenance.require_manifest(storage, release)
     manifest = index_store.read_manifest(storage.store, release.index)
+    provenance.require_index(release, manifest.to_json())
     with_index = level >= verify.ROWS
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
