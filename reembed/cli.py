@@ -46,7 +46,7 @@ class _Group(click.Group):
 def cli() -> None:
     """Change the embedding model behind a live vector index, safely.
 
-    `run` builds, `promote` serves: only promote and rollback move the alias.
+    `run` builds, `promote` serves: only promote and rollback change the model that serves.
     """
 
 
