@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -103,11 +104,21 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(report.error(error, given), err=True)
             if as_json:
                 click.echo(json.dumps(report.error_record(error, given)))
-            sys.exit(error.exit_code)
+            _exit(error.exit_code)
         click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
         sys.exit(code)
 
     return verb
+
+
+def _exit(code: int) -> NoReturn:
+    """End; at once, where Ray still works on a job that was given up."""
+    cluster = sys.modules.get("reembed.cluster")
+    if cluster is not None and cluster.is_left_running():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _catalog(config: Config) -> Catalog:

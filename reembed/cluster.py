@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from reembed.runs import process_started
 T = TypeVar("T")
 _TASKS_AT_ONCE = 64
 _END_S = 30.0
+READER = "reembed-rows"
+"""Name of the thread that reads what the job gives."""
 _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
 
 
@@ -61,7 +64,16 @@ def connected(config: Config) -> Iterator[str]:
         _require_room(config, private=not address)
         yield where
     finally:
-        ray.shutdown()
+        if not is_left_running():
+            ray.shutdown()
+
+
+def is_left_running() -> bool:
+    """Whether a job is still being read: shutting Ray down under it aborts the process.
+
+    The process must then end by `os._exit`; its private Ray ends with it.
+    """
+    return any(t.name == READER and t.is_alive() for t in threading.enumerate())
 
 
 def _connect(address: str) -> None:

@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
+from reembed import cluster
 from reembed import units as work
 from reembed.cluster import reason, unwrapped
 from reembed.errors import ReembedError, RunFailed
@@ -89,7 +90,7 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
         except (RayError, ReembedError) as error:
             arrived.put(error)
 
-    threading.Thread(target=consume, name="rows", daemon=True).start()
+    threading.Thread(target=consume, name=cluster.READER, daemon=True).start()
     while True:
         try:
             found = arrived.get(timeout=_LOOK_S)

@@ -15,6 +15,7 @@ from reembed import encoders, faults, table
 from reembed.catalog import Catalog, Release, now
 from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
+from reembed.errors import IntegrityError, RunFailed
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Listener
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs
@@ -105,7 +106,16 @@ def _pass(
         if plan is None:
             assert changes is not None  # an unfinished run is found by its plan
             plan = _write_plan(run, config, release, after, changes, say)
-        return _carry_out(config, run, plan, say, on)
+        try:
+            return _carry_out(config, run, plan, say, on)
+        except (RunFailed, IntegrityError):
+            # What was wrong with that version may be mended in a newer one: do not insist on it.
+            if (
+                Source.from_json(plan.source, run.storage.options).newest().version
+                > plan.source["version"]
+            ):
+                run.abandon()
+            raise
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:

@@ -296,7 +296,7 @@ def test_s17_a_table_put_in_the_place_of_another_is_not_promoted(
     shutil.rmtree(place)
     shutil.copytree(Path(catalog.storage.root, second.table), place)
     assert first.table_version == second.table_version
-    with pytest.raises(IntegrityError, match="is not what release .* was registered with|was not sealed for release"):
+    with pytest.raises(IntegrityError, match="is not what release"):
         promote(catalog, first.id)
 
 

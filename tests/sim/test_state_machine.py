@@ -140,6 +140,7 @@ class Migration(RuleBasedStateMachine):
         finally:
             faults.hook = None
 
+    @precondition(lambda self: any(t is not None for t in self.now.values()))
     @rule()
     def promote(self) -> None:
         try:
