@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,26 @@ def read_jsonl(file: Path, limit: int | None = None) -> list[Figures]:
 def write_jsonl(file: Path, rows: list[Figures]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+def random_documents(to: Path, documents: int, words: int) -> Path:
+    """Texts of random words of six letters, by a fixed seed, streamed to a Lance dataset."""
+    import lance
+    import pyarrow as pa
+
+    chance = random.Random(0)
+    known = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(20_000)]
+    columns = pa.schema([("_id", pa.string()), ("text", pa.string())])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, documents, 4_096):
+            rows = range(start, min(start + 4_096, documents))
+            texts = [" ".join(chance.choices(known, k=words)) for _ in rows]
+            yield pa.record_batch([[f"d{n}" for n in rows], texts], schema=columns)
+
+    reader = pa.RecordBatchReader.from_batches(columns, batches())
+    lance.write_dataset(reader, str(to), schema=columns, max_rows_per_file=131_072)
+    return to
 
 
 def import_corpus(reembed: Reembed, beir: Path, folder: Path, limit: int | None) -> Path:

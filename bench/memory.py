@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import random
 import subprocess
 import sys
 import threading
@@ -50,7 +49,7 @@ def measure(
     args: argparse.Namespace, folder: Path, reembed: common.Reembed, name: str, documents: int
 ) -> common.Figures:
     """One run, and its peaks by stage."""
-    source = write_documents(folder / f"{name}.lance", documents)
+    source = common.random_documents(folder / f"{name}.lance", documents, _WORDS)
     config = common.write_config(
         folder,
         name,
@@ -71,26 +70,6 @@ def measure(
         "embed_peak_mib": round(peaks["embed"]),
         "later_peak_mib": round(peaks["later"]),
     }
-
-
-def write_documents(to: Path, documents: int) -> Path:
-    """Random words of seven letters, by a fixed seed, streamed to a Lance dataset."""
-    import lance
-    import pyarrow as pa
-
-    chance = random.Random(0)
-    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(20_000)]
-    columns = pa.schema([("_id", pa.string()), ("text", pa.string())])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, documents, 4_096):
-            rows = range(start, min(start + 4_096, documents))
-            texts = [" ".join(chance.choices(words, k=_WORDS)) for _ in rows]
-            yield pa.record_batch([[f"d{n}" for n in rows], texts], schema=columns)
-
-    reader = pa.RecordBatchReader.from_batches(columns, batches())
-    lance.write_dataset(reader, str(to), schema=columns, max_rows_per_file=100_000)
-    return to
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
     """The run, its kills, and what came of it."""
     common.say(f"writing {args.documents:,} documents")
-    source = write_documents(folder / "documents.lance", args.documents)
+    source = common.random_documents(folder / "documents.lance", args.documents, _WORDS)
     config = common.write_config(
         folder,
         "million",
@@ -131,26 +131,6 @@ def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> 
         "driver_peak_mib": round(max(peaks)),
         "driver_peaks_mib": [round(p) for p in peaks],
     }
-
-
-def write_documents(to: Path, documents: int) -> Path:
-    """Random words by a fixed seed, streamed to a Lance dataset."""
-    import lance
-    import pyarrow as pa
-
-    chance = random.Random(0)
-    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(20_000)]
-    columns = pa.schema([("_id", pa.string()), ("text", pa.string())])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, documents, 4_096):
-            rows = range(start, min(start + 4_096, documents))
-            texts = [" ".join(chance.choices(words, k=_WORDS)) for _ in rows]
-            yield pa.record_batch([[f"d{n}" for n in rows], texts], schema=columns)
-
-    reader = pa.RecordBatchReader.from_batches(columns, batches())
-    lance.write_dataset(reader, str(to), schema=columns, max_rows_per_file=131_072)
-    return to
 
 
 def run_and_kill(

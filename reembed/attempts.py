@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from reembed import cluster
 from reembed.catalog import now
 from reembed.errors import RunFailed
-from reembed.runs import Run, process_started
+from reembed.runs import Run, Worker, process_started
 
 MAX_ATTEMPTS = 30
 _CARELESS_ATTEMPTS = 2
@@ -76,35 +76,17 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
     return Attempt(run, unit, number, poison, ranges)
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A process that embeds a unit now, as it says itself."""
-
-    id: str
-    unit: str
-    attempt: int
-    node: str
-    """Ray's id of its node."""
-    pid: int
-    pid_started: str
-    at: str
-
-
 @contextmanager
 def working(run: Run, worker: str, unit: str, attempt: int) -> Iterator[None]:
-    """Say who works on a unit, during the block; whoever is killed goes on saying so."""
+    """Say who works on a unit, during the block; whoever is killed in it goes on saying so."""
     path = run.path(f"workers/{worker}.json")
     pid = os.getpid()
     who = Worker(worker, unit, attempt, cluster.node_id(), pid, process_started(pid) or "", now())
     run.storage.write(path, asdict(who))
-    yield
-    run.storage.remove(path)
-
-
-def workers(run: Run) -> list[Worker]:
-    """Who embeds now, and who died at it."""
-    found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
-    return [Worker(**w) for w in found if w]
+    try:
+        yield
+    finally:
+        run.storage.remove(path)
 
 
 def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterator[Range]:

@@ -87,6 +87,7 @@ def _verified(
     with_index = level >= verify.ROWS
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
     subject = verify.Subject(
         Source.from_json(release.source, storage.options),
         TableVersion(storage, release.table, release.table_version, release.space.dim),

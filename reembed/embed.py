@@ -65,7 +65,7 @@ def embed_units(
         fn_kwargs={"job": job},
         num_cpus=_TASK_CPUS,
     )
-    watch = Watch(job, units)
+    watch = Watch(job, units, stop.say)
 
     def look() -> None:
         stop.check()

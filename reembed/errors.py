@@ -84,7 +84,7 @@ class Interrupted(ReembedError):
         super().__init__(
             f"stopped by {signal.Signals(number).name}",
             "what is staged is kept, and nothing that serves was touched",
-            "reembed run     # the same command resumes",
+            "reembed status     # the same command resumes",
         )
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:

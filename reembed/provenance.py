@@ -54,6 +54,20 @@ def require_manifest(storage: Storage, release: Release) -> None:
         )
 
 
+def require_sealed(release: Release, sha256: str) -> None:
+    """Hold the record of a sealed version's files against the release that names it.
+
+    Raises:
+        IntegrityError: the release was registered with another one.
+    """
+    if sha256 != release.sealed_sha256:
+        raise IntegrityError(
+            f"release {release.id} was registered with another record of its table's files",
+            f"sha256 {sha256[:12]} where the release records {release.sealed_sha256[:12]}",
+            FIX,
+        )
+
+
 def require_table(storage: Storage, release: Release) -> None:
     """Look for the tag that sealing put on the release's version of its table.
 

@@ -101,6 +101,13 @@ def _status(r: dict[str, Any]) -> str:
         lines.append(
             f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}"
         )
+        at_work = "embedding" if run["driven"] else "was embedding"
+        lines += [
+            f"{_INDENT}{at_work} unit {w['unit']}, attempt {w['attempt']}, since {w['since']}"
+            for w in run["workers"]
+        ]
+        waiting = (run["progress"] or {}).get("waiting")
+        lines += [f"{_INDENT}waiting: {waiting}"] if waiting else []
     return "\n".join([*lines, f"Next: {_next(r)}"])
 
 
@@ -318,6 +325,7 @@ _TEXTS = {
 
 
 _EXAMPLES = 5
+_INDENT = " " * 13
 _CONFIGURED = tuple(verb for verb in _TEXTS if verb != "import")
 
 

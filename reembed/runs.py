@@ -299,6 +299,26 @@ def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A process that embeds a unit now, as it says itself."""
+
+    id: str
+    unit: str
+    attempt: int
+    node: str
+    """Ray's id of its node."""
+    pid: int
+    pid_started: str
+    at: str
+
+
+def workers(run: Run) -> list[Worker]:
+    """Who embeds now, and who died at it."""
+    found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
+    return [Worker(**w) for w in found if w]
+
+
 @contextmanager
 def driving(run: Run) -> Iterator[None]:
     """Hold the run's lease while the block runs.

@@ -11,22 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lance
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.runs import Unit
+from reembed.source_columns import is_text, plain, require, template_columns
+from reembed.source_ids import check_ids
 from reembed.storage import absolute
 
 TEXT = "__text"
 """Name of the text among a unit's columns; a carried column may be called anything else."""
-_MAX_ID = 2**63 - 1
 _SCAN_ROWS = 4_096
-_EXAMPLES = 5
 _NOT_IN_DELTA = ("Overwrite", "Restore", "unknown")
 
 
@@ -126,12 +122,12 @@ class Source:
     @property
     def text_columns(self) -> list[str]:
         """Columns the text is made of."""
-        return _template_columns(self.text) or [self.text]
+        return template_columns(self.text) or [self.text]
 
     def schema(self) -> tuple[pa.DataType, list[pa.Field]]:
         """Type of doc_id, and the carried fields."""
         schema = self.dataset().schema
-        return _plain(schema.field(self.id_column).type), [schema.field(c) for c in self.carry]
+        return plain(schema.field(self.id_column).type), [schema.field(c) for c in self.carry]
 
     def check_documents(self) -> int:
         """Number of documents; every id present and unique.
@@ -139,32 +135,8 @@ class Source:
         Raises:
             SourceError: there is no document, or ids are null or repeated (with examples).
         """
-        hashes, nulls = self._id_hashes()
-        if nulls:
-            raise SourceError(
-                f"{nulls:,} documents of {self.uri} have no {self.id_column}",
-                "a vector without an id cannot be found again, updated or deleted",
-                f'reembed run --set source.filter="{self.id_column} IS NOT NULL"',
-            )
-        if not len(hashes):
-            why = (
-                f"the filter {self.filter!r} matches no row"
-                if self.filter
-                else "the dataset has no rows"
-            )
-            raise SourceError(
-                f"{self.uri} version {self.version} has no documents",
-                why,
-                "reembed run --set source.filter=null" if self.filter else "reembed import --help",
-            )
-        values, counts = np.unique(hashes, return_counts=True)
-        if (suspects := values[counts > 1]).size and (examples := self._duplicates(suspects)):
-            raise SourceError(
-                f"{self.id_column} of {self.uri} is not unique: {', '.join(examples)} ...",
-                "each document has one vector; with two rows for one id it would be undefined which text it is of",
-                "remove the duplicates, or set source.filter to one row per id",
-            )
-        return len(hashes)
+        where = f"{self.uri} version {self.version}"
+        return check_ids(self.dataset(), where, self.id_column, self.filter)
 
     def is_as_planned(self, record: dict[str, Any]) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
@@ -293,13 +265,13 @@ class Source:
 
     def _documents(self, table: pa.Table) -> pa.Table:
         columns = {
-            "doc_id": table[self.id_column].cast(_plain(table[self.id_column].type)),
+            "doc_id": table[self.id_column].cast(plain(table[self.id_column].type)),
             TEXT: self._text(table),
         }
         return pa.table(columns | {c: table[c] for c in self.carry})
 
     def _text(self, table: pa.Table) -> pa.ChunkedArray | pa.Array:
-        if not _template_columns(self.text):
+        if not template_columns(self.text):
             return table[self.text].cast(pa.large_string()).cast(pa.large_binary())
         columns = {
             c: table[c].cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
@@ -321,11 +293,11 @@ class Source:
                     f"reembed run --set {self._setting_of(column)}=COLUMN",
                 )
         for column in self.text_columns:
-            _require(schema, column, _is_text, "text", "source.text")
-        _require(
+            require(schema, column, is_text, "text", "source.text")
+        require(
             schema,
             self.id_column,
-            lambda t: _is_text(t) or pa.types.is_integer(t),
+            lambda t: is_text(t) or pa.types.is_integer(t),
             "ids",
             "source.id_column",
         )
@@ -346,35 +318,6 @@ class Source:
                 str(error).split(", /home/")[0].splitlines()[0],
                 "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\"",
             ) from error
-
-    def _id_hashes(self) -> tuple[npt.NDArray[np.uint64], int]:
-        scanner = self.dataset().scanner(columns=[self.id_column], filter=self.filter)
-        hashes, nulls = [np.empty(0, np.uint64)], 0
-        for batch in scanner.to_batches():
-            nulls += batch.column(0).null_count
-            ids = batch.column(0).drop_null()
-            if pa.types.is_uint64(ids.type) and len(ids) and pc.max(ids).as_py() > _MAX_ID:
-                raise SourceError(
-                    f"{self.id_column} of {self.uri} holds integers above {_MAX_ID:,}",
-                    "ids are stored as signed 64-bit integers or as text",
-                    "write the ids as strings, and set source.id_column to that column",
-                )
-            hashes.append(_hash(ids))
-        return np.concatenate(hashes), nulls
-
-    def _duplicates(self, suspects: npt.NDArray[np.uint64]) -> list[str]:
-        """Ids that really repeat among those whose 64-bit hashes do."""
-        found = []
-        for batch in (
-            self.dataset().scanner(columns=[self.id_column], filter=self.filter).to_batches()
-        ):
-            found.append(
-                batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects)))
-            )
-        counts = pa.chunked_array(found).value_counts().to_pylist()
-        return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][
-            :_EXAMPLES
-        ]
 
 
 def _both(one: str | None, other: str) -> str:
@@ -406,56 +349,3 @@ def _how_to_make(uri: str) -> str:
     if stem and ending.lower() in ("jsonl", "json", "csv", "parquet"):
         return f"reembed import {shlex.quote(uri)} --to {shlex.quote(stem + '.lance')}"
     return f"reembed import documents.jsonl --to {shlex.quote(uri)}"
-
-
-def _template_columns(text: str) -> list[str]:
-    """Columns named in a template; empty when `text` is a plain column name."""
-    if "{" not in text:
-        return []
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise SourceError(
-            f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"'
-        ) from error
-    for _, name, spec, conversion in parts:
-        if name is not None and (
-            not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion
-        ):
-            raise SourceError(
-                f"source.text = {text!r}: {name!r} is not a plain column name",
-                "a template may only name columns",
-                'write "{title} {text}"',
-            )
-    return [name for _, name, _, _ in parts if name]
-
-
-def _require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) -> None:
-    found = schema.field(column).type
-    if not fits(_plain(found)):
-        usable = [f.name for f in schema if fits(_plain(f.type))]
-        raise SourceError(
-            f"column {column!r} is {found}, which cannot be {what}",
-            f"columns that can: {', '.join(usable) or 'none'}",
-            f"reembed run --set {setting}={usable[0] if usable else 'COLUMN'}",
-        )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """string or int64 for what Arrow has several forms of."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.int64() if pa.types.is_integer(kind) else kind
-
-
-def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
-        np.asarray(ids.to_pandas()), categorize=False
-    )
-    return hashes

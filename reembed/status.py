@@ -7,7 +7,7 @@ from typing import Any
 
 from reembed.catalog import Catalog, Release
 from reembed.promote import candidates, comparison_path, standing
-from reembed.runs import Run, find_runs, is_driven
+from reembed.runs import Run, find_runs, is_driven, workers
 from reembed.storage import is_remote
 
 
@@ -57,5 +57,6 @@ def _run(run: Run) -> dict[str, Any]:
         "resume": _resume(run),
         "units": len(plan.units) if plan else None,
         "staged": len(run.staged()),
+        "workers": [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in workers(run)],
         "progress": run.storage.read_if_there(run.path("progress.json")),
     }

@@ -19,7 +19,7 @@ class Stop:
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         """`say` hears what a signal led to."""
-        self._say = say or (lambda words: None)
+        self.say = say or (lambda words: None)
         self._asked: int | None = None
         self._drain: Callable[[], None] | None = None
         self._drain_s = 0.0
@@ -63,7 +63,7 @@ class Stop:
         if self._deadline is None:
             assert self._drain is not None
             self._deadline = time.monotonic() + self._drain_s
-            self._say(
+            self.say(
                 f"finishing the units that are begun, for at most {self._drain_s:.0f} s;"
                 " once more stops at once"
             )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from reembed import attempts, cluster
+from reembed import cluster, runs
 from reembed.errors import RunFailed
-from reembed.runs import Unit
+from reembed.runs import Unit, Worker
 from reembed.units import EmbedJob
 
 _EVERY_S = 5.0
@@ -34,9 +35,9 @@ class _Seen:
 class Watch:
     """Looks after the workers of one job."""
 
-    def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
-        """Nothing was heard yet."""
-        self._job, self._left = job, {u.id for u in units}
+    def __init__(self, job: EmbedJob, units: list[Unit], say: Callable[[str], None]) -> None:
+        """Nothing was heard yet; `say` hears of workers that were ended."""
+        self._job, self._left, self._say = job, {u.id for u in units}, say
         self._times: list[float] = []
         self._seen: dict[str, _Seen] = {}
         self._heard = self._looked = time.monotonic()
@@ -66,7 +67,7 @@ class Watch:
         if now - self._looked < min(_EVERY_S, self.deadline_s / 4):
             return
         self._looked = now
-        workers = attempts.workers(self._job.run)
+        workers = runs.workers(self._job.run)
         for worker in workers:
             seen = self._seen.get(worker.id)
             if seen is None or seen.attempt != (worker.unit, worker.attempt):
@@ -77,8 +78,12 @@ class Watch:
         if now - self._heard > self._job.embed.stall_s:
             self._fail(now, workers)
 
-    def _end(self, worker: attempts.Worker, age: float) -> None:
+    def _end(self, worker: Worker, age: float) -> None:
         ended = cluster.end_process(worker.node, worker.pid, worker.pid_started)
+        self._say(
+            f"unit {worker.unit} was worked on for {age:.0f} s, over its deadline of"
+            f" {self.deadline_s:.0f} s: its worker is {'ended' if ended else 'gone'}; trying it again"
+        )
         self._job.run.event(
             "deadline",
             unit=worker.unit,
@@ -88,7 +93,7 @@ class Watch:
             ended=ended,
         )
 
-    def _fail(self, now: float, workers: list[attempts.Worker]) -> None:
+    def _fail(self, now: float, workers: list[Worker]) -> None:
         busy = [f"{w.unit} (attempt {w.attempt})" for w in workers if w.unit in self._left]
         why = f"being embedded: {', '.join(busy[:3])}" if busy else cluster.why_nothing_starts()
         raise RunFailed(

@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
-from reembed import encoders, faults, table
+from reembed import encoders, provenance, table
 from reembed.catalog import Catalog, Release, now
 from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
@@ -29,6 +29,7 @@ from reembed.strategies.steps import (
     register,
     seal,
     stopping,
+    tell_plan,
     verified,
 )
 from reembed.table import read_sealed
@@ -174,6 +175,7 @@ def _changes(
     catalog: Catalog, release: Release, before: Source, after: Source, *, retry: bool
 ) -> Changes:
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
     dead = [vars(d) for d in sealed.dead_letters]
     return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
 
@@ -192,7 +194,6 @@ def _write_plan(
 ) -> Plan:
     pinned = source.pin(run.pin_tag)
     vectors = _vectors(run.storage, release)
-    units = list(_units(vectors, changes, config.embed.unit_documents))
     held = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
     staying = tuple(f for f in held if f not in changes.dropped)
     plan = run.write_plan(
@@ -207,7 +208,7 @@ def _write_plan(
             gate=release.gate,
             index=config.index.model_dump(),
             rows=len(changes.embed),
-            units=units,
+            units=list(_units(vectors, changes, config.embed.unit_documents)),
             created_at=now(),
             base=Base(
                 release=release.id,
@@ -220,17 +221,7 @@ def _write_plan(
             ),
         )
     )
-    run.event("plan", **_figures(changes), source_version=source.version, pinned=pinned)
-    faults.point("run.after_plan")
-    say(
-        "plan",
-        run=run.id,
-        rows=plan.rows,
-        units=len(units),
-        space=plan.space.to_json(),
-        source=plan.source,
-        pinned=pinned,
-    )
+    tell_plan(run, plan, say, pinned=pinned, **_figures(changes))
     return plan
 
 

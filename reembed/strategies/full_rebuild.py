@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from reembed import encoders, evalset, faults, table
+from reembed import encoders, evalset, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig
 from reembed.errors import Conflict
@@ -23,6 +23,7 @@ from reembed.strategies.steps import (
     register,
     seal,
     stopping,
+    tell_plan,
     verified,
 )
 
@@ -155,24 +156,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
     run.storage.write_bytes(
         run.path("config.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode()
     )
-    run.event(
-        "plan",
-        rows=rows,
-        units=len(plan.units),
-        space=space.id,
-        source_version=source.version,
-        pinned=pinned,
-    )
-    faults.point("run.after_plan")
-    say(
-        "plan",
-        run=run.id,
-        rows=rows,
-        units=len(plan.units),
-        space=space.to_json(),
-        source=plan.source,
-        pinned=pinned,
-    )
+    tell_plan(run, plan, say, pinned=pinned)
     if not config.gate.queries:
         say(
             "begin", what="no judged queries (gate.queries): `compare` will ask for them; embedding"

@@ -49,6 +49,23 @@ class Work:
         return TableVersion(self.run.storage, sealed.path, sealed.version, self.plan.space.dim)
 
 
+def tell_plan(run: Run, plan: Plan, say: Listener, *, pinned: bool, **more: Any) -> None:
+    """A plan was written: in the run's events, and to whoever listens."""
+    version, units = plan.source["version"], len(plan.units)
+    more = {"rows": plan.rows, "units": units, "source_version": version, **more}
+    run.event("plan", space=plan.space.id, pinned=pinned, **more)
+    faults.point("run.after_plan")
+    say(
+        "plan",
+        run=run.id,
+        rows=plan.rows,
+        units=units,
+        space=plan.space.to_json(),
+        source=plan.source,
+        pinned=pinned,
+    )
+
+
 def stopping(say: Listener) -> AbstractContextManager[Stop]:
     """Signals during the block end the run as they should: drained, and said."""
     return Stop(lambda words: say("begin", what=words)).listening()

@@ -10,8 +10,7 @@ import pytest
 from crash.test_stopping import SLOW, wait_for
 from ray.cluster_utils import Cluster
 
-from reembed import attempts
-from reembed.runs import find_runs
+from reembed.runs import find_runs, workers
 from reembed.storage import Storage
 
 pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(300)]
@@ -54,7 +53,7 @@ def test_a_node_that_dies_and_one_that_comes_cost_only_the_units_in_flight(
     storage = Storage.open(str(tmp_path / "root"))
     wait_for(lambda: find_runs(storage))
     (run,) = find_runs(storage)
-    wait_for(lambda: len(run.staged()) >= 3 and attempts.workers(run), 90)
+    wait_for(lambda: len(run.staged()) >= 3 and workers(run), 90)
     cluster.remove_node(first, allow_graceful=False)
     cluster.add_node(num_cpus=3)
     out, err = process.communicate(timeout=200)

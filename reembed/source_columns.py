@@ -1,0 +1,58 @@
+"""Columns of a dataset that hold ids and text: which they may be, and templates over them."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import pyarrow as pa
+
+from reembed.errors import SourceError
+
+
+def template_columns(text: str) -> list[str]:
+    """Columns named in a template; empty when `text` is a plain column name."""
+    if "{" not in text:
+        return []
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise SourceError(
+            f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"'
+        ) from error
+    for _, name, spec, conversion in parts:
+        if name is not None and (
+            not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion
+        ):
+            raise SourceError(
+                f"source.text = {text!r}: {name!r} is not a plain column name",
+                "a template may only name columns",
+                'write "{title} {text}"',
+            )
+    return [name for _, name, _, _ in parts if name]
+
+
+def require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) -> None:
+    """Refuse a column of a type that does not fit; says which would."""
+    found = schema.field(column).type
+    if not fits(plain(found)):
+        usable = [f.name for f in schema if fits(plain(f.type))]
+        raise SourceError(
+            f"column {column!r} is {found}, which cannot be {what}",
+            f"columns that can: {', '.join(usable) or 'none'}",
+            f"reembed run --set {setting}={usable[0] if usable else 'COLUMN'}",
+        )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is a string type."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """string or int64 for what Arrow has several forms of."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.int64() if pa.types.is_integer(kind) else kind

@@ -1,0 +1,86 @@
+"""Ids of a dataset's documents: present, unique, and of a kind that a table can hold."""
+
+from __future__ import annotations
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reembed.errors import SourceError
+
+_MAX_ID = 2**63 - 1
+_EXAMPLES = 5
+
+
+def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: str | None) -> int:
+    """Number of documents that pass the filter; every id present and unique.
+
+    Raises:
+        SourceError: there is no document, or ids are null, repeated (with examples) or too large.
+    """
+    hashes, nulls = _id_hashes(dataset, where, column, condition)
+    if nulls:
+        raise SourceError(
+            f"{nulls:,} documents of {where} have no {column}",
+            "a vector without an id cannot be found again, updated or deleted",
+            f'reembed run --set source.filter="{column} IS NOT NULL"',
+        )
+    if not len(hashes):
+        why = f"the filter {condition!r} matches no row" if condition else "the dataset has no rows"
+        raise SourceError(
+            f"{where} has no documents",
+            why,
+            "reembed run --set source.filter=null" if condition else "reembed import --help",
+        )
+    values, counts = np.unique(hashes, return_counts=True)
+    if (suspects := values[counts > 1]).size and (
+        examples := _duplicates(dataset, column, condition, suspects)
+    ):
+        raise SourceError(
+            f"{column} of {where} is not unique: {', '.join(examples)} ...",
+            "each document has one vector; with two rows for one id it would be undefined which text it is of",
+            "remove the duplicates, or set source.filter to one row per id",
+        )
+    return len(hashes)
+
+
+def _id_hashes(
+    dataset: lance.LanceDataset, where: str, column: str, condition: str | None
+) -> tuple[npt.NDArray[np.uint64], int]:
+    scanner = dataset.scanner(columns=[column], filter=condition)
+    hashes, nulls = [np.empty(0, np.uint64)], 0
+    for batch in scanner.to_batches():
+        nulls += batch.column(0).null_count
+        ids = batch.column(0).drop_null()
+        if pa.types.is_uint64(ids.type) and len(ids) and pc.max(ids).as_py() > _MAX_ID:
+            raise SourceError(
+                f"{column} of {where} holds integers above {_MAX_ID:,}",
+                "ids are stored as signed 64-bit integers or as text",
+                "write the ids as strings, and set source.id_column to that column",
+            )
+        hashes.append(_hash(ids))
+    return np.concatenate(hashes), nulls
+
+
+def _duplicates(
+    dataset: lance.LanceDataset,
+    column: str,
+    condition: str | None,
+    suspects: npt.NDArray[np.uint64],
+) -> list[str]:
+    """Ids that really repeat among those whose 64-bit hashes do."""
+    found = []
+    for batch in dataset.scanner(columns=[column], filter=condition).to_batches():
+        found.append(batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects))))
+    counts = pa.chunked_array(found).value_counts().to_pylist()
+    return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
+
+
+def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
+        np.asarray(ids.to_pandas()), categorize=False
+    )
+    return hashes
