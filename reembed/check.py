@@ -23,7 +23,7 @@ from reembed.promote import (
     standing,
     verification_path,
 )
-from reembed.runs import Run
+from reembed.runs import Run, find_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 
 if TYPE_CHECKING:
@@ -192,6 +192,32 @@ def catch_up_release(
         "serves": serves,
         "behind": _behind(catalog, newest),
     }
+
+
+def dead_letters(catalog: Catalog, which: str | None) -> dict[str, Any]:
+    """Documents without a vector, by id and reason: of a release, or of a run as far as it got.
+
+    Raises:
+        UsageError: no release and no run has that id.
+        IntegrityError: the record of the release's table is not the one it was made with.
+    """
+    from reembed.table import read_sealed
+
+    unfinished = [r for r in find_runs(catalog.storage, catalog.alias) if r.result() is None]
+    for run in (r for r in unfinished if r.id == which):
+        if plan := run.plan():
+            found = [d for r in run.receipts() for d in r["dead_letters"]]
+            found += plan.base.dead_letters if plan.base else ()
+            return _dead_letters(run.id, plan.source["version"], found) | {"finished": False}
+    release = _release(catalog, which)
+    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    found = [vars(d) for d in sealed.dead_letters]
+    return _dead_letters(release.id, release.source["version"], found) | {"finished": True}
+
+
+def _dead_letters(of: str, version: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+    shown = [{"doc_id": d["doc_id"], "reason": d["reason"]} for d in found]
+    return {"of": of, "source_version": version, "count": len(found), "dead_letters": shown}
 
 
 def _named(catalog: Catalog, which: str) -> Release:

@@ -279,6 +279,19 @@ def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[di
     return result, 0
 
 
+@cli.command("dead-letters")
+@click.argument("release", required=False)
+@_configured
+def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], int]:
+    """Documents that could not be embedded, by id and reason.
+
+    Of a release or of an unfinished run; left out: of the candidate, or else of what is live.
+    """
+    from reembed import check
+
+    return check.dead_letters(_catalog(config), release), 0
+
+
 @cli.command()
 @click.option("--to", help="Release to go back to. [the one that served before]")
 @click.option("--reason", help="Why, for the record.")

@@ -204,6 +204,17 @@ def _caught_up(r: dict[str, Any]) -> str:
     return f"{head}\n  {r['rows']:,} rows, {r['dead_letters']:,} dead letters"
 
 
+def _dead_letters(r: dict[str, Any]) -> str:
+    so_far = "" if r["finished"] else " so far"
+    lines = [
+        f"{r['of']}: {r['count']:,} dead letters{so_far}, of source version {r['source_version']}",
+        *(f"  {d['doc_id']}  {d['reason']}" for d in r["dead_letters"]),
+    ]
+    if r["count"] and r["finished"]:
+        lines.append(f"Next: reembed catch-up {r['of']} --retry-dead-letters")
+    return "\n".join(lines)
+
+
 def _moved(r: dict[str, Any]) -> str:
     behind = r["behind"]
     lines = [
@@ -316,6 +327,7 @@ _TEXTS = {
     "compare": _compare,
     "promote": _moved,
     "catch-up": _caught_up,
+    "dead-letters": _dead_letters,
     "rollback": _moved,
     "history": _history,
     "search": _search,

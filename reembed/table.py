@@ -271,7 +271,7 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
         raise RunFailed(
             f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
             "the run was interrupted",
-            "reembed run (the same command resumes it)",
+            "reembed run     # the same command resumes it",
         )
     wrong = [u for u, rows in found.items() if planned.get(u) != rows]
     wrong += [
@@ -290,7 +290,7 @@ def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> N
         listed = "; ".join(f"{d['doc_id']!r}: {d['reason']}" for d in dead[:_EXAMPLES])
         raise RunFailed(
             f"{len(dead):,} of {plan.rows:,} documents could not be embedded, {limit:,} are allowed",
-            f"{listed}{' ...' if len(dead) > _EXAMPLES else ''}",
+            f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
             f"reembed run --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
         )
 

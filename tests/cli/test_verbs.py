@@ -48,6 +48,7 @@ FLOW = [
     ("compare",),
     ("promote",),
     ("catch-up",),
+    ("dead-letters",),
     ("search", "a b", "-k", "2", "--show", "title"),
     ("rollback", "--reason", "a test"),
     ("history",),

@@ -16,8 +16,9 @@ from tiny_models import bert_model
 
 from reembed import table as tables
 from reembed.catalog import Catalog
+from reembed.check import dead_letters
 from reembed.digests import digest as text_hash
-from reembed.errors import Conflict, RunFailed, SpaceMismatch
+from reembed.errors import Conflict, RunFailed, SpaceMismatch, UsageError
 from reembed.live import LiveAlias
 from reembed.promote import promote, rollback
 from reembed.runs import Run, driving, find_runs
@@ -102,10 +103,21 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     assert "2 of 40 documents could not be embedded, 0 are allowed" in failure.value.what
     assert "'d4': its text is null" in failure.value.why
     assert "embed.max_dead_letters=2" in failure.value.fix
+    catalog = catalog_of(make_config(uri))
+    (run,) = find_runs(catalog.storage)
+    null = {f"d{i}": "its text is null" for i in (4, 9)}
+    listed = dead_letters(catalog, run.id)
+    assert (listed["of"], listed["finished"]) == (run.id, False)
+    assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
     release = full_rebuild(
         make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}), quiet
     )
     assert (release.rows, release.dead_letters) == (38, 2)
+    listed = dead_letters(catalog, None)
+    assert (listed["of"], listed["count"], listed["finished"]) == (release.id, 2, True)
+    assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
+    with pytest.raises(UsageError, match="no release"):
+        dead_letters(catalog, "docs-00000000-v1-1")
     assert release.verify["differences"]["missing"]["count"] == 0
 
 
