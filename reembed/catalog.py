@@ -19,9 +19,8 @@ from typing import Any, Literal
 
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.spaces import Space
-from reembed.storage import Storage, require_id
+from reembed.storage import SCHEMA_VERSION, Storage, require_id
 
-SCHEMA_VERSION = 1
 _READERS = 16
 Action = Literal["promote", "rollback", "catch-up"]
 

@@ -133,8 +133,7 @@ def _require_room(config: Config, *, private: bool) -> None:
     """A private Ray cannot grow: what does not fit now would wait for ever."""
     if not private:
         return
-    per_actor = 1 if config.embed.gpus_per_actor else config.embed.cpus_per_actor
-    cpus, cpus_here = config.embed.actors * per_actor, _total().get("CPU", 0)
+    cpus, cpus_here = config.embed.actors * config.embed.actor_cpus, _total().get("CPU", 0)
     if cpus >= cpus_here:
         raise UsageError(
             f"the actors take {cpus} logical CPUs, ray.num_cpus is {cpus_here:g}",
@@ -209,6 +208,17 @@ def _end(pid: int, started: str) -> bool:
         return False
     os.kill(pid, signal.SIGKILL)
     return True
+
+
+def live_nodes() -> set[str]:
+    """Ray's ids of the nodes that are up."""
+    return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
+
+
+def has_room(cpus: float, gpus: float) -> bool:
+    """Whether an actor of this size fits on any node that is up, were it free."""
+    here = (n["Resources"] for n in ray.nodes() if n["Alive"])
+    return any(r.get("CPU", 0) >= cpus and r.get("GPU", 0) >= gpus for r in here)
 
 
 def why_nothing_starts() -> str:

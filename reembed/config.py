@@ -116,6 +116,11 @@ class EmbedConfig(Section):
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
     """Documents that may stay without a vector before the run fails."""
 
+    @property
+    def actor_cpus(self) -> int:
+        """Cores a replica reserves: beside a GPU, one."""
+        return 1 if self.gpus_per_actor else self.cpus_per_actor
+
 
 class TableConfig(Section):
     """The vector table."""

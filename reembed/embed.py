@@ -56,7 +56,7 @@ def embed_units(
         **_ONE_UNIT,
         fn_constructor_kwargs={"job": job},
         compute=ActorPoolStrategy(size=job.embed.actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=job.embed.cpus_per_actor if not job.embed.gpus_per_actor else 1,
+        num_cpus=job.embed.actor_cpus,
         num_gpus=job.embed.gpus_per_actor or None,
     )
     dataset = dataset.map_batches(

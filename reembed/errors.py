@@ -95,6 +95,12 @@ class RunFailed(ReembedError):
     """A rebuild stopped. What is staged stays; the same command resumes."""
 
 
+class NoCapacity(ReembedError):
+    """The cluster lost every node that a model fits on. What is staged stays."""
+
+    exit_code = 75
+
+
 class IntegrityError(ReembedError):
     """Stored bytes or rows are not what was written."""
 

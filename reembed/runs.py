@@ -31,11 +31,10 @@ from typing import Any, Literal
 from obstore.exceptions import BaseError
 
 from reembed.catalog import now
-from reembed.errors import Conflict, UsageError
+from reembed.errors import Conflict
 from reembed.spaces import Space
-from reembed.storage import Storage
+from reembed.storage import SCHEMA_VERSION, Storage
 
-SCHEMA_VERSION = 1
 BEAT_S = 5.0
 _LISTING_THREADS = 16
 _RUN_ID = re.compile(r"[a-z0-9-]+-[a-z]\d+-\d+")  # another folder in runs/ is no run
@@ -130,17 +129,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:
-        """The plan a record describes.
-
-        Raises:
-            UsageError: a newer reembed wrote it.
-        """
-        if record["schema_version"] != SCHEMA_VERSION:
-            raise UsageError(
-                f"run {record.get('run_id')} was planned by another version of reembed",
-                f"plan format {record['schema_version']}, this one knows {SCHEMA_VERSION}",
-                "pip install -U reembed-ray",
-            )
+        """The plan a record describes."""
         fields = {k: v for k, v in record.items() if k != "schema_version"}
         fields["space"] = Space.from_json(fields["space"])
         fields["units"] = [Unit.from_json(u) for u in fields["units"]]

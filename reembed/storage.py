@@ -26,6 +26,9 @@ from reembed.config import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted
 
+SCHEMA_VERSION = 1
+"""Of every record; a record that changes its meaning takes a new one."""
+
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _CHUNK_BYTES = 8 << 20
 _SHA256 = "_sha256"
@@ -125,6 +128,7 @@ def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
 
     Raises:
         IntegrityError: not one byte of it may differ.
+        UsageError: a newer reembed wrote it.
     """
     try:
         record = dict(json.loads(body))
@@ -137,6 +141,12 @@ def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
     if not intact:
         raise IntegrityError(
             f"{uri} is not as it was written", "its sha256 is another than it says", _DAMAGED
+        )
+    if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise UsageError(
+            f"{uri} was written by another version of reembed",
+            f"format {found}, this one knows {SCHEMA_VERSION}",
+            "pip install -U reembed-ray",
         )
     return record
 

@@ -21,7 +21,7 @@ from reembed import digests, faults
 from reembed.errors import Conflict, IntegrityError, RunFailed
 from reembed.runs import Plan, Run
 from reembed.spaces import Space
-from reembed.storage import Storage
+from reembed.storage import SCHEMA_VERSION, Storage
 from reembed.table_version import Proof, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
@@ -102,7 +102,7 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str,
     faults.point("table.after_fragments")
     files = {f.path: _proof(run.storage, plan.table, f) for m in fragments for f in m.files}
     receipt = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "unit": staged.unit,
         "space": plan.space.id,
         "columns": _fingerprint(columns),
@@ -248,7 +248,7 @@ def _sealed_record(run: Run, plan: Plan, receipts: list[dict[str, Any]]) -> dict
         files |= {name: base.proofs[name] for name in stay}
         dead += plan.base.dead_letters
         rows += plan.base.rows
-    return {"schema_version": 1, "rows": rows, "dead_letters": dead, "files": files}
+    return {"schema_version": SCHEMA_VERSION, "rows": rows, "dead_letters": dead, "files": files}
 
 
 def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reembed import cluster, runs
-from reembed.errors import RunFailed
+from reembed.errors import NoCapacity, RunFailed
 from reembed.runs import Unit, Worker
 from reembed.units import EmbedJob
 
@@ -23,6 +23,7 @@ _LEAST_S = 60.0
 _TIMES = 10.0  # the median unit's time
 _UNKNOWN_S = 900.0  # until a unit is finished
 _ENOUGH = 3
+_PATIENCE_S = 60.0  # before the wait for a node is spoken of
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Watch:
         self._times: list[float] = []
         self._seen: dict[str, _Seen] = {}
         self._heard = self._looked = time.monotonic()
+        self._said_no_room = False
 
     def heard(self, row: dict[str, Any]) -> None:
         """A unit was staged."""
@@ -61,6 +63,7 @@ class Watch:
         """End workers over their deadline.
 
         Raises:
+            NoCapacity: for too long there was no node that an actor fits on.
             RunFailed: for too long no unit was finished at all.
         """
         now = time.monotonic()
@@ -75,8 +78,7 @@ class Watch:
             elif not seen.ended and now - seen.since > self.deadline_s:
                 seen.ended = True
                 self._end(worker, now - seen.since)
-        if now - self._heard > self._job.embed.stall_s:
-            self._fail(now, workers)
+        self._still(now - self._heard, workers)
 
     def _end(self, worker: Worker, age: float) -> None:
         ended = cluster.end_process(worker.node, worker.pid, worker.pid_started)
@@ -93,11 +95,33 @@ class Watch:
             ended=ended,
         )
 
-    def _fail(self, now: float, workers: list[Worker]) -> None:
-        busy = [f"{w.unit} (attempt {w.attempt})" for w in workers if w.unit in self._left]
+    def _still(self, seconds: float, workers: list[Worker]) -> None:
+        """No unit was finished for so long: say so, and in the end give up."""
+        embed = self._job.embed
+        if seconds < min(_PATIENCE_S, embed.stall_s):
+            self._said_no_room = False
+            return
+        cpus, gpus = embed.actor_cpus, embed.gpus_per_actor
+        size = f"{cpus:g} CPUs and {gpus:g} GPUs"
+        if room := cluster.has_room(cpus, gpus):
+            self._said_no_room = False
+        elif not self._said_no_room:
+            self._said_no_room = True
+            self._say(
+                f"no node of the cluster has the {size} of an actor;"
+                f" waiting for one, {embed.stall_s:,.0f} s in all (embed.stall_s)"
+            )
+        if seconds <= embed.stall_s:
+            return
+        what = f"no unit was finished for {seconds:,.0f} s (embed.stall_s)"
+        fix = "reembed run     # what is staged is kept"
+        if not room:
+            raise NoCapacity(what, f"no node of the cluster has the {size} of an actor", fix)
+        there = cluster.live_nodes()
+        busy = [
+            f"{w.unit} (attempt {w.attempt})"
+            for w in workers
+            if w.unit in self._left and w.node in there
+        ]
         why = f"being embedded: {', '.join(busy[:3])}" if busy else cluster.why_nothing_starts()
-        raise RunFailed(
-            f"no unit was finished for {now - self._heard:,.0f} s (embed.stall_s)",
-            why,
-            "reembed run     # what is staged is kept",
-        )
+        raise RunFailed(what, why, fix)

@@ -1,4 +1,4 @@
-"""Nodes that go away: three raylets on this machine, and the job goes on with what is left."""
+"""Nodes that go away: raylets on this machine. The job goes on with what is left, or ends and can be resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ OPEN = {"allow_unauthenticated": True}  # three raylets on this machine, by its 
 
 @pytest.fixture
 def slow_nodes(tmp_path, monkeypatch):
-    """A head that works on nothing, and two nodes on which each unit takes a second."""
+    """A head without room for an actor, and two nodes on which each unit takes a second."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW.format(seconds=1.0, loops="False"))
     monkeypatch.setenv("PYTHONPATH", str(site))
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     yield cluster, nodes
@@ -61,3 +61,52 @@ def test_a_node_that_dies_and_one_that_comes_cost_only_the_units_in_flight(
     assert json.loads(out)["rows"] == 300
     again = sum(r["attempt"] > 1 for r in run.receipts())
     assert again <= 2
+
+
+def test_without_any_node_a_job_waits_says_so_and_ends_with_75_and_a_new_node_resumes_it(
+    corpus, config_file, cli, tmp_path, slow_nodes
+):
+    cluster, nodes = slow_nodes
+    embed = {"unit_documents": 20, "stall_s": 20}
+    file = config_file(corpus(300), embed=embed, ray=OPEN)
+    process = start(cli, file, cluster)
+    storage = Storage.open(str(tmp_path / "root"))
+    wait_for(lambda: find_runs(storage))
+    (run,) = find_runs(storage)
+    wait_for(lambda: len(run.staged()) >= 2, 90)
+    for node in nodes:
+        cluster.remove_node(node, allow_graceful=False)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    said = json.loads(out)
+    assert (said["error"], said["exit_code"]) == ("NoCapacity", 75)
+    assert "no node of the cluster has the 1 CPUs and 0 GPUs of an actor" in said["why"]
+    assert "waiting for one, 20 s in all" in err
+    before = {r["unit"]: r for r in run.receipts()}
+    assert len(before) >= 2
+    cluster.add_node(num_cpus=3)
+    process = start(cli, file, cluster)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"] == 300
+    assert before.items() <= {r["unit"]: r for r in run.receipts()}.items()
+
+
+def test_when_the_head_dies_the_job_ends_and_the_same_command_resumes_on_a_new_cluster(
+    corpus, config_file, cli, tmp_path, slow_nodes
+):
+    cluster, _ = slow_nodes
+    file = config_file(corpus(300), embed={"unit_documents": 20}, ray=OPEN)
+    process = start(cli, file, cluster)
+    storage = Storage.open(str(tmp_path / "root"))
+    wait_for(lambda: find_runs(storage))
+    (run,) = find_runs(storage)
+    wait_for(lambda: len(run.staged()) >= 2, 90)
+    cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    out, err = process.communicate(timeout=150)
+    assert process.returncode != 0, out + err
+    before = {r["unit"]: r for r in run.receipts()}
+    done = cli.process("run", "-c", file, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 300
+    assert before.items() <= {r["unit"]: r for r in run.receipts()}.items()

@@ -1,5 +1,5 @@
-"""Security of whole migrations: hostile ids (S7), secrets (S9), a read-only source (S12), records of another
-release (S17), what listens (S18)."""
+"""Security of whole migrations: hostile ids (S7), secrets (S9), a read-only source (S12), deleted documents
+(S11), records of another release (S17), what listens (S18)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from flow_tables import rows_of
 
+from reembed import check, gc
 from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.config import Config
 from reembed.errors import IntegrityError, ReembedError
-from reembed.promote import promote
+from reembed.promote import follow, promote
 from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table_version import open_table
 
@@ -197,6 +201,35 @@ def objects(storage: Storage) -> dict[str, bytes]:
     return found
 
 
+# S11: a document that was deleted
+
+
+def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
+    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Any, ray_local: None
+) -> None:
+    source = corpus(130)
+    config = make_config(source, table={"carry": ["title"]}, storage={"keep": 1})
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(config, quiet)
+    promote(catalog, first.id)
+    (row,) = (r for r in rows_of(catalog.storage, first).to_pylist() if r["doc_id"] == "d00003")
+    traces = {
+        "vector": np.asarray(row["vector"], np.float32).tobytes(),
+        "digest": row["text_hash"],
+        "digest in hex": row["text_hash"].hex().encode(),
+        "title": row["title"].encode(),
+    }
+    holding = {k for k, t in traces.items() if any(t in b for b in objects(catalog.storage).values())}  # fmt: skip
+    assert holding == {"vector", "digest", "title"}, "they cannot be searched for"
+    lance.dataset(source).delete("doc_id = 'd00003'")
+    release = catch_up(config, first, quiet)
+    follow(catalog, release)
+    gc.apply(catalog, gc.plan(catalog, 1), 1)
+    left = objects(catalog.storage)
+    assert [(p, k) for p, b in left.items() for k, t in traces.items() if t in b] == []
+    assert rows_of(catalog.storage, release).num_rows == 129
+
+
 # S12: a source that may only be read
 
 
@@ -286,6 +319,18 @@ def test_s17_a_release_with_parts_of_another_is_not_promoted(
         promote(catalog, first.id)
     assert catalog.live() is None
     assert promote(catalog, second.id).release == second
+
+
+def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
+    pair: tuple[Catalog, Release, Release],
+) -> None:
+    catalog, first, second = pair
+    swapped = dataclasses.replace(first, sealed_sha256=second.sealed_sha256)
+    catalog.storage.write(f"releases/passages/{first.id}.json", swapped.to_json())
+    with pytest.raises(IntegrityError, match="another record of its table's files"):
+        check.verify_release(catalog, first.id, level=0, sample=0, resume=False)
+    with pytest.raises(IntegrityError):
+        promote(catalog, first.id)
 
 
 def test_s17_a_table_put_in_the_place_of_another_is_not_promoted(
