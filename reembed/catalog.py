@@ -70,6 +70,8 @@ class Release:
     """The gate section, fixed before results existed."""
     origin: str
     """The rebuild it descends from by catch-ups: itself, if it is one."""
+    number: int
+    """One more than of any release that was there before: their order, whatever clocks say."""
     created_at: str = field(default_factory=now)
 
     def to_json(self) -> dict[str, Any]:
@@ -160,8 +162,12 @@ class Catalog:
         paths = [path for path, _ in self.storage.objects(f"releases/{self.alias}/")]
         return sorted(
             (Release.from_json(self.storage.read(p)) for p in paths),
-            key=lambda r: (r.created_at, r.id),
+            key=lambda r: (r.number, r.id),
         )
+
+    def next_number(self) -> int:
+        """Of a release that is registered now."""
+        return max((r.number for r in self.releases()), default=0) + 1
 
     def log(self) -> list[AliasRecord]:
         """Every promote and rollback, oldest first."""

@@ -291,7 +291,7 @@ def _release(catalog: Catalog, release_id: str | None) -> Release:
         if (live is None or r.id != live.release.id) and not catalog.is_retired(r.id)
     ]
     newest = waiting[-1] if waiting else None
-    if newest and (live is None or newest.created_at >= live.release.created_at):
+    if newest and (live is None or newest.number >= live.release.number):
         return newest
     return catalog.require_live().release
 

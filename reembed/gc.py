@@ -201,11 +201,11 @@ def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
     for run in find_runs(catalog.storage, catalog.alias):
         if run.is_catch_up and run.result() is None and (planned := run.plan()) and planned.base:
             reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
-    live_since = stack[-1].created_at if stack else ""
+    since = stack[-1].number if stack else 0
     for release in catalog.releases():
         if (
             release.id not in served
-            and release.created_at >= live_since
+            and release.number >= since
             and not catalog.is_retired(release.id)
             and newest_of(catalog, release).id == release.id
         ):

@@ -33,7 +33,7 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     line = [
         r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
     ]
-    return max(line, key=lambda r: (r.source["version"], r.created_at), default=release)
+    return max(line, key=lambda r: (r.source["version"], r.number), default=release)
 
 
 def candidates(catalog: Catalog) -> list[Release]:
@@ -43,11 +43,11 @@ def candidates(catalog: Catalog) -> list[Release]:
     """
     stack = standing(catalog.log())
     lines = {r.origin for r in stack}
-    since = catalog.release(stack[-1].origin).created_at if stack else ""
+    since = catalog.release(stack[-1].origin).number if stack else 0
     return [
         r
         for r in catalog.releases()
-        if r.origin not in lines and r.created_at >= since and not catalog.is_retired(r.id)
+        if r.origin not in lines and r.number >= since and not catalog.is_retired(r.id)
     ]
 
 

@@ -251,7 +251,7 @@ def register(
             source=plan.source,
             verify=receipt,
             gate=plan.gate,
-            created_at=now(),
+            number=catalog.next_number(),
             origin=catalog.release(plan.base.release).origin if plan.base else run.id,
         )
     )

@@ -290,7 +290,7 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
     third = dataclasses.replace(
-        live, id="third", origin="third", run_id="third", created_at="2999-01-01T00:00:00+00:00"
+        live, id="third", origin="third", run_id="third", number=catalog.next_number()
     )
     catalog.register(third)
     catalog.append(step, "promote", third)

@@ -85,6 +85,7 @@ def a_release(name: str) -> Release:
         sealed_sha256="0",
         table_manifest={},
         origin=name,
+        number=1,
         created_at="2026-11-23T00:00:00+00:00",
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
 import os
 import pickle
@@ -9,10 +10,10 @@ import lance
 import pyarrow as pa
 import pytest
 
-from reembed import errors
+from reembed import errors, gc
 from reembed.catalog import Catalog, Release
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.promote import candidate, promote, rollback, standing
+from reembed.promote import candidate, candidates, newest_of, promote, rollback, standing
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
 from reembed.storage import Storage
@@ -45,7 +46,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s", "origin": name,
-        "created_at": f"2026-01-01T00:00:{len(catalog.releases()):02}+00:00",
+        "number": catalog.next_number(),
     }  # fmt: skip
     return catalog.register(Release(**{**fields, **changes}))
 
@@ -150,6 +151,22 @@ def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
     assert candidate(catalog).id == "b"
     assert promote(catalog).release.id == "b"
     assert [r.id for r in standing(catalog.log())] == ["a", "b"]
+
+
+@pytest.mark.parametrize("days", [-15, 15])
+def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, days):
+    a = make_release(catalog, "a")
+    promote(catalog)
+    wrong = (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat(timespec="seconds")
+    b = make_release(catalog, "b", created_at=wrong)
+    assert candidate(catalog).id == "b"
+    assert gc.plan(catalog, 1).remove == []
+    catalog.append(catalog.live(), "promote", b)
+    c = make_release(catalog, "c")
+    assert [r.id for r in candidates(catalog)] == ["c"]
+    assert [r.id for r in catalog.releases()] == ["a", "b", "c"]
+    assert {r.release for r in gc.plan(catalog, 1).remove} == set()
+    assert newest_of(catalog, dataclasses.replace(c, origin=a.origin)).id == a.id
 
 
 def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(catalog):

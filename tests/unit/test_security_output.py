@@ -110,7 +110,7 @@ def page(words: str) -> str:
     release = Release(
         id=words, alias=words, run_id=words, space=space, encoder={"model": words}, table=words, table_version=1,
         table_tag=words, sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
-        rows=1, dead_letters=0, origin=words,
+        rows=1, dead_letters=0, origin=words, number=1,
         source={"uri": words, "version": 1}, gate={},
         verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
                 "differences": {words: {"count": 1, "examples": [words]}}},
