@@ -32,6 +32,7 @@ from crash.forks import Ended, ForkServer, search_path
 KINDS = (
     "slow_down",  # 503, not applied
     "error_before",  # 500, not applied
+    "expired",  # 403, not applied: credentials that ran out
     "error_after",  # applied, and 500
     "lost_answer",  # applied, and the connection closed without an answer
     "delay",  # answered late
@@ -45,7 +46,8 @@ _DELAY_S = 2.0
 _WORKERS = 2
 _TRIES = 2  # a case may name a request that this history did not come to
 _KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-nobody"}
-_ERRORS = {503: "SlowDown", 500: "InternalError"}
+_ERRORS = {503: "SlowDown", 500: "InternalError", 403: "ExpiredToken"}
+_REFUSED = {"slow_down": 503, "error_before": 500, "expired": 403}
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -103,8 +105,8 @@ class _Request(BaseHTTPRequestHandler):
         if fault == "reset":
             self._hang_up(reset=True)
             return
-        if fault in ("slow_down", "error_before"):
-            self._answer(_error(503 if fault == "slow_down" else 500))
+        if fault in _REFUSED:
+            self._answer(_error(_REFUSED[fault]))
             return
         if fault == "delay":
             time.sleep(_DELAY_S)

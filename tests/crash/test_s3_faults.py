@@ -49,6 +49,7 @@ def ask(store: Store, method: str, key: str, body: bytes = b"") -> tuple[int, by
     [
         ("slow_down", 503, False),
         ("error_before", 500, False),
+        ("expired", 403, False),
         ("error_after", 500, True),
         ("lost_answer", "RemoteDisconnected", True),
         ("reset", "ConnectionResetError", False),
