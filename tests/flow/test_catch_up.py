@@ -9,6 +9,7 @@ from conftest import documents
 from flow_tables import rows_of
 
 from reembed.catalog import Catalog
+from reembed.check import catch_up_release
 from reembed.digests import digest
 from reembed.errors import SourceError
 from reembed.promote import promote, standing
@@ -204,3 +205,18 @@ def test_a_source_that_lost_its_text_column_stops_before_anything_is_done(
     lance.dataset(uri).alter_columns({"path": "text", "name": "body"})
     with pytest.raises(SourceError, match="no column 'text'"):
         catch_up(config, first, quiet)
+
+
+def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, make_config, quiet):
+    uri = source_of(tmp_path, stable=True)
+    config = make_config(uri)
+    first = full_rebuild(config, quiet)
+    promote(catalog_of(config))
+    lance.dataset(uri).add_columns({"length": "1"})
+    assert catch_up(config, first, quiet).rows == first.rows
+    embedded = [f["embed"] for s, f in quiet.events if s == "changes"]
+    assert embedded in ([], [0])
+    lance.dataset(uri).delete("true")
+    with pytest.raises(SourceError, match="has no documents"):
+        catch_up_release(config, "live", quiet, retry_dead_letters=False)
+    assert catalog_of(config).require_live().release.origin == first.id
