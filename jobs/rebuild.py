@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/rebuild.py -c configs/gpu_cluster.
 
 import sys
 
-from reembed.cli import cli
+from reembed.cli import main
 
 if __name__ == "__main__":
-    cli(["run", *sys.argv[1:]], prog_name="reembed")
+    main(["run", *sys.argv[1:]])

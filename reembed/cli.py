@@ -10,16 +10,17 @@ import functools
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from reembed import __version__
-from reembed.errors import ReembedError, UsageError
+from reembed.errors import Interrupted, ReembedError, UsageError
 from reembed.redact import redacted
 
 if TYPE_CHECKING:
@@ -369,20 +370,28 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
     }, 0
 
 
-def main() -> None:
-    """Entry point of the `reembed` command."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `reembed` command; of its jobs, with their arguments."""
     sys.excepthook = _unexpected
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(arguments, prog_name="reembed", standalone_mode=False))
     except click.UsageError as error:
         error.show()
         _end({"error": "UsageError", "what": error.format_message()}, error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Interrupted as error:  # before the verb began
+        click.echo(f"error: {error.what}", err=True)
+        _end({"error": "Interrupted", "what": error.what}, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What is staged is kept: the same command resumes.", err=True)
         _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
 
 
 def _unexpected(

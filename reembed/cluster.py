@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reembed import access
+from reembed import access, stop
 from reembed.config import Config
 from reembed.errors import ReembedError, UsageError
 from reembed.runs import process_started
@@ -51,7 +52,7 @@ def connected(config: Config) -> Iterator[str]:
         where = f"Ray cluster with {_resources()}{note}"
     else:
         needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
-        with _quiet_stderr(), _on_loopback(), access.token_for_us_alone():
+        with _quiet_stderr(), _on_loopback(), access.token_for_us_alone(), _signals_wait():
             ray.init(
                 address="local",
                 num_cpus=config.ray.num_cpus or needed,
@@ -78,7 +79,8 @@ def is_left_running() -> bool:
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _signals_wait():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError) as error:
         raise UsageError(
             f"cannot connect to the Ray cluster at {address}",
@@ -105,6 +107,29 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = in_environment
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM during the block come right after it, to whoever took them before.
+
+    Ray's start sets a handler of its own, which ends what Ray started and leaves us waiting for it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    set_handler = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    before = {s: signal.signal(s, lambda n, _: came.append(n)) for s in stop.SIGNALS}
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = set_handler
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextmanager

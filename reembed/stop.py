@@ -11,7 +11,7 @@ from types import FrameType
 
 from reembed.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -27,14 +27,11 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Take SIGINT and SIGTERM during the block; a thread that is not the main one cannot.
-
-        Inside Ray: its own handlers, set when it starts, are put back afterwards.
-        """
+        """Take SIGINT and SIGTERM during the block; a thread that is not the main one cannot."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, self._received) for s in _SIGNALS}
+        before = {s: signal.signal(s, self._received) for s in SIGNALS}
         try:
             yield self
         finally:

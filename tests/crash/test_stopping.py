@@ -100,6 +100,21 @@ def test_a_signal_lets_the_begun_units_finish_and_the_same_command_resumes(
     assert all(r["attempt"] == 1 for r in run.receipts())
 
 
+def test_sigterm_while_it_starts_ends_with_75_too(corpus, config_file, cli, tmp_path):
+    file = config_file(corpus(60))
+    for seconds in (0, 0.7, 1.4, 2.1, 2.8):  # planning, then Ray's start, which takes about 3
+        process = start(cli, file, {})
+        first = process.stderr.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 75, first + err
+        assert json.loads(out)["error"] == "Interrupted"
+    assert seconds > 1, "it was over before it could be interrupted"
+
+
 def test_a_second_signal_and_a_spent_patience_stop_at_once(
     corpus, config_file, cli, slow, tmp_path
 ):
