@@ -342,16 +342,17 @@ def search(
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
-@click.option("--drop-run", metavar="RUN", help="Give up an unfinished run first.")
+@click.option("--drop-run", metavar="RUN", help="An unfinished run to give up, too.")
 @_configured
 def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any], int]:
     """List what no release needs any more; delete it with --yes."""
     from reembed import gc as gc_module
 
     catalog, keep = _catalog(config), config.storage.keep
-    if drop_run:
-        gc_module.drop_run(catalog, drop_run)
-    planned = gc_module.plan(catalog, keep)
+    dropped = gc_module.droppable(catalog, drop_run) if drop_run else None
+    if dropped and yes:
+        dropped.abandon()
+    planned = gc_module.plan(catalog, keep, dropping=drop_run)
     removed = gc_module.apply(catalog, planned, keep) if yes else []
     return {**planned.to_json(), "removed": [r.release for r in removed], "deleted": yes}, 0
 

@@ -10,10 +10,10 @@ from typing import Any
 from reembed import faults
 from reembed.catalog import Catalog, Release
 from reembed.errors import Conflict, SourceError, UsageError
-from reembed.promote import newest_of, standing
+from reembed.promote import candidates, newest_of, standing
 from reembed.runs import Run, find_runs, is_driven
 from reembed.source import Source
-from reembed.table_version import open_table, used_files
+from reembed.table_version import files_of, open_table, used_files
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,11 @@ class GcPlan:
     remove: list[Removable]
     orphans: list[Orphan]
     dropped_runs: list[str]
-    """Runs that were given up and still have staged receipts or a tag on the source."""
+    """Runs that were given up and still have staged receipts, an index or a tag on the table."""
+    tables: list[str]
+    """Tables of given-up runs alone."""
+    trim: list[str]
+    """Tables with versions that no release names any more."""
     held_runs: list[str]
     """Unfinished runs, whose tables are not touched."""
 
@@ -70,16 +74,16 @@ class GcPlan:
         return {**asdict(self), "bytes": freed + sum(o.size for o in self.orphans)}
 
 
-def plan(catalog: Catalog, keep: int) -> GcPlan:
+def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     """Decide, without touching anything.
 
-    Kept: live, what rollback goes back to, the `keep` releases that served last, every candidate
-    built after the live release, and whatever an unfinished run may still need.
+    Kept: live, what rollback goes back to, the `keep` releases that served last, every release that
+    waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
     """
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    open_runs = [r for r in runs if r.result() is None]
+    open_runs = [r for r in runs if r.result() is None and r.id != dropping]
     held_tables = {p.table for r in open_runs if (p := r.plan())}
     reasons = _reasons(catalog, keep)
     releases = catalog.releases()
@@ -90,18 +94,20 @@ def plan(catalog: Catalog, keep: int) -> GcPlan:
         if r.id not in reasons and not _is_gone(catalog, r)
     ]
     going = {r.table for r in removable if r.whole_table}
-    orphans = [
-        o
-        for t, listed in files.items()
-        if t not in held_tables | going
-        for o in _orphans(catalog, t, listed)
-    ]
+    free = {t: listed for t, listed in files.items() if t not in held_tables | going and listed}
     return GcPlan(
-        [Kept(k, v) for k, v in reasons.items()],
-        removable,
-        orphans,
-        [r.id for r in runs if _is_dropped(r)],
-        [r.id for r in open_runs],
+        keep=[Kept(k, v) for k, v in reasons.items()],
+        remove=removable,
+        orphans=[
+            o
+            for t, listed in free.items()
+            if t in tables_kept
+            for o in _orphans(catalog, t, listed)
+        ],
+        dropped_runs=[r.id for r in runs if r.id == dropping or _is_dropped(r)],
+        tables=sorted(free.keys() - tables_kept),
+        trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t)],
+        held_runs=[r.id for r in open_runs],
     )
 
 
@@ -114,18 +120,22 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         if item.release in _reasons(catalog, keep):
             catalog.unmark_retired(item.release)
             continue
-        _remove_table(catalog, item, held=set(plan(catalog, keep).held_runs))
+        _untag(catalog, item.table, catalog.release(item.release).table_tag)
         faults.point("gc.after_table")
         release = catalog.release(item.release)
         _clear(Run(catalog.storage, release.run_id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
         removed.append(item)
     for name in planned.dropped_runs:
-        run = Run(catalog.storage, name)
-        run_plan = run.plan()
-        _clear(run, run_plan.source if run_plan else None)
+        _clear_dropped(catalog, Run(catalog.storage, name))
+    # A run may have been started since: what it holds is not to be touched any more.
+    now = plan(catalog, keep)
+    for table in now.tables:
+        catalog.storage.require_inside(table)
+        catalog.storage.delete_tree(f"{table}/")
+    for table in now.trim:
+        _trim(catalog, table)
     faults.point("gc.before_orphans")
-    # A run may have been started since: what it holds is no orphan any more.
     still = {o.path for o in plan(catalog, keep).orphans}
     for orphan in planned.orphans:
         if orphan.path in still:
@@ -133,8 +143,8 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
     return removed
 
 
-def drop_run(catalog: Catalog, name: str) -> None:
-    """Give up an unfinished run: gc may then remove what it staged.
+def droppable(catalog: Catalog, name: str) -> Run:
+    """An unfinished run that can be given up: gc may then remove what it staged.
 
     Raises:
         UsageError: there is no such unfinished run.
@@ -145,7 +155,7 @@ def drop_run(catalog: Catalog, name: str) -> None:
         raise UsageError(f"{catalog.alias} has no unfinished run {name}", None, "reembed status")
     if is_driven(found[0]):
         raise Conflict(f"run {name} is being driven", None, "reembed status")
-    found[0].abandon()
+    return found[0]
 
 
 def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
@@ -171,17 +181,26 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
 
 
 def _is_dropped(run: Run) -> bool:
+    """Whether it was given up and has left something; its units go last."""
     result = run.result()
     if result is None or result.get("release"):
         return False
     return any(True for _ in run.storage.objects(run.path("units/")))
 
 
+def _clear_dropped(catalog: Catalog, run: Run) -> None:
+    """Take away all that a given-up run left outside its table's files."""
+    if planned := run.plan():
+        _untag(catalog, planned.table, f"reembed-{run.id}")
+    catalog.storage.delete_tree(f"indexes/{run.id}/")
+    _clear(run, planned.source if planned else None)
+
+
 def _clear(run: Run, source: dict[str, Any] | None) -> None:
     """Take away a run's tag on the source, and its receipts."""
     if source is not None:
         _unpin(run, source)
-    for folder in _STAGING:
+    for folder in reversed(_STAGING):
         run.storage.delete_tree(run.path(folder))
 
 
@@ -197,18 +216,13 @@ def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
         if len(reasons) >= keep:
             break
         reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
-    served = {record.release.id for record in log}
     for run in find_runs(catalog.storage, catalog.alias):
         if run.is_catch_up and run.result() is None and (planned := run.plan()) and planned.base:
             reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
-    since = stack[-1].number if stack else 0
-    for release in catalog.releases():
-        if (
-            release.id not in served
-            and release.number >= since
-            and not catalog.is_retired(release.id)
-            and newest_of(catalog, release).id == release.id
-        ):
+    for release in stack[-2:]:
+        reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
+    for release in candidates(catalog):
+        if newest_of(catalog, release).id == release.id:
             reasons.setdefault(release.id, "candidate")
     return reasons
 
@@ -234,23 +248,42 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
     )
 
 
-def _remove_table(catalog: Catalog, item: Removable, held: set[str]) -> None:
-    catalog.storage.require_inside(item.table)
-    if item.whole_table:
-        catalog.storage.delete_tree(f"{item.table}/")
+def _untag(catalog: Catalog, table: str, tag: str) -> None:
+    catalog.storage.require_inside(table)
+    try:
+        tags = open_table(catalog.storage, table).tags
+    except (ValueError, OSError):  # it is gone
         return
-    dataset = open_table(catalog.storage, item.table)
-    tag = catalog.release(item.release).table_tag
-    if tag in dataset.tags.list():
-        dataset.tags.delete(tag)
-    if not held:  # cleanup beside a writer may take what it is about to commit
-        dataset.cleanup_old_versions(
-            older_than=dt.timedelta(
-                microseconds=1
-            ),  # a zero timedelta is falsy and means "two weeks"
-            delete_unverified=False,
-            error_if_tagged_old_versions=False,
-        )
+    if tag in tags.list():
+        tags.delete(tag)
+
+
+def _is_trimmable(catalog: Catalog, table: str) -> bool:
+    """Whether versions that nothing names hold files that no named one has."""
+    return bool(used_files(catalog.storage, table) - _named_files(catalog, table))
+
+
+def _named_files(catalog: Catalog, table: str) -> set[str]:
+    tags = open_table(catalog.storage, table).tags.list()
+    named = {int(t["version"]) for t in tags.values()}
+    return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
+
+
+def _trim(catalog: Catalog, table: str) -> None:
+    """Delete versions that nothing names.
+
+    Lance never deletes the newest: where that one is of a run that was given up, the newest that is
+    named is put on top of it.
+    """
+    dataset = open_table(catalog.storage, table)
+    if files_of(dataset) - _named_files(catalog, table):
+        newest = max(int(t["version"]) for t in dataset.tags.list().values())
+        open_table(catalog.storage, table, newest).restore()
+    open_table(catalog.storage, table).cleanup_old_versions(
+        older_than=dt.timedelta(microseconds=1),  # a zero timedelta is falsy and means "two weeks"
+        delete_unverified=False,
+        error_if_tagged_old_versions=False,
+    )
 
 
 def _unpin(run: Run, source: dict[str, Any]) -> None:

@@ -270,13 +270,15 @@ def _gc(r: dict[str, Any]) -> str:
     ]
     done = "removed" if r["deleted"] else "remove "
     lines += [f"  {done} what run {run} staged; it was given up" for run in r["dropped_runs"]]
+    lines += [f"  {done} {table}; only runs that were given up used it" for table in r["tables"]]
+    lines += [f"  {done} versions of {table} that no release names" for table in r["trim"]]
     if r["orphans"]:
         size = _bytes(sum(o["size"] for o in r["orphans"]))
         lines.append(
             f"  {done} {len(r['orphans'])} files ({size}) that no version of a table uses:"
         )
         lines += [f"            {o['path']}" for o in r["orphans"][:_EXAMPLES]]
-    if not (r["remove"] or r["dropped_runs"] or r["orphans"]):
+    if not any(r[k] for k in ("remove", "dropped_runs", "tables", "trim", "orphans")):
         return "\n".join([*lines, "Nothing to remove."])
     if r["deleted"]:
         return "\n".join([*lines, f"{_bytes(r['bytes'])} freed.", "Next: reembed status"])

@@ -59,7 +59,12 @@ def used_files(storage: Storage, path: str) -> set[str]:
     except (ValueError, OSError):
         return set()
     versions = (open_table(storage, path, v["version"]) for v in dataset.versions())
-    return {f.path for d in versions for m in d.get_fragments() for f in m.data_files()}
+    return {name for version in versions for name in files_of(version)}
+
+
+def files_of(dataset: lance.LanceDataset) -> set[str]:
+    """Names of the data files of one version."""
+    return {f.path for m in dataset.get_fragments() for f in m.data_files()}
 
 
 def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list[str]:

@@ -11,7 +11,7 @@ from flow_tables import rows_of
 from reembed import gc
 from reembed.catalog import Catalog
 from reembed.errors import Conflict, UsageError
-from reembed.promote import promote
+from reembed.promote import candidates, promote
 from reembed.runs import driving, find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -63,13 +63,14 @@ def test_an_unfinished_run_holds_its_table_until_it_is_given_up(
     assert staged
     assert cli("gc", "-c", file)["orphans"] == []
     with driving(run), pytest.raises(Conflict):
-        gc.drop_run(catalog, run.id)
+        gc.droppable(catalog, run.id)
     with pytest.raises(UsageError, match="no unfinished run"):
-        gc.drop_run(catalog, "passages-00000000-v1-1")
+        gc.droppable(catalog, "passages-00000000-v1-1")
     listed = cli("gc", "-c", file, "--drop-run", run.id)
-    assert {o["path"] for o in listed["orphans"]} == staged
-    assert listed["dropped_runs"] == [run.id]
-    cli("gc", "-c", file, "--yes")
+    assert (listed["dropped_runs"], listed["tables"]) == ([run.id], [table])
+    assert run.result() is None, "listing gave it up"
+    assert cli("gc", "-c", file)["dropped_runs"] == []
+    cli("gc", "-c", file, "--drop-run", run.id, "--yes")
     assert not names(storage, f"{table}/data/")
     assert not names(storage, run.path("units/"))
     assert run.pin_tag not in lance.dataset(source).tags.list()
@@ -95,3 +96,47 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
     assert gc.plan(catalog, 1).remove == []
     again = catch_up(config, release, quiet)
     assert again == release
+
+
+def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, quiet):
+    source = corpus(120)
+    catalog = catalog_of(make_config(source))
+    first = full_rebuild(make_config(source), quiet)
+    promote(catalog, first.id)
+    waiting = full_rebuild(make_config(source, encoder={"model": "hashing:16"}), quiet)
+    lance.dataset(source).delete("doc_id = 'd00003'")
+    catalog.append(catalog.live(), "catch-up", catch_up(make_config(source), first, quiet))
+    assert [r.id for r in candidates(catalog)] == [waiting.id]
+    planned = gc.plan(catalog, 1)
+    assert {r.release for r in planned.remove} == {first.id}
+    gc.apply(catalog, planned, 1)
+    assert promote(catalog, waiting.id, force_reason="a test").release == waiting
+
+
+@pytest.mark.parametrize("another", ["nothing", "a release", "an open run"])
+def test_a_run_given_up_after_its_seal_leaves_nothing(
+    corpus, make_config, config_file, quiet, cli, another
+):
+    source = corpus(120)
+    config, storage = make_config(source), Storage.open(make_config(source).storage.root)
+    catalog = catalog_of(config)
+    if another == "a release":
+        kept = full_rebuild(config, quiet)
+        lance.dataset(source).delete("doc_id = 'd00003'")
+    file = config_file(source)
+    assert cli.process("run", "-c", file, REEMBED_CRASH_AT="run.before_register").returncode == -9
+    run = next(r for r in find_runs(storage, config.alias) if r.result() is None)
+    table, sealed = run.plan().table, {*run.storage.read(run.path("sealed.json"))["files"]}
+    if another == "an open run":
+        other = config_file(source, "other.yaml", encoder={"model": "hashing:16"})
+        dead = cli.process("run", "-c", other, REEMBED_CRASH_AT="table.before_commit")
+        assert dead.returncode == -9
+    cli("gc", "-c", file, "--drop-run", run.id, "--yes")
+    left = names(storage, "")
+    assert not [p for p in left if p.startswith(f"indexes/{run.id}/")]
+    assert not [p for p in left if p.rsplit("/", 1)[-1] in sealed]
+    assert gc.plan(catalog, 3).trim == gc.plan(catalog, 3).tables == []
+    if another == "a release":
+        assert rows_of(storage, kept).num_rows == 120
+        assert lance.dataset(storage.uri(table)).count_rows() == 120, "the newest version"
+        assert full_rebuild(config, quiet).rows == 119
