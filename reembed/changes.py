@@ -41,11 +41,13 @@ class Changes:
     """Table rows that do not stay where they are, by fragment."""
     dead_letters: tuple[dict[str, Any], ...]
     """Documents without a vector that are not tried again."""
+    forgotten: int
+    """Documents without a vector that are no longer in the source."""
 
     @property
     def documents(self) -> int:
         """Documents that differ."""
-        return len(self.embed) + len(self.refresh) + self.removed
+        return len(self.embed) + len(self.refresh) + self.removed + self.forgotten
 
 
 def find_changes(
@@ -75,6 +77,8 @@ def find_changes(
         left = np.setdiff1d(held.ids, found.ids)
     else:
         left = np.setdiff1d(digests.of_ids(after.ids_changed_since(before)), found.ids)
+    failed = digests.of_ids([d["doc_id"] for d in dead_letters])
+    gone = np.setdiff1d(failed, found.ids) if since is None else np.intersect1d(failed, left)
     row = _row_of(held.ids, found.ids)
     there = row >= 0
     same = there & (held.texts[row] == found.texts)
@@ -94,7 +98,8 @@ def find_changes(
             int(f): held.row_ids[leaving & (held.fragments == f)]
             for f in np.unique(held.fragments[leaving])
         },
-        dead_letters=_remaining(dead_letters, found, dead, left, everything=since is None),
+        dead_letters=_remaining(dead_letters, found, dead, gone, everything=since is None),
+        forgotten=len(gone),
     )
 
 
@@ -179,13 +184,13 @@ def _remaining(
     dead_letters: list[dict[str, Any]],
     found: _Found,
     dead: npt.NDArray[np.bool_],
-    left: Digests,
+    gone: Digests,
     *,
     everything: bool,
 ) -> tuple[dict[str, Any], ...]:
     """Dead letters that stay: met with the same text, or not met because only changes were read."""
     stay = {i.tobytes() for i in found.ids[dead]}
     if not everything:
-        gone = {i.tobytes() for i in (*found.ids, *left)}
-        stay |= {digests.of_id(d["doc_id"]) for d in dead_letters} - gone
+        met = {i.tobytes() for i in (*found.ids, *gone)}
+        stay |= {digests.of_id(d["doc_id"]) for d in dead_letters} - met
     return tuple(d for d in dead_letters if digests.of_id(d["doc_id"]) in stay)

@@ -61,7 +61,7 @@ def verify_release(
         failed = {"release": release.id, "passed": False, "why": str(error), "at": now()}
         catalog.storage.write(verification_path(release.run_id), failed)
         raise
-    except (OSError, BaseError, SourceError, EncoderError) as error:
+    except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise NotVerified(
             f"release {release.id} could not be verified",
@@ -310,12 +310,11 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
 
 
 def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
-    """How far the source has moved since the release was caught up with it, in versions."""
-    from reembed.strategies.catch_up import caught_up
+    """How far the source has moved since the release was caught up with it."""
+    from reembed.strategies.catch_up import caught_up, lag
 
-    source = caught_up(catalog, release)
     try:
-        newest = source.newest_version()
+        return lag(catalog, release)
     except SourceError as error:
-        return {"source_version": source.version, "newest": None, "why": error.what}
-    return {"source_version": source.version, "newest": newest}
+        version = caught_up(catalog, release).version
+        return {"source_version": version, "newest": None, "why": error.what}

@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray._private import ray_constants
@@ -19,12 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed import access, stop
 from reembed.config import Config
-from reembed.errors import ReembedError, UsageError
+from reembed.errors import NoCapacity, ReembedError, RunFailed, UsageError
 from reembed.runs import process_started
 
 T = TypeVar("T")
 _TASKS_AT_ONCE = 64
 _END_S = 30.0
+_LOOK_S = 2.0
 READER = "reembed-rows"
 """Name of the thread that reads what the job gives."""
 _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
@@ -174,35 +176,37 @@ def _require_room(config: Config, *, private: bool) -> None:
         )
 
 
-def call(function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+def call(
+    function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0, patience_s: float
+) -> T:
     """Run a function as one Ray task and wait: its memory and its GPU are not the driver's.
 
     Raises:
         ReembedError: the one the function raised.
+        NoCapacity: no node had room for it, for `patience_s`.
+        RunFailed: its process died each time.
     """
     task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
-    try:
-        return ray.get(task.remote(*args))  # type: ignore[no-any-return]
-    except RayTaskError as error:
-        raise unwrapped(error) from error
+    running = task.remote(*args)
+    _first_done([running], cpus, gpus, patience_s)
+    return cast(T, _result(running))
 
 
-def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+def each(
+    function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, patience_s: float
+) -> list[T]:
     """Run a function over items as Ray tasks, a few at a time; results in the items' order.
 
     Raises:
-        ReembedError: the first one the function raised.
+        ReembedError, NoCapacity, RunFailed: as `call`, of the first that fails.
     """
     task = ray.remote(function).options(num_cpus=1, max_retries=3)
     found: dict[int, T] = {}
     running: dict[Any, int] = {}
 
     def collect() -> None:
-        (done, *_), _ = ray.wait(list(running))
-        try:
-            found[running.pop(done)] = ray.get(done)
-        except RayTaskError as error:
-            raise unwrapped(error) from error
+        done = _first_done(list(running), 1, 0, patience_s)
+        found[running.pop(done)] = _result(done)
 
     for number, item in enumerate(items):
         if len(running) >= _TASKS_AT_ONCE:
@@ -211,6 +215,36 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T
     while running:
         collect()
     return [found[number] for number in sorted(found)]
+
+
+def _first_done(running: list[Any], cpus: float, gpus: float, patience_s: float) -> Any:
+    """Wait for one of these tasks, but not for ever where no node has room for it."""
+    had_room = time.monotonic()
+    while True:
+        done, _ = ray.wait(running, timeout=_LOOK_S)
+        if done:
+            return done[0]
+        if has_room(cpus, gpus):
+            had_room = time.monotonic()
+        elif (waited := time.monotonic() - had_room) > patience_s:
+            raise NoCapacity(
+                f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
+                f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs of it",
+                "reembed status     # the same command resumes",
+            )
+
+
+def _result(task: Any) -> Any:
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        raise unwrapped(error) from error
+    except RayError as error:
+        raise RunFailed(
+            "a task on the cluster died each time it was tried",
+            reason(error),
+            "reembed status     # the same command resumes",
+        ) from error
 
 
 def node_id() -> str:

@@ -108,9 +108,10 @@ def _say_changes(f: dict[str, Any]) -> str:
 def _say_lag(f: dict[str, Any]) -> str:
     if not f["versions"]:
         return f"{f['release']} is up to date with source version {f['newest']}"
+    documents = f"{f['documents']:,} documents" if f["documents"] is not None else "documents"
     return (
-        f"{f['release']} is {f['versions']:,} versions behind its source, the first of them written"
-        f" {_duration(f['seconds'])} ago: others write meanwhile"
+        f"{f['release']} lags {documents} and {_duration(f['seconds'])} behind its source"
+        f" ({f['versions']:,} versions): others write meanwhile"
     )
 
 

@@ -103,7 +103,11 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
             cause = unwrapped(found)
             if cause is not found:
                 raise cause from found
-            raise RunFailed("the embedding job stopped", reason(found), "reembed run") from found
+            raise RunFailed(
+                "the embedding job stopped",
+                reason(found),
+                "reembed status     # the same command resumes",
+            ) from found
         yield found
         meanwhile()
 

@@ -54,11 +54,18 @@ class RayExecutor:
     @contextmanager
     def connected(self, config: Config) -> Iterator[RayExecutor]:
         """As `cluster.connected`."""
+        self._patience_s = config.embed.stall_s
         with cluster.connected(config) as self.where:
             yield self
 
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        """As `cluster.call`."""
+        return cluster.call(function, *args, cpus=cpus, gpus=gpus, patience_s=self._patience_s)
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        """As `cluster.each`."""
+        return cluster.each(function, items, patience_s=self._patience_s)
+
     embed = staticmethod(embed.embed_units)
-    call = staticmethod(cluster.call)
-    each = staticmethod(cluster.each)
     largest_node_cpus = staticmethod(cluster.largest_node_cpus)
     has_gpu = staticmethod(cluster.has_gpu)

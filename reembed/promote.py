@@ -29,11 +29,11 @@ def standing(log: list[AliasRecord]) -> list[Release]:
 
 
 def newest_of(catalog: Catalog, release: Release) -> Release:
-    """The release of the same line that was caught up furthest, and whose data is there."""
+    """The release of the same line that was caught up last, and whose data is there."""
     line = [
         r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
     ]
-    return max(line, key=lambda r: (r.source["version"], r.number), default=release)
+    return max(line, key=lambda r: r.number, default=release)
 
 
 def candidates(catalog: Catalog) -> list[Release]:
@@ -221,7 +221,8 @@ def _index_is_whole(
 
 def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = True) -> None:
     newest = catalog.storage.read_if_there(verification_path(release.run_id)) or release.verify
-    if not (release.verify.get("passed") and newest["passed"]):
+    verified = release.verify.get("passed") and newest["passed"]
+    if not verified or newest["table_version"] != release.table_version:
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
     manifest = catalog.storage.read_if_there(f"{release.index}/manifest.json")
     if manifest is None or manifest["sha256"] != release.index_sha256:
@@ -256,11 +257,10 @@ def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = Tru
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
-    compared, record = chosen, catalog.storage.read_if_there(comparison_path(chosen.run_id))
-    if record is None and chosen.origin != chosen.id:
-        # What was caught up has the model and the judged documents of what was compared.
-        compared = catalog.release(chosen.origin)
-        record = catalog.storage.read_if_there(comparison_path(compared.run_id))
+    # What was caught up has the model of what was compared: the newest verdict on the line stands.
+    line = [r for r in reversed(catalog.releases()) if r.origin == chosen.origin and r != chosen]
+    found = ((r, catalog.storage.read_if_there(comparison_path(r.run_id))) for r in (chosen, *line))
+    compared, record = next(((r, c) for r, c in found if c is not None), (chosen, None))
     if record is None:
         raise GateFailed(
             f"release {chosen.id} was never compared with {live.id}, which is live",

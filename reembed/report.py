@@ -227,9 +227,11 @@ def _moved(r: dict[str, Any]) -> str:
     if behind["newest"] is None:
         lines.append(f"  the source cannot be read now: {behind['why']}")
     elif behind["newest"] > behind["source_version"]:
+        documents = behind["documents"]
         lines.append(
-            f"  it was built from source version {behind['source_version']}, the source is at {behind['newest']}:"
-            " documents that changed since are not in it"
+            f"  it has source version {behind['source_version']}, the source is at {behind['newest']}:"
+            f" {'documents' if documents is None else f'{documents:,} documents'} that changed in the last"
+            f" {behind['seconds']:,.0f} s are not in it"
         )
     other = "rollback" if r["action"] == "promote" else "promote"
     return "\n".join([*lines, "Next: reembed search QUERY", f"Back: reembed {other}"])

@@ -116,6 +116,17 @@ class Plan:
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""
 
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return f"reembed catch-up {self.base.release}" if self.base else "reembed run"
+
+    @property
+    def restart(self) -> str:
+        """The command after which it is done anew."""
+        dropped = f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
+        return dropped if self.base else "reembed run --fresh"
+
     def to_json(self) -> dict[str, Any]:
         """The record as stored."""
         fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base")}

@@ -211,10 +211,9 @@ class Source:
 
         `since` needs stable row ids: see `why_no_delta`.
         """
-        touched = f"(_row_last_updated_at_version > {since})"
         scanner = self.dataset().scanner(
             columns=self._columns(),
-            filter=self.filter if since is None else _both(self.filter, touched),
+            filter=self.filter if since is None else _both(self.filter, _touched(since)),
             with_row_id=True,
             batch_size=_SCAN_ROWS,
         )
@@ -250,7 +249,7 @@ class Source:
         deleted = delta.get_deleted_row_ids().read_all()["_rowid"]
         touched = dataset.scanner(
             columns=[],
-            filter=f"_row_last_updated_at_version > {since.version}",
+            filter=_touched(since.version),
             with_row_id=True,
         ).to_table()["_rowid"]
         rows = [*deleted.to_pylist(), *touched.to_pylist()]
@@ -259,6 +258,15 @@ class Source:
         # Rows inserted since then are not there yet, and Lance leaves them out: as wanted.
         before = since.dataset()._take_rows(rows, columns=[self.id_column])
         return list(before[self.id_column].to_pylist())
+
+    def documents_changed_since(self, since: Source) -> int | None:
+        """How many were written or deleted after version `since`; None where Lance cannot say."""
+        if self.why_no_delta(since) is not None:
+            return None
+        written = self.dataset().to_table(
+            columns=[self.id_column], filter=_both(self.filter, _touched(since.version))
+        )
+        return len({*written[self.id_column].to_pylist(), *self.ids_changed_since(since)})
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys([self.id_column, *self.text_columns, *self.carry]))
@@ -318,6 +326,11 @@ class Source:
                 str(error).split(", /home/")[0].splitlines()[0],
                 "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\"",
             ) from error
+
+
+def _touched(since: int) -> str:
+    """Rows inserted or updated after a version; needs stable row ids."""
+    return f"(_row_last_updated_at_version > {since})"
 
 
 def _both(one: str | None, other: str) -> str:

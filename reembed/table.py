@@ -205,7 +205,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
             raise IntegrityError(
                 f"run {run.id} was sealed with other receipts than it has now",
                 "receipts were changed or removed since",
-                "reembed run --fresh",
+                plan.restart,
             )
         faults.point("table.after_sealed")
         version = _commit(run, plan, columns, receipts, record)
@@ -271,7 +271,7 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
         raise RunFailed(
             f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
             "the run was interrupted",
-            "reembed run     # the same command resumes it",
+            f"{plan.resume}     # the same command resumes it",
         )
     wrong = [u for u, rows in found.items() if planned.get(u) != rows]
     wrong += [
@@ -281,17 +281,18 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
         raise IntegrityError(
             f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
             None,
-            "reembed run --fresh",
+            plan.restart,
         )
 
 
 def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> None:
     if len(dead) > limit:
         listed = "; ".join(f"{d['doc_id']!r}: {d['reason']}" for d in dead[:_EXAMPLES])
+        tried = plan.rows + (len(plan.base.dead_letters) if plan.base else 0)
         raise RunFailed(
-            f"{len(dead):,} of {plan.rows:,} documents could not be embedded, {limit:,} are allowed",
+            f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",
             f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
-            f"reembed run --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
+            f"{plan.resume} --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
         )
 
 
@@ -306,7 +307,7 @@ def _check_files(storage: Storage, plan: Plan, files: dict[str, Proof]) -> None:
             raise IntegrityError(
                 f"staged file {plan.table}/data/{name} {found}",
                 "somebody cleaned up or damaged the table while the run was under way",
-                "reembed run --fresh",
+                plan.restart,
             )
 
 
@@ -342,7 +343,7 @@ def _commit(
     raise Conflict(
         f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
         "other runs of the same alias and model commit to it at the same time",
-        "reembed run     # the staged vectors are kept",
+        f"{plan.resume}     # the staged vectors are kept",
     )
 
 

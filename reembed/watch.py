@@ -103,9 +103,11 @@ class Watch:
             return
         cpus, gpus = embed.actor_cpus, embed.gpus_per_actor
         size = f"{cpus:g} CPUs and {gpus:g} GPUs"
-        if room := cluster.has_room(cpus, gpus):
-            self._said_no_room = False
-        elif not self._said_no_room:
+        room = cluster.has_room(cpus, gpus)
+        if room and self._said_no_room:  # a node came: it gets the time that others had
+            self._said_no_room, self._heard = False, time.monotonic()
+            return
+        if not room and not self._said_no_room:
             self._said_no_room = True
             self._say(
                 f"no node of the cluster has the {size} of an actor;"
@@ -114,7 +116,7 @@ class Watch:
         if seconds <= embed.stall_s:
             return
         what = f"no unit was finished for {seconds:,.0f} s (embed.stall_s)"
-        fix = "reembed run     # what is staged is kept"
+        fix = f"{self._job.plan.resume}     # what is staged is kept"
         if not room:
             raise NoCapacity(what, f"no node of the cluster has the {size} of an actor", fix)
         there = cluster.live_nodes()

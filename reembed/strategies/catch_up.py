@@ -18,7 +18,7 @@ from reembed.config import Config, EncoderConfig
 from reembed.errors import IntegrityError, RunFailed
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Listener
-from reembed.runs import Base, Plan, Run, Unit, driving, find_runs
+from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.strategies.steps import (
@@ -63,30 +63,41 @@ def catch_up(
         if newer is None:
             break
         release, retry_dead_letters = newer, False
-    say("lag", **lag(config, release))
+    say("lag", **lag(_catalog(config), release))
     return release
 
 
-def lag(config: Config, release: Release) -> dict[str, Any]:
-    """How far a release is behind its source: versions, and seconds since the first it lacks."""
-    catalog = _catalog(config)
+def lag(catalog: Catalog, release: Release) -> dict[str, Any]:
+    """How far a release is behind its source.
+
+    Documents that were written or deleted since (None where Lance cannot say), seconds since the
+    first version it lacks was written, versions.
+    """
     source = caught_up(catalog, release)
     newest = source.newest()
     since = newest.written_after(source.version)
     seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
+    behind = newest.version != source.version
     return {
         "release": release.id,
         "source_version": source.version,
         "newest": newest.version,
         "versions": newest.version - source.version,
+        "documents": newest.documents_changed_since(source) if behind else 0,
         "seconds": round(max(0.0, seconds), 1),
     }
 
 
 def _pass(
-    config: Config, release: Release, say: Listener, on: Executor, *, retry: bool
+    config: Config,
+    release: Release,
+    say: Listener,
+    on: Executor,
+    *,
+    retry: bool,
+    insisting: bool = True,
 ) -> Release | None:
-    """One pass; None when nothing is left to do."""
+    """One pass; None when nothing is left to do. One that fails gives way to a newer version, once."""
     catalog = _catalog(config)
     run = _unfinished(catalog, release)
     changes = None
@@ -109,14 +120,16 @@ def _pass(
             plan = _write_plan(run, config, release, after, changes, say)
         try:
             return _carry_out(config, run, plan, say, on)
-        except (RunFailed, IntegrityError):
+        except (RunFailed, IntegrityError) as error:
             # What was wrong with that version may be mended in a newer one: do not insist on it.
-            if (
-                Source.from_json(plan.source, run.storage.options).newest().version
-                > plan.source["version"]
-            ):
-                run.abandon()
-            raise
+            version = plan.source["version"]
+            if Source.from_json(plan.source, run.storage.options).newest().version == version:
+                raise
+            run.abandon()
+            if not insisting:
+                raise
+            say("begin", what=f"{error.what}: given up for what is newer than version {version}")
+    return _pass(config, release, say, on, retry=retry, insisting=False)
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:
@@ -139,14 +152,17 @@ def _catalog(config: Config) -> Catalog:
 
 
 def _unfinished(catalog: Catalog, release: Release) -> Run | None:
-    """A pass over this release that was interrupted."""
+    """A pass over this release that was interrupted; those whose source was replaced are given up."""
     for run in reversed(find_runs(catalog.storage, catalog.alias)):
         if not run.is_catch_up or run.result() is not None:
             continue
         plan = run.plan()
-        if plan is not None and plan.base is not None and plan.base.release == release.id:
-            source = Source.from_json(plan.source, catalog.storage.options)
-            return run if source.is_as_planned(plan.source) else None
+        if plan is None or plan.base is None or plan.base.release != release.id:
+            continue
+        if Source.from_json(plan.source, catalog.storage.options).is_as_planned(plan.source):
+            return run
+        if not is_driven(run):
+            run.abandon()
     return None
 
 

@@ -17,12 +17,11 @@ import lance
 import pyarrow as pa
 from conftest import documents
 from inline import Inline, Silent
-from obstore.exceptions import BaseError
 
 from reembed import check, table_version
 from reembed.catalog import Catalog
 from reembed.config import Config
-from reembed.errors import ReembedError
+from reembed.errors import IntegrityError
 from reembed.promote import promote
 from reembed.runs import Run
 from reembed.storage import Storage
@@ -108,6 +107,6 @@ def _noticed(catalog: Catalog) -> bool:
         if not catalog.storage.read(run.path("verify.json"))["passed"]:
             return True
         report = check.verify_release(catalog, release.id, level=2, sample=0, resume=False)
-    except (ReembedError, BaseError, OSError, ValueError):
+    except IntegrityError:
         return True
     return not report["passed"]

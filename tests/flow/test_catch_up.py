@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import lance
 import pyarrow as pa
 import pytest
@@ -220,3 +222,26 @@ def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, ma
     with pytest.raises(SourceError, match="has no documents"):
         catch_up_release(config, "live", quiet, retry_dead_letters=False)
     assert catalog_of(config).require_live().release.origin == first.id
+
+
+def test_a_source_made_anew_is_caught_up_with_once_and_rollback_goes_there(
+    tmp_path, make_config, quiet, cli, config_file
+):
+    uri = source_of(tmp_path, stable=True)
+    config = make_config(uri)
+    lance.dataset(uri).delete("doc_id = 'd00001'")
+    first = full_rebuild(config, quiet)
+    promote(catalog_of(config))
+    other = full_rebuild(make_config(uri, encoder={"model": "hashing:16"}), quiet)
+    promote(catalog_of(config), other.id, force_reason="a test")
+    shutil.rmtree(uri)
+    lance.write_dataset(pa.Table.from_pylist(documents(30, 1)), uri, enable_stable_row_ids=True)
+    file = config_file(uri)
+    assert cli("catch-up", "previous", "-c", file)["rows"] == 30
+    releases = len(catalog_of(config).releases())
+    for _ in range(2):
+        assert cli("catch-up", "previous", "-c", file)["rows"] == 30
+    assert len(catalog_of(config).releases()) == releases, "it never ends"
+    back = cli("rollback", "-c", file)
+    assert catalog_of(config).release(back["to"]).rows == 30
+    assert back["to"] != first.id

@@ -80,7 +80,7 @@ def a_release(name: str) -> Release:
         rows=1,
         dead_letters=0,
         source={"uri": "s", "version": 1},
-        verify={"passed": True},
+        verify={"passed": True, "table_version": 1},
         gate={},
         sealed_sha256="0",
         table_manifest={},

@@ -12,7 +12,7 @@ import pytest
 
 from reembed import errors, gc
 from reembed.catalog import Catalog, Release
-from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.promote import candidate, candidates, newest_of, promote, rollback, standing
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
@@ -43,7 +43,8 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": sha256(name), "rows": 1, "dead_letters": 0,
-        "source": {"uri": "s", "version": 1}, "verify": {"passed": True}, "gate": {},
+        "source": {"uri": "s", "version": 1}, "verify": {"passed": True, "table_version": 1},
+        "gate": {},
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s", "origin": name,
         "number": catalog.next_number(),
@@ -120,6 +121,26 @@ def test_force_is_recorded_with_its_reason(catalog):
     make_release(catalog, "b")
     record = promote(catalog, force_reason="no queries yet")
     assert (record.forced, record.reason) == (True, "no queries yet")
+
+
+def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
+    live = make_release(catalog, "live")
+    promote(catalog)
+    built = make_release(catalog, "built")
+    compared, again = (make_release(catalog, n, origin=built.id) for n in ("compared", "again"))
+    with pytest.raises(GateFailed, match="never compared"):
+        promote(catalog, again.id)
+    comparison(catalog, built, live, "fail")
+    comparison(catalog, compared, live)
+    assert promote(catalog, again.id).comparison["candidate"] == compared.id
+
+
+def test_a_verification_of_another_table_version_does_not_count(catalog):
+    release = make_release(catalog, "a")
+    record = {"passed": True, "table_version": 2}
+    catalog.storage.write(f"runs/{release.run_id}/verify.json", record)
+    with pytest.raises(IntegrityError, match="is not verified"):
+        promote(catalog)
 
 
 def test_an_unverified_release_is_not_promoted(catalog):

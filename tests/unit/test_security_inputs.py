@@ -303,8 +303,8 @@ def a_release(**changes: Any) -> Release:
         "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": {"model": "hashing:8"},
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
         "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": {"uri": "s", "version": 1},
-        "verify": {"passed": True}, "gate": {}, "sealed_sha256": "0", "table_manifest": {}, "origin": "r",
-        "number": 1,
+        "verify": {"passed": True, "table_version": 1}, "gate": {}, "sealed_sha256": "0", "table_manifest": {},
+        "origin": "r", "number": 1,
     }  # fmt: skip
     return Release(**{**fields, **changes})
 
