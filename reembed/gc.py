@@ -78,7 +78,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     """Decide, without touching anything.
 
     Kept: live, what rollback goes back to, the `keep` releases that served last, every release that
-    waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
+    never served and waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
     """
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
@@ -221,8 +221,9 @@ def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
             reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
     for release in stack[-2:]:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
+    served = {record.release.origin for record in log}
     for release in candidates(catalog):
-        if newest_of(catalog, release).id == release.id:
+        if release.origin not in served and newest_of(catalog, release).id == release.id:
             reasons.setdefault(release.id, "candidate")
     return reasons
 

@@ -63,7 +63,7 @@ def catch_up(
         if newer is None:
             break
         release, retry_dead_letters = newer, False
-    say("lag", **lag(_catalog(config), release))
+    say("lag", release=release.id, **lag(_catalog(config), release))
     return release
 
 
@@ -79,7 +79,6 @@ def lag(catalog: Catalog, release: Release) -> dict[str, Any]:
     seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
     behind = newest.version != source.version
     return {
-        "release": release.id,
         "source_version": source.version,
         "newest": newest.version,
         "versions": newest.version - source.version,
