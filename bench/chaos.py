@@ -3,7 +3,8 @@
 Layers, each with its own script or test to replay a single case: histories of a simulator
 (tests/sim/run.py --seed N), kills and faults in file operations and in S3 requests
 (python -m crash.syscalls, python -m crash.s3_faults, with PYTHONPATH=tests), flipped bits, processes
-that race to promote, and Ray's own faults (tests/crash, by pytest). Exits 1 on any violation.
+that race to promote, Ray's own faults (python -m crash.ray_faults SEED), and the tests that kill real
+processes at every named point or stop, poison and starve them. Exits 1 on any violation.
 """
 
 from __future__ import annotations
@@ -22,13 +23,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from bench import common  # noqa: E402 - the path comes first
 from reembed import faults  # noqa: E402
+from reembed.catalog import Catalog  # noqa: E402
+from reembed.storage import Storage  # noqa: E402
 
 NAME = "chaos"
 README = ROOT / "README.md"
 START, END = "<!-- chaos: made by bench/chaos.py -->", "<!-- end of chaos -->"
-RAY = ("test_every_point.py", "test_poison.py", "test_stopping.py", "test_nodes.py")
-RACES = ("tests/flow/test_promotion_race.py",)
-PLANNED = {"histories": 300, "syscall_faults": 72, "s3_faults": 105, "bit_flips": 300}
+POINTS = ("tests/crash/test_every_point.py",)
+OTHERS = (
+    "tests/crash/test_poison.py",
+    "tests/crash/test_stopping.py",
+    "tests/crash/test_nodes.py",
+    "tests/flow/test_promotion_race.py",
+)
+PLANNED = {
+    "histories": 300,
+    "syscall_faults": 72,
+    "s3_faults": 105,
+    "bit_flips": 300,
+    "ray_faults": 8,
+    "races": 1,
+}
 
 
 def main() -> None:
@@ -59,7 +74,7 @@ def _arguments() -> argparse.Namespace:
 
 def measure(times: float, first: int) -> common.Figures:
     """Every layer, one after the other."""
-    from crash import bit_flips, s3_faults, syscalls
+    from crash import bit_flips, ray_faults, s3_faults, syscalls
     from sim import run as sim
 
     counts = {name: max(1, int(n * times)) for name, n in PLANNED.items()}
@@ -74,21 +89,49 @@ def measure(times: float, first: int) -> common.Figures:
         flips = bit_flips.run(counts["bit_flips"], first, _empty(Path(folder) / "flips"))
     common.say(f"S3 requests: {counts['s3_faults']:,}")
     s3 = s3_faults.run(counts["s3_faults"], first)
-    common.say(
-        "promotion races, then Ray: kills at every point, poison, stopped workers, lost nodes"
-    )
-    races = tests(RACES)
-    ray = tests(tuple(f"tests/crash/{name}" for name in RAY))
+    common.say(f"promotion races: {counts['races']:,}")
+    raced = races(counts["races"])
+    common.say(f"Ray: {counts['ray_faults']:,}")
+    ray = ray_faults.run(counts["ray_faults"], first)
+    common.say("every named point; poison, stopped workers, lost nodes")
     layers = {
         "simulator": histories,
         "planted": bugs,
         "disk": disk,
         "s3": s3,
         "flips": flips,
+        "races": raced,
         "ray": ray,
-        "races": races,
+        "points": tests(POINTS),
+        "others": tests(OTHERS),
     }
     return {**keys(layers), "layers": layers}
+
+
+def races(times: int) -> common.Figures:
+    """Races of 8 processes for one log, 200 attempts each; how many steps, and what was lost."""
+    from flow import test_promotion_race as race
+
+    started, steps, violations = time.monotonic(), 0, []
+    for number in range(times):
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            storage = Storage.open(f"{folder}/root")
+            said, codes = race.race("append", storage, attempts=race.ROUNDS)
+            log = Catalog(storage, race.ALIAS).log()
+            steps += len(log)
+            try:
+                assert codes == [0] * race.PROCESSES, codes
+                race.assert_claims_are_the_log(said, log)
+                race.assert_one_chain(log)
+            except AssertionError as error:
+                violations.append(f"race {number}: {error}")
+    return {
+        "rounds": times * race.ROUNDS,
+        "processes": race.PROCESSES,
+        "steps": steps,
+        "violations": violations,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def keys(layers: dict[str, Any]) -> common.Figures:
@@ -97,31 +140,37 @@ def keys(layers: dict[str, Any]) -> common.Figures:
     violations = [
         *layers["simulator"]["violations"],
         *(f"planted bug not caught: {b}" for b in missed),
-        *(v for layer in ("disk", "s3", "flips") for v in layers[layer]["violations"]),
-        *(f"failed: {t}" for layer in ("ray", "races") for t in layers[layer]["failed"]),
+        *(
+            v
+            for name in ("disk", "s3", "flips", "races", "ray")
+            for v in layers[name]["violations"]
+        ),
+        *(f"failed: {t}" for layer in ("points", "others") for t in layers[layer]["failed"]),
     ]
     kills = sum(n for kind, n in layers["disk"]["by_kind"].items() if kind in _DEADLY)
+    kills += sum(n for kind, n in layers["ray"]["by_kind"].items() if kind.startswith("kill"))
+    points = 0 if layers["points"]["failed"] else len(faults.POINTS)  # the tests compare the two
     return {
         "histories": layers["simulator"]["histories"],
-        "crashes": layers["simulator"]["crashes"] + kills + len(faults.POINTS),
+        "crashes": layers["simulator"]["crashes"] + kills + points,
         "violations": len(violations),
         "violated": violations,
-        "crash_points": len(faults.POINTS) if not layers["ray"]["failed"] else 0,
+        "crash_points": points,
         "syscall_faults": layers["disk"]["syscall_faults"],
         "s3_faults": layers["s3"]["s3_faults"],
-        "ray_faults": layers["ray"]["passed"],
+        "ray_faults": layers["ray"]["ray_faults"],
+        "other_tests": layers["others"]["passed"],
         "bit_flips": layers["flips"]["bit_flips"],
         "bit_flips_found": layers["flips"]["bit_flips_found"],
         "mutants": layers["planted"]["mutants"],
         "mutants_caught": layers["planted"]["mutants_caught"],
-        "promotion_rounds": ROUNDS if not layers["races"]["failed"] else 0,
-        "promotion_processes": PROCESSES,
+        "promotion_rounds": layers["races"]["rounds"],
+        "promotion_processes": layers["races"]["processes"],
         "seeds": layers["simulator"]["seeds"],
     }
 
 
 _DEADLY = ("kill_before", "kill_after", "torn")
-ROUNDS, PROCESSES = 200, 8
 
 
 def tests(files: tuple[str, ...]) -> common.Figures:
@@ -130,7 +179,9 @@ def tests(files: tuple[str, ...]) -> common.Figures:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *files]
-        subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
+        if code not in (0, 1):
+            raise RuntimeError(f"{' '.join(command)} ended with {code}")
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))  # our own file
     bad = [c for c in cases if any(c.find(k) is not None for k in ("failure", "error", "skipped"))]
     return {
@@ -165,11 +216,13 @@ def table(figures: common.Figures) -> str:
         ("faults in file operations (killed, torn, disk full, EIO)", f"{f['syscall_faults']:,}"),
         ("faults in S3 requests (503, 500, lost answer, reset, slow, cut short)",
          f"{f['s3_faults']:,}"),
-        ("tests of Ray's own faults (actors, workers, a node, stopped and looping processes)",
-         f"{f['ray_faults']}"),
+        ("faults of Ray (actors, workers, nodes and drivers killed, stopped, drained)",
+         f"{f['ray_faults']:,}"),
+        ("tests of poison, deadlines, signals, lost nodes and races", f"{f['other_tests']}"),
         ("flipped bits, and how many were noticed",
          f"{f['bit_flips']:,}, {f['bit_flips_found']:,}"),
-        (f"promotion rounds of {f['promotion_processes']} processes", f"{f['promotion_rounds']}"),
+        (f"promotion rounds of {f['promotion_processes']} processes",
+         f"{f['promotion_rounds']:,}"),
         ("planted bugs, and how many were caught", f"{f['mutants']}, {f['mutants_caught']}"),
         ("**violations**", f"**{f['violations']}**"),
     ]  # fmt: skip

@@ -22,7 +22,7 @@ import lance
 import pyarrow as pa
 import yaml
 from conftest import Verbs, documents
-from crash.test_stopping import SLOW
+from crash.slow_model import SLOW
 from flow_tables import rows_of
 from inline import Inline, Silent
 from ray.cluster_utils import Cluster
@@ -140,14 +140,17 @@ class Nodes:
                 parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:  # it ended meanwhile
                 continue
-            if parent in raylets and title.startswith(b"ray::") and b"IDLE" not in title:
+            # Without its agents a node is lost for good: that is another fault.
+            busy = title.startswith(b"ray::") and not any(w in title for w in (b"IDLE", b"Agent"))
+            if parent in raylets and busy:
                 yield int(place.name)
 
 
 def run(faults: int, seed: int) -> dict[str, Any]:
     """At least so many, a few in each job; what was violated, with how to replay it."""
     started, kinds, ends = time.monotonic(), Counter[str](), Counter[str]()
-    violations, jobs = [], 0
+    violations: list[str] = []
+    jobs = 0
     with _prepared() as (folder, play):
         while sum(kinds.values()) < faults and not violations:
             job, wrong = play(seed + jobs, folder)

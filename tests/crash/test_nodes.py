@@ -7,7 +7,8 @@ import os
 import subprocess
 
 import pytest
-from crash.test_stopping import SLOW, wait_for
+from crash.slow_model import SLOW
+from crash.test_stopping import wait_for
 from ray.cluster_utils import Cluster
 
 from reembed.runs import find_runs, workers
