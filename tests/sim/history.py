@@ -6,6 +6,7 @@ acknowledged. Everything is checked against it by code of its own, not by `verif
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,11 @@ RIVALS = {**MIXED, "die": 0.006, "switch": 0.12, "presume": 1.0}
 CONTEST = {**MIXED, "die": 0.004, "lose": 0.02, "switch": 0.3}
 KINDS = {"mixed": MIXED, "rivals": RIVALS, "contest": CONTEST}
 """mixed: everything at once; rivals: two drivers of one run, each believed dead; contest: promotions."""
+CALM = dict.fromkeys(MIXED, 0.0)
+"""No fault, and no process that waits for another: one after the other, each to its end."""
 MODELS = ("hashing:16", "hashing:24")
+_RUN = "reembed.run"
+"""What a commit says it is of."""
 BROKEN = "nanword"
 """A text that the model makes NaN of."""
 _WORDS = ("wing", "flutter", "heat", "shock", "wave", "boundary", "layer", "slip", "flow", "plate")
@@ -53,9 +58,12 @@ class Model:
 class History:
     """One seed's world, its processes and its checks."""
 
-    def __init__(self, seed: int, place: str = "history") -> None:
+    def __init__(
+        self, seed: int, place: str = "history", rates: dict[str, float] | None = None
+    ) -> None:
+        """`rates`: of faults, in place of those of the history's kind."""
         self.kind = sorted(KINDS)[seed % len(KINDS)]
-        self.world = World(seed, KINDS[self.kind], place)
+        self.world = World(seed, KINDS[self.kind] if rates is None else rates, place)
         self.rng = self.world.rng
         self.model = Model()
         self.source = str(self.world.folder / "source.lance")
@@ -235,6 +243,7 @@ class History:
         self.world.quiet = True
         try:
             self._check_log()
+            self._check_commits()
             self._check_serves()
             for release in self.catalog.releases():
                 if not self.catalog.is_retired(release.id):
@@ -255,6 +264,19 @@ class History:
         lost = [a for a in self.model.acknowledged if a not in kept]
         if lost:
             self.model.violations.append(f"log: acknowledged and lost: {lost}")
+
+    def _check_commits(self) -> None:
+        """A run's vectors enter its table in one commit, however often it is resumed."""
+        for path in {p.table for r in find_runs(self.catalog.storage) if (p := r.plan())}:
+            try:
+                table = lance.dataset(f"{self.root}/{path}")
+            except ValueError:  # not made yet, or removed by gc
+                continue
+            found = (table.read_transaction(v["version"]) for v in table.versions())
+            runs = Counter((t.transaction_properties or {}).get(_RUN) for t in found if t)
+            for run in runs.keys() - {None}:
+                if runs[run] > 1:
+                    self.model.violations.append(f"{path}: {run} was committed {runs[run]} times")
 
     def _check_serves(self) -> None:
         """Live and what a rollback goes to are whole, whatever gc did."""
@@ -425,22 +447,31 @@ def _broken_model() -> Iterator[None]:
         setattr(HashingEncoder, "embed", honest)  # noqa: B010
 
 
-def play(seed: int, place: str = "history") -> dict[str, Any]:
-    """One seed; its counts, and what it violated. Two at once need two names of places."""
-    history = History(seed, place)
+def play(
+    seed: int, place: str = "history", rates: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """One seed; its counts, and what it violated. Two at once need two names of places.
+
+    `exception`: what got out and ended it, by itself a violation too; None when the checks had their
+    say.
+    """
+    history, exception = History(seed, place, rates), None
     try:
         violations = history.play()
     except Crash:  # pragma: no cover - a step outside of any process
-        violations = ["a crash got out"]
+        exception = "a crash got out"
     except Exception as error:  # noqa: BLE001 - a bug is a violation, with its seed
-        violations = [f"{type(error).__name__}: {error}"]
+        exception = f"{type(error).__name__}: {error}"
     finally:
         history.world.close()
+    if exception is not None:
+        violations = [*history.model.violations, exception]
     steps = digests.digest("\n".join(history.world.trace).encode()).hex()
     return {
         "seed": seed,
         "kind": history.kind,
         "violations": violations,
+        "exception": exception,
         "steps_sha": steps,
         **history.world.counts,
         "trace": history.world.trace,

@@ -65,6 +65,15 @@ def planted_bugs(seeds: int = mutants.SEEDS, jobs: int = JOBS) -> dict[str, Any]
     }
 
 
+def planted_bugs_without_faults(seed: int, jobs: int = JOBS) -> list[dict[str, Any]]:
+    """What each planted bug does by itself."""
+    with _pool(jobs) as pool:
+        found: list[dict[str, Any]] = pool.starmap(
+            _calm, [(name, seed) for name in mutants.BUGS], chunksize=1
+        )
+    return found
+
+
 def _pool(jobs: int) -> Any:
     # Spawned: Lance's threads do not survive a fork. Renewed: what a bug broke goes with its process.
     return multiprocessing.get_context("spawn").Pool(jobs, _quiet, maxtasksperchild=50)
@@ -83,6 +92,10 @@ def _play(seed: int) -> dict[str, Any]:
 
 def _caught(name: str, seeds: int) -> dict[str, Any]:
     return mutants.caught(name, seeds)
+
+
+def _calm(name: str, seed: int) -> dict[str, Any]:
+    return mutants.calm(name, seed)
 
 
 def main() -> None:

@@ -6,9 +6,11 @@ import pytest
 
 from sim import mutants
 from sim.history import KINDS
-from sim.run import histories, planted_bugs, replay
+from sim.run import histories, planted_bugs, planted_bugs_without_faults, replay
 
 HISTORIES = 300
+CALM_SEED = 4
+"""Of a history with every command in it, which the code without a bug passes."""
 
 pytestmark = pytest.mark.crash
 
@@ -35,3 +37,10 @@ def test_every_planted_bug_is_caught():
     missed = [b["bug"] for b in found["bugs"] if not b["caught"]]
     assert not missed
     assert found["mutants"] == len(mutants.BUGS) >= 15
+
+
+def test_a_planted_bug_leaves_a_program_that_works_while_nothing_fails():
+    found = planted_bugs_without_faults(CALM_SEED)
+    assert not [b for b in found if b["exception"]]
+    harmful = {b["bug"]: b["violations"] for b in found if b["violations"]}
+    assert not mutants.UNDER_FAULTS & harmful.keys(), harmful
