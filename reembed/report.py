@@ -97,9 +97,8 @@ def _status(r: dict[str, Any]) -> str:
         for c in r["candidates"]
     ]
     for run in r["runs"]:
-        state = "running" if run["driven"] else f"stopped; {run['resume']} resumes it"
         lines.append(
-            f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {state}"
+            f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {_driven(run)}"
         )
         at_work = "embedding" if run["driven"] else "was embedding"
         lines += [
@@ -109,6 +108,12 @@ def _status(r: dict[str, Any]) -> str:
         waiting = (run["progress"] or {}).get("waiting")
         lines += [f"{_INDENT}waiting: {waiting}"] if waiting else []
     return "\n".join([*lines, f"Next: {_next(r)}"])
+
+
+def _driven(run: dict[str, Any]) -> str:
+    if run["driven"] is None:
+        return f"driven from {run['host']} when last seen; is it gone? then: {run['resume']}"
+    return "running" if run["driven"] else f"stopped; {run['resume']} resumes it"
 
 
 def _release_line(role: str, c: dict[str, Any]) -> str:
@@ -121,8 +126,10 @@ def _release_line(role: str, c: dict[str, Any]) -> str:
 def _next(r: dict[str, Any]) -> str:
     if any(run["driven"] for run in r["runs"]):
         return "reembed status     # a run is under way"
+    if stopped := [run for run in r["runs"] if run["driven"] is False]:
+        return str(stopped[-1]["resume"])
     if r["runs"]:
-        return str(r["runs"][-1]["resume"])
+        return f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"
     if not r["candidates"]:
         return "reembed run" if not r["live"] else "reembed search QUERY"
     newest = r["candidates"][-1]

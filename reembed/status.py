@@ -7,7 +7,7 @@ from typing import Any
 
 from reembed.catalog import Catalog, Release
 from reembed.promote import candidates, comparison_path, standing
-from reembed.runs import Run, find_runs, is_driven, workers
+from reembed.runs import Lease, Run, find_runs, read_lease, workers
 from reembed.storage import is_remote
 
 
@@ -49,11 +49,19 @@ def _resume(run: Run) -> str:
     return f"reembed run -c {shlex.quote(run.storage.uri(run.path('config.yaml')))}"
 
 
+def _driven(lease: Lease | None) -> bool | None:
+    """Whether a process drives a run; None where only its own machine could tell at once."""
+    if lease is None or lease.released:
+        return False
+    return lease.process_lives if lease.on_this_machine else None
+
+
 def _run(run: Run) -> dict[str, Any]:
-    plan = run.plan()
+    plan, lease = run.plan(), read_lease(run)
     return {
         "run": run.id,
-        "driven": is_driven(run, watch_s=0),
+        "driven": _driven(lease),
+        "host": lease.host if lease else None,
         "resume": _resume(run),
         "units": len(plan.units) if plan else None,
         "staged": len(run.staged()),

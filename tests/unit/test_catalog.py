@@ -5,17 +5,19 @@ import datetime as dt
 import hashlib
 import os
 import pickle
+import platform
 
 import lance
 import pyarrow as pa
 import pytest
 
-from reembed import errors, gc
+from reembed import errors, gc, report
 from reembed.catalog import Catalog, Release
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.promote import candidate, candidates, newest_of, promote, rollback, standing
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
+from reembed.status import status
 from reembed.storage import Storage
 from reembed.table_version import manifest_proof
 
@@ -262,22 +264,48 @@ def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_pat
         assert not is_driven(run), "the pid belongs to another process now"
 
 
+FAR = {
+    "number": 1,
+    "host": "far",
+    "boot": "far/1",
+    "pid": os.getpid(),
+    "pid_started": "1",
+    "beat": 1,
+    "released": False,
+}
+"""The lease of a driver on another machine."""
+
+
+def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catalog):
+    run = Run(catalog.storage, "docs-0-v1-1")
+    run.storage.write(run.path("leases/00000001.json"), FAR)
+    found = status(catalog)
+    (told,) = found["runs"]
+    assert (told["driven"], told["host"]) == (None, "far")
+    said = report.text("status", found)
+    assert f"driven from far when last seen; is it gone? then: {told['resume']}" in said
+    assert "stopped" not in said
+    assert said.splitlines()[-1].startswith("Next: reembed status     # on far")
+    run.storage.write(run.path("leases/00000001.json"), {**FAR, "released": True})
+    found = status(catalog)
+    assert found["runs"][0]["driven"] is False
+    assert report.text("status", found).endswith(f"Next: {told['resume']}")
+
+
+def test_status_knows_at_once_of_a_run_on_this_machine(catalog):
+    run = Run(catalog.storage, "docs-0-v1-1")
+    with driving(run):
+        (told,) = status(catalog)["runs"]
+    assert (told["driven"], told["host"]) == (True, platform.node())
+
+
 def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
-    far = {
-        "number": 1,
-        "host": "far",
-        "boot": "far/1",
-        "pid": os.getpid(),
-        "pid_started": "1",
-        "beat": 1,
-        "released": False,
-    }
-    run.storage.write(run.path("leases/00000001.json"), far)
+    run.storage.write(run.path("leases/00000001.json"), FAR)
     assert not is_driven(run, watch_s=0.3)
     import threading
 
     threading.Timer(
-        0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**far, "beat": 2})
+        0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**FAR, "beat": 2})
     ).start()
     assert is_driven(run, watch_s=0.6)
