@@ -15,6 +15,7 @@ from reembed.progress import Listener
 from reembed.promote import (
     admissible,
     candidate,
+    candidates,
     comparison_path,
     follow,
     newest_of,
@@ -197,22 +198,35 @@ def catch_up_release(
 def dead_letters(catalog: Catalog, which: str | None) -> dict[str, Any]:
     """Documents without a vector, by id and reason: of a release, or of a run as far as it got.
 
+    `which` is live, previous, a release or an unfinished run; None: the newest unfinished run that
+    has some, or else what `verify` takes.
+
     Raises:
-        UsageError: no release and no run has that id.
+        UsageError: no release and no run has that id, or nothing was built.
         IntegrityError: the record of the release's table is not the one it was made with.
     """
+    from reembed import provenance
     from reembed.table import read_sealed
 
-    unfinished = [r for r in find_runs(catalog.storage, catalog.alias) if r.result() is None]
-    for run in (r for r in unfinished if r.id == which):
-        if plan := run.plan():
-            found = [d for r in run.receipts() for d in r["dead_letters"]]
-            found += plan.base.dead_letters if plan.base else ()
-            return _dead_letters(run.id, plan.source["version"], found) | {"finished": False}
-    release = _release(catalog, which)
+    if (unfinished := _of_unfinished(catalog, which)) is not None:
+        return unfinished
+    release = _named(catalog, which) if which else _release(catalog, None)
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
     found = [vars(d) for d in sealed.dead_letters]
     return _dead_letters(release.id, release.source["version"], found) | {"finished": True}
+
+
+def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None:
+    """Dead letters so far of the run asked for, or of the newest that has some; None: no such run."""
+    for run in reversed(find_runs(catalog.storage, catalog.alias)):
+        if which not in (None, run.id) or run.result() is not None or not (plan := run.plan()):
+            continue
+        found = [d for r in run.receipts() for d in r["dead_letters"]]
+        found += plan.base.dead_letters if plan.base else ()
+        if found or which:
+            return _dead_letters(run.id, plan.source["version"], found) | {"finished": False}
+    return None
 
 
 def _dead_letters(of: str, version: int, found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -282,18 +296,14 @@ def _kept(catalog: Catalog, release_id: str) -> Release:
 
 
 def _release(catalog: Catalog, release_id: str | None) -> Release:
+    """The release asked for, or the newest that waits to be promoted, or else what is live."""
     if release_id:
         return _kept(catalog, release_id)
-    live = catalog.live()
-    waiting = [
-        r
-        for r in catalog.releases()
-        if (live is None or r.id != live.release.id) and not catalog.is_retired(r.id)
-    ]
-    newest = waiting[-1] if waiting else None
-    if newest and (live is None or newest.number >= live.release.number):
-        return newest
-    return catalog.require_live().release
+    if waiting := candidates(catalog):
+        return waiting[-1]
+    if (live := catalog.live()) is not None:
+        return live.release
+    raise UsageError(f"{catalog.alias} has no release yet", "nothing was built", "reembed run")
 
 
 def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) -> dict[str, Any]:

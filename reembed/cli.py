@@ -195,7 +195,9 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
 
 
 @cli.command()
-@click.option("--release", "release_id", help="Left out: the candidate, or else what is live.")
+@click.option(
+    "--release", "release_id", help="Left out: the newest candidate, or else what is live."
+)
 @click.option(
     "--level",
     default=3,
@@ -286,7 +288,8 @@ def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[di
 def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], int]:
     """Documents that could not be embedded, by id and reason.
 
-    Of a release or of an unfinished run; left out: of the candidate, or else of what is live.
+    Of live, previous, a release or an unfinished run by id; left out: of the newest unfinished run
+    that has some, or else of the newest candidate, or else of what is live.
     """
     from reembed import check
 
