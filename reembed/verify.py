@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ class Verification:
     (re-embedded, another vector)."""
     sampled: int
     """Rows re-embedded."""
+    seed: int | None = None
+    """That these rows were drawn with; None below level 3, which draws none."""
     at: str = field(default_factory=now)
 
     @property
@@ -81,6 +84,9 @@ class Verification:
             return "files and ids only" if self.level else "files only, by name and size"
         if not self.sampled:
             return "no vector was re-embedded"
+        wrong = self.differences["wrong_vector"].count
+        if wrong:
+            return f"{wrong:,} of {self.sampled:,} re-embedded have another vector"
         if self.sampled >= self.rows:
             return "every vector was re-embedded"
         return f"{self.sampled} re-embedded: with 99 % confidence under {-math.log(0.01) / self.sampled:.1%} are wrong"
@@ -131,7 +137,7 @@ class Subject:
 def verify(
     subject: Subject,
     sample: int = SAMPLE,
-    seed: int = 0,
+    seed: int | None = None,
     *,
     level: int = FULL,
     journal: Journal | None = None,
@@ -142,20 +148,27 @@ def verify(
     1 ids: every document of the source has exactly one row, and no other row is there.
     2 rows: every row has the right text and space and a usable vector; the index holds these rows;
       every file has the sha256 of its receipt.
-    3 vectors: `sample` random rows are embedded again.
+    3 vectors: `sample` random rows are embedded again, others each time unless `seed` is given: so
+      verifying every night sees more of the table every night.
 
     Rows are not read where files are damaged: what they hold says nothing. With a journal, steps that
     an interrupted verification finished are not done again.
     """
     journal = journal or Journal({})
     differences: dict[str, Difference] = {}
-    figures = {"documents": 0, "rows": subject.table.rows, "sampled": 0}
+    figures: dict[str, Any] = {
+        "documents": 0,
+        "rows": subject.table.rows,
+        "sampled": 0,
+        "seed": None,
+    }
     # First: Lance has no checksums, and fails or panics on a damaged file as often as it lies.
     damaged = [*_unproven(subject), *_damaged(subject, journal, whole=level >= ROWS)]
     if level >= IDS and not damaged:
-        found = journal.step("rows", lambda: _compare(subject, sample, seed, level))
+        drawn = secrets.randbits(32) if seed is None else seed
+        found = journal.step("rows", lambda: _compare(subject, sample, drawn, level))
         differences = {k: Difference(d[0], tuple(d[1])) for k, d in found["differences"].items()}
-        figures = found["figures"]
+        figures |= found["figures"]
     differences["damaged"] = Difference(len(damaged), tuple(damaged[:_EXAMPLES]))
     return Verification(
         table=subject.table.path,
@@ -167,6 +180,7 @@ def verify(
         dead_letters=len(subject.dead_letters),
         differences=differences,
         sampled=figures["sampled"],
+        seed=figures["seed"],
     )
 
 
@@ -207,7 +221,13 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> dict[str, 
         sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
     return {
         "differences": {k: [d.count, list(d.examples)] for k, d in differences.items()},
-        "figures": {"documents": len(source_ids), "rows": len(found.ids), "sampled": sampled},
+        "figures": {
+            "documents": len(source_ids),
+            "rows": len(found.ids),
+            "sampled": sampled,
+            # Kept by the journal, so that a resumed verification names the seed of what it took over.
+            "seed": seed if level >= VECTORS else None,
+        },
     }
 
 

@@ -13,7 +13,7 @@ from reembed.digests import digest as text_hash
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.table_version import TableVersion, from_vectors
-from reembed.verify import Subject, verify
+from reembed.verify import ROWS, Journal, Subject, verify
 
 IDS = [f"d{i}" for i in range(30)]
 TEXTS = {d: f"the text of document number {d}" for d in IDS}
@@ -79,6 +79,38 @@ def test_a_sample_states_its_confidence(subject):
     assert verify(subject(subject.rows()), sample=10).confidence.startswith(
         "10 re-embedded: with 99 % confidence under 46"
     )
+
+
+def test_a_sample_with_wrong_vectors_says_how_many_and_promises_nothing(subject):
+    rows = subject.rows()
+    for row in rows[:15]:
+        row[3] = -row[3]
+    report = verify(subject(rows), sample=20, seed=1)
+    wrong = report.differences["wrong_vector"].count
+    assert 5 <= wrong <= 15
+    assert report.confidence == f"{wrong} of 20 re-embedded have another vector"
+    assert report.to_json()["confidence"] == report.confidence
+    assert verify(subject(rows)).confidence == "15 of 30 re-embedded have another vector"
+
+
+def test_every_verification_draws_other_rows_and_says_by_which_seed(subject):
+    rows = subject.rows()
+    for row in rows:
+        row[3] = -row[3]
+    table = subject(rows)
+    one, other = (verify(table, sample=5) for _ in range(2))
+    assert one.seed != other.seed
+    again = verify(table, sample=5, seed=one.seed)
+    assert again.differences == one.differences
+    assert again.to_json()["seed"] == one.seed
+    assert len({verify(table, sample=5, seed=s).differences["wrong_vector"] for s in range(9)}) > 1
+    assert verify(table, level=ROWS, seed=1).seed is None
+
+
+def test_a_resumed_verification_names_the_seed_of_the_rows_it_took_over(subject):
+    table, done = subject(subject.rows()), {}
+    first = verify(table, sample=5, journal=Journal(done))
+    assert verify(table, sample=5, journal=Journal(done)).seed == first.seed
 
 
 def test_missing_and_extra_documents(subject):
