@@ -349,12 +349,12 @@ def _open(
         return lance.dataset(uri, version=version, storage_options=dict(options) or None)
     except (ValueError, OSError) as error:
         at = f" version {version}" if version else ""
-        is_missing = "not found" in str(error).lower()
+        refused = any(w in str(error).lower() for w in ("privileges", "denied", "credential"))
         keys = "reembed config     # source.uri, storage.options, and the keys in the environment"
         raise SourceError(
             f"cannot open the dataset {uri}{at}",
             str(error).split(", /home/")[0].splitlines()[0],
-            _how_to_make(uri) if is_missing else keys,
+            keys if refused else _how_to_make(uri),
         ) from error
 
 

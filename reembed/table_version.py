@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import lance
@@ -24,12 +24,6 @@ Proof = dict[str, Any]
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
     """A table, at a version or at its newest."""
     return lance.dataset(storage.uri(path), version=version, storage_options=storage.lance_options)
-
-
-@functools.lru_cache(maxsize=16)
-def _open_version(storage: Storage, path: str, version: int) -> lance.LanceDataset:
-    """A version is immutable, so a process opens it once: opening costs more than a look-up."""
-    return open_table(storage, path, version)
 
 
 def missing_files(storage: Storage, path: str, version: int) -> list[str]:
@@ -89,7 +83,16 @@ class TableVersion:
 
     def dataset(self) -> lance.LanceDataset:
         """The Lance dataset at this version."""
-        return _open_version(self.storage, self.path, self.version)
+        return self._opened
+
+    @functools.cached_property
+    def _opened(self) -> lance.LanceDataset:
+        """Opened once, which costs more than a look-up; not for all of the process: a table that gc
+        removed and a rebuild made again has the same path and version, and other files."""
+        return open_table(self.storage, self.path, self.version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def rows(self) -> int:
