@@ -82,17 +82,17 @@ def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(nights, c
     def unreadable(*_):
         raise OSError("the disk is away")
 
-    hashed = verify.damaged_files
-    monkeypatch.setattr(verify, "damaged_files", unreadable)
+    compared = verify._compare
+    monkeypatch.setattr(verify, "_compare", unreadable)
     failed = cli("verify", "-c", file, code=2)
     assert failed["error"] == "NotVerified"
     assert "the disk is away" in failed["why"]
-    monkeypatch.setattr(verify, "damaged_files", hashed)
+    monkeypatch.setattr(verify, "_compare", compared)
 
     def once_is_enough(*_):
         raise AssertionError("a finished step was done again")
 
-    monkeypatch.setattr(verify, "_compare", once_is_enough)
+    monkeypatch.setattr(verify, "damaged_files", once_is_enough)
     assert cli("verify", "--resume", "-c", file)["passed"]
     assert second.verify["passed"]
 

@@ -24,7 +24,7 @@ from reembed.config import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.live import LiveAlias
-from reembed.promote import follow, newest_of, promote, rollback, standing
+from reembed.promote import candidates, follow, newest_of, promote, rollback, standing
 from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -412,10 +412,16 @@ class History:
             newest = self.model.versions[max(self.model.versions)]
             if live is not None and self._expected(live.release) != _usable(newest):
                 self.model.violations.append("live has not caught up with the source")
+            planned = gc.plan(self.catalog, 2)
+            served = {record.release.origin for record in self.catalog.log()}
+            waiting = {newest_of(self.catalog, r).id for r in candidates(self.catalog)}
+            waiting -= {newest_of(self.catalog, self.catalog.release(o)).id for o in served}
+            if lost := waiting & {r.release for r in planned.remove}:
+                self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
-                left = gc.plan(self.catalog, 2).orphans
+                left = [*(o.path for o in planned.orphans), *planned.tables, *planned.trim]
                 if left:
-                    self.model.violations.append(f"gc left {len(left)} orphans: {left[0].path}")
+                    self.model.violations.append(f"gc left {len(left)} behind: {left[0]}")
 
         self.world.spawn("last", work)
         self.world.run_all()
