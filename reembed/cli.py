@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another promote or run
-won), 6 inconclusive, 75 stopped by SIGTERM and 130 by Ctrl-C (the same command resumes)."""
+won), 6 inconclusive, 75 stopped by SIGTERM or without a node left, 130 by Ctrl-C (the same command
+resumes)."""
 
 _DEFAULT_CONFIG = "reembed.yaml"
 _INTERRUPTED = 130

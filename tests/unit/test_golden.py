@@ -1,6 +1,6 @@
-"""Records as this format's first version wrote them (tests/golden/1): later versions must read them.
+"""Records as this format's first versions wrote them (tests/golden/1): later versions must read them.
 
-A run that 0.1 began, stopped and left behind is finished by what comes after it, or refused in words.
+They are never made anew: a field that came later has a default, and records without it stay. A run that 0.1 began, stopped and left behind is finished by what comes after it, or refused in words.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def test_a_record_of_format_1_is_read_and_would_be_written_the_same(name):
     record = golden(name)
     again = KINDS[name].from_json(record).to_json()
     assert to_bytes(again) == (GOLDEN / f"{name}.json").read_bytes()
+
+
+def test_a_release_from_before_releases_were_numbered_is_read():
+    release = Release.from_json(golden("release-without-number"))
+    assert (release.id, release.number) == ("docs-f22b7dcf-u3-1", 0)
 
 
 def test_what_is_read_without_a_class_has_the_fields_that_are_read():
