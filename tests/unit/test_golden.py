@@ -1,6 +1,7 @@
 """Records as this format's first versions wrote them (tests/golden/1): later versions must read them.
 
-They are never made anew: a field that came later has a default, and records without it stay. A run that 0.1 began, stopped and left behind is finished by what comes after it, or refused in words.
+They are never made anew: a field that came later has a default, and records without it stay.
+A run that 0.1 began, stopped and left behind is finished by what comes after it, or refused in words.
 """
 
 from __future__ import annotations
