@@ -29,9 +29,10 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
     options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
-        if not line.lstrip().startswith(("fix:", "Next:", "Back:")):
-            return line
-        return re.sub(rf"\breembed ({'|'.join(_CONFIGURED)})\b", lambda m: m[0] + options, line)
+        whole = line.lstrip().startswith(("fix:", "Next:", "Back:"))
+        begin = r"\b" if whole else "`"  # elsewhere a command stands in backquotes
+        pattern = rf"{begin}reembed ({'|'.join(_CONFIGURED)})\b"
+        return re.sub(pattern, lambda m: m[0] + options, line)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
 

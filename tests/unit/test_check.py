@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import gc, promote
+from reembed import gc, promote, report
 from reembed.catalog import Catalog
 from reembed.check import dead_letters, verify_release
 from reembed.errors import IntegrityError, RunFailed, UsageError
@@ -152,3 +152,11 @@ def test_a_serving_process_survives_a_table_that_gc_removed_and_a_rebuild_made_a
     promote.promote(build.catalog, again.id, force_reason="a test")
     served.refresh()
     assert served.search(["text 3"], k=1)[0][0].doc_id == "d3"
+
+
+def test_commands_in_an_error_name_the_config_wherever_they_stand():
+    said = report.error(
+        RunFailed("w", "a, b (`reembed dead-letters r` lists all)", "reembed run"), ["-c f"]
+    )
+    assert "`reembed dead-letters -c f r` lists all" in said
+    assert said.endswith("fix: reembed run -c f")
