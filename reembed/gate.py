@@ -218,7 +218,7 @@ def _detail(
 ) -> str:
     form = "+.4f" if required < 0 else ".4f"
     text = (
-        f"{name} {interval.mean:{form}} over {interval.n} queries, 95 % bounds "
+        f"{name} {interval.mean:{form}} over {interval.n} queries, one-sided 95 % bounds "
         f"{interval.lower:{form}} and {interval.upper:{form}}, at least {required:{form}} needed"
     )
     if outcome != "inconclusive":

@@ -190,7 +190,8 @@ def verified(work: Work, sealed: SealedTable) -> dict[str, Any]:
         tuple(d.doc_id for d in sealed.dead_letters),
         proofs=sealed.proofs,
     )
-    work.say("begin", what=f"comparing every row with its source, embedding {verify.SAMPLE} again")
+    again = min(verify.SAMPLE, sealed.rows)
+    work.say("begin", what=f"comparing every row with its source, embedding {again:,} again")
     report = work.on.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
     run.storage.write(run.path("verify.json"), report)
     run.event("verify", passed=report["passed"], sampled=report["sampled"])
