@@ -162,7 +162,7 @@ class Catalog:
         paths = [path for path, _ in self.storage.objects(f"releases/{self.alias}/")]
         return sorted(
             (Release.from_json(self.storage.read(p)) for p in paths),
-            key=lambda r: (r.number, r.id),
+            key=lambda r: (r.number, r.created_at, r.id),
         )
 
     def next_number(self) -> int:

@@ -12,8 +12,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,6 +35,7 @@ resumes)."""
 
 _DEFAULT_CONFIG = "reembed.yaml"
 _INTERRUPTED = 130
+_RESUMABLE = ("run", "catch-up")
 
 
 class _Group(click.Group):
@@ -98,7 +100,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
         given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
         try:
             # Ray prints; stdout is for the result alone.
-            with contextlib.redirect_stdout(sys.stderr), storage_errors():
+            with contextlib.redirect_stdout(sys.stderr), storage_errors(), _resumable(name):
                 result, code = function(as_json=as_json, **options)
         except ReembedError as error:
             if verbose:
@@ -111,6 +113,26 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
         sys.exit(code)
 
     return verb
+
+
+@contextlib.contextmanager
+def _resumable(verb: str) -> Iterator[None]:
+    """SIGTERM ends a verb that the same command resumes with 75, wherever it is.
+
+    Not the others: a promote that moved the alias, started again, would be another promote.
+    """
+    if verb not in _RESUMABLE or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ended(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(code: int) -> NoReturn:
@@ -378,7 +400,6 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `reembed` command; of its jobs, with their arguments."""
     sys.excepthook = _unexpected
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(cli(arguments, prog_name="reembed", standalone_mode=False))
     except click.UsageError as error:
@@ -387,16 +408,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except Interrupted as error:  # before the verb began
-        click.echo(f"error: {error.what}", err=True)
-        _end({"error": "Interrupted", "what": error.what}, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped. What is staged is kept: the same command resumes.", err=True)
+        click.echo("Stopped; `reembed status` says where things stand.", err=True)
         _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
 
 
 def _unexpected(

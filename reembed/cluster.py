@@ -130,8 +130,8 @@ def _signals_wait() -> Iterator[None]:
         ray_utils.set_sigterm_handler = set_handler
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager
@@ -289,10 +289,11 @@ def why_nothing_starts() -> str:
     )
 
 
-def largest_node_cpus() -> int:
-    """CPUs of the largest node that is up: the most that one task can ask for."""
-    nodes = ray.nodes()
-    return max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]) or 1
+def largest_node_cpus(gpus: float = 0) -> int:
+    """CPUs of the largest node that is up and has so many GPUs: the most that one task can ask for."""
+    here = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    fitting = [r for r in here if r.get("GPU", 0) >= gpus] or here
+    return max(int(r.get("CPU", 0)) for r in fitting) or 1
 
 
 def reason(error: BaseException) -> str:

@@ -7,6 +7,7 @@ ReembedError (1)                a failure with a known reason
 ├── EncoderError (2)            the model cannot be loaded or does not fit
 ├── SpaceMismatch (2)           vectors of two spaces would meet
 ├── RunFailed (1)               a rebuild stopped; the same command resumes it
+│   └── TooManyDeadLetters      more documents could not be embedded than are allowed
 ├── NoCapacity (75)             the cluster has no node left that a model fits on; as above
 ├── Interrupted (75, 130)       it was asked to end: SIGTERM, Ctrl-C
 ├── IntegrityError (1)          stored bytes are not what was written
@@ -94,6 +95,10 @@ class Interrupted(ReembedError):
 
 class RunFailed(ReembedError):
     """A rebuild stopped. What is staged stays; the same command resumes."""
+
+
+class TooManyDeadLetters(RunFailed):
+    """More documents could not be embedded than are allowed."""
 
 
 class NoCapacity(ReembedError):

@@ -39,8 +39,8 @@ class Executor(Protocol):
     def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
         """Run a function over items, in any order; results in theirs."""
 
-    def largest_node_cpus(self) -> int:
-        """The most cores that one call can ask for."""
+    def largest_node_cpus(self, gpus: float = 0) -> int:
+        """The most cores that one call can ask for, beside so many GPUs."""
 
     def has_gpu(self) -> bool:
         """Whether a call can ask for a GPU."""

@@ -7,8 +7,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reembed import faults
-from reembed.catalog import Catalog, Release
+from reembed import faults, provenance
+from reembed.catalog import Catalog, Release, now
 from reembed.errors import Conflict, SourceError, UsageError
 from reembed.promote import candidates, newest_of, standing
 from reembed.runs import Run, find_runs, is_driven
@@ -18,6 +18,7 @@ from reembed.table_version import files_of, open_table, used_files
 log = logging.getLogger(__name__)
 
 _STAGING = ("units/", "attempts/", "leases/")
+_CLEARED = "cleared.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class GcPlan:
     """Runs that were given up and still have staged receipts, an index or a tag on the table."""
     tables: list[str]
     """Tables of given-up runs alone."""
+    tables_bytes: int
     trim: list[str]
     """Tables with versions that no release names any more."""
     held_runs: list[str]
@@ -70,7 +72,7 @@ class GcPlan:
 
     def to_json(self) -> dict[str, Any]:
         """For people and scripts."""
-        freed = sum(r.index_bytes + r.table_bytes for r in self.remove)
+        freed = sum(r.index_bytes + r.table_bytes for r in self.remove) + self.tables_bytes
         return {**asdict(self), "bytes": freed + sum(o.size for o in self.orphans)}
 
 
@@ -85,9 +87,15 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     files = _files_of_tables(catalog, runs)
     open_runs = [r for r in runs if r.result() is None and r.id != dropping]
     held_tables = {p.table for r in open_runs if (p := r.plan())}
-    reasons = _reasons(catalog, keep)
+    reasons = _reasons(catalog, keep, dropping)
     releases = catalog.releases()
-    tables_kept = {r.table for r in releases if r.id in reasons} | held_tables
+    kept = [r for r in releases if r.id in reasons]
+    for release in kept:
+        provenance.require_manifest(catalog.storage, release)
+    tables_kept = {r.table for r in kept} | held_tables
+    dropped = [r for r in runs if r.id == dropping or _is_dropped(r)]
+    gone = {f"reembed-{r.id}" for r in dropped}
+    proven = _proven_files(catalog, kept)
     removable = [
         _removable(catalog, r, whole=r.table not in tables_kept)
         for r in releases
@@ -103,10 +111,12 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
             for t, listed in free.items()
             if t in tables_kept
             for o in _orphans(catalog, t, listed)
+            if o.path not in proven
         ],
-        dropped_runs=[r.id for r in runs if r.id == dropping or _is_dropped(r)],
+        dropped_runs=[r.id for r in dropped],
         tables=sorted(free.keys() - tables_kept),
-        trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t)],
+        tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
+        trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t, gone)],
         held_runs=[r.id for r in open_runs],
     )
 
@@ -129,12 +139,13 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
     for name in planned.dropped_runs:
         _clear_dropped(catalog, Run(catalog.storage, name))
     # A run may have been started since: what it holds is not to be touched any more.
-    now = plan(catalog, keep)
-    for table in now.tables:
+    again = plan(catalog, keep)
+    for table in again.tables:
         catalog.storage.require_inside(table)
         catalog.storage.delete_tree(f"{table}/")
-    for table in now.trim:
-        _trim(catalog, table)
+    for table in again.trim:
+        if table in plan(catalog, keep).trim:
+            _trim(catalog, table)
     faults.point("gc.before_orphans")
     still = {o.path for o in plan(catalog, keep).orphans}
     for orphan in planned.orphans:
@@ -181,11 +192,11 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
 
 
 def _is_dropped(run: Run) -> bool:
-    """Whether it was given up and has left something; its units go last."""
+    """Whether it was given up, and what it left was not all taken away yet."""
     result = run.result()
     if result is None or result.get("release"):
         return False
-    return any(True for _ in run.storage.objects(run.path("units/")))
+    return run.storage.read_if_there(run.path(_CLEARED)) is None
 
 
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
@@ -194,34 +205,45 @@ def _clear_dropped(catalog: Catalog, run: Run) -> None:
         _untag(catalog, planned.table, f"reembed-{run.id}")
     catalog.storage.delete_tree(f"indexes/{run.id}/")
     _clear(run, planned.source if planned else None)
+    run.storage.create(run.path(_CLEARED), {"at": now()})
 
 
 def _clear(run: Run, source: dict[str, Any] | None) -> None:
     """Take away a run's tag on the source, and its receipts."""
     if source is not None:
         _unpin(run, source)
-    for folder in reversed(_STAGING):
+    for folder in _STAGING:
         run.storage.delete_tree(run.path(folder))
 
 
-def _reasons(catalog: Catalog, keep: int) -> dict[str, str]:
-    log = catalog.log()
-    stack = standing(log)
-    reasons: dict[str, str] = {}
-    if stack:
-        reasons[stack[-1].id] = "live"
-    if len(stack) > 1:
-        reasons[stack[-2].id] = "previous: rollback goes here"
+def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
+    """Paths of the data files that the records of kept releases name, whatever Lance says of them."""
+    found: set[str] = set()
+    for release in kept:
+        sealed = catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json")
+        found |= {f"{release.table}/data/{name}" for name in (sealed["files"] if sealed else ())}
+    return found
+
+
+def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[str, str]:
+    """Why each release stays. A mark alone takes nothing out: it is set before this is asked again."""
+    log = [r for r in catalog.log() if not _is_gone(catalog, r.release)]
+    stack = [r for r in standing(catalog.log())[-2:] if not _is_gone(catalog, r)]
+    reasons = {
+        r.id: why
+        for r, why in zip(reversed(stack), ("live", "previous: rollback goes here"), strict=False)
+    }
     for record in reversed(log):
         if len(reasons) >= keep:
             break
         reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
     for run in find_runs(catalog.storage, catalog.alias):
-        if run.is_catch_up and run.result() is None and (planned := run.plan()) and planned.base:
+        is_open = run.result() is None and run.id != dropping
+        if run.is_catch_up and is_open and (planned := run.plan()) and planned.base:
             reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
-    for release in stack[-2:]:
+    for release in stack:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
-    served = {record.release.origin for record in log}
+    served = {record.release.origin for record in catalog.log()}
     for release in candidates(catalog):
         if release.origin not in served and newest_of(catalog, release).id == release.id:
             reasons.setdefault(release.id, "candidate")
@@ -251,22 +273,21 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
 
 def _untag(catalog: Catalog, table: str, tag: str) -> None:
     catalog.storage.require_inside(table)
-    try:
-        tags = open_table(catalog.storage, table).tags
-    except (ValueError, OSError):  # it is gone
-        return
+    if not any(True for _ in catalog.storage.objects(f"{table}/_versions/")):
+        return  # the table is gone
+    tags = open_table(catalog.storage, table).tags
     if tag in tags.list():
         tags.delete(tag)
 
 
-def _is_trimmable(catalog: Catalog, table: str) -> bool:
-    """Whether versions that nothing names hold files that no named one has."""
-    return bool(used_files(catalog.storage, table) - _named_files(catalog, table))
+def _is_trimmable(catalog: Catalog, table: str, gone: set[str]) -> bool:
+    """Whether versions that nothing names hold files that no named one has; tags `gone` do not count."""
+    return bool(used_files(catalog.storage, table) - _named_files(catalog, table, gone))
 
 
-def _named_files(catalog: Catalog, table: str) -> set[str]:
+def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
     tags = open_table(catalog.storage, table).tags.list()
-    named = {int(t["version"]) for t in tags.values()}
+    named = {int(t["version"]) for tag, t in tags.items() if tag not in gone}
     return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
 
 
@@ -277,7 +298,7 @@ def _trim(catalog: Catalog, table: str) -> None:
     named is put on top of it.
     """
     dataset = open_table(catalog.storage, table)
-    if files_of(dataset) - _named_files(catalog, table):
+    if files_of(dataset) - _named_files(catalog, table, set()):
         newest = max(int(t["version"]) for t in dataset.tags.list().values())
         open_table(catalog.storage, table, newest).restore()
     open_table(catalog.storage, table).cleanup_old_versions(

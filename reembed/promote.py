@@ -33,7 +33,7 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     line = [
         r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
     ]
-    return max(line, key=lambda r: r.number, default=release)
+    return max(line, key=lambda r: (r.number, r.created_at), default=release)
 
 
 def candidates(catalog: Catalog) -> list[Release]:

@@ -94,6 +94,10 @@ class Source:
         source._check_columns(dataset.schema)
         return source
 
+    def is_same(self, other: Source) -> bool:
+        """Whether both are one version of one dataset; another made in its place is not."""
+        return (self.version, self.fingerprint) == (other.version, other.fingerprint)
+
     def written_after(self, version: int) -> dt.datetime | None:
         """When the first version after `version` was written, UTC; None when none was, or it is gone."""
         at: dict[int, Any] = {v["version"]: v["timestamp"] for v in self.dataset().versions()}

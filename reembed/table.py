@@ -18,7 +18,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
-from reembed.errors import Conflict, IntegrityError, RunFailed
+from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.runs import Plan, Run
 from reembed.spaces import Space
 from reembed.storage import SCHEMA_VERSION, Storage
@@ -289,7 +289,7 @@ def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> N
     if len(dead) > limit:
         listed = "; ".join(f"{d['doc_id']!r}: {d['reason']}" for d in dead[:_EXAMPLES])
         tried = plan.rows + (len(plan.base.dead_letters) if plan.base else 0)
-        raise RunFailed(
+        raise TooManyDeadLetters(
             f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",
             f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
             f"{plan.resume} --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",

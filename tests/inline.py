@@ -49,7 +49,7 @@ class Inline:
     def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
         return [function(*item) for item in items]
 
-    def largest_node_cpus(self) -> int:
+    def largest_node_cpus(self, gpus: float = 0) -> int:
         return 1
 
     def has_gpu(self) -> bool:

@@ -15,7 +15,7 @@ from reembed import encoders, provenance, table
 from reembed.catalog import Catalog, Release, now
 from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
-from reembed.errors import IntegrityError, RunFailed
+from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Listener
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven
@@ -77,7 +77,7 @@ def lag(catalog: Catalog, release: Release) -> dict[str, Any]:
     newest = source.newest()
     since = newest.written_after(source.version)
     seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
-    behind = newest.version != source.version
+    behind = not newest.is_same(source)
     return {
         "source_version": source.version,
         "newest": newest.version,
@@ -94,16 +94,18 @@ def _pass(
     on: Executor,
     *,
     retry: bool,
-    insisting: bool = True,
 ) -> Release | None:
-    """One pass; None when nothing is left to do. One that fails gives way to a newer version, once."""
+    """One pass; None when nothing is left to do.
+
+    One that failed before and fails again gives way to a newer version of the source.
+    """
     catalog = _catalog(config)
     run = _unfinished(catalog, release)
-    changes = None
+    failed_before, changes = run is not None, None
     if run is None:
         before = caught_up(catalog, release)
         after = before.newest()
-        if after.version == before.version and not retry:
+        if after.is_same(before) and not retry:
             return None
         after.check_documents()
         changes = _changes(catalog, release, before, after, retry=retry)
@@ -119,16 +121,15 @@ def _pass(
             plan = _write_plan(run, config, release, after, changes, say)
         try:
             return _carry_out(config, run, plan, say, on)
-        except (RunFailed, IntegrityError) as error:
-            # What was wrong with that version may be mended in a newer one: do not insist on it.
-            version = plan.source["version"]
-            if Source.from_json(plan.source, run.storage.options).newest().version == version:
+        except (TooManyDeadLetters, IntegrityError) as error:
+            # What is wrong with that version may be mended in a newer one: do not insist on it. The
+            # first time it is kept, as the fix that was named needs what is staged.
+            planned = Source.from_json(plan.source, run.storage.options)
+            if not failed_before or planned.newest().is_same(planned):
                 raise
             run.abandon()
-            if not insisting:
-                raise
-            say("begin", what=f"{error.what}: given up for what is newer than version {version}")
-    return _pass(config, release, say, on, retry=retry, insisting=False)
+            say("begin", what=f"{error.what}: given up for what came after {planned.version}")
+    return _pass(config, release, say, on, retry=retry)
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:
@@ -158,8 +159,10 @@ def _unfinished(catalog: Catalog, release: Release) -> Run | None:
         plan = run.plan()
         if plan is None or plan.base is None or plan.base.release != release.id:
             continue
-        if Source.from_json(plan.source, catalog.storage.options).is_as_planned(plan.source):
+        source = Source.from_json(plan.source, catalog.storage.options)
+        if source.is_as_planned(plan.source):
             return run
+        source.newest()  # away for a moment, and not replaced: raises
         if not is_driven(run):
             run.abandon()
     return None

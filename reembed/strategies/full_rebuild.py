@@ -135,6 +135,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
     rows = source.check_documents()
     pinned = source.pin(run.pin_tag)
     path = f"tables/{config.alias}-{space.id}.lance"
+    units = source.units(config.embed.unit_documents)
     plan = run.write_plan(
         Plan(
             run_id=run.id,
@@ -149,10 +150,12 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             gate=absolute_queries(config.gate).model_dump(),
             index=config.index.model_dump(),
             rows=rows,
-            units=source.units(config.embed.unit_documents),
+            units=units,
             created_at=now(),
         )
     )
+    # gc may have taken the table, empty and of no run, between making it and naming it in the plan.
+    table.ensure_table(run.storage, path, table.schema(space, *source.schema()))
     run.storage.write_bytes(
         run.path("config.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode()
     )

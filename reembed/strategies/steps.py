@@ -135,8 +135,8 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     work.say(
         "begin", what="building the index, and tuning it on judged queries where there are some"
     )
-    cpus = min(config.embed.actors * config.embed.cpus_per_actor, on.largest_node_cpus())
     gpus = 1 if config.index.device != "cpu" and on.has_gpu() else 0
+    cpus = min(config.embed.actors * config.embed.cpus_per_actor, on.largest_node_cpus(gpus))
     manifest = on.call(
         _index_task, run, work.plan, work.vectors(sealed), config, cpus=cpus, gpus=gpus
     )
