@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import lance
@@ -9,15 +13,17 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import gc, promote, report
+from reembed import gc, promote, report, verify
 from reembed.catalog import Catalog
 from reembed.check import dead_letters, verify_release
-from reembed.errors import IntegrityError, RunFailed, UsageError
+from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.live import LiveAlias
 from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -160,3 +166,138 @@ def test_commands_in_an_error_name_the_config_wherever_they_stand():
     )
     assert "`reembed dead-letters -c f r` lists all" in said
     assert said.endswith("fix: reembed run -c f")
+
+
+def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
+    release = build()
+    seeds = iter([1, 2, 3])
+    monkeypatch.setattr(verify.secrets, "randbits", lambda bits: next(seeds))
+    wrong = verify.Difference(1, ("d3",))
+    honest = verify._reembed
+
+    def found_with_seed_1(subject, chosen, texts):
+        return (len(chosen), wrong) if drawn[-1] == 1 else honest(subject, chosen, texts)
+
+    drawn = []
+    choose = verify._choose
+    monkeypatch.setattr(
+        verify, "_choose", lambda found, n, seed: drawn.append(seed) or choose(found, n, seed)
+    )
+    monkeypatch.setattr(verify, "_reembed", found_with_seed_1)
+    for _ in range(3):
+        report = verify_release(build.catalog, release.id, level=3, sample=5, resume=False)
+        assert not report["passed"], "others were looked at"
+    lower = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
+    assert lower["passed"]
+    with pytest.raises(IntegrityError, match="is not verified"):
+        promote.promote(build.catalog)
+
+
+def upsert(uri, texts):
+    table = pa.table({"doc_id": list(texts), "text": pa.array(list(texts.values()), pa.string())})
+    merge = lance.dataset(uri).merge_insert("doc_id")
+    merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+
+def unfinished(build):
+    return [r for r in find_runs(build.catalog.storage) if r.result() is None]
+
+
+def test_a_failed_pass_keeps_what_it_staged_for_the_command_that_was_named(build):
+    first = build()
+    upsert(build.uri, {"new": None, "other": "text"})
+    with pytest.raises(RunFailed):
+        catch_up(build.config(), first, Silent(), executor=Inline())
+    upsert(build.uri, {"later": "text"})
+    (run,) = unfinished(build)
+    assert run.staged()
+    second = catch_up(build.config(allowed=3), first, Silent(), executor=Inline())
+    assert run.result()["release"], "it was given up"
+    assert (second.rows, second.dead_letters) == (20, 3)
+
+
+def test_a_source_that_is_away_for_a_moment_gives_up_no_pass(build):
+    first = build()
+    upsert(build.uri, {"new": None})
+    with pytest.raises(RunFailed):
+        catch_up(build.config(), first, Silent(), executor=Inline())
+    away = f"{build.uri}.away"
+    Path(build.uri).rename(away)
+    with pytest.raises(SourceError):
+        catch_up(build.config(), first, Silent(), executor=Inline())
+    Path(away).rename(build.uri)
+    assert len(unfinished(build)) == 1
+
+
+def test_gc_refuses_a_table_whose_manifest_is_another_than_was_registered(build):
+    release = build()
+    promote.promote(build.catalog)
+    storage = build.catalog.storage
+    before = {p for p, _ in storage.objects("")}
+    manifest = Path(storage.root, release.table, "_versions", release.table_manifest["name"])
+    body = manifest.read_bytes()
+    name = next(
+        f.path
+        for m in lance.dataset(storage.uri(release.table)).get_fragments()
+        for f in m.data_files()
+    )
+    manifest.write_bytes(body.replace(name[:8].encode(), b"2" + name[1:8].encode()))
+    with pytest.raises(IntegrityError):
+        gc.plan(build.catalog, 1)
+    manifest.write_bytes(body)
+    assert {p for p, _ in storage.objects("")} == before
+    assert gc.plan(build.catalog, 1).orphans == []
+
+
+def test_dropping_a_run_lists_what_it_removes(build):
+    first = build()
+    promote.promote(build.catalog)
+    second = catch_up_to(build, first, {"a": "text"})
+    upsert(build.uri, {"b": None})
+    with pytest.raises(RunFailed):
+        catch_up(build.config(), second, Silent(), executor=Inline())
+    (run,) = unfinished(build)
+    listed = gc.plan(build.catalog, 1, dropping=run.id)
+    run.abandon()
+    done = gc.plan(build.catalog, 1)
+    assert listed == done
+    gc.apply(build.catalog, done, 1)
+    assert gc.plan(build.catalog, 1).dropped_runs == []
+    assert run.pin_tag not in lance.dataset(build.uri).tags.list()
+
+
+def catch_up_to(build, release, texts):
+    upsert(build.uri, texts)
+    newer = catch_up(build.config(), release, Silent(), executor=Inline())
+    promote.follow(build.catalog, newer)
+    return newer
+
+
+def test_a_release_that_is_gone_is_no_reason_to_keep_its_table(build):
+    for dim in (16, 24, 32):
+        promote.promote(build.catalog, build(dim).id, force_reason="a test")
+    gc.apply(build.catalog, gc.plan(build.catalog, 1), 1)
+    planned = gc.plan(build.catalog, 3)
+    assert all("16" not in k.why for k in planned.keep)
+    assert len(planned.keep) == 2, "live and previous; the third is gone"
+
+
+@pytest.mark.parametrize(("verb", "code"), [("run", 75), ("rollback", -signal.SIGTERM)])
+def test_only_what_the_same_command_resumes_ends_with_75(build, tmp_path, verb, code):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import reembed.config, time\n"
+        "load = reembed.config.load\n"
+        "def slow(*a, **k):\n    print('loading', flush=True)\n    time.sleep(30)\n"
+        "reembed.config.load = slow\n"
+    )
+    file = tmp_path / "reembed.yaml"
+    program = "from reembed.cli import main; main()"
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, verb, "-c", str(file)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    line = process.stderr.readline() or process.stdout.readline()
+    assert "loading" in line
+    process.terminate()
+    assert process.wait(20) == code
