@@ -94,8 +94,9 @@ def test_without_any_node_a_job_waits_says_so_and_ends_with_75_and_a_new_node_re
 
 
 def test_when_the_head_dies_the_job_ends_and_the_same_command_resumes_on_a_new_cluster(
-    corpus, config_file, cli, tmp_path, slow_nodes
+    corpus, config_file, cli, tmp_path, slow_nodes, monkeypatch
 ):
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # else a minute
     cluster, _ = slow_nodes
     file = config_file(corpus(300), embed={"unit_documents": 20}, ray=OPEN)
     process = start(cli, file, cluster)
