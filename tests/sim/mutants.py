@@ -288,7 +288,7 @@ def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
 def gc_takes_all_but_what_is_live(patch: Patch) -> None:
     honest = gc._reasons
 
-    def only_live(catalog: Catalog, kept: int) -> dict[str, str]:
+    def only_live(catalog: Catalog, kept: int, dropping: str | None = None) -> dict[str, str]:
         return {k: v for k, v in honest(catalog, kept).items() if v == "live"}
 
     patch(gc, "_reasons", only_live)
