@@ -14,6 +14,7 @@ import pyarrow.dataset as pads
 import pyarrow.json as pajson
 
 from reembed.errors import SourceError, UsageError
+from reembed.lance_io import open_dataset
 from reembed.storage import absolute, is_remote
 
 FORMATS = {
@@ -169,7 +170,7 @@ def _is_empty(kind: pa.DataType) -> bool:
 
 def _exists(uri: str, options: dict[str, str] | None) -> bool:
     try:
-        lance.dataset(uri, storage_options=options or None)
-    except (ValueError, OSError):
+        open_dataset(uri, options=options)
+    except FileNotFoundError:
         return False
     return True

@@ -242,7 +242,7 @@ def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = Tru
     try:
         provenance.require_table(catalog.storage, release)
         missing = missing_files(catalog.storage, release.table, release.table_version)
-    except (ValueError, OSError) as error:
+    except FileNotFoundError as error:
         raise IntegrityError(
             f"release {release.id} has no table",
             f"{release.table} version {release.table_version} cannot be opened",

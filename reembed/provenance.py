@@ -73,7 +73,7 @@ def require_table(storage: Storage, release: Release) -> None:
 
     Raises:
         IntegrityError: the table's tag names another version, or there is none.
-        ValueError, OSError: the table is gone.
+        FileNotFoundError: the table is gone.
     """
     require_manifest(storage, release)
     tags = open_table(storage, release.table).tags.list()

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from reembed.config import Config
 from reembed.errors import SourceError
+from reembed.lance_io import open_dataset, told_apart
 from reembed.runs import Unit
 from reembed.source_columns import is_text, plain, require, template_columns
 from reembed.source_ids import check_ids
@@ -145,8 +146,8 @@ class Source:
     def is_as_planned(self, record: dict[str, Any]) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
         try:
-            dataset = _open(self.uri, record["version"], self.options)
-        except SourceError:
+            dataset = open_dataset(self.uri, record["version"], dict(self.options))
+        except FileNotFoundError:
             return False
         return bool(record["uri"] == self.uri and record["fingerprint"] == _fingerprint(dataset))
 
@@ -236,11 +237,12 @@ class Source:
             )
         try:
             for version in range(since.version + 1, self.version + 1):
-                made_by = dataset.read_transaction(version)
+                with told_apart():
+                    made_by = dataset.read_transaction(version)
                 name = type(made_by.operation).__name__ if made_by else "unknown"
                 if name in _NOT_IN_DELTA:
                     return f"version {version} of the source is an {name}"
-        except (ValueError, OSError):
+        except FileNotFoundError:
             return (
                 f"the history between versions {since.version} and {self.version} was cleaned away"
             )
@@ -350,14 +352,14 @@ def _open(
     uri: str, version: int | None, options: tuple[tuple[str, str], ...]
 ) -> lance.LanceDataset:
     try:
-        return lance.dataset(uri, version=version, storage_options=dict(options) or None)
-    except (ValueError, OSError) as error:
+        return open_dataset(uri, version, dict(options))
+    except OSError as error:
         at = f" version {version}" if version else ""
         refused = any(w in str(error).lower() for w in ("privileges", "denied", "credential"))
         keys = "reembed config     # source.uri, storage.options, and the keys in the environment"
         raise SourceError(
             f"cannot open the dataset {uri}{at}",
-            str(error).split(", /home/")[0].splitlines()[0],
+            str(error),
             keys if refused else _how_to_make(uri),
         ) from error
 

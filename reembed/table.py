@@ -61,7 +61,7 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
         except OSError as error:  # another process created it in the meantime, or nobody can
             try:
                 return open_table(storage, path).version
-            except ValueError:  # nothing is there
+            except FileNotFoundError:
                 raise error from None
     return open_table(storage, path).version
 

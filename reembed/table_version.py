@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed.errors import IntegrityError
+from reembed.lance_io import open_dataset
 from reembed.storage import Storage
 
 _BATCH_ROWS = 8_192
@@ -22,15 +23,20 @@ Proof = dict[str, Any]
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
-    """A table, at a version or at its newest."""
-    return lance.dataset(storage.uri(path), version=version, storage_options=storage.lance_options)
+    """A table, at a version or at its newest.
+
+    Raises:
+        FileNotFoundError: the table or the version is not there.
+        OSError: it cannot be read.
+    """
+    return open_dataset(storage.uri(path), version, storage.lance_options)
 
 
 def missing_files(storage: Storage, path: str, version: int) -> list[str]:
     """Data files of a table version that are gone or have another size than the version says.
 
     Raises:
-        ValueError, OSError: the version itself is gone.
+        FileNotFoundError: the version itself is gone.
     """
     there = dict(storage.objects(f"{path}/data/"))
     files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
@@ -50,7 +56,7 @@ def used_files(storage: Storage, path: str) -> set[str]:
     """Names of the data files of every version of a table; none when there is no table."""
     try:
         dataset = open_table(storage, path)
-    except (ValueError, OSError):
+    except FileNotFoundError:
         return set()
     versions = (open_table(storage, path, v["version"]) for v in dataset.versions())
     return {name for version in versions for name in files_of(version)}

@@ -45,7 +45,7 @@ _MET_BY = {"truncated": ("GET",), "lost_answer": _CHANGING, "error_after": _CHAN
 _DELAY_S = 2.0
 _WORKERS = 2
 _TRIES = 2  # a case may name a request that this history did not come to
-_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-nobody"}
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-nobody"}
 _ERRORS = {503: "SlowDown", 500: "InternalError", 403: "ExpiredToken"}
 _REFUSED = {"slow_down": 503, "error_before": 500, "expired": 403}
 
@@ -270,7 +270,7 @@ def suffer(task: dict[str, str]) -> dict[str, Any]:
     """In a process of its own: the migration, through one fault; nobody else writes meanwhile."""
     from crash.migration import told
 
-    os.environ |= _KEYS
+    os.environ |= KEYS
     acknowledged: list[Any] = []
     place = place_of(task)
     store = Store()
@@ -285,7 +285,7 @@ def recover(task: dict[str, Any]) -> list[str]:
     """In a process of its own, without faults: the same commands to their end, and what does not hold."""
     from crash.migration import told, violations
 
-    os.environ |= _KEYS
+    os.environ |= KEYS
     place, acknowledged = place_of(task), task["acknowledged"]
     failed = told(place, lambda command, done: acknowledged.append([command, done]))
     if failed:

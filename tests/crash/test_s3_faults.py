@@ -5,10 +5,20 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from crash import s3_faults
+from crash.migration import OLD
 from crash.s3_faults import KINDS, Store
+from inline import Inline, Silent
+from obstore.exceptions import BaseError
+
+from reembed.lance_io import open_dataset
+from reembed.promote import admissible
+from reembed.source import Source
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table_version import used_files
 
 pytestmark = [pytest.mark.crash, pytest.mark.s3, pytest.mark.timeout(600)]
 
@@ -73,3 +83,38 @@ def test_a_truncated_answer_says_its_full_length(store):
     assert ask(store, "GET", "whole") == "IncompleteRead"
     assert ask(store, "GET", "whole") == (200, b"0123456789")
     assert "/bucket/whole" in store.report()["injected"]
+
+
+def test_a_refused_request_is_not_taken_for_a_dataset_that_is_gone(store, monkeypatch):
+    for name, value in s3_faults.KEYS.items():
+        monkeypatch.setenv(name, value)
+    store.arm(None)
+    store.make_bucket("refused")
+    place = s3_faults.place_of({"bucket": "refused", "endpoint": store.endpoint})
+    place.write_source()
+    release = full_rebuild(place.config(OLD), Silent(), executor=Inline())
+    catalog = place.catalog()
+    source = Source.from_json(release.source, catalog.storage.options)
+    with pytest.raises(FileNotFoundError):
+        open_dataset(f"{place.source}-of-nobody", None, place.options)
+    with pytest.raises(FileNotFoundError):
+        open_dataset(place.source, 99, place.options)
+
+    def met_by(asks: Any) -> list[str]:
+        """What comes of asking when the first, second ... request is refused, until none is."""
+        found: list[str] = []
+        while True:
+            store.arm("expired", len(found) + 1)
+            try:
+                said = asks()
+            except (OSError, BaseError) as error:
+                said = "no answer" if not isinstance(error, FileNotFoundError) else "gone"
+            if store.report()["injected"] is None:
+                return found
+            found.append(str(said))
+
+    of_source = met_by(lambda: source.is_as_planned(release.source))
+    of_gc = met_by(lambda: len(used_files(catalog.storage, release.table)) == 3)
+    of_promote = met_by(lambda: admissible(catalog, release, None, forced=False) is None)
+    assert min(map(len, (of_source, of_gc, of_promote))) >= 2
+    assert {*of_source, *of_gc, *of_promote} <= {"True", "no answer"}

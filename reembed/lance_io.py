@@ -1,0 +1,41 @@
+"""What Lance says when a dataset does not open, told apart: it is not there, or it could not be read.
+
+Lance 14 has `ValueError` for both when it opens and `OSError` for both when it reads on. Whoever
+takes a refused request for a dataset that is gone gives up vectors that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import lance
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Lance's errors by what they mean.
+
+    Raises:
+        FileNotFoundError: there is no such dataset, or no such version of it.
+        OSError: the store did not answer, or refused, or what it gave cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        said = str(error).split(", /home/")[0].splitlines()[0]
+        if said.startswith("Dataset at path") and "was not found" in said:
+            raise FileNotFoundError(said) from error
+        raise OSError(said) from error
+
+
+def open_dataset(
+    uri: str, version: int | None = None, options: Mapping[str, str] | None = None
+) -> lance.LanceDataset:
+    """A dataset, at a version or at its newest.
+
+    Raises:
+        FileNotFoundError, OSError: as `told_apart`.
+    """
+    with told_apart():
+        return lance.dataset(uri, version=version, storage_options=dict(options or {}) or None)
