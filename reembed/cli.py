@@ -108,7 +108,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(report.error(error, given), err=True)
             if as_json:
                 click.echo(json.dumps(report.error_record(error, given)))
-            _exit(error.exit_code)
+            sys.exit(error.exit_code)
         click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
         sys.exit(code)
 
@@ -133,16 +133,6 @@ def _resumable(verb: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _exit(code: int) -> NoReturn:
-    """End; at once, where Ray still works on a job that was given up."""
-    cluster = sys.modules.get("reembed.cluster")
-    if cluster is not None and cluster.is_left_running():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _catalog(config: Config) -> Catalog:
@@ -400,6 +390,19 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `reembed` command; of its jobs, with their arguments."""
     sys.excepthook = _unexpected
+    try:
+        _run_verb(arguments)
+    except SystemExit as end:
+        if not end.code or "reembed.cluster" not in sys.modules:
+            raise
+        # A Ray that was stopped while it started, or under a job that was given up, aborts in Python's
+        # own way out, and the exit code would be the abort's.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code))
+
+
+def _run_verb(arguments: list[str] | None) -> NoReturn:
     try:
         sys.exit(cli(arguments, prog_name="reembed", standalone_mode=False))
     except click.UsageError as error:

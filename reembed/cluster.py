@@ -48,25 +48,11 @@ def connected(config: Config) -> Iterator[str]:
     # Ray's C++ side prints a warning about its own Ray Data actors on every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks only to exec
-    if address:
-        with _quiet_stderr():
-            _connect(address)
-        where = f"Ray cluster with {_resources()}{note}"
-    else:
-        needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
-        with _quiet_stderr(), _on_loopback(), access.token_for_us_alone(), _signals_wait():
-            ray.init(
-                address="local",
-                num_cpus=config.ray.num_cpus or needed,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        where = f"private Ray on this machine with {_resources()}{access.exposed_token()}"
     try:
+        where = _connect(address) + note if address else _start(config)
         _require_room(config, private=not address)
         yield where
-    finally:
+    finally:  # also where a signal came while Ray started: what exits without it aborts
         if not is_left_running():
             ray.shutdown()
 
@@ -79,9 +65,24 @@ def is_left_running() -> bool:
     return any(t.name == READER and t.is_alive() for t in threading.enumerate())
 
 
-def _connect(address: str) -> None:
+def _start(config: Config) -> str:
+    """A Ray of our own; where it is, in words."""
+    needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
+    with _quiet_stderr(), _on_loopback(), access.token_for_us_alone(), _signals_wait():
+        ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus or needed,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return f"private Ray on this machine with {_resources()}{access.exposed_token()}"
+
+
+def _connect(address: str) -> str:
+    """The cluster there; what it has, in words."""
     try:
-        with _signals_wait():
+        with _quiet_stderr(), _signals_wait():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError) as error:
         raise UsageError(
@@ -89,6 +90,7 @@ def _connect(address: str) -> None:
             (str(error) or type(error).__name__).splitlines()[0],
             f"ray status --address {address}     # its token: ~/.ray/auth_token or RAY_AUTH_TOKEN",
         ) from error
+    return f"Ray cluster with {_resources()}"
 
 
 @contextmanager

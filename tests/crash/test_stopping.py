@@ -93,6 +93,55 @@ def test_sigterm_while_it_starts_ends_with_75_too(corpus, config_file, cli, tmp_
     assert seconds > 1, "it was over before it could be interrupted"
 
 
+_SIGTERM_IN_RAYS_START = """
+import atexit, os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name != "reembed.cluster":
+            return None
+        sys.meta_path.remove(self)
+        import ray
+        plain = ray.init
+        def init(*arguments, **options):
+            started = plain(*arguments, **options)
+            # What Ray does now and then where Python ends before it: always.
+            atexit.register(lambda: ray.is_initialized() and os.abort())
+            os.kill(os.getpid(), signal.SIGTERM)
+            return started
+        ray.init = init
+        return None
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_sigterm_in_rays_own_start_ends_with_75_and_leaves_no_ray(
+    corpus, config_file, cli, tmp_path
+):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_SIGTERM_IN_RAYS_START)
+    env = {"PYTHONPATH": str(tmp_path / "site"), "REEMBED_TEST_MARK": str(tmp_path)}
+    process = start(cli, config_file(corpus(60)), env)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 75, err
+    assert json.loads(out)["error"] == "Interrupted"
+    mark = f"REEMBED_TEST_MARK={tmp_path}".encode()
+
+    def left() -> list[str]:
+        places = Path("/proc").glob("[0-9]*/environ")
+        return [p.parent.name for p in places if mark in _bytes(p).split(b"\0")]
+
+    wait_for(lambda: not left(), 30)
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # another's, or gone
+        return b""
+
+
 def test_a_second_signal_and_a_spent_patience_stop_at_once(
     corpus, config_file, cli, slow, tmp_path
 ):
