@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
+    T5EncoderModel,
 )
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -89,6 +92,56 @@ def causal_model(
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length})
     parts = [("", "Transformer"), *_pool(folder, dim, "lasttoken", True)]
     _finish(folder, parts, True, prompts, "cosine")
+    return folder
+
+
+_SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 300,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_CAUSAL = {"num_key_value_heads": 2, "head_dim": 16}
+_WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2, "cls_token_id": 2},
+    "nomic_bert": {},
+    "jina_embeddings_v3": {},
+    "eurobert": _CAUSAL,
+    "qwen2": {**_CAUSAL, "use_sliding_window": True, **_WINDOWS},
+    "qwen3": _CAUSAL,
+    "mistral": {**_CAUSAL, "sliding_window": 8},
+    "gemma3_text": {**_CAUSAL, **_WINDOWS, "query_pre_attn_scalar": 16},
+    "mpnet": {},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "t5": {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4},
+}
+"""What each architecture needs beside what all have, to be small."""
+
+
+def model_of(folder: Path, architecture: str, *, seed: int = 0, **settings: Any) -> Path:
+    """A model of 2 layers with random weights of one of ARCHITECTURES, mean-pooled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = _write_tokenizer(folder, 256, classify=True, lowercase=True)
+    config = AutoConfig.for_model(
+        architecture,
+        **{"vocab_size": vocab, **_SMALL, **ARCHITECTURES[architecture], **settings},
+    )
+    of = T5EncoderModel if architecture == "t5" else AutoModel._model_mapping[type(config)]
+    model = of(config) if isinstance(of, type) else of[0](config)
+    _write_weights(folder, model, config, seed)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": 256})
+    _finish(folder, [("", "Transformer"), *_pool(folder, 64, "mean", True)], True, None, "cosine")
     return folder
 
 

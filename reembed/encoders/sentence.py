@@ -1,57 +1,84 @@
-"""sentence-transformers models: batches by token count, the model's own modules, fp32 pooling."""
+"""sentence-transformers models: packed batches through the model's own modules, pooled in float32."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from reembed.encoders import attention, canary, linears
 from reembed.encoders.base import Kind, Tokens, Vectors
+from reembed.encoders.batches import Flat, Form, Packed, Padded, distinct, plan
 from reembed.encoders.profile import Profile, read_profile
 from reembed.errors import EncoderError
 
 if TYPE_CHECKING:
     from reembed.config import EncoderConfig
 
+log = logging.getLogger(__name__)
+
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LEAST_OF_PLAIN = 0.9999
+# What a model's code raises when it is not made for packed texts.
+_NOT_MADE_FOR_IT = (
+    NotImplementedError, TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError,
+)  # fmt: skip
 
 
 class SentenceEncoder:
     """A loaded model; one caller at a time."""
 
-    def __init__(self, profile: Profile, model: Any, device: str, batch_tokens: int) -> None:
-        """Take a model that is loaded, on `device` and in evaluation mode."""
+    def __init__(
+        self,
+        profile: Profile,
+        model: Any,
+        device: str,
+        batch_tokens: int,
+        form: Form,
+        dtype: str = "float32",
+    ) -> None:
+        """Take a model that is loaded, on `device` and in evaluation mode, computing in `dtype`."""
         self.dim = profile.dim
         self.device = device
-        self._profile = profile
-        self._tokenizer = profile.tokenizer
-        self._model = model
+        self.dtype = dtype
         self.batch_tokens = batch_tokens
-        self._static = profile.layout.has("StaticEmbedding")
+        self.notes: tuple[str, ...] = ()
+        """Why the model does not go the fastest way, where it does not."""
+        self._profile = profile
+        self._model = model
+        self._form = form
+
+    @property
+    def path(self) -> str:
+        """How texts go through the model: form and number type."""
+        return f"{self._form.name} {self.dtype}"
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
         """Prompt put before, special tokens added, cut at max_length."""
-        return self._tokenizer.tokenize(texts, kind)
+        return self._profile.tokenizer.tokenize(texts, kind)
 
     def embed(self, tokens: Tokens) -> Vectors:
-        """float32 [N, dim], C-contiguous, in the order given.
+        """float32 [N, dim], C-contiguous, in the order given; equal texts are embedded once.
 
         A row is NaN where the vector before normalizing is zero (a static model's empty text) and,
-        with attention, where a text has no tokens at all; other non-finite values stay as they are.
+        with attention, where a text has no tokens at all; other non-finite values stay as they are,
+        but those of float16 are computed again in float32.
 
         Raises:
             torch.OutOfMemoryError: a batch of batch_tokens does not fit the device.
         """
-        out = torch.full((len(tokens), self.dim), torch.nan, device=self.device)
-        with torch.inference_mode():
-            for rows in self._batches(tokens.lengths):
-                features = self._flat(tokens, rows) if self._static else self._padded(tokens, rows)
-                place = torch.from_numpy(rows).to(self.device)
-                out[place] = self._finish(self._forward(features))
-        return np.ascontiguousarray(out.cpu().numpy())
+        once, like = distinct(tokens)
+        vectors = self._embed(once)
+        if self.dtype == "float16":
+            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) & (once.lengths > 0))
+            if len(bad):
+                with self._in_float32():
+                    vectors[bad] = self._embed(once.take(bad))
+        return vectors if len(once) == len(tokens) else np.ascontiguousarray(vectors[like])
 
     def shrink(self, tokens: Tokens) -> bool:
         """Halve batch_tokens for good, and give back what the device holds in reserve.
@@ -65,40 +92,14 @@ class SentenceEncoder:
             torch.cuda.empty_cache()
         return True
 
-    def _batches(self, lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-        """Rows of each forward pass, longest texts first: the first batch is the largest."""
-        order = np.argsort(-lengths, kind="stable")
-        if not self._static:
-            order = order[lengths[order] > 0]
-        start = 0
-        while start < len(order):
-            count = max(1, self.batch_tokens // max(1, int(lengths[order[start]])))
-            yield order[start : start + count]
-            start += count
-
-    def _flat(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        batch = tokens.take(rows)
-        return {
-            "input_ids": torch.from_numpy(batch.ids).long().to(self.device),
-            "offsets": torch.from_numpy(batch.offsets[:-1].copy()).to(self.device),
-        }
-
-    def _padded(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Padding goes to the right always: so positions do not depend on a text's neighbours."""
-        batch = tokens.take(rows)
-        lengths = batch.lengths
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self._tokenizer.pad_id, np.int64)
-        ids[mask] = batch.ids
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids).to(self.device),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device),
-        }
-        if self._tokenizer.type_ids:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        if tokens.prompt_length:
-            features["prompt_length"] = tokens.prompt_length
-        return features
+    def _embed(self, tokens: Tokens) -> Vectors:
+        out = torch.full((len(tokens), self.dim), torch.nan, device=self.device)
+        with torch.inference_mode():
+            for rows in plan(tokens.lengths, self._form, self.batch_tokens):
+                features = self._form.features(tokens.take(rows), self.device)
+                vectors = self._finish(self._forward(features)[: len(rows)])
+                out[torch.from_numpy(rows).to(self.device)] = vectors
+        return np.ascontiguousarray(out.cpu().numpy())
 
     def _forward(self, features: dict[str, Any]) -> torch.Tensor:
         """The modules in order; whatever follows the transformer computes in fp32."""
@@ -117,31 +118,157 @@ class SentenceEncoder:
         norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         return vectors / norms
 
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Values beyond float16's range are the activations'; the weights come through unharmed."""
+        inner = self._model[0]
+        inner.float()
+        try:
+            yield
+        finally:
+            inner.to(_DTYPES[self.dtype])
+
 
 def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> SentenceEncoder:
-    """The model of `config` on `device`.
+    """The model of `config` on `device`, going the fastest way that keeps its vectors.
 
     Raises:
-        EncoderError: it is missing, unsafe, unsupported or damaged, or a setting does not fit it.
+        EncoderError: it is missing, unsafe, unsupported or damaged, a setting does not fit it, or no
+            way of going through it gives the vectors that sentence-transformers gives.
     """
     profile = read_profile(config)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _load_modules(profile, device, _dtype(profile, device, dtype))
-    pooling = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    if config.pooling is not None and pooling is not None:
-        pooling.pooling_mode = config.pooling
-    return SentenceEncoder(profile, model, device, batch_tokens)
+    loader = _Loader(profile, config, device, batch_tokens)
+    if profile.layout.has("StaticEmbedding"):
+        return SentenceEncoder(profile, loader.model(), device, batch_tokens, Flat())
+    encoder = loader.fastest(_dtype(profile, device, dtype))
+    for note in encoder.notes:
+        log.warning("%s: %s", config.model, note)
+    return encoder
 
 
-def _load_modules(profile: Profile, device: str, dtype: torch.dtype) -> Any:
+class _Loader:
+    """Ways through one model, the fastest first, each held against the canary's texts."""
+
+    def __init__(
+        self, profile: Profile, config: EncoderConfig, device: str, batch_tokens: int
+    ) -> None:
+        self._profile, self._config = profile, config
+        self._device, self._batch_tokens = device, batch_tokens
+        self._notes: list[str] = []
+
+    def model(self) -> Any:
+        """The modules in float32, as sentence-transformers makes them, and the configured pooling."""
+        model = _load_modules(self._profile, self._device)
+        pooling = next((m for m in model if type(m).__name__ == "Pooling"), None)
+        if self._config.pooling is not None and pooling is not None:
+            pooling.pooling_mode = self._config.pooling
+        return model
+
+    def fastest(self, wanted: str) -> SentenceEncoder:
+        """In the number type wanted if it keeps the vectors, else in float32; packed, else padded."""
+        model = self.model()
+        golden = canary.reference(model, self._profile)
+        if wanted == "bfloat16" and self._device == "cpu" and not linears.has_bfloat16():
+            wanted = self._instead("this processor does not compute in bfloat16: float32 instead")
+        if wanted == "float16" and self._device == "cpu":
+            wanted = self._instead("processors do not compute in float16: float32 instead")
+        for dtype in dict.fromkeys((wanted, "float32")):
+            _narrow(model, dtype, self._device)
+            if (found := self._in(model, dtype, golden)) is not None:
+                return found
+            model = self.model()
+        plain = self._encoder(model, self._padded(), "float32")
+        least = canary.cosine(golden, self._profile, _embedding(plain))
+        if least < _LEAST_OF_PLAIN:
+            raise EncoderError(
+                f"{self._config.model} gives other vectors than sentence-transformers makes of it",
+                f"cosine {least:.6f} on fixed texts",
+                "reembed config --check",
+            )
+        return plain
+
+    def _in(self, model: Any, dtype: str, golden: Vectors) -> SentenceEncoder | None:
+        """Packed or padded, whichever comes first to the same vectors; None: neither does."""
+        forms: list[Form] = [self._padded()]
+        transformer = model[0].model
+        stock = transformer.config._attn_implementation
+        if getattr(transformer, "is_backend_compatible", bool)():
+            first = _first_position(transformer)
+            pad_id = self._profile.tokenizer.pad_id
+            forms.insert(0, Packed(pad_id, first, _DTYPES[dtype], type_ids=self._type_ids))
+        else:
+            self._notes.append(
+                f"{type(transformer).__name__} has no attention that can be exchanged:"
+                " padded batches instead of packed ones"
+            )
+        for form in forms:
+            packed = isinstance(form, Packed)
+            transformer.set_attn_implementation(attention.NAME if packed else stock)
+            encoder = self._encoder(model, form, dtype)
+            try:
+                least = canary.cosine(golden, self._profile, _embedding(encoder))
+                why = f"cosine {least:.7f}, and {canary.LEAST_COSINE[dtype]} is asked"
+            except torch.OutOfMemoryError:
+                raise
+            except _NOT_MADE_FOR_IT as error:
+                least, why = -1.0, f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+            if least >= canary.LEAST_COSINE[dtype]:
+                return encoder
+            self._notes.append(f"not {encoder.path}: {why}")
+        return None
+
+    def _encoder(self, model: Any, form: Form, dtype: str) -> SentenceEncoder:
+        encoder = SentenceEncoder(
+            self._profile, model, self._device, self._batch_tokens, form, dtype
+        )
+        encoder.notes = tuple(dict.fromkeys(self._notes))
+        return encoder
+
+    def _padded(self) -> Padded:
+        return Padded(self._profile.tokenizer.pad_id, type_ids=self._type_ids)
+
+    @property
+    def _type_ids(self) -> bool:
+        return self._profile.tokenizer.type_ids
+
+    def _instead(self, note: str) -> str:
+        self._notes.append(note)
+        return "float32"
+
+
+def _embedding(encoder: SentenceEncoder) -> Any:
+    return lambda texts: encoder.embed(encoder.tokenize(texts, "document"))
+
+
+def _narrow(model: Any, dtype: str, device: str) -> None:
+    """Let the transformer compute in `dtype`; on the CPU its linears and its attention alone."""
+    if device != "cpu":
+        model[0].to(_DTYPES[dtype])
+    elif linears.is_available():
+        linears.prepack(model[0], _DTYPES[dtype])
+
+
+def _first_position(transformer: torch.nn.Module) -> int:
+    """RoBERTa and its kin count positions from the padding id's on; all others from 0."""
+    for module in transformer.modules():
+        table = getattr(module, "position_embeddings", None)
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
+            return padding + 1
+    return 0
+
+
+def _load_modules(profile: Profile, device: str) -> Any:
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    quiet: Any = logging.disable_progress_bar
+    quiet: Any = transformers_logging.disable_progress_bar
     quiet()
-    options = {"dtype": dtype, "use_safetensors": True}
+    attention.register()
+    options = {"dtype": torch.float32, "use_safetensors": True}
     try:
         model = SentenceTransformer(
             str(profile.layout.root),
@@ -158,19 +285,16 @@ def _load_modules(profile: Profile, device: str, dtype: torch.dtype) -> Any:
         raise EncoderError(
             f"{profile.layout.root} cannot be loaded", f"{type(error).__name__}: {error}"
         ) from error
-    for module in model:
-        if type(module).__name__ != "Transformer":
-            module.float()
-    return model.eval()
+    return model.float().eval()
 
 
-def _dtype(profile: Profile, device: str, dtype: str) -> torch.dtype:
-    """Number type of the transformer's weights."""
+def _dtype(profile: Profile, device: str, dtype: str) -> str:
+    """Number type that the transformer computes in."""
     if dtype in _DTYPES:
-        return _DTYPES[dtype]
+        return dtype
     if dtype != "auto":
         raise EncoderError(f"embed.dtype {dtype} is none of {', '.join(['auto', *_DTYPES])}")
     if not device.startswith("cuda"):
-        return torch.float32
+        return "float32"
     stored = {tensor["dtype"] for tensor in profile.layout.modules[0].header().values()}
-    return torch.bfloat16 if "BF16" in stored else torch.float16
+    return "bfloat16" if "BF16" in stored else "float16"

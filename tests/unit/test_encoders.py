@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from reembed import encoders
 from reembed.config import EncoderConfig
 from reembed.encoders.base import Kind, Tokens, Vectors
+from reembed.encoders.batches import Padded, plan
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.locate import locate
 from reembed.errors import EncoderError
@@ -301,7 +302,7 @@ def test_a_batch_holds_at_most_batch_tokens_with_padding_and_at_least_one_text(
     of = config(make())
     encoder: Any = encoders.load_encoder(of, device="cpu", batch_tokens=40)
     lengths = encoder.tokenize(TEXTS, "document").lengths
-    batches = list(encoder._batches(lengths))
+    batches = list(plan(lengths, Padded(0, type_ids=False), 40))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(TEXTS)))
     assert all(len(rows) == 1 or lengths[rows].max() * len(rows) <= 40 for rows in batches)
 

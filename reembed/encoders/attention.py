@@ -1,0 +1,170 @@
+"""Attention over texts laid end to end, without padding and without a mask.
+
+Registered with transformers' AttentionInterface under NAME: the models' own modules call it, and as
+no mask function has that name they build no mask. On CUDA it is `torch.nn.attention.varlen`
+(FlashAttention's variable length, in the torch wheel; 16-bit types only); elsewhere texts of one
+length lie next to each other, and each such run is one plain attention on a view.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "reembed_packed"
+_CHUNK_BYTES = 1 << 20  # of scores at once in bfloat16: they stay in the second-level cache
+# What models hand over that a function without them would silently leave out.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the texts of a batch of T tokens lie.
+
+    runs: (first token, texts, tokens per text), texts of one length side by side; starts: int32
+    [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: that
+    the attention computes in.
+    """
+
+    runs: tuple[tuple[int, int, int], ...]
+    starts: torch.Tensor
+    longest: int
+    dtype: torch.dtype
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    layout: Layout | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D].
+
+    A window is what transformers' flash attention makes of it: a text's tokens see those less than
+    `sliding_window` away, on both sides, or only backwards where the model is causal.
+
+    Raises:
+        NotImplementedError: the model wants something that this attention does not do.
+    """
+    if layout is None or attention_mask is not None:
+        raise NotImplementedError(f"{type(module).__name__} does not pass on where the texts lie")
+    if asked := [name for name in _UNSUPPORTED if rest.get(name) is not None]:
+        raise NotImplementedError(f"{type(module).__name__} wants {', '.join(asked)}")
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (x[0].to(layout.dtype) for x in (query, key, value))
+    attend = _by_varlen if q.is_cuda and q.dtype is not torch.float32 else _by_runs
+    return attend(q, k, v, layout, scale, causal, sliding_window).to(query.dtype), None
+
+
+def _by_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    reach = -1 if window is None else window - 1
+    out: torch.Tensor = varlen_attn(
+        query.transpose(0, 1).contiguous(),
+        key.transpose(0, 1).contiguous(),
+        value.transpose(0, 1).contiguous(),
+        layout.starts,
+        layout.starts,
+        layout.longest,
+        layout.longest,
+        scale=scale,
+        window_size=(reach, 0 if causal else reach),
+        enable_gqa=query.shape[0] != key.shape[0],
+        num_splits=1,  # results do not depend on what else is in the batch
+    )
+    return out[None]
+
+
+def _by_runs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    heads, tokens, _ = query.shape
+    out = query.new_empty(tokens, heads, value.shape[-1])
+    for first, texts, length in layout.runs:
+        q, k, v = (_texts(x, first, texts, length, heads) for x in (query, key, value))
+        mask = None if window is None or window >= length else _window(length, window, causal, q.device)
+        straight = causal and mask is None and length > 1
+        attended = (
+            _in_bfloat16(q, k, v, scale, _window(length, length, True, q.device) if straight else mask)
+            if q.dtype is torch.bfloat16
+            else scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=scale, is_causal=straight
+            )
+        )
+        place = out[first : first + texts * length].view(texts, length, heads, -1)
+        place.copy_(attended.transpose(1, 2))
+    return out[None]
+
+
+def _texts(x: torch.Tensor, first: int, texts: int, length: int, heads: int) -> torch.Tensor:
+    """A run's [texts, heads, length, D] of [H, T, D]; fewer heads of keys and values are repeated."""
+    run = x[:, first : first + texts * length].unflatten(1, (texts, length)).transpose(0, 1)
+    groups = heads // x.shape[0]
+    if groups == 1:
+        return run
+    return run[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+
+
+def _in_bfloat16(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Faster than the fused kernel in this type: two products and a softmax in float32 between.
+
+    All of [texts, heads, length, D], a few texts at a time.
+    """
+    texts, heads, length, _ = query.shape
+    at_once = max(1, _CHUNK_BYTES // (4 * heads * length * length))
+    out = torch.empty_like(query[..., : value.shape[-1]], memory_format=torch.contiguous_format)
+    for first in range(0, texts, at_once):
+        part = slice(first, first + at_once)
+        scores = torch.matmul(query[part], key[part].transpose(-1, -2)).float() * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        out[part] = torch.matmul(scores.softmax(-1).to(value.dtype), value[part])
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
+    """Which tokens see which, bool [length, length]."""
+    at = torch.arange(length, device=device)
+    away = at[:, None] - at
+    return (away >= 0) & (away < window) if causal else away.abs() < window
+
+
+def register() -> None:
+    """Make it known to transformers, under NAME."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)

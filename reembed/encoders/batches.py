@@ -1,0 +1,165 @@
+"""From token ids to what one forward pass takes: which texts go together, and in which form.
+
+A form says how many of the texts that are left fit into `batch_tokens`, longest first, and makes the
+model's input of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reembed.encoders.attention import Layout
+from reembed.encoders.base import Tokens
+
+Rows = npt.NDArray[np.int64]
+_MULTIPLE = 16
+
+
+class Form(Protocol):
+    """How the texts of a batch lie side by side."""
+
+    name: str
+    takes_empty: bool
+    """Whether a text without tokens can be among them."""
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        """How many of these texts, longest first, make a batch of `budget` tokens; at least one."""
+        ...
+
+    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+        """What the first module takes."""
+        ...
+
+
+class Padded:
+    """[N, longest], filled up on the right: so positions do not depend on a text's neighbours."""
+
+    name = "padded"
+    takes_empty = False
+
+    def __init__(self, pad_id: int, *, type_ids: bool) -> None:
+        self._pad_id, self._type_ids = pad_id, type_ids
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        return max(1, budget // max(1, int(lengths[0])))
+
+    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+        lengths = batch.lengths
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self._pad_id, np.int64)
+        ids[mask] = batch.ids
+        features: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
+        }
+        if self._type_ids:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        if batch.prompt_length:
+            features["prompt_length"] = batch.prompt_length
+        return features
+
+
+class Packed:
+    """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
+
+    T is a multiple of 16, by a text of nothing at the end. torch computes exp, sin and the like
+    otherwise where a tensor, or a thread's share of it, ends within a vector register: with a
+    multiple, a text's bits do not depend on how many tokens lie beside it.
+    """
+
+    name = "packed"
+    takes_empty = False
+
+    def __init__(
+        self, pad_id: int, first_position: int, dtype: torch.dtype, *, type_ids: bool
+    ) -> None:
+        """`first_position`: of a text's first token in the model's position table."""
+        self._pad_id, self._first = pad_id, first_position
+        self._dtype, self._type_ids = dtype, type_ids
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+
+    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+        batch = _filled(batch, self._pad_id)
+        lengths = batch.lengths
+        positions = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], lengths)
+        starts = torch.from_numpy(batch.offsets.astype(np.int32)).to(device)
+        ids = torch.from_numpy(batch.ids.astype(np.int64))[None].to(device)
+        features: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": torch.from_numpy(positions + self._first)[None].to(device),
+            "cu_seq_lens_q": starts,
+            "layout": Layout(_runs(lengths), starts, int(lengths.max()), self._dtype),
+        }
+        if self._type_ids:
+            features["token_type_ids"] = torch.zeros_like(ids)
+        if batch.prompt_length:
+            features["prompt_length"] = batch.prompt_length
+        return features
+
+
+class Flat:
+    """Ids and offsets of a static model."""
+
+    name = "static"
+    takes_empty = True
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+
+    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+        return {
+            "input_ids": torch.from_numpy(batch.ids).long().to(device),
+            "offsets": torch.from_numpy(batch.offsets[:-1].copy()).to(device),
+        }
+
+
+def plan(lengths: Rows, form: Form, budget: int) -> Iterator[Rows]:
+    """Rows of each batch, longest texts first: the first batch is the largest."""
+    order = np.argsort(-lengths, kind="stable")
+    if not form.takes_empty:
+        order = order[lengths[order] > 0]
+    while len(order):
+        count = form.fit(lengths[order], budget)
+        yield order[:count]
+        order = order[count:]
+
+
+def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
+    """Each text once, and for every text the row of its like: equal ids have equal vectors."""
+    rows: dict[bytes, int] = {}
+    first: list[int] = []
+    like = np.empty(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        ids = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tobytes()
+        like[row] = rows.setdefault(ids, len(rows))
+        if like[row] == len(first):
+            first.append(row)
+    if len(first) == len(tokens):
+        return tokens, like
+    return tokens.take(np.array(first, np.int64)), like
+
+
+def _filled(batch: Tokens, pad_id: int) -> Tokens:
+    """With one more text, of padding, up to a whole multiple."""
+    lacking = -len(batch.ids) % _MULTIPLE
+    if not lacking:
+        return batch
+    ids = np.concatenate([batch.ids, np.full(lacking, pad_id, np.int32)])
+    return Tokens(ids, np.append(batch.offsets, len(ids)), batch.prompt_length)
+
+
+def _runs(lengths: Rows) -> tuple[tuple[int, int, int], ...]:
+    """(first token, texts, tokens per text) of neighbours of one length."""
+    edges = np.flatnonzero(np.diff(lengths)) + 1
+    firsts = np.concatenate([[0], edges])
+    counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
+    each = lengths[firsts]
+    starts = np.concatenate([[0], np.cumsum(counts * each)[:-1]])
+    return tuple(zip(starts.tolist(), counts.tolist(), each.tolist(), strict=True))
