@@ -7,9 +7,11 @@ command, the machine, the versions and the commit that it was measured with.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import datetime as dt
 import gzip
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -20,9 +22,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +52,9 @@ PACKAGES = (
     "pyarrow",
     "obstore",
     "moto",
+    "onnxruntime",
+    "openvino",
+    "fastembed",
 )
 _MARK = "REEMBED_BENCH"
 _DIE_S = 60.0
@@ -358,3 +365,42 @@ def import_corpus(reembed: Reembed, beir: Path, folder: Path, limit: int | None)
     made = reembed("import", str(file), "--to", str(to))
     say(f"imported {made['rows']:,} documents of {beir.resolve().name}")
     return to
+
+
+def paragraphs(count: int) -> list[str]:
+    """Real paragraphs of 60 to 1,600 characters that come with every Python, mixed by a fixed rule.
+
+    Docstrings, licences and read-me files of the standard library and of what is installed.
+
+    Raises:
+        SystemExit: there are not so many.
+    """
+    places = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
+    files = {f for p in places for kind in ("py", "md", "rst", "txt") for f in p.rglob(f"*.{kind}")}
+    ordered = sorted(files, key=lambda f: hashlib.sha256(f.name.encode()).digest())
+    found: dict[str, None] = {}
+    for file in ordered:
+        for text in _prose(file):
+            found.setdefault(" ".join(text.split()))
+        if len(found) >= 4 * count:
+            break
+    fit = [t for t in found if 60 <= len(t) <= 1_600 and sum(map(str.isalpha, t)) > 0.6 * len(t)]
+    if len(fit) < count:
+        raise SystemExit(f"{len(fit)} paragraphs are on this machine, {count} are wanted")
+    return sorted(fit, key=lambda t: hashlib.sha256(t.encode()).digest())[:count]
+
+
+def _prose(file: Path) -> Iterator[str]:
+    try:
+        text = file.read_text("utf-8")
+        if file.suffix != ".py":
+            yield from text.split("\n\n")
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from (ast.get_docstring(node) or "").split("\n\n")
