@@ -22,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,33 +123,35 @@ def _of(
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
         common.say(f"round {number + 1}: {_line(times)}")
     tokens, flops = _work(model, texts)
-    rows = [
-        _row(name, times, golden, found[name], tokens, flops, peaks, len(texts))
-        for name in engines
-    ]
+    done = Done(len(texts), tokens, flops, golden, peaks)
     return {
         "model": model if model == common.MODEL else Path(model).name,
         "paragraphs": len(texts),
         "tokens": tokens,
         "useful_mflop_per_token": round(flops / tokens / 1e6, 1),
-        "engines": rows,
+        "engines": [_row(name, times, found[name], done) for name in engines],
         "not_installed": missing,
     }
 
 
+@dataclass(frozen=True)
+class Done:
+    """What every engine did: texts, their tokens and useful FLOP; `golden` is encode's float32."""
+
+    texts: int
+    tokens: int
+    flop: float
+    golden: Vectors
+    peaks: dict[str, float]
+
+
 def _row(
-    name: str,
-    times: dict[str, list[tuple[float, float]]],
-    golden: Vectors,
-    found: Vectors,
-    tokens: int,
-    flops: float,
-    peaks: dict[str, float],
-    texts: int,
+    name: str, times: dict[str, list[tuple[float, float]]], found: Vectors, done: Done
 ) -> common.Figures:
     wall = statistics.median(t[0] for t in times[name])
     by_round = [
-        (d[0] / t[0], d[1] / t[1]) for d, t in zip(times["encode default"], times[name], strict=True)
+        (d[0] / t[0], d[1] / t[1])
+        for d, t in zip(times["encode default"], times[name], strict=True)
     ]
     kind = "bfloat16" if "bf" in name else "float32"
     return {
@@ -156,10 +160,10 @@ def _row(
         "ratio_min": round(min(r[0] for r in by_round), 2),
         "ratio_max": round(max(r[0] for r in by_round), 2),
         "ratio_cpu_seconds": round(statistics.median(r[1] for r in by_round), 2),
-        "docs_per_s": round(texts / wall, 1),
-        "tokens_per_s": round(tokens / wall),
-        "mfu": round(flops / wall / 1e9 / peaks[kind], 3),
-        "cos_min": round(float(_cosines(golden, found).min()), 7),
+        "docs_per_s": round(done.texts / wall, 1),
+        "tokens_per_s": round(done.tokens / wall),
+        "mfu": round(done.flop / wall / 1e9 / done.peaks[kind], 3),
+        "cos_min": round(float(_cosines(done.golden, found).min()), 7),
     }
 
 
@@ -265,7 +269,8 @@ def _sentence_transformers(where: str, texts: list[str]) -> dict[str, Engine]:
         if kind == "float32":
             found["encode default"] = encode(model, 32)
         sample = texts[: max(128, len(texts) // 16)]
-        best = min(BATCH_SIZES, key=lambda size: _timed(lambda: encode(model, size)(sample)))
+        times = {size: _timed(partial(encode(model, size), sample)) for size in BATCH_SIZES}
+        best = min(times, key=lambda size: times[size])
         found[f"encode {kind}, batch {best}"] = encode(model, best)
     return found
 
@@ -274,8 +279,8 @@ def _reembed(model: str) -> dict[str, Engine]:
     from reembed.config import EncoderConfig
     from reembed.encoders import linears
     from reembed.encoders.batches import Padded
-    from reembed.encoders.sentence import SentenceEncoder, _Loader, load
     from reembed.encoders.profile import read_profile
+    from reembed.encoders.sentence import SentenceEncoder, _Loader, load
 
     section = EncoderConfig(model=model)
 
@@ -309,6 +314,8 @@ def _export(where: str, to: Path) -> None:
     model = AutoModel.from_pretrained(where, attn_implementation="sdpa", dtype=torch.float32).eval()
 
     class Hidden(torch.nn.Module):
+        model: Any
+
         def forward(self, ids: Any, mask: Any, kinds: Any) -> Any:
             out = self.model(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
             return out.last_hidden_state

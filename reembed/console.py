@@ -121,6 +121,17 @@ def _say_candidate(f: dict[str, Any]) -> str:
     )
 
 
+def _say_embedded(f: dict[str, Any]) -> str:
+    mfu = f", {f['mfu']:.0%} of the device's matrix product" if f["mfu"] else ""
+    idle = max(0.0, 1 - f["busy"])
+    waits = min(idle, f["waits_for_input"])
+    return (
+        f"{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
+        f" padding {f['padding']:.1%}{mfu}; the model idle {idle:.1%}"
+        f" ({waits:.1%} for want of input, {idle - waits:.1%} at the beginning and the end)"
+    )
+
+
 _EVENTS = {
     "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
     "ignored": lambda f: (
@@ -131,6 +142,7 @@ _EVENTS = {
     "resume": _say_resume,
     "ray": lambda f: f["where"],
     "embed": _say_embed,
+    "embedded": _say_embedded,
     "changes": _say_changes,
     "lag": _say_lag,
     "table": _say_table,

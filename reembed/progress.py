@@ -44,9 +44,13 @@ class EmbedProgress:
         self._actors = actors
         self._started = self._last = time.monotonic()
         self._first: float | None = None
+        self._noted: set[str] = set()
         self._new = self._tokens = 0
-        self._busy_s = 0.0
+        self._busy_s = self._waited_s = 0.0
         self._dead = 0
+        self._computed = self._real = 0
+        self._flop = self._peak_s = 0.0
+        self._path = ""
 
     def receipt(self, row: dict[str, Any]) -> None:
         """A unit was staged."""
@@ -63,13 +67,23 @@ class EmbedProgress:
         self._units_done += 1
         self._tokens += row["tokens"]
         self._busy_s += row["embed_s"]
+        self._waited_s += row["waited_s"]
         self._dead += row["dead_letters"]
+        self._computed += row["computed_tokens"]
+        self._real += row["model_tokens"]
+        self._flop += row["flop"]
+        self._peak_s += row["peak_flops"] * row["embed_s"]
+        self._path = f"{row['path']} on {row['device']}"
+        if row["notes"] and row["notes"] not in self._noted:
+            self._noted.add(row["notes"])
+            self._listener("begin", what=f"embedding goes {self._path}: {row['notes']}")
 
     def figures(self) -> dict[str, Any]:
         """The figures now; rates count from the first unit's start, start-up apart."""
         at = time.monotonic()
         elapsed = max(at - (self._first or at), 1e-9)
         rate = self._new / elapsed if self._new else 0.0
+        capacity = elapsed * self._actors
         share = self._done / self._total
         return {
             "done": self._done,
@@ -77,9 +91,11 @@ class EmbedProgress:
             "docs_per_s": round(rate, 1),
             "tokens_per_s": round(self._tokens / elapsed) if self._new else 0,
             "actors": self._actors,
-            "busy": round(min(1.0, self._busy_s / (elapsed * self._actors)), 3)
-            if self._new
-            else 0.0,
+            "busy": round(min(1.0, self._busy_s / capacity), 3) if self._new else 0.0,
+            "waits_for_input": round(min(1.0, self._waited_s / capacity), 3) if self._new else 0.0,
+            "path": self._path,
+            "padding": round(self._computed / self._real - 1, 4) if self._real else 0.0,
+            "mfu": round(self._flop / self._peak_s, 3) if self._peak_s else None,
             "units_done": self._units_done,
             "units": self._units,
             "dead_letters": self._dead,

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,21 +88,28 @@ def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     parts = _each(
         every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
     )
-    tokens: list[Any] = [None] * len(texts)
-    prompt_length = 0
+    lengths = np.zeros(len(texts), np.int64)
     for rows, found in parts:
-        prompt_length = found.prompt_length
-        for i, row in enumerate(rows):
-            tokens[row] = found.ids[found.offsets[i] : found.offsets[i + 1]]
+        lengths[rows] = found.lengths
+    ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
+    prompt_length = max((found.prompt_length for _, found in parts), default=0)
     columns = {
         "text_hash": pa.array([digests.digest(t or b"") for t in raw], pa.binary(digests.BYTES)),
-        _TOKENS: pa.array(tokens, pa.large_list(pa.int32())),
+        _TOKENS: _column(ids, lengths),
         _ERROR: pa.array(errors, pa.string()),
     }
     out = documents.drop_columns([TEXT])
     for name, column in columns.items():
         out = out.append_column(name, column)
     return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
+
+
+def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
+    """Ids of texts one after the other, without a copy; in 16 bits where all fit: half the bytes."""
+    small = not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = pa.array(ids.astype(np.uint16) if small else ids)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
 def _each(
@@ -149,6 +156,7 @@ class UnitEmbedder:
                 "reembed config",
             )
         _sing(job, self._encoder)
+        self._idle_since: float | None = None
 
     def embed(self, unit: str, documents: pa.Table) -> pa.Table:
         """Tokens to vectors; documents that fail get an error instead.
@@ -157,6 +165,8 @@ class UnitEmbedder:
             RunFailed: so many fail, or all vectors are the same, that it is the set-up.
         """
         started, started_at = time.perf_counter(), time.time()
+        waited = started - (self._idle_since or started)
+        before = replace(self._encoder.work)
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
         with attempts.working(self._job.run, self._worker, unit, attempt.number):
             tokens = _tokens(documents)
@@ -167,14 +177,22 @@ class UnitEmbedder:
             for start, stop in attempt.ranges():
                 for rows, found in _each(
                     np.arange(start, stop),
-                    lambda rows: self._within_memory(tokens.take(rows)),
+                    lambda rows: self._encoder.embed(tokens.take(rows)),
                     errors,
                 ):
                     vectors[rows] = found
         self._check(unit, vectors, errors)
         self._check_variety(unit, vectors, documents)
+        done = self._encoder.work - before
         stats = {
             "tokens": int(tokens.lengths.sum()),
+            "computed_tokens": done.computed,
+            "model_tokens": done.tokens,
+            "flop": done.flop,
+            "peak_flops": self._encoder.peak_flops,
+            "path": self._encoder.path,
+            "notes": "; ".join(self._encoder.notes),
+            "waited_s": waited,
             "started_at": started_at,
             "embed_s": time.perf_counter() - started,
             "attempt": attempt.number,
@@ -182,19 +200,9 @@ class UnitEmbedder:
             "batch_tokens": self._encoder.batch_tokens,
         }
         faults.point("embed.before_write")
-        return self._embedded(documents, vectors, errors, stats)
-
-    def _within_memory(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Embed; what does not fit the device's memory is tried in batches half as large, from now on.
-
-        A single text that does not fit is that text's error.
-        """
-        while True:
-            try:
-                return self._encoder.embed(tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or not self._encoder.shrink(tokens):
-                    raise
+        embedded = self._embedded(documents, vectors, errors, stats)
+        self._idle_since = time.perf_counter()
+        return embedded
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
         """Find vectors that cannot be stored; they would vanish from every search without an error."""
@@ -247,10 +255,6 @@ class UnitEmbedder:
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
 def _sing(job: EmbedJob, encoder: Encoder) -> None:
     """Two fixed texts must get the vectors that the run's first replica gave them.
 
@@ -276,11 +280,10 @@ def _sing(job: EmbedJob, encoder: Encoder) -> None:
 
 
 def _tokens(documents: pa.Table) -> Tokens:
-    column = documents[_TOKENS].combine_chunks().fill_null([])
-    offsets = column.offsets.to_numpy()
-    ids = column.values.to_numpy(zero_copy_only=False)
+    column = documents[_TOKENS].combine_chunks()
+    ids = column.values.to_numpy().astype(np.int32, copy=False)
     prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
-    return Tokens(ids, offsets.astype(np.int64), prompt_length)
+    return Tokens(ids, column.offsets.to_numpy(), prompt_length)
 
 
 def write(job: EmbedJob, unit: str, documents: pa.Table) -> dict[str, Any]:

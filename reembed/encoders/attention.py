@@ -36,7 +36,23 @@ class Layout:
     dtype: torch.dtype
 
 
-def packed_attention(
+@dataclass(frozen=True)
+class _Sight:
+    """What sees what within a text, and how scores are scaled."""
+
+    scale: float
+    causal: bool
+    window: int | None
+
+    def mask(self, length: int, device: torch.device, *, whole: bool) -> torch.Tensor | None:
+        """Bool [length, length]; None where all is seen, or, unless `whole`, all that came before."""
+        window = None if self.window is None or self.window >= length else self.window
+        if window is None and not (self.causal and whole):
+            return None
+        return _window(length, window or length, self.causal, device)
+
+
+def packed_attention(  # noqa: PLR0913 - transformers' signature
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -63,24 +79,20 @@ def packed_attention(
         raise NotImplementedError(f"{type(module).__name__} wants {', '.join(asked)}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sight = _Sight(scale, causal, sliding_window)
     q, k, v = (x[0].to(layout.dtype) for x in (query, key, value))
     attend = _by_varlen if q.is_cuda and q.dtype is not torch.float32 else _by_runs
-    return attend(q, k, v, layout, scale, causal, sliding_window).to(query.dtype), None
+    return attend(q, k, v, layout, sight).to(query.dtype), None
 
 
 def _by_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: Layout,
-    scale: float,
-    causal: bool,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sight: _Sight
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
-    reach = -1 if window is None else window - 1
-    out: torch.Tensor = varlen_attn(
+    attend: Any = varlen.varlen_attn
+    reach = -1 if sight.window is None else sight.window - 1
+    out: torch.Tensor = attend(
         query.transpose(0, 1).contiguous(),
         key.transpose(0, 1).contiguous(),
         value.transpose(0, 1).contiguous(),
@@ -88,8 +100,8 @@ def _by_varlen(
         layout.starts,
         layout.longest,
         layout.longest,
-        scale=scale,
-        window_size=(reach, 0 if causal else reach),
+        scale=sight.scale,
+        window_size=(reach, 0 if sight.causal else reach),
         enable_gqa=query.shape[0] != key.shape[0],
         num_splits=1,  # results do not depend on what else is in the batch
     )
@@ -97,27 +109,21 @@ def _by_varlen(
 
 
 def _by_runs(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: Layout,
-    scale: float,
-    causal: bool,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sight: _Sight
 ) -> torch.Tensor:
     heads, tokens, _ = query.shape
     out = query.new_empty(tokens, heads, value.shape[-1])
+    in_bfloat16 = query.dtype is torch.bfloat16 and not query.is_cuda
     for first, texts, length in layout.runs:
         q, k, v = (_texts(x, first, texts, length, heads) for x in (query, key, value))
-        mask = None if window is None or window >= length else _window(length, window, causal, q.device)
-        straight = causal and mask is None and length > 1
-        attended = (
-            _in_bfloat16(q, k, v, scale, _window(length, length, True, q.device) if straight else mask)
-            if q.dtype is torch.bfloat16
-            else scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scale, is_causal=straight
+        mask = sight.mask(length, q.device, whole=in_bfloat16)
+        if in_bfloat16:
+            attended = _in_bfloat16(q, k, v, sight.scale, mask)
+        else:
+            straight = sight.causal and mask is None and length > 1
+            attended = scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=sight.scale, is_causal=straight
             )
-        )
         place = out[first : first + texts * length].view(texts, length, heads, -1)
         place.copy_(attended.transpose(1, 2))
     return out[None]
@@ -125,11 +131,17 @@ def _by_runs(
 
 def _texts(x: torch.Tensor, first: int, texts: int, length: int, heads: int) -> torch.Tensor:
     """A run's [texts, heads, length, D] of [H, T, D]; fewer heads of keys and values are repeated."""
-    run = x[:, first : first + texts * length].unflatten(1, (texts, length)).transpose(0, 1)
-    groups = heads // x.shape[0]
+    own, _, width = x.shape
+    run = x[:, first : first + texts * length]
+    run = run.as_strided(
+        (texts, own, length, width),
+        (length * run.stride(1), run.stride(0), run.stride(1), run.stride(2)),
+    )
+    groups = heads // own
     if groups == 1:
         return run
-    return run[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+    repeated = run[:, :, None].expand(texts, own, groups, length, width)
+    return repeated.reshape(texts, heads, length, width)
 
 
 def _in_bfloat16(

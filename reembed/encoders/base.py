@@ -40,6 +40,20 @@ class Tokens:
         return Tokens(ids.astype(np.int32, copy=False), offsets, self.prompt_length)
 
 
+@dataclass
+class Work:
+    """What went through a model: tokens of texts, tokens computed (padding included), useful FLOP."""
+
+    tokens: int = 0
+    computed: int = 0
+    flop: float = 0.0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(
+            self.tokens - other.tokens, self.computed - other.computed, self.flop - other.flop
+        )
+
+
 class Tokenizer(Protocol):
     """The CPU half; loads no weights."""
 
@@ -55,13 +69,20 @@ class Encoder(Protocol):
     device: str
     batch_tokens: int
     """Tokens per forward pass, padding included, as it is now."""
+    notes: tuple[str, ...]
+    """Why it does not go the fastest way, where it does not."""
+    work: Work
+    """Done so far."""
+    peak_flops: float
+    """FLOP/s of a large matrix product on the device; 0 where there is none to compare with."""
+
+    @property
+    def path(self) -> str:
+        """How texts go through the model: form and number type."""
+        ...
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
         """As the matching Tokenizer does."""
-        ...
-
-    def shrink(self, tokens: Tokens) -> bool:
-        """Halve batch_tokens for good; False when these texts go one by one already."""
         ...
 
     def embed(self, tokens: Tokens) -> Vectors:

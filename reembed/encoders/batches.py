@@ -120,11 +120,15 @@ class Flat:
         }
 
 
-def plan(lengths: Rows, form: Form, budget: int) -> Iterator[Rows]:
-    """Rows of each batch, longest texts first: the first batch is the largest."""
+def longest_first(lengths: Rows, form: Form) -> Rows:
+    """Rows in the order in which they are embedded: so the first batch is the largest."""
     order = np.argsort(-lengths, kind="stable")
-    if not form.takes_empty:
-        order = order[lengths[order] > 0]
+    return order if form.takes_empty else order[lengths[order] > 0]
+
+
+def plan(lengths: Rows, form: Form, budget: int) -> Iterator[Rows]:
+    """Rows of each batch."""
+    order = longest_first(lengths, form)
     while len(order):
         count = form.fit(lengths[order], budget)
         yield order[:count]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from reembed.encoders.base import Kind, Tokens, Vectors
+from reembed.encoders.base import Kind, Tokens, Vectors, Work
 from reembed.encoders.profile import CHUNKING, check_truncate_dim
 from reembed.encoders.texts import MOST_CHARACTERS, clean
 from reembed.errors import EncoderError
@@ -37,6 +37,9 @@ class HashingEncoder:
 
     device = "cpu"
     batch_tokens = 0
+    path = "hashing"
+    notes: tuple[str, ...] = ()
+    peak_flops = 0.0
 
     def __init__(self, config: EncoderConfig) -> None:
         """Read the reference.
@@ -57,6 +60,7 @@ class HashingEncoder:
                 fix="remove encoder.pooling",
             )
         self._config = config
+        self.work = Work()
         self._buckets = int(match[1])
         self._salt = match[2] or ""
         check_truncate_dim(config.truncate_dim, self._buckets)
@@ -66,10 +70,6 @@ class HashingEncoder:
             "query": config.prompts.query or "",
             "document": config.prompts.document or "",
         }
-
-    def shrink(self, tokens: Tokens) -> bool:
-        """False: it has no batches."""
-        return False
 
     def space(self, vector_dtype: str) -> Space:
         """The space of these vectors, stored as `vector_dtype`."""

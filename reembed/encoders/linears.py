@@ -8,6 +8,7 @@ compares the vectors at every start; without it the model keeps its own linears.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class PrepackedLinear(nn.Module):
         ops: Any = torch.ops.mkldnn
         self._operator = ops._linear_pointwise.default
         self._weight = ops._reorder_linear_weight(linear.weight.detach().to(dtype).contiguous())
-        self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        bias: torch.Tensor | None = linear.bias
+        self._bias = bias.detach().to(dtype) if bias is not None else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -57,7 +59,8 @@ class PrepackedLinear(nn.Module):
 def is_available() -> bool:
     """Whether this torch has the operator."""
     ops: Any = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
+    mkldnn: Any = torch.backends.mkldnn
+    return bool(mkldnn.is_available()) and all(
         hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
     )
 
@@ -71,14 +74,23 @@ def has_bfloat16() -> bool:
     )
 
 
+def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """x times itself, the fastest way there is here, to be timed."""
+    if not is_available():
+        return lambda: x @ x
+    linear = nn.Linear(x.shape[0], x.shape[1], bias=False)
+    linear.weight = nn.Parameter(x.float(), requires_grad=False)
+    layer: Callable[[torch.Tensor], torch.Tensor] = PrepackedLinear(linear, x.dtype)
+    return lambda: layer(x)
+
+
 def prepack(model: nn.Module, dtype: torch.dtype) -> int:
     """Replace the linears of a model in place; how many."""
     replaced = 0
     for module in list(model.modules()):
         after = _activation_after(module)
-        for name, child in list(module.named_children()):
-            if type(child) is not nn.Linear:
-                continue
+        linears = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
+        for name, child in linears:
             setattr(module, name, PrepackedLinear(child, dtype, after.get(name, _NONE)))
             replaced += 1
     return replaced

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from reembed.encoders import attention, canary, linears
-from reembed.encoders.base import Kind, Tokens, Vectors
-from reembed.encoders.batches import Flat, Form, Packed, Padded, distinct, plan
+from reembed.encoders.arithmetic import Arithmetic, peak
+from reembed.encoders.base import Kind, Tokens, Vectors, Work
+from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first
 from reembed.encoders.profile import Profile, read_profile
 from reembed.errors import EncoderError
 
@@ -48,6 +49,9 @@ class SentenceEncoder:
         self.batch_tokens = batch_tokens
         self.notes: tuple[str, ...] = ()
         """Why the model does not go the fastest way, where it does not."""
+        self.work = Work()
+        self.peak_flops = 0.0
+        self.arithmetic: Arithmetic | None = None
         self._profile = profile
         self._model = model
         self._form = form
@@ -68,8 +72,11 @@ class SentenceEncoder:
         with attention, where a text has no tokens at all; other non-finite values stay as they are,
         but those of float16 are computed again in float32.
 
+        A batch that does not fit the device's memory is tried again in two, and batch_tokens stays
+        that small.
+
         Raises:
-            torch.OutOfMemoryError: a batch of batch_tokens does not fit the device.
+            torch.OutOfMemoryError: a single text does not fit.
         """
         once, like = distinct(tokens)
         vectors = self._embed(once)
@@ -80,26 +87,37 @@ class SentenceEncoder:
                     vectors[bad] = self._embed(once.take(bad))
         return vectors if len(once) == len(tokens) else np.ascontiguousarray(vectors[like])
 
-    def shrink(self, tokens: Tokens) -> bool:
-        """Halve batch_tokens for good, and give back what the device holds in reserve.
-
-        False when these texts go one by one already.
-        """
-        if len(tokens) <= 1 or self.batch_tokens <= int(tokens.lengths.max()):
-            return False
-        self.batch_tokens //= 2
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        return True
-
     def _embed(self, tokens: Tokens) -> Vectors:
         out = torch.full((len(tokens), self.dim), torch.nan, device=self.device)
+        lengths = tokens.lengths
+        todo = longest_first(lengths, self._form)
         with torch.inference_mode():
-            for rows in plan(tokens.lengths, self._form, self.batch_tokens):
+            while len(todo):
+                rows = todo[: self._form.fit(lengths[todo], self.batch_tokens)]
                 features = self._form.features(tokens.take(rows), self.device)
-                vectors = self._finish(self._forward(features)[: len(rows)])
+                try:
+                    vectors = self._finish(self._forward(features)[: len(rows)])
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error) or len(rows) == 1:
+                        raise
+                    self._halve(features["input_ids"].numel())
+                    continue
                 out[torch.from_numpy(rows).to(self.device)] = vectors
+                self._count(lengths[rows], features["input_ids"].numel())
+                todo = todo[len(rows) :]
         return np.ascontiguousarray(out.cpu().numpy())
+
+    def _halve(self, tokens: int) -> None:
+        """So many are too many: half of them from now on; and give back what is held in reserve."""
+        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _count(self, lengths: Rows, computed: int) -> None:
+        self.work.tokens += int(lengths.sum())
+        self.work.computed += computed
+        if self.arithmetic is not None:
+            self.work.flop += self.arithmetic.of(lengths)
 
     def _forward(self, features: dict[str, Any]) -> torch.Tensor:
         """The modules in order; whatever follows the transformer computes in fp32."""
@@ -143,6 +161,8 @@ def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> S
     if profile.layout.has("StaticEmbedding"):
         return SentenceEncoder(profile, loader.model(), device, batch_tokens, Flat())
     encoder = loader.fastest(_dtype(profile, device, dtype))
+    encoder.peak_flops = peak(device, _DTYPES[encoder.dtype])
+    encoder.work = Work()
     for note in encoder.notes:
         log.warning("%s: %s", config.model, note)
     return encoder
@@ -157,6 +177,7 @@ class _Loader:
         self._profile, self._config = profile, config
         self._device, self._batch_tokens = device, batch_tokens
         self._notes: list[str] = []
+        self._arithmetic: Arithmetic | None = None
 
     def model(self) -> Any:
         """The modules in float32, as sentence-transformers makes them, and the configured pooling."""
@@ -169,6 +190,7 @@ class _Loader:
     def fastest(self, wanted: str) -> SentenceEncoder:
         """In the number type wanted if it keeps the vectors, else in float32; packed, else padded."""
         model = self.model()
+        self._arithmetic = Arithmetic(model[0].model)
         golden = canary.reference(model, self._profile)
         if wanted == "bfloat16" and self._device == "cpu" and not linears.has_bfloat16():
             wanted = self._instead("this processor does not compute in bfloat16: float32 instead")
@@ -224,6 +246,7 @@ class _Loader:
             self._profile, model, self._device, self._batch_tokens, form, dtype
         )
         encoder.notes = tuple(dict.fromkeys(self._notes))
+        encoder.arithmetic = self._arithmetic
         return encoder
 
     def _padded(self) -> Padded:
@@ -236,6 +259,10 @@ class _Loader:
     def _instead(self, note: str) -> str:
         self._notes.append(note)
         return "float32"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _embedding(encoder: SentenceEncoder) -> Any:

@@ -93,7 +93,9 @@ def embed_documents(work: Work) -> None:
     job = EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
     with progress.reporting():
         work.on.embed(job, todo, progress.receipt, work.stop)
-    run.event("embedded", **progress.figures())
+    figures = progress.figures()
+    run.event("embedded", **figures)
+    work.say("embedded", **figures)
 
 
 def keep_rows(work: Work) -> None:

@@ -19,7 +19,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
 
 PACKED = [a for a in tiny_models.ARCHITECTURES if a not in ("mpnet", "deberta-v2", "t5")]
-WORDS = "the wing of a slip stream carries seven small engines over northern copper hills".split()
+WORDS = (
+    "the",
+    "wing",
+    "of",
+    "a",
+    "slip",
+    "stream",
+    "carries",
+    "seven",
+    "engines",
+    "over",
+    "copper",
+)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
