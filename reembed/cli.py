@@ -199,6 +199,26 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
 
 
 @cli.command()
+@click.option(
+    "--out", type=click.Path(dir_okay=False), help="Overlay to write; left out: printed only."
+)
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(1), help="Time to spend."
+)
+@_configured
+def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any], int]:
+    """Find the fastest batch, number type and layout for this model, corpus and machine."""
+    from pathlib import Path
+
+    from reembed import tune as tuning
+
+    result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
+    if out is not None:
+        Path(out).write_text(tuning.overlay(result))
+    return {**result, "out": out, "overlay": tuning.overlay(result)}, 0
+
+
+@cli.command()
 @_configured
 def status(config: Config) -> tuple[dict[str, Any], int]:
     """What is live, previous, candidate, and what is being built."""

@@ -97,11 +97,14 @@ class EmbedConfig(Section):
     cpus_per_actor: Annotated[int, Field(ge=1)] = 1
     """CPU cores each replica reserves, and torch threads it uses on CPU."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4_096
-    """Tokens per forward pass, padding included: 2k-4k on CPU, 16k-128k on a GPU; halve it when the
-    GPU runs out of memory."""
+    """Tokens per forward pass: 2k-4k on CPU, 16k-128k on a GPU; halved by itself, for good, where
+    the device's memory does not hold them."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number type of the model's weights; auto: float16 on CUDA (bfloat16 where the checkpoint
-    is), float32 on CPU."""
+    """Number type the model computes in; auto: float16 on CUDA (bfloat16 where the checkpoint is),
+    float32 on CPU. One that does not keep the vectors' cosines is not used, and the output says so."""
+    tokenizer_workers: Annotated[int, Field(ge=0)] | None = None
+    """Reading tasks at once, which also tokenize; 0: each actor tokenizes for itself. Left out: 0 on
+    CPU, where it is a hundredth of the work, and as many as there are free cores beside GPUs."""
     unit_documents: Annotated[int, Field(ge=1)] = 2_048
     """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
@@ -120,6 +123,13 @@ class EmbedConfig(Section):
     def actor_cpus(self) -> int:
         """Cores a replica reserves: beside a GPU, one."""
         return 1 if self.gpus_per_actor else self.cpus_per_actor
+
+    @property
+    def tokenizes_apart(self) -> bool:
+        """Whether the texts are tokenized before they come to an actor."""
+        if self.tokenizer_workers is None:
+            return self.gpus_per_actor > 0
+        return self.tokenizer_workers > 0
 
 
 class TableConfig(Section):

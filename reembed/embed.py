@@ -49,7 +49,10 @@ def embed_units(
     """
     _set_context(job, units)
     dataset = ray.data.read_datasource(
-        _Units(job, units), override_num_blocks=len(units), num_cpus=_TASK_CPUS
+        _Units(job, units),
+        override_num_blocks=len(units),
+        num_cpus=_TASK_CPUS,
+        concurrency=job.embed.tokenizer_workers or None,
     )
     dataset = dataset.map_batches(
         _Embedder,
@@ -150,13 +153,15 @@ class _Units(Datasource):
 
 
 def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
-    """One unit, read and tokenized in one task: its text never enters the object store."""
+    """One unit; tokenized in the same task, its text never enters the object store."""
     if job.is_draining:
         yield pa.table(
             {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
         )
         return
-    documents = work.tokenized(job.source.read(unit), work.tokenizer_of(job.encoder))
+    documents = job.source.read(unit)
+    if job.embed.tokenizes_apart:
+        documents = work.tokenized(documents, work.tokenizer_of(job.encoder))
     yield _row(unit.id, documents)
 
 

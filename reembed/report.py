@@ -71,6 +71,15 @@ def _import(r: dict[str, Any]) -> str:
     )
 
 
+def _tune(r: dict[str, Any]) -> str:
+    written = f"-c {r['out']}" if r["out"] else "-c TUNED.yaml     # the lines above, in a file"
+    return (
+        f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
+        f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)\n"
+        f"{r['overlay']}Next: reembed run {written}"
+    )
+
+
 def _run(r: dict[str, Any]) -> str:
     return (
         f"release {r['id']}: {r['rows']:,} vectors, model {r['space']['model']} (space {r['space']['id']})\n"
@@ -334,6 +343,7 @@ def _bytes(size: float) -> str:
 _TEXTS = {
     "import": _import,
     "run": _run,
+    "tune": _tune,
     "status": _status,
     "verify": _verify,
     "compare": _compare,

@@ -24,6 +24,7 @@ from reembed.storage import absolute
 TEXT = "__text"
 """Name of the text among a unit's columns; a carried column may be called anything else."""
 _SCAN_ROWS = 4_096
+_MANY_UNITS = 4
 _NOT_IN_DELTA = ("Overwrite", "Restore", "unknown")
 
 
@@ -151,15 +152,23 @@ class Source:
             return False
         return bool(record["uri"] == self.uri and record["fingerprint"] == _fingerprint(dataset))
 
-    def units(self, size: int) -> list[Unit]:
-        """The documents cut into units of at most `size`, with ids every attempt agrees on."""
-        units: list[Unit] = []
-        for fragment in self.dataset().get_fragments():
-            rows = fragment.count_rows(self.filter)
-            for offset in range(0, rows, size):
-                name = f"{fragment.fragment_id:06d}-{offset:09d}"
-                units.append(Unit(name, fragment.fragment_id, offset, min(size, rows - offset)))
-        return units
+    def units(self, size: int, actors: int = 1) -> list[Unit]:
+        """The documents cut into units of at most `size`, with ids every attempt agrees on.
+
+        Largest first. Where several actors share many units, the last ones are quarters: whoever
+        begins the last unit keeps the others waiting for a quarter of a unit's time at most.
+        """
+        units = [
+            unit
+            for fragment in self.dataset().get_fragments()
+            for unit in _cut(fragment.fragment_id, 0, fragment.count_rows(self.filter), size)
+        ]
+        units.sort(key=lambda unit: -unit.rows)
+        if actors == 1 or len(units) < _MANY_UNITS * actors:
+            return units
+        whole, last = units[:-actors], units[-actors:]
+        quarter = max(1, size // 4)
+        return [*whole, *(p for u in last for p in _cut(u.fragment, u.offset, u.rows, quarter))]
 
     def read(self, unit: Unit) -> pa.Table:
         """doc_id, __text (binary: UTF-8 as stored) and carried columns of one unit, in row order.
@@ -332,6 +341,12 @@ class Source:
                 str(error).split(", /home/")[0].splitlines()[0],
                 "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\"",
             ) from error
+
+
+def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
+    for offset in range(first, first + rows, size):
+        left = first + rows - offset
+        yield Unit(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
 
 
 def _touched(since: int) -> str:

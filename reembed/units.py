@@ -144,6 +144,7 @@ class UnitEmbedder:
         """
         here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
         job.plan.space.require(here, "the model this actor would load")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one actor, its own cores
         self._job = job
         self._worker = uuid.uuid4().hex
         self._encoder: Encoder = encoders.load_encoder(
@@ -159,7 +160,7 @@ class UnitEmbedder:
         self._idle_since: float | None = None
 
     def embed(self, unit: str, documents: pa.Table) -> pa.Table:
-        """Tokens to vectors; documents that fail get an error instead.
+        """Tokens, or texts, to vectors; documents that fail get an error instead.
 
         Raises:
             RunFailed: so many fail, or all vectors are the same, that it is the set-up.
@@ -169,6 +170,8 @@ class UnitEmbedder:
         before = replace(self._encoder.work)
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
         with attempts.working(self._job.run, self._worker, unit, attempt.number):
+            if TEXT in documents.column_names:
+                documents = tokenized(documents, self._encoder)
             tokens = _tokens(documents)
             errors: list[str | None] = documents[_ERROR].to_pylist()
             for row in attempt.poison:

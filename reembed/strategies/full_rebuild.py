@@ -135,7 +135,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
     rows = source.check_documents()
     pinned = source.pin(run.pin_tag)
     path = f"tables/{config.alias}-{space.id}.lance"
-    units = source.units(config.embed.unit_documents)
+    units = source.units(config.embed.unit_documents, config.embed.actors)
     plan = run.write_plan(
         Plan(
             run_id=run.id,

@@ -42,6 +42,7 @@ def released(corpus, make_config, config_file, quiet, ray_local, eval_folder):
 
 FLOW = [
     ("config",),
+    ("tune", "--seconds", "1"),
     ("run",),
     ("status",),
     ("verify", "--sample", "5"),

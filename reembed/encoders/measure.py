@@ -1,0 +1,110 @@
+"""How fast an encoder is here: one replica in this process, or several side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reembed import encoders
+from reembed.encoders import linears
+from reembed.encoders.base import Encoder, Tokens
+
+if TYPE_CHECKING:
+    from reembed.config import EncoderConfig
+
+_FIRST = 16
+_LOAD_S = 120.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be tuned of one replica; `threads` count on the CPU alone."""
+
+    dtype: str
+    batch_tokens: int
+    threads: int
+    device: str = "auto"
+
+    def load(self, config: EncoderConfig) -> Encoder:
+        """A replica with this setting."""
+        torch.set_num_threads(self.threads)
+        return encoders.load_encoder(
+            config, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens
+        )
+
+
+def dtypes(config: EncoderConfig, asked: str) -> list[str]:
+    """Number types worth trying: that asked for, else the device's own and, on a CPU that has it,
+    bfloat16."""
+    if asked != "auto" or config.model.startswith("hashing:"):
+        return [asked]
+    if not torch.cuda.is_available() and linears.has_bfloat16():
+        return ["float32", "bfloat16"]
+    return ["auto"]
+
+
+def gpus() -> int:
+    """Devices on this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
+    """Tokens/s over about so many seconds, in one window of texts: as many as it takes."""
+    some = tokens.take(_spread(len(tokens), _FIRST))
+    encoder.embed(some)
+    guess = _once(encoder, some)
+    texts = int(len(tokens) * seconds * guess / max(1, int(tokens.lengths.sum())))
+    return _once(encoder, tokens.take(_spread(len(tokens), max(_FIRST, texts))))
+
+
+def together(
+    config: EncoderConfig, setting: Setting, replicas: int, tokens: Tokens, seconds: float
+) -> float:
+    """Tokens/s of so many replicas at once, each in a process of its own.
+
+    Raises:
+        RuntimeError: one of them ended before it had measured.
+    """
+    context = multiprocessing.get_context("spawn")
+    ready, rates = context.Barrier(replicas), context.SimpleQueue()
+    task = (config, setting, tokens, seconds, ready, rates)
+    processes = [context.Process(target=_replica, args=task, daemon=True) for _ in range(replicas)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"{replicas} replicas of {config.model} do not run side by side")
+    return float(sum(rates.get() for _ in processes))
+
+
+def _replica(
+    config: EncoderConfig, setting: Setting, tokens: Tokens, seconds: float, ready: Any, rates: Any
+) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = setting.load(config)
+    encoder.embed(tokens.take(_spread(len(tokens), _FIRST)))
+    ready.wait(_LOAD_S)
+    done, started = 0, time.perf_counter()
+    chance = np.random.default_rng(os.getpid())
+    while (elapsed := time.perf_counter() - started) < seconds:
+        window = tokens.take(chance.permutation(len(tokens))[: max(_FIRST, len(tokens) // 8)])
+        encoder.embed(window)
+        done += int(window.lengths.sum())
+    rates.put(done / elapsed if elapsed else 0.0)
+
+
+def _spread(count: int, wanted: int) -> Any:
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
+
+
+def _once(encoder: Encoder, tokens: Tokens) -> float:
+    started = time.perf_counter()
+    encoder.embed(tokens)
+    return float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
