@@ -119,6 +119,15 @@ class EmbedConfig(Section):
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
     """Documents that may stay without a vector before the run fails."""
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_eight_bits(cls, dtype: Any) -> Any:
+        if str(dtype).lower() in ("int8", "uint8", "fp8", "float8", "float8_e4m3", "8bit", "q8"):
+            raise ValueError(
+                "8 bits make other vectors (cosine 0.99 and less), a space of their own: no dtype of this one"
+            )
+        return dtype
+
     @property
     def actor_cpus(self) -> int:
         """Cores a replica reserves: beside a GPU, one."""

@@ -17,7 +17,6 @@ from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens
 
 Rows = npt.NDArray[np.int64]
-_MULTIPLE = 16
 
 
 class Form(Protocol):
@@ -54,8 +53,8 @@ class Padded:
         ids = np.full(mask.shape, self._pad_id, np.int64)
         ids[mask] = batch.ids
         features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids).to(device),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
+            "input_ids": on(device, ids),
+            "attention_mask": on(device, mask.astype(np.int64)),
         }
         if self._type_ids:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
@@ -67,35 +66,46 @@ class Padded:
 class Packed:
     """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
 
-    T is a multiple of 16, by a text of nothing at the end. torch computes exp, sin and the like
-    otherwise where a tensor, or a thread's share of it, ends within a vector register: with a
-    multiple, a text's bits do not depend on how many tokens lie beside it.
+    T is a multiple of `multiple`, by texts of padding at the end. On the CPU: torch computes exp, sin
+    and the like otherwise where a tensor, or a thread's share of it, ends within a vector register,
+    and so a text's bits would depend on how many tokens lie beside it. On CUDA: products of few
+    shapes, each always by the same kernel.
     """
 
     name = "packed"
     takes_empty = False
 
     def __init__(
-        self, pad_id: int, first_position: int, dtype: torch.dtype, *, type_ids: bool
+        self,
+        pad_id: int,
+        first_position: int,
+        dtype: torch.dtype,
+        *,
+        type_ids: bool,
+        multiple: int = 16,
     ) -> None:
-        """`first_position`: of a text's first token in the model's position table."""
+        """`first_position`: of a text's first token in the model's position table; `dtype`: that the
+        attention computes in."""
         self._pad_id, self._first = pad_id, first_position
-        self._dtype, self._type_ids = dtype, type_ids
+        self.dtype, self._type_ids = dtype, type_ids
+        self._multiple = multiple
 
     def fit(self, lengths: Rows, budget: int) -> int:
         return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
 
     def features(self, batch: Tokens, device: str) -> dict[str, Any]:
-        batch = _filled(batch, self._pad_id)
+        batch = _filled(batch, self._pad_id, self._multiple)
         lengths = batch.lengths
         positions = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], lengths)
-        starts = torch.from_numpy(batch.offsets.astype(np.int32)).to(device)
-        ids = torch.from_numpy(batch.ids.astype(np.int64))[None].to(device)
+        starts = on(device, batch.offsets.astype(np.int32))
+        ids = on(device, batch.ids[None].astype(np.int64))
         features: dict[str, Any] = {
             "input_ids": ids,
-            "position_ids": torch.from_numpy(positions + self._first)[None].to(device),
+            "position_ids": on(device, positions[None] + self._first),
             "cu_seq_lens_q": starts,
-            "layout": Layout(_runs(lengths), starts, int(lengths.max()), self._dtype),
+            # Pooling would count them out on the device, and wait for it.
+            "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
+            "layout": Layout(_runs(lengths), starts, _rounded(int(lengths.max())), self.dtype),
         }
         if self._type_ids:
             features["token_type_ids"] = torch.zeros_like(ids)
@@ -115,8 +125,8 @@ class Flat:
 
     def features(self, batch: Tokens, device: str) -> dict[str, Any]:
         return {
-            "input_ids": torch.from_numpy(batch.ids).long().to(device),
-            "offsets": torch.from_numpy(batch.offsets[:-1].copy()).to(device),
+            "input_ids": on(device, batch.ids.astype(np.int64)),
+            "offsets": on(device, batch.offsets[:-1]),
         }
 
 
@@ -150,13 +160,27 @@ def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
     return tokens.take(np.array(first, np.int64)), like
 
 
-def _filled(batch: Tokens, pad_id: int) -> Tokens:
-    """With one more text, of padding, up to a whole multiple."""
-    lacking = -len(batch.ids) % _MULTIPLE
+def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:
+    """With texts of padding, none longer than the longest, up to a whole multiple of tokens."""
+    lacking = -len(batch.ids) % multiple
     if not lacking:
         return batch
     ids = np.concatenate([batch.ids, np.full(lacking, pad_id, np.int32)])
-    return Tokens(ids, np.append(batch.offsets, len(ids)), batch.prompt_length)
+    ends = np.arange(len(batch.ids), len(ids), int(batch.lengths.max()))[1:]
+    return Tokens(ids, np.concatenate([batch.offsets, ends, [len(ids)]]), batch.prompt_length)
+
+
+def _rounded(longest: int) -> int:
+    """The next power of two: the attention's kernel is chosen by few values."""
+    return 1 << max(6, (longest - 1).bit_length())
+
+
+def on(device: str, array: npt.NDArray[Any]) -> torch.Tensor:
+    """On the device; to a GPU from pinned memory, which torch keeps and reuses, without waiting."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.startswith("cuda"):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _runs(lengths: Rows) -> tuple[tuple[int, int, int], ...]:

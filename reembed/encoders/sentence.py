@@ -13,7 +13,7 @@ import torch
 from reembed.encoders import attention, canary, linears
 from reembed.encoders.arithmetic import Arithmetic, peak
 from reembed.encoders.base import Kind, Tokens, Vectors, Work
-from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first
+from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first, on
 from reembed.encoders.profile import Profile, read_profile
 from reembed.errors import EncoderError
 
@@ -102,7 +102,7 @@ class SentenceEncoder:
                         raise
                     self._halve(features["input_ids"].numel())
                     continue
-                out[torch.from_numpy(rows).to(self.device)] = vectors
+                out[on(self.device, rows)] = vectors
                 self._count(lengths[rows], features["input_ids"].numel())
                 todo = todo[len(rows) :]
         return np.ascontiguousarray(out.cpu().numpy())
@@ -139,12 +139,16 @@ class SentenceEncoder:
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
         """Values beyond float16's range are the activations'; the weights come through unharmed."""
-        inner = self._model[0]
+        inner, form = self._model[0], self._form
         inner.float()
+        if isinstance(form, Packed):
+            form.dtype = torch.float32
         try:
             yield
         finally:
             inner.to(_DTYPES[self.dtype])
+            if isinstance(form, Packed):
+                form.dtype = _DTYPES[self.dtype]
 
 
 def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> SentenceEncoder:
@@ -219,7 +223,16 @@ class _Loader:
         if getattr(transformer, "is_backend_compatible", bool)():
             first = _first_position(transformer)
             pad_id = self._profile.tokenizer.pad_id
-            forms.insert(0, Packed(pad_id, first, _DTYPES[dtype], type_ids=self._type_ids))
+            forms.insert(
+                0,
+                Packed(
+                    pad_id,
+                    first,
+                    _DTYPES[dtype],
+                    type_ids=self._type_ids,
+                    multiple=max(16, self._batch_tokens // 8) if self._device != "cpu" else 16,
+                ),
+            )
         else:
             self._notes.append(
                 f"{type(transformer).__name__} has no attention that can be exchanged:"
