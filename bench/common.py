@@ -55,6 +55,7 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "fastembed",
+    "daft",
 )
 _MARK = "REEMBED_BENCH"
 _DIE_S = 60.0
