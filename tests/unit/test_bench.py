@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,17 @@ FIGURES = {
         "mutants",
         "mutants_caught",
         "promotion_rounds",
+    },
+    "encode": {"fp32_ratio", "fp32_cos_min", "bf16_ratio", "bf16_cos_min", "model"},
+    "pipeline": {"ratio_bare", "ratio_example", "ratio_peer", "driver_peak_mib"},
+    "scaling": {"cpu", "sleeping", "unit_documents"},
+    "gpu_encode": {
+        "gpu",
+        "minilm_tokens_per_s",
+        "bert_base_tokens_per_s",
+        "ratio_default",
+        "ratio_tuned",
+        "mfu",
     },
     "memory": {"times", "grown", "small", "large"},
     "overhead": {
@@ -96,6 +108,31 @@ def test_result_has_a_script_and_no_path_of_a_machine(result: Path) -> None:
     text = result.read_text()
     assert (ROOT / "bench" / f"{result.stem}.py").exists()
     assert not re.search(r"/(work|tmp|home|root|Users)/", text)
+
+
+def test_the_gpu_script_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
+    blocked = ("ray", "lance", "lancedb", "faiss", "pydantic", "obstore", "click")
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+""")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "bench/gpu_encode.py", "--rounds", "1", "--lengths", "real"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--out", out], cwd=ROOT, env=env, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert record["gpu"] is None
+    assert record["minilm_tokens_per_s"] is None
+    assert record["models"]["small"]["path"] == "packed float32"
 
 
 @pytest.fixture
