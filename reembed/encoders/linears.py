@@ -29,18 +29,40 @@ _ACTIVATIONS = {
     "SiLUActivation": ("swish", ""),
 }
 _NONE = ("none", "")
+# What goes straight into attention: a rotation before it computes in float32 by promotion.
+_ATTENDED = {
+    "query",
+    "key",
+    "value",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q_lin",
+    "k_lin",
+    "v_lin",
+    "Wqkv",
+}
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, and maybe an activation; computes in `dtype`, answers in its input's."""
+    """A linear layer, and maybe an activation; computes in `dtype`.
+
+    It answers in float32, as what is added up between layers is; `narrow`: in `dtype`, where the next
+    thing done with it is attention or another linear.
+    """
 
     def __init__(
-        self, linear: nn.Linear, dtype: torch.dtype, activation: tuple[str, str] = _NONE
+        self,
+        linear: nn.Linear,
+        dtype: torch.dtype,
+        activation: tuple[str, str] = _NONE,
+        *,
+        narrow: bool = False,
     ) -> None:
         """`activation`: oneDNN's (attribute, algorithm)."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._dtype = dtype
+        self._dtype, self._answer = dtype, dtype if narrow else torch.float32
         self._attr, self._algorithm = activation
         ops: Any = torch.ops.mkldnn
         self._operator = ops._linear_pointwise.default
@@ -53,7 +75,7 @@ class PrepackedLinear(nn.Module):
         out: torch.Tensor = self._operator(
             x.to(self._dtype), self._weight, self._bias, self._attr, [], self._algorithm
         )
-        return out.to(x.dtype)
+        return out.to(self._answer)
 
 
 def is_available() -> bool:
@@ -80,7 +102,7 @@ def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: x @ x
     linear = nn.Linear(x.shape[0], x.shape[1], bias=False)
     linear.weight = nn.Parameter(x.float(), requires_grad=False)
-    layer: Callable[[torch.Tensor], torch.Tensor] = PrepackedLinear(linear, x.dtype)
+    layer: Callable[[torch.Tensor], torch.Tensor] = PrepackedLinear(linear, x.dtype, narrow=True)
     return lambda: layer(x)
 
 
@@ -91,7 +113,9 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> int:
         after = _activation_after(module)
         linears = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
         for name, child in linears:
-            setattr(module, name, PrepackedLinear(child, dtype, after.get(name, _NONE)))
+            narrow = name in after or name in _ATTENDED
+            new = PrepackedLinear(child, dtype, after.get(name, _NONE), narrow=narrow)
+            setattr(module, name, new)
             replaced += 1
     return replaced
 
