@@ -214,7 +214,7 @@ def table(figures: common.Figures) -> str:
         ("processes killed", f"{f['crashes']:,}"),
         ("named points at which a real process was killed", f"{f['crash_points']}"),
         ("faults in file operations (killed, torn, disk full, EIO)", f"{f['syscall_faults']:,}"),
-        ("faults in S3 requests (503, 500, lost answer, reset, slow, cut short)",
+        ("faults in S3 requests (503, 500, 403, lost answer, reset, slow, cut short)",
          f"{f['s3_faults']:,}"),
         ("faults of Ray (actors, workers, nodes and drivers killed, stopped, drained)",
          f"{f['ray_faults']:,}"),
