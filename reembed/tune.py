@@ -84,7 +84,8 @@ def _sample(config: Config) -> tuple[Tokens, float]:
     """Tokens of documents from all over the source, and tokens/s of one core tokenizing them."""
     source = Source.open(config)
     units = source.units(max(1, _SAMPLE // 8))
-    chosen = np.unique(np.linspace(0, len(units) - 1, min(len(units), 8)).astype(int))
+    wanted = math.ceil(_SAMPLE * len(units) / max(1, sum(unit.rows for unit in units)))
+    chosen = np.unique(np.linspace(0, len(units) - 1, min(len(units), wanted)).astype(int))
     texts = [
         (text or b"").decode("utf-8", "replace")
         for number in chosen

@@ -6,6 +6,7 @@ import dataclasses
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import documents
 from tiny_models import bert_model
@@ -25,8 +26,6 @@ def job(tmp_path):
     """job(model="hashing:16", n=40) -> (job, tokenized documents of its only unit)."""
 
     def make(model: str = "hashing:16", n: int = 40):
-        import pyarrow as pa
-
         uri = str(tmp_path / f"s{n}.lance")
         lance.write_dataset(pa.Table.from_pylist(documents(n, 0)), uri, mode="overwrite")
         config = Config(
@@ -153,3 +152,51 @@ def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, m
     with pytest.raises(SpaceMismatch, match="makes other vectors than the first one"):
         units.UnitEmbedder(made)
     units.UnitEmbedder(dataclasses.replace(made, run=Run(made.run.storage, "a-0-v1-2")))
+
+
+@pytest.mark.parametrize(("model", "stored"), [("bert", "uint16"), ("hashing:16", "int32")])
+def test_token_ids_travel_in_as_few_bytes_as_hold_them(job, tmp_path, model, stored):
+    _, texts = job(str(bert_model(tmp_path / "bert")) if model == "bert" else model)
+    column = texts["__tokens"].combine_chunks()
+    assert str(column.type.value_type) == stored
+    tokens = units._tokens(texts)
+    assert tokens.ids.dtype == np.int32
+    assert tokens.lengths.tolist() == [len(row) for row in column.to_pylist()]
+
+
+def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
+    made, texts = job(str(bert_model(tmp_path / "bert")))
+    embedder = units.UnitEmbedder(made)
+    apart = embedder.embed("u", texts)
+    within = embedder.embed("v", made.source.read(made.plan.units[0]))
+    assert within["vector"].equals(apart["vector"])
+    assert within["text_hash"].equals(apart["text_hash"])
+
+
+def test_a_unit_says_how_it_was_embedded(job, tmp_path):
+    made, texts = job(str(bert_model(tmp_path / "bert")))
+    said = units.UnitEmbedder(made).embed("u", texts).schema.metadata
+    assert said[b"path"] == b"packed float32"
+    assert int(said[b"model_tokens"]) <= int(said[b"tokens"])  # equal texts once
+    assert int(said[b"computed_tokens"]) < int(said[b"model_tokens"]) + 16 * 8
+    assert float(said[b"flop"]) > 0
+    assert float(said[b"peak_flops"]) > 0
+
+
+def test_null_texts_between_others_do_not_shift_them(job):
+    made, _ = job()
+    source = made.source.read(made.plan.units[0])
+    texts = source["__text"].to_pylist()
+    texts[0] = texts[7] = texts[-1] = None
+    holes = source.set_column(
+        source.column_names.index("__text"), "__text", pa.array(texts, source["__text"].type)
+    )
+    whole, found = (
+        units.UnitEmbedder(made).embed(name, documents)
+        for name, documents in (("u", source), ("v", holes))
+    )
+    for row, text in enumerate(texts):
+        if text is None:
+            assert found["__error"][row].as_py() == "its text is null"
+        else:
+            assert found["vector"][row].equals(whole["vector"][row])

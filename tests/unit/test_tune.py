@@ -1,0 +1,121 @@
+"""`tune`: real measurements on a tiny model, and an overlay that a run takes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reembed import tune as tuning
+from reembed.config import load
+from reembed.encoders import measure
+from reembed.encoders.base import Tokens
+from reembed.encoders.measure import Setting
+from reembed.encoders.sentence import SentenceEncoder
+from reembed.source import Source
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny_models
+
+
+def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_file, tmp_path):
+    model = tiny_models.model_of(tmp_path / "m", "bert")
+    file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
+    said: list[str] = []
+    result = tuning.tune(load([file], [])[0], said.append, seconds=1)
+    embed = result["embed"]
+    assert result["tokens_per_s"] == max(found["tokens_per_s"] for found in result["layouts"])
+    assert embed["tokenizer_workers"] == 0
+    assert embed["gpus_per_actor"] == 0
+    rates = {
+        r["batch_tokens"]: r["tokens_per_s"]
+        for r in result["one_replica"]
+        if "float32" in r["path"]
+    }
+    assert set(rates) == {1_024, 2_048, 4_096, 8_192}
+    overlay = tmp_path / "tuned.yaml"
+    overlay.write_text(tuning.overlay(result))
+    tuned = load([file, str(overlay)], [])[0]
+    assert tuned.embed.model_dump(include=set(embed)) == embed
+    assert tuned.encoder.model == str(model)
+    assert "no time left" in said[-1] or len(result["layouts"]) > 1
+
+
+def test_a_number_type_that_was_asked_for_is_kept(corpus, make_config, tmp_path):
+    config = make_config(
+        corpus(60),
+        encoder={"model": str(tiny_models.model_of(tmp_path / "m", "bert"))},
+        embed={"dtype": "float32"},
+    )
+    assert measure.dtypes(config.encoder, config.embed.dtype) == ["float32"]
+
+
+def test_a_batch_that_does_not_fit_ends_the_search(corpus, make_config, tmp_path, monkeypatch):
+    config = make_config(
+        corpus(400),
+        encoder={"model": str(tiny_models.model_of(tmp_path / "m", "bert"))},
+        embed={"dtype": "float32"},
+    )
+    plain = SentenceEncoder._forward
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def forward(self, features):
+        if features["input_ids"].numel() > 2_500:
+            raise OutOfMemoryError("too much")
+        return plain(self, features)
+
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    tokens, _ = tuning._sample(config)
+    setting, tried = tuning._of_one(config, tokens, lambda words: None, 0, 1)
+    assert [found["batch_tokens"] for found in tried] == [1_024, 2_048]
+    assert setting.batch_tokens <= 2_048
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [
+        (1, [(1, 1)]),
+        (2, [(1, 2), (2, 1)]),
+        (6, [(1, 6), (1, 4), (3, 2), (6, 1)]),
+        (8, [(1, 8), (2, 4), (4, 2), (8, 1)]),
+        (64, [(4, 16), (8, 8), (16, 4), (32, 2)]),
+    ],
+)
+def test_layouts_use_the_whole_machine(cores, expected):
+    assert tuning._splits(0, cores) == expected
+
+
+def test_replicas_are_measured_side_by_side(make_config, corpus):
+    config = make_config(corpus(60))
+    tokens, _ = tuning._sample(config)
+    alone = measure.together(config.encoder, Setting("auto", 1_024, 1), 1, tokens, 0.3)
+    both = measure.together(config.encoder, Setting("auto", 1_024, 1), 2, tokens, 0.3)
+    assert alone > 0
+    assert both > 0
+
+
+def test_the_sample_is_from_all_over_the_source(make_config, corpus):
+    config = make_config(corpus(3_000))
+    tokens, per_core = tuning._sample(config)
+    assert 256 * 8 <= len(tokens) <= 3_000
+    assert isinstance(tokens, Tokens)
+    assert per_core > 0
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_units_are_largest_first_and_the_last_of_several_actors_are_quarters(
+    make_config, corpus, actors
+):
+    source = Source.open(make_config(corpus(3_000)))
+    units = source.units(120, actors)
+    assert sum(unit.rows for unit in units) == 3_000
+    assert len({unit.id for unit in units}) == len(units)
+    covered = np.concatenate([np.arange(u.rows) + u.offset + u.fragment * 10**6 for u in units])
+    assert len(np.unique(covered)) == 3_000
+    whole = units if actors == 1 else [u for u in units if u.rows > 30]
+    assert [u.rows for u in whole] == sorted((u.rows for u in whole), reverse=True)
+    assert (units[-1].rows <= 30) == (actors == 3)
