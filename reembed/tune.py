@@ -21,6 +21,7 @@ from reembed.config import Config
 from reembed.encoders import measure
 from reembed.encoders.base import Tokens
 from reembed.encoders.measure import Setting
+from reembed.errors import SourceError
 from reembed.source import TEXT, Source
 
 _SAMPLE = 2_048
@@ -84,6 +85,8 @@ def _sample(config: Config) -> tuple[Tokens, float]:
     """Tokens of documents from all over the source, and tokens/s of one core tokenizing them."""
     source = Source.open(config)
     units = source.units(max(1, _SAMPLE // 8))
+    if not units:
+        raise SourceError(f"{source.uri} version {source.version} has no document to try")
     wanted = math.ceil(_SAMPLE * len(units) / max(1, sum(unit.rows for unit in units)))
     chosen = np.unique(np.linspace(0, len(units) - 1, min(len(units), wanted)).astype(int))
     texts = [

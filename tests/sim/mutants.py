@@ -126,7 +126,9 @@ def seals_without_all_units(patch: Patch) -> None:
 
     def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
         if unit.endswith("4"):
-            return {"unit": unit, "rows": 0, "dead_letters": 0, "tokens": 0, "embed_s": 0}
+            stats = (documents.schema.metadata or {}).items()
+            said = {k.decode(): units._number(v.decode()) for k, v in stats}
+            return {"unit": unit, "rows": 0, "dead_letters": 0, **said}
         return honest(job, unit, documents)
 
     patch(units, "write", forgetful)
