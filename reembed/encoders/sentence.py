@@ -196,10 +196,9 @@ class _Loader:
         model = self.model()
         self._arithmetic = Arithmetic(model[0].model)
         golden = canary.reference(model, self._profile)
-        if wanted == "bfloat16" and self._device == "cpu" and not linears.has_bfloat16():
-            wanted = self._instead("this processor does not compute in bfloat16: float32 instead")
-        if wanted == "float16" and self._device == "cpu":
-            wanted = self._instead("processors do not compute in float16: float32 instead")
+        if self._device == "cpu" and not _computes(wanted):
+            self._notes.append(f"this processor does not compute in {wanted}: float32 instead")
+            wanted = "float32"
         for dtype in dict.fromkeys((wanted, "float32")):
             _narrow(model, dtype, self._device)
             if (found := self._in(model, dtype, golden)) is not None:
@@ -269,9 +268,12 @@ class _Loader:
     def _type_ids(self) -> bool:
         return self._profile.tokenizer.type_ids
 
-    def _instead(self, note: str) -> str:
-        self._notes.append(note)
-        return "float32"
+
+def _computes(dtype: str) -> bool:
+    """Whether a processor has products in this type, and torch the operator that uses them."""
+    return dtype == "float32" or (
+        dtype == "bfloat16" and linears.has_bfloat16() and linears.is_available()
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -129,7 +129,8 @@ def test_without_the_operator_the_models_own_linears_stay(
 ) -> None:
     monkeypatch.setattr(linears, "is_available", lambda: False)
     folder = tiny_models.model_of(tmp_path / "m", "bert")
-    encoder = opened(folder)
+    encoder = opened(folder, "bfloat16")
+    assert "does not compute in bfloat16" in encoder.notes[0]
     assert encoder.path == "packed float32"
     given = texts(8)
     assert np.abs(embed(encoder, given) - one_by_one(folder, given)).max() < 5e-6
