@@ -84,7 +84,9 @@ def test_stdout_of_a_run_is_its_json_alone_while_progress_goes_to_stderr(corpus,
     done = cli.process("run", "-c", config_file(corpus(60)), "--json")
     assert json.loads(done.stdout)["rows"] == 60
     stages = re.findall(r"^\d\d:\d\d:\d\d (\w+)", done.stderr, re.M)
-    assert set(stages) == {"plan", "ray", "embed", "table", "begin", "index", "verify", "candidate"}
+    assert set(stages) == {
+        *("plan", "ray", "begin", "embed", "embedded", "table", "index", "verify", "candidate"),
+    }
     assert "Warning" not in done.stderr
 
 

@@ -29,9 +29,9 @@ FORBIDDEN_CALLS = {
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` of a name or attribute, else ""."""
+    """`a.b.c` of a name or attribute, `().b` of an attribute of what a call gives, else ""."""
     if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}".removeprefix(".")
+        return f"{dotted(node.value) or '()'}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
@@ -94,6 +94,10 @@ def test_s4_nothing_is_loaded_that_could_run() -> None:
 )
 def test_s4_the_search_finds_what_it_looks_for(line: str) -> None:
     assert list(dangerous(ast.parse(line)))
+
+
+def test_s4_a_model_put_into_inference_mode_is_not_taken_for_the_builtin() -> None:
+    assert not list(dangerous(ast.parse("load(x).float().eval()")))
 
 
 # S7: ids and texts reach Lance as Arrow values, never as text of a filter
