@@ -416,7 +416,9 @@ def _longest(model: str) -> int:
     from reembed.config import EncoderConfig
     from reembed.encoders.profile import read_profile
 
-    return read_profile(EncoderConfig(model=model)).tokenizer.max_length
+    limit = read_profile(EncoderConfig(model=model)).tokenizer.max_length
+    assert limit is not None
+    return limit
 
 
 def _bert_base(folder: Path) -> Path:
