@@ -125,10 +125,13 @@ def _say_embedded(f: dict[str, Any]) -> str:
     mfu = f", {f['mfu']:.0%} of the device's matrix product" if f["mfu"] else ""
     idle = max(0.0, 1 - f["busy"])
     waits = min(idle, f["waits_for_input"])
+    records = min(idle - waits, f["waits_for_records"])
+    rest = idle - waits - records
     return (
         f"{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
         f" padding {f['padding']:.1%}{mfu}; the model idle {idle:.1%}"
-        f" ({waits:.1%} for want of input, {idle - waits:.1%} at the beginning and the end)"
+        f" ({waits:.1%} for want of input, {records:.1%} for checks and records of units,"
+        f" {rest:.1%} at the beginning and the end)"
     )
 
 

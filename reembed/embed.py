@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 from reembed import cluster
 from reembed import units as work
 from reembed.cluster import reason, unwrapped
+from reembed.encoders.base import Tokenizer
 from reembed.errors import ReembedError, RunFailed
 from reembed.runs import Plan, Unit
 from reembed.stop import Stop
@@ -161,8 +162,12 @@ def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
         return
     documents = job.source.read(unit)
     if job.embed.tokenizes_apart:
-        documents = work.tokenized(documents, work.tokenizer_of(job.encoder))
+        documents = work.tokenized(documents, _tokenizer(job))
     yield _row(unit.id, documents)
+
+
+def _tokenizer(job: EmbedJob) -> Tokenizer:
+    return work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
 
 
 def _row(unit: str, documents: pa.Table) -> pa.Table:

@@ -46,7 +46,7 @@ class EmbedProgress:
         self._first: float | None = None
         self._noted: set[str] = set()
         self._new = self._tokens = 0
-        self._busy_s = self._waited_s = 0.0
+        self._busy_s = self._model_s = self._waited_s = 0.0
         self._dead = 0
         self._computed = self._real = 0
         self._flop = self._peak_s = 0.0
@@ -67,6 +67,7 @@ class EmbedProgress:
         self._units_done += 1
         self._tokens += row["tokens"]
         self._busy_s += row["embed_s"]
+        self._model_s += row["model_s"]
         self._waited_s += row["waited_s"]
         self._dead += row["dead_letters"]
         self._computed += row["computed_tokens"]
@@ -91,8 +92,9 @@ class EmbedProgress:
             "docs_per_s": round(rate, 1),
             "tokens_per_s": round(self._tokens / elapsed) if self._new else 0,
             "actors": self._actors,
-            "busy": round(min(1.0, self._busy_s / capacity), 3) if self._new else 0.0,
-            "waits_for_input": round(min(1.0, self._waited_s / capacity), 3) if self._new else 0.0,
+            "busy": self._share(self._model_s, capacity),
+            "waits_for_input": self._share(self._waited_s, capacity),
+            "waits_for_records": self._share(self._busy_s - self._model_s, capacity),
             "path": self._path,
             "padding": round(self._computed / self._real - 1, 4) if self._real else 0.0,
             "mfu": round(self._flop / self._peak_s, 3) if self._peak_s else None,
@@ -105,6 +107,9 @@ class EmbedProgress:
             "startup_s": round((self._first or at) - self._started, 1),
             "waiting": self._waiting(at),
         }
+
+    def _share(self, seconds: float, capacity: float) -> float:
+        return round(min(1.0, seconds / capacity), 3) if self._new else 0.0
 
     def _waiting(self, at: float) -> str | None:
         if self._first is None:

@@ -47,7 +47,8 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
     tokens, per_core = _sample(config)
     say(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average")
     gpus, cores = measure.gpus(), len(os.sched_getaffinity(0))
-    setting, tried = _of_one(config, tokens, say, gpus, cores)
+    setting, tried = _of_one(config, tokens, say, (gpus, cores, deadline - seconds / 2))
+    measure.release()
     layouts = _layouts(config, setting, tokens, say, (gpus, cores, deadline))
     best = max(layouts, key=lambda found: found["tokens_per_s"])
     workers = math.ceil(_HEADROOM * best["tokens_per_s"] / per_core) if gpus else 0
@@ -103,17 +104,21 @@ def _sample(config: Config) -> tuple[Tokens, float]:
 
 
 def _of_one(
-    config: Config, tokens: Tokens, say: Say, gpus: int, cores: int
+    config: Config, tokens: Tokens, say: Say, machine: tuple[int, int, float]
 ) -> tuple[Setting, list[dict[str, Any]]]:
-    """Number type and tokens per batch of one replica."""
+    """Number type and tokens per batch of one replica; each type has one measured at least."""
+    gpus, cores, deadline = machine
     tried: list[dict[str, Any]] = []
     best: dict[str, tuple[float, Setting]] = {}
     for dtype in measure.dtypes(config.encoder, config.embed.dtype):
         budgets = _BUDGETS["gpu" if gpus else "cpu"]
         setting = Setting(dtype, budgets[0], min(cores, _MOST_THREADS))
         encoder = setting.load(config.encoder)
-        rates = {}
+        rates: dict[int, float] = {}
         for budget in budgets:
+            if rates and time.monotonic() > deadline:
+                say(f"no time left to try {budget:,} tokens a batch")
+                break
             encoder.batch_tokens = budget
             rates[budget] = measure.rate(encoder, tokens, _TRIAL_S / 2)
             if encoder.batch_tokens < budget:  # it did not fit
@@ -123,6 +128,9 @@ def _of_one(
             tried.append(
                 {"path": encoder.path, "batch_tokens": budget, "tokens_per_s": round(rates[budget])}
             )
+        if not rates:
+            say(f"{encoder.path}: {budgets[0]:,} tokens a batch do not fit")
+            rates[encoder.batch_tokens] = measure.rate(encoder, tokens, _TRIAL_S / 2)
         fastest = max(rates.values())
         enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
         for note in encoder.notes:
@@ -148,7 +156,13 @@ def _layouts(
             break
         started = time.monotonic()
         shared = replace(setting, threads=threads)
-        tokens_per_s = measure.together(config.encoder, shared, replicas, tokens, _TRIAL_S)
+        try:
+            tokens_per_s = measure.together(config.encoder, shared, replicas, tokens, _TRIAL_S)
+        except measure.DoesNotFit as error:
+            if not found:
+                raise
+            say(str(error))
+            break
         took = time.monotonic() - started
         found.append(
             {

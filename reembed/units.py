@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,10 +74,21 @@ class EmbedJob:
 
 
 @functools.cache
-def tokenizer_of(config: EncoderConfig) -> Tokenizer:
-    """The tokenizer of this process."""
+def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
+    """The tokenizer of this process.
+
+    Raises:
+        SpaceMismatch: its files are not those of the plan's space.
+    """
     # Ray runs as many of these tasks as there are cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    here = encoders.tokenizer_sha256(config)
+    if here != sha256:
+        raise SpaceMismatch(
+            f"{config.model} has another tokenizer on {socket.gethostname()}",
+            f"sha256 {here[:12]} where the plan has {sha256[:12]}: its ids would mean other words",
+            "reembed config --check     # on that node: every node needs the same model folder",
+        )
     return encoders.load_tokenizer(config)
 
 
@@ -144,7 +157,9 @@ class UnitEmbedder:
         """
         here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
         job.plan.space.require(here, "the model this actor would load")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one actor, its own cores
+        cores = job.embed.actor_cpus  # its own, and the model waits for the tokenizer
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if cores > 1 else "false")
+        os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         self._job = job
         self._worker = uuid.uuid4().hex
         self._encoder: Encoder = encoders.load_encoder(
@@ -156,8 +171,9 @@ class UnitEmbedder:
                 f"its folder says {job.plan.space.dim}, and so does the plan",
                 "reembed config",
             )
-        _sing(job, self._encoder)
+        self._other_path = _sing(job, self._encoder)
         self._idle_since: float | None = None
+        self._model_s = 0.0
 
     def embed(self, unit: str, documents: pa.Table) -> pa.Table:
         """Tokens, or texts, to vectors; documents that fail get an error instead.
@@ -167,11 +183,12 @@ class UnitEmbedder:
         """
         started, started_at = time.perf_counter(), time.time()
         waited = started - (self._idle_since or started)
-        before = replace(self._encoder.work)
+        before, model_s = replace(self._encoder.work), self._model_s
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
         with attempts.working(self._job.run, self._worker, unit, attempt.number):
             if TEXT in documents.column_names:
-                documents = tokenized(documents, self._encoder)
+                with self._timing():
+                    documents = tokenized(documents, self._encoder)
             tokens = _tokens(documents)
             errors: list[str | None] = documents[_ERROR].to_pylist()
             for row in attempt.poison:
@@ -180,7 +197,7 @@ class UnitEmbedder:
             for start, stop in attempt.ranges():
                 for rows, found in _each(
                     np.arange(start, stop),
-                    lambda rows: self._encoder.embed(tokens.take(rows)),
+                    lambda rows: self._embed(tokens.take(rows)),
                     errors,
                 ):
                     vectors[rows] = found
@@ -192,11 +209,12 @@ class UnitEmbedder:
             "computed_tokens": done.computed,
             "model_tokens": done.tokens,
             "flop": done.flop,
-            "peak_flops": self._encoder.peak_flops,
+            "peak_flops": self._encoder.peak_flops * self._share,
             "path": self._encoder.path,
-            "notes": "; ".join(self._encoder.notes),
+            "notes": "; ".join([*self._encoder.notes, *self._other_path]),
             "waited_s": waited,
             "started_at": started_at,
+            "model_s": self._model_s - model_s,
             "embed_s": time.perf_counter() - started,
             "attempt": attempt.number,
             "device": self._encoder.device,
@@ -206,6 +224,25 @@ class UnitEmbedder:
         embedded = self._embedded(documents, vectors, errors, stats)
         self._idle_since = time.perf_counter()
         return embedded
+
+    def _embed(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        with self._timing():
+            return self._encoder.embed(tokens)
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        """Seconds of the model's work, its tokenizing included where the same cores do it."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._model_s += time.perf_counter() - started
+
+    @property
+    def _share(self) -> float:
+        """Of the device: less than 1 where replicas share a GPU."""
+        on_gpu = self._encoder.device.startswith("cuda")
+        return min(1.0, self._job.embed.gpus_per_actor or 1.0) if on_gpu else 1.0
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
         """Find vectors that cannot be stored; they would vanish from every search without an error."""
@@ -258,17 +295,19 @@ class UnitEmbedder:
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
 
 
-def _sing(job: EmbedJob, encoder: Encoder) -> None:
+def _sing(job: EmbedJob, encoder: Encoder) -> list[str]:
     """Two fixed texts must get the vectors that the run's first replica gave them.
 
-    Files may be equal and the vectors not: another device, driver or library.
+    Files may be equal and the vectors not: another device, driver or library. What is the same but
+    for its last digits is let through, and said.
     """
     vectors = encoder.embed(encoder.tokenize(_CANARIES, "document"))
     run = Run(job.run.storage, job.plan.base.run_id) if job.plan.base else job.run
     path = run.path("canary.json")
     storage = job.run.storage
-    if storage.create(path, {"device": encoder.device, "vectors": vectors.tolist()}):
-        return
+    mine = {"device": encoder.device, "path": encoder.path, "vectors": vectors.tolist()}
+    if storage.create(path, mine):
+        return []
     first = storage.read(path)
     golden = np.array(first["vectors"], np.float32)
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(golden, axis=1)
@@ -280,6 +319,12 @@ def _sing(job: EmbedJob, encoder: Encoder) -> None:
             f"cosines of two fixed texts: {', '.join(f'{c:.4f}' for c in cosines)}",
             "reembed run --set embed.dtype=float32",
         )
+    if first.get("path", encoder.path) == encoder.path:
+        return []
+    return [
+        f"the run's first replica went {first['path']}, this one goes {encoder.path}:"
+        " the same space, other last digits"
+    ]
 
 
 def _tokens(documents: pa.Table) -> Tokens:

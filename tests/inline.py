@@ -36,7 +36,8 @@ class Inline:
     ) -> None:
         embedder = UnitEmbedder(job)
         for unit in self.order(units):
-            documents = work.tokenized(job.source.read(unit), work.tokenizer_of(job.encoder))
+            tokenizer = work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
+            documents = work.tokenized(job.source.read(unit), tokenizer)
             on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
 
     def order(self, units: list[Unit]) -> list[Unit]:

@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "load_encoder",
     "load_tokenizer",
+    "tokenizer_sha256",
 ]
 
 
@@ -39,6 +40,17 @@ def describe(config: EncoderConfig, vector_dtype: str) -> Space:
     if _is_hashing(config):
         return HashingEncoder(config).space(vector_dtype)
     return read_profile(config).space(config, vector_dtype)
+
+
+def tokenizer_sha256(config: EncoderConfig) -> str:
+    """Of the tokenizer's files alone, as in the space.
+
+    Raises:
+        EncoderError: as `describe`.
+    """
+    if _is_hashing(config):
+        return HashingEncoder(config).space("float32").tokenizer_sha256
+    return read_profile(config).layout.tokenizer_sha256()
 
 
 def load_tokenizer(config: EncoderConfig) -> Tokenizer:

@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "reembed_packed"
-_CHUNK_BYTES = 1 << 20  # of scores at once in bfloat16: they stay in the second-level cache
+_CHUNK_BYTES = 1 << 20  # of scores at once and thread in bfloat16: they stay in its cache
+_MOST_BYTES = 64 << 20  # of one text's scores; a longer text goes through the fused kernel
 # What models hand over that a function without them would silently leave out.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -113,8 +114,9 @@ def _by_runs(
 ) -> torch.Tensor:
     heads, tokens, _ = query.shape
     out = query.new_empty(tokens, heads, value.shape[-1])
-    in_bfloat16 = query.dtype is torch.bfloat16 and not query.is_cuda
+    in_steps = query.dtype is torch.bfloat16 and not query.is_cuda
     for first, texts, length in layout.runs:
+        in_bfloat16 = in_steps and 4 * heads * length**2 <= _MOST_BYTES
         q, k, v = (_texts(x, first, texts, length, heads) for x in (query, key, value))
         mask = sight.mask(length, q.device, whole=in_bfloat16)
         if in_bfloat16:
@@ -156,11 +158,11 @@ def _in_bfloat16(
     All of [texts, heads, length, D], a few texts at a time.
     """
     texts, heads, length, _ = query.shape
-    at_once = max(1, _CHUNK_BYTES // (4 * heads * length * length))
+    at_once = max(1, torch.get_num_threads() * _CHUNK_BYTES // (4 * heads * length * length))
     out = torch.empty_like(query[..., : value.shape[-1]], memory_format=torch.contiguous_format)
     for first in range(0, texts, at_once):
         part = slice(first, first + at_once)
-        scores = torch.matmul(query[part], key[part].transpose(-1, -2)).float() * scale
+        scores = torch.matmul(query[part], key[part].transpose(-1, -2)).float().mul_(scale)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         out[part] = torch.matmul(scores.softmax(-1).to(value.dtype), value[part])

@@ -17,6 +17,7 @@ from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens
 
 Rows = npt.NDArray[np.int64]
+_VECTOR = 16  # float32 values in the widest vector register
 
 
 class Form(Protocol):
@@ -30,7 +31,7 @@ class Form(Protocol):
         """How many of these texts, longest first, make a batch of `budget` tokens; at least one."""
         ...
 
-    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
         """What the first module takes."""
         ...
 
@@ -47,7 +48,7 @@ class Padded:
     def fit(self, lengths: Rows, budget: int) -> int:
         return max(1, budget // max(1, int(lengths[0])))
 
-    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
         lengths = batch.lengths
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self._pad_id, np.int64)
@@ -66,10 +67,10 @@ class Padded:
 class Packed:
     """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
 
-    T is a multiple of `multiple`, by texts of padding at the end. On the CPU: torch computes exp, sin
-    and the like otherwise where a tensor, or a thread's share of it, ends within a vector register,
-    and so a text's bits would depend on how many tokens lie beside it. On CUDA: products of few
-    shapes, each always by the same kernel.
+    T is a whole multiple of 16, by texts of padding at the end: torch computes exp, sin and the like
+    otherwise where a tensor, or a thread's share of it, ends within a vector register, and so a
+    text's bits would depend on how many tokens lie beside it. On CUDA it is a multiple of a share of
+    the budget: products of few shapes, each always by the same kernel.
     """
 
     name = "packed"
@@ -78,30 +79,33 @@ class Packed:
     def __init__(
         self,
         pad_id: int,
-        first_position: int,
+        padding_idx: int | None,
         dtype: torch.dtype,
         *,
         type_ids: bool,
-        multiple: int = 16,
+        shapes: int | None = None,
     ) -> None:
-        """`first_position`: of a text's first token in the model's position table; `dtype`: that the
-        attention computes in."""
-        self._pad_id, self._first = pad_id, first_position
+        """Take what the model wants to know of its tokens.
+
+        `padding_idx`: of a model that counts positions from there, and not where this id stands;
+        None: from 0; `dtype`: that the attention computes in; `shapes`: how many sizes batches have.
+        """
+        self._pad_id, self._padding_idx = pad_id, padding_idx
         self.dtype, self._type_ids = dtype, type_ids
-        self._multiple = multiple
+        self._shapes = shapes
 
     def fit(self, lengths: Rows, budget: int) -> int:
         return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
 
-    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
-        batch = _filled(batch, self._pad_id, self._multiple)
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        multiple = max(_VECTOR, budget // self._shapes) if self._shapes else _VECTOR
+        batch = _filled(batch, self._pad_id, multiple)
         lengths = batch.lengths
-        positions = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], lengths)
         starts = on(device, batch.offsets.astype(np.int32))
         ids = on(device, batch.ids[None].astype(np.int64))
         features: dict[str, Any] = {
             "input_ids": ids,
-            "position_ids": on(device, positions[None] + self._first),
+            "position_ids": on(device, _positions(batch, self._padding_idx)[None]),
             "cu_seq_lens_q": starts,
             # Pooling would count them out on the device, and wait for it.
             "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
@@ -123,7 +127,7 @@ class Flat:
     def fit(self, lengths: Rows, budget: int) -> int:
         return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
 
-    def features(self, batch: Tokens, device: str) -> dict[str, Any]:
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
         return {
             "input_ids": on(device, batch.ids.astype(np.int64)),
             "offsets": on(device, batch.offsets[:-1]),
@@ -158,6 +162,21 @@ def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
     if len(first) == len(tokens):
         return tokens, like
     return tokens.take(np.array(first, np.int64)), like
+
+
+def _positions(batch: Tokens, padding_idx: int | None) -> Rows:
+    """Of every token in its text, int64 [T].
+
+    With a `padding_idx` as RoBERTa counts: from the one after it on, and a token with this id, also
+    one that stands in a text, has the position `padding_idx` and moves nothing.
+    """
+    if padding_idx is None:
+        return np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)
+    counts = (batch.ids != padding_idx).astype(np.int64)
+    upto = np.concatenate([[0], np.cumsum(counts)])
+    before = np.repeat(upto[batch.offsets[:-1]], batch.lengths)
+    positions: Rows = (upto[1:] - before) * counts + padding_idx
+    return positions
 
 
 def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:

@@ -24,7 +24,7 @@ TEXTS: tuple[str, ...] = (
     "",
     " ",
     "a",
-    "I",
+    "words around <pad> <pad> and [PAD]",
     "?",
     "42",
     "word",
@@ -64,7 +64,7 @@ def reference(model: Any, profile: Profile) -> Vectors:
         model.max_seq_length = tokenizer.max_length
     vectors: Vectors = model.encode(
         [_within(profile, text) for text in TEXTS],
-        prompt=tokenizer.prompts["document"] or None,
+        prompt=tokenizer.prompts["document"],  # "" keeps a model from adding one of its own
         normalize_embeddings=False,
         convert_to_numpy=True,
         show_progress_bar=False,

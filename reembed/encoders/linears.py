@@ -9,6 +9,7 @@ compares the vectors at every start; without it the model keeps its own linears.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ class PrepackedLinear(nn.Module):
         bias: torch.Tensor | None = linear.bias
         self._bias = bias.detach().to(dtype) if bias is not None else None
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Laid out for oneDNN; models look at its dtype."""
+        packed: torch.Tensor = self._weight
+        return packed
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]."""
         out: torch.Tensor = self._operator(
@@ -112,12 +119,30 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> int:
     for module in list(model.modules()):
         after = _activation_after(module)
         linears = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
+        if dtype is not torch.float32 and _only_attends(module):
+            module.register_forward_pre_hook(partial(_narrowed, dtype), with_kwargs=True)
         for name, child in linears:
             narrow = name in after or name in _ATTENDED
             new = PrepackedLinear(child, dtype, after.get(name, _NONE), narrow=narrow)
             setattr(module, name, new)
             replaced += 1
     return replaced
+
+
+def _only_attends(module: nn.Module) -> bool:
+    """Whether its input goes into queries, keys and values alone, not into a sum (as in ALBERT)."""
+    children = dict(module.named_children())
+    sums = any(isinstance(child, nn.LayerNorm) for child in children.values())
+    return len(_ATTENDED & children.keys()) > 1 and not sums
+
+
+def _narrowed(
+    dtype: torch.dtype, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What queries, keys and values are made of, brought to their number type once for all three."""
+    if args:
+        return (args[0].to(dtype), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}
 
 
 def _activation_after(module: nn.Module) -> dict[str, tuple[str, str]]:

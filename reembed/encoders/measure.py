@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import multiprocessing
 import os
 import time
@@ -14,12 +16,17 @@ import torch
 from reembed import encoders
 from reembed.encoders import linears
 from reembed.encoders.base import Encoder, Tokens
+from reembed.errors import EncoderError
 
 if TYPE_CHECKING:
     from reembed.config import EncoderConfig
 
 _FIRST = 16
 _LOAD_S = 120.0
+
+
+class DoesNotFit(EncoderError):
+    """So many replicas do not run side by side."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,13 @@ def dtypes(config: EncoderConfig, asked: str) -> list[str]:
     return ["auto"]
 
 
+def release() -> None:
+    """Give memory of encoders that are gone back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def gpus() -> int:
     """Devices on this machine."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -69,7 +83,7 @@ def together(
     """Tokens/s of so many replicas at once, each in a process of its own.
 
     Raises:
-        RuntimeError: one of them ended before it had measured.
+        DoesNotFit: one of them ended before it had measured.
     """
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(replicas), context.SimpleQueue()
@@ -80,7 +94,11 @@ def together(
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise RuntimeError(f"{replicas} replicas of {config.model} do not run side by side")
+        raise DoesNotFit(
+            f"{replicas} replica(s) of {config.model} do not run here",
+            "a process of them ended, most likely for want of memory; its own words are above",
+            "reembed tune --set embed.batch_tokens=1024",
+        )
     return float(sum(rates.get() for _ in processes))
 
 
@@ -93,8 +111,10 @@ def _replica(
     ready.wait(_LOAD_S)
     done, started = 0, time.perf_counter()
     chance = np.random.default_rng(os.getpid())
+    mean = max(1.0, float(tokens.lengths.mean()))
+    texts = min(len(tokens), max(len(tokens) // 8, math.ceil(2 * setting.batch_tokens / mean)))
     while (elapsed := time.perf_counter() - started) < seconds:
-        window = tokens.take(chance.permutation(len(tokens))[: max(_FIRST, len(tokens) // 8)])
+        window = tokens.take(chance.permutation(len(tokens))[:texts])
         encoder.embed(window)
         done += int(window.lengths.sum())
     rates.put(done / elapsed if elapsed else 0.0)

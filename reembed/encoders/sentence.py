@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LEAST_OF_PLAIN = 0.9999
+_SHAPES = 8  # sizes of batches on a GPU
+# A plain RuntimeError, where it is not a torch.OutOfMemoryError: the CPU's allocator, cuBLAS's.
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 # What a model's code raises when it is not made for packed texts.
 _NOT_MADE_FOR_IT = (
     NotImplementedError, TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError,
@@ -94,18 +97,26 @@ class SentenceEncoder:
         with torch.inference_mode():
             while len(todo):
                 rows = todo[: self._form.fit(lengths[todo], self.batch_tokens)]
-                features = self._form.features(tokens.take(rows), self.device)
-                try:
-                    vectors = self._finish(self._forward(features)[: len(rows)])
-                except (RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error) or len(rows) == 1:
-                        raise
-                    self._halve(features["input_ids"].numel())
+                vectors = self._batch(tokens.take(rows))
+                if vectors is None:
+                    self._halve(int(lengths[rows].sum()))
                     continue
                 out[on(self.device, rows)] = vectors
-                self._count(lengths[rows], features["input_ids"].numel())
                 todo = todo[len(rows) :]
         return np.ascontiguousarray(out.cpu().numpy())
+
+    def _batch(self, batch: Tokens) -> torch.Tensor | None:
+        """None: it does not fit the device's memory, and a part of it may."""
+        try:
+            features = self._form.features(batch, self.device, self.batch_tokens)
+            computed = features["input_ids"].numel()
+            vectors = self._finish(self._forward(features)[: len(batch)])
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error) or len(batch) == 1:
+                raise
+            return None
+        self._count(batch.lengths, computed)
+        return vectors
 
     def _halve(self, tokens: int) -> None:
         """So many are too many: half of them from now on; and give back what is held in reserve."""
@@ -139,16 +150,16 @@ class SentenceEncoder:
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
         """Values beyond float16's range are the activations'; the weights come through unharmed."""
-        inner, form = self._model[0], self._form
-        inner.float()
-        if isinstance(form, Packed):
-            form.dtype = torch.float32
         try:
+            self._compute_in(torch.float32)
             yield
         finally:
-            inner.to(_DTYPES[self.dtype])
-            if isinstance(form, Packed):
-                form.dtype = _DTYPES[self.dtype]
+            self._compute_in(_DTYPES[self.dtype])
+
+    def _compute_in(self, dtype: torch.dtype) -> None:
+        _cast(self._model[0], dtype)
+        if isinstance(self._form, Packed):
+            self._form.dtype = dtype
 
 
 def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> SentenceEncoder:
@@ -186,6 +197,7 @@ class _Loader:
     def model(self) -> Any:
         """The modules in float32, as sentence-transformers makes them, and the configured pooling."""
         model = _load_modules(self._profile, self._device)
+        model.truncate_dim = None  # the profile's dim says where vectors are cut
         pooling = next((m for m in model if type(m).__name__ == "Pooling"), None)
         if self._config.pooling is not None and pooling is not None:
             pooling.pooling_mode = self._config.pooling
@@ -220,26 +232,23 @@ class _Loader:
         transformer = model[0].model
         stock = transformer.config._attn_implementation
         if getattr(transformer, "is_backend_compatible", bool)():
-            first = _first_position(transformer)
-            pad_id = self._profile.tokenizer.pad_id
-            forms.insert(
-                0,
-                Packed(
-                    pad_id,
-                    first,
-                    _DTYPES[dtype],
-                    type_ids=self._type_ids,
-                    multiple=max(16, self._batch_tokens // 8) if self._device != "cpu" else 16,
-                ),
+            packed = Packed(
+                self._profile.tokenizer.pad_id,
+                _padding_idx(transformer),
+                _DTYPES[dtype],
+                type_ids=self._type_ids,
+                shapes=None if self._device == "cpu" else _SHAPES,
             )
+            forms.insert(0, packed)
         else:
             self._notes.append(
                 f"{type(transformer).__name__} has no attention that can be exchanged:"
                 " padded batches instead of packed ones"
             )
         for form in forms:
-            packed = isinstance(form, Packed)
-            transformer.set_attn_implementation(attention.NAME if packed else stock)
+            transformer.set_attn_implementation(
+                attention.NAME if isinstance(form, Packed) else stock
+            )
             encoder = self._encoder(model, form, dtype)
             try:
                 least = canary.cosine(golden, self._profile, _embedding(encoder))
@@ -277,7 +286,10 @@ def _computes(dtype: str) -> bool:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in said for words in _NO_MEMORY
+    )
 
 
 def _embedding(encoder: SentenceEncoder) -> Any:
@@ -287,19 +299,25 @@ def _embedding(encoder: SentenceEncoder) -> Any:
 def _narrow(model: Any, dtype: str, device: str) -> None:
     """Let the transformer compute in `dtype`; on the CPU its linears and its attention alone."""
     if device != "cpu":
-        model[0].to(_DTYPES[dtype])
+        _cast(model[0], _DTYPES[dtype])
     elif linears.is_available():
         linears.prepack(model[0], _DTYPES[dtype])
 
 
-def _first_position(transformer: torch.nn.Module) -> int:
-    """RoBERTa and its kin count positions from the padding id's on; all others from 0."""
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Its weights alone: the frequencies of a rotation, which are buffers, need all their digits."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _padding_idx(transformer: torch.nn.Module) -> int | None:
+    """Of RoBERTa and its kin, which count positions from it on; None for all others."""
     for module in transformer.modules():
         table = getattr(module, "position_embeddings", None)
         padding = getattr(module, "padding_idx", None)
         if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
-            return padding + 1
-    return 0
+            return padding
+    return None
 
 
 def _load_modules(profile: Profile, device: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from reembed.config import EncoderConfig
-from reembed.encoders import canary, linears
+from reembed.encoders import attention, canary, linears
+from reembed.encoders.arithmetic import Arithmetic
+from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens, Vectors
 from reembed.encoders.batches import Packed, Padded, distinct, plan
-from reembed.encoders.sentence import SentenceEncoder, load
+from reembed.encoders.sentence import SentenceEncoder, _is_out_of_memory, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
@@ -115,7 +118,7 @@ def test_bfloat16_keeps_the_canarys_cosine_or_is_not_used(
 def test_a_model_whose_packed_vectors_differ_is_padded_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reembed.encoders.sentence._first_position", lambda model: 7)
+    monkeypatch.setattr("reembed.encoders.sentence._padding_idx", lambda model: 7)
     folder = tiny_models.model_of(tmp_path / "m", "bert")
     encoder = opened(folder)
     assert encoder.path == "padded float32"
@@ -177,6 +180,112 @@ def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> 
     assert np.isfinite(right).all()
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "xlm-roberta", "bert"])
+def test_a_text_that_names_the_pad_token_keeps_its_vector(
+    tmp_path: Path, architecture: str
+) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", architecture)
+    encoder = opened(folder)
+    assert encoder.path == "packed float32", encoder.notes
+    given = ["the [PAD] wing of [PAD] [PAD] a slip", "[PAD]", *texts(3)]
+    assert 0 in encoder.tokenize(given, "document").ids
+    assert np.abs(embed(encoder, given) - one_by_one(folder, given)).max() < 5e-6
+
+
+def test_a_prompt_that_a_model_would_add_by_itself_is_not_the_canarys(tmp_path: Path) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    file = folder / "config_sentence_transformers.json"
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    prompts = {"prompts": {"query": "seven engines carry: "}, "default_prompt_name": "query"}
+    file.write_text(json.dumps(settings | prompts))
+    assert opened(folder).path == "packed float32"
+
+
+def test_vectors_may_be_longer_than_the_model_cuts_them_by_itself(tmp_path: Path) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    file = folder / "config_sentence_transformers.json"
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(settings | {"truncate_dim": 8}))
+    section = EncoderConfig(model=str(folder), truncate_dim=16)
+    encoder = load(section, "cpu", "float32", 400)
+    assert embed(encoder, texts(3)).shape == (3, 16)
+
+
+def test_frequencies_keep_their_digits_where_the_weights_are_cast(tmp_path: Path) -> None:
+    from reembed.encoders.profile import read_profile
+    from reembed.encoders.sentence import _load_modules, _narrow
+
+    folder = tiny_models.model_of(tmp_path / "m", "qwen3")
+    model = _load_modules(read_profile(EncoderConfig(model=str(folder))), "cpu")
+    before = {name: buffer.clone() for name, buffer in model[0].named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    _narrow(model, "bfloat16", "cuda")
+    assert {p.dtype for p in model[0].parameters()} == {torch.bfloat16}
+    assert all(torch.equal(b, before[name]) for name, b in model[0].named_buffers())
+
+
+def test_a_t5_gets_its_linears_too(tmp_path: Path) -> None:
+    encoder = opened(tiny_models.model_of(tmp_path / "m", "t5"))
+    assert any(isinstance(m, linears.PrepackedLinear) for m in encoder._model.modules())
+    assert not any("PrepackedLinear" in note for note in encoder.notes)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_long_text_in_bfloat16_does_not_hold_all_its_scores(
+    monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    module = torch.nn.Module()
+    q, k, v = torch.randn(3, 1, 4, 150, 16, dtype=torch.bfloat16)
+    layout = Layout(((0, 1, 150),), torch.tensor([0, 150]), 256, torch.bfloat16)
+    window = 20 if masked else None
+
+    def attend() -> torch.Tensor:
+        return attention.packed_attention(
+            module, q, k, v, None, sliding_window=window, layout=layout
+        )[0]
+
+    in_steps = attend()
+    monkeypatch.setattr(attention, "_MOST_BYTES", 4 * 4 * 149**2)
+    monkeypatch.setattr(attention, "_in_bfloat16", None)
+    assert torch.allclose(attend().float(), in_steps.float(), atol=0.02)
+
+
+def test_on_a_gpu_batches_are_filled_to_a_share_of_the_budget_as_it_is_now() -> None:
+    tokens = Tokens(np.arange(1, 31, dtype=np.int32), np.array([0, 20, 30]))
+    form = Packed(0, None, torch.float32, type_ids=False, shapes=8)
+    sizes = [form.features(tokens, "cpu", b)["input_ids"].numel() for b in (4_096, 800, 240)]
+    assert sizes == [512, 100, 30]
+    plain = Packed(0, None, torch.float32, type_ids=False)
+    assert plain.features(tokens, "cpu", 4_096)["input_ids"].numel() == 32
+
+
+def test_arithmetic_counts_what_texts_need() -> None:
+    from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 50}
+    bert = Arithmetic(BertModel(BertConfig(num_attention_heads=4, **sizes)))
+    linears_of_bert = 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)  # without the pooler
+    assert bert.of(np.array([10, 5])) == 15 * linears_of_bert + 4 * 2 * 32 * 125
+    shape = Qwen3Config(num_attention_heads=4, num_key_value_heads=2, head_dim=16, **sizes)
+    qwen = Arithmetic(Qwen3Model(shape))
+    linears_of_qwen = 2 * 2 * (32 * 64 * 2 + 32 * 32 * 2 + 3 * 32 * 64)
+    assert qwen.of(np.array([10])) == 10 * linears_of_qwen + 2 * 2 * 64 * 100  # half of the pairs
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("The size of tensor a must match the size of tensor b"), False),
+    ],
+)  # fmt: skip
+def test_what_is_taken_for_want_of_memory(error: BaseException, expected: bool) -> None:
+    assert _is_out_of_memory(error) is expected
+
+
 def test_equal_texts_are_embedded_once() -> None:
     tokens = Tokens(np.array([1, 2, 1, 2, 3, 3], np.int32), np.array([0, 2, 4, 5, 6, 6]))
     once, like = distinct(tokens)
@@ -187,7 +296,7 @@ def test_equal_texts_are_embedded_once() -> None:
 
 def test_a_packed_batch_holds_at_most_its_tokens_and_every_text_once() -> None:
     lengths = np.random.default_rng(0).integers(0, 300, 500)
-    form = Packed(0, 0, torch.float32, type_ids=False)
+    form = Packed(0, None, torch.float32, type_ids=False)
     batches = list(plan(lengths, form, 1_000))
     assert sorted(np.concatenate(batches).tolist()) == np.flatnonzero(lengths).tolist()
     sums = [int(lengths[rows].sum()) for rows in batches]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from reembed import tune as tuning
 from reembed.config import load
@@ -24,7 +26,7 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     model = tiny_models.model_of(tmp_path / "m", "bert")
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
     said: list[str] = []
-    result = tuning.tune(load([file], [])[0], said.append, seconds=1)
+    result = tuning.tune(load([file], [])[0], said.append, seconds=60)
     embed = result["embed"]
     assert result["tokens_per_s"] == max(found["tokens_per_s"] for found in result["layouts"])
     assert embed["tokenizer_workers"] == 0
@@ -40,7 +42,15 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     tuned = load([file, str(overlay)], [])[0]
     assert tuned.embed.model_dump(include=set(embed)) == embed
     assert tuned.encoder.model == str(model)
-    assert "no time left" in said[-1] or len(result["layouts"]) > 1
+
+
+def test_without_time_it_still_measures_one_of_each(corpus, config_file, tmp_path):
+    model = tiny_models.model_of(tmp_path / "m", "bert")
+    file = config_file(corpus(300), encoder={"model": str(model)}, embed={"dtype": "float32"})
+    said: list[str] = []
+    result = tuning.tune(load([file], [])[0], said.append, seconds=0.1)
+    assert len(result["one_replica"]) == len(result["layouts"]) == 1
+    assert any("no time left to try 2,048 tokens" in words for words in said)
 
 
 def test_a_number_type_that_was_asked_for_is_kept(corpus, make_config, tmp_path):
@@ -60,17 +70,14 @@ def test_a_batch_that_does_not_fit_ends_the_search(corpus, make_config, tmp_path
     )
     plain = SentenceEncoder._forward
 
-    class OutOfMemoryError(RuntimeError):
-        pass
-
     def forward(self, features):
         if features["input_ids"].numel() > 2_500:
-            raise OutOfMemoryError("too much")
+            raise torch.OutOfMemoryError("too much")
         return plain(self, features)
 
     monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     tokens, _ = tuning._sample(config)
-    setting, tried = tuning._of_one(config, tokens, lambda words: None, 0, 1)
+    setting, tried = tuning._of_one(config, tokens, lambda words: None, (0, 1, inf))
     assert [found["batch_tokens"] for found in tried] == [1_024, 2_048]
     assert setting.batch_tokens <= 2_048
 

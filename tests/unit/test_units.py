@@ -8,6 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conftest import documents
 from tiny_models import bert_model
 
@@ -46,14 +47,10 @@ def job(tmp_path):
         made = units.EmbedJob(
             Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
         )
-        texts = units.tokenized(source.read(unit), units.tokenizer_of(config.encoder))
+        texts = units.tokenized(source.read(unit), encoders.load_tokenizer(config.encoder))
         return made, texts
 
     return make
-
-
-class OutOfMemoryError(RuntimeError):
-    """As torch's, which cannot be raised without a device."""
 
 
 def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, monkeypatch):
@@ -64,7 +61,7 @@ def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, 
     def forward(self, features):
         rows, width = features["input_ids"].shape
         if rows * width > 200:
-            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         batches.append(rows)
         return plain(self, features)
 
@@ -89,7 +86,7 @@ def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_
     def forward(self, features):
         ids = features["input_ids"].flatten().tolist()
         if any(ids[i : i + len(heavy)] == heavy for i in range(len(ids))):
-            raise OutOfMemoryError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(self, features)
 
     embedder = units.UnitEmbedder(made)
@@ -200,3 +197,34 @@ def test_null_texts_between_others_do_not_shift_them(job):
             assert found["__error"][row].as_py() == "its text is null"
         else:
             assert found["vector"][row].equals(whole["vector"][row])
+
+
+def test_a_node_with_another_tokenizer_tokenizes_nothing(job, tmp_path):
+    made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
+    planned = made.plan.space.tokenizer_sha256
+    units.tokenizer_of(made.encoder, planned)
+    units.tokenizer_of.cache_clear()
+    file = tmp_path / "bert" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"zz"', '"zzz"'))
+    with pytest.raises(SpaceMismatch, match="another tokenizer") as refused:
+        units.tokenizer_of(made.encoder, planned)
+    assert "every node needs the same model folder" in refused.value.fix
+
+
+def test_a_replica_that_goes_another_way_than_the_first_says_so(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    first = units.UnitEmbedder(made).embed("u", texts)
+    assert b"first replica" not in first.schema.metadata[b"notes"]
+    monkeypatch.setattr(SentenceEncoder, "path", "packed bfloat16")
+    other = units.UnitEmbedder(made).embed("v", texts)
+    said = other.schema.metadata[b"notes"].decode()
+    assert "first replica went packed float32, this one goes packed bfloat16" in said
+
+
+def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):
+    made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
+    shared = dataclasses.replace(made, embed=made.embed.model_copy(update={"gpus_per_actor": 0.25}))
+    embedder = units.UnitEmbedder(shared)
+    assert embedder._share == 1
+    embedder._encoder.device = "cuda"
+    assert embedder._share == 0.25
