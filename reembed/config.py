@@ -104,7 +104,7 @@ class EmbedConfig(Section):
     float32 on CPU. One that does not keep the vectors' cosines is not used, and the output says so."""
     tokenizer_workers: Annotated[int, Field(ge=0)] | None = None
     """Reading tasks at once, which also tokenize; 0: each actor tokenizes for itself. Left out: 0 on
-    CPU, where it is a hundredth of the work, and as many as there are free cores beside GPUs."""
+    CPU, where it is a hundredth of the work, and beside GPUs two for every free core."""
     unit_documents: Annotated[int, Field(ge=1)] = 2_048
     """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8

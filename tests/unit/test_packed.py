@@ -80,8 +80,13 @@ def test_models_without_exchangeable_attention_are_padded_and_say_so(
     assert np.abs(embed(encoder, given) - one_by_one(folder, given)).max() < 5e-6
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "qwen3", "gemma3_text"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *((architecture, "float32") for architecture in PACKED),
+        *((a, "bfloat16") for a in ("bert", "modernbert", "qwen3", "gemma3_text")),
+    ],
+)
 def test_a_vector_is_the_same_bit_for_bit_whatever_lies_beside_it(
     tmp_path: Path, architecture: str, dtype: str
 ) -> None:
