@@ -166,7 +166,7 @@ def _in_bfloat16(
         if mask is not None:
             scores.masked_fill_(~mask, -torch.inf)
         attended = torch.bmm(scores.softmax(-1).to(value.dtype), value)
-        place[first : first + at_once].copy_(attended.unflatten(0, (-1, heads)))
+        place[first : first + at_once].copy_(attended.view(-1, heads, *attended.shape[1:]))
 
 
 @functools.lru_cache(maxsize=16)
