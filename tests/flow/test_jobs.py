@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -89,7 +90,12 @@ class Head:
     def ended(self, job: str, submitted: subprocess.Popen[str]) -> tuple[int, int | None, str]:
         """As `run`, of a job that was submitted before."""
         output, _ = submitted.communicate(timeout=200)
-        return submitted.returncode, self.ask(f"jobs/{job}")["driver_exit_code"], output
+        try:
+            exit_code = self.ask(f"jobs/{job}")["driver_exit_code"]
+        except OSError as error:
+            head = (self.folder / "output").read_text()
+            pytest.fail(f"the head knows no job {job}: {error}\n{output}\nthe head:\n{head}")
+        return submitted.returncode, exit_code, output
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +127,19 @@ def head() -> Iterator[Head]:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    sockets = [socket.socket() for _ in range(n)]
-    for opened in sockets:
-        opened.bind(("127.0.0.1", 0))
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+    """Ports that nothing listens on, all different.
+
+    Below those that the kernel gives to outgoing connections: one of these could take a port of the
+    head between now and its use, and a head without its agent takes no jobs.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == n:
+            return found
+    raise OSError(f"fewer than {n} of 200 ports are free")
 
 
 def wait_for_answer(head: Head, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
