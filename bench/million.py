@@ -368,6 +368,15 @@ def _embed(
                 on_receipt(receipt)
 
 
+# What an actor says of its work, for the figures of the run.
+_NOTHING_DONE = {
+    **dict.fromkeys(("tokens", "computed_tokens", "model_tokens"), 2),
+    **dict.fromkeys(("flop", "peak_flops", "waited_s", "model_s", "embed_s"), 0.0),
+    **dict.fromkeys(("path", "notes"), ""),
+    "device": "none",
+}
+
+
 def _stage(job: Any, units: list[Any]) -> list[dict[str, Any]]:
     import numpy as np
     import pyarrow as pa
@@ -384,8 +393,8 @@ def _stage(job: Any, units: list[Any]) -> list[dict[str, Any]]:
         rows = {"doc_id": [f"d{unit.offset}"], "text_hash": text_hash, "vector": vector}
         staged = table.Staged(unit.id, pa.table(rows), [], {})
         table.stage(job.run, job.plan, job.columns, staged)
-        counts = {"rows": 1, "dead_letters": 0, "tokens": 2}
-        receipts.append({"unit": unit.id, **counts, "started_at": started, "embed_s": 0.0})
+        counts = {"rows": 1, "dead_letters": 0, **_NOTHING_DONE}
+        receipts.append({"unit": unit.id, "started_at": started, **counts})
     return receipts
 
 

@@ -135,6 +135,16 @@ sys.meta_path.insert(0, Blocked())
     assert record["models"]["small"]["path"] == "packed float32"
 
 
+def test_units_are_planned_and_sealed_without_a_model(tmp_path: Path) -> None:
+    out = tmp_path / "million.json"
+    command = [sys.executable, "bench/million.py", "--units-only", "--units", "60", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert record["units"] == 60
+    assert record["units_rows_exact"]
+
+
 @pytest.fixture
 def shown_command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.syspath_prepend(str(ROOT))
