@@ -212,6 +212,12 @@ def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any
 
     from reembed import tune as tuning
 
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise UsageError(
+            f"--out {out}: there is no such folder",
+            "nothing was measured",
+            f"mkdir -p {shlex.quote(str(Path(out).parent))}",
+        )
     result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
     if out is not None:
         Path(out).write_text(tuning.overlay(result))

@@ -72,11 +72,12 @@ def _import(r: dict[str, Any]) -> str:
 
 
 def _tune(r: dict[str, Any]) -> str:
-    written = f"-c {r['out']}" if r["out"] else "-c TUNED.yaml     # the lines above, in a file"
+    settings = "".join(f"  {name}: {value}\n" for name, value in r["embed"].items())
+    last = f" -c {r['out']}" if r["out"] else " -c FILE     # with the lines above"
     return (
         f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
         f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)\n"
-        f"{r['overlay']}Next: reembed run {written}"
+        f"embed:\n{settings}Next: reembed run{last}"
     )
 
 

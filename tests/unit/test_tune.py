@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from reembed import tune as tuning
+from reembed.cli import cli
 from reembed.config import load
 from reembed.encoders import measure
 from reembed.encoders.base import Tokens
@@ -126,3 +128,26 @@ def test_units_are_largest_first_and_the_last_of_several_actors_are_quarters(
     whole = units if actors == 1 else [u for u in units if u.rows > 30]
     assert [u.rows for u in whole] == sorted((u.rows for u in whole), reverse=True)
     assert (units[-1].rows <= 30) == (actors == 3)
+
+
+def test_the_overlay_is_shown_as_lines_and_the_next_command_can_be_pasted(
+    corpus, config_file, tmp_path
+):
+    file, out = config_file(corpus(60)), tmp_path / "tuned.yaml"
+    said = CliRunner().invoke(cli, ["tune", "-c", file, "--out", str(out), "--seconds", "1"])
+    assert said.exit_code == 0, said.output
+    lines = said.stdout.splitlines()
+    assert "embed:" in lines
+    assert any(line.startswith("  batch_tokens: ") for line in lines)
+    assert lines[-1] == f"Next: reembed run -c {file} -c {out}"
+    assert load([file, str(out)], [])
+
+
+def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(
+    corpus, config_file, tmp_path
+):
+    file, out = config_file(corpus(60)), tmp_path / "none" / "tuned.yaml"
+    said = CliRunner().invoke(cli, ["tune", "-c", file, "--out", str(out)])
+    assert said.exit_code == 2
+    assert "nothing was measured" in said.output
+    assert f"mkdir -p {out.parent}" in said.output
