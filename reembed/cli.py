@@ -5,23 +5,19 @@ Heavy libraries are imported inside the verbs: `reembed --help` and `reembed sta
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from reembed import __version__
-from reembed.errors import Interrupted, ReembedError, UsageError
+from reembed.command import configured, output
+from reembed.errors import UsageError
 from reembed.redact import redacted
 
 if TYPE_CHECKING:
@@ -33,9 +29,7 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (anot
 won), 6 inconclusive, 75 stopped by SIGTERM or without a node left, 130 by Ctrl-C (the same command
 resumes)."""
 
-_DEFAULT_CONFIG = "reembed.yaml"
 _INTERRUPTED = 130
-_RESUMABLE = ("run", "catch-up")
 
 
 class _Group(click.Group):
@@ -53,86 +47,6 @@ def cli() -> None:
 
     `run` builds, `promote` serves: only promote and rollback change the model that serves.
     """
-
-
-def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
-    """-c, --set and --json; the verb receives the loaded config and returns (result, exit code)."""
-
-    @click.option(
-        "-c",
-        "--config",
-        "files",
-        multiple=True,
-        help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]",
-    )
-    @click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting."
-    )
-    @_output
-    @functools.wraps(function)
-    def verb(
-        *, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any
-    ) -> Any:
-        from reembed import config
-
-        loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
-        click.get_current_context().obj = {"origins": origins, "as_json": as_json}
-        return function(config=loaded, **options)
-
-    return verb
-
-
-def _output(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--json and -v; prints the verb's result, or its error, and sets the exit code."""
-
-    @click.option(
-        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
-    )
-    @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
-    @functools.wraps(function)
-    def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
-        from reembed import report
-        from reembed.console import plain
-        from reembed.storage import storage_errors
-
-        name = click.get_current_context().info_name or ""
-        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ()) if "overrides" in options]
-        given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
-        try:
-            # Ray prints; stdout is for the result alone.
-            with contextlib.redirect_stdout(sys.stderr), storage_errors(), _resumable(name):
-                result, code = function(as_json=as_json, **options)
-        except ReembedError as error:
-            if verbose:
-                click.echo(plain(redacted(traceback.format_exc())), err=True)
-            click.echo(report.error(error, given), err=True)
-            if as_json:
-                click.echo(json.dumps(report.error_record(error, given)))
-            sys.exit(error.exit_code)
-        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
-        sys.exit(code)
-
-    return verb
-
-
-@contextlib.contextmanager
-def _resumable(verb: str) -> Iterator[None]:
-    """SIGTERM ends a verb that the same command resumes with 75, wherever it is.
-
-    Not the others: a promote that moved the alias, started again, would be another promote.
-    """
-    if verb not in _RESUMABLE or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ended(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
-
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _catalog(config: Config) -> Catalog:
@@ -158,7 +72,7 @@ def _catalog(config: Config) -> Catalog:
     metavar="KEY=VALUE",
     help="Object-store setting of the target.",
 )
-@_output
+@output
 def import_verb(
     files: tuple[str, ...],
     to: str,
@@ -187,7 +101,7 @@ def import_verb(
 
 @cli.command()
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming an unfinished run.")
-@_configured
+@configured
 def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
     """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
     from reembed.console import Console
@@ -205,7 +119,7 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
 @click.option(
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(1), help="Time to spend."
 )
-@_configured
+@configured
 def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any], int]:
     """Find the fastest batch, number type and layout for this model, corpus and machine."""
     from pathlib import Path
@@ -225,7 +139,7 @@ def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any
 
 
 @cli.command()
-@_configured
+@configured
 def status(config: Config) -> tuple[dict[str, Any], int]:
     """What is live, previous, candidate, and what is being built."""
     from reembed import status as status_module
@@ -248,7 +162,7 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
     "--sample", default=459, show_default=True, type=click.IntRange(0), help="Rows to embed again."
 )
 @click.option("--resume", is_flag=True, help="Go on with a verification that was interrupted.")
-@_configured
+@configured
 def verify(
     config: Config, release_id: str | None, level: int, sample: int, resume: bool
 ) -> tuple[dict[str, Any], int]:
@@ -266,7 +180,7 @@ def verify(
 
 @cli.command()
 @click.option("--candidate", "release_id", help="Left out: the newest release that is not live.")
-@_configured
+@configured
 def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int]:
     """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive."""
     from reembed import check
@@ -288,7 +202,7 @@ def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int
     show_default=True,
     help="Embed what changed in the source since the candidate was built, first.",
 )
-@_configured
+@configured
 def promote(
     config: Config, release: str | None, force: bool, reason: str | None, catch_up: bool
 ) -> tuple[dict[str, Any], int]:
@@ -306,7 +220,7 @@ def promote(
 @click.option(
     "--retry-dead-letters", is_flag=True, help="Try documents that have no vector once more."
 )
-@_configured
+@configured
 def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[dict[str, Any], int]:
     """Embed what changed in the source: for live, previous, or a release by id.
 
@@ -323,7 +237,7 @@ def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[di
 
 @cli.command("dead-letters")
 @click.argument("release", required=False)
-@_configured
+@configured
 def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], int]:
     """Documents that could not be embedded, by id and reason.
 
@@ -338,7 +252,7 @@ def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], i
 @cli.command()
 @click.option("--to", help="Release to go back to. [the one that served before]")
 @click.option("--reason", help="Why, for the record.")
-@_configured
+@configured
 def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[str, Any], int]:
     """Make the previous release live again: one write, no data is moved."""
     from reembed import check
@@ -347,7 +261,7 @@ def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[s
 
 
 @cli.command()
-@_configured
+@configured
 def history(config: Config) -> tuple[dict[str, Any], int]:
     """Every promote and rollback: when, who, what, why."""
     records = _catalog(config).log()
@@ -372,7 +286,7 @@ def history(config: Config) -> tuple[dict[str, Any], int]:
 @click.option(
     "--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result."
 )
-@_configured
+@configured
 def search(
     config: Config, queries: tuple[str, ...], k: int, release_id: str | None, show: tuple[str, ...]
 ) -> tuple[dict[str, Any], int]:
@@ -385,7 +299,7 @@ def search(
 @cli.command()
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
 @click.option("--drop-run", metavar="RUN", help="An unfinished run to give up, too.")
-@_configured
+@configured
 def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any], int]:
     """List what no release needs any more; delete it with --yes."""
     from reembed import gc as gc_module
@@ -401,7 +315,7 @@ def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any],
 
 @cli.command("config")
 @click.option("--check", is_flag=True, help="Only say whether it is valid.")
-@_configured
+@configured
 def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
     """The resolved settings, and where each came from."""
     origins = click.get_current_context().obj["origins"]

@@ -1,0 +1,103 @@
+"""What all verbs share: -c, --set, --json and -v, how results and errors are printed, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from reembed.errors import Interrupted, ReembedError
+from reembed.redact import redacted
+
+_DEFAULT_CONFIG = "reembed.yaml"
+_RESUMABLE = ("run", "catch-up")
+
+
+def configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """-c, --set and --json; the verb receives the loaded config and returns (result, exit code)."""
+
+    @click.option(
+        "-c",
+        "--config",
+        "files",
+        multiple=True,
+        help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]",
+    )
+    @click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting."
+    )
+    @output
+    @functools.wraps(function)
+    def verb(
+        *, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any
+    ) -> Any:
+        from reembed import config
+
+        loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
+        click.get_current_context().obj = {"origins": origins, "as_json": as_json}
+        return function(config=loaded, **options)
+
+    return verb
+
+
+def output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--json and -v; prints the verb's result, or its error, and sets the exit code."""
+
+    @click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
+    )
+    @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
+    @functools.wraps(function)
+    def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
+        from reembed import report
+        from reembed.console import plain
+        from reembed.storage import storage_errors
+
+        name = click.get_current_context().info_name or ""
+        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ()) if "overrides" in options]
+        given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
+        try:
+            # Ray prints; stdout is for the result alone.
+            with contextlib.redirect_stdout(sys.stderr), storage_errors(), _resumable(name):
+                result, code = function(as_json=as_json, **options)
+        except ReembedError as error:
+            if verbose:
+                click.echo(plain(redacted(traceback.format_exc())), err=True)
+            click.echo(report.error(error, given), err=True)
+            if as_json:
+                click.echo(json.dumps(report.error_record(error, given)))
+            sys.exit(error.exit_code)
+        click.echo(json.dumps(result, default=str) if as_json else report.text(name, result, given))
+        sys.exit(code)
+
+    return verb
+
+
+@contextlib.contextmanager
+def _resumable(verb: str) -> Iterator[None]:
+    """SIGTERM ends a verb that the same command resumes with 75, wherever it is.
+
+    Not the others: a promote that moved the alias, started again, would be another promote.
+    """
+    if verb not in _RESUMABLE or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ended(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
