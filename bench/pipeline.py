@@ -1,10 +1,11 @@
 """The whole Ray job against the bare encoder, against the frameworks' own example, and against a peer.
 
-All embed the same real paragraphs with the same model in float32, each in processes of its own with
-the same threads; start-up (processes, Ray, loading the model) is apart everywhere.
+All embed the same real paragraphs with the same model, in float32 but for one, each in processes of
+its own with the same threads; start-up (processes, Ray, loading the model) is apart everywhere.
 
 - bare: reembed's encoder in a loop, tokenizing and embedding, nothing else; before and after the job.
 - job: `reembed run`, from the beginning of its first unit to the commit of the table.
+- job_bf16: the same in bfloat16, where the processor has it.
 - example: Ray Data as its guides write it, map_batches over SentenceTransformer.encode, batches of 32.
 - peer: Daft's embed_text (pip install daft), its transformers provider.
 
@@ -31,6 +32,7 @@ from bench import common, memory, overhead
 
 NAME = "pipeline"
 GOALS = {"ratio_bare": 0.95, "ratio_example": 3.0, "ratio_peer": 3.0}
+_PARTS = ("bare", "job", "job_bf16", "example", "peer")
 _WARM = 64
 
 
@@ -64,16 +66,21 @@ def _arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
     """Every round: bare, job, example, peer, bare."""
+    from reembed.encoders import linears
+
     texts = common.paragraphs(args.limit or args.paragraphs)
     rows = [{"_id": str(n), "text": text} for n, text in enumerate(texts)]
     whole = common.write_jsonl(folder / "all.jsonl", rows)
     half = common.write_jsonl(folder / "half.jsonl", rows[: len(rows) // 2])
     third = common.write_jsonl(folder / "third.jsonl", rows[: len(rows) // 3])
     has_peer = importlib.util.find_spec("daft") is not None
-    found: dict[str, list[common.Figures]] = {k: [] for k in ("bare", "job", "example", "peer")}
+    found: dict[str, list[common.Figures]] = {k: [] for k in _PARTS}
     for number in range(args.rounds):
         found["bare"].append(overhead.run_bare(args, half, reembed))
-        found["job"].append(_job(args, whole, reembed, number))
+        found["job"].append(_job(args, whole, reembed, f"float32-{number}", "float32"))
+        if linears.has_bfloat16():
+            narrow = _job(args, whole, reembed, f"bfloat16-{number}", "bfloat16")
+            found["job_bf16"].append(narrow)
         found["example"].append(_run(args, "example", third, reembed))
         if has_peer:
             found["peer"].append(_run(args, "peer", third, reembed))
@@ -82,28 +89,35 @@ def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> 
             ", ".join(f"{k} {v[-1]['docs_per_s']:.1f} docs/s" for k, v in found.items() if v)
         )
     return {
-        "ratio_bare": _ratio(found, "bare", each=2),
-        "ratio_example": _ratio(found, "example"),
-        "ratio_peer": _ratio(found, "peer") if has_peer else None,
+        "ratio_bare": _ratio(found, "job", "bare", each=2),
+        "ratio_example": _ratio(found, "job", "example"),
+        "ratio_peer": _ratio(found, "job", "peer"),
+        "bf16_ratio_example": _ratio(found, "job_bf16", "example"),
+        "bf16_ratio_peer": _ratio(found, "job_bf16", "peer"),
         "peer": "daft embed_text, provider transformers" if has_peer else "daft is not installed",
         "paragraphs": len(texts),
         "rounds": found,
     }
 
 
-def _ratio(found: dict[str, list[common.Figures]], other: str, each: int = 1) -> float:
-    """Median over the rounds of the job's rate by the other's."""
+def _ratio(
+    found: dict[str, list[common.Figures]], mine: str, other: str, each: int = 1
+) -> float | None:
+    """Median over the rounds of the job's rate by the other's; None: one of them did not run."""
+    jobs = found[mine]
+    if not jobs or not found[other]:
+        return None
     ratios = [
         job["docs_per_s"] / statistics.mean(o["docs_per_s"] for o in found[other][n : n + each])
-        for n, job in zip(range(0, each * len(found["job"]), each), found["job"], strict=True)
+        for n, job in zip(range(0, each * len(jobs), each), jobs, strict=True)
     ]
     return float(round(statistics.median(ratios), 3))
 
 
 def _job(
-    args: argparse.Namespace, file: Path, reembed: common.Reembed, number: int
+    args: argparse.Namespace, file: Path, reembed: common.Reembed, name: str, dtype: str
 ) -> common.Figures:
-    folder, name = file.parent, f"root-{number}"
+    folder = file.parent
     source = folder / f"{name}.lance"
     reembed("import", str(file), "--to", str(source))
     config = common.write_config(
@@ -111,7 +125,7 @@ def _job(
         name,
         source,
         args,
-        embed={"unit_documents": args.unit_documents},
+        embed={"unit_documents": args.unit_documents, "dtype": dtype},
         source={"text": "text"},
     )
     others = common.busy_cores()

@@ -2,14 +2,19 @@
 
 CPU actors share the cores of this machine: more of them than cores can only show what they cost. The
 sleeping model takes a fixed time for a unit and no core, as a GPU does from the host's side: so
-actors on pretended GPUs show what reading, moving, writing and the driver allow. Efficiency is
-documents/s against so many times those of the fewest actors; documents are spread so that each actor
-gets the same number of units. Then documents/s by the documents of a unit.
+actors on pretended GPUs show what reading, moving, writing and the driver allow. Every one of them
+gets the same number of units.
+
+`efficiency` is documents/s against so many times those of the fewest actors, from the first unit to
+the last: many processes that load one after the other on few cores are in it. `steady_busy` is the
+share of the actors' time in which their models work, from when the last of them has its first unit
+to when the last unit is begun: start and tail apart. Then documents/s by the documents of a unit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -58,8 +63,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gpu-actors", default="4,16,64", help="[%(default)s]")
     parser.add_argument("--unit-sizes", default="64,256,1024,4096", help="[%(default)s]")
     parser.add_argument("--paragraphs", type=int, default=4_096, help="[%(default)s]")
-    parser.add_argument("--sleep-s", type=float, default=4.0, help="of a unit [%(default)s]")
-    parser.add_argument("--units-each", type=int, default=8, help="per actor [%(default)s]")
+    parser.add_argument("--sleep-s", type=float, default=8.0, help="of a unit [%(default)s]")
+    parser.add_argument("--units-each", type=int, default=20, help="per actor [%(default)s]")
     return common.parse(parser)
 
 
@@ -158,10 +163,30 @@ def _job(
         "documents": embedded["done"],
         "docs_per_s": embedded["docs_per_s"],
         "busy": embedded["busy"],
+        "steady_busy": _steady(folder / name, embed.get("actors", 1)),
         "waits_for_input": embedded["waits_for_input"],
+        "startup_s": embedded["startup_s"],
         "driver_cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "others_cores": others,
     }
+
+
+def _steady(root: Path, actors: int) -> float | None:
+    """Share of the actors' time in which a model works while all are there and units are left.
+
+    None: the last actor came after the last unit was begun.
+    """
+    receipts = [json.loads(file.read_text()) for file in root.glob("runs/*/units/*.json")]
+    begun = sorted(receipt["started_at"] for receipt in receipts)
+    since = max(r["started_at"] for r in receipts if not r["waited_s"])
+    until = begun[-1]
+    if until <= since:
+        return None
+    worked = sum(
+        max(0.0, min(r["started_at"] + r["model_s"], until) - max(r["started_at"], since))
+        for r in receipts
+    )
+    return float(round(worked / ((until - since) * actors), 3))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import functools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,7 @@ _TASK_CPUS = 0.5
 _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 _MIN_STORE_BYTES = 256 << 20
 _LOOK_S = 1.0
+_ASK_S = 1.0
 
 
 def embed_units(
@@ -190,12 +192,19 @@ class _Embedder:
 
     def __init__(self, job: EmbedJob) -> None:
         self._job, self._units = job, UnitEmbedder(job)
+        self._draining, self._asked = False, 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._job.is_draining:
+        if self._is_draining():
             return batch.slice(0, 0)
         unit, documents = _documents(batch)
         return _row(unit, self._units.embed(unit, documents))
+
+    def _is_draining(self) -> bool:
+        """Asked once a second: a request for each unit is much beside a GPU's milliseconds."""
+        if time.monotonic() - self._asked > _ASK_S:
+            self._draining, self._asked = self._job.is_draining, time.monotonic()
+        return self._draining
 
 
 def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:

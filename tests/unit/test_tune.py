@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from math import inf
 from pathlib import Path
 
@@ -151,3 +152,16 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(
     assert said.exit_code == 2
     assert "nothing was measured" in said.output
     assert f"mkdir -p {out.parent}" in said.output
+
+
+def test_the_first_batch_of_a_shape_which_makes_kernels_is_not_taken_for_the_rate():
+    class MakesKernels:
+        def __init__(self):
+            self.shapes = set()
+
+        def embed(self, tokens):
+            time.sleep(0.001 if len(tokens) in self.shapes else 0.3)
+            self.shapes.add(len(tokens))
+
+    tokens = Tokens(np.zeros(1_000, np.int32), np.arange(0, 1_001, 10))
+    assert measure.rate(MakesKernels(), tokens, 0.05) > 100_000
