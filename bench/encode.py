@@ -358,7 +358,7 @@ def _padded(model: str, hidden: Callable[[dict[str, Any]], Any]) -> Engine:
     """Token-sorted padded batches through a runtime, mean-pooled."""
     from reembed.config import EncoderConfig
     from reembed.encoders import load_tokenizer
-    from reembed.encoders.batches import Padded, plan
+    from reembed.encoders.batches import Padded, longest_first
 
     tokenizer = load_tokenizer(EncoderConfig(model=model))
     form = Padded(0, type_ids=True)
@@ -366,7 +366,10 @@ def _padded(model: str, hidden: Callable[[dict[str, Any]], Any]) -> Engine:
     def embed(given: list[str]) -> Vectors:
         tokens = tokenizer.tokenize(given, "document")
         out: Vectors | None = None
-        for rows in plan(tokens.lengths, form, TOKENS):
+        todo = longest_first(tokens.lengths, form)
+        while len(todo):
+            rows = todo[: form.fit(tokens.lengths[todo], TOKENS)]
+            todo = todo[len(rows) :]
             features = {
                 k: v.numpy() for k, v in form.features(tokens.take(rows), "cpu", TOKENS).items()
             }

@@ -276,14 +276,14 @@ def _best_budget(encoder: Any, shape: Shape) -> int:
     for budget in _BUDGETS:
         encoder.batch_tokens = budget
         encoder.embed(tokens)
+        if encoder.batch_tokens < budget:
+            break
         started = time.perf_counter()
         encoder.embed(tokens)
         times[budget] = time.perf_counter() - started
-        if encoder.batch_tokens < budget:
-            break
         rate = len(tokens.ids) / times[budget]
         common.say(f"{shape.name}: {budget:,} tokens a batch, {rate:,.0f} tokens/s")
-    return min(times, key=lambda budget: times[budget])
+    return min(times, key=lambda budget: times[budget], default=encoder.batch_tokens)
 
 
 def build(shape: Shape, folder: Path) -> Path:

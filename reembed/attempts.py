@@ -91,7 +91,8 @@ class Workplace:
     def working(self, unit: str, attempt: int) -> Iterator[None]:
         """Say so during the block; whoever is killed in it goes on saying so.
 
-        The model does not wait until that is taken back: the next unit's beginning does.
+        The model does not wait until that is taken back: the next unit's beginning does, and raises
+        what went wrong with it.
         """
         if self._removed is not None:
             self._removed.result()

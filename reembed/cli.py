@@ -21,6 +21,8 @@ from reembed.errors import UsageError
 from reembed.redact import redacted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from reembed.catalog import Catalog
     from reembed.config import Config
 
@@ -126,16 +128,37 @@ def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any
 
     from reembed import tune as tuning
 
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise UsageError(
-            f"--out {out}: there is no such folder",
-            "nothing was measured",
-            f"mkdir -p {shlex.quote(str(Path(out).parent))}",
-        )
+    if out is not None:
+        _can_hold_overlay(Path(out))
     result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
     if out is not None:
         Path(out).write_text(tuning.overlay(result))
     return {**result, "out": out, "overlay": tuning.overlay(result)}, 0
+
+
+def _can_hold_overlay(path: Path) -> None:
+    """Before anything is measured.
+
+    Raises:
+        UsageError: it cannot be written, or is a file that is not an overlay.
+    """
+    from reembed import tune as tuning
+
+    out, nothing = f"--out {path}", "nothing was measured"
+    if not path.absolute().parent.is_dir():
+        fix = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise UsageError(f"{out}: there is no such folder", nothing, fix)
+    there = path.exists()
+    if not os.access(path if there else path.absolute().parent, os.W_OK):
+        raise UsageError(
+            f"{out}: it cannot be written", nothing, "reembed tune --out /tmp/tuned.yaml"
+        )
+    if there and not tuning.is_overlay(path.read_text(errors="replace")):
+        raise UsageError(
+            f"{out}: this file was not written by tune, and would be lost",
+            nothing,
+            f"reembed tune --out {shlex.quote(str(path.with_suffix('.tuned.yaml')))}",
+        )
 
 
 @cli.command()

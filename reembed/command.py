@@ -64,7 +64,9 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
         from reembed.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
-        given = [f"-c {shlex.quote(f)}" for f in options.get("files", ()) if "overrides" in options]
+        # The next command after `tune` names its overlay, which leaves the default file out.
+        files = options.get("files") or ([_DEFAULT_CONFIG] if name == "tune" else [])
+        given = [f"-c {shlex.quote(f)}" for f in files if "overrides" in options]
         given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
         try:
             # Ray prints; stdout is for the result alone.

@@ -131,7 +131,7 @@ def _say_embedded(f: dict[str, Any]) -> str:
         f"{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
         f" padding {f['padding']:.1%}{mfu}; the model idle {idle:.1%}"
         f" ({waits:.1%} for want of input, {records:.1%} for checks and records of units,"
-        f" {rest:.1%} at the beginning and the end)"
+        f" {rest:.1%} handing over, at the beginning and the end)"
     )
 
 

@@ -26,7 +26,7 @@ from reembed import cluster
 from reembed import units as work
 from reembed.cluster import reason, unwrapped
 from reembed.encoders.base import Tokenizer
-from reembed.errors import ReembedError, RunFailed
+from reembed.errors import RunFailed
 from reembed.runs import Plan, Unit
 from reembed.stop import Stop
 from reembed.units import EmbedJob, UnitEmbedder
@@ -93,7 +93,7 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
             for row in dataset.iter_rows():
                 arrived.put(row)
             arrived.put(None)
-        except (RayError, ReembedError) as error:
+        except Exception as error:  # noqa: BLE001 - handed on: none must end unheard
             arrived.put(error)
 
     threading.Thread(target=consume, name=cluster.READER, daemon=True).start()
@@ -109,6 +109,8 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
             cause = unwrapped(found)
             if cause is not found:
                 raise cause from found
+            if not isinstance(found, RayError):
+                raise found
             raise RunFailed(
                 "the embedding job stopped",
                 reason(found),
@@ -123,6 +125,7 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
     context.enable_progress_bars = False
     context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
     context.checkpoint_config = None
+    context.execution_no_progress_timeout_s = -1  # how long nothing may move is embed.stall_s
     context.target_max_block_size = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     in_flight = job.embed.units_in_flight * job.embed.actors
@@ -198,7 +201,9 @@ class _Embedder:
         if self._is_draining():
             return batch.slice(0, 0)
         unit, documents = _documents(batch)
-        return _row(unit, self._units.embed(unit, documents))
+        row = _row(unit, self._units.embed(unit, documents))
+        self._units.idle()
+        return row
 
     def _is_draining(self) -> bool:
         """Asked once a second: a request for each unit is much beside a GPU's milliseconds."""

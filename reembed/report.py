@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def _import(r: dict[str, Any]) -> str:
 
 def _tune(r: dict[str, Any]) -> str:
     settings = "".join(f"  {name}: {value}\n" for name, value in r["embed"].items())
-    last = f" -c {r['out']}" if r["out"] else " -c FILE     # with the lines above"
+    last = f" -c {shlex.quote(r['out'])}" if r["out"] else " -c FILE     # with the lines above"
     return (
         f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
         f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)\n"

@@ -33,6 +33,7 @@ _MOST_THREADS = 16
 _REPLICAS_PER_GPU = (1, 2, 3)
 _TRIAL_S = 2.0
 _HEADROOM = 1.25
+_MARK = "# reembed tune:"
 
 Say = Callable[[str], None]
 
@@ -73,10 +74,15 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
     }
 
 
+def is_overlay(text: str) -> bool:
+    """Whether this is what `overlay` makes, or nothing."""
+    return not text.strip() or text.startswith(_MARK)
+
+
 def overlay(result: dict[str, Any]) -> str:
     """The YAML to give after the config."""
     note = (
-        f"# reembed tune: {result['docs_per_s']:,.1f} docs/s, {result['tokens_per_s']:,} tokens/s on this"
+        f"{_MARK} {result['docs_per_s']:,.1f} docs/s, {result['tokens_per_s']:,} tokens/s on this"
         " machine; `actors` are of one machine.\n"
     )
     return note + yaml.safe_dump({"embed": result["embed"]}, sort_keys=False)
@@ -136,6 +142,8 @@ def _of_one(
         for note in encoder.notes:
             say(note)
         best[dtype] = (fastest, replace(setting, batch_tokens=enough))
+        del encoder
+        measure.release()
     first, *others = best.values()
     for rate, setting in others:
         if rate > _WORTH_BFLOAT16 * first[0]:

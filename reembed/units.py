@@ -93,7 +93,8 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
 
 
 def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
-    """doc_id, text -> doc_id, text_hash, tokens, error (null where all is well)."""
+    """doc_id, text -> doc_id, text_hash, `__tokens` large_list<uint16 or int32>, `__error` (null
+    where all is well); how many tokens the prompt has is in the metadata."""
     raw = documents[TEXT].to_pylist()
     errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
@@ -176,7 +177,9 @@ class UnitEmbedder:
         self._model_s = 0.0
 
     def embed(self, unit: str, documents: pa.Table) -> pa.Table:
-        """Tokens, or texts, to vectors; documents that fail get an error instead.
+        """Tokens, or texts, to `vector`, a list of dim floats; documents that fail get an `__error`.
+
+        Figures of the unit are in the metadata.
 
         Raises:
             RunFailed: so many fail, or all vectors are the same, that it is the set-up.
@@ -221,9 +224,11 @@ class UnitEmbedder:
             "batch_tokens": self._encoder.batch_tokens,
         }
         faults.point("embed.before_write")
-        embedded = self._embedded(documents, vectors, errors, stats)
+        return self._embedded(documents, vectors, errors, stats)
+
+    def idle(self) -> None:
+        """From now on it waits for a unit."""
         self._idle_since = time.perf_counter()
-        return embedded
 
     def _embed(self, tokens: Tokens) -> npt.NDArray[np.float32]:
         with self._timing():

@@ -8,8 +8,7 @@ length lie next to each other, and each such run is one plain attention on a vie
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,13 +27,14 @@ class Layout:
 
     runs: (first token, texts, tokens per text), texts of one length side by side; starts: int32
     [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: that
-    the attention computes in.
+    the attention computes in; masks: of the batch's lengths, made by the first layer that needs one.
     """
 
     runs: tuple[tuple[int, int, int], ...]
     starts: torch.Tensor
     longest: int
     dtype: torch.dtype
+    masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ class _Sight:
     causal: bool
     window: int | None
 
-    def mask(self, length: int, device: torch.device, *, whole: bool) -> torch.Tensor | None:
+    def mask(self, length: int, layout: Layout, *, whole: bool) -> torch.Tensor | None:
         """Bool [length, length]; None where all is seen, or, unless `whole`, all that came before."""
         window = None if self.window is None or self.window >= length else self.window
         if window is None and not (self.causal and whole):
             return None
-        return _window(length, window or length, self.causal, device)
+        key = (length, window or length, self.causal, layout.starts.device)
+        if key not in layout.masks:
+            layout.masks[key] = _window(*key)
+        return layout.masks[key]
 
 
 def packed_attention(  # noqa: PLR0913 - transformers' signature
@@ -66,7 +69,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     layout: Layout | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D].
+    """query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D], of the query's dtype.
 
     A window is what transformers' flash attention makes of it: a text's tokens see those less than
     `sliding_window` away, on both sides, or only backwards where the model is causal.
@@ -118,7 +121,7 @@ def _by_runs(
     for first, texts, length in layout.runs:
         in_bfloat16 = in_steps and 4 * heads * length**2 <= _MOST_BYTES
         q, k, v = (_texts(x, first, texts, length, heads) for x in (query, key, value))
-        mask = sight.mask(length, q.device, whole=in_bfloat16)
+        mask = sight.mask(length, layout, whole=in_bfloat16)
         place = out[first : first + texts * length].view(texts, length, heads, -1).transpose(1, 2)
         if in_bfloat16:
             _in_bfloat16(place, (q, k, v), sight.scale, mask)
@@ -169,12 +172,10 @@ def _in_bfloat16(
         place[first : first + at_once].copy_(attended.view(-1, heads, *attended.shape[1:]))
 
 
-@functools.lru_cache(maxsize=16)
 def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
     """Which tokens see which, bool [length, length]."""
-    at = torch.arange(length, device=device)
-    away = at[:, None] - at
-    return (away >= 0) & (away < window) if causal else away.abs() < window
+    near = torch.ones(length, length, dtype=torch.bool, device=device)
+    return near.tril_(0 if causal else window - 1).triu_(1 - window)
 
 
 def register() -> None:

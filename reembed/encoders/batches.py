@@ -6,7 +6,6 @@ model's input of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +31,7 @@ class Form(Protocol):
         ...
 
     def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
-        """What the first module takes."""
+        """What the first module takes, by name, on `device`."""
         ...
 
 
@@ -46,9 +45,11 @@ class Padded:
         self._pad_id, self._type_ids = pad_id, type_ids
 
     def fit(self, lengths: Rows, budget: int) -> int:
+        """As many as have `budget` tokens, padded to the longest."""
         return max(1, budget // max(1, int(lengths[0])))
 
     def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids, attention_mask (and token_type_ids) int64 [N, longest]."""
         lengths = batch.lengths
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self._pad_id, np.int64)
@@ -95,9 +96,12 @@ class Packed:
         self._shapes = shapes
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+        """As many as have `budget` tokens together."""
+        return _together(lengths, budget)
 
     def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids, position_ids (and token_type_ids) int64 [1, T], seq_idx int64 [1, T] by text,
+        cu_seq_lens_q int32 [N+1], layout."""
         multiple = max(_VECTOR, budget // self._shapes) if self._shapes else _VECTOR
         batch = _filled(batch, self._pad_id, multiple)
         lengths = batch.lengths
@@ -125,28 +129,25 @@ class Flat:
     takes_empty = True
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+        """As many as have `budget` tokens together."""
+        return _together(lengths, budget)
 
     def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids int64 [T], offsets int64 [N]."""
         return {
             "input_ids": on(device, batch.ids.astype(np.int64)),
             "offsets": on(device, batch.offsets[:-1]),
         }
 
 
+def _together(lengths: Rows, budget: int) -> int:
+    return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+
+
 def longest_first(lengths: Rows, form: Form) -> Rows:
     """Rows in the order in which they are embedded: so the first batch is the largest."""
     order = np.argsort(-lengths, kind="stable")
     return order if form.takes_empty else order[lengths[order] > 0]
-
-
-def plan(lengths: Rows, form: Form, budget: int) -> Iterator[Rows]:
-    """Rows of each batch."""
-    order = longest_first(lengths, form)
-    while len(order):
-        count = form.fit(lengths[order], budget)
-        yield order[:count]
-        order = order[count:]
 
 
 def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:

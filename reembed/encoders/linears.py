@@ -1,19 +1,20 @@
-"""nn.Linear on the CPU by oneDNN, its weights laid out beforehand.
+"""Linear layers of their own number type: on the CPU by oneDNN, weights laid out beforehand.
 
-The operator is the one that torch's own Inductor emits when it freezes a model. On processors where
-torch's default (MKL) is slow in float32 it more than doubles a model's speed; results of a row do not
-depend on how many rows there are. It is private to torch, whose version is pinned, and a canary
-compares the vectors at every start; without it the model keeps its own linears.
+What is added up between layers, embeddings and LayerNorm stay float32. oneDNN's operator is the one
+that torch's own Inductor emits when it freezes a model. On processors where torch's default (MKL) is
+slow in float32 it more than doubles a model's speed; results of a row do not depend on how many rows
+there are. It is private to torch, whose version is pinned, and a canary compares the vectors at every
+start; without it the model keeps its own linears.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 # (linear, activation) as attributes of one module, the activation on the linear's result alone.
 _FUSED = (
@@ -78,11 +79,36 @@ class PrepackedLinear(nn.Module):
         return packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """[..., in_features] of any number type -> [..., out_features]."""
         out: torch.Tensor = self._operator(
             x.to(self._dtype), self._weight, self._bias, self._attr, [], self._algorithm
         )
         return out.to(self._answer)
+
+
+class NarrowLinear(nn.Module):
+    """A linear layer that computes in the number type of its weights; for CUDA.
+
+    It answers in float32, or, if `narrow`, as it computes.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, narrow: bool = False) -> None:
+        """Take the weights over."""
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._is_narrow = narrow
+        self.compute_in(dtype)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """From now on in this type."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] of any number type -> [..., out_features]."""
+        out = functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return out if self._is_narrow else out.float()
 
 
 def is_available() -> bool:
@@ -114,19 +140,40 @@ def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def prepack(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace the linears of a model in place; how many."""
+    """Replace the linears of a model on the CPU, in place; how many."""
     replaced = 0
     for module in list(model.modules()):
         after = _activation_after(module)
-        linears = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
-        if dtype is not torch.float32 and _only_attends(module):
-            module.register_forward_pre_hook(partial(_narrowed, dtype), with_kwargs=True)
-        for name, child in linears:
+        for name, child in _linears(module, dtype):
             narrow = name in after or name in _ATTENDED
             new = PrepackedLinear(child, dtype, after.get(name, _NONE), narrow=narrow)
             setattr(module, name, new)
             replaced += 1
     return replaced
+
+
+def narrow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let the linears of a model compute in 16 bits; before activation and attention answer in them."""
+    for module in list(model.modules()):
+        activated = [linear for linear, name in _FUSED if hasattr(module, name)]
+        for name, child in _linears(module, dtype):
+            new = NarrowLinear(child, dtype, narrow=name in activated or name in _ATTENDED)
+            setattr(module, name, new)
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """The same linears in another type."""
+    for module in model.modules():
+        if isinstance(module, NarrowLinear):
+            module.compute_in(dtype)
+
+
+def _linears(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, nn.Linear]]:
+    """A module's own, by name; what several of them take comes to them in their type already."""
+    found = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
+    if dtype is not torch.float32 and _only_attends(module):
+        module.register_forward_pre_hook(_narrowed, with_kwargs=True)
+    return found
 
 
 def _only_attends(module: nn.Module) -> bool:
@@ -137,9 +184,10 @@ def _only_attends(module: nn.Module) -> bool:
 
 
 def _narrowed(
-    dtype: torch.dtype, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What queries, keys and values are made of, brought to their number type once for all three."""
+    dtype = next(c.weight.dtype for n, c in module.named_children() if n in _ATTENDED)
     if args:
         return (args[0].to(dtype), *args[1:]), kwargs
     return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def gpus() -> int:
 def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
     """Tokens/s over about so many seconds, on as many texts as that takes.
 
-    They are embedded twice, and the second time counts: the first batch of a shape makes kernels.
+    They are embedded once before, which does not count: the first batch of a shape makes kernels.
     """
     some = tokens.take(_spread(len(tokens), _FIRST))
     encoder.embed(some)
@@ -79,7 +80,11 @@ def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
     texts = int(len(tokens) * seconds * guess / max(1, int(tokens.lengths.sum())))
     window = tokens.take(_spread(len(tokens), max(_FIRST, texts)))
     encoder.embed(window)
-    return _once(encoder, window)
+    times, started = 0, time.perf_counter()
+    while not times or time.perf_counter() - started < seconds:
+        encoder.embed(window)
+        times += 1
+    return times * float(window.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
 
 
 def together(
@@ -88,7 +93,7 @@ def together(
     """Tokens/s of so many replicas at once, each in a process of its own.
 
     Raises:
-        DoesNotFit: one of them ended before it had measured.
+        DoesNotFit: one of them ended before it had measured, or was not ready in two minutes.
     """
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(replicas), context.SimpleQueue()
@@ -96,13 +101,18 @@ def together(
     processes = [context.Process(target=_replica, args=task, daemon=True) for _ in range(replicas)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
+    left: dict[Any, Any] = {process.sentinel: process for process in processes}
+    while left:
+        for sentinel in wait(left):
+            left.pop(sentinel).join()
+        if any(process.exitcode for process in processes):
+            ready.abort()  # those that wait for it would wait on
     if any(process.exitcode for process in processes):
         raise DoesNotFit(
             f"{replicas} replica(s) of {config.model} do not run here",
-            "a process of them ended, most likely for want of memory; its own words are above",
-            "reembed tune --set embed.batch_tokens=1024",
+            f"a process of them ended, most likely for want of memory, or was not ready within"
+            f" {_LOAD_S:.0f} s; its own words are above",
+            "reembed tune     # with more memory free on this machine",
         )
     return float(sum(rates.get() for _ in processes))
 

