@@ -12,7 +12,6 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -77,33 +76,17 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
     return Attempt(run, unit, number, poison, ranges)
 
 
-class Workplace:
-    """Where one worker says what it works on, for the driver's deadlines."""
-
-    def __init__(self, run: Run) -> None:
-        """Nothing is said yet."""
-        self._run, self._worker = run, uuid.uuid4().hex
-        self._path = run.path(f"workers/{self._worker}.json")
-        self._thread = ThreadPoolExecutor(1)
-        self._removed: Future[None] | None = None
-
-    @contextmanager
-    def working(self, unit: str, attempt: int) -> Iterator[None]:
-        """Say so during the block; whoever is killed in it goes on saying so.
-
-        The model does not wait until that is taken back: the next unit's beginning does, and raises
-        what went wrong with it.
-        """
-        if self._removed is not None:
-            self._removed.result()
-        pid = os.getpid()
-        node, started = cluster.node_id(), process_started(pid) or ""
-        who = Worker(self._worker, unit, attempt, node, pid, started, now())
-        self._run.storage.write(self._path, asdict(who))
-        try:
-            yield
-        finally:
-            self._removed = self._thread.submit(self._run.storage.remove, self._path)
+@contextmanager
+def working(run: Run, worker: str, unit: str, attempt: int) -> Iterator[None]:
+    """Say who works on a unit, during the block; whoever is killed in it goes on saying so."""
+    path = run.path(f"workers/{worker}.json")
+    pid = os.getpid()
+    who = Worker(worker, unit, attempt, cluster.node_id(), pid, process_started(pid) or "", now())
+    run.storage.write(path, asdict(who))
+    try:
+        yield
+    finally:
+        run.storage.remove(path)
 
 
 def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterator[Range]:

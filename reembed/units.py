@@ -162,7 +162,7 @@ class UnitEmbedder:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if cores > 1 else "false")
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         self._job = job
-        self._place = attempts.Workplace(job.run)
+        self._worker = uuid.uuid4().hex
         self._encoder: Encoder = encoders.load_encoder(
             job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
         )
@@ -188,7 +188,7 @@ class UnitEmbedder:
         waited = started - (self._idle_since or started)
         before, model_s = replace(self._encoder.work), self._model_s
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
-        with self._place.working(unit, attempt.number):
+        with attempts.working(self._job.run, self._worker, unit, attempt.number):
             if TEXT in documents.column_names:
                 with self._timing():
                     documents = tokenized(documents, self._encoder)

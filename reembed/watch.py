@@ -72,8 +72,6 @@ class Watch:
         self._looked = now
         workers = runs.workers(self._job.run)
         for worker in workers:
-            if worker.unit not in self._left:
-                continue  # finished: its word that it works was not taken back yet
             seen = self._seen.get(worker.id)
             if seen is None or seen.attempt != (worker.unit, worker.attempt):
                 self._seen[worker.id] = _Seen((worker.unit, worker.attempt), now)
