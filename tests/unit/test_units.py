@@ -228,3 +228,20 @@ def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):
     assert embedder._share == 1
     embedder._encoder.device = "cuda"
     assert embedder._share == 0.25
+
+
+def test_no_error_of_the_reading_thread_goes_unheard():
+    """Ray Data raises more than RayErrors: its own patience ends with a plain Exception."""
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    from reembed.embed import _rows
+
+    class Ends:
+        def iter_rows(self):
+            yield {"unit": "u"}
+            raise ExecutionTimeoutError("no progress")
+
+    rows = _rows(Ends(), lambda: None)
+    assert next(rows) == {"unit": "u"}
+    with pytest.raises(ExecutionTimeoutError):
+        next(rows)
