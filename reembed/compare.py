@@ -18,7 +18,7 @@ from reembed.catalog import Release, now
 from reembed.config import GateConfig
 from reembed.errors import UsageError
 from reembed.live import OpenRelease
-from reembed.storage import Storage
+from reembed.storage import SCHEMA_VERSION, Storage
 
 DEPTH = 100
 ANN_K = 10
@@ -67,7 +67,7 @@ def compare(
         judged_present=present,
     )
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "alias": candidate.alias,
         "live": live.summary(),
         "candidate": candidate.summary(),

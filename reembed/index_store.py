@@ -23,9 +23,8 @@ from reembed import faults
 from reembed.errors import IntegrityError
 from reembed.index import Built
 from reembed.index_search import FIX, Float64, SearchIndex, read, write
-from reembed.storage import from_bytes, to_bytes
+from reembed.storage import SCHEMA_VERSION, from_bytes, to_bytes
 
-SCHEMA_VERSION = 1
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
 

@@ -26,7 +26,7 @@ from reembed.config import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of every record; a record that changes its meaning takes a new one."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")

@@ -23,6 +23,7 @@ from reembed.config import EncoderConfig
 from reembed.digests import Digests
 from reembed.source import TEXT, Source
 from reembed.spaces import Space
+from reembed.storage import SCHEMA_VERSION
 from reembed.table_version import (
     Proof,
     TableVersion,
@@ -94,7 +95,7 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """The receipt as stored."""
         return {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             **asdict(self),
             "passed": self.passed,
             "confidence": self.confidence,

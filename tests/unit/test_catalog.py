@@ -18,7 +18,7 @@ from reembed.promote import candidate, candidates, newest_of, promote, rollback,
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
 from reembed.status import status
-from reembed.storage import Storage
+from reembed.storage import SCHEMA_VERSION, Storage, from_bytes, to_bytes
 from reembed.table_version import manifest_proof
 
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
@@ -234,6 +234,17 @@ def test_create_only_records_have_one_winner_and_know_their_own_lost_answer(cata
     assert catalog.storage.create("x.json", {"token": 1})
     assert not catalog.storage.create("x.json", {"token": 2})
     assert catalog.storage.create("x.json", {"token": 1})
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
+def test_a_record_of_another_format_is_refused_in_words(catalog, version):
+    body = to_bytes({"schema_version": version, "what_is_this": 1})
+    with pytest.raises(UsageError, match="by another version of reembed") as refused:
+        from_bytes(body, "runs/x/plan.json")
+    assert (refused.value.why, refused.value.exit_code) == (
+        f"format {version}, this one knows {SCHEMA_VERSION}",
+        2,
+    )
 
 
 def test_a_space_record_with_an_edited_field_is_refused():

@@ -451,7 +451,7 @@ def test_a_tampered_index_is_refused(flat: Built, tmp_path: Path, damage: str) -
         {"dim": 8},
         {"dim": "16"},
         {"operating_point": {"nprobe": 4}},
-        {"schema_version": 2},
+        {"schema_version": 1},
         {"unknown": 1},
     ],
 )
