@@ -296,7 +296,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
 
     from reembed import encoders, table
     from reembed.catalog import Catalog
-    from reembed.config import Config
+    from reembed.config import Config, FrozenGate
     from reembed.source import Source
     from reembed.storage import Storage
     from reembed.strategies import full_rebuild, steps
@@ -315,7 +315,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     space = encoders.describe(config.encoder, config.table.dtype)
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     run = full_rebuild.choose_run(config, catalog, source, space, fresh=False)
-    plan = full_rebuild.make_plan(run, config, source, space, Silent())
+    plan = full_rebuild.make_plan(run, config, FrozenGate(), source, space, Silent())
     figures: common.Figures = {"units_plan_seconds": clock.lap(), "units_plan_mib": _mib()}
     executor: Any = Inline()
     executor.embed = _embed

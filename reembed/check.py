@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
 
+from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog, Release, now
-from reembed.config import Config, EncoderConfig
+from reembed.comparisons import Asked
+from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener
 from reembed.promote import (
     admissible,
     candidate,
     candidates,
-    comparison_path,
     follow,
     newest_of,
     promote,
@@ -124,8 +125,14 @@ def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
     )
 
 
-def compare_candidate(config: Config, release_id: str | None, say: Listener) -> dict[str, Any]:
-    """Compare the candidate with what is live; the record and the HTML report stay with its run."""
+def compare_candidate(
+    config: Config, release_id: str | None, say: Listener, asked: Asked
+) -> dict[str, Any]:
+    """Compare the candidate with what is live; the record and its HTML report are kept for good.
+
+    Raises:
+        UsageError: the judged queries changed since the plan, and no flag accepts that.
+    """
     from reembed import report
     from reembed.compare import compare
 
@@ -133,11 +140,14 @@ def compare_candidate(config: Config, release_id: str | None, say: Listener) -> 
     live = catalog.require_live()
     chosen = candidate(catalog, release_id)
     configured = absolute_queries(config.gate)
-    if chosen.gate["queries"] and configured.model_dump() != chosen.gate:
+    planned = FrozenGate(**chosen.gate)
+    judged = {"queries", "split"} if asked.changed_queries else set()
+    if planned.queries and configured.model_dump(exclude=judged) != planned.settings.model_dump(
+        exclude=judged
+    ):
         say("ignored", sections=["gate"])
-    record = compare(catalog.storage, live.release, chosen, late=configured)
-    catalog.storage.write(comparison_path(chosen.run_id), record)
-    page = f"runs/{chosen.run_id}/report.html"
+    record = compare(catalog, live.release, chosen, configured, asked)
+    record, page = comparisons.keep(catalog, live.release, chosen, record)
     catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())
     return {**record, "report": catalog.storage.uri(page)}
 
@@ -319,6 +329,7 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
         "to": record.release.id,
         "model": record.release.space.model,
         "forced": record.forced,
+        "comparison": record.comparison,
         "behind": _behind(catalog, record.release),
     }
 

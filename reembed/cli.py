@@ -203,13 +203,37 @@ def verify(
 
 @cli.command()
 @click.option("--candidate", "release_id", help="Left out: the newest release that is not live.")
+@click.option(
+    "--changed-queries",
+    is_flag=True,
+    help="Accept judged queries that changed since the plan, or those the config names now.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Judge by this margin instead of the planned one.",
+)
+@click.option("--reason", help="Why; required with these two, recorded with before and after.")
 @configured
-def compare(config: Config, release_id: str | None) -> tuple[dict[str, Any], int]:
-    """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive."""
+def compare(
+    config: Config,
+    release_id: str | None,
+    changed_queries: bool,
+    margin: float | None,
+    reason: str | None,
+) -> tuple[dict[str, Any], int]:
+    """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive.
+
+    Every comparison is kept, and promote says how many there were.
+    """
     from reembed import check
+    from reembed.comparisons import Asked
     from reembed.console import Console
 
-    result = check.compare_candidate(config, release_id, Console())
+    if (changed_queries or margin is not None) != bool(reason and reason.strip()):
+        raise click.UsageError("--changed-queries or --margin X, and --reason TEXT, go together")
+    asked = Asked(changed_queries, margin, reason)
+    result = check.compare_candidate(config, release_id, Console(), asked)
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result["verdict"]]
 
 

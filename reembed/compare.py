@@ -7,64 +7,66 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from reembed import evalset, gate, index_search, metrics
-from reembed.catalog import Release, now
+from reembed import comparisons, evalset, gate, index_search, metrics
+from reembed.catalog import Catalog, Release, now, who
+from reembed.comparisons import Asked
 from reembed.config import GateConfig
 from reembed.errors import UsageError
 from reembed.live import OpenRelease
-from reembed.storage import SCHEMA_VERSION, Storage
+from reembed.storage import SCHEMA_VERSION
 
 DEPTH = 100
 ANN_K = 10
 _TIMED_QUERIES = 200
 _WARM_UP = 5
+PLANNED = Asked()
+"""Judge by the plan."""
 
 Recalls = npt.NDArray[np.float64]
 
 
 def compare(
-    storage: Storage, live: Release, candidate: Release, late: GateConfig | None = None
+    catalog: Catalog,
+    live: Release,
+    candidate: Release,
+    configured: GateConfig,
+    asked: Asked = PLANNED,
 ) -> dict[str, Any]:
     """Run the candidate's evaluation set on both releases; the record that `promote` asks for.
 
-    The gate and its queries are those fixed in the candidate's plan, before results existed; only
-    where the plan names no queries, `late` does, and the record says so.
+    The gate and its queries are those fixed in the candidate's plan, before results existed; where
+    the plan names no queries, those of the config at its first comparison. What is asked to be
+    otherwise is recorded with its reason.
 
     Raises:
-        UsageError: neither names queries.
+        UsageError: no queries are named, or they are no longer those that were fixed.
     """
-    rules = GateConfig(**candidate.gate)
-    is_late = rules.queries is None and late is not None and late.queries is not None
-    rules = late if late is not None and is_late else rules
-    if rules.queries is None:
-        raise UsageError(
-            f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
-            "no relevance evidence, only structural checks",
-            "reembed compare --set gate.queries=BEIR_FOLDER",
-        )
-    queries = evalset.load_eval_set(rules.queries, rules.split, dict(storage.options))
-    old, new = OpenRelease.open(storage, live), OpenRelease.open(storage, candidate)
+    terms, queries = comparisons.agree(catalog, candidate, configured, asked)
+    old, new = (OpenRelease.open(catalog.storage, r) for r in (live, candidate))
     vectors_old, vectors_new = old.encode_queries(queries.texts), new.encode_queries(queries.texts)
-    found_old, found_new = _results(old, vectors_old), _results(new, vectors_new)
+    found_old, found_new = (
+        _results(opened, queries.query_ids, vectors)
+        for opened, vectors in ((old, vectors_old), (new, vectors_new))
+    )
     judgements, (old_QK, new_QK) = metrics.number_documents(queries, found_old, found_new)
     measured = {
         name: (metric(old_QK, judgements, k), metric(new_QK, judgements, k))
         for name, (metric, k) in _METRICS.items()
     }
-    present = _judged_present(queries, new)
+    held = _Held.by(new, queries)
     recall_old, recall_new = _ann_recall(old, vectors_old), _ann_recall(new, vectors_new)
     verdict = gate.judge(
-        rules,
+        terms.gate,
         verified=bool(candidate.verify.get("passed")),
         ann_recall_Q=recall_new,
         relevance=gate.Relevance(*measured["ndcg@10"], *measured["recall@10"]),
-        judged_present=present,
+        judged_present=held.judged,
     )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -77,10 +79,14 @@ def compare(
             "sha256": queries.sha256,
             "count": len(queries.query_ids),
             "dropped": queries.dropped,
-            "judged_present": present,
+            "judged_present": held.judged,
+            "own_documents": held.own,
+            "own_judged": held.own_judged,
         },
-        "gate": rules.model_dump(),
-        "gate_is_late": is_late,
+        "gate": terms.gate.model_dump(),
+        "planned_gate": terms.planned.model_dump(),
+        "gate_is_late": terms.late,
+        "changes": [asdict(change) for change in terms.changes],
         "metrics": {name: _change(*pair) for name, pair in measured.items()},
         "ann_recall@10": {"live": float(recall_old.mean()), "candidate": float(recall_new.mean())},
         "overlap@10": float(metrics.overlap_at(old_QK, new_QK, 10).mean()),
@@ -90,6 +96,7 @@ def compare(
         },
         "latency": _latencies(old, new, vectors_old, vectors_new),
         **verdict.to_json(),
+        "by": who(),
         "at": now(),
     }
 
@@ -102,34 +109,58 @@ _METRICS: dict[str, tuple[Callable[..., Recalls], int]] = {
 }
 
 
-def _results(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> list[list[str]]:
-    row_ids, _ = opened.index.search(vectors, DEPTH)
-    return [[str(d) for d in row] for row in opened.doc_ids(row_ids)]
+def _results(
+    opened: OpenRelease, query_ids: list[str], vectors: npt.NDArray[np.float32]
+) -> list[list[str]]:
+    # One more than is scored: the query's own document may be among them.
+    row_ids, scores_QK = opened.index.search(vectors, DEPTH + 1)
+    found = zip(query_ids, opened.doc_ids(row_ids), scores_QK.tolist(), strict=True)
+    return [
+        metrics.ranking([str(d) for d in docs], scores[: len(docs)], query_id, DEPTH)
+        for query_id, docs, scores in found
+    ]
 
 
-def _judged_present(queries: evalset.EvalSet, opened: OpenRelease) -> float:
-    """Share of the relevant documents that the release holds.
+@dataclass(frozen=True)
+class _Held:
+    """What a release holds of an evaluation set."""
 
-    Raises:
-        UsageError: none; the ids of the judgements are not those of the documents.
-    """
-    relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
-    held: set[str] = set()
-    example = None
-    for batch in opened.table.scan(["doc_id"]):
-        ids = [str(d) for d in batch.column("doc_id").to_pylist()]
-        example = example or next(iter(ids), None)
-        held |= relevant.intersection(ids)
-    if not held:
-        raise UsageError(
-            f"no judged document of {queries.source} is in release {opened.release.id}",
-            f"judgements name documents like {min(relevant)!r}, the table has ids like {example!r}",
-            "reembed config     # source.id_column and gate.queries must speak of the same ids",
-        )
-    return len(held) / len(relevant)
+    judged: float
+    """Share of the relevant documents."""
+    own: int
+    """Queries whose id is also a document's, which is left out of their results."""
+    own_judged: int
+    """Queries of these that judge that document relevant: perhaps the ids only happen to be equal."""
+
+    @classmethod
+    def by(cls, opened: OpenRelease, queries: evalset.EvalSet) -> _Held:
+        """Read the ids of every row.
+
+        Raises:
+            UsageError: none is relevant; the ids of the judgements are not those of the documents.
+        """
+        relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
+        asked = relevant.union(queries.query_ids)
+        held: set[str] = set()
+        example = None
+        for batch in opened.table.scan(["doc_id"]):
+            ids = [str(d) for d in batch.column("doc_id").to_pylist()]
+            example = example or next(iter(ids), None)
+            held |= asked.intersection(ids)
+        if not held & relevant:
+            raise UsageError(
+                f"no judged document of {queries.source} is in release {opened.release.id}",
+                f"judgements name documents like {min(relevant)!r}, the table has ids like {example!r}",
+                "reembed config     # source.id_column and gate.queries must speak of the same ids",
+            )
+        own = held.intersection(queries.query_ids)
+        pairs = zip(queries.query_ids, queries.qrels, strict=True)
+        own_judged = sum(qrels.get(q, 0) > 0 for q, qrels in pairs if q in own)
+        return cls(len(held & relevant) / len(relevant), len(own), own_judged)
 
 
 def _ann_recall(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> Recalls:
+    """Of the index, not of the model: a query's own document counts as any other."""
     ids, scores = index_search.exact_search(opened.table, vectors, 4 * ANN_K)
     return index_search.ann_recall(opened.index, vectors, ids, scores, ANN_K)
 

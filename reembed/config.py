@@ -167,13 +167,28 @@ class GateConfig(Section):
     """What `compare` must show before `promote`. Fixed in the run's plan before results exist."""
 
     queries: StrictStr | None = None
-    """Judged queries: a BEIR folder, or a Lance, Parquet or JSONL of query_id, text and qrels."""
+    """Judged queries: a BEIR folder, or a Lance, Parquet or JSONL of query_id, text and doc_ids."""
     split: StrictStr = "test"
     """Which qrels/SPLIT.tsv of a BEIR folder."""
-    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Largest loss of nDCG@10 and recall@10 that may pass, absolute; at least 2 % of live."""
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Left out: 0.01, or 2 % of
+    live's value where that is more."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
+
+
+class FrozenGate(GateConfig):
+    """A gate as a plan keeps it: its settings, and by content which queries they name."""
+
+    sha256: StrictStr | None = None
+    """Digest of the queries and judgements; None where no queries are named."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """How many queries can be scored; None where none are named."""
+
+    @property
+    def settings(self) -> GateConfig:
+        """What a config says of it."""
+        return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
 
 
 class StorageConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
 
+from reembed.config import FrozenGate, GateConfig
 from reembed.errors import UsageError
-from reembed.storage import Storage, is_remote
+from reembed.storage import Storage, absolute_queries, is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,6 +80,19 @@ def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> Eval
         return _eval_set(uri, _table_queries(uri, _parquet_table(uri, content)))
     rows = _jsonl_rows(uri, content)
     return _eval_set(uri, (_query_of_row(row, place) for place, row in rows))
+
+
+def freeze(section: GateConfig, storage_options: dict[str, str]) -> FrozenGate:
+    """The gate with the queries' place made absolute, and their digest and number as they now are.
+
+    Raises:
+        UsageError: as `load_eval_set`.
+    """
+    section = absolute_queries(section)
+    if not section.queries:
+        return FrozenGate(**section.model_dump())
+    found = load_eval_set(section.queries, section.split, storage_options)
+    return FrozenGate(**section.model_dump(), sha256=found.sha256, count=len(found.query_ids))
 
 
 def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
@@ -159,28 +174,39 @@ def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
 
 
 def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
-    lines = _lines(place, content)
-    _, header = next(lines, (place, ""))
-    columns = header.split("\t")
+    """As BEIR's reader does: tab-separated CSV, in which a cell may be quoted."""
+    rows = _tsv_rows(place, content)
+    _, columns = next(rows, (place, []))
     missing = [name for name in _TSV_HEADER if name not in columns]
     if missing:
+        first = "\t".join(columns)
         raise UsageError(
             f"{place}: no column {', '.join(missing)}",
-            f"the first line is {header[:80]!r}",
+            f"the first line is {first[:80]!r}",
             f"make its first line {' '.join(_TSV_HEADER)}, separated by tabs",
         )
     query_at, doc_at, score_at = (columns.index(name) for name in _TSV_HEADER)
     qrels: dict[str, dict[str, int]] = {}
-    for line_place, line in lines:
-        cells = line.split("\t")
+    for row_place, cells in rows:
         if len(cells) != len(columns):
-            raise _bad(line_place, f"{len(cells)} cells where the header has {len(columns)}")
+            raise _bad(row_place, f"{len(cells)} cells where the header has {len(columns)}")
         try:
             grade = int(cells[score_at])
         except ValueError:
-            raise _bad(line_place, f"score {cells[score_at]!r} is no whole number") from None
-        _judge(qrels.setdefault(cells[query_at], {}), cells[doc_at], grade, line_place)
+            raise _bad(row_place, f"score {cells[score_at]!r} is not a whole number") from None
+        _judge(qrels.setdefault(cells[query_at], {}), cells[doc_at], grade, row_place)
     return qrels
+
+
+def _tsv_rows(place: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
+    """`place:number` and cells of each row that is not blank."""
+    reader = csv.reader(io.StringIO(_text(place, content), newline=""), delimiter="\t", strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield f"{place}:{reader.line_num}", cells
+    except csv.Error as error:
+        raise _bad(f"{place}:{reader.line_num}", f"not tab-separated values: {error}") from None
 
 
 def _judge(qrels: dict[str, int], doc_id: str, grade: int, place: str) -> None:
@@ -261,16 +287,19 @@ def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any
 
 def _lines(place: str, content: bytes) -> Iterator[tuple[str, str]]:
     """`place:number` and text of each line that is not blank."""
+    # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
+    for number, line in enumerate(_text(place, content).split("\n"), start=1):
+        if line.strip():
+            yield f"{place}:{number}", line.removesuffix("\r")
+
+
+def _text(place: str, content: bytes) -> str:
     try:
         plain = gzip.decompress(content) if place.endswith(".gz") else content
-        text = plain.decode("utf-8-sig")
+        return plain.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         why = str(error)
         raise UsageError(f"{place}: not readable as text", why, "store it again as UTF-8") from None
-    # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{place}:{number}", line.removesuffix("\r")
 
 
 def _parquet_table(uri: str, content: bytes) -> pa.Table:

@@ -8,7 +8,7 @@ one-sided 95 % Student t bound must clear the threshold, and only an upper bound
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from reembed.errors import IntegrityError
@@ -22,8 +22,9 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 MIN_QUERIES = 20
 """Fewest queries that may pass: below it the t bound was not checked, and a few equal differences
 have no variance at all."""
-LEAST_MARGIN_SHARE = 0.02
-"""The margin is never smaller than this share of live's mean."""
+MARGIN, MARGIN_SHARE = 0.01, 0.02
+"""The margin where the config sets none: absolute, or this share of live's mean where that is more,
+so that a high metric is not held to noise. A margin that is set is applied as it is."""
 _TYPICAL_SD = 0.2
 """Of nDCG@10 differences (measured .16-.21); stands in where too few queries tell their own."""
 
@@ -45,8 +46,12 @@ class Rule:
     """The lower one-sided 95 % bound of the mean; None when one query gives none."""
     required: float | None = None
     """What the bound must reach."""
+    margin: float | None = None
+    """The loss that was allowed; only of a rule about a change."""
     queries_needed: int | None = None
     """About how many queries would decide; only when inconclusive."""
+    n: int = 0
+    """Queries it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Verdict:
     verdict: Outcome
     rules: tuple[Rule, ...]
     queries_needed: int | None
+    margin_needed: float | None
+    """The smallest margin, to three digits, with which it would pass; None where no margin would."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without infinities or NaN."""
@@ -72,7 +79,8 @@ class Verdict:
             verdict = combine(*(Rule(**rule) for rule in record["rules"]))
         except (KeyError, TypeError) as error:
             raise _damaged(f"{type(error).__name__}: {error}") from None
-        if verdict.to_json() != record:
+        said = {name: record.get(name) for name in verdict.to_json()}
+        if verdict.to_json() != said:
             raise _damaged(f"it says {record.get('verdict')!r}, its rules {verdict.verdict!r}")
         return verdict
 
@@ -131,7 +139,19 @@ def combine(*rules: Rule) -> Verdict:
     elif "inconclusive" in outcomes:
         outcome = "inconclusive"
     needed = [rule.queries_needed for rule in rules if rule.queries_needed is not None]
-    return Verdict(outcome, rules, max(needed) if needed and outcome == "inconclusive" else None)
+    queries = max(needed) if needed and outcome == "inconclusive" else None
+    return Verdict(outcome, rules, queries, _margin_needed(rules))
+
+
+def _margin_needed(rules: tuple[Rule, ...]) -> float | None:
+    """None where all pass, or where a rule that no margin moves stands in the way."""
+    blocking = [rule for rule in rules if rule.verdict != "pass"]
+    bounds = [rule.bound for rule in blocking if rule.margin is not None and rule.n >= MIN_QUERIES]
+    known = [bound for bound in bounds if bound is not None]
+    if not blocking or len(known) < len(blocking):
+        return None
+    margin = math.ceil(-min(known) * 1000) / 1000
+    return margin if margin < 1 else None
 
 
 def verify_rule(verified: bool) -> Rule:
@@ -164,25 +184,24 @@ def ann_recall_rule(ann_recall_Q: Floats, required: float) -> Rule:
     return _rule("ann_recall@10", interval, required, distance)
 
 
-def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float) -> Rule:
+def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float | None) -> Rule:
     """G1: the candidate loses no more than the margin; bound of the paired changes >= -margin.
-
-    The margin grows to 2 % of live's mean, so that a high metric is not held to noise.
 
     Args:
         metric: its name, for people.
         live_Q: float64, live's metric per query.
         candidate_Q: float64, the candidate's, on the same queries in the same order.
-        margin: absolute.
+        margin: absolute; None: 0.01, or 2 % of live's mean where that is more.
     """
     if live_Q.shape != candidate_Q.shape:
         raise ValueError(f"{metric}: {len(live_Q)} and {len(candidate_Q)} queries are no pairs")
     name = f"{metric} change"
     if len(live_Q) == 0:
         return Rule(name, "inconclusive", f"{metric} was not measured")
-    margin = max(margin, LEAST_MARGIN_SHARE * float(live_Q.mean()))
+    if margin is None:
+        margin = max(MARGIN, MARGIN_SHARE * float(live_Q.mean()))
     interval = paired_interval(candidate_Q - live_Q)
-    return _rule(name, interval, -margin, margin)
+    return replace(_rule(name, interval, -margin, margin), margin=margin)
 
 
 def _rule(name: str, interval: Interval, required: float, distance: float) -> Rule:
@@ -201,6 +220,7 @@ def _rule(name: str, interval: Interval, required: float, distance: float) -> Ru
         bound=interval.lower if math.isfinite(interval.lower) else None,
         required=required,
         queries_needed=needed,
+        n=interval.n,
     )
 
 

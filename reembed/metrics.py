@@ -97,6 +97,16 @@ def _numbered(lists: Sequence[Sequence[str]], eval_set: EvalSet, number_of: dict
     return results_QK
 
 
+def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: int) -> list[str]:
+    """The k best documents of a query, as BEIR and trec_eval rank them.
+
+    A document whose id is the query's is left out, as in BEIR (in ArguAna each query is a document);
+    of equal scores the document with the larger id comes first, as in trec_eval.
+    """
+    found = [(s, d) for d, s in zip(doc_ids, scores, strict=True) if d != query_id]
+    return [doc_id for _, doc_id in sorted(found, reverse=True)[:k]]
+
+
 # --- against judgements: quality of the model ---
 
 

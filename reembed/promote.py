@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
-from reembed import faults, provenance
+from reembed import comparisons, faults, provenance
 from reembed.catalog import Action, AliasRecord, Catalog, Release
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.table_version import missing_files
@@ -165,11 +163,6 @@ def follow(catalog: Catalog, release: Release) -> AliasRecord:
     return _swap(catalog, live, "catch-up", release, None, None)
 
 
-def comparison_path(run_id: str) -> str:
-    """Where the comparison of a run's release is kept."""
-    return f"runs/{run_id}/compare.json"
-
-
 def verification_path(run_id: str) -> str:
     """Where the newest verification of a run's release is kept."""
     return f"runs/{run_id}/verify.json"
@@ -258,46 +251,30 @@ def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = Tru
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
     # What was caught up has the model of what was compared: the newest verdict on the line stands.
-    line = [r for r in reversed(catalog.releases()) if r.origin == chosen.origin and r != chosen]
-    found = ((r, catalog.storage.read_if_there(comparison_path(r.run_id))) for r in (chosen, *line))
-    compared, record = next(((r, c) for r, c in found if c is not None), (chosen, None))
+    record = comparisons.newest(catalog, live, chosen)
+    again = f"reembed compare --candidate {chosen.id}"
     if record is None:
+        if others := comparisons.compared_with(catalog, chosen):
+            raise Conflict(
+                f"release {chosen.id} was compared with {', '.join(others)}, but {live.id} is live now",
+                "the comparison does not say whether it is better than what serves",
+                again,
+            )
         raise GateFailed(
             f"release {chosen.id} was never compared with {live.id}, which is live",
             "without a comparison nobody knows whether it is better",
-            "reembed compare",
+            again,
         )
-    if catalog.release(record["live"]["release"]).origin != live.origin:
-        raise Conflict(
-            f"release {chosen.id} was compared with {record['live']['release']}, but {live.id} is live now",
-            "the comparison does not say whether it is better than what serves",
-            "reembed compare",
-        )
-    if (
-        record["candidate_index_sha256"] != compared.index_sha256
-        or record["candidate"]["release"] != compared.id
-    ):
-        raise IntegrityError(
-            f"the comparison is of another index than release {chosen.id}'s",
-            None,
-            "reembed compare",
-        )
+    compared = catalog.release(record["candidate"]["release"])
+    comparisons.require_sound(catalog, record, compared)
     failing = "; ".join(r["detail"] for r in record["rules"] if r["verdict"] != "pass")
+    again = f"{again}     # says what can be done"
     if record["verdict"] == "fail":
         raise GateFailed(
-            f"release {chosen.id} failed the comparison with {live.id}", failing, "reembed compare"
+            f"release {chosen.id} failed the comparison with {live.id}", failing, again
         )
     if record["verdict"] != "pass":
         raise Inconclusive(
-            f"the comparison of {chosen.id} with {live.id} is inconclusive",
-            failing,
-            "reembed compare",
+            f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, again
         )
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-    return {
-        "verdict": record["verdict"],
-        "sha256": digest,
-        "at": record["at"],
-        "live": record["live"]["release"],
-        "candidate": compared.id,
-    }
+    return comparisons.evidence(record)

@@ -30,7 +30,7 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
     options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
-        whole = line.lstrip().startswith(("fix:", "Next:", "Back:"))
+        whole = line.lstrip().startswith(("fix:", "Next:", "or:", "Back:"))
         begin = r"\b" if whole else "`"  # elsewhere a command stands in backquotes
         pattern = rf"{begin}reembed ({'|'.join(_CONFIGURED)})\b"
         return re.sub(pattern, lambda m: m[0] + options, line)
@@ -194,19 +194,78 @@ def _compare(r: dict[str, Any]) -> str:
             lines.append(
                 f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}"
             )
-    lines.append("")
+    lines += ["", *(f"  {line}" for line in _left_out(queries))]
     lines += [
         f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['detail']}" for rule in r["rules"]
     ]
-    if r["queries_needed"]:
-        lines.append(f"  about {r['queries_needed']:,} judged queries would decide")
+    lines += [f"  {line}" for line in _evidence(r)]
     lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
-    following = {
-        "pass": "reembed promote",
-        "fail": "reembed run     # with another model; what is live serves on",
-        "inconclusive": "reembed compare     # after judging more queries",
-    }
-    return "\n".join([*lines, f"Next: {following[r['verdict']]}"])
+    first, *others = choices(r)
+    return "\n".join([*lines, f"Next: {first}", *(f"  or: {other}" for other in others)])
+
+
+def choices(r: dict[str, Any]) -> list[str]:
+    """Commands that can follow a comparison, the usual first; none of them embeds a document."""
+    new, live = r["candidate"]["release"], r["live"]["release"]
+    if r["verdict"] == "pass":
+        return [f"reembed promote {new}"]
+    changed = {setting for c in r["changes"] for setting in c["after"]}
+    queries = " --changed-queries" if "queries" in changed else ""
+    margin = f" --margin {r['gate']['margin']:g}" if "margin" in changed else ""
+    again = f"reembed compare --candidate {new}"
+    found = [f"reembed status     # keep {live}: it serves on, nothing changes"]
+    if needed := r["queries_needed"]:
+        more = f"after judging more: about {needed:,} queries would decide, there are {r['queries']['count']:,}"
+        found.append(f"{again} --changed-queries{margin} --reason 'WHY'     # {more}")
+    if (wider := r["margin_needed"]) is not None:
+        accept = f"accept a loss of up to {wider:g}; recorded, with who and why"
+        found.append(f"{again}{queries} --margin {wider:g} --reason 'WHY'     # {accept}")
+    overrule = "overrule the gate; recorded for ever"
+    return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
+
+
+def _evidence(r: dict[str, Any]) -> list[str]:
+    """What a reader must know of how a comparison came about; of its record, or of the alias log's."""
+    lines = [_changed(c) for c in r["changes"]]
+    if r["earlier"]:
+        lines.append(
+            f"comparison {len(r['earlier']) + 1} of this model with this live line; before:"
+        )
+        lines += [f"  {_told(e)}" for e in r["earlier"]]
+    return lines
+
+
+def _changed(c: dict[str, Any]) -> str:
+    before, after = (
+        f"margin {_margin(x['margin'])}"
+        if "margin" in x
+        else f"{x['count']:,} queries ({x['sha256'][:12]})"
+        for x in (c["before"], c["after"])
+    )
+    return f"changed from {before} to {after} by {c['by']}, {c['at']}: {c['reason']}"
+
+
+def _margin(margin: float | None) -> str:
+    return "0.01 or 2 % of live" if margin is None else f"{margin:g}"
+
+
+def _told(e: dict[str, Any]) -> str:
+    changed = f", {' and '.join(e['changed'])} changed" if e["changed"] else ""
+    return (
+        f"{e['at']}  {e['verdict']}  on {e['queries']['count']:,} queries ({e['queries']['sha256'][:12]}),"
+        f" margin {_margin(e['margin'])}{changed}  {e['candidate']}  by {e['by']}"
+    )
+
+
+def _left_out(q: dict[str, Any]) -> list[str]:
+    lines = []
+    if q["dropped"]:
+        lines.append(f"{q['dropped']:,} queries without a relevant document are left out")
+    if q["own_documents"]:
+        own = f"{q['own_documents']:,} queries have a document's id: it is left out of their results, as BEIR does"
+        judged = f"; {q['own_judged']:,} of these documents are judged relevant: are the ids equal by chance?"
+        lines.append(own + (judged if q["own_judged"] else ""))
+    return lines
 
 
 def _signed(value: float | None) -> str:
@@ -243,6 +302,11 @@ def _moved(r: dict[str, Any]) -> str:
         lines.append(
             "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
         )
+    if r["comparison"]:
+        lines += [
+            f"  compared: {_told(r['comparison'])}",
+            *(f"  {e}" for e in _evidence(r["comparison"])),
+        ]
     if behind["newest"] is None:
         lines.append(f"  the source cannot be read now: {behind['why']}")
     elif behind["newest"] > behind["source_version"]:
@@ -265,6 +329,9 @@ def _history(r: dict[str, Any]) -> str:
         lines.append(
             f"  {s['generation']:>4}  {s['at']}  {s['action']:8}  {s['release']}  {s['model']}  by {s['by']}{why}"
         )
+        if compared := s["comparison"]:
+            lines += [f"        compared: {_told(compared)}"]
+            lines += [f"        {e}" for e in _evidence(compared)]
     return "\n".join([*lines, "Next: reembed status"])
 
 
@@ -369,20 +436,29 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     """The comparison as one self-contained page: no script, nothing loaded, everything escaped."""
     import jinja2
 
+    from reembed import comparisons
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reembed"),
         autoescape=True,
         finalize=_harmless,
         undefined=jinja2.StrictUndefined,
     )
-    bound = max(
-        0.05,
-        *(
-            abs(v)
-            for m in comparison["metrics"].values()
-            for v in (m["change"]["low"] or 0, m["change"]["high"] or 0)
-        ),
-    )
+    allowed = {
+        rule["name"].removesuffix(" change").lower(): rule["margin"]
+        for rule in comparison["rules"]
+        if rule["margin"] is not None
+    }
+    changes = [m["change"] for m in comparison["metrics"].values()]
+    ends = [abs(c[end] or 0) for c in changes for end in ("low", "high", "mean")]
     return environment.get_template("report.html").render(
-        c=comparison, release=candidate, verify=candidate.verify, log=log, scale=bound * 1.15
+        c=comparison,
+        allowed=allowed,
+        notes=[*_left_out(comparison["queries"]), *map(_changed, comparison["changes"])],
+        made=[*comparison["earlier"], comparisons.told(comparison)],
+        choices=choices(comparison),
+        release=candidate,
+        verify=candidate.verify,
+        log=log,
+        scale=max(0.05, *ends, *allowed.values()) * 1.15,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from reembed.catalog import Catalog, Release
-from reembed.promote import candidates, comparison_path, standing
+from reembed import comparisons
+from reembed.catalog import Catalog
+from reembed.promote import candidates, standing
 from reembed.runs import Lease, Run, find_runs, read_lease, workers
 from reembed.storage import is_remote
 
@@ -18,25 +19,19 @@ def status(catalog: Catalog) -> dict[str, Any]:
     live = stack[-1] if stack else None
     retired = [r.id for r in catalog.releases() if catalog.is_retired(r.id)]
     waiting = candidates(catalog)
+    verdicts = comparisons.verdicts(catalog, live) if live else {}
     return {
         "alias": catalog.alias,
         "live": live.summary() if live else None,
         "generation": len(log),
         "forced": bool(log and log[-1].forced),
         "previous": stack[-2].summary() if len(stack) > 1 else None,
-        "candidates": [{**r.summary(), "verdict": _verdict(catalog, r, live)} for r in waiting],
+        "candidates": [{**r.summary(), "verdict": verdicts.get(r.origin)} for r in waiting],
         "retired": retired,
         "runs": [
             _run(run) for run in find_runs(catalog.storage, catalog.alias) if run.result() is None
         ],
     }
-
-
-def _verdict(catalog: Catalog, release: Release, live: Release | None) -> str | None:
-    record = catalog.storage.read_if_there(comparison_path(release.run_id))
-    if record is None or live is None or record["live"]["release"] != live.id:
-        return None
-    return str(record["verdict"])
 
 
 def _resume(run: Run) -> str:

@@ -8,14 +8,14 @@ import yaml
 
 from reembed import encoders, evalset, table
 from reembed.catalog import Catalog, Release, now
-from reembed.config import Config, EncoderConfig
+from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Listener
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
-from reembed.storage import Storage, absolute, absolute_queries
+from reembed.storage import Storage, absolute
 from reembed.strategies.steps import (
     Work,
     build_index,
@@ -42,15 +42,14 @@ def full_rebuild(
     catalog = Catalog(storage, config.alias)
     source = Source.open(config)
     space = encoders.describe(config.encoder, config.table.dtype)
-    if config.gate.queries:
-        evalset.load_eval_set(config.gate.queries, config.gate.split, config.storage.options)
+    gate = evalset.freeze(config.gate, config.storage.options)
     run = choose_run(config, catalog, source, space, fresh=fresh)
     with driving(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
-            _say_ignored(run.plan(), config, say, built=True)
+            _say_ignored(run.plan(), config, gate, say, built=True)
             return release
-        plan = make_plan(run, config, source, space, say)
+        plan = make_plan(run, config, gate, source, space, say)
         source = Source.from_json(plan.source, storage.options)
         with (executor or RayExecutor()).connected(config) as on, stopping(say) as stop:
             say("ray", where=on.where)
@@ -112,7 +111,9 @@ def finished(run: Run, catalog: Catalog) -> Release | None:
     return catalog.release(result["release"]) if result and result["release"] else None
 
 
-def make_plan(run: Run, config: Config, source: Source, space: Space, say: Listener) -> Plan:
+def make_plan(
+    run: Run, config: Config, gate: FrozenGate, source: Source, space: Space, say: Listener
+) -> Plan:
     """Fix what the run does, create-only; a resumed run keeps the plan it has.
 
     Raises:
@@ -123,7 +124,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
         plan.space.require(
             space, f"run {run.id} was planned with another model (use --fresh to start over)"
         )
-        _say_ignored(plan, config, say, built=False)
+        _say_ignored(plan, config, gate, say, built=False)
         say(
             "resume",
             run=run.id,
@@ -147,7 +148,7 @@ def make_plan(run: Run, config: Config, source: Source, space: Space, say: Liste
             base_version=table.ensure_table(
                 run.storage, path, table.schema(space, *source.schema())
             ),
-            gate=absolute_queries(config.gate).model_dump(),
+            gate=gate.model_dump(),
             index=config.index.model_dump(),
             rows=rows,
             units=units,
@@ -174,9 +175,14 @@ def _portable(section: EncoderConfig) -> EncoderConfig:
     return section
 
 
-def _say_ignored(plan: Plan | None, config: Config, say: Listener, *, built: bool) -> None:
-    """Settings that were fixed when the run was planned (or `built`), and are different now."""
-    now_set = {"gate": absolute_queries(config.gate).model_dump()}
+def _say_ignored(
+    plan: Plan | None, config: Config, gate: FrozenGate, say: Listener, *, built: bool
+) -> None:
+    """Settings that were fixed when the run was planned (or `built`), and are different now.
+
+    The gate is one of them, and so is what its judged queries hold.
+    """
+    now_set = {"gate": gate.model_dump()}
     if built:
         now_set["index"] = config.index.model_dump()
     if plan is not None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from reembed import embed, encoders, evalset, faults, index, index_store, keep, table, verify
 from reembed.catalog import Catalog, Release, now
-from reembed.config import Config, EncoderConfig, GateConfig
+from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
@@ -139,8 +139,9 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     )
     gpus = 1 if config.index.device != "cpu" and on.has_gpu() else 0
     cpus = min(config.embed.actors * config.embed.cpus_per_actor, on.largest_node_cpus(gpus))
+    texts = _tuning_texts(work)
     manifest = on.call(
-        _index_task, run, work.plan, work.vectors(sealed), config, cpus=cpus, gpus=gpus
+        _index_task, run, work.plan, work.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
     )
     fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
     run.event("index", **fields)
@@ -148,14 +149,27 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     return manifest
 
 
+def _tuning_texts(work: Work) -> list[str]:
+    """The planned queries to tune the index on; none where the plan has none, or they changed."""
+    gate = FrozenGate(**work.plan.gate)
+    if not gate.queries:
+        return []
+    found = evalset.load_eval_set(gate.queries, gate.split, dict(work.run.storage.options))
+    if found.sha256 == gate.sha256:
+        return found.texts
+    what = (
+        f"{found.source} is not what was planned: the index is tuned on documents, not on queries"
+    )
+    work.say("begin", what=what)
+    return []
+
+
 def _index_task(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config
+    run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
 ) -> index_store.IndexManifest:
     queries = None
-    gate = GateConfig(**plan.gate)
-    if gate.queries:
+    if texts:
         encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
-        texts = evalset.load_eval_set(gate.queries, gate.split, dict(run.storage.options)).texts
         queries = encoder.embed(encoder.tokenize(texts, "query"))
     built = index.build(vectors, config.index, queries, trained=_trained(run, plan))
     return index_store.save(

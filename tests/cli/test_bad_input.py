@@ -286,7 +286,7 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     _, catalog, live, candidate, file = two_releases
     said = fails(3, "promote", "-c", file)
     assert f"release {candidate.id} was never compared with {live.id}" in said
-    assert f"fix: reembed compare -c {file}" in said
+    assert f"fix: reembed compare -c {file} --candidate {candidate.id}" in said
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
     third = dataclasses.replace(
@@ -296,7 +296,7 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     catalog.append(step, "promote", third)
     said = fails(4, "promote", candidate.id, "-c", file)
     assert f"was compared with {live.id}, but third is live now" in said
-    assert f"fix: reembed compare -c {file}" in said
+    assert f"fix: reembed compare -c {file} --candidate {candidate.id}" in said
 
 
 @pytest.mark.ray
@@ -359,9 +359,11 @@ def test_judgements_of_other_ids_decide_nothing(two_releases, cli):
     qrels = Path(candidate.gate["queries"]) / "qrels" / "test.tsv"
     lines = qrels.read_text().splitlines()
     qrels.write_text("\n".join([lines[0], *(li.replace("\td", "\tx") for li in lines[1:])]))
-    assert "no judged document of" in fails(2, "compare", "-c", file)
+    assert "was planned with" in fails(2, "compare", "-c", file)
+    accepted = ("--changed-queries", "--reason", "a test")
+    assert "no judged document of" in fails(2, "compare", *accepted, "-c", file)
     qrels.write_text("\n".join([*lines[:9], *(li.replace("\td", "\tx") for li in lines[9:])]))
-    record = cli("compare", "-c", file, code=6)
+    record = cli("compare", *accepted, "-c", file, code=6)
     rule = next(r for r in record["rules"] if r["name"] == "judged documents")
     assert rule["verdict"] == "inconclusive"
 

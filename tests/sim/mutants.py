@@ -245,11 +245,11 @@ def index_of_the_version_before(patch: Patch) -> None:
     _blind(patch)
     honest = strategies.steps._index_task
 
-    def stale(run: Any, plan: Any, vectors: Any, config: Any) -> Any:
+    def stale(run: Any, plan: Any, vectors: Any, config: Any, texts: Any) -> Any:
         if plan.base is None:
-            return honest(run, plan, vectors, config)
+            return honest(run, plan, vectors, config, texts)
         old = dataclasses.replace(vectors, version=plan.base.table_version)
-        built = honest(run, plan, old, config)
+        built = honest(run, plan, old, config, texts)
         manifest = {**built.to_json(), "table_version": vectors.version}
         run.storage.write(f"indexes/{run.id}/manifest.json", manifest)
         return type(built).from_json(manifest)

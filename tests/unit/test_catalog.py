@@ -11,9 +11,11 @@ import lance
 import pyarrow as pa
 import pytest
 
-from reembed import errors, gc, report
+from reembed import comparisons, errors, gc, report
 from reembed.catalog import Catalog, Release
+from reembed.config import FrozenGate
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
+from reembed.gate import Rule, combine
 from reembed.promote import candidate, candidates, newest_of, promote, rollback, standing
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
@@ -46,7 +48,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": sha256(name), "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True, "table_version": 1},
-        "gate": {},
+        "gate": {"queries": "q", "sha256": "0", "count": 30},
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s", "origin": name,
         "number": catalog.next_number(),
@@ -54,12 +56,17 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     return catalog.register(Release(**{**fields, **changes}))
 
 
-def comparison(catalog: Catalog, new: Release, live: Release, verdict: str = "pass") -> None:
+def comparison(
+    catalog: Catalog, new: Release, live: Release, verdict: str = "pass", **changes: object
+) -> None:
+    judged = combine(Rule("nDCG@10 change", verdict, "d"))
+    gate = FrozenGate(queries="q", sha256="0", count=30).model_dump()
     record = {
-        "live": {"release": live.id}, "candidate": {"release": new.id}, "verdict": verdict, "at": "now",
-        "candidate_index_sha256": new.index_sha256, "rules": [{"name": "nDCG@10", "detail": "d", "verdict": verdict}],
+        "live": live.summary(), "candidate": new.summary(), "at": "now", "by": "me", **judged.to_json(),
+        "candidate_index_sha256": new.index_sha256, "planned_gate": gate, "gate": gate,
+        "gate_is_late": False, "changes": [], "queries": {"source": "q", "sha256": "0", "count": 30},
     }  # fmt: skip
-    catalog.storage.write(f"runs/{new.run_id}/compare.json", record)
+    comparisons.keep(catalog, live, new, record | changes)
 
 
 def test_a_release_comes_back_as_it_was_registered(catalog):

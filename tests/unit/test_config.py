@@ -189,7 +189,7 @@ def test_wrong_shapes_are_explained() -> None:
     text = GOOD + (
         "embed: 5\n"
         "table:\n  carry: title\n  dtype: [float32]\n"
-        "gate: {margin: , queries: {a: b}}\n"
+        "gate: {ann_recall: , queries: {a: b}}\n"
         "ray: {num_cpus: 2.5}\n"
     )
     assert mistakes(text) == (
@@ -198,7 +198,7 @@ def test_wrong_shapes_are_explained() -> None:
         "  line 8: table.carry = 'title': should be a list, such as [a, b]\n"
         "  line 9: table.dtype: should be 'float32' or 'float16'\n"
         "  line 10: gate.queries: should be text\n"
-        "  line 10: gate.margin is empty: should be a number\n"
+        "  line 10: gate.ann_recall is empty: should be a number\n"
         "  line 11: ray.num_cpus = 2.5: should be a whole number"
     )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -233,6 +234,25 @@ def test_a_bad_judgement_is_named_by_file_and_line(line, tmp_path):
     uri = beir(tmp_path)
     write(tmp_path / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\nq1\ta\t1\n{line}\n")
     assert f"{uri}/qrels/test.tsv:3: not usable" in refused(uri)
+
+
+def test_quoted_cells_of_judgements_are_read_as_csv(tmp_path):
+    ids = ['say "x"', '"whole"', "a\tb", "it's", "007", "two words", 'mid"dle', "line\nbreak"]
+    write(tmp_path / "queries.jsonl", jsonl([{"_id": i, "text": "t"} for i in ids]))
+    (tmp_path / "qrels").mkdir()
+    with (tmp_path / "qrels" / "test.tsv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerows([["query-id", "corpus-id", "score"], *([i, i, 1] for i in ids)])
+    loaded = load(tmp_path)
+    assert loaded.query_ids == ids
+    assert loaded.qrels == [{i: 1} for i in ids]
+
+
+@pytest.mark.parametrize("line", ['"q1\ta\t1', '"q1"x\ta\t1', 'q1\t"a\t1\nq2\tc\t1'])
+def test_a_quote_that_does_not_close_is_named_and_does_not_swallow_the_rest(line, tmp_path):
+    uri = beir(tmp_path)
+    write(tmp_path / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{line}\n")
+    assert "not tab-separated values" in refused(uri)
 
 
 def test_two_grades_for_one_document_are_refused_and_a_repeated_one_is_not(tmp_path):

@@ -120,13 +120,45 @@ def test_recall_alone_can_fail_the_gate():
     assert rule_of(verdict, "nDCG@10 change").verdict == "pass"
 
 
-def test_the_margin_is_at_least_two_percent_of_live():
+def test_a_margin_that_is_left_out_is_two_percent_of_live_where_that_is_more():
     low, high = np.full(100, 0.2), np.full(100, 0.9)
     verdict = decide(Relevance(low, low - 0.015, high, high - 0.015))
     assert rule_of(verdict, "nDCG@10 change").required == pytest.approx(-0.01)
     assert rule_of(verdict, "nDCG@10 change").verdict == "fail"
-    assert rule_of(verdict, "recall@10 change").required == pytest.approx(-0.018)
+    assert rule_of(verdict, "recall@10 change").margin == pytest.approx(0.018)
     assert rule_of(verdict, "recall@10 change").verdict == "pass"
+
+
+@pytest.mark.parametrize("margin", [0.001, 0.01, 0.3])
+def test_a_margin_that_is_set_is_applied_as_it_is(margin):
+    live = np.full(100, 0.9)
+    loses = Relevance(live, live - 0.015, live, live - 0.015)
+    verdict = judge(GateConfig(margin=margin), verified=True, ann_recall_Q=EXACT, relevance=loses)
+    rule = rule_of(verdict, "nDCG@10 change")
+    assert (rule.margin, rule.required) == (margin, -margin)
+    assert rule.verdict == ("pass" if margin > 0.015 else "fail")
+
+
+def test_the_margin_that_is_said_to_pass_passes_and_a_thousandth_less_does_not():
+    for seed in range(20):
+        relevance = releases(-0.001, 1000, seed)
+        needed = decide(relevance).margin_needed
+        if decide(relevance).verdict == "pass":
+            assert needed is None
+            continue
+        for margin, expected in ((needed, True), (needed - 0.001, False)):
+            gate = GateConfig(margin=margin)
+            verdict = judge(gate, verified=True, ann_recall_Q=EXACT, relevance=relevance)
+            assert (verdict.verdict == "pass") is expected
+
+
+def test_no_margin_is_said_to_pass_where_something_else_stands_in_the_way():
+    worse = releases(-0.05, 300)
+    assert decide(worse).margin_needed is not None
+    assert decide(worse, verified=False).margin_needed is None
+    assert decide(worse, ann_recall_Q=np.full(300, 0.5)).margin_needed is None
+    assert decide(releases(-0.05, MIN_QUERIES - 1)).margin_needed is None
+    assert decide(None).margin_needed is None
 
 
 def test_without_judged_queries_the_verdict_is_inconclusive_and_says_so():

@@ -102,7 +102,7 @@ def summary(words: str) -> dict[str, Any]:
 
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
-    change = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
     metric = {"live": 0.5, "candidate": 0.6, "change": change, "worse": 1, "same": 2, "better": 3}
     space = Space(
         words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
@@ -116,13 +116,20 @@ def page(words: str) -> str:
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip
     record = AliasRecord(1, "t", None, "promote", release, words, True, None, words, words)
+    told = {
+        "candidate": words, "live": words, "number": 1, "verdict": words, "margin": None, "changed": [words],
+        "queries": {"source": words, "sha256": words, "count": 1}, "by": words, "at": words,
+    }  # fmt: skip
     comparison = {
-        "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "pass", "at": words,
-        "queries": {"source": words, "count": 1, "dropped": 1, "judged_present": 1.0, "sha256": "0"},
-        "gate": {"margin": 0.01}, "metrics": {"ndcg@10": metric}, "ann_recall@10": {"live": 1.0, "candidate": 1.0},
+        "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
+        "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
+        "gate": {"margin": 0.02}, "planned_gate": {"margin": None}, "gate_is_late": False, "by": words, "number": 2,
+        "changes": [{"before": {"margin": None}, "after": {"margin": 0.02}, "reason": words, "by": words, "at": words}],
+        "earlier": [told], "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
+        "ann_recall@10": {"live": 1.0, "candidate": 1.0},
         "overlap@10": 0.5, "judged@10": {"live": 1.0, "candidate": 1.0}, "queries_needed": 3,
         "latency": {k: {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0} for k in ("live", "candidate")},
-        "rules": [{"verdict": "pass", "name": words, "detail": words}],
+        "rules": [{"verdict": "pass", "name": words, "detail": words, "margin": 0.02}],
     }  # fmt: skip
     return report.html(comparison, release, [record])
 

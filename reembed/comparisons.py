@@ -1,0 +1,265 @@
+"""Comparisons that were made: every one is kept, none is overwritten, and `promote` reads the newest.
+
+comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
+                                                 that the two releases grew out of by catch-ups
+comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
+comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the gate, where the plan named no queries
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from reembed import evalset
+from reembed.catalog import Catalog, Release, now, who
+from reembed.config import FrozenGate, GateConfig
+from reembed.errors import IntegrityError, UsageError
+from reembed.gate import Verdict
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is asked to do otherwise than planned."""
+
+    changed_queries: bool = False
+    """Judge by the queries as they are now, or as the config names them now."""
+    margin: float | None = None
+    """Judge by this margin."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Gate settings that a comparison was told to judge by otherwise than planned, and why."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    reason: str
+    by: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a comparison judges by."""
+
+    planned: FrozenGate
+    late: bool
+    """The plan named no queries: the gate is that of the first comparison that did."""
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def gate(self) -> FrozenGate:
+        """The gate with its changes."""
+        fields = self.planned.model_dump()
+        for change in self.changes:
+            fields |= change.after
+        return FrozenGate(**fields)
+
+
+def agree(
+    catalog: Catalog, candidate: Release, configured: GateConfig, asked: Asked
+) -> tuple[Terms, evalset.EvalSet]:
+    """The terms of a comparison and its queries: those that were planned, or changes with a reason.
+
+    Raises:
+        UsageError: no queries are named, or they are no longer those that were planned.
+    """
+    options = dict(catalog.storage.options)
+    planned, late = _planned(catalog, candidate, configured)
+    named: GateConfig = configured if asked.changed_queries and configured.queries else planned
+    queries = evalset.load_eval_set(str(named.queries), named.split, options)
+    found = {
+        "queries": named.queries,
+        "split": named.split,
+        "sha256": queries.sha256,
+        "count": len(queries.query_ids),
+    }
+    if queries.sha256 != planned.sha256 and not asked.changed_queries:
+        raise _changed(candidate, planned, queries)
+    after: list[dict[str, Any]] = []
+    if queries.sha256 != planned.sha256:
+        after.append(found)
+    if asked.margin not in (None, planned.margin):
+        after.append({"margin": asked.margin})
+    fields, reason = planned.model_dump(), asked.reason or ""
+    changes = [Change({k: fields[k] for k in a}, a, reason, who(), now()) for a in after]
+    return Terms(planned, late, tuple(changes)), queries
+
+
+def _planned(
+    catalog: Catalog, candidate: Release, configured: GateConfig
+) -> tuple[FrozenGate, bool]:
+    """The gate fixed before results existed, and whether that was only at the first comparison."""
+    fixed, late = _fixed(catalog, candidate)
+    if fixed is None and not configured.queries:
+        raise UsageError(
+            f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
+            "no relevance evidence, only structural checks",
+            f"reembed compare --candidate {candidate.id} --set gate.queries=BEIR_FOLDER",
+        )
+    if fixed is None:
+        gate = evalset.freeze(configured, dict(catalog.storage.options))
+        catalog.storage.create(_late_path(catalog, candidate), gate.model_dump())
+        return _planned(catalog, candidate, configured)
+    return fixed, late
+
+
+def _fixed(catalog: Catalog, candidate: Release) -> tuple[FrozenGate | None, bool]:
+    planned = FrozenGate(**candidate.gate)
+    if planned.queries:
+        return planned, False
+    kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
+    return (FrozenGate(**kept) if kept else None), True
+
+
+def _late_path(catalog: Catalog, candidate: Release) -> str:
+    return f"{_folder(catalog, candidate)}/late-gate.json"
+
+
+def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) -> UsageError:
+    return UsageError(
+        f"{found.source}: the judged queries are not those that release {candidate.id} was planned with",
+        f"planned: {planned.count} queries of sha256 {str(planned.sha256)[:12]}; there now: "
+        f"{len(found.query_ids)} of {found.sha256[:12]}. Queries chosen after results were seen prove little",
+        f"reembed compare --candidate {candidate.id} --changed-queries --reason 'WHY'"
+        "     # recorded; or put the planned queries back",
+    )
+
+
+def keep(
+    catalog: Catalog, live: Release, candidate: Release, record: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Add a comparison to those of its pair; the record with its number, and the path of its report.
+
+    It names those before it of the same model, in this release or another, with the same live line.
+    """
+    folder = _folder(catalog, candidate, live)
+    while True:
+        earlier = _of_model(catalog, live, candidate)
+        number = len(_numbers(catalog, folder)) + 1
+        numbered = {**record, "number": number, "earlier": [told(r) for r in earlier]}
+        if catalog.storage.create(f"{folder}/{number:08d}.json", numbered):
+            return numbered, f"{folder}/{number:08d}.html"
+
+
+def newest(catalog: Catalog, live: Release, candidate: Release) -> dict[str, Any] | None:
+    """The last comparison of a candidate's line with live's; None where there is none.
+
+    Raises:
+        IntegrityError: comparisons were removed, or this one is of another pair.
+    """
+    folder = _folder(catalog, candidate, live)
+    numbers = _numbers(catalog, folder)
+    if not numbers:
+        return None
+    record = catalog.storage.read(f"{folder}/{numbers[-1]:08d}.json")
+    origins = [catalog.release(record[r]["release"]).origin for r in ("candidate", "live")]
+    if origins != [candidate.origin, live.origin] or record["number"] != numbers[-1]:
+        raise IntegrityError(
+            f"{folder}/{numbers[-1]:08d}.json is a comparison of other releases",
+            f"it compared {record['candidate']['release']} with {record['live']['release']}",
+            f"reembed compare --candidate {candidate.id}",
+        )
+    return record
+
+
+def compared_with(catalog: Catalog, candidate: Release) -> list[str]:
+    """Lines that a candidate's line was compared with, by their first release."""
+    folder = _folder(catalog, candidate)
+    return catalog.storage.folders(f"{folder}/")
+
+
+def verdicts(catalog: Catalog, live: Release) -> dict[str, str]:
+    """The newest verdict of each line that was compared with live's, by its first release."""
+    return {origin: str(r[-1]["verdict"]) for origin, r in _with_live(catalog, live).items()}
+
+
+def evidence(record: dict[str, Any]) -> dict[str, Any]:
+    """What the alias's log keeps of the comparison that let a release become live."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    changes = {"changes": record["changes"], "earlier": record["earlier"]}
+    return {**told(record), "sha256": digest, **changes}
+
+
+def told(record: dict[str, Any]) -> dict[str, Any]:
+    """A comparison in short."""
+    gate = record["gate"]
+    return {
+        "candidate": record["candidate"]["release"],
+        "live": record["live"]["release"],
+        "number": record["number"],
+        "verdict": record["verdict"],
+        "queries": {k: record["queries"][k] for k in ("source", "sha256", "count")},
+        "margin": gate["margin"],
+        "changed": sorted(
+            {k for c in record["changes"] for k in c["after"]} & {"queries", "margin"}
+        ),
+        "by": record["by"],
+        "at": record["at"],
+    }
+
+
+def require_sound(catalog: Catalog, record: dict[str, Any], compared: Release) -> None:
+    """Check that a record is of this release, judged by its plan, and says what its rules say.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    again = f"reembed compare --candidate {compared.id}"
+    Verdict.from_json(record)
+    if record["candidate_index_sha256"] != compared.index_sha256:
+        raise IntegrityError(
+            f"the comparison is of another index than release {compared.id}'s", None, again
+        )
+    planned, changes = FrozenGate(**record["planned_gate"]), record["changes"]
+    terms = Terms(planned, record["gate_is_late"], tuple(Change(**c) for c in changes))
+    judged_by_plan = (planned, terms.late) == _fixed(catalog, compared)
+    if not judged_by_plan or terms.gate != FrozenGate(**record["gate"]):
+        raise IntegrityError(
+            f"the comparison judged release {compared.id} by another gate than was planned",
+            "what counts is fixed before results exist; a change of it is recorded with its reason",
+            again,
+        )
+
+
+def _of_model(catalog: Catalog, live: Release, candidate: Release) -> list[dict[str, Any]]:
+    found = [r for records in _with_live(catalog, live, every=True).values() for r in records]
+    mine = [r for r in found if r["candidate"]["space"] == candidate.space.id]
+    return sorted(mine, key=lambda r: (r["at"], r["candidate"]["release"], r["number"]))
+
+
+def _with_live(
+    catalog: Catalog, live: Release, *, every: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Comparisons with live's line by the candidate's line: the newest of each, or every one."""
+    top = f"comparisons/{catalog.alias}/"
+    paths: dict[str, list[str]] = {}
+    for path, _ in catalog.storage.objects(top):
+        place = path.removeprefix(top).split("/")
+        if len(place) == 3 and place[1] == live.origin and place[2].endswith(".json"):
+            paths.setdefault(place[0], []).append(path)
+    return {
+        origin: [catalog.storage.read(p) for p in (found if every else found[-1:])]
+        for origin, found in paths.items()
+    }
+
+
+def _numbers(catalog: Catalog, folder: str) -> list[int]:
+    names = [path.rpartition("/")[2] for path, _ in catalog.storage.objects(f"{folder}/")]
+    numbers = [int(n.removesuffix(".json")) for n in names if n.endswith(".json")]
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise IntegrityError(
+            f"comparisons were removed from {folder}",
+            f"there are numbers {', '.join(map(str, numbers))}",
+            "reembed status     # and put the files back from a backup of the store",
+        )
+    return numbers
+
+
+def _folder(catalog: Catalog, candidate: Release, live: Release | None = None) -> str:
+    folder = f"comparisons/{catalog.alias}/{candidate.origin}"
+    return f"{folder}/{live.origin}" if live else folder

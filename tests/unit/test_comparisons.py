@@ -1,0 +1,497 @@
+"""Evidence is frozen by content, every comparison is kept, and what was judged otherwise is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import documents
+from inline import Inline, Silent
+
+from reembed import check, comparisons, report
+from reembed.catalog import Catalog, Release
+from reembed.cli import cli as reembed_cli
+from reembed.compare import PLANNED
+from reembed.comparisons import Asked
+from reembed.config import Config
+from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.promote import promote
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
+DOCUMENTS, QUERIES = 240, 52
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A live release and a candidate beside it, of 256 and of 16 dimensions."""
+
+    folder: Path
+    """Of the source and the judged queries."""
+    root: str
+    judged: str | None
+
+    @property
+    def source(self) -> str:
+        return str(self.folder / "source.lance")
+
+    @property
+    def catalog(self) -> Catalog:
+        return Catalog(Storage.open(self.root), "passages")
+
+    @property
+    def live(self) -> Release:
+        return self.catalog.releases()[0]
+
+    @property
+    def candidate(self) -> Release:
+        return self.catalog.releases()[1]
+
+    def sections(self, dim: int = 16, **gate: Any) -> dict[str, Any]:
+        return {
+            "alias": "passages",
+            "source": {"uri": self.source},
+            "encoder": {"model": f"hashing:{dim}"},
+            "storage": {"root": self.root},
+            "gate": {"queries": self.judged, "ann_recall": 0.5, **gate},
+        }
+
+    def config(self, dim: int = 16, **gate: Any) -> Config:
+        return Config.model_validate(self.sections(dim, **gate))
+
+    def build(self, dim: int, *, fresh: bool = False, **gate: Any) -> Release:
+        return full_rebuild(self.config(dim, **gate), Silent(), fresh=fresh, executor=Inline())
+
+    def compare(
+        self, asked: Asked = PLANNED, which: str | None = None, **gate: Any
+    ) -> dict[str, Any]:
+        config = self.config(**gate)
+        return check.compare_candidate(config, which or self.candidate.id, Silent(), asked)
+
+    def said(self, *arguments: str, code: int = 0) -> str:
+        """What a verb prints for people."""
+        file = self.folder / "reembed" / "reembed.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump(self.sections()))
+        result = CliRunner().invoke(reembed_cli, [*arguments, "-c", str(file)])
+        assert result.exit_code == code, result.output
+        return result.stdout
+
+    def kept(self) -> list[str]:
+        paths = [p for p, _ in self.catalog.storage.objects("comparisons/")]
+        return [p for p in paths if p.endswith(".json")]
+
+    def judge(self, queries: int) -> str:
+        """A BEIR folder: the titles of so many documents, each relevant to its own title alone."""
+        folder = self.folder / f"judged-{queries}"
+        (folder / "qrels").mkdir(parents=True)
+        rows = documents(DOCUMENTS, 0)[:queries]
+        lines = [json.dumps({"_id": f"q-{r['doc_id']}", "text": r["title"]}) for r in rows]
+        (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+        qrels = ["query-id\tcorpus-id\tscore"]
+        qrels += [f"q-{r['doc_id']}\t{r['doc_id']}\t1" for r in rows]
+        (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n")
+        return str(folder)
+
+
+def built(folder: Path, *, judged: bool) -> Pair:
+    pair = Pair(folder, str(folder / "root"), None)
+    table = pa.Table.from_pylist(documents(DOCUMENTS, 0))
+    lance.write_dataset(table, pair.source, enable_stable_row_ids=True, max_rows_per_file=100)
+    pair = dataclasses.replace(pair, judged=pair.judge(QUERIES) if judged else None)
+    pair.catalog.append(None, "promote", pair.build(256))
+    pair.build(16)
+    return pair
+
+
+@pytest.fixture(scope="module")
+def built_pair(tmp_path_factory) -> Pair:
+    return built(tmp_path_factory.mktemp("pair"), judged=True)
+
+
+@pytest.fixture(scope="module")
+def built_late(tmp_path_factory) -> Pair:
+    return built(tmp_path_factory.mktemp("late"), judged=False)
+
+
+def lent(pair: Pair, tmp_path: Path) -> Iterator[Pair]:
+    """The pair with a root of its own; its source and its judged queries are put back after."""
+    names = [p.name for p in pair.folder.iterdir() if p.name != "root"]
+    for name in (*names, "root"):
+        shutil.copytree(pair.folder / name, tmp_path / name)
+    yield dataclasses.replace(pair, root=str(tmp_path / "root"))
+    for place in pair.folder.iterdir():
+        if place.name != "root":
+            shutil.rmtree(place)
+    for name in names:
+        shutil.copytree(tmp_path / name, pair.folder / name)
+
+
+@pytest.fixture
+def pair(built_pair: Pair, tmp_path: Path) -> Iterator[Pair]:
+    yield from lent(built_pair, tmp_path)
+
+
+@pytest.fixture
+def late(built_late: Pair, tmp_path: Path) -> Iterator[Pair]:
+    """Planned without judged queries."""
+    yield from lent(built_late, tmp_path)
+
+
+def cut(folder: str, queries: int) -> None:
+    """Leave so many judged queries in a folder."""
+    path = Path(folder, "qrels", "test.tsv")
+    path.write_text("\n".join(path.read_text().splitlines()[: queries + 1]) + "\n")
+
+
+def relabel(folder: str) -> None:
+    """Judge another document for the first query."""
+    path = Path(folder, "qrels", "test.tsv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].rsplit("\t", 1)[0] + "\t2", *lines[2:]]) + "\n")
+
+
+def reword(folder: str) -> None:
+    """Another text for a query."""
+    path = Path(folder, "queries.jsonl")
+    first, *rest = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([json.dumps({**json.loads(first), "text": "other words"}), *rest]) + "\n"
+    )
+
+
+# --- the judged queries are what the plan's digest says, wherever they lie ---
+
+
+def test_the_plan_and_the_release_name_the_judged_queries_by_content(pair):
+    gate = pair.candidate.gate
+    assert (gate["queries"], gate["split"], gate["count"]) == (pair.judged, "test", QUERIES)
+    assert gate["sha256"] == pair.compare()["queries"]["sha256"]
+
+
+@pytest.mark.parametrize("edit", [lambda f: cut(f, 26), relabel, reword])
+def test_judged_queries_that_changed_in_their_place_are_refused(pair, edit):
+    edit(pair.judged)
+    with pytest.raises(UsageError, match="was planned with") as refused:
+        pair.compare()
+    assert f"planned: {QUERIES} queries" in refused.value.why
+    assert "--changed-queries --reason" in refused.value.fix
+    assert pair.kept() == []
+
+
+def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_and_told(pair):
+    before = pair.compare(margin=0.9)
+    cut(pair.judged, 26)
+    record = pair.compare(CHANGED)
+    (change,) = record["changes"]
+    assert (change["before"]["count"], change["after"]["count"]) == (QUERIES, 26)
+    assert (change["reason"], change["by"]) == ("the judges corrected them", record["by"])
+    assert (
+        record["gate"]["sha256"] == record["queries"]["sha256"] != record["planned_gate"]["sha256"]
+    )
+    page = Path(record["report"]).read_text()
+    for said in (report.text("compare", record), page):
+        assert f"changed from {QUERIES} queries" in said
+        assert "the judges corrected them" in said
+    verdict = before["verdict"]
+    assert f"{verdict}  on {QUERIES} queries" in report.text("compare", record)
+    assert f'<td class="{verdict}">{verdict}</td><td class="n">{QUERIES}</td>' in page
+
+
+def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_does(
+    pair, eval_folder
+):
+    other = pair.judge(40)
+    assert pair.compare(queries=other)["queries"]["count"] == QUERIES
+    changed = pair.compare(CHANGED, queries=other)
+    assert (changed["queries"]["count"], changed["gate"]["queries"]) == (40, other)
+
+
+def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
+    first, second = late.judge(52), late.judge(30)
+    assert late.compare(queries=first, margin=0.3)["gate_is_late"]
+    record = late.compare(queries=second, margin=0.9)
+    assert (record["queries"]["count"], record["gate"]["margin"]) == (52, 0.3)
+    cut(first, 30)
+    with pytest.raises(UsageError, match="was planned with"):
+        late.compare(queries=first)
+    assert late.compare(CHANGED, queries=second)["changes"][0]["before"]["count"] == 52
+
+
+# --- every comparison is kept and counted, and the one that promotes says so ---
+
+
+def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_all(pair):
+    pair.compare()
+    cut(pair.judged, 40)
+    pair.compare(CHANGED)
+    passing = pair.compare(Asked(True, 0.9, "any loss will do"))
+    assert passing["verdict"] == "pass"
+    assert [p.rpartition("/")[2] for p in pair.kept()] == [f"0000000{n}.json" for n in (1, 2, 3)]
+    step = promote(pair.catalog, pair.candidate.id)
+    kept = step.comparison
+    assert (kept["number"], kept["queries"]["count"], kept["margin"]) == (3, 40, 0.9)
+    assert [(e["queries"]["count"], e["changed"]) for e in kept["earlier"]] == [
+        (QUERIES, []),
+        (40, ["queries"]),
+    ]
+    moved = report.text("promote", check._moved(None, step, pair.catalog))
+    history = pair.said("history")
+    for said in (moved, history):
+        assert "comparison 3 of this model with this live line" in said
+        assert f"on {QUERIES} queries" in said
+        assert "any loss will do" in said
+        assert "changed from margin 0.01 or 2 % of live to margin 0.9" in said
+
+
+def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
+    """Planned again with fewer queries: the comparisons of the first plan are told all the same."""
+    first = pair.compare()
+    cut(pair.judged, 26)
+    again = pair.build(16, fresh=True)
+    assert again.origin != pair.candidate.origin
+    record = pair.compare(which=again.id)
+    assert [(e["candidate"], e["verdict"]) for e in record["earlier"]] == [
+        (pair.candidate.id, first["verdict"])
+    ]
+    third = pair.build(24)
+    assert pair.compare(which=third.id)["earlier"] == [], "another model"
+
+
+def test_the_newest_comparison_decides_whatever_the_ones_before_it_said(pair):
+    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
+    assert pair.compare()["verdict"] != "pass"
+    with pytest.raises((GateFailed, Inconclusive)):
+        promote(pair.catalog, pair.candidate.id)
+
+
+def test_a_comparison_that_was_removed_is_missed(pair):
+    for _ in range(3):
+        pair.compare(Asked(margin=0.9, reason="try"))
+    pair.catalog.storage.remove(pair.kept()[1])
+    with pytest.raises(IntegrityError, match="comparisons were removed"):
+        promote(pair.catalog, pair.candidate.id)
+
+
+def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
+    record = pair.compare()
+    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
+    numbers, raced = comparisons._numbers, []
+
+    def slow(catalog, folder):
+        found = numbers(catalog, folder)
+        if not raced:
+            raced.append(1)
+            comparisons.keep(catalog, pair.live, pair.candidate, {**plain, "by": "another"})
+        return found
+
+    monkeypatch.setattr(comparisons, "_numbers", slow)
+    kept, _ = comparisons.keep(pair.catalog, pair.live, pair.candidate, plain)
+    assert (kept["number"], len(kept["earlier"])) == (3, 2)
+
+
+# --- promote looks itself: each line of defence without the one before it ---
+
+
+def forge(pair: Pair, **edits: Any) -> None:
+    """Keep a passing comparison with some fields otherwise than `compare` writes them."""
+    record = pair.compare(Asked(margin=0.9, reason="try"))
+    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
+    comparisons.keep(pair.catalog, pair.live, pair.candidate, {**plain, **edits})
+
+
+def gate_of(pair: Pair, **edits: Any) -> dict[str, Any]:
+    return {**pair.candidate.gate, **edits}
+
+
+FORGED = {
+    "no change is recorded": (lambda p: {"changes": []}, "by another gate"),
+    "another margin planned": (
+        lambda p: {"changes": [], "planned_gate": gate_of(p, margin=0.9)},
+        "by another gate",
+    ),
+    "other queries": (lambda p: {"gate": gate_of(p, margin=0.9, sha256="0")}, "by another gate"),
+    "another target": (
+        lambda p: {"gate": gate_of(p, margin=0.9, ann_recall=0.1)},
+        "by another gate",
+    ),
+    "said to be late": (lambda p: {"gate_is_late": True}, "by another gate"),
+    "another index": (lambda p: {"candidate_index_sha256": "0"}, "of another index"),
+    "another verdict than its rules": (lambda p: {"verdict": "fail"}, "verdict is damaged"),
+    "another candidate": (
+        lambda p: {"candidate": p.live.summary()},
+        "comparison of other releases",
+    ),
+    "another live": (lambda p: {"live": p.candidate.summary()}, "comparison of other releases"),
+}
+
+
+@pytest.mark.parametrize(("edits", "said"), FORGED.values(), ids=FORGED)
+def test_promote_refuses_a_comparison_that_was_judged_otherwise_than_planned(pair, edits, said):
+    forge(pair)
+    assert promote(pair.catalog, pair.candidate.id).comparison["number"] == 2
+    pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
+    forge(pair, **edits(pair))
+    with pytest.raises(IntegrityError, match=said):
+        promote(pair.catalog, pair.candidate.id)
+
+
+def test_a_comparison_copied_from_another_pair_does_not_count(pair):
+    pair.compare(Asked(margin=0.9, reason="try"))
+    third = pair.build(24)
+    (path,) = pair.kept()
+    copy = path.replace(pair.candidate.origin, third.origin)
+    pair.catalog.storage.write(copy, pair.catalog.storage.read(path))
+    with pytest.raises(IntegrityError, match="comparison of other releases"):
+        promote(pair.catalog, third.id)
+
+
+# --- the plan's gate counts, in every path ---
+
+
+def test_margin_and_ann_recall_of_the_config_do_not_count_after_the_plan(pair):
+    record = pair.compare(margin=0.9, ann_recall=0.1)
+    assert (record["gate"]["margin"], record["gate"]["ann_recall"]) == (None, 0.5)
+    assert record["gate"] == record["planned_gate"] == pair.candidate.gate
+
+
+def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
+    class Stops(Inline):
+        def embed(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        full_rebuild(pair.config(24), Silent(), executor=Stops())
+    gate = dict(pair.candidate.gate)
+    cut(pair.judged, 26)
+    release = pair.build(24, margin=0.9, ann_recall=0.1)
+    assert release.gate == gate
+    with pytest.raises(UsageError, match="was planned with"):
+        pair.compare(which=release.id)
+
+
+@pytest.mark.parametrize("planned", ["pair", "late"])
+def test_a_caught_up_release_is_judged_by_the_gate_of_its_line(planned, request):
+    chosen = request.getfixturevalue(planned)
+    judged = chosen.judged or chosen.judge(QUERIES)
+    first = chosen.compare(queries=judged, margin=0.3)
+    added = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
+    lance.write_dataset(added, chosen.source, mode="append")
+    newer = catch_up(chosen.config(margin=0.9), chosen.candidate, Silent(), executor=Inline())
+    assert newer.id != chosen.candidate.id
+    assert newer.gate == chosen.candidate.gate
+    record = chosen.compare(which=newer.id, queries=judged, margin=0.9)
+    assert record["gate"] == first["gate"]
+    assert [e["candidate"] for e in record["earlier"]] == [chosen.candidate.id]
+    cut(judged, 26)
+    with pytest.raises(UsageError, match="was planned with"):
+        chosen.compare(which=newer.id, queries=judged)
+
+
+def test_of_two_candidates_each_is_judged_by_its_own_plan(pair):
+    other = pair.judge(40)
+    second = pair.build(24, queries=other, margin=0.4)
+    for release, count, margin in ((pair.candidate, QUERIES, None), (second, 40, 0.4)):
+        record = pair.compare(which=release.id, queries=other, margin=0.9)
+        assert (record["queries"]["count"], record["gate"]["margin"]) == (count, margin)
+
+
+def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
+    pair.compare(Asked(margin=0.9, reason="try"))
+    third = pair.build(24)
+    promote(pair.catalog, third.id, force_reason="a test")
+    with pytest.raises(Conflict, match=f"compared with {pair.live.id}, but {third.id} is live now"):
+        promote(pair.catalog, pair.candidate.id)
+
+
+# --- a gate that cannot be passed: an audited change of margin, and choices that work ---
+
+
+def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair):
+    assert pair.compare()["verdict"] != "pass"
+    said = pair.said("compare", "--margin", "0.9", "--reason", "quality is not why we move")
+    assert "changed from margin 0.01 or 2 % of live to margin 0.9 by " in said
+    step = promote(pair.catalog, pair.candidate.id)
+    (change,) = step.comparison["changes"]
+    assert (change["before"], change["after"]) == ({"margin": None}, {"margin": 0.9})
+    assert change["reason"] == "quality is not why we move"
+    assert change["by"] == step.by
+    assert change["at"] <= step.at
+    assert pair.catalog.release(pair.candidate.id).gate["margin"] is None, "the plan stays"
+    assert "quality is not why we move" in pair.said("history")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--margin", "0.2"),
+        ("--changed-queries",),
+        ("--reason", "why"),
+        ("--margin", "0.2", "--reason", " "),
+        ("--margin", "1", "--reason", "why"),
+        ("--margin", "0", "--reason", "why"),
+    ],
+)
+def test_a_change_without_a_reason_or_out_of_range_is_refused(pair, options):
+    with pytest.raises(AssertionError, match=r"go together|not in the range"):
+        pair.said("compare", *options)
+    assert pair.kept() == []
+
+
+@pytest.mark.parametrize("dim", [16, 250], ids=["fail", "inconclusive"])
+@pytest.mark.parametrize("changed", [False, True], ids=["planned", "changed"])
+def test_every_choice_that_is_printed_works_and_embeds_nothing(pair, dim, changed):
+    release = pair.build(dim)
+    asked: tuple[str, ...] = ()
+    if changed:
+        cut(pair.judged, 40)
+        asked = ("--changed-queries", "--margin", "0.001", "--reason", "why")
+    code = {16: 3, 250: 6}[dim]
+    said = pair.said("compare", "--candidate", release.id, *asked, code=code)
+    lines = [re.match(r"(?:Next|  or): reembed (.*)", line) for line in said.splitlines()]
+    printed = [shlex.split(line[1], comments=True) for line in lines if line]
+    verbs = ["status", *(["compare"] if dim == 250 else []), "compare", "promote"]
+    assert [p[0] for p in printed] == verbs
+    files = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
+    for number, (verb, *arguments) in enumerate(printed):
+        widens = "--margin" in arguments and number == len(printed) - 2
+        assert "-c" in arguments
+        result = CliRunner().invoke(reembed_cli, [verb, *arguments])
+        assert result.exit_code == (0 if verb != "compare" or widens else code), result.output
+    after = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
+    assert after == files
+    assert pair.catalog.live().release.id == release.id
+    assert pair.catalog.live().forced
+
+
+@pytest.mark.parametrize("asked", [PLANNED, Asked(margin=0.002, reason="strict")])
+def test_the_report_draws_the_loss_that_was_allowed_for_each_metric(pair, asked):
+    record = pair.compare(asked)
+    allowed = {r["name"]: r["margin"] for r in record["rules"] if r["margin"] is not None}
+    live = record["metrics"]["recall@10"]["live"]
+    floor = 0.02 * live
+    assert floor > 0.01
+    assert allowed["recall@10 change"] == pytest.approx(asked.margin or floor)
+    drawn = re.findall(r"allowed loss ([\d.]+)", Path(record["report"]).read_text())
+    assert drawn == [f"{margin:.4f}" for margin in allowed.values()]
+
+
+def test_what_to_do_is_in_the_report_too(pair):
+    page = Path(pair.compare()["report"]).read_text()
+    assert "--margin" in page
+    assert "--force --reason" in page
+    assert "reembed run" not in page
