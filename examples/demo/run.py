@@ -88,7 +88,7 @@ def main() -> int:
             print(f"\nStopped: this command exited with {code}.", file=sys.stderr)
             return code
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    (report,) = DATA.glob("reembed/runs/*/report.html")
+    report = max(DATA.glob("reembed/comparisons/*/*/*/*.html"))
     activate = os.path.relpath(Path(sys.prefix) / "bin" / "activate")
     took = f"{minutes} min {seconds} s"
     page = report.resolve().as_uri()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from reembed import embed, encoders, evalset, faults, index, index_store, keep, table, verify
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
-from reembed.errors import Conflict, IntegrityError
+from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
 from reembed.progress import EmbedProgress, Listener
@@ -150,18 +150,20 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
 
 
 def _tuning_texts(work: Work) -> list[str]:
-    """The planned queries to tune the index on; none where the plan has none, or they changed."""
+    """The planned queries to tune the index on; none where they changed or cannot be read now."""
     gate = FrozenGate(**work.plan.gate)
     if not gate.queries:
         return []
-    found = evalset.load_eval_set(gate.queries, gate.split, dict(work.run.storage.options))
-    if found.sha256 == gate.sha256:
-        return found.texts
-    what = (
-        f"{found.source} is not what was planned: the index is tuned on documents, not on queries"
-    )
-    work.say("begin", what=what)
-    return []
+    try:
+        found = evalset.load_eval_set(gate.queries, gate.split, dict(work.run.storage.options))
+    except UsageError as error:  # a catch-up of what serves must not depend on them
+        work.say("begin", what=f"{error.what}: the index is tuned on documents, not on queries")
+        return []
+    if found.sha256 != gate.sha256:
+        what = f"{found.source} is not what was planned: the index is tuned on documents, not on queries"
+        work.say("begin", what=what)
+        return []
+    return found.texts
 
 
 def _index_task(

@@ -34,6 +34,17 @@ from reembed.strategies.full_rebuild import full_rebuild
 
 CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DOCUMENTS, QUERIES = 240, 52
+ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
+
+
+class Heard(Silent):
+    """A listener that keeps what was begun."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, stage: str, **fields: Any) -> None:
+        self.said += [fields["what"]] if stage == "begin" else []
 
 
 @dataclass(frozen=True)
@@ -384,13 +395,27 @@ def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
         pair.compare(which=release.id)
 
 
+def tuned_on(pair: Pair, release: Release) -> str:
+    return str(pair.catalog.storage.read(f"{release.index}/manifest.json")["tuned_on"])
+
+
+@pytest.mark.parametrize("lose", [lambda f: cut(f, 26), shutil.rmtree], ids=["changed", "gone"])
+def test_an_index_is_tuned_on_the_planned_queries_or_said_to_be_tuned_on_documents(pair, lose):
+    assert tuned_on(pair, pair.candidate) == "queries"
+    lose(pair.judged)
+    lance.write_dataset(ONE_MORE, pair.source, mode="append")
+    heard = Heard()
+    newer = catch_up(pair.config(), pair.candidate, heard, executor=Inline())
+    assert tuned_on(pair, newer) == "documents"
+    assert any("tuned on documents" in words for words in heard.said)
+
+
 @pytest.mark.parametrize("planned", ["pair", "late"])
 def test_a_caught_up_release_is_judged_by_the_gate_of_its_line(planned, request):
     chosen = request.getfixturevalue(planned)
     judged = chosen.judged or chosen.judge(QUERIES)
     first = chosen.compare(queries=judged, margin=0.3)
-    added = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
-    lance.write_dataset(added, chosen.source, mode="append")
+    lance.write_dataset(ONE_MORE, chosen.source, mode="append")
     newer = catch_up(chosen.config(margin=0.9), chosen.candidate, Silent(), executor=Inline())
     assert newer.id != chosen.candidate.id
     assert newer.gate == chosen.candidate.gate
