@@ -1,14 +1,15 @@
-"""What a vector table lacks of a newer version of its source: found by Lance's delta, or by comparing.
+"""What a vector table lacks of a newer version of its source: rows of new files, or all, compared.
 
 Both ways end in the same comparison, by digests of id and text: a row whose text is what its vector
 was made from keeps its vector, whatever else happened to the row (an update that changed nothing,
-A-B-A, deleted and inserted again, compaction).
+A-B-A, deleted and inserted again, compaction). Where new files show no difference, all rows are
+compared before that is believed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Changes:
     """Rows to embed, to refresh and to drop."""
 
     how: str
-    """delta, or compare and why; for people."""
+    """files, or compare and why; for people."""
     embed: Int64
     """Source rows whose text is new or other, by row id."""
     refresh: Int64
@@ -67,29 +68,60 @@ def find_changes(
         dead_letters: documents that have none, with the digests of their texts.
         retry: try dead letters again even where their text is the same.
     """
-    why = after.why_no_delta(before)
-    if why is None and retry and dead_letters:
-        why = "dead letters are tried again"
-    since = before.version if why is None else None
     held = _Held.read(table, list(after.carry))
-    found = _Found.read(after.rows(since))
-    if since is None:
-        left = np.setdiff1d(held.ids, found.ids)
-    else:
-        left = np.setdiff1d(digests.of_ids(after.ids_changed_since(before)), found.ids)
+    retyped = after.retyped(table.dataset().schema)
+    why = after.why_no_delta(before)
+    if retyped:
+        why = f"{', '.join(retyped)}: every row is written again"
+    elif retry and dead_letters:
+        why = "dead letters are tried again"
+    if why is None:
+        delta = after.delta(before)
+        found = _Found.read(after.rows(delta))
+        left = digests.stack(digests.of_column(before.ids_left(delta)))
+        changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
+        if changes.documents:
+            return replace(changes, how="delta: rows of files that are new")
+        why = "new files hold no other document"
+    found = _Found.read(after.rows())
+    changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=bool(retyped))
+    return replace(changes, how=f"compare: {why}")
+
+
+def _compare(
+    held: _Held,
+    found: _Found,
+    left: Digests | None,
+    dead_letters: list[dict[str, Any]],
+    *,
+    retry: bool,
+    rewrite: bool,
+) -> Changes:
+    """What differs between a table and the rows of its source that were read.
+
+    Args:
+        held: the table.
+        found: rows of the source; all of them where `left` is None.
+        left: ids of rows that are gone or other than they were.
+        dead_letters: documents without a vector.
+        retry: try them again even where their text is the same.
+        rewrite: no row of the table may stay as it is.
+    """
+    everything = left is None
+    left = np.setdiff1d(held.ids if left is None else left, found.ids)
     failed = digests.of_ids([d["doc_id"] for d in dead_letters])
-    gone = np.setdiff1d(failed, found.ids) if since is None else np.intersect1d(failed, left)
+    gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
     row = _row_of(held.ids, found.ids)
     there = row >= 0
     same = there & (held.texts[row] == found.texts)
-    moved = same & (held.carried[row] != found.carried)
+    moved = same & (rewrite | (held.carried[row] != found.carried))
     dead = _among(found, [] if retry else dead_letters)
     embed = ~same & ~dead
     leaving = np.isin(held.ids, left)
     removed = int(leaving.sum())
     leaving[row[there & (embed | moved)]] = True
     return Changes(
-        how="delta: rows that Lance lists as changed" if why is None else f"compare: {why}",
+        how="",
         embed=found.row_ids[embed],
         refresh=found.row_ids[moved],
         refreshed=held.row_ids[row[moved]],
@@ -98,7 +130,7 @@ def find_changes(
             int(f): held.row_ids[leaving & (held.fragments == f)]
             for f in np.unique(held.fragments[leaving])
         },
-        dead_letters=_remaining(dead_letters, found, dead, gone, everything=since is None),
+        dead_letters=_remaining(dead_letters, found, dead, gone, everything=everything),
         forgotten=len(gone),
     )
 
@@ -118,9 +150,9 @@ class _Held:
         ids, texts, carried = bytearray(), bytearray(), bytearray()
         rows, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for fragment, part in table.scan_fragments(["doc_id", "text_hash", *carry]):
-            ids += b"".join(map(digests.of_id, part["doc_id"].to_pylist()))
+            ids += digests.of_column(part["doc_id"])
             texts += b"".join(part["text_hash"].to_pylist())
-            carried += _carried(part, carry)
+            carried += digests.of_rows([part[c] for c in carry], part.num_rows)
             rows.append(part["_rowid"].to_numpy().astype(np.int64))
             fragments.append(np.full(part.num_rows, fragment, np.int64))
         return cls(
@@ -147,20 +179,13 @@ class _Found:
         rows = [np.empty(0, np.int64)]
         for part in parts:
             carry = [c for c in part.column_names if c not in ("doc_id", TEXT, "_rowid")]
-            ids += b"".join(map(digests.of_id, part["doc_id"].to_pylist()))
-            texts += b"".join(digests.digest(t or b"") for t in part[TEXT].to_pylist())
-            carried += _carried(part, carry)
+            ids += digests.of_column(part["doc_id"])
+            texts += digests.of_column(part[TEXT])
+            carried += digests.of_rows([part[c] for c in carry], part.num_rows)
             rows.append(part["_rowid"].to_numpy().astype(np.int64))
         return cls(
             digests.stack(ids), digests.stack(texts), digests.stack(carried), np.concatenate(rows)
         )
-
-
-def _carried(part: pa.Table, carry: list[str]) -> bytes:
-    if not carry:
-        return bytes(digests.BYTES * part.num_rows)
-    columns = (part[c].to_pylist() for c in carry)
-    return b"".join(digests.of_values(row) for row in zip(*columns, strict=True))
 
 
 def _row_of(among: Digests, wanted: Digests) -> Int64:

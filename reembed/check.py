@@ -29,6 +29,7 @@ from reembed.runs import Run, find_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 
 if TYPE_CHECKING:
+    from reembed.source import Source
     from reembed.verify import Journal
 
 _JOURNAL = "verifying.json"
@@ -78,7 +79,7 @@ def _verified(
     import numpy as np
 
     from reembed import index_store, provenance, verify
-    from reembed.source import Source
+    from reembed.lag import behind, newest_of
     from reembed.table import read_sealed
     from reembed.table_version import TableVersion
 
@@ -90,8 +91,11 @@ def _verified(
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
+    source = _equalled(catalog, release, read=level >= verify.IDS)
+    newest, why = newest_of(source)
+    moved_on = newest is not None and not newest.is_same(source)
     subject = verify.Subject(
-        Source.from_json(release.source, storage.options),
+        source,
         TableVersion(storage, release.table, release.table_version, release.space.dim),
         release.space,
         EncoderConfig(**release.encoder),
@@ -99,19 +103,64 @@ def _verified(
         np.sort(index.ids()) if index else None,
         sealed.proofs,
         release.table_manifest,
+        newest if moved_on and level >= verify.IDS else None,
     )
-    key = {"table_version": release.table_version, "level": level, "sample": sample}
+    key = {
+        "table_version": release.table_version,
+        "source": [source.version, subject.newest.version if subject.newest else None],
+        "level": level,
+        "sample": sample,
+    }
     journal = _journal(run, key, resume=resume)
     before = storage.read_if_there(verification_path(run.id)) or {}
     failed = before if not before.get("passed", True) else {}
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
-    report = {"release": release.id, **found.to_json()}
+    standing = behind(source, newest, found.lacking, why)
+    report = {"release": release.id, **found.to_json(), "lag": standing.to_json()}
     storage.remove(run.path(_JOURNAL))
     enough = level >= max(verify.ROWS, failed.get("level", 0))
     if not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0)):
         storage.write(verification_path(run.id), report)
     return report
+
+
+def is_fresh(report: dict[str, Any], within_s: float) -> bool:
+    """Whether nothing that a verified release lacks was written longer ago than this.
+
+    Raises:
+        NotVerified: the newest version of the source could not be read.
+    """
+    lag = report["lag"]
+    if lag["newest"] is None:
+        raise NotVerified(
+            f"how far release {report['release']} is behind its source is not known",
+            lag["why"],
+            "reembed verify --level 0     # without --fresh-within",
+        )
+    return bool(lag["documents"] == 0 or lag["seconds"] <= within_s)
+
+
+def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
+    """The version of the source that the release must equal: what it was last caught up with.
+
+    Raises:
+        SourceError: it is to be read, and neither that nor what the release was made from is there.
+    """
+    from reembed.lag import caught_up
+    from reembed.source import Source
+
+    made_from = Source.from_json(release.source, catalog.storage.options)
+    noted = caught_up(catalog, release)
+    if not read or noted.is_as_planned(noted.to_json()):
+        return noted
+    if made_from.is_as_planned(release.source):
+        return made_from
+    raise SourceError(
+        f"version {made_from.version} of {made_from.uri} is gone, or another dataset took its place",
+        "nothing is left that the release could be compared with",
+        f"reembed catch-up {release.id}     # compares every row with what is there now",
+    )
 
 
 def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
@@ -336,10 +385,6 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
 
 def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
     """How far the source has moved since the release was caught up with it."""
-    from reembed.strategies.catch_up import caught_up, lag
+    from reembed.lag import lag
 
-    try:
-        return lag(catalog, release)
-    except SourceError as error:
-        version = caught_up(catalog, release).version
-        return {"source_version": version, "newest": None, "why": error.what}
+    return lag(catalog, release).to_json()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from reembed import __version__
-from reembed.command import configured, output
+from reembed.command import DURATION, configured, output
 from reembed.errors import UsageError
 from reembed.redact import redacted
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another promote or run
-won), 6 inconclusive, 75 stopped by SIGTERM or without a node left, 130 by Ctrl-C (the same command
-resumes)."""
+won), 5 difference found (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM or without
+a node left, 130 by Ctrl-C (the same command resumes)."""
 
 _INTERRUPTED = 130
 
@@ -185,20 +185,37 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
     "--sample", default=459, show_default=True, type=click.IntRange(0), help="Rows to embed again."
 )
 @click.option("--resume", is_flag=True, help="Go on with a verification that was interrupted.")
+@click.option(
+    "--fresh-within",
+    type=DURATION,
+    metavar="TIME",
+    help="Exit 5 when documents older than this are missing or old in the release: 30m, 1h, 2d.",
+)
 @configured
 def verify(
-    config: Config, release_id: str | None, level: int, sample: int, resume: bool
+    config: Config,
+    release_id: str | None,
+    level: int,
+    sample: int,
+    resume: bool,
+    fresh_within: float | None,
 ) -> tuple[dict[str, Any], int]:
     """Check a release against its source, row by row.
 
-    Exits 0 when they are equal, 1 when anything differs, 2 when it could not be found out.
+    It must equal the version of the source that it was made from or last caught up with; how far
+    that is behind the newest version is said too. Exits 0 when they are equal, 1 when anything
+    differs, 2 when it could not be found out, 5 when it is equal but not --fresh-within.
     """
     from reembed import check
 
     result = check.verify_release(
         _catalog(config), release_id, level=level, sample=sample, resume=resume
     )
-    return result, 0 if result["passed"] else 1
+    if not result["passed"]:
+        return result, 1
+    if fresh_within is None or check.is_fresh(result, fresh_within):
+        return result, 0
+    return {**result, "fresh": False}, 5
 
 
 @cli.command()

@@ -19,6 +19,25 @@ import click
 from reembed.errors import Interrupted, ReembedError
 from reembed.redact import redacted
 
+
+class _Duration(click.ParamType[float]):
+    """90s, 30m, 1h, 2d -> seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number, unit = (
+            str(value)[:-1],
+            {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(str(value)[-1:]),
+        )
+        if unit is None or not number.isdecimal():
+            self.fail(f"{value!r} is not a time: 90s, 30m, 1h or 2d", param, ctx)
+        return float(number) * unit
+
+
+DURATION = _Duration()
 _DEFAULT_CONFIG = "reembed.yaml"
 _RESUMABLE = ("run", "catch-up")
 

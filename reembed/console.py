@@ -105,14 +105,23 @@ def _say_changes(f: dict[str, Any]) -> str:
     )
 
 
-def _say_lag(f: dict[str, Any]) -> str:
-    if not f["versions"]:
-        return f"{f['release']} is up to date with source version {f['newest']}"
-    documents = f"{f['documents']:,} documents" if f["documents"] is not None else "documents"
+def lag_words(lag: dict[str, Any]) -> str:
+    """How far a release is behind its source; empty where it is not."""
+    if lag["newest"] is None:
+        return f"not known to be up to date: {lag['why']}"
+    if lag["documents"] == 0:
+        return ""
+    most = "" if lag["documents"] is None else f" (at most {lag['documents']:,} documents)"
+    why = f" ({lag['why']})" if lag["why"] else ""
     return (
-        f"{f['release']} lags {documents} and {_duration(f['seconds'])} behind its source"
-        f" ({f['versions']:,} versions): others write meanwhile"
+        f"behind its source: equal to version {lag['source_version']}, the newest is {lag['newest']};"
+        f" what changed in the last {_duration(lag['seconds'])} is not in it{most}{why}"
     )
+
+
+def _say_lag(f: dict[str, Any]) -> str:
+    behind = lag_words(f)
+    return f"{f['release']} is {behind or 'up to date with source version ' + str(f['newest'])}"
 
 
 def _say_candidate(f: dict[str, Any]) -> str:

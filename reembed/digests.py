@@ -6,11 +6,12 @@ Sets of them are compared sorted, as bytes: 16 per row, whatever an id or a text
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 BYTES = 16
 
@@ -33,9 +34,30 @@ def of_ids(doc_ids: Iterable[str | int]) -> Digests:
     return stack(b"".join(of_id(d) for d in doc_ids))
 
 
-def of_values(values: Iterable[Any]) -> bytes:
-    """Digest of one row's carried values; NaN equals itself."""
-    return digest(repr(tuple(values)).encode("utf-8", "surrogatepass"))
+def of_column(column: pa.Array | pa.ChunkedArray) -> bytes:
+    """Digests of ids or texts, joined; of a null, that of an empty text."""
+    kind = column.type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        column = column.cast(pa.large_string()).cast(pa.large_binary())
+    blake = hashlib.blake2b
+    return b"".join([blake(v or b"", digest_size=BYTES).digest() for v in column.to_pylist()])
+
+
+def of_rows(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int) -> bytes:
+    """Digests of rows' values in some columns, joined; NaN equals itself."""
+    if not columns:
+        return bytes(BYTES * rows)
+    values = zip(*(_values(c) for c in columns), strict=True)
+    return b"".join([digest(repr(v).encode("utf-8", "surrogatepass")) for v in values])
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """As Python objects; times as integers, which hold years that `datetime` does not."""
+    kind = column.type
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        width = pa.int32() if kind.bit_width == 32 else pa.int64()
+        return list(column.cast(width).to_pylist())
+    return list(column.to_pylist())
 
 
 def stack(joined: bytes | bytearray) -> Digests:

@@ -16,6 +16,8 @@ ReembedError (1)                a failure with a known reason
 ├── Conflict (4)                another promote or run won
 └── Inconclusive (6)            the comparison could not decide
 
+Not an error, but an exit code of its own: 5, a difference was found (`verify --fresh-within`).
+
 Each carries what happened, why, and a command that fixes it, without credentials. All are picklable:
 they cross Ray.
 """

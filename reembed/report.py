@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from reembed.catalog import AliasRecord, Release
-from reembed.console import one_line, plain
+from reembed.console import lag_words, one_line, plain
 from reembed.errors import ConfigError, ReembedError
 
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -95,11 +95,16 @@ def _after_run(r: dict[str, Any]) -> str:
     return "reembed status" if r["live"] == r["id"] else "reembed compare"
 
 
+def _lag(lag: dict[str, Any]) -> list[str]:
+    return [f"{_INDENT}{words}"] if (words := lag_words(lag)) else []
+
+
 def _status(r: dict[str, Any]) -> str:
     lines = [f"{r['alias']}"]
     for role in ("live", "previous"):
         if r[role]:
             lines.append(_release_line(role, r[role]))
+            lines += _lag(r[role]["lag"]) if "lag" in r[role] else []
     if not r["live"]:
         lines.append("  live       nothing yet")
     if r["forced"]:
@@ -159,13 +164,17 @@ def _verify(r: dict[str, Any]) -> str:
     for kind, d in r["differences"].items():
         examples = f"  e.g. {', '.join(map(repr, d['examples']))}" if d["count"] else ""
         lines.append(f"  {kind:13} {d['count']:>9,}{examples}")
-    lines += [
-        f"  {r['confidence']}",
-        _colour("equal" if r["passed"] else "differs", "pass" if r["passed"] else "fail"),
-    ]
-    return "\n".join(
-        [*lines, "Next: " + ("reembed status" if r["passed"] else "reembed run --fresh")]
-    )
+    word = "equal to" if r["passed"] else "differs from"
+    verdict = f"{word} source version {r['source_version']}"
+    lines += [f"  {r['confidence']}", _colour(verdict, "pass" if r["passed"] else "fail")]
+    if behind := lag_words(r["lag"]):
+        kinds = {k: d["count"] for k, d in (r["behind"] or {}).items() if d["count"]}
+        found = f": {', '.join(f'{n:,} {k}' for k, n in kinds.items())}" if kinds else ""
+        lines.append(behind + found)
+    if not r["passed"]:
+        return "\n".join([*lines, "Next: reembed run --fresh"])
+    following = "status" if r["lag"]["documents"] == 0 else f"catch-up {r['release']}"
+    return "\n".join([*lines, f"Next: reembed {following}"])
 
 
 def _compare(r: dict[str, Any]) -> str:
@@ -294,7 +303,6 @@ def _dead_letters(r: dict[str, Any]) -> str:
 
 
 def _moved(r: dict[str, Any]) -> str:
-    behind = r["behind"]
     lines = [
         f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"
     ]
@@ -307,15 +315,7 @@ def _moved(r: dict[str, Any]) -> str:
             f"  compared: {_told(r['comparison'])}",
             *(f"  {e}" for e in _evidence(r["comparison"])),
         ]
-    if behind["newest"] is None:
-        lines.append(f"  the source cannot be read now: {behind['why']}")
-    elif behind["newest"] > behind["source_version"]:
-        documents = behind["documents"]
-        lines.append(
-            f"  it has source version {behind['source_version']}, the source is at {behind['newest']}:"
-            f" {'documents' if documents is None else f'{documents:,} documents'} that changed in the last"
-            f" {behind['seconds']:,.0f} s are not in it"
-        )
+    lines += _lag(r["behind"])
     other = "rollback" if r["action"] == "promote" else "promote"
     return "\n".join([*lines, "Next: reembed search QUERY", f"Back: reembed {other}"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 import shlex
 import string
 from collections.abc import Iterator, Sequence
@@ -11,21 +12,26 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 
+from reembed import source_delta
 from reembed.config import Config
 from reembed.errors import SourceError
-from reembed.lance_io import open_dataset, told_apart
+from reembed.lance_io import open_dataset
 from reembed.runs import Unit
 from reembed.source_columns import is_text, plain, require, template_columns
+from reembed.source_delta import Delta, fragments_of
+from reembed.source_filter import check_filter
 from reembed.source_ids import check_ids
 from reembed.storage import absolute
 
-TEXT = "__text"
-"""Name of the text among a unit's columns; a carried column may be called anything else."""
+TEXT = "reembed.text"
+"""Name of the text among a unit's columns. Lance allows no dot in the name of a column, so that no
+carried column can be called so."""
 _SCAN_ROWS = 4_096
 _MANY_UNITS = 4
-_NOT_IN_DELTA = ("Overwrite", "Restore", "unknown")
+_COUNTED_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,9 @@ class Source:
             config.table.carry,
             options,
         )
-        source._check_columns(dataset.schema)
-        source._check_filter(dataset)
+        source._check_columns(dataset)
+        if source.filter is not None:
+            check_filter(dataset, uri, source.filter)
         return source
 
     @classmethod
@@ -93,7 +100,7 @@ class Source:
         """
         dataset = _open(self.uri, None, self.options)
         source = replace(self, version=int(dataset.version), fingerprint=_fingerprint(dataset))
-        source._check_columns(dataset.schema)
+        source._check_columns(dataset)
         return source
 
     def is_same(self, other: Source) -> bool:
@@ -101,10 +108,13 @@ class Source:
         return (self.version, self.fingerprint) == (other.version, other.fingerprint)
 
     def written_after(self, version: int) -> dt.datetime | None:
-        """When the first version after `version` was written, UTC; None when none was, or it is gone."""
-        at: dict[int, Any] = {v["version"]: v["timestamp"] for v in self.dataset().versions()}
-        later = [v for v in at if version < v <= self.version]
-        return at[min(later)].astimezone(dt.UTC) if later else None
+        """When the first version after `version` was written, UTC; None when none was."""
+        versions = [v["version"] for v in self.dataset().version_refs()]
+        later = [v for v in versions if version < v <= self.version]
+        if not later:
+            return None
+        first = _open(self.uri, min(later), self.options)
+        return first.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
 
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
@@ -131,9 +141,25 @@ class Source:
         return template_columns(self.text) or [self.text]
 
     def schema(self) -> tuple[pa.DataType, list[pa.Field]]:
-        """Type of doc_id, and the carried fields."""
+        """Type of doc_id, and the carried fields; all may be null, so that this is no change of type."""
         schema = self.dataset().schema
-        return plain(schema.field(self.id_column).type), [schema.field(c) for c in self.carry]
+        carried = [schema.field(c).with_nullable(True) for c in self.carry]
+        return plain(schema.field(self.id_column).type), carried
+
+    def retyped(self, table: pa.Schema) -> list[str]:
+        """Columns of a vector table that have another type than in this version, in words."""
+        id_type, carried = self.schema()
+        types = {"doc_id": id_type, **{f.name: f.type for f in carried}}
+        found = {name: table.field(name).type for name in types}
+        return [
+            f"{name} is {found[name]} in the table and {types[name]} in the source"
+            for name in types
+            if found[name] != types[name]
+        ]
+
+    def count_rows(self) -> int:
+        """Number of rows, with those that the filter leaves out."""
+        return int(self.dataset().count_rows())
 
     def check_documents(self) -> int:
         """Number of documents; every id present and unique.
@@ -171,7 +197,7 @@ class Source:
         return [*whole, *(p for u in last for p in _cut(u.fragment, u.offset, u.rows, quarter))]
 
     def read(self, unit: Unit) -> pa.Table:
-        """doc_id, __text (binary: UTF-8 as stored) and carried columns of one unit, in row order.
+        """doc_id, TEXT (binary: UTF-8 as stored) and carried columns of one unit, in row order.
 
         Raises:
             SourceError: the fragment no longer holds the unit's rows.
@@ -220,14 +246,16 @@ class Source:
             )
         return self._documents(table)
 
-    def rows(self, since: int | None = None) -> Iterator[pa.Table]:
-        """`_rowid` beside what `scan` gives; only rows inserted or updated after version `since`.
-
-        `since` needs stable row ids: see `why_no_delta`.
-        """
-        scanner = self.dataset().scanner(
+    def rows(self, delta: Delta | None = None) -> Iterator[pa.Table]:
+        """`_rowid` beside what `scan` gives; only rows that a delta says were written."""
+        dataset = self.dataset()
+        fragments = fragments_of(dataset, delta.written) if delta else None
+        if fragments == []:  # which Lance would read as all
+            return
+        scanner = dataset.scanner(
             columns=self._columns(),
-            filter=self.filter if since is None else _both(self.filter, _touched(since)),
+            filter=self.filter,
+            fragments=fragments,
             with_row_id=True,
             batch_size=_SCAN_ROWS,
         )
@@ -236,59 +264,62 @@ class Source:
             yield self._documents(table).append_column("_rowid", table["_rowid"])
 
     def why_no_delta(self, since: Source) -> str | None:
-        """Why Lance cannot say what changed since an earlier version of this dataset; None if it can."""
-        dataset = self.dataset()
-        if not dataset.has_stable_row_ids:
-            return "the source has no stable row ids"
-        if not self.is_as_planned(since.to_json()):
-            return (
-                f"version {since.version} of the source is gone, or another dataset took its place"
-            )
-        try:
-            for version in range(since.version + 1, self.version + 1):
-                with told_apart():
-                    made_by = dataset.read_transaction(version)
-                name = type(made_by.operation).__name__ if made_by else "unknown"
-                if name in _NOT_IN_DELTA:
-                    return f"version {version} of the source is an {name}"
-        except FileNotFoundError:
-            return (
-                f"the history between versions {since.version} and {self.version} was cleaned away"
-            )
-        return None
+        """Why an earlier version cannot be told from this one by its files; None if it can."""
+        if self.is_as_planned(since.to_json()):
+            return None
+        return f"version {since.version} of the source is gone, or another dataset took its place"
 
-    def ids_changed_since(self, since: Source) -> list[Any]:
-        """Ids, as they were at version `since`, of rows that were deleted or updated after it."""
-        dataset = self.dataset()
-        delta = dataset.delta(begin_version=since.version, end_version=self.version)
-        deleted = delta.get_deleted_row_ids().read_all()["_rowid"]
-        touched = dataset.scanner(
-            columns=[],
-            filter=_touched(since.version),
-            with_row_id=True,
-        ).to_table()["_rowid"]
-        rows = [*deleted.to_pylist(), *touched.to_pylist()]
-        if not rows:
-            return []
-        # Rows inserted since then are not there yet, and Lance leaves them out: as wanted.
-        before = since.dataset()._take_rows(rows, columns=[self.id_column])
-        return list(before[self.id_column].to_pylist())
+    def delta(self, since: Source) -> Delta:
+        """Where rows may differ from an earlier version of this dataset.
+
+        With a filter every column counts, as it may name any.
+        """
+        columns = None if self.filter else self._columns()
+        return source_delta.delta(since.dataset(), self.dataset(), columns)
+
+    def ids_left(self, delta: Delta) -> pa.ChunkedArray:
+        """Ids of rows of this version that a delta to a later one says are gone or changed."""
+        gone = [self._ids(delta.left)]
+        for fragment, addresses in delta.thinned.items():
+            rows = self._ids([fragment])
+            gone.append(rows.filter(pa.array(np.isin(rows["_rowaddr"].to_numpy(), addresses))))
+        return pa.concat_tables(gone)["doc_id"]
 
     def documents_changed_since(self, since: Source) -> int | None:
-        """How many were written or deleted after version `since`; None where Lance cannot say."""
+        """At most how many were written or deleted after an earlier version; None where finding out
+        means reading many rows.
+        """
         if self.why_no_delta(since) is not None:
             return None
-        written = self.dataset().to_table(
-            columns=[self.id_column], filter=_both(self.filter, _touched(since.version))
+        delta = self.delta(since)
+        new = fragments_of(self.dataset(), delta.written)
+        old = fragments_of(since.dataset(), (*delta.left, *delta.thinned))
+        if sum(f.count_rows() for f in (*new, *old)) > _COUNTED_ROWS:
+            return None
+        written = self._ids(delta.written)["doc_id"].to_pylist()
+        return len({*written, *since.ids_left(delta).to_pylist()})
+
+    def _ids(self, fragments: Sequence[int]) -> pa.Table:
+        """doc_id and `_rowaddr` of the documents in these fragments."""
+        dataset = self.dataset()
+        scanner = dataset.scanner(
+            columns=[self.id_column],
+            filter=self.filter,
+            fragments=fragments_of(dataset, fragments),
+            with_row_address=True,
         )
-        return len({*written[self.id_column].to_pylist(), *self.ids_changed_since(since)})
+        table = scanner.to_table() if fragments else scanner.projected_schema.empty_table()
+        return pa.table({"doc_id": self._doc_ids(table), "_rowaddr": table["_rowaddr"]})
+
+    def _doc_ids(self, table: pa.Table) -> pa.ChunkedArray:
+        return table[self.id_column].cast(plain(table[self.id_column].type))
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys([self.id_column, *self.text_columns, *self.carry]))
 
     def _documents(self, table: pa.Table) -> pa.Table:
         columns = {
-            "doc_id": table[self.id_column].cast(plain(table[self.id_column].type)),
+            "doc_id": self._doc_ids(table),
             TEXT: self._text(table),
         }
         return pa.table(columns | {c: table[c] for c in self.carry})
@@ -307,7 +338,8 @@ class Source:
         )
         return pa.array(texts, pa.large_binary())
 
-    def _check_columns(self, schema: pa.Schema) -> None:
+    def _check_columns(self, dataset: lance.LanceDataset) -> None:
+        schema = dataset.schema
         for column in self._columns():
             if column not in schema.names:
                 raise SourceError(
@@ -324,38 +356,36 @@ class Source:
             "ids",
             "source.id_column",
         )
+        for column in self.carry:
+            self._check_carried(dataset, column)
+
+    def _check_carried(self, dataset: lance.LanceDataset, column: str) -> None:
+        """A scan must return what the schema says: of a blob it returns only where it is."""
+        stored = dataset.schema.field(column).type
+        try:
+            read = dataset.scanner(columns=[column]).projected_schema.field(column).type
+        except (ValueError, OSError) as error:
+            read = str(error).split(", /home/")[0].splitlines()[0]
+        if read != stored:
+            raise SourceError(
+                f"column {column!r} cannot be carried",
+                f"it is {stored}, and reading it gives {read}",
+                f"reembed run --set table.carry={shlex.quote(self._carry_without(column))}",
+            )
+
+    def _carry_without(self, column: str) -> str:
+        return f"[{', '.join(json.dumps(c) for c in self.carry if c != column)}]"
 
     def _setting_of(self, column: str) -> str:
         if column == self.id_column:
             return "source.id_column"
         return "source.text" if column in self.text_columns else "table.carry"
 
-    def _check_filter(self, dataset: lance.LanceDataset) -> None:
-        if self.filter is None:
-            return
-        try:
-            dataset.scanner(columns=[self.id_column], filter=self.filter, limit=1).to_table()
-        except (ValueError, OSError) as error:
-            raise SourceError(
-                f"source.filter = {self.filter!r} is not a filter over {self.uri}",
-                str(error).split(", /home/")[0].splitlines()[0],
-                "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\"",
-            ) from error
-
 
 def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
     for offset in range(first, first + rows, size):
         left = first + rows - offset
         yield Unit(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
-
-
-def _touched(since: int) -> str:
-    """Rows inserted or updated after a version; needs stable row ids."""
-    return f"(_row_last_updated_at_version > {since})"
-
-
-def _both(one: str | None, other: str) -> str:
-    return f"({one}) AND {other}" if one else other
 
 
 def _fingerprint(dataset: lance.LanceDataset) -> str:

@@ -7,22 +7,24 @@ from typing import Any
 
 from reembed import comparisons
 from reembed.catalog import Catalog
+from reembed.lag import lag
 from reembed.promote import candidates, standing
 from reembed.runs import Lease, Run, find_runs, read_lease, workers
 from reembed.storage import is_remote
 
 
 def status(catalog: Catalog) -> dict[str, Any]:
-    """One record for people and scripts; reads small records only."""
+    """One record for people and scripts; reads small records, and what the source's newest version is."""
     log = catalog.log()
     stack = standing(log)
     live = stack[-1] if stack else None
+    behind = lag(catalog, live).to_json() if live else None
     retired = [r.id for r in catalog.releases() if catalog.is_retired(r.id)]
     waiting = candidates(catalog)
     verdicts = comparisons.verdicts(catalog, live) if live else {}
     return {
         "alias": catalog.alias,
-        "live": live.summary() if live else None,
+        "live": {**live.summary(), "lag": behind} if live else None,
         "generation": len(log),
         "forced": bool(log and log[-1].forced),
         "previous": stack[-2].summary() if len(stack) > 1 else None,

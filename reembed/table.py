@@ -198,6 +198,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
     if version is None:
         receipts = run.receipts()
         _check_receipts(plan, receipts, _fingerprint(columns))
+        _check_staying(run, plan, columns)
         record = _sealed_record(run, plan, receipts)
         _check_dead_letters(plan, record["dead_letters"], max_dead_letters)
         _check_files(run.storage, plan, record["files"])
@@ -281,6 +282,21 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
         raise IntegrityError(
             f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
             None,
+            plan.restart,
+        )
+
+
+def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
+    """Fragments that stay must have these columns: under another type, Lance reads other values."""
+    if plan.base is None or not plan.base.fragments:
+        return
+    held = open_table(run.storage, plan.table, plan.base.table_version).schema
+    found, needed = ([(f.name, f.type) for f in s] for s in (held, columns))
+    if found != needed:
+        other = ", ".join(f"{n}: {t}" for n, t in needed if (n, t) not in found)
+        raise IntegrityError(
+            f"run {run.id} keeps rows of {plan.table} version {plan.base.table_version} as they are",
+            f"it has other columns than the run writes ({other})",
             plan.restart,
         )
 

@@ -1,7 +1,7 @@
 """What is done with one unit, wherever it runs: tokenize -> embed -> write.
 
 Documents travel as Arrow tables: doc_id, text_hash, carried columns, then tokens or vectors, and
-`__error`, which is null where all is well.
+`reembed.error`, which is null where all is well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DOCUMENT_ERRORS = (
     AssertionError,
     OverflowError,
 )
-_TOKENS, _ERROR = "__tokens", "__error"
+# With a dot, as TEXT: no carried column can be called so.
+_TOKENS, _ERROR = "reembed.tokens", "reembed.error"
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
 _NO_TEXT = "its text is null"
@@ -93,8 +94,8 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
 
 
 def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
-    """doc_id, text -> doc_id, text_hash, `__tokens` large_list<uint16 or int32>, `__error` (null
-    where all is well); how many tokens the prompt has is in the metadata."""
+    """doc_id, text -> doc_id, text_hash, `reembed.tokens` large_list<uint16 or int32>, `reembed.error`
+    (null where all is well); how many tokens the prompt has is in the metadata."""
     raw = documents[TEXT].to_pylist()
     errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
@@ -177,7 +178,8 @@ class UnitEmbedder:
         self._model_s = 0.0
 
     def embed(self, unit: str, documents: pa.Table) -> pa.Table:
-        """Tokens, or texts, to `vector`, a list of dim floats; documents that fail get an `__error`.
+        """Tokens, or texts, to `vector`, a list of dim floats; documents that fail get a
+        `reembed.error`.
 
         Figures of the unit are in the metadata.
 

@@ -7,15 +7,17 @@ about three times that while they are sorted.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed import digests, encoders
 from reembed.catalog import now
@@ -64,9 +66,12 @@ class Verification:
     rows: int
     dead_letters: int
     differences: dict[str, Difference]
-    """missing, extra, duplicate, stale (other text), mismatched (other space), corrupt (not finite,
-    zero), unindexed, damaged (files whose sha256 is not the receipt's), and wrong_vector
-    (re-embedded, another vector)."""
+    """missing, extra, duplicate, stale (other text), carried (same text, other values or types of
+    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, damaged (files whose
+    sha256 is not the receipt's), and wrong_vector (re-embedded, another vector)."""
+    behind: dict[str, Difference] | None
+    """What differs from the newest version of the source only because that moved on; None where no
+    newer version was looked at."""
     sampled: int
     """Rows re-embedded."""
     seed: int | None = None
@@ -77,6 +82,14 @@ class Verification:
     def passed(self) -> bool:
         """Whether nothing differs."""
         return not any(d.count for d in self.differences.values())
+
+    @property
+    def lacking(self) -> int | None:
+        """Documents that differ from the newest version; None where that was not looked at."""
+        kinds = ("missing", "extra", "stale", "carried")
+        if self.behind is None:
+            return None
+        return sum(d.count for k, d in self.behind.items() if k in kinds)
 
     @property
     def confidence(self) -> str:
@@ -133,6 +146,8 @@ class Subject:
     """What each data file must be, byte for byte, by name."""
     manifest: Proof | None = None
     """What the file must be that says what the version is; None where no release recorded it."""
+    newest: Source | None = None
+    """A newer version of the source, to say how far the table is behind it."""
 
 
 def verify(
@@ -147,8 +162,8 @@ def verify(
 
     0 files: every file of the version is proven by a receipt, is there, and has its size.
     1 ids: every document of the source has exactly one row, and no other row is there.
-    2 rows: every row has the right text and space and a usable vector; the index holds these rows;
-      every file has the sha256 of its receipt.
+    2 rows: every row has the right text, carried values and space and a usable vector; the index
+      holds these rows; every file has the sha256 of its receipt.
     3 vectors: `sample` random rows are embedded again, others each time unless `seed` is given: so
       verifying every night sees more of the table every night.
 
@@ -157,6 +172,7 @@ def verify(
     """
     journal = journal or Journal({})
     differences: dict[str, Difference] = {}
+    behind: dict[str, Difference] | None = None
     figures: dict[str, Any] = {
         "documents": 0,
         "rows": subject.table.rows,
@@ -168,7 +184,8 @@ def verify(
     if level >= IDS and not damaged:
         drawn = secrets.randbits(32) if seed is None else seed
         found = journal.step("rows", lambda: _compare(subject, sample, drawn, level))
-        differences = {k: Difference(d[0], tuple(d[1])) for k, d in found["differences"].items()}
+        differences = _from_json(found["differences"])
+        behind = _from_json(found["behind"]) if subject.newest else None
         figures |= found["figures"]
     differences["damaged"] = Difference(len(damaged), tuple(damaged[:_EXAMPLES]))
     return Verification(
@@ -180,6 +197,7 @@ def verify(
         rows=figures["rows"],
         dead_letters=len(subject.dead_letters),
         differences=differences,
+        behind=behind,
         sampled=figures["sampled"],
         seed=figures["seed"],
     )
@@ -187,31 +205,10 @@ def verify(
 
 def _compare(subject: Subject, sample: int, seed: int, level: int) -> dict[str, Any]:
     """Differences of ids and, from level 2, of all else in the rows; as JSON."""
-    found = _scan_table(subject)
-    chosen = _choose(found, sample, seed) if level >= VECTORS else []
-    source_ids, source_texts, texts = _scan_source(subject.source, set(chosen))
-    dead = digests.of_ids(subject.dead_letters)
-    unique, first, counts = np.unique(found.ids, return_index=True, return_counts=True)
-    common, at_source, at_table = np.intersect1d(source_ids, unique, return_indices=True)
-    named = {
-        "missing": np.setdiff1d(np.setdiff1d(source_ids, unique), dead),
-        "extra": functools.reduce(
-            np.union1d,
-            (
-                np.setdiff1d(unique, source_ids),
-                np.setdiff1d(dead, source_ids),
-                np.intersect1d(unique, dead),
-            ),
-        ),
-        "duplicate": unique[counts > 1],
-    }
-    if level >= ROWS:
-        named["stale"] = common[source_texts[at_source] != found.texts[first[at_table]]]
-    names = _names(subject, named)
-    differences = {
-        k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist()))
-        for k, v in named.items()
-    }
+    found = _scan_table(subject, level)
+    chosen = _choose(found, sample, seed) if level >= VECTORS else np.empty(0, np.int64)
+    there = _scan_source(subject.source, level, found.ids[chosen])
+    differences = _differences(subject, subject.source, found, there)
     sampled = 0
     if level >= ROWS:
         differences["mismatched"], differences["corrupt"] = found.mismatched, found.corrupt
@@ -219,17 +216,61 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> dict[str, 
             gap = np.setxor1d(found.row_ids, subject.index_ids)
             differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
     if level >= VECTORS:
-        sampled, differences["wrong_vector"] = _reembed(subject, chosen, texts)
+        sampled, differences["wrong_vector"] = _reembed(subject, found, chosen, there.texts_of)
+    behind = {}
+    if subject.newest is not None:
+        later = _scan_source(subject.newest, level)
+        behind = _differences(subject, subject.newest, found, later)
     return {
-        "differences": {k: [d.count, list(d.examples)] for k, d in differences.items()},
+        "differences": _as_json(differences),
+        "behind": _as_json(behind),
         "figures": {
-            "documents": len(source_ids),
+            "documents": len(there.ids),
             "rows": len(found.ids),
             "sampled": sampled,
             # Kept by the journal, so that a resumed verification names the seed of what it took over.
             "seed": seed if level >= VECTORS else None,
         },
     }
+
+
+def _as_json(differences: dict[str, Difference]) -> dict[str, Any]:
+    return {k: [d.count, list(d.examples)] for k, d in differences.items()}
+
+
+def _from_json(record: dict[str, Any]) -> dict[str, Difference]:
+    return {k: Difference(count, tuple(examples)) for k, (count, examples) in record.items()}
+
+
+def _differences(
+    subject: Subject, source: Source, found: _Table, there: _Documents
+) -> dict[str, Difference]:
+    """What differs between the rows of the table and the documents of one version of the source."""
+    dead = digests.of_ids(subject.dead_letters)
+    documents, at_document = np.unique(there.ids, return_index=True)
+    rows, at_row, counts = np.unique(found.ids, return_index=True, return_counts=True)
+    common, document, row = np.intersect1d(documents, rows, assume_unique=True, return_indices=True)
+    lacking, more = np.delete(documents, document), np.delete(rows, row)
+    named = {
+        "missing": np.setdiff1d(lacking, dead),
+        "extra": functools.reduce(
+            np.union1d, (more, np.setdiff1d(dead, documents), np.intersect1d(common, dead))
+        ),
+        "duplicate": rows[counts > 1],
+    }
+    document, row = at_document[document], at_row[row]
+    if len(found.texts):
+        named["stale"] = common[there.texts[document] != found.texts[row]]
+        carried = there.carried[document] != found.carried[row]
+        named["carried"] = np.setdiff1d(common[carried], named["stale"])
+    names = _names(subject, source, named)
+    differences = {
+        k: Difference(len(v), tuple(names[d] for d in v[:_EXAMPLES].tolist()))
+        for k, v in named.items()
+    }
+    if len(found.texts) and (retyped := source.retyped(subject.table.dataset().schema)):
+        differences["carried"] = Difference(len(rows), tuple(retyped))
+    return differences
 
 
 def _unproven(subject: Subject) -> list[str]:
@@ -261,103 +302,127 @@ def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class _Table:
+    """Rows of the table, in its order."""
+
     ids: Digests
     texts: Digests
+    """Empty below level 2, as `carried`."""
+    carried: Digests
     row_ids: npt.NDArray[np.int64]
     mismatched: Difference
     corrupt: Difference
 
 
-def _scan_table(subject: Subject) -> _Table:
-    ids, texts = bytearray(), bytearray()
+def _scan_table(subject: Subject, level: int) -> _Table:
+    carry = list(subject.source.carry)
+    columns = ["doc_id", *(["text_hash", "space", "vector", *carry] if level >= ROWS else [])]
+    ids, texts, carried = bytearray(), bytearray(), bytearray()
     row_ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    mismatched: list[Any] = []
-    corrupt: list[Any] = []
-    for batch in subject.table.scan(["doc_id", "text_hash", "space", "vector"]):
-        names = batch.column("doc_id").to_pylist()
-        ids += b"".join(digests.of_id(d) for d in names)
-        hashes = batch.column("text_hash").to_pylist()
-        texts += b"".join(h or bytes(digests.BYTES) for h in hashes)
+    mismatched, corrupt = _Few(), _Few()
+    space = subject.space.id
+    for batch in subject.table.scan(columns):
+        names = batch.column("doc_id")
+        ids += digests.of_column(names)
         row_ids.append(batch.column("_rowid").to_numpy().astype(np.int64))
-        spaces = batch.column("space").to_pylist()
-        mismatched += [d for d, s in zip(names, spaces, strict=True) if s != subject.space.id]
+        if level < ROWS:
+            continue
+        texts += b"".join(batch.column("text_hash").fill_null(bytes(digests.BYTES)).to_pylist())
+        carried += digests.of_rows([batch.column(c) for c in carry], batch.num_rows)
+        same = pc.equal(batch.column("space"), space).fill_null(False)
+        mismatched.add(names.filter(pc.invert(same)))
         norms = np.linalg.norm(as_vectors(batch.column("vector")), axis=1)
-        corrupt += [names[i] for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))]
+        corrupt.add(names.filter(pa.array(~(np.isfinite(norms) & (norms > 0)))))
     return _Table(
         digests.stack(ids),
         digests.stack(texts),
-        np.sort(np.concatenate(row_ids)),
-        Difference(len(mismatched), tuple(mismatched[:_EXAMPLES])),
-        Difference(len(corrupt), tuple(corrupt[:_EXAMPLES])),
+        digests.stack(carried),
+        np.concatenate(row_ids),
+        mismatched.found(),
+        corrupt.found(),
     )
 
 
-def _choose(found: _Table, sample: int, seed: int) -> list[bytes]:
-    rows = np.random.default_rng(seed).choice(
-        len(found.ids), min(sample, len(found.ids)), replace=False
-    )
-    return [found.ids[r].tobytes() for r in rows]
+class _Few:
+    """Counts ids, and keeps the first few."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first: list[Any] = []
+
+    def add(self, ids: pa.Array) -> None:
+        self._count += len(ids)
+        self._first += ids[: _EXAMPLES - len(self._first)].to_pylist()
+
+    def found(self) -> Difference:
+        return Difference(self._count, tuple(self._first))
 
 
-def _scan_source(
-    source: Source, chosen: set[bytes]
-) -> tuple[Digests, Digests, dict[bytes, tuple[Any, str]]]:
-    ids, texts = bytearray(), bytearray()
+def _choose(found: _Table, sample: int, seed: int) -> npt.NDArray[np.int64]:
+    rows = len(found.ids)
+    return np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False)
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Documents of one version of the source, in its order."""
+
+    ids: Digests
+    texts: Digests
+    carried: Digests
+    texts_of: dict[bytes, tuple[Any, str]]
+    """Id and text of those that were asked for, by digest of the id."""
+
+
+def _scan_source(source: Source, level: int, chosen: Digests | None = None) -> _Documents:
+    ids, texts, carried = bytearray(), bytearray(), bytearray()
     kept: dict[bytes, tuple[Any, str]] = {}
-    for name, text in _documents(source):
-        digest = digests.of_id(name)
-        ids += digest
-        texts += digests.digest(text)
-        if digest in chosen:
-            kept[digest] = (name, text.decode("utf-8", "replace"))
-    return digests.stack(ids), digests.stack(texts), kept
+    for part in source.scan():
+        found = digests.of_column(part["doc_id"])
+        ids += found
+        if level < ROWS:
+            continue
+        texts += digests.of_column(part[TEXT])
+        carried += digests.of_rows([part[c] for c in source.carry], part.num_rows)
+        if chosen is not None and len(chosen):
+            for row in np.flatnonzero(np.isin(digests.stack(found), chosen)).tolist():
+                text = part[TEXT][row].as_py() or b""
+                name = part["doc_id"][row].as_py()
+                kept[digests.of_id(name)] = (name, text.decode("utf-8", "replace"))
+    return _Documents(digests.stack(ids), digests.stack(texts), digests.stack(carried), kept)
 
 
-def _documents(source: Source) -> Iterator[tuple[str | int, bytes]]:
-    for table in source.scan():
-        for name, text in zip(table["doc_id"].to_pylist(), table[TEXT].to_pylist(), strict=True):
-            yield name, text or b""
-
-
-def _names(subject: Subject, named: dict[str, Digests]) -> dict[Any, str | int]:
+def _names(subject: Subject, source: Source, named: dict[str, Digests]) -> dict[bytes, str | int]:
     """Ids of the first digests of each kind; a second look, only when something differs."""
-    wanted = {d for group in named.values() for d in group[:_EXAMPLES].tolist()}
-    names: dict[Any, str | int] = {}
-    if wanted:
-        for name, _ in _documents(subject.source):
-            names[digests.of_id(name)] = name
-        for batch in subject.table.scan(["doc_id"]):
-            names |= {digests.of_id(d): d for d in batch.column("doc_id").to_pylist()}
-    return {d: names[d] for d in wanted}
+    wanted = np.concatenate([group[:_EXAMPLES] for group in named.values()])
+    names: dict[bytes, str | int] = {}
+    if not len(wanted):
+        return names
+    columns = itertools.chain(
+        (part["doc_id"] for part in source.scan()),
+        (batch.column("doc_id") for batch in subject.table.scan(["doc_id"])),
+    )
+    for column in columns:
+        hit = np.isin(digests.stack(digests.of_column(column)), wanted)
+        names |= {digests.of_id(d): d for d in column.filter(pa.array(hit)).to_pylist()}
+    return names
 
 
 def _reembed(
-    subject: Subject, chosen: list[bytes], texts: dict[bytes, tuple[Any, str]]
+    subject: Subject,
+    found: _Table,
+    chosen: npt.NDArray[np.int64],
+    texts: dict[bytes, tuple[Any, str]],
 ) -> tuple[int, Difference]:
     """Make the chosen rows' vectors again and compare: a row of another model has cosine .2 to .7."""
-    chosen = [d for d in chosen if d in texts]
-    if not chosen:
+    chosen = np.array([r for r in chosen if found.ids[r].tobytes() in texts], np.int64)
+    if not len(chosen):
         return 0, Difference(0)
-    stored = _stored(subject.table, {texts[d][0] for d in chosen})
+    named = [texts[found.ids[r].tobytes()] for r in chosen]
+    stored = as_vectors(subject.table.take(found.row_ids[chosen], ["vector"])["vector"])
     encoder = encoders.load_encoder(subject.encoder)
-    again = encoder.embed(encoder.tokenize([texts[d][1] for d in chosen], "document"))
-    wrong = []
-    for digest, vector in zip(chosen, again, strict=True):
-        name = texts[digest][0]
-        cosine = float(
-            vector @ stored[name] / (np.linalg.norm(vector) * np.linalg.norm(stored[name]))
-        )
-        if not cosine >= SAME_VECTOR:
-            wrong.append(name)
+    again = encoder.embed(encoder.tokenize([text for _, text in named], "document"))
+    lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = (again * stored).sum(axis=1) / lengths
+    wrong = [named[i][0] for i in np.flatnonzero(~(cosines >= SAME_VECTOR)).tolist()]
     return len(chosen), Difference(len(wrong), tuple(wrong[:_EXAMPLES]))
-
-
-def _stored(table: TableVersion, names: set[Any]) -> dict[Any, npt.NDArray[np.float32]]:
-    vectors: dict[Any, npt.NDArray[np.float32]] = {}
-    for batch in table.scan(["doc_id", "vector"]):
-        ids = batch.column("doc_id").to_pylist()
-        rows = [i for i, d in enumerate(ids) if d in names]
-        if rows:
-            found = as_vectors(batch.column("vector").take(pa.array(rows)))
-            vectors |= {ids[i]: v for i, v in zip(rows, found, strict=True)}
-    return vectors

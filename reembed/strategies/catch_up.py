@@ -7,7 +7,6 @@ were. So no row of a version ever depends on a deletion file, and every file is 
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
 from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.executor import Executor, RayExecutor
+from reembed.lag import caught_up, lag, note
 from reembed.progress import Listener
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven
 from reembed.source import Source
@@ -63,28 +63,8 @@ def catch_up(
         if newer is None:
             break
         release, retry_dead_letters = newer, False
-    say("lag", release=release.id, **lag(_catalog(config), release))
+    say("lag", release=release.id, **lag(_catalog(config), release).to_json())
     return release
-
-
-def lag(catalog: Catalog, release: Release) -> dict[str, Any]:
-    """How far a release is behind its source.
-
-    Documents that were written or deleted since (None where Lance cannot say), seconds since the
-    first version it lacks was written, versions.
-    """
-    source = caught_up(catalog, release)
-    newest = source.newest()
-    since = newest.written_after(source.version)
-    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
-    behind = not newest.is_same(source)
-    return {
-        "source_version": source.version,
-        "newest": newest.version,
-        "versions": newest.version - source.version,
-        "documents": newest.documents_changed_since(source) if behind else 0,
-        "seconds": round(max(0.0, seconds), 1),
-    }
 
 
 def _pass(
@@ -111,7 +91,7 @@ def _pass(
         changes = _changes(catalog, release, before, after, retry=retry)
         say("changes", **_figures(changes), before=before.version, after=after.version)
         if not changes.documents:
-            _note(catalog, release, after)
+            note(catalog, release, after)
             return None
         run = _new_run(catalog, release, after)
     with driving(run):
@@ -173,20 +153,6 @@ def _new_run(catalog: Catalog, release: Release, source: Source) -> Run:
     runs = find_runs(catalog.storage, catalog.alias)
     taken = [r.number[1] for r in runs if r.id.startswith(prefix) and r.plan() is not None]
     return Run(catalog.storage, f"{prefix}{max(taken, default=0) + 1}")
-
-
-def caught_up(catalog: Catalog, release: Release) -> Source:
-    """The source at the newest version that the release is known to equal."""
-    noted = catalog.storage.read_if_there(_note_path(release))
-    return Source.from_json(noted or release.source, catalog.storage.options)
-
-
-def _note(catalog: Catalog, release: Release, source: Source) -> None:
-    catalog.storage.write(_note_path(release), source.to_json())
-
-
-def _note_path(release: Release) -> str:
-    return f"runs/{release.run_id}/caught_up.json"
 
 
 def _changes(

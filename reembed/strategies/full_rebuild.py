@@ -134,6 +134,8 @@ def make_plan(
         )
         return plan
     rows = source.check_documents()
+    if source.filter is not None:
+        say("begin", what=f"source.filter keeps {rows:,} of {source.count_rows():,} rows")
     pinned = source.pin(run.pin_tag)
     path = f"tables/{config.alias}-{space.id}.lance"
     units = source.units(config.embed.unit_documents, config.embed.actors)

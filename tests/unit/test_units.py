@@ -68,7 +68,7 @@ def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, 
     embedder = units.UnitEmbedder(made)
     monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     halved = embedder.embed("v", texts)
-    assert halved["__error"].null_count == 40
+    assert halved["reembed.error"].null_count == 40
     ours, theirs = halved["vector"].to_pylist(), whole["vector"].to_pylist()
     assert np.allclose(ours, theirs, atol=1e-5)
     assert embedder._encoder.batch_tokens < made.embed.batch_tokens
@@ -80,7 +80,7 @@ def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, 
 
 def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_path, monkeypatch):
     made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
-    heavy = texts["__tokens"].to_pylist()[3]
+    heavy = texts["reembed.tokens"].to_pylist()[3]
     plain = SentenceEncoder._forward
 
     def forward(self, features):
@@ -91,7 +91,7 @@ def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_
 
     embedder = units.UnitEmbedder(made)
     monkeypatch.setattr(SentenceEncoder, "_forward", forward)
-    errors = embedder.embed("u", texts)["__error"].to_pylist()
+    errors = embedder.embed("u", texts)["reembed.error"].to_pylist()
     assert "out of memory" in errors[3]
     assert sum(e is not None for e in errors) == 1
 
@@ -131,7 +131,7 @@ def test_a_vector_of_another_length_is_a_dead_letter_where_unit_length_is_promis
 
     embedder = units.UnitEmbedder(made)
     monkeypatch.setattr(HashingEncoder, "embed", embed)
-    errors = embedder.embed("u", texts)["__error"].to_pylist()
+    errors = embedder.embed("u", texts)["reembed.error"].to_pylist()
     assert errors[3] == "its vector has length 1.500, not 1"
     assert sum(e is not None for e in errors) == 1
 
@@ -154,7 +154,7 @@ def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, m
 @pytest.mark.parametrize(("model", "stored"), [("bert", "uint16"), ("hashing:16", "int32")])
 def test_token_ids_travel_in_as_few_bytes_as_hold_them(job, tmp_path, model, stored):
     _, texts = job(str(bert_model(tmp_path / "bert")) if model == "bert" else model)
-    column = texts["__tokens"].combine_chunks()
+    column = texts["reembed.tokens"].combine_chunks()
     assert str(column.type.value_type) == stored
     tokens = units._tokens(texts)
     assert tokens.ids.dtype == np.int32
@@ -183,10 +183,10 @@ def test_a_unit_says_how_it_was_embedded(job, tmp_path):
 def test_null_texts_between_others_do_not_shift_them(job):
     made, _ = job()
     source = made.source.read(made.plan.units[0])
-    texts = source["__text"].to_pylist()
+    texts = source["reembed.text"].to_pylist()
     texts[0] = texts[7] = texts[-1] = None
     holes = source.set_column(
-        source.column_names.index("__text"), "__text", pa.array(texts, source["__text"].type)
+        source.column_names.index("reembed.text"), "reembed.text", pa.array(texts, source["reembed.text"].type)
     )
     whole, found = (
         units.UnitEmbedder(made).embed(name, documents)
@@ -194,7 +194,7 @@ def test_null_texts_between_others_do_not_shift_them(job):
     )
     for row, text in enumerate(texts):
         if text is None:
-            assert found["__error"][row].as_py() == "its text is null"
+            assert found["reembed.error"][row].as_py() == "its text is null"
         else:
             assert found["vector"][row].equals(whole["vector"][row])
 

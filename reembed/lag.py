@@ -1,0 +1,79 @@
+"""How far a release is behind its source: by versions and time, and by documents where that is cheap."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reembed.catalog import Catalog, Release
+from reembed.errors import SourceError
+from reembed.source import Source
+
+
+@dataclass(frozen=True)
+class Lag:
+    """A release against the newest version of its source."""
+
+    source_version: int
+    """The newest version that the release is known to equal."""
+    newest: int | None
+    """The newest there is; None where the source could not be read: see `why`."""
+    documents: int | None
+    """At most how many were written or deleted since; None where finding out is not cheap."""
+    seconds: float | None
+    """Since the first version after `source_version` was written; 0 where there is none."""
+    why: str | None = None
+    """Why something is not known."""
+
+    @property
+    def versions(self) -> int | None:
+        """Versions after `source_version`."""
+        return None if self.newest is None else self.newest - self.source_version
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and `versions`."""
+        return {**asdict(self), "versions": self.versions}
+
+
+def caught_up(catalog: Catalog, release: Release) -> Source:
+    """The source at the newest version that the release is known to equal."""
+    noted = catalog.storage.read_if_there(_note_path(release))
+    return Source.from_json(noted or release.source, catalog.storage.options)
+
+
+def note(catalog: Catalog, release: Release, source: Source) -> None:
+    """Keep that the release equals this version of its source."""
+    catalog.storage.write(_note_path(release), source.to_json())
+
+
+def lag(catalog: Catalog, release: Release) -> Lag:
+    """How far a release is behind; a source that cannot be read is not an error, but said."""
+    source = caught_up(catalog, release)
+    newest, why = newest_of(source)
+    documents = newest.documents_changed_since(source) if newest else None
+    return behind(source, newest, documents, why)
+
+
+def newest_of(source: Source) -> tuple[Source | None, str | None]:
+    """The same documents at the newest version; None where they cannot be read there, and why."""
+    try:
+        return source.newest(), None
+    except SourceError as error:
+        return None, error.what
+
+
+def behind(source: Source, newest: Source | None, documents: int | None, why: str | None) -> Lag:
+    """What a release that equals `source` lacks of the newest version: so many documents."""
+    if newest is None:
+        return Lag(source.version, None, None, None, why)
+    if newest.is_same(source):
+        return Lag(source.version, newest.version, 0, 0.0)
+    why = newest.why_no_delta(source)
+    since = newest.written_after(0 if why else source.version)
+    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
+    return Lag(source.version, newest.version, documents, round(max(0.0, seconds), 1), why)
+
+
+def _note_path(release: Release) -> str:
+    return f"runs/{release.run_id}/caught_up.json"

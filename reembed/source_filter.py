@@ -1,0 +1,114 @@
+"""Whether a filter means the columns it seems to mean, before documents are counted by it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import lance
+import pyarrow as pa
+
+from reembed.errors import SourceError
+
+_EXAMPLE = "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\""
+_TOKEN = re.compile(
+    r"'(?:[^']|'')*'"
+    r'|"(?:[^"]|"")*"'
+    r"|`[^`]*`"
+    r"|--[^\n]*|/\*.*?\*/"
+    r"|\w+|\s+|.",
+    re.DOTALL,
+)
+
+
+def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> None:
+    """Refuse a filter that cannot be evaluated, or of which a part is the same for every document.
+
+    Raises:
+        SourceError: it is not a condition, it has a column's name in double quotes, which is text
+            in Lance, or one of its comparisons names no column.
+    """
+    if error := _error(dataset, condition):
+        raise SourceError(
+            f"source.filter = {condition!r} is not a filter over {where}", error, _EXAMPLE
+        )
+    tokens = _TOKEN.findall(condition)
+    names = {name.lower(): name for name in dataset.schema.names}
+    for token in tokens:
+        if token.startswith('"') and (column := names.get(token[1:-1].lower())):
+            meant = "".join(f"`{column}`" if t == token else t for t in tokens)
+            raise SourceError(
+                f"source.filter = {condition!r}: {token} is a text, not the column {column}",
+                "write columns plainly or in backticks, and texts in single quotes",
+                f"reembed run --set {shlex.quote(f'source.filter={meant}')}",
+            )
+    without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
+    for part in _comparisons(dataset, tokens):
+        if _error(without_columns, part) is None:
+            raise SourceError(
+                f"source.filter = {condition!r}: {part!r} names no column",
+                f"it is the same for every document; columns: {', '.join(names.values())}",
+                _EXAMPLE,
+            )
+
+
+def _error(dataset: lance.LanceDataset, condition: str) -> str | None:
+    """What Lance says against a condition."""
+    try:
+        dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=1).to_table()
+    except (ValueError, OSError) as error:
+        return str(error).split(", /home/")[0].splitlines()[0]
+    return None
+
+
+def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str]:
+    """What AND and OR join, at any depth. What fails alone is joined again: x BETWEEN 1 AND 2."""
+    parts = _split(tokens)
+    if len(parts) == 1:
+        inner = _inside(tokens)
+        if inner is None:
+            yield "".join(tokens).strip()
+        else:
+            yield from _comparisons(dataset, inner)
+        return
+    part: list[str] = []
+    for piece in parts:
+        part += piece
+        if _error(dataset, "".join(part)) is not None:
+            part.append("AND")
+        elif part == tokens:
+            yield "".join(tokens).strip()
+        else:
+            yield from _comparisons(dataset, part)
+            part = []
+
+
+def _split(tokens: list[str]) -> list[list[str]]:
+    """At each AND and OR that is in no parentheses."""
+    parts: list[list[str]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.upper() in ("AND", "OR"):
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+def _inside(tokens: list[str]) -> list[str] | None:
+    """What stands in parentheses around all of it, or after NOT; None where neither is there."""
+    solid = [t for t in tokens if not t.isspace()]
+    if solid and solid[0].upper() == "NOT":
+        return tokens[tokens.index(solid[0]) + 1 :]
+    if not solid or (solid[0], solid[-1]) != ("(", ")"):
+        return None
+    first, last = tokens.index("("), len(tokens) - 1 - tokens[::-1].index(")")
+    inner = tokens[first + 1 : last]
+    depth = 0
+    for token in inner:
+        depth += (token == "(") - (token == ")")
+        if depth < 0:
+            return None
+    return inner

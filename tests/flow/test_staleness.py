@@ -1,0 +1,174 @@
+"""How far a release is behind its source is seen without asking for it, and is not damage."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import lance
+import pyarrow as pa
+import pytest
+from inline import Inline, Silent
+
+from reembed.catalog import Catalog
+from reembed.check import verify_release
+from reembed.errors import IntegrityError
+from reembed.lag import caught_up, lag, note
+from reembed.promote import promote
+from reembed.source import Source
+from reembed.source_delta import Delta
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+@pytest.fixture
+def live(corpus, make_config):
+    """(source URI, config, catalog, release): a release of 300 documents that serves."""
+    uri = corpus(300)
+    config = make_config(uri, table={"carry": ["title"]})
+    release = full_rebuild(config, Silent(), executor=Inline())
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    promote(catalog, release.id)
+    return uri, config, catalog, release
+
+
+def move_on(uri):
+    """Two documents get another text, one another title, one goes, one comes: three versions."""
+    dataset = lance.dataset(uri)
+    dataset.update({"text": "'another text'"}, where="doc_id in ('d00001', 'd00200')")
+    dataset.update({"title": "'another title'"}, where="doc_id = 'd00002'")
+    dataset.delete("doc_id = 'd00003'")
+    late = {"doc_id": ["late"], "title": ["late"], "text": ["late"]}
+    lance.write_dataset(pa.table(late), uri, mode="append")
+
+
+def verified(catalog, release, level=3):
+    return verify_release(catalog, release.id, level=level, sample=20, resume=False)
+
+
+def counts(differences):
+    return {k: d["count"] for k, d in differences.items() if d["count"]}
+
+
+def test_verify_says_what_the_newest_version_has_more_and_calls_it_behind_not_damage(
+    live, cli, config_file
+):
+    uri, _, catalog, release = live
+    assert verified(catalog, release)["behind"] is None
+    move_on(uri)
+    report = verified(catalog, release)
+    assert (report["passed"], counts(report["differences"])) == (True, {})
+    assert counts(report["behind"]) == {"missing": 1, "extra": 1, "stale": 2, "carried": 1}
+    assert report["behind"]["missing"]["examples"] == ("late",)
+    standing = report["lag"]
+    assert (standing["source_version"], standing["newest"], standing["versions"]) == (1, 5, 4)
+    assert standing["documents"] == 5
+    assert 0 < standing["seconds"] < 600
+    assert counts(verified(catalog, release, level=1)["behind"]) == {"missing": 1, "extra": 1}
+    assert verified(catalog, release, level=0)["behind"] is None
+
+
+def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
+    live, cli, config_file
+):
+    uri, config, _, release = live
+    file = config_file(uri, table={"carry": ["title"]})
+    assert cli("verify", "-c", file, "--fresh-within", "0s")["passed"]
+    lance.dataset(uri).optimize.compact_files()
+    assert cli("verify", "-c", file, "--fresh-within", "0s")["lag"]["documents"] == 0
+    move_on(uri)
+    assert cli("verify", "-c", file, "--fresh-within", "1h")["passed"]
+    stale = cli("verify", "-c", file, "--fresh-within", "0s", code=5)
+    assert (stale["passed"], stale["fresh"]) == (True, False)
+    assert cli("verify", "-c", file, "--level", "0", "--fresh-within", "0s", code=5)
+    catch_up(config, release, Silent(), executor=Inline())
+    newest = catch_up(config, release, Silent(), executor=Inline())
+    assert cli("verify", "-c", file, "--release", newest.id, "--fresh-within", "0s")["passed"]
+    assert cli.process("verify", "-c", file, "--fresh-within", "soon").returncode == 2
+
+
+def test_a_release_that_claims_to_be_caught_up_with_a_version_must_equal_it(live):
+    uri, config, catalog, release = live
+    move_on(uri)
+    note(catalog, release, Source.open(config))
+    report = verified(catalog, release)
+    assert report["source_version"] == 5
+    assert counts(report["differences"]) == {"missing": 1, "extra": 1, "stale": 2, "carried": 1}
+
+
+def test_a_pass_that_finds_nothing_compares_every_row_before_it_says_so(live, monkeypatch):
+    uri, config, catalog, release = live
+    move_on(uri)
+    monkeypatch.setattr(Source, "delta", lambda self, since: Delta((), (), {}))
+    newer = catch_up(config, release, Silent(), executor=Inline())
+    assert newer.id != release.id
+    assert newer.source["version"] == caught_up(catalog, newer).version == 5
+
+
+def test_status_shows_how_far_live_is_behind(live, cli, config_file):
+    uri, *_ = live
+    file = config_file(uri, table={"carry": ["title"]})
+    assert cli("status", "-c", file)["live"]["lag"]["documents"] == 0
+    move_on(uri)
+    shown = cli("status", "-c", file)["live"]["lag"]
+    assert (shown["source_version"], shown["newest"], shown["documents"]) == (1, 5, 5)
+    text = cli.process("status", "-c", file).stdout
+    assert "equal to version 1, the newest is 5; what changed in the last 0m" in text
+    assert "is not in it (at most 5 documents)" in text
+
+
+def test_status_survives_a_source_that_is_gone_or_replaced(live, cli, config_file):
+    uri, _, catalog, release = live
+    file = config_file(uri, table={"carry": ["title"]})
+    shutil.move(uri, f"{uri}.away")
+    gone = cli("status", "-c", file)["live"]["lag"]
+    assert gone["newest"] is None
+    assert gone["why"].startswith("cannot open the dataset")
+    assert "not known to be up to date: cannot open" in cli.process("status", "-c", file).stdout
+    lance.write_dataset(lance.dataset(f"{uri}.away").to_table(), uri)
+    replaced = lag(catalog, release)
+    assert (replaced.documents, replaced.newest) == (None, 1)
+    assert replaced.why.endswith("another dataset took its place")
+
+
+def test_verify_of_a_release_whose_source_is_gone_compares_nothing_with_another(
+    live, cli, config_file
+):
+    uri, *_ = live
+    file = config_file(uri, table={"carry": ["title"]})
+    shutil.rmtree(uri)
+    lance.write_dataset(pa.table({"doc_id": ["x"], "title": ["x"], "text": ["x"]}), uri)
+    failed = cli("verify", "-c", file, code=2)
+    assert "another dataset took its place" in failed["why"]
+
+
+def test_status_loads_no_model_and_no_engine(live, config_file):
+    uri, *_ = live
+    file = config_file(uri, table={"carry": ["title"]})
+    code = (
+        "import sys; from reembed.cli import main\n"
+        f"try: main(['status', '-c', {file!r}])\n"
+        "except SystemExit: pass\n"
+        "heavy = ['torch', 'ray', 'faiss', 'transformers', 'sentence_transformers']\n"
+        "sys.exit(', '.join(m for m in heavy if m in sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (0, "")
+
+
+def test_a_seal_that_would_keep_rows_under_other_columns_is_refused(live, monkeypatch):
+    uri, config, _, release = live
+    rows = lance.dataset(uri).to_table()
+    title = rows["title"].cast(pa.large_string())
+    rows = rows.set_column(rows.column_names.index("title"), "title", title)
+    lance.write_dataset(rows, uri, mode="overwrite")
+    lance.dataset(uri).delete("doc_id = 'd00003'")
+    monkeypatch.setattr(Source, "retyped", lambda self, table: [])
+    with pytest.raises(
+        IntegrityError, match=r"other columns than the run writes \(title: large_string\)"
+    ):
+        catch_up(config, release, Silent(), executor=Inline())

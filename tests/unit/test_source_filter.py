@@ -1,0 +1,92 @@
+"""A filter that says nothing of a document, or of another thing than it seems, is refused."""
+
+from __future__ import annotations
+
+import shlex
+
+import lance
+import pyarrow as pa
+import pytest
+from inline import Inline
+
+from reembed.errors import SourceError
+from reembed.source_filter import check_filter
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rows = {
+        "doc_id": [f"d{n}" for n in range(12)],
+        "Lang": ["en", "de", "fr"] * 4,
+        "year": list(range(12)),
+        "text": ["x"] * 12,
+        "od d": ["1"] * 12,
+        "s": [{"a": n} for n in range(12)],
+    }
+    return lance.write_dataset(pa.table(rows), str(tmp_path / "source.lance"))
+
+
+@pytest.mark.parametrize(
+    ("condition", "part"),
+    [
+        ("\"Lang\" != 'en'", '"Lang" is a text, not the column Lang'),
+        ('"lang" IS NOT NULL', '"lang" is a text, not the column Lang'),
+        ("year > 3 OR \"Lang\" IN ('en', 'de')", '"Lang" is a text'),
+        ("\"od d\" = '1'", '"od d" is a text, not the column od d'),
+        ("'Lang' != 'en'", "\"'Lang' != 'en'\" names no column"),
+        ("1 = 1", "'1 = 1' names no column"),
+        ("true", "'true' names no column"),
+        ("_rowid > 3", "'_rowid > 3' names no column"),
+        ("year > 3 AND 'Lang' != 'en'", "\"'Lang' != 'en'\" names no column"),
+        ("year BETWEEN 1 AND 5 and 'Lang' != 'en'", "\"'Lang' != 'en'\" names no column"),
+        ("year > 3 OR ('Lang' = 'en' AND year < 2)", "\"'Lang' = 'en'\" names no column"),
+        ("NOT ((year > 3) AND NOT 'Lang' = 'AND')", "\"'Lang' = 'AND'\" names no column"),
+        ("Lang = 'en' AND random() > 0.5", "'random() > 0.5' names no column"),
+        ("current_date() > date '2020-01-01'", "names no column"),
+        ("nosuch = 1", "No field named nosuch"),
+        ("year >", "is not a filter over"),
+    ],
+)
+def test_a_comparison_that_no_document_decides_is_refused(dataset, condition, part):
+    with pytest.raises(SourceError) as found:
+        check_filter(dataset, "the source", condition)
+    assert part in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "Lang != 'en'",
+        "`Lang` != 'en'",
+        'Lang = "en"',
+        "`od d` = '1' AND s.a > 2",
+        "year between 1 and 5 AND Lang = 'en'",
+        "NOT (Lang = 'AND' OR (year > 3 AND year < 5))",
+        "(year > 1) AND (Lang like 'e%')",
+        "Lang IN ('en', 'or and') AND Lang IS NOT NULL",
+        "year > 1 -- AND true",
+        "lower(Lang) = 'en' OR year NOT BETWEEN 1 AND 2",
+        "Lang = 'it''s' /* AND true */",
+    ],
+)
+def test_a_filter_over_columns_is_taken(dataset, condition):
+    check_filter(dataset, "the source", condition)
+
+
+def test_the_fix_of_a_quoted_column_filters_by_the_column(dataset):
+    with pytest.raises(SourceError) as found:
+        check_filter(dataset, "the source", "\"Lang\" != 'en' AND year < 9")
+    setting = shlex.split(found.value.fix)[-1]
+    meant = setting.removeprefix("source.filter=")
+    check_filter(dataset, "the source", meant)
+    assert dataset.count_rows(meant) == 6
+
+
+def test_a_run_says_how_many_rows_the_filter_keeps_before_it_embeds(dataset, make_config, quiet):
+    config = make_config(dataset.uri, source={"filter": "Lang != 'en'"})
+    full_rebuild(config, quiet, executor=Inline())
+    said = [f["what"] for s, f in quiet.events if s == "begin"]
+    assert "source.filter keeps 8 of 12 rows" in said
+    stages = quiet.stages()
+    assert stages.index("begin") < stages.index("embedded")
