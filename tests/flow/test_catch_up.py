@@ -104,7 +104,7 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
 
 
 @pytest.mark.parametrize("how", ["overwrite", "restore", "cleaned"])
-def test_a_window_that_lance_cannot_explain_is_compared_instead(tmp_path, make_config, quiet, how):
+def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(tmp_path, make_config, quiet, how):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri, table={"carry": ["title"]})
     first = full_rebuild(config, quiet)
@@ -124,7 +124,7 @@ def test_a_window_that_lance_cannot_explain_is_compared_instead(tmp_path, make_c
     release = catch_up(config, first, quiet)
     assert_is_the_source(config, release, uri)
     (changes,) = [f for s, f in quiet.events if s == "changes"]
-    assert changes["how"].startswith("compare: ")
+    assert changes["how"].startswith("delta")
 
 
 def test_compaction_alone_embeds_nothing_and_makes_no_release(tmp_path, make_config, quiet):
