@@ -138,7 +138,7 @@ def is_fresh(report: dict[str, Any], within_s: float) -> bool:
             lag["why"],
             "reembed verify --level 0     # without --fresh-within",
         )
-    return bool(lag["documents"] == 0 or lag["seconds"] <= within_s)
+    return bool(lag["documents"] == 0 or lag["seconds"] < within_s)
 
 
 def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
