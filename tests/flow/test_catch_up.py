@@ -104,7 +104,9 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
 
 
 @pytest.mark.parametrize("how", ["overwrite", "restore", "cleaned"])
-def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(tmp_path, make_config, quiet, how):
+def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(
+    tmp_path, make_config, quiet, how
+):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri, table={"carry": ["title"]})
     first = full_rebuild(config, quiet)

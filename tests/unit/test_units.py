@@ -186,7 +186,9 @@ def test_null_texts_between_others_do_not_shift_them(job):
     texts = source["reembed.text"].to_pylist()
     texts[0] = texts[7] = texts[-1] = None
     holes = source.set_column(
-        source.column_names.index("reembed.text"), "reembed.text", pa.array(texts, source["reembed.text"].type)
+        source.column_names.index("reembed.text"),
+        "reembed.text",
+        pa.array(texts, source["reembed.text"].type),
     )
     whole, found = (
         units.UnitEmbedder(made).embed(name, documents)
