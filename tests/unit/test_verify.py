@@ -8,12 +8,14 @@ import pyarrow as pa
 import pytest
 
 from reembed import encoders, table
+from reembed import verify as verify_module
 from reembed.config import Config
 from reembed.digests import digest as text_hash
 from reembed.source import Source
 from reembed.storage import Storage
-from reembed.table_version import TableVersion, from_vectors
-from reembed.verify import ROWS, Journal, Subject, verify
+from reembed.table_version import TableVersion, from_vectors, proof_of
+from reembed.verify import FILES, ROWS, Journal, Subject, verify
+from reembed.verify import IDS as IDS_LEVEL
 
 IDS = [f"d{i}" for i in range(30)]
 TEXTS = {d: f"the text of document number {d}" for d in IDS}
@@ -170,3 +172,126 @@ def test_an_index_that_lacks_a_row_or_has_one_too_many(subject):
     assert verify(Subject(**{**vars(whole), "index_ids": ids}), sample=0).passed
     short = Subject(**{**vars(whole), "index_ids": np.append(ids[1:], ids[-1] + 1)})
     assert found(verify(short, sample=0))["unindexed"][0] == 2
+
+
+def test_carried_values_and_types_are_compared_with_the_source(tmp_path):
+    uri = str(tmp_path / "carried.lance")
+    years = [float("nan") if i == 5 else i / 4 for i in range(30)]
+    source = pa.table(
+        {"doc_id": IDS, "text": [TEXTS[d] for d in IDS], "year": years, "at": [{"a": 1}] * 30}
+    )
+    lance.write_dataset(source, uri)
+    config = Config(
+        alias="a",
+        source={"uri": uri},
+        encoder={"model": "hashing:16"},
+        table={"carry": ["year", "at"]},
+        storage={"root": str(tmp_path / "root")},
+    )
+    space = encoders.describe(config.encoder, "float32")
+    storage = Storage.open(config.storage.root)
+
+    def differences(found, kind, level=ROWS):
+        columns = table.schema(
+            space, pa.string(), [pa.field("year", kind), source.schema.field("at")]
+        )
+        data = [
+            IDS,
+            from_vectors(np.ones((30, 16), np.float32), pa.float32()),
+            [space.id] * 30,
+            [text_hash(TEXTS[d].encode()) for d in IDS],
+            [1] * 30,
+            found,
+            source["at"],
+        ]
+        version = lance.write_dataset(
+            pa.table(data, columns), storage.uri("t.lance"), mode="overwrite"
+        ).version
+        subject = Subject(
+            Source.open(config),
+            TableVersion(storage, "t.lance", version, 16),
+            space,
+            config.encoder,
+            (),
+        )
+        return {k: d for k, d in verify(subject, level=level).differences.items() if d.count}
+
+    assert differences(years, pa.float64()) == {}
+    other = [99.0, *years[1:7], 98.0, *years[8:]]
+    changed = differences(other, pa.float64())["carried"]
+    assert (changed.count, set(changed.examples)) == (2, {"d0", "d7"})
+    assert differences(other, pa.float64(), level=IDS_LEVEL) == {}
+    retyped = differences(years, pa.float32())["carried"]
+    assert retyped.count == 30
+    assert retyped.examples == ("year is float in the table and double in the source",)
+
+
+def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path, monkeypatch):
+    """Damage in each file alone, with more files than one step takes, a last short step included."""
+    count = 64 * 2 + 7
+    storage = Storage.open(str(tmp_path))
+    names = [f"{n:03d}.lance" for n in range(count)]
+    for name in names:
+        storage.write_bytes(f"t.lance/data/{name}", name.encode())
+    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
+    hashed = []
+    honest = verify_module.damaged_files
+
+    def damaged_files(storage, path, some):
+        hashed.extend(some)
+        return honest(storage, path, some)
+
+    monkeypatch.setattr(verify_module, "damaged_files", damaged_files)
+    damaged = names[3::17]
+    for name in damaged:
+        storage.write_bytes(f"t.lance/data/{name}", b"x")
+    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    done = {}
+    assert verify_module._damaged(subject, Journal(done), whole=True) == damaged
+    assert sorted(hashed) == names
+    assert len(done) == 3
+
+
+def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    names = [f"{n:03d}.lance" for n in range(130)]
+    for name in names:
+        storage.write_bytes(f"t.lance/data/{name}", name.encode())
+    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
+    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    done = {}
+    verify_module._damaged(subject, Journal(done), whole=True)
+    for group in list(done):
+        left = {k: v for k, v in done.items() if k != group}
+        first = int(group.removeprefix("files-"))
+        storage.write_bytes(f"t.lance/data/{names[first]}", b"x")
+        assert names[first] in verify_module._damaged(subject, Journal(left), whole=True)
+
+
+def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_receipt(subject):
+    whole = subject(subject.rows())
+    dataset = whole.table.dataset()
+    columns = dataset.schema
+    rows = dataset.to_table()
+    made = lance.write_dataset(
+        rows.slice(0, 0), whole.table.storage.uri("many.lance"), mode="create"
+    )
+    fragments = [
+        lance.fragment.write_fragments(rows.slice(i % 30, 1), made.uri, schema=columns)[0]
+        for i in range(70)
+    ]
+    made = lance.LanceDataset.commit(
+        made.uri, lance.LanceOperation.Overwrite(columns, fragments), read_version=1
+    )
+    version = TableVersion(whole.table.storage, "many.lance", made.version, 16)
+    names = sorted(f.path for m in made.get_fragments() for f in m.data_files())
+    proofs = {n: proof_of(version.storage, version.path, n) for n in names}
+    many = Subject(**{**vars(whole), "table": version, "proofs": proofs})
+    assert verify(many, sample=0).differences["damaged"].count == 0
+    for name in (names[0], names[63], names[64], names[69]):
+        changed = {**proofs, name: {**proofs[name], "sha256": "0" * 64}}
+        report = verify(Subject(**{**vars(many), "proofs": changed}), sample=0)
+        assert report.differences["damaged"].examples == (name,)
+        unproven = {n: p for n, p in proofs.items() if n != name}
+        report = verify(Subject(**{**vars(many), "proofs": unproven}), level=FILES)
+        assert report.differences["damaged"].examples == (name,)
