@@ -111,7 +111,8 @@ class AliasRecord:
     """Why a gate was overruled or a rollback made, in the operator's words."""
     forced: bool
     comparison: dict[str, Any] | None
-    """Verdict and digest of the comparison that allowed it; None for the first release."""
+    """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
+    before it; None where there was none."""
     at: str
     by: str
 

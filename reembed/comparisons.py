@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from reembed import evalset
 from reembed.catalog import Catalog, Release, now, who
 from reembed.config import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
-from reembed.gate import Verdict
+from reembed.gate import Outcome, Verdict
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,34 @@ class Change:
     reason: str
     by: str
     at: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Judged queries, by content."""
+
+    source: str
+    sha256: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """A comparison in short."""
+
+    candidate: str
+    live: str
+    number: int
+    verdict: Outcome
+    queries: Judged
+    margin: float | None
+    changed: list[str]
+    """Which of queries and margin were not the planned ones."""
+    by: str
+    at: str
+
+
+_TOLD, _CHANGES = TypeAdapter(list[Told]), TypeAdapter(tuple[Change, ...])
 
 
 @dataclass(frozen=True)
@@ -156,7 +186,7 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> dict[str, Any
     numbers = _numbers(catalog, folder)
     if not numbers:
         return None
-    record = catalog.storage.read(f"{folder}/{numbers[-1]:08d}.json")
+    record = _read(catalog, f"{folder}/{numbers[-1]:08d}.json")
     origins = [catalog.release(record[r]["release"]).origin for r in ("candidate", "live")]
     if origins != [candidate.origin, live.origin] or record["number"] != numbers[-1]:
         raise IntegrityError(
@@ -165,6 +195,12 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> dict[str, Any
             f"reembed compare --candidate {candidate.id}",
         )
     return record
+
+
+def last(catalog: Catalog, live: Release, candidate: Release) -> dict[str, Any] | None:
+    """What the alias's log keeps of a pair's last comparison when the gate is overruled, if any."""
+    found = _with_live(catalog, live).get(candidate.origin)
+    return evidence(found[-1]) if found else None
 
 
 def compared_with(catalog: Catalog, candidate: Release) -> list[str]:
@@ -179,28 +215,26 @@ def verdicts(catalog: Catalog, live: Release) -> dict[str, str]:
 
 
 def evidence(record: dict[str, Any]) -> dict[str, Any]:
-    """What the alias's log keeps of the comparison that let a release become live."""
+    """What the alias's log keeps of the comparison before a release became live."""
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     changes = {"changes": record["changes"], "earlier": record["earlier"]}
     return {**told(record), "sha256": digest, **changes}
 
 
 def told(record: dict[str, Any]) -> dict[str, Any]:
-    """A comparison in short."""
-    gate = record["gate"]
-    return {
-        "candidate": record["candidate"]["release"],
-        "live": record["live"]["release"],
-        "number": record["number"],
-        "verdict": record["verdict"],
-        "queries": {k: record["queries"][k] for k in ("source", "sha256", "count")},
-        "margin": gate["margin"],
-        "changed": sorted(
-            {k for c in record["changes"] for k in c["after"]} & {"queries", "margin"}
-        ),
-        "by": record["by"],
-        "at": record["at"],
-    }
+    """A comparison in short, as `Told`."""
+    short = Told(
+        candidate=record["candidate"]["release"],
+        live=record["live"]["release"],
+        number=record["number"],
+        verdict=record["verdict"],
+        queries=Judged(**{k: record["queries"][k] for k in ("source", "sha256", "count")}),
+        margin=record["gate"]["margin"],
+        changed=sorted({k for c in record["changes"] for k in c["after"]} & {"queries", "margin"}),
+        by=record["by"],
+        at=record["at"],
+    )
+    return asdict(short)
 
 
 def require_sound(catalog: Catalog, record: dict[str, Any], compared: Release) -> None:
@@ -215,9 +249,8 @@ def require_sound(catalog: Catalog, record: dict[str, Any], compared: Release) -
         raise IntegrityError(
             f"the comparison is of another index than release {compared.id}'s", None, again
         )
-    planned, changes = FrozenGate(**record["planned_gate"]), record["changes"]
-    terms = Terms(planned, record["gate_is_late"], tuple(Change(**c) for c in changes))
-    judged_by_plan = (planned, terms.late) == _fixed(catalog, compared)
+    terms = _terms(record)
+    judged_by_plan = (terms.planned, terms.late) == _fixed(catalog, compared)
     if not judged_by_plan or terms.gate != FrozenGate(**record["gate"]):
         raise IntegrityError(
             f"the comparison judged release {compared.id} by another gate than was planned",
@@ -243,9 +276,35 @@ def _with_live(
         if len(place) == 3 and place[1] == live.origin and place[2].endswith(".json"):
             paths.setdefault(place[0], []).append(path)
     return {
-        origin: [catalog.storage.read(p) for p in (found if every else found[-1:])]
+        origin: [_read(catalog, p) for p in (found if every else found[-1:])]
         for origin, found in paths.items()
     }
+
+
+def _read(catalog: Catalog, path: str) -> dict[str, Any]:
+    """A comparison that was kept.
+
+    Raises:
+        IntegrityError: it has another form than `keep` gives it.
+    """
+    record = catalog.storage.read(path)
+    try:
+        for short in ([told(record)], record["earlier"]):
+            _TOLD.validate_json(json.dumps(short), strict=True)
+        FrozenGate(**record["gate"])
+        _terms(record).gate, record["candidate"]["space"], record["candidate_index_sha256"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path} is not a comparison as reembed writes it",
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "reembed status     # and put the file back from a backup of the store",
+        ) from error
+    return record
+
+
+def _terms(record: dict[str, Any]) -> Terms:
+    planned, late = FrozenGate(**record["planned_gate"]), record["gate_is_late"]
+    return Terms(planned, late, _CHANGES.validate_python(record["changes"]))
 
 
 def _numbers(catalog: Catalog, folder: str) -> list[int]:

@@ -103,14 +103,18 @@ def promote(
 def admissible(
     catalog: Catalog, chosen: Release, live: AliasRecord | None, *, forced: bool
 ) -> dict[str, Any] | None:
-    """The comparison that lets a release become live; None where none is needed.
+    """The comparison that lets a release become live, or the last one where the gate is overruled.
+
+    None where nothing is live yet, or where the gate is overruled without any comparison.
 
     Raises:
         GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
     """
     _require_complete(catalog, chosen)
-    if live is None or forced:
+    if live is None:
         return None
+    if forced:
+        return comparisons.last(catalog, live.release, chosen)
     return _passing_comparison(catalog, chosen, live.release)
 
 
@@ -267,7 +271,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
         )
     compared = catalog.release(record["candidate"]["release"])
     comparisons.require_sound(catalog, record, compared)
-    failing = "; ".join(r["detail"] for r in record["rules"] if r["verdict"] != "pass")
+    failing = "; ".join(str(r["detail"]) for r in record["rules"] if r["verdict"] != "pass")
     again = f"{again}     # says what can be done"
     if record["verdict"] == "fail":
         raise GateFailed(

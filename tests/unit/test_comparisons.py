@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from conftest import documents
 from inline import Inline, Silent
 
-from reembed import check, comparisons, report
+from reembed import check, comparisons, evalset, report
 from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.compare import PLANNED
@@ -243,6 +243,21 @@ def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(la
     assert late.compare(CHANGED, queries=second)["changes"][0]["before"]["count"] == 52
 
 
+def test_of_two_first_comparisons_at_once_the_gate_of_one_counts_for_both(late, monkeypatch):
+    first, second = late.judge(52), late.judge(30)
+    freeze, raced = evalset.freeze, []
+
+    def slow(section: Any, options: Any) -> Any:
+        frozen = freeze(section, options)
+        if not raced:
+            raced.append(1)
+            late.compare(queries=first)
+        return frozen
+
+    monkeypatch.setattr(evalset, "freeze", slow)
+    assert late.compare(queries=second)["queries"]["count"] == 52
+
+
 # --- every comparison is kept and counted, and the one that promotes says so ---
 
 
@@ -281,6 +296,44 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     ]
     third = pair.build(24)
     assert pair.compare(which=third.id)["earlier"] == [], "another model"
+
+
+def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
+    third = pair.build(24)
+    assert promote(pair.catalog, third.id, force_reason="never compared").comparison is None
+    pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
+    pair.compare()
+    failed = pair.compare()
+    step = promote(pair.catalog, pair.candidate.id, force_reason="we must")
+    assert (step.forced, step.comparison["verdict"]) == (True, failed["verdict"])
+    assert len(step.comparison["earlier"]) == 1
+    assert "comparison 2 of this model" in pair.said("history")
+
+
+def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair):
+    record = {k: v for k, v in pair.compare().items() if k != "report"}
+    (path,) = pair.kept()
+    read, storage = 0, pair.catalog.storage
+    live, candidate = pair.live, pair.candidate
+    for field in record.keys() - {"schema_version"}:
+        edits = [{**record, field: value} for value in (None, 7, "x", {}, [7], {"count": "x"})]
+        for edited in (*edits, {k: v for k, v in record.items() if k != field}):
+            storage.write(path, edited)
+            try:
+                found = comparisons.newest(pair.catalog, live, candidate)
+                comparisons.require_sound(pair.catalog, found, candidate)
+            except IntegrityError:
+                continue
+            read += field in READ_BACK and (field, edited[field]) not in (("by", "x"), ("at", "x"))
+            comparisons.verdicts(pair.catalog, live)
+            assert report._told(comparisons.evidence(found))
+    assert read == 0
+
+
+READ_BACK = {
+    *("candidate", "live", "number", "verdict", "rules", "queries", "gate", "planned_gate"),
+    *("changes", "earlier", "by", "at", "candidate_index_sha256"),
+}
 
 
 def test_the_newest_comparison_decides_whatever_the_ones_before_it_said(pair):
@@ -441,6 +494,9 @@ def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
     promote(pair.catalog, third.id, force_reason="a test")
     with pytest.raises(Conflict, match=f"compared with {pair.live.id}, but {third.id} is live now"):
         promote(pair.catalog, pair.candidate.id)
+    assert comparisons.verdicts(pair.catalog, third) == {}
+    assert pair.compare()["earlier"] == [], "with another live line"
+    assert set(comparisons.verdicts(pair.catalog, third)) == {pair.candidate.origin}
 
 
 # --- a gate that cannot be passed: an audited change of margin, and choices that work ---
