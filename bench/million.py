@@ -6,7 +6,8 @@ committed and while its index is built, and started again at once; the process o
 embeds is killed twice, in the middle of a unit, and Ray and reembed go on by themselves. Then the
 table is counted, id by id, and `reembed verify` compares every row with its source. `seconds` is
 from the first start to the release, kills and starts included; `driver_peak_mib` the largest
-proportional share of memory (PSS) that any of the drivers had.
+proportional share of memory (PSS) that any of the drivers had; `verify_cpu_s` the CPU seconds, user and system, of
+the whole process of `reembed verify`.
 
 Then 100,000 units of one document each, without Ray: one process plans them, lets two others stage
 each by a real file and a real receipt (nothing is embedded), reads plan and receipts as a resumed
@@ -23,6 +24,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -107,9 +109,9 @@ def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> 
     release = reembed("run", "-c", str(config))  # done already: what it ended in
     seconds = time.monotonic() - started
     common.say(f"{len(kills)} kills, {seconds:.0f} s; verifying")
-    started = time.monotonic()
+    started, cpu_s = time.monotonic(), _children_cpu_s()
     verified = reembed("verify", "-c", str(config))
-    verify_s = time.monotonic() - started
+    verify_s, verify_cpu_s = time.monotonic() - started, _children_cpu_s() - cpu_s
     rows, ids = count(root, release)
     begun = [len(list(unit.glob("*.json"))) for unit in root.glob("runs/*/attempts/*")]
     return {
@@ -127,10 +129,17 @@ def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> 
         "units_begun_again": sum(n > 1 for n in begun),
         "seconds": round(seconds, 1),
         "verify_seconds": round(verify_s, 1),
+        "verify_cpu_s": round(verify_cpu_s, 1),
         "stage_seconds": stage_seconds(root),
         "driver_peak_mib": round(max(peaks)),
         "driver_peaks_mib": [round(p) for p in peaks],
     }
+
+
+def _children_cpu_s() -> float:
+    """CPU seconds, user and system, of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run_and_kill(

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -140,12 +140,13 @@ def test_importing_the_command_line_loads_no_heavy_library_and_takes_under_300_m
 
 
 @pytest.mark.ray
-def test_status_takes_under_a_second(released, cli):
+def test_status_takes_under_a_second_of_cpu(released, cli):
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert cli.process("status", "-c", released).returncode == 0
-        best = min(best, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 1.0
 
 

@@ -175,7 +175,7 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     wrong = verify.Difference(1, ("d3",))
     honest = verify._reembed
 
-    def found_with_seed_1(subject, chosen, texts):
+    def found_with_seed_1(subject, found, chosen, texts):
         return (len(chosen), wrong) if drawn[-1] == 1 else honest(subject, chosen, texts)
 
     drawn = []
