@@ -24,6 +24,7 @@ from reembed import check, encoders, report
 from reembed.catalog import Catalog
 from reembed.comparisons import Asked
 from reembed.config import Config
+from reembed.errors import UsageError
 from reembed.evalset import load_eval_set
 from reembed.metrics import ranking
 from reembed.storage import Storage
@@ -163,6 +164,43 @@ def test_a_query_that_is_a_document_would_find_itself_first(collection):
     assert all(q not in docs and len(docs) == 100 for q, docs in found.items())
     queries = load_eval_set(str(collection), "test", {})
     assert set(ODD) <= set(queries.query_ids) | {d for q in queries.qrels for d in q}
+
+
+@pytest.mark.parametrize(("judged", "found"), [("{}", True), ("{:03}", False)], ids=["7", "007"])
+def test_integer_ids_are_those_of_their_digits_and_no_other_s(tmp_path, judged, found):
+    """As in BEIR, whose ids are strings: "007" is not document 7."""
+    rows = [{"doc_id": i, "text": r["text"]} for i, r in enumerate(documents(30, 1))]
+    lance.write_dataset(pa.Table.from_pylist(rows), str(tmp_path / "source.lance"))
+    lines = [
+        {"query_id": i, "text": r["text"], "doc_ids": [judged.format((i + 1) % 30)]}
+        for i, r in enumerate(rows)
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    root = str(tmp_path / "root")
+    catalog = Catalog(Storage.open(root), "a")
+    for dim in (16, 32):
+        config = Config.model_validate(
+            {
+                "alias": "a",
+                "source": {"uri": str(tmp_path / "source.lance")},
+                "encoder": {"model": f"hashing:{dim}"},
+                "storage": {"root": root},
+                "gate": {"queries": str(tmp_path / "judged.jsonl")},
+            }
+        )
+        release = full_rebuild(config, Silent(), executor=Inline())
+        if catalog.live() is None:
+            catalog.append(None, "promote", release)
+    if found:
+        record = check.compare_candidate(config, release.id, Silent(), Asked())
+        assert (record["queries"]["own_documents"], record["queries"]["judged_present"]) == (
+            30,
+            1.0,
+        )
+        return
+    with pytest.raises(UsageError, match="no judged document of") as refused:
+        check.compare_candidate(config, release.id, Silent(), Asked())
+    assert "documents like '000', the table has ids like '0'" in refused.value.why
 
 
 @pytest.mark.parametrize("seed", range(5))
