@@ -144,11 +144,17 @@ def _say_embedded(f: dict[str, Any]) -> str:
     )
 
 
+def _say_ignored(f: dict[str, Any]) -> str:
+    sections = f["sections"]
+    differ = f"{' and '.join(sections)} settings differ from the run's plan, and the plan's count"
+    fresh = ["`--fresh` plans again"] if set(sections) - {"gate"} else []
+    gate = "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
+    return f"{differ}: {' and '.join([*fresh, *([gate] if 'gate' in sections else [])])}"
+
+
 _EVENTS = {
     "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
-    "ignored": lambda f: (
-        f"{' and '.join(f['sections'])} settings differ from the run's plan, and the plan's count: `--fresh` plans anew"
-    ),
+    "ignored": _say_ignored,
     "begin": lambda f: f["what"] + " ...",
     "plan": _say_plan,
     "resume": _say_resume,

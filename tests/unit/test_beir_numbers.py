@@ -76,20 +76,24 @@ def collection(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(collection, tmp_path_factory) -> dict[str, Any]:
-    root = str(tmp_path_factory.mktemp("root"))
+    return compare(collection, collection, tmp_path_factory.mktemp("root"))
+
+
+def compare(folder: Path, judged: Path, root: Path) -> dict[str, Any]:
+    """The comparison of two releases of a folder's source: 256 and 32 dimensions."""
 
     def config(dim: int) -> Config:
         return Config.model_validate(
             {
                 "alias": "a",
-                "source": {"uri": str(collection / "source.lance")},
+                "source": {"uri": str(folder / "source.lance")},
                 "encoder": {"model": f"hashing:{dim}"},
-                "storage": {"root": root},
-                "gate": {"queries": str(collection)},
+                "storage": {"root": str(root)},
+                "gate": {"queries": str(judged)},
             }
         )
 
-    catalog = Catalog(Storage.open(root), "a")
+    catalog = Catalog(Storage.open(str(root)), "a")
     catalog.append(None, "promote", full_rebuild(config(256), Silent(), executor=Inline()))
     candidate = full_rebuild(config(32), Silent(), executor=Inline())
     return check.compare_candidate(config(32), candidate.id, Silent(), Asked())
@@ -176,30 +180,13 @@ def test_integer_ids_are_those_of_their_digits_and_no_other_s(tmp_path, judged, 
         for i, r in enumerate(rows)
     ]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    root = str(tmp_path / "root")
-    catalog = Catalog(Storage.open(root), "a")
-    for dim in (16, 32):
-        config = Config.model_validate(
-            {
-                "alias": "a",
-                "source": {"uri": str(tmp_path / "source.lance")},
-                "encoder": {"model": f"hashing:{dim}"},
-                "storage": {"root": root},
-                "gate": {"queries": str(tmp_path / "judged.jsonl")},
-            }
-        )
-        release = full_rebuild(config, Silent(), executor=Inline())
-        if catalog.live() is None:
-            catalog.append(None, "promote", release)
+    judged_file, root = tmp_path / "judged.jsonl", tmp_path / "root"
     if found:
-        record = check.compare_candidate(config, release.id, Silent(), Asked())
-        assert (record["queries"]["own_documents"], record["queries"]["judged_present"]) == (
-            30,
-            1.0,
-        )
+        counted = compare(tmp_path, judged_file, root)["queries"]
+        assert (counted["own_documents"], counted["judged_present"]) == (30, 1.0)
         return
     with pytest.raises(UsageError, match="no judged document of") as refused:
-        check.compare_candidate(config, release.id, Silent(), Asked())
+        compare(tmp_path, judged_file, root)
     assert "documents like '000', the table has ids like '0'" in refused.value.why
 
 

@@ -571,6 +571,15 @@ def test_the_report_draws_the_loss_that_was_allowed_for_each_metric(pair, asked)
     assert drawn == [f"{margin:.4f}" for margin in allowed.values()]
 
 
+def test_ignored_gate_settings_are_answered_with_flags_and_not_with_embedding_again(pair):
+    with pytest.raises(AssertionError) as failed:
+        pair.said("compare", "--set", "gate.margin=0.9")
+    said = str(failed.value)
+    assert "gate settings differ from the run's plan, and the plan's count" in said
+    assert "`--margin X --reason WHY`" in said
+    assert "--fresh" not in said
+
+
 def test_what_to_do_is_in_the_report_too(pair):
     page = Path(pair.compare()["report"]).read_text()
     assert "--margin" in page
