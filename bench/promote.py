@@ -103,7 +103,7 @@ def build(folder: Path, documents: int, model: str) -> Path:
 
 def copy(built: Path, to: Path) -> Catalog:
     """The releases in a root of their own; nothing promoted yet."""
-    shutil.copytree(built, to)
+    shutil.copytree(built, to, ignore=shutil.ignore_patterns("root.json"))
     return Catalog(Storage.open(str(to)), ALIAS)
 
 
@@ -112,7 +112,7 @@ def upload(built: Path, options: dict[str, str]) -> Catalog:
     import obstore
 
     storage = Storage.open(f"s3://{_BUCKET}/root", options)
-    for file in sorted(p for p in built.rglob("*") if p.is_file()):
+    for file in sorted(p for p in built.rglob("*") if p.is_file() and p.name != "root.json"):
         obstore.put(storage.store, str(file.relative_to(built)), file.read_bytes())
     return Catalog(storage, ALIAS)
 

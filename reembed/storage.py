@@ -12,8 +12,9 @@ import json
 import os
 import re
 import shlex
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ SCHEMA_VERSION = 2
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _CHUNK_BYTES = 8 << 20
 _SHA256 = "_sha256"
+_ROOT_RECORD = "root.json"
 _DAMAGED = "reembed status     # and put the file back from a backup of the store"
+_ENDPOINT = re.compile(
+    r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
+)
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -179,6 +184,57 @@ class Storage:
         """The obstore handle of this process."""
         return _open_store(self.root, self.options)
 
+    @functools.cached_property
+    def root_id(self) -> str:
+        """32 hex digits that name this root, whatever its address: read from `root.json`.
+
+        The first use makes the record, after a proof that the store refuses to overwrite. The proof
+        holds for one address: a root that was copied to another store is proven there again.
+
+        Raises:
+            UsageError: the store overwrites what it was asked to create.
+        """
+        record = self.read_if_there(_ROOT_RECORD)
+        if record is not None and record["create_only_at"] == self._address:
+            return str(record["root_id"])
+        self._prove_create_only()
+        if record is None:
+            mine = {"root_id": uuid.uuid4().hex, "create_only_at": self._address}
+            with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
+                obstore.put(self.store, _ROOT_RECORD, to_bytes(mine), mode="create")
+            record = self.read(_ROOT_RECORD)
+        return str(record["root_id"])
+
+    @property
+    def _address(self) -> str:
+        """Digest of what decides which store the root lies in."""
+        endpoints = {
+            k: v for k, v in (*self.options, *os.environ.items()) if _ENDPOINT.fullmatch(k)
+        }
+        return hashlib.sha256(json.dumps([self.root, endpoints]).encode()).hexdigest()
+
+    def _prove_create_only(self) -> None:
+        """Create an object twice: promotions, receipts and plans rest on the second being refused."""
+        path, first = f"probe-{uuid.uuid4().hex}", b"first"
+        for body in (first, b"second"):
+            try:
+                obstore.put(self.store, path, body, mode="create")
+            except AlreadyExistsError:
+                continue
+            except NotImplementedError as error:
+                raise self._careless("its settings, or what it is, rule them out") from error
+        found = self.read_bytes(path)
+        self.remove(path)
+        if found != first:
+            raise self._careless("it ignores `If-None-Match: *` and overwrote an object")
+
+    def _careless(self, how: str) -> UsageError:
+        return UsageError(
+            f"the store of {self.root} has no create-only writes: {how}",
+            "of two promotions at once both would succeed, and one would be lost",
+            "reembed run --set storage.root=FOLDER     # or S3, GCS, Azure, MinIO: any with conditional writes",
+        )
+
     @property
     def lance_options(self) -> dict[str, str] | None:
         """`storage_options` for Lance, which knows the same keys."""
@@ -199,6 +255,7 @@ class Storage:
         A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
         looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
         """
+        _ = self.root_id  # proves the store, once in the life of the root
         body = to_bytes(record)
         try:
             obstore.put(self.store, path, body, mode="create")
