@@ -111,7 +111,9 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
         "ndcg10_exact": _ndcg(queries, opened.doc_ids(exact)),
         "ndcg10_index": _ndcg(queries, opened.doc_ids(found)),
         "queries": len(queries.query_ids),
-        "factory": index_store.read_manifest(storage.store, release.index).factory,
+        "factory": index_store.read_manifest(
+            storage.store, release.index, release.index_sha256
+        ).factory,
     }
 
 

@@ -85,7 +85,7 @@ def _verified(
 
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     provenance.require_manifest(storage, release)
-    manifest = index_store.read_manifest(storage.store, release.index)
+    manifest = index_store.read_manifest(storage.store, release.index, release.index_sha256)
     provenance.require_index(release, manifest.to_json())
     with_index = level >= verify.ROWS
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
@@ -319,19 +319,16 @@ def search(
     catalog: Catalog, queries: list[str], k: int, release_id: str | None, show: list[str]
 ) -> dict[str, Any]:
     """The k best documents of each query in one release."""
-    from reembed.live import OpenRelease
+    from reembed.live import OpenRelease, require_carried
 
     release = _kept(catalog, release_id) if release_id else catalog.require_live().release
-    known = release.source["carry"]
-    if unknown := [c for c in show if c not in known]:
-        raise UsageError(
-            f"{', '.join(unknown)} is not carried in release {release.id}",
-            f"carried: {', '.join(known) or 'nothing'}",
-            f"reembed run --set table.carry='[{', '.join(unknown)}]'",
-        )
+    require_carried(release, show)
     results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
     hits = [
-        [{"doc_id": h.doc_id, "score": round(h.score, 6), **_finite(h.columns)} for h in hits]
+        [
+            {"doc_id": h.doc_id, "score": round(h.score, 6), "columns": _finite(h.columns)}
+            for h in hits
+        ]
         for hits in results
     ]
     return {

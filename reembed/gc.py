@@ -47,7 +47,10 @@ class Removable:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A file below a table that no version of it and no receipt names: left by a process that died."""
+    """A file that nothing names: of a table, no version and no receipt; of an index, not its release.
+
+    A process that died or came second left it.
+    """
 
     path: str
     size: int
@@ -112,7 +115,8 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
             if t in tables_kept
             for o in _orphans(catalog, t, listed)
             if o.path not in proven
-        ],
+        ]
+        + [o for r in kept for o in _unnamed_indexes(catalog, r)],
         dropped_runs=[r.id for r in dropped],
         tables=sorted(free.keys() - tables_kept),
         tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
@@ -189,6 +193,13 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
         or f.path.startswith(torn)
         or "#" in f.path
     ]
+
+
+def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
+    """What other processes that drove the run of a release built, and the release does not name."""
+    named = f"{release.index}/{release.index_sha256}."
+    found = (Orphan(*f) for f in catalog.storage.objects(f"{release.index}/"))
+    return [o for o in found if not o.path.startswith(named)]
 
 
 def _is_dropped(run: Run) -> bool:

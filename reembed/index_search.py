@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from reembed.errors import EncoderError, IntegrityError, SpaceMismatch
+from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, UsageError
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -148,11 +148,12 @@ class SearchIndex:
         """Row ids [Q, K] and scores [Q, K], best first; -1 and -inf where there are fewer than K.
 
         Raises:
+            UsageError: k is not a number from 1 up.
             SpaceMismatch: the queries have another dimension.
             EncoderError: a query holds NaN or infinity.
         """
-        queries = _checked_queries(queries, self.dim)
-        scores, ids = self.outer.search(queries, k)
+        queries = _checked_queries(queries, self.dim, k)
+        scores, ids = self.outer.search(queries, int(k))
         return ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
 
     def ids(self) -> Int64:
@@ -168,7 +169,7 @@ def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64,
         SpaceMismatch: the queries have another dimension.
         IntegrityError: a batch is not as it should be.
     """
-    queries = _checked_queries(queries, source.dim)
+    queries = _checked_queries(queries, source.dim, k)
     best_ids = np.full((len(queries), k), -1, dtype=np.int64)
     best_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     for ids, vectors in checked_batches(source):
@@ -264,8 +265,26 @@ def check_vectors(vectors: Float32, dim: int) -> None:
         )
 
 
-def _checked_queries(queries: Float32, dim: int) -> Float32:
+def require_k(k: object) -> None:
+    """Refuse a number of results that is none.
+
+    Raises:
+        UsageError: it is not a whole number from 1 up.
+    """
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UsageError(f"k must be a whole number from 1 up, not {k!r}", None, "k=10")
+
+
+def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
     """Queries [Q, D] as FAISS wants them."""
+    require_k(k)
+    try:
+        with np.errstate(over="ignore"):  # infinity is refused below
+            queries = np.asarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
+    if queries.size == 0 and queries.ndim <= 2 and len(queries) == 0:
+        return np.empty((0, dim), np.float32)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise SpaceMismatch(
             f"queries of shape {queries.shape} against an index of {dim} dimensions",

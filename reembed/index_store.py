@@ -1,7 +1,9 @@
 """Saving an index beside its manifest, and loading it only if its bytes are the ones saved.
 
-indexes/<release>/index.faiss is written first, manifest.json last: an index without a manifest
-was never finished. FAISS trusts the files it reads, so the digest is checked before.
+Both are named by the sha256 of the index: `<sha256>.faiss` is written first, `<sha256>.json` last and
+create-only, so nothing that a release names is ever replaced. An index without a manifest was never
+finished; of several that processes built of one table version, a release names one. FAISS trusts the
+files it reads, so the digest is checked before.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import math
 import os
 import tempfile
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import faiss
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore
 from scipy.special import stdtrit
 
@@ -23,7 +27,7 @@ from reembed import faults
 from reembed.errors import IntegrityError
 from reembed.index import Built
 from reembed.index_search import FIX, Float64, SearchIndex, read, write
-from reembed.storage import SCHEMA_VERSION, from_bytes, to_bytes
+from reembed.storage import SCHEMA_VERSION, content_path, from_bytes, to_bytes
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
@@ -31,7 +35,7 @@ _CHUNK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """What index.faiss is, how to search it, and how well that was measured to do."""
+    """What an index file is, how to search it, and how well that was measured to do."""
 
     factory: str
     metric: str
@@ -93,9 +97,12 @@ class IndexManifest:
 def save(
     built: Built, store: ObjectStore, path: str, *, space: str, table: str, table_version: int
 ) -> IndexManifest:
-    """Write `path`/index.faiss, then `path`/manifest.json; saving again overwrites both."""
+    """Write the index, then its manifest, below `path`; the manifest that counts.
+
+    Where the same index was saved before, with another operating point even, the first manifest counts.
+    """
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        file = Path(folder) / "index.faiss"
+        file = Path(folder) / "built.faiss"
         write(built.index, file)
         manifest = IndexManifest(
             factory=built.factory,
@@ -117,43 +124,53 @@ def save(
             build_seconds=round(built.build_seconds, 3),
         )
         faults.point("index.before_save")
-        store.put(f"{path}/index.faiss", file, mode="overwrite", chunk_size=_CHUNK_BYTES)
+        # Equal names hold equal bytes, so overwriting replaces nothing, and repairs a damaged file.
+        place = content_path(path, manifest.sha256, "faiss")
+        store.put(place, file, mode="overwrite", chunk_size=_CHUNK_BYTES)
     faults.point("index.before_manifest")
-    store.put(f"{path}/manifest.json", to_bytes(manifest.to_json()), mode="overwrite")
+    named = content_path(path, manifest.sha256, "json")
+    with suppress(AlreadyExistsError):
+        store.put(named, to_bytes(manifest.to_json()), mode="create")
+    return read_manifest(store, path, manifest.sha256)
+
+
+def finished(store: ObjectStore, path: str, table_version: int) -> IndexManifest | None:
+    """The manifest of an index of this table version below `path`, if one was saved whole."""
+    found = [o["path"] for page in store.list(f"{path}/") for o in page]
+    digests = sorted(Path(p).stem for p in found if p.endswith(".json"))
+    manifests = (read_manifest(store, path, sha256) for sha256 in digests)
+    return next((m for m in manifests if m.table_version == table_version), None)
+
+
+def read_manifest(store: ObjectStore, path: str, sha256: str) -> IndexManifest:
+    """The manifest of the saved index with this digest.
+
+    Raises:
+        IntegrityError: there is none, it is damaged, or it is of another index.
+    """
+    place = content_path(path, sha256, "json")
+    try:
+        record = from_bytes(bytes(store.get(place).bytes()), place)
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{path} has no manifest of index {sha256[:12]}",
+            "it was never finished, or was removed",
+            FIX,
+        ) from error
+    manifest = IndexManifest.from_json(record)
+    if manifest.sha256 != sha256:
+        raise IntegrityError(f"{place} is the manifest of index {manifest.sha256[:12]}", None, FIX)
     return manifest
 
 
-def read_manifest(store: ObjectStore, path: str) -> IndexManifest:
-    """The manifest of a saved index.
-
-    Raises:
-        IntegrityError: there is none, or it is damaged.
-    """
-    try:
-        record = from_bytes(
-            bytes(store.get(f"{path}/manifest.json").bytes()), f"{path}/manifest.json"
-        )
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"{path} has no manifest.json", "its index was never finished, or was removed", FIX
-        ) from error
-    return IndexManifest.from_json(record)
-
-
 def load(
-    store: ObjectStore,
-    path: str,
-    manifest: IndexManifest | None = None,
-    cache_dir: Path | None = None,
+    store: ObjectStore, path: str, manifest: IndexManifest, cache_dir: Path | None = None
 ) -> SearchIndex:
     """The index, at its operating point. With `cache_dir` the file is kept there for next time.
-
-    Pass the manifest that a release vouches for; left out, the one beside the index is believed.
 
     Raises:
         IntegrityError: the file is missing or is not what the manifest says.
     """
-    manifest = manifest or read_manifest(store, path)
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         return _open(_fetch(store, path, manifest, cache_dir), path, manifest)
@@ -178,7 +195,7 @@ def _fetch(store: ObjectStore, path: str, manifest: IndexManifest, folder: Path)
         return file
     partial = folder / f"{name}.{uuid.uuid4().hex}.part"
     try:
-        _download(store, f"{path}/index.faiss", manifest, partial)
+        _download(store, content_path(path, manifest.sha256, "faiss"), manifest, partial)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -213,7 +230,7 @@ def _open(file: Path, path: str, manifest: IndexManifest) -> SearchIndex:
     index = read(file)
     if (index.rows, index.dim) != (manifest.rows, manifest.dim):
         raise IntegrityError(
-            f"{path}/index.faiss does not fit its manifest",
+            f"the index in {path} does not fit its manifest",
             f"{index.rows:,} vectors of {index.dim} dimensions, not "
             f"{manifest.rows:,} of {manifest.dim}",
             FIX,

@@ -7,6 +7,7 @@ from typing import Any
 from reembed import comparisons, faults, provenance
 from reembed.catalog import Action, AliasRecord, Catalog, Release
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.storage import content_path
 from reembed.table_version import missing_files
 
 
@@ -209,7 +210,7 @@ def _swap(
 def _index_is_whole(
     catalog: Catalog, release: Release, manifest: dict[str, Any], *, by_hash: bool
 ) -> bool:
-    file = f"{release.index}/index.faiss"
+    file = content_path(release.index, release.index_sha256, "faiss")
     if by_hash:
         return catalog.storage.digest(file) == (manifest["size_bytes"], manifest["sha256"])
     sizes = dict(catalog.storage.objects(f"{release.index}/"))
@@ -221,19 +222,17 @@ def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = Tru
     verified = release.verify.get("passed") and newest["passed"]
     if not verified or newest["table_version"] != release.table_version:
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
-    manifest = catalog.storage.read_if_there(f"{release.index}/manifest.json")
-    if manifest is None or manifest["sha256"] != release.index_sha256:
-        what = (
-            "has no index" if manifest is None else "has another index than it was registered with"
-        )
+    described = content_path(release.index, release.index_sha256, "json")
+    manifest = catalog.storage.read_if_there(described)
+    if manifest is None:
         raise IntegrityError(
-            f"release {release.id} {what}", f"{release.index} was changed", "reembed run --fresh"
+            f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
         )
     provenance.require_index(release, manifest)
     if not _index_is_whole(catalog, release, manifest, by_hash=by_hash):
         raise IntegrityError(
             f"the index of release {release.id} is not whole",
-            f"{release.index}/index.faiss is gone, cut short or changed",
+            f"{content_path(release.index, release.index_sha256, 'faiss')} is gone, cut short or changed",
             "reembed run --fresh",
         )
     try:

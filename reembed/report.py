@@ -340,7 +340,7 @@ def _search(r: dict[str, Any]) -> str:
     for result in r["results"]:
         lines.append(f"{result['query']}")
         for rank, hit in enumerate(result["hits"], 1):
-            shown = "  ".join(str(v)[:80] for k, v in hit.items() if k not in ("doc_id", "score"))
+            shown = "  ".join(str(v)[:80] for v in hit["columns"].values())
             lines.append(f"  {rank:>3}  {hit['score']:.4f}  {hit['doc_id']}  {shown}".rstrip())
     return "\n".join(lines)
 

@@ -31,6 +31,7 @@ SCHEMA_VERSION = 2
 """Of every record; a record that changes its meaning takes a new one."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 8 << 20
 _SHA256 = "_sha256"
 _ROOT_RECORD = "root.json"
@@ -87,6 +88,17 @@ def absolute_queries(section: GateConfig) -> GateConfig:
     if not section.queries:
         return section
     return section.model_copy(update={"queries": absolute(section.queries)})
+
+
+def content_path(folder: str, sha256: str, ending: str) -> str:
+    """Path of an object that is named by a digest: equal names hold equal bytes.
+
+    Raises:
+        IntegrityError: it is not a sha256 in hex.
+    """
+    if not _HEX.fullmatch(sha256):
+        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, _DAMAGED)
+    return f"{folder}/{sha256}.{ending}"
 
 
 @functools.cache

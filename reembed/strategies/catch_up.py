@@ -123,7 +123,7 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
         keep_rows(work)
         sealed = seal(work)
         manifest = build_index(work, sealed)
-        receipt = verified(work, sealed)
+        receipt = verified(work, sealed, manifest)
     return register(work, sealed, manifest, receipt)
 
 

@@ -57,7 +57,7 @@ def full_rebuild(
             embed_documents(work)
             sealed = seal(work)
             manifest = build_index(work, sealed)
-            receipt = verified(work, sealed)
+            receipt = verified(work, sealed, manifest)
         return register(work, sealed, manifest, receipt)
 
 

@@ -128,11 +128,9 @@ def seal(work: Work) -> SealedTable:
 def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     """Build, tune and save the index, unless a finished one of this table version is there."""
     run, config, on = work.run, work.config, work.on
-    path = f"indexes/{run.id}"
-    if run.storage.read_if_there(f"{path}/manifest.json") is not None:
-        manifest = index_store.read_manifest(run.storage.store, path)
-        if manifest.table_version == sealed.version:
-            return manifest
+    finished = index_store.finished(run.storage.store, f"indexes/{run.id}", sealed.version)
+    if finished is not None:
+        return finished
     started = time.monotonic()
     work.say(
         "begin", what="building the index, and tuning it on judged queries where there are some"
@@ -188,12 +186,14 @@ def _trained(run: Run, plan: Plan) -> tuple[str, SearchIndex] | None:
     """The base's index, for a catch-up: what it learned of the vectors holds for a few more."""
     if plan.base is None:
         return None
-    path = f"indexes/{plan.base.release}"
-    manifest = index_store.read_manifest(run.storage.store, path)
-    return manifest.factory, index_store.load(run.storage.store, path, manifest)
+    base, store = Catalog(run.storage, plan.alias).release(plan.base.release), run.storage.store
+    manifest = index_store.read_manifest(store, base.index, base.index_sha256)
+    return manifest.factory, index_store.load(store, base.index, manifest)
 
 
-def verified(work: Work, sealed: SealedTable) -> dict[str, Any]:
+def verified(
+    work: Work, sealed: SealedTable, manifest: index_store.IndexManifest
+) -> dict[str, Any]:
     """Row-exact, or it is not a candidate.
 
     Raises:
@@ -210,7 +210,7 @@ def verified(work: Work, sealed: SealedTable) -> dict[str, Any]:
     )
     again = min(verify.SAMPLE, sealed.rows)
     work.say("begin", what=f"comparing every row with its source, embedding {again:,} again")
-    report = work.on.call(_verify_task, subject, f"indexes/{run.id}", cpus=1)
+    report = work.on.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
     run.storage.write(run.path("verify.json"), report)
     run.event("verify", passed=report["passed"], sampled=report["sampled"])
     work.say("verify", **report)
@@ -224,9 +224,10 @@ def verified(work: Work, sealed: SealedTable) -> dict[str, Any]:
     return report
 
 
-def _verify_task(subject: verify.Subject, index_path: str) -> dict[str, Any]:
-    store = subject.table.storage.store
-    ids = np.sort(index_store.load(store, index_path).ids())
+def _verify_task(
+    subject: verify.Subject, path: str, manifest: index_store.IndexManifest
+) -> dict[str, Any]:
+    ids = np.sort(index_store.load(subject.table.storage.store, path, manifest).ids())
     return verify.verify(replace(subject, index_ids=ids)).to_json()
 
 

@@ -54,7 +54,7 @@ def test_a_changed_byte_in_the_index_is_seen_by_promote_and_remembered_after_ver
     file, _, second = nights
     cli("compare", "-c", file)
     root = Path(cli("config", "-c", file)["settings"]["storage"]["root"])
-    index = root / second.index / "index.faiss"
+    index = root / second.index / f"{second.index_sha256}.faiss"
     body = bytearray(index.read_bytes())
     body[len(body) // 2] ^= 4
     index.write_bytes(body)

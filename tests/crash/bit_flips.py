@@ -83,8 +83,8 @@ def _built(folder: Path) -> tuple[Catalog, dict[str, list[Path]]]:
     return catalog, {
         "data": [table / "data" / f.path for m in used for f in m.data_files()],
         "manifest": [table / "_versions" / live.table_manifest["name"]],
-        "index": [root / live.index / "index.faiss"],
-        "index manifest": [root / live.index / "manifest.json"],
+        "index": [root / live.index / f"{live.index_sha256}.faiss"],
+        "index manifest": [root / live.index / f"{live.index_sha256}.json"],
         "sealed": [run_folder / "sealed.json"],
         "plan": [run_folder / "plan.json"],
         "receipt": sorted((run_folder / "units").iterdir()),

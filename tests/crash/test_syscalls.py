@@ -32,7 +32,7 @@ def server() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def number_of(server, shim, tmp_path):
-    """number_of("write", "/index.faiss", -1) -> its number among all operations of a migration."""
+    """number_of("write", "/built.faiss", -1) -> its number among all operations of a migration."""
 
     def find(operation: str, path: str, which: int = 0) -> int:
         found = syscalls.operations(server, shim, tmp_path)
@@ -71,9 +71,9 @@ def test_lance_reports_success_on_a_file_cut_short_and_a_run_does_not(server, sh
 
 @pytest.mark.parametrize("kind", ["no_space", "io_error"])
 def test_an_index_file_cut_short_is_not_taken_for_an_index(server, shim, tmp_path, number_of, kind):
-    last = number_of("write", "/index.faiss", 1)  # the second and last of the first index
+    last = number_of("write", "/built.faiss", 1)  # the second and last of the first index
     result = syscalls.one(server, shim, Case(kind, last), tmp_path / "case")
-    assert result.operation.endswith("/index.faiss")
+    assert result.operation.endswith("/built.faiss")
     assert "reembed-index-" in result.operation
     assert not result.violations, result.violations
     assert result.said is not None

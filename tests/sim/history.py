@@ -318,7 +318,7 @@ class History:
         from reembed import index_store
 
         store = self.catalog.storage.store
-        manifest = index_store.read_manifest(store, release.index)
+        manifest = index_store.read_manifest(store, release.index, release.index_sha256)
         ids = index_store.load(store, release.index, manifest).ids()
         if set(ids.tolist()) != row_ids or manifest.sha256 != release.index_sha256:
             self.model.violations.append(f"{release.id}: its index is of other rows")

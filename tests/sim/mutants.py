@@ -251,7 +251,7 @@ def index_of_the_version_before(patch: Patch) -> None:
         old = dataclasses.replace(vectors, version=plan.base.table_version)
         built = honest(run, plan, old, config, texts)
         manifest = {**built.to_json(), "table_version": vectors.version}
-        run.storage.write(f"indexes/{run.id}/manifest.json", manifest)
+        run.storage.write(f"indexes/{run.id}/{built.sha256}.json", manifest)
         return type(built).from_json(manifest)
 
     patch(strategies.steps, "_index_task", stale)

@@ -36,10 +36,10 @@ def sha256(content: str) -> str:
 
 
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
-    catalog.storage.write_bytes(f"indexes/{name}/index.faiss", name.encode())
+    catalog.storage.write_bytes(f"indexes/{name}/{sha256(name)}.faiss", name.encode())
     table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
     manifest = {"sha256": sha256(name), "size_bytes": len(name), **table}
-    catalog.storage.write(f"indexes/{name}/manifest.json", manifest)
+    catalog.storage.write(f"indexes/{name}/{sha256(name)}.json", manifest)
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)
@@ -159,7 +159,8 @@ def test_an_unverified_release_is_not_promoted(catalog):
 
 
 @pytest.mark.parametrize(
-    "path", ["indexes/a/manifest.json", "indexes/a/index.faiss", "tables/a.lance"]
+    "path",
+    [f"indexes/a/{sha256('a')}.json", f"indexes/a/{sha256('a')}.faiss", "tables/a.lance"],
 )
 def test_a_release_without_its_data_is_not_promoted(catalog, path):
     make_release(catalog, "a")

@@ -449,7 +449,9 @@ def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
 
 
 def tuned_on(pair: Pair, release: Release) -> str:
-    return str(pair.catalog.storage.read(f"{release.index}/manifest.json")["tuned_on"])
+    return str(
+        pair.catalog.storage.read(f"{release.index}/{release.index_sha256}.json")["tuned_on"]
+    )
 
 
 @pytest.mark.parametrize("lose", [lambda f: cut(f, 26), shutil.rmtree], ids=["changed", "gone"])

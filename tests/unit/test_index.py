@@ -31,6 +31,7 @@ from reembed.index import (
 )
 from reembed.index_search import ADD_ROWS, Float32, Int64, checked_batches, read
 from reembed.index_store import IndexManifest, load, lower_bound, read_manifest, save
+from reembed.storage import to_bytes
 
 CPU = IndexConfig(device="cpu")
 PATH = "indexes/r1"
@@ -196,8 +197,7 @@ def test_other_kinds_build_tune_and_come_back(
     assert built.operating_point.keys() == knobs
     assert built.recalls.mean() >= (0.9 if "PCA" not in factory else 0.2)
     store = MemoryStore()
-    save_to(store, built)
-    again = load(store, PATH)
+    again = load(store, PATH, save_to(store, built))
     np.testing.assert_array_equal(
         again.search(few.vectors[:50], 10)[0], built.index.search(few.vectors[:50], 10)[0]
     )
@@ -359,8 +359,8 @@ def test_gpu_builds_a_portable_index(
     assert built.recalls.mean() >= 0.98
     assert built.device.startswith("cpu (" if "fs" in factory else "gpu")
     store = MemoryStore()
-    save_to(store, built)
-    np.testing.assert_array_equal(load(store, PATH).ids(), np.sort(clustered.ids))
+    manifest = save_to(store, built)
+    np.testing.assert_array_equal(load(store, PATH, manifest).ids(), np.sort(clustered.ids))
 
 
 @pytest.mark.parametrize(
@@ -394,12 +394,12 @@ def test_odd_dimensions_build(clustered: ArrayVectors) -> None:
 def test_saved_and_loaded_is_the_same_index(ivf: Built, queries: Float32, tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     manifest = save_to(store, ivf)
-    assert manifest == save_to(store, ivf) == read_manifest(store, PATH)
+    assert manifest == save_to(store, ivf) == read_manifest(store, PATH, manifest.sha256)
     assert manifest.ann_recall_lower <= manifest.ann_recall_at_10 == ivf.recalls.mean()
     assert (manifest.rows, manifest.dim, manifest.num_queries) == (60_000, 32, 200)
     cache = tmp_path / "cache"
     for index in (
-        load(store, PATH),
+        load(store, PATH, manifest),
         load(store, PATH, manifest, cache),
         load(store, PATH, manifest, cache),
     ):
@@ -428,17 +428,16 @@ def test_a_damaged_cache_is_fetched_again(flat: Built, tmp_path: Path) -> None:
 def test_a_tampered_index_is_refused(flat: Built, tmp_path: Path, damage: str) -> None:
     store = LocalStore(str(tmp_path))
     manifest = save_to(store, flat)
-    file = tmp_path / PATH / "index.faiss"
+    file = tmp_path / PATH / f"{manifest.sha256}.faiss"
     data = bytearray(file.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
     file.write_bytes({"truncate": data[:-1], "grow": data + b"x"}.get(damage, data))
     if damage == "remove":
         file.unlink()
-    for vouched in (None, manifest):
-        with pytest.raises(IntegrityError, match=r"index\.faiss") as caught:
-            load(store, PATH, vouched, tmp_path / "cache")
-        assert "reembed rollback" in (caught.value.fix or "")
+    with pytest.raises(IntegrityError, match=r"\.faiss") as caught:
+        load(store, PATH, manifest, tmp_path / "cache")
+    assert "reembed rollback" in (caught.value.fix or "")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -459,19 +458,19 @@ def test_a_tampered_manifest_is_refused(
     flat: Built, tmp_path: Path, change: dict[str, object]
 ) -> None:
     store = LocalStore(str(tmp_path))
-    record = save_to(store, flat).to_json() | change
-    (tmp_path / PATH / "manifest.json").write_text(json.dumps(record))
-    with pytest.raises(IntegrityError):
-        load(store, PATH)
+    saved = save_to(store, flat)
+    (tmp_path / PATH / f"{saved.sha256}.json").write_bytes(to_bytes(saved.to_json() | change))
+    with pytest.raises((IntegrityError, UsageError)):
+        load(store, PATH, read_manifest(store, PATH, saved.sha256))
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
 def test_a_missing_or_broken_manifest_is_refused(tmp_path: Path, text: str | None) -> None:
     store = LocalStore(str(tmp_path))
     if text is not None:
-        store.put(f"{PATH}/manifest.json", text.encode())
-    with pytest.raises(IntegrityError, match="manifest"):
-        load(store, PATH)
+        store.put(f"{PATH}/{'0' * 64}.json", text.encode())
+    with pytest.raises(IntegrityError, match=r"no manifest|no record|not as it was written"):
+        read_manifest(store, PATH, "0" * 64)
 
 
 def test_a_file_that_is_no_row_id_index_is_refused(tmp_path: Path) -> None:

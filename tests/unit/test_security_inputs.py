@@ -276,7 +276,7 @@ def test_s6_no_mutation_of_an_index_reaches_faiss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, manifest = saved(tmp_path)
-    file = tmp_path / "indexes" / "r" / "index.faiss"
+    file = tmp_path / "indexes" / "r" / f"{manifest.sha256}.faiss"
     body, loads = file.read_bytes(), []
     for name in ("read_index", "deserialize_index", "read_index_binary"):
         original = getattr(faiss, name)

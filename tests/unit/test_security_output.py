@@ -166,7 +166,7 @@ def test_s10_the_page_may_load_and_run_nothing() -> None:
 
 def results(words: str) -> dict[str, dict[str, Any]]:
     """One result of each verb that shows text from outside, with `words` in its place."""
-    hit = {"doc_id": words, "score": 0.5, "title": words}
+    hit = {"doc_id": words, "score": 0.5, "columns": {"title": words}}
     step = {
         "generation": 1, "at": words, "action": "promote", "release": words, "model": words, "by": words,
         "forced": True, "reason": words, "comparison": None, "token": "t",

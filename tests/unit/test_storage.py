@@ -112,9 +112,11 @@ def test_a_root_is_proven_again_where_it_is_reached_through_another_store(bucket
 def puts_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths that are put from here on."""
     found, put = [], obstore.put
-    spy = lambda store, path, *args, **more: (found.append(path), put(store, path, *args, **more))[
-        1
-    ]  # noqa: E731
+
+    def spy(store: Any, path: str, *args: Any, **more: Any) -> Any:
+        found.append(path)
+        return put(store, path, *args, **more)
+
     monkeypatch.setattr(obstore, "put", spy)
     return found
 
