@@ -200,6 +200,8 @@ def _row_of(among: Digests, wanted: Digests) -> Int64:
 
 def _among(found: _Found, dead_letters: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
     """Which rows are dead letters whose text is still the one that failed."""
+    if not dead_letters:
+        return np.zeros(len(found.ids), bool)
     known = {digests.of_id(d["doc_id"]) + bytes.fromhex(d["text_hash"]) for d in dead_letters}
     pairs = zip(found.ids, found.texts, strict=True)
     return np.array([i.tobytes() + t.tobytes() in known for i, t in pairs], bool)

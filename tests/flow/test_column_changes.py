@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from decimal import Decimal
 
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
+from reembed import changes, table
 from reembed.catalog import Catalog
 from reembed.digests import digest
+from reembed.errors import IntegrityError
+from reembed.source import Source
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -133,3 +137,73 @@ def test_a_carried_column_of_another_type_is_written_again(tmp_path, make_config
     assert lance.dataset(path, version=release.table_version).schema.field("at").type == other
     run = catalog_of(config).storage.read(f"runs/{release.run_id}/plan.json")
     assert run["rows"] == 0, "documents were embedded again"
+
+
+def test_ids_that_become_text_are_written_again_with_their_vectors(tmp_path, make_config):
+    uri = str(tmp_path / "source.lance")
+    rows = {"doc_id": list(range(ROWS)), "text": [f"the text of {n}" for n in range(ROWS)]}
+    rows["text"][3] = None
+    lance.write_dataset(pa.table(rows), uri, enable_stable_row_ids=True, max_rows_per_file=15)
+    config = make_config(uri, embed={"max_dead_letters": 1})
+    first = build(config)
+    retype(uri, "doc_id", pa.array([str(n) for n in range(ROWS)]))
+    lance.dataset(uri).delete("doc_id = '7'")
+    release = follow(config, first)
+    found = rows_of(config, release)
+    assert found.keys() == {str(n) for n in range(ROWS)} - {"3", "7"}
+    before = rows_of(config, first)
+    assert all(found[i]["vector"] == before[int(i)]["vector"] for i in found)
+    plan = catalog_of(config).storage.read(f"runs/{release.run_id}/plan.json")
+    assert (plan["rows"], release.dead_letters) == (0, 1)
+
+
+def cast_in_place(uri):
+    lance.dataset(uri).alter_columns({"path": "at", "data_type": pa.int64()})
+
+
+def nullable(uri):
+    lance.dataset(uri).alter_columns({"path": "at", "nullable": True})
+
+
+@pytest.mark.parametrize(("change", "written"), [(cast_in_place, ROWS), (nullable, 0)])
+def test_a_column_altered_in_place(tmp_path, make_config, change, written):
+    uri = str(tmp_path / "source.lance")
+    columns = pa.schema(
+        [("doc_id", pa.string()), ("text", pa.string()), pa.field("at", pa.int32(), nullable=False)]
+    )
+    data = [[f"d{n}" for n in range(ROWS)], [f"text {n}" for n in range(ROWS)], list(range(ROWS))]
+    lance.write_dataset(pa.table(data, columns), uri, max_rows_per_file=15)
+    config = make_config(uri, table={"carry": ["at"]})
+    first = build(config)
+    change(uri)
+    release = follow(config, first)
+    assert (release.id != first.id) == bool(written)
+    assert sorted(r["at"] for r in rows_of(config, release).values()) == list(range(ROWS))
+    path = catalog_of(config).storage.uri(release.table)
+    found = lance.dataset(path, version=release.table_version).schema.field("at").type
+    assert found == lance.dataset(uri).schema.field("at").type
+
+
+def test_rows_under_a_new_type_are_damage_to_verify_even_where_catch_up_let_them_stay(
+    tmp_path, make_config, monkeypatch
+):
+    """The fault as it was: the schema of the source laid over fragments that were kept."""
+    uri = write(tmp_path, pa.array(STAMPS, pa.timestamp("s")))
+    config = make_config(uri, table={"carry": ["at"]})
+    first = build(config)
+    retype(uri, "at", pa.array(STAMPS, pa.timestamp("us")))
+    lance.dataset(uri).delete("doc_id = 'd00'")
+    monkeypatch.setattr(Source, "retyped", lambda self, schema: [])
+    monkeypatch.setattr(table, "_check_staying", lambda run, plan, columns: None)
+    monkeypatch.setattr(changes, "_compare", _only_texts)
+    with pytest.raises(IntegrityError, match=r"not what its source says: 2\d carried"):
+        follow(config, first)
+
+
+_honest = changes._compare
+
+
+def _only_texts(held, found, left, dead_letters, **options):
+    held = dataclasses.replace(held, carried=held.carried[:1].repeat(len(held.carried)))
+    found = dataclasses.replace(found, carried=held.carried[:1].repeat(len(found.carried)))
+    return _honest(held, found, left, dead_letters, **options)
