@@ -549,6 +549,8 @@ def test_every_choice_that_is_printed_works_and_embeds_nothing(pair, dim, change
     printed = [shlex.split(line[1], comments=True) for line in lines if line]
     verbs = ["status", *(["compare"] if dim == 250 else []), "compare", "promote"]
     assert [p[0] for p in printed] == verbs
+    if changed:  # what was accepted already is asked for again
+        assert all("--changed-queries" in p and "--margin" in p for p in printed[1:-1])
     files = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
     for number, (verb, *arguments) in enumerate(printed):
         widens = "--margin" in arguments and number == len(printed) - 2
