@@ -57,9 +57,8 @@ def delta(
 
 
 def fragments_of(dataset: lance.LanceDataset, ids: Iterable[int]) -> list[lance.LanceFragment]:
-    """Fragments by id."""
-    found = {f.fragment_id: f for f in dataset.get_fragments()}
-    return [found[i] for i in ids]
+    """Fragments of this version, by id."""
+    return [fragment for i in ids if (fragment := dataset.get_fragment(i)) is not None]
 
 
 def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> _Layout:
