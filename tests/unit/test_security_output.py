@@ -100,6 +100,22 @@ def summary(words: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def told(words: str) -> dict[str, Any]:
+    return {
+        "candidate": words, "live": words, "number": 1, "verdict": words, "margin": None, "changed": [words],
+        "queries": {"source": words, "sha256": words, "count": 1}, "by": words, "at": words,
+    }  # fmt: skip
+
+
+def overruled(words: str) -> dict[str, Any]:
+    """What came before a comparison, and what it judged otherwise than planned."""
+    change = {"reason": words, "by": words, "at": words}
+    margin = {**change, "before": {"margin": None}, "after": {"margin": 0.02}}
+    before, after = ({"sha256": words, "count": n} for n in (2, 1))
+    queries = {**change, "before": before, "after": {"queries": words, **after}}
+    return {"changes": [margin, queries], "earlier": [told(words)]}
+
+
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
     change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
@@ -116,16 +132,11 @@ def page(words: str) -> str:
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip
     record = AliasRecord(1, "t", None, "promote", release, words, True, None, words, words)
-    told = {
-        "candidate": words, "live": words, "number": 1, "verdict": words, "margin": None, "changed": [words],
-        "queries": {"source": words, "sha256": words, "count": 1}, "by": words, "at": words,
-    }  # fmt: skip
     comparison = {
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
         "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
         "gate": {"margin": 0.02}, "planned_gate": {"margin": None}, "gate_is_late": False, "by": words, "number": 2,
-        "changes": [{"before": {"margin": None}, "after": {"margin": 0.02}, "reason": words, "by": words, "at": words}],
-        "earlier": [told], "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
+        **overruled(words), "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
         "ann_recall@10": {"live": 1.0, "candidate": 1.0},
         "overlap@10": 0.5, "judged@10": {"live": 1.0, "candidate": 1.0}, "queries_needed": 3,
         "latency": {k: {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0} for k in ("live", "candidate")},
@@ -169,8 +180,9 @@ def results(words: str) -> dict[str, dict[str, Any]]:
     hit = {"doc_id": words, "score": 0.5, "columns": {"title": words}}
     step = {
         "generation": 1, "at": words, "action": "promote", "release": words, "model": words, "by": words,
-        "forced": True, "reason": words, "comparison": None, "token": "t",
+        "forced": True, "reason": words, "comparison": {**told(words), **overruled(words)}, "token": "t",
     }  # fmt: skip
+    lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
     return {
         "search": {
             "release": words, "model": words, "space": words, "results": [{"query": words, "hits": [hit, hit]}],
@@ -178,7 +190,8 @@ def results(words: str) -> dict[str, dict[str, Any]]:
         "history": {"alias": words, "steps": [step]},
         "verify": {
             "release": words, "documents": 1, "rows": 1, "dead_letters": 1, "confidence": words, "passed": False,
-            "differences": {"missing": {"count": 1, "examples": [words]}},
+            "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
+            "behind": {"missing": {"count": 1, "examples": [words]}},
         },
         "import": {"uri": words, "rows": 1, "columns": [words], "skipped": [words], "version": 1},
         "config": {"valid": True, "check": False, "settings": {"alias": words}, "origins": {"alias": words}},
