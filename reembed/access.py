@@ -5,16 +5,20 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from reembed.errors import UsageError
+from reembed.errors import RunFailed, UsageError
 from reembed.redact import redacted
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_LONGEST_PARENT = 20
+"""Characters of the folder that holds a session's: sockets lie 87 characters below it."""
 
 
 def cluster_address(configured: str | None) -> str | None:
@@ -69,6 +73,45 @@ def exposed_token() -> str:
         return ""
     fix = f"chmod 600 {shlex.quote(str(file))}"
     return f"; other users of this machine can read its token: {fix}" if exposed else ""
+
+
+@contextmanager
+def session_folder() -> Iterator[str]:
+    """A folder that nobody else can enter, for what a private Ray writes: Ray opens its own to all.
+
+    It is removed at the end, but for a run that failed: Ray's logs may say why. Below RAY_TMPDIR,
+    where that is set, it stays.
+
+    Raises:
+        UsageError: it cannot be made, or its path leaves no room for those of Ray's sockets.
+    """
+    named = os.environ.get("RAY_TMPDIR")
+    parent = named or tempfile.gettempdir()
+    if len(parent) > _LONGEST_PARENT and named:
+        raise UsageError(
+            f"RAY_TMPDIR={named} is too long",
+            f"paths of sockets have 107 characters at most, which leaves {_LONGEST_PARENT} for it",
+            "export RAY_TMPDIR=/tmp",
+        )
+    try:
+        folder = tempfile.mkdtemp(
+            prefix="reembed-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"
+        )
+    except OSError as error:
+        raise UsageError(
+            f"cannot make a folder in {parent} for Ray's session",
+            error.strerror,
+            "export RAY_TMPDIR=DIR     # a folder that can be written, with a short path",
+        ) from error
+    keep = bool(named)
+    try:
+        yield folder
+    except RunFailed:
+        keep = True
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_this_machine(address: str) -> bool:

@@ -1,9 +1,11 @@
 """Who began a unit, and how often it killed its process: finite attempts, and the document found.
 
 Ray restarts a dead actor and runs its unit again, for ever if let. Each attempt leaves a create-only
-record before it starts. After two deaths the unit is tried in ranges that are written down first, and
-each range that kills is cut into sixteen for the next attempt, until single documents are left; one
-that kills twice alone is poison.
+record before it starts, and its worker a record that it takes back when the embedding ends, however
+it ends. A worker whose record is still there was killed in it. That counts against the unit only if
+the worker died alone: its node and its driver are still there. After two such deaths the unit is
+tried in ranges that are written down first, and each range that kills is cut into sixteen for the
+next attempt, until single documents are left; one that kills twice alone is poison.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from dataclasses import asdict, dataclass
 from reembed import cluster
 from reembed.catalog import now
 from reembed.errors import RunFailed
-from reembed.runs import Run, Worker, process_started
+from reembed.runs import Run, Worker, workers
 
 MAX_ATTEMPTS = 30
-_CARELESS_ATTEMPTS = 2
+_CARELESS_DEATHS = 2
 _CUT = 16
 _DEATHS_OF_POISON = 2
 
@@ -38,11 +40,12 @@ class Attempt:
     poison: frozenset[int]
     """Row numbers that must not be tried again."""
     _ranges: tuple[Range, ...]
+    _careful: bool
 
     def ranges(self) -> Iterator[Range]:
         """Row ranges to embed, each written down before it is handed out once the unit is suspect."""
         for start, stop in self._ranges:
-            if self.number > _CARELESS_ATTEMPTS:
+            if self._careful:
                 self.run.storage.write(
                     _path(self.run, self.unit, self.number), {"trying": [start, stop]}
                 )
@@ -60,28 +63,32 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
     token = uuid.uuid4().hex
     while not run.storage.create(_path(run, unit, number), {"trying": None, "token": token}):
         number = max(number, _newest(run, unit)) + 1
+    if number <= _CARELESS_DEATHS:
+        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
+    alone = _died_alone(run, unit)
     if number > MAX_ATTEMPTS:
         raise RunFailed(
-            f"unit {unit} killed its worker {MAX_ATTEMPTS} times",
-            "no single document is to blame; the machine may be short of memory",
+            f"unit {unit} was begun {MAX_ATTEMPTS} times and never embedded",
+            f"{len(alone)} of its workers died alone, the others with their node or their driver; no"
+            " single document is to blame, the machine may be short of memory",
             "reembed run --set embed.batch_tokens=2048 --set embed.unit_documents=256 --fresh",
         )
-    if number <= _CARELESS_ATTEMPTS:
-        return Attempt(run, unit, number, frozenset(), ((0, rows),))
-    deaths = _deaths(run, unit, number)
+    if len(alone) < _CARELESS_DEATHS:
+        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
+    deaths = _deaths(run, unit, alone)
     poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
     ranges = tuple(
         r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
     )
-    return Attempt(run, unit, number, poison, ranges)
+    return Attempt(run, unit, number, poison, ranges, True)
 
 
 @contextmanager
-def working(run: Run, worker: str, unit: str, attempt: int) -> Iterator[None]:
+def working(attempt: Attempt, worker: str) -> Iterator[None]:
     """Say who works on a unit, during the block; whoever is killed in it goes on saying so."""
+    run, here = attempt.run, cluster.place()
     path = run.path(f"workers/{worker}.json")
-    pid = os.getpid()
-    who = Worker(worker, unit, attempt, cluster.node_id(), pid, process_started(pid) or "", now())
+    who = Worker(worker, attempt.unit, attempt.number, *here, os.getpid(), now())
     run.storage.write(path, asdict(who))
     try:
         yield
@@ -99,11 +106,18 @@ def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterat
         yield from _cut((a, min(a + step, stop)), deaths)
 
 
-def _deaths(run: Run, unit: str, before: int) -> Counter[Range]:
-    tried = (
-        run.storage.read_if_there(_path(run, unit, n))
-        for n in range(_CARELESS_ATTEMPTS + 1, before)
-    )
+def _died_alone(run: Run, unit: str) -> list[int]:
+    """Attempts whose worker was killed while its node and its driver lived on.
+
+    A worker that went with its node (preempted, lost, drained) or with its driver says nothing of the
+    documents; neither does one that embedded all and failed later.
+    """
+    killed = [w for w in workers(run) if w.unit == unit]
+    return [w.attempt for w in killed if cluster.outlived(w.node, w.job)]
+
+
+def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
+    tried = (run.storage.read_if_there(_path(run, unit, n)) for n in attempts)
     return Counter((t["trying"][0], t["trying"][1]) for t in tried if t and t["trying"])
 
 

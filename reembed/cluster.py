@@ -9,19 +9,20 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, TypeVar, cast
 
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
+from ray._private.state import state as ray_state
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed import access, stop
 from reembed.config import Config
 from reembed.errors import NoCapacity, ReembedError, RunFailed, UsageError
-from reembed.runs import process_started
+from reembed.runs import parent_of
 
 T = TypeVar("T")
 _TASKS_AT_ONCE = 64
@@ -29,6 +30,8 @@ _END_S = 30.0
 _LOOK_S = 2.0
 READER = "reembed-rows"
 """Name of the thread that reads what the job gives."""
+EMBEDDER = "_Embedder"
+"""In the name of the class of each actor that embeds."""
 _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
 
 
@@ -48,13 +51,14 @@ def connected(config: Config) -> Iterator[str]:
     # Ray's C++ side prints a warning about its own Ray Data actors on every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray forks only to exec
-    try:
-        where = _connect(address) + note if address else _start(config)
-        _require_room(config, private=not address)
-        yield where
-    finally:  # also where a signal came while Ray started: what exits without it aborts
-        if not is_left_running():
-            ray.shutdown()
+    with nullcontext("") if address else access.session_folder() as folder:
+        try:
+            where = _connect(address) + note if address else _start(config, folder)
+            _require_room(config, private=not address)
+            yield where
+        finally:  # also where a signal came while Ray started: what exits without it aborts
+            if not is_left_running():
+                ray.shutdown()
 
 
 def is_left_running() -> bool:
@@ -65,8 +69,32 @@ def is_left_running() -> bool:
     return any(t.name == READER and t.is_alive() for t in threading.enumerate())
 
 
-def _start(config: Config) -> str:
-    """A Ray of our own; where it is, in words."""
+def _start(config: Config, folder: str) -> str:
+    """A Ray of our own, with its session below a folder; where it is, in words.
+
+    Raises:
+        RunFailed: it did not start, twice.
+    """
+    failed = ""
+    for attempt in (1, 2):
+        try:
+            _init(config, f"{folder}/{attempt}")
+        except ReembedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what Ray raises when it is late is bare
+            ray.shutdown()
+            failed = reason(error)
+            continue
+        again = f" (at the second try; the first: {failed})" if failed else ""
+        return f"private Ray on this machine with {_resources()}{again}{access.exposed_token()}"
+    raise RunFailed(
+        "Ray did not start on this machine, twice",
+        f"{failed}; this machine may be too busy, or short of memory",
+        f"reembed run     # when it is less busy; Ray's own words: {folder}/2/session_latest/logs",
+    )
+
+
+def _init(config: Config, folder: str) -> None:
     needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
     with _quiet_stderr(), _on_loopback(), access.token_for_us_alone(), _signals_wait():
         ray.init(
@@ -75,8 +103,8 @@ def _start(config: Config) -> str:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=folder,
         )
-    return f"private Ray on this machine with {_resources()}{access.exposed_token()}"
 
 
 def _connect(address: str) -> str:
@@ -249,23 +277,54 @@ def _result(task: Any) -> Any:
         ) from error
 
 
-def node_id() -> str:
-    """Ray's id of the node this process runs on; empty outside of Ray."""
-    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+class Place(NamedTuple):
+    """Where a process of Ray works: ids of its node, of its driver's job, of its actor."""
+
+    node: str = ""
+    job: str = ""
+    actor: str = ""
 
 
-def end_process(node: str, pid: int, started: str) -> bool:
-    """SIGKILL a worker's process on its node, unless another has its pid by now; whether it was there."""
-    where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+def place() -> Place:
+    """Where this process works; empty outside of Ray."""
+    if not ray.is_initialized():
+        return Place()
+    context = ray.get_runtime_context()
+    return Place(context.get_node_id(), context.get_job_id(), context.get_actor_id() or "")
+
+
+def outlived(node: str, job: str) -> bool:
+    """Whether a process there died alone: its driver is ours, and its node is up and not to be drained.
+
+    A job's id is only one within its cluster; a node's is one everywhere.
+    """
+    if not ray.is_initialized() or job != place().job:
+        return False
+    return node in live_nodes() and node not in ray_state.get_draining_nodes()
+
+
+def end_embedder(actor: str, pid: int) -> bool:
+    """SIGKILL an embedding actor of this driver on its node; whether it was there.
+
+    `actor` and `pid` come from a record that others may have written: they only choose among the
+    embedding actors that Ray says are this driver's, and the process must be a child of its raylet.
+    """
+    found = ray_state.actor_table(None, actor_state_name="ALIVE").get(actor)
+    if found is None or (found["JobID"], found["Pid"]) != (place().job, pid):
+        return False
+    if EMBEDDER not in found["ActorClassName"]:
+        return False
+    where = NodeAffinitySchedulingStrategy(node_id=found["Address"]["NodeID"], soft=False)
     task = ray.remote(_end).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
     try:
-        return bool(ray.get(task.remote(pid, started), timeout=_END_S))
+        return bool(ray.get(task.remote(pid), timeout=_END_S))
     except (RayError, TimeoutError):  # the node is gone, and the process with it
         return False
 
 
-def _end(pid: int, started: str) -> bool:
-    if process_started(pid) != started:
+def _end(pid: int) -> bool:
+    """On the node itself: Ray's workers are children of one raylet."""
+    if parent_of(pid) != os.getppid():
         return False
     os.kill(pid, signal.SIGKILL)
     return True

@@ -240,7 +240,8 @@ class Lease:
 
     number: int
     host: str
-    boot: str
+    machine: str
+    """Where its pid means a process: as `machine` says."""
     pid: int
     pid_started: str
     beat: int = 0
@@ -248,8 +249,8 @@ class Lease:
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether its process can be looked up here."""
-        return self.boot == _boot_id()
+        """Whether its process can be looked up here; where in doubt, not."""
+        return self.machine == machine() != "" and not _is_hidden(self.pid)
 
     @property
     def process_lives(self) -> bool:
@@ -257,20 +258,53 @@ class Lease:
         return process_started(self.pid) == self.pid_started
 
 
-def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    boot = path.read_text().strip() if path.exists() else ""
-    return f"{platform.node()}/{boot}"
+def machine() -> str:
+    """Host, boot and pid namespace of this process, within which a pid names one process.
+
+    Containers of one host share its boot id, and may share its name. Empty where any part is unknown,
+    or where /proc shows the processes of another namespace.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        own = os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return ""
+    return f"{platform.node()}/{boot}/{namespace}" if boot and own else ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process exists that this user may not look at: /proc mounted with hidepid."""
+    if process_started(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False
 
 
 def process_started(pid: int) -> str | None:
     """Start time in clock ticks since boot, so that a reused pid is not mistaken for its owner."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] == "Z" else fields[19]
+
+
+def parent_of(pid: int) -> int | None:
+    """Pid of the process that started it, or that it was left to."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc says of a process, from its state on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rsplit(")", 1)[-1].split()
-    return None if fields[0] == "Z" else fields[19]
+    return stat.rsplit(")", 1)[-1].split()
 
 
 def read_lease(run: Run) -> Lease | None:
@@ -307,9 +341,10 @@ class Worker:
     unit: str
     attempt: int
     node: str
-    """Ray's id of its node."""
+    """Ray's id of its node, of the driver's job and of its actor; empty outside of Ray."""
+    job: str
+    actor: str
     pid: int
-    pid_started: str
     at: str
 
 
@@ -336,7 +371,7 @@ def driving(run: Run) -> Iterator[None]:
     mine = Lease(
         number=(held.number if held else 0) + 1,
         host=platform.node(),
-        boot=_boot_id(),
+        machine=machine(),
         pid=os.getpid(),
         pid_started=process_started(os.getpid()) or "",
     )

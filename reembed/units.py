@@ -190,7 +190,7 @@ class UnitEmbedder:
         waited = started - (self._idle_since or started)
         before, model_s = replace(self._encoder.work), self._model_s
         attempt = attempts.begin(self._job.run, unit, documents.num_rows)
-        with attempts.working(self._job.run, self._worker, unit, attempt.number):
+        with attempts.working(attempt, self._worker):
             if TEXT in documents.column_names:
                 with self._timing():
                     documents = tokenized(documents, self._encoder)

@@ -81,7 +81,7 @@ class Watch:
         self._still(now - self._heard, workers)
 
     def _end(self, worker: Worker, age: float) -> None:
-        ended = cluster.end_process(worker.node, worker.pid, worker.pid_started)
+        ended = cluster.end_embedder(worker.actor, worker.pid)
         self._say(
             f"unit {worker.unit} was worked on for {age:.0f} s, over its deadline of"
             f" {self.deadline_s:.0f} s: its worker is {'ended' if ended else 'gone'}; trying it again"

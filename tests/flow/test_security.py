@@ -170,13 +170,14 @@ def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alon
         "RAY_TMPDIR": short_folder,
         "RAY_BACKEND_LOG_LEVEL": "debug",
     }
-    said, heard = "", {}
+    said, heard, open_to_others = "", {}, set[str]()
     for words in (["run", "-v"], ["promote"], ["search", "a b"], ["verify"], ["config"], ["gc"]):
         process = subprocess.Popen(
             cli.command(*words, "-c", file), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )  # fmt: skip
         while words[0] == "run" and process.poll() is None:
             heard |= listeners(process.pid)
+            open_to_others |= {p.name for p in Path(short_folder).iterdir() if p.stat().st_mode & 0o077}
             time.sleep(0.5)
         said += process.communicate(timeout=120)[0]
         assert process.returncode == 0, said
@@ -185,6 +186,7 @@ def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alon
     assert failed.returncode != 0
     said += failed.stdout + failed.stderr
 
+    assert open_to_others == set(), "Ray's session can be entered by other users"
     assert heard, "no socket was seen"
     assert {a: c for a, c in heard.items() if a not in LOOPBACK} == {}
     places = {"output": said.encode(), **objects(Storage.open(storage["root"], bucket.options))}

@@ -286,7 +286,7 @@ def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_pat
 FAR = {
     "number": 1,
     "host": "far",
-    "boot": "far/1",
+    "machine": "far/1",
     "pid": os.getpid(),
     "pid_started": "1",
     "beat": 1,
