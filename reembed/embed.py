@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from reembed.encoders.base import Tokenizer
 from reembed.errors import RunFailed
 from reembed.runs import Plan, Unit
 from reembed.stop import Stop
+from reembed.storage import storage_errors
 from reembed.units import EmbedJob, UnitEmbedder
 from reembed.watch import Watch
 
@@ -39,6 +41,7 @@ _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_c
 _MIN_STORE_BYTES = 256 << 20
 _LOOK_S = 1.0
 _ASK_S = 1.0
+_DISK = "df -h     # there; then the same command resumes"
 
 
 def embed_units(
@@ -125,6 +128,7 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
     context.enable_progress_bars = False
     context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
     context.checkpoint_config = None
+    context.raise_original_map_exception = True  # else "UDF failed", and what did is lost
     context.execution_no_progress_timeout_s = -1  # how long nothing may move is embed.stall_s
     context.target_max_block_size = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -165,7 +169,9 @@ def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
             {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
         )
         return
-    documents = job.source.read(unit)
+    where = f"{job.source.uri} version {job.source.version}"
+    with storage_errors(f"unit {unit.id} could not be read from {where}"):
+        documents = job.source.read(unit)
     if job.embed.tokenizes_apart:
         documents = work.tokenized(documents, _tokenizer(job))
     yield _row(unit.id, documents)
@@ -194,14 +200,16 @@ class _Embedder:
     """A model replica as Ray Data's actor."""
 
     def __init__(self, job: EmbedJob) -> None:
-        self._job, self._units = job, UnitEmbedder(job)
+        with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
+            self._job, self._units = job, UnitEmbedder(job)
         self._draining, self._asked = False, 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._is_draining():
             return batch.slice(0, 0)
         unit, documents = _documents(batch)
-        row = _row(unit, self._units.embed(unit, documents))
+        with storage_errors(f"the records of unit {unit} could not be kept{_at(self._job)}"):
+            row = _row(unit, self._units.embed(unit, documents))
         self._units.idle()
         return row
 
@@ -216,7 +224,13 @@ def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
     if not batch.num_rows:
         return batch
     unit, documents = _documents(batch)
-    return pa.table({k: [v] for k, v in work.write(job, unit, documents).items()})
+    with storage_errors(f"unit {unit} could not be written to {job.plan.table}{_at(job)}", _DISK):
+        done = work.write(job, unit, documents)
+    return pa.table({k: [v] for k, v in done.items()})
+
+
+def _at(job: EmbedJob) -> str:
+    return f" below {job.run.storage.root} on {socket.gethostname()}"
 
 
 def slim(plan: Plan) -> Plan:

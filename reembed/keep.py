@@ -10,6 +10,7 @@ import pyarrow as pa
 from reembed.errors import IntegrityError
 from reembed.runs import Plan, Run, Unit
 from reembed.source import TEXT, Source
+from reembed.storage import storage_errors
 from reembed.table import Staged, read_sealed, stage
 from reembed.table_version import Proof, TableVersion, proof_of
 
@@ -23,6 +24,11 @@ def stage_unit(
         IntegrityError: a file it would be read from is not what its receipt proves: a damaged
             vector would get a new, valid receipt.
     """
+    with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
+        return _staged(run, plan, columns, source, unit)
+
+
+def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> dict[str, Any]:
     assert plan.base is not None
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+
+from obstore.exceptions import BaseError
 
 from reembed.runs import Run, repeating
 
@@ -128,5 +130,6 @@ class EmbedProgress:
 
     def _report(self) -> None:
         figures = self.figures()
-        self._run.progress(figures)
+        with suppress(OSError, BaseError):  # it must not hide what ended the run
+            self._run.progress(figures)
         self._listener("embed", **figures)

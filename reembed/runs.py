@@ -388,7 +388,8 @@ def driving(run: Run) -> Iterator[None]:
         with repeating(BEAT_S, beat):
             yield
     finally:
-        run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
+        with suppress(OSError, BaseError):  # a full disk must not hide what ended the block
+            run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
 
 
 @contextmanager

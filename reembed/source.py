@@ -170,6 +170,14 @@ class Source:
         where = f"{self.uri} version {self.version}"
         return check_ids(self.dataset(), where, self.id_column, self.filter)
 
+    def null_texts(self) -> int:
+        """Number of documents whose text is null; in a template null counts as empty."""
+        dataset = self.dataset()
+        if template_columns(self.text) or not dataset.schema.field(self.text).nullable:
+            return 0
+        scanner = dataset.scanner(columns=[self.text], filter=self.filter, batch_size=_SCAN_ROWS)
+        return sum(batch.column(0).null_count for batch in scanner.to_batches())
+
     def is_as_planned(self, record: dict[str, Any]) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
         try:

@@ -118,8 +118,11 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
 
 
 @contextmanager
-def storage_errors() -> Iterator[None]:
-    """Say in one sentence what a disk or an object store would not do.
+def storage_errors(
+    failed: str = "the storage did not answer as it should",
+    fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
+) -> Iterator[None]:
+    """Say in one sentence what a disk or an object store would not do; `failed`, and where.
 
     Raises:
         ReembedError: in place of the operating system's or the store's own error.
@@ -129,9 +132,9 @@ def storage_errors() -> Iterator[None]:
     except (OSError, BaseError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ReembedError(
-            "the storage did not answer as it should",
+            failed,
             f"{type(error).__name__}: {first}",
-            "reembed config     # storage.root, storage.options, and the keys in the environment",
+            fix,
         ) from error
 
 

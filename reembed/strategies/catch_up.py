@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reembed import encoders, provenance, table
+from reembed import encoders, preflight, provenance, table
 from reembed.catalog import Catalog, Release, now
 from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
@@ -116,6 +116,7 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     source = Source.from_json(plan.source, run.storage.options)
     here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
+    preflight.require_rights(run.storage, plan)
     with on.connected(config) as connected, stopping(say) as stop:
         say("ray", where=connected.where)
         work = Work(run, plan, source, config, connected, say, stop)

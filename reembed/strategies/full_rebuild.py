@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from reembed import encoders, evalset, table
+from reembed import encoders, evalset, preflight, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict
@@ -51,6 +51,8 @@ def full_rebuild(
             return release
         plan = make_plan(run, config, gate, source, space, say)
         source = Source.from_json(plan.source, storage.options)
+        preflight.require_rights(storage, plan)
+        preflight.require_room(run, plan, source, say)
         with (executor or RayExecutor()).connected(config) as on, stopping(say) as stop:
             say("ray", where=on.where)
             work = Work(run, plan, source, config, on, say, stop)
@@ -136,6 +138,7 @@ def make_plan(
     rows = source.check_documents()
     if source.filter is not None:
         say("begin", what=f"source.filter keeps {rows:,} of {source.count_rows():,} rows")
+    preflight.require_texts(config, source, rows, say)
     pinned = source.pin(run.pin_tag)
     path = f"tables/{config.alias}-{space.id}.lance"
     units = source.units(config.embed.unit_documents, config.embed.actors)

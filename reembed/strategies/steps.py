@@ -21,6 +21,7 @@ from reembed.progress import EmbedProgress, Listener
 from reembed.runs import Plan, Run
 from reembed.source import Source
 from reembed.stop import Stop
+from reembed.storage import storage_errors
 from reembed.table import SealedTable
 from reembed.table_version import TableVersion, manifest_proof
 from reembed.units import EmbedJob
@@ -167,6 +168,13 @@ def _tuning_texts(work: Work) -> list[str]:
 def _index_task(
     run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
 ) -> index_store.IndexManifest:
+    with storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}"):
+        return _indexed(run, plan, vectors, config)
+
+
+def _indexed(
+    run: Run, plan: Plan, vectors: TableVersion, config: Config
+) -> index_store.IndexManifest:
     queries = None
     if texts:
         encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
@@ -227,8 +235,10 @@ def verified(
 def _verify_task(
     subject: verify.Subject, path: str, manifest: index_store.IndexManifest
 ) -> dict[str, Any]:
-    ids = np.sort(index_store.load(subject.table.storage.store, path, manifest).ids())
-    return verify.verify(replace(subject, index_ids=ids)).to_json()
+    storage = subject.table.storage
+    with storage_errors(f"{subject.table.path} below {storage.root} could not be verified"):
+        ids = np.sort(index_store.load(storage.store, path, manifest).ids())
+        return verify.verify(replace(subject, index_ids=ids)).to_json()
 
 
 def register(

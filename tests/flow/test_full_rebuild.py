@@ -14,6 +14,7 @@ from conftest import documents
 from flow_tables import rows_of, vectors_of
 from tiny_models import bert_model
 
+from reembed import preflight
 from reembed import table as tables
 from reembed.catalog import Catalog
 from reembed.check import dead_letters
@@ -92,8 +93,14 @@ def test_integer_ids_and_a_text_template(tmp_path, make_config, quiet):
     assert table["text_hash"].to_pylist()[:2] == [text_hash(b"one 0 / two"), text_hash(b"one 1 / ")]
 
 
+@pytest.fixture
+def texts_not_looked_at(monkeypatch):
+    """Documents without text are met by the worker alone, not before the run."""
+    monkeypatch.setattr(preflight, "require_texts", lambda *_: None)
+
+
 def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
-    tmp_path, make_config, quiet
+    tmp_path, make_config, quiet, texts_not_looked_at
 ):
     uri = str(tmp_path / "nulls.lance")
     texts = [None if i in (4, 9) else f"text {i}" for i in range(40)]
@@ -182,7 +189,7 @@ def test_the_text_itself_and_columns_named_like_our_own_can_be_carried(
 
 
 def test_an_interrupted_run_resumes_after_another_run_committed_to_the_same_table(
-    tmp_path, make_config, quiet, corpus
+    tmp_path, make_config, quiet, corpus, texts_not_looked_at
 ):
     source = corpus(60)
     lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
