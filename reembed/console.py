@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
+import os
 import sys
+import threading
 import unicodedata
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 _BAR = 24
+_GAP = "  "
+_COLUMNS = 80
 
 
 # Control, direction and other invisible characters, half surrogates, and the other two line ends.
@@ -37,19 +40,51 @@ class Console:
         """Find out what stderr is."""
         self._terminal = sys.stderr.isatty()
         self.every_s = 1.0 if self._terminal else 10.0
-        self._open_line = False
+        self._open = ""
+        """The line that is rewritten, as it stands on the terminal."""
+        self._one_at_a_time = threading.Lock()
 
     def __call__(self, stage: str, **fields: Any) -> None:
         """Print one thing that happened."""
-        at = dt.datetime.now().strftime("%H:%M:%S")
-        line = one_line(f"{at} {stage:9} {_EVENTS[stage](fields)}")
-        rewrites = stage == "embed" and self._terminal
-        if rewrites:  # a line that wraps could not be rewritten
-            width = shutil.get_terminal_size().columns - 1
-            click.echo("\r\x1b[2K" + line[:width], err=True, nl=False)
-        else:
-            click.echo(("\n" if self._open_line else "") + line, err=True)
-        self._open_line = rewrites
+        prefix = f"{dt.datetime.now():%H:%M:%S} {stage:9} "
+        with self._one_at_a_time:
+            if stage == "embed" and self._terminal:
+                self._rewrite(prefix, fields)
+                return
+            line = one_line(prefix + _EVENTS[stage](fields))
+            click.echo(("\n" if self._open else "") + line, err=True)
+            self._open = ""
+
+    def _rewrite(self, prefix: str, fields: dict[str, Any]) -> None:
+        """Put the line in place of the one before, which a narrower terminal has wrapped: that one stays."""
+        width = _width() - 1  # a line that wraps cannot be rewritten
+        line = one_line(_fitted([_Part(6, prefix.rstrip()), *_embed_parts(fields)], width))
+        start = "\n" if len(self._open) > width else "\r\x1b[2K"
+        click.echo(start + line, err=True, nl=False)
+        self._open = line
+
+
+def _width() -> int:
+    """Columns of the terminal that stderr is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
+
+
+class _Part(NamedTuple):
+    """A part of the progress line; where there is no room, the highest rank goes first."""
+
+    rank: int
+    text: str
+
+
+def _fitted(parts: list[_Part], width: int) -> str:
+    """The parts that fit side by side, in their order."""
+    left = [p for p in parts if p.text]
+    while len(left) > 1 and len(_GAP.join(p.text for p in left)) > width:
+        left.remove(max(left))
+    return _GAP.join(p.text for p in left)[:width]
 
 
 def _say_plan(f: dict[str, Any]) -> str:
@@ -66,17 +101,25 @@ def _say_resume(f: dict[str, Any]) -> str:
     return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged, source version {version}"
 
 
-def _say_embed(f: dict[str, Any]) -> str:
+def _embed_parts(f: dict[str, Any]) -> list[_Part]:
     share = f["done"] / f["total"]
-    bar = "█" * int(share * _BAR) + "░" * (_BAR - int(share * _BAR))
-    eta = f"  ETA {_duration(f['eta_s'])}" if f["eta_s"] else ""
-    dead = f"  {f['dead_letters']} dead letters" if f["dead_letters"] else ""
-    waiting = f"  waiting: {f['waiting']}" if f["waiting"] else ""
-    return (
-        f"{bar} {f['done']:,}/{f['total']:,} {share:6.1%}  {f['docs_per_s']:,.1f} docs/s"
-        f"  {f['tokens_per_s']:,} tokens/s  {f['actors']} actor(s) {f['busy']:.0%} busy"
-        f"  units {f['units_done']:,}/{f['units']:,}{eta}{dead}{waiting}"
-    )
+    full = int(share * _BAR)
+    return [
+        _Part(10, "█" * full + "░" * (_BAR - full)),
+        _Part(4, f"{f['done']:,}/{f['total']:,}"),
+        _Part(0, f"{share:.1%}"),
+        _Part(3, f"{f['docs_per_s']:,.1f} docs/s"),
+        _Part(9, f"{f['tokens_per_s']:,} tokens/s"),
+        _Part(7, f"{f['actors']} actor(s) {f['busy']:.0%} busy"),
+        _Part(8, f"units {f['units_done']:,}/{f['units']:,}"),
+        _Part(2, f"ETA {_duration(f['eta_s'])}" if f["eta_s"] else ""),
+        _Part(5, f"{f['dead_letters']} dead letters" if f["dead_letters"] else ""),
+        _Part(1, f"waiting: {f['waiting']}" if f["waiting"] else ""),
+    ]
+
+
+def _say_embed(f: dict[str, Any]) -> str:
+    return _fitted(_embed_parts(f), sys.maxsize)
 
 
 def _say_table(f: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def embed_documents(work: Work) -> None:
     job = EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
     with progress.reporting():
         work.on.embed(job, todo, progress.receipt, work.stop)
-    figures = progress.figures()
+    figures = progress.totals()
     run.event("embedded", **figures)
     work.say("embedded", **figures)
 
