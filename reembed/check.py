@@ -13,7 +13,7 @@ from reembed.catalog import AliasRecord, Catalog, Release, now
 from reembed.comparisons import Asked
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
-from reembed.progress import Listener
+from reembed.progress import Listener, changed_settings
 from reembed.promote import (
     admissible,
     candidate,
@@ -191,10 +191,13 @@ def compare_candidate(
     configured = absolute_queries(config.gate)
     planned = FrozenGate(**chosen.gate)
     judged = {"queries", "split"} if asked.changed_queries else set()
-    if planned.queries and configured.model_dump(exclude=judged) != planned.settings.model_dump(
-        exclude=judged
-    ):
-        say("ignored", sections=["gate"])
+    changed = changed_settings(
+        "gate",
+        planned.settings.model_dump(exclude=judged),
+        configured.model_dump(exclude=judged),
+    )
+    if planned.queries and changed:
+        say("ignored", settings=changed)
     record = compare(catalog, live.release, chosen, configured, asked)
     record, page = comparisons.keep(catalog, live.release, chosen, record)
     catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())

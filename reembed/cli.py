@@ -107,9 +107,12 @@ def import_verb(
 def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
     """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
     from reembed.console import Console
+
+    say = Console()
+    say("begin", what="loading Ray, Lance and the model's libraries")
     from reembed.strategies.full_rebuild import full_rebuild
 
-    release = full_rebuild(config, Console(), fresh=fresh)
+    release = full_rebuild(config, say, fresh=fresh)
     live = _catalog(config).live()
     return {**release.to_json(), "live": live.release.id if live else None}, 0
 

@@ -188,11 +188,18 @@ def _say_embedded(f: dict[str, Any]) -> str:
 
 
 def _say_ignored(f: dict[str, Any]) -> str:
-    sections = f["sections"]
-    differ = f"{' and '.join(sections)} settings differ from the run's plan, and the plan's count"
-    fresh = ["`--fresh` plans again"] if set(sections) - {"gate"} else []
-    gate = "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
-    return f"{differ}: {' and '.join([*fresh, *([gate] if 'gate' in sections else [])])}"
+    each = ", ".join(
+        f"{name} {_set(now)} (planned: {_set(planned)})" for name, planned, now in f["settings"]
+    )
+    gate = [name.startswith("gate.") for name, _, _ in f["settings"]]
+    ways = [] if all(gate) else ["`reembed run --fresh` plans again"]
+    if any(gate):
+        ways += ["`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"]
+    return f"fixed when the run was planned: {each}; {' and '.join(ways)}"
+
+
+def _set(value: Any) -> Any:
+    return "left out" if value is None else value
 
 
 _EVENTS = {

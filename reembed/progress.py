@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -65,6 +65,13 @@ class Listener(Protocol):
     def __call__(self, stage: str, **fields: Any) -> None:
         """One thing that happened."""
         ...
+
+
+def changed_settings(
+    section: str, planned: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in the plan, value now) of each setting that differs."""
+    return [(f"{section}.{k}", planned[k], v) for k, v in now.items() if planned[k] != v]
 
 
 class EmbedProgress:

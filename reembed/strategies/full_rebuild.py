@@ -11,7 +11,7 @@ from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict
 from reembed.executor import Executor, RayExecutor
-from reembed.progress import Listener
+from reembed.progress import Listener, changed_settings
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
@@ -41,6 +41,7 @@ def full_rebuild(
     storage = Storage.open(config.storage.root, config.storage.options)
     catalog = Catalog(storage, config.alias)
     source = Source.open(config)
+    say("begin", what=f"reading the model's files: {config.encoder.model}")
     space = encoders.describe(config.encoder, config.table.dtype)
     gate = evalset.freeze(config.gate, config.storage.options)
     run = choose_run(config, catalog, source, space, fresh=fresh)
@@ -53,7 +54,9 @@ def full_rebuild(
         source = Source.from_json(plan.source, storage.options)
         preflight.require_rights(storage, plan)
         preflight.require_room(run, plan, source, say)
-        with (executor or RayExecutor()).connected(config) as on, stopping(say) as stop:
+        executor = executor or RayExecutor()
+        say("begin", what=f"starting {executor.where}")
+        with executor.connected(config) as on, stopping(say) as stop:
             say("ray", where=on.where)
             work = Work(run, plan, source, config, on, say, stop)
             embed_documents(work)
@@ -135,6 +138,7 @@ def make_plan(
             source=plan.source,
         )
         return plan
+    say("begin", what=f"reading every id of {source.uri} version {source.version}")
     rows = source.check_documents()
     if source.filter is not None:
         say("begin", what=f"source.filter keeps {rows:,} of {source.count_rows():,} rows")
@@ -187,10 +191,22 @@ def _say_ignored(
 
     The gate is one of them, and so is what its judged queries hold.
     """
-    now_set = {"gate": gate.model_dump()}
+    if plan is None:
+        return
+    changed = changed_settings("gate", plan.gate, gate.model_dump())
     if built:
-        now_set["index"] = config.index.model_dump()
-    if plan is not None:
-        differ = [s for s, v in now_set.items() if v != getattr(plan, s)]
-        if differ:
-            say("ignored", sections=differ)
+        changed += changed_settings("index", plan.index, config.index.model_dump())
+    planned, now_set = _unit_rows(plan), config.embed.unit_documents
+    if planned is not None and planned != now_set:
+        changed += changed_settings(
+            "embed", {"unit_documents": planned}, {"unit_documents": now_set}
+        )
+    if changed:
+        say("ignored", settings=changed)
+
+
+def _unit_rows(plan: Plan) -> int | None:
+    """Documents in a whole unit; None where no fragment was cut, and any larger number would do."""
+    largest = max(u.rows for u in plan.units)
+    whole = {(u.fragment, u.offset + u.rows) for u in plan.units if u.rows == largest}
+    return largest if any((u.fragment, u.offset) in whole for u in plan.units) else None

@@ -44,7 +44,7 @@ def test_every_document_has_one_vector_of_its_text(corpus, make_config, quiet):
         assert row["text_hash"] == text_hash(document["text"].encode())
         assert (row["title"], row["space"]) == (document["title"], release.space.id)
     assert np.allclose(np.linalg.norm(vectors_of(table), axis=1), 1, atol=1e-5)
-    assert quiet.stages()[0] == "plan"
+    assert next(s for s in quiet.stages() if s != "begin") == "plan"
     assert quiet.stages()[-1] == "candidate"
 
 
@@ -210,13 +210,6 @@ def test_many_documents_without_text_are_no_broken_model(tmp_path, make_config, 
     lance.write_dataset(pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts}), uri)
     release = full_rebuild(make_config(uri, embed={"max_dead_letters": 30}), quiet)
     assert (release.rows, release.dead_letters) == (10, 30)
-
-
-def test_changed_gate_settings_of_a_planned_run_are_said_to_be_ignored(corpus, make_config, quiet):
-    source = corpus(40)
-    full_rebuild(make_config(source), quiet)
-    full_rebuild(make_config(source, gate={"margin": 0.3}, index={"factory": "HNSW16"}), quiet)
-    assert quiet.events[-1] == ("ignored", {"sections": ["gate", "index"]})
 
 
 def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):

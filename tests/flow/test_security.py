@@ -177,7 +177,9 @@ def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alon
         )  # fmt: skip
         while words[0] == "run" and process.poll() is None:
             heard |= listeners(process.pid)
-            open_to_others |= {p.name for p in Path(short_folder).iterdir() if p.stat().st_mode & 0o077}
+            open_to_others |= {
+                p.name for p in Path(short_folder).iterdir() if p.stat().st_mode & 0o077
+            }
             time.sleep(0.5)
         said += process.communicate(timeout=120)[0]
         assert process.returncode == 0, said
