@@ -169,11 +169,11 @@ def _index_task(
     run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
 ) -> index_store.IndexManifest:
     with storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}"):
-        return _indexed(run, plan, vectors, config)
+        return _indexed(run, plan, vectors, config, texts)
 
 
 def _indexed(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config
+    run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
 ) -> index_store.IndexManifest:
     queries = None
     if texts:

@@ -53,6 +53,21 @@ def test_every_setting_is_in_every_config_set_or_left_out(path: Path, tmp_path: 
         assert explained, f"{name} in line {number} has no comment"
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=ids)
+def test_a_copied_config_leaves_no_document_out_and_sets_nothing_of_another_model(
+    path: Path,
+) -> None:
+    """No filter, no pinned version, no cut text, no lost documents, and no other model's settings."""
+    config, _ = load([str(path)], [])
+    assert (config.source.filter, config.source.version) == (None, None)
+    encoder = config.encoder
+    assert (encoder.max_length, encoder.truncate_dim) == (None, None)
+    assert (encoder.pooling, encoder.normalize, encoder.prompts.document) == (None, None, None)
+    assert config.embed.max_dead_letters == 0
+    assert config.gate.split == "test"
+    assert config.table.carry == ()
+
+
 def test_every_setting_has_a_docstring() -> None:
     assert [name for name, text in NAMES.items() if not text] == []
 
