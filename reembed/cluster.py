@@ -16,7 +16,7 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed import access, stop
@@ -361,11 +361,13 @@ def reason(error: BaseException) -> str:
     """What really went wrong: the exception raised in the worker, not Ray's words around it."""
     while isinstance(error, RayTaskError) or error.__cause__ is not None:
         inner = getattr(error, "cause", None) or error.__cause__
-        if inner is None or inner is error:
+        if inner is None or inner is error or not str(inner).strip():
             break
         error = inner
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first}"
+    lines = str(error).strip().splitlines() or ["no message"]
+    # Of an actor that could not start Ray keeps the traceback alone, and that ends in the cause.
+    said = lines[-1] if isinstance(error, RayActorError) else lines[0]
+    return f"{type(error).__name__}: {said.strip()}"
 
 
 def has_gpu() -> bool:

@@ -194,7 +194,9 @@ def _say_ignored(f: dict[str, Any]) -> str:
     gate = [name.startswith("gate.") for name, _, _ in f["settings"]]
     ways = [] if all(gate) else ["`reembed run --fresh` plans again"]
     if any(gate):
-        ways += ["`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"]
+        ways += [
+            "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
+        ]
     return f"fixed when the run was planned: {each}; {' and '.join(ways)}"
 
 

@@ -27,7 +27,7 @@ from reembed import cluster
 from reembed import units as work
 from reembed.cluster import reason, unwrapped
 from reembed.encoders.base import Tokenizer
-from reembed.errors import RunFailed
+from reembed.errors import ReembedError, RunFailed
 from reembed.runs import Plan, Unit
 from reembed.stop import Stop
 from reembed.storage import storage_errors
@@ -200,17 +200,24 @@ class _Embedder:
     """A model replica as Ray Data's actor."""
 
     def __init__(self, job: EmbedJob) -> None:
-        with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
-            self._job, self._units = job, UnitEmbedder(job)
+        self._job = job
+        self._started: UnitEmbedder | ReembedError
+        try:
+            with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
+                self._started = UnitEmbedder(job)
+        except ReembedError as error:  # raised here it would end in words of Ray's alone
+            self._started = error
         self._draining, self._asked = False, 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._is_draining():
             return batch.slice(0, 0)
+        if isinstance(self._started, ReembedError):
+            raise self._started
         unit, documents = _documents(batch)
         with storage_errors(f"the records of unit {unit} could not be kept{_at(self._job)}"):
-            row = _row(unit, self._units.embed(unit, documents))
-        self._units.idle()
+            row = _row(unit, self._started.embed(unit, documents))
+        self._started.idle()
         return row
 
     def _is_draining(self) -> bool:

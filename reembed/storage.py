@@ -39,6 +39,8 @@ _DAMAGED = "reembed status     # and put the file back from a backup of the stor
 _ENDPOINT = re.compile(
     r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
 )
+_LANCE_IO = ("External error: ", "LanceError(IO)")
+"""How what Lance could not read or write begins, where it is a ValueError."""
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -129,8 +131,11 @@ def storage_errors(
     """
     try:
         yield
-    except (OSError, BaseError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
+    except (OSError, BaseError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        if isinstance(error, ValueError) and not said.startswith(_LANCE_IO):
+            raise
+        first = said.split(", /home/")[0].splitlines()[0]  # then comes a line of Lance's code
         raise ReembedError(
             failed,
             f"{type(error).__name__}: {first}",

@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -88,22 +88,41 @@ def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
 
 
 def together(
-    config: EncoderConfig, setting: Setting, replicas: int, tokens: Tokens, seconds: float
-) -> float:
-    """Tokens/s of so many replicas at once, each in a process of its own.
+    config: EncoderConfig,
+    setting: Setting,
+    replicas: int,
+    tokens: Tokens,
+    seconds: float,
+    until: float = math.inf,
+) -> float | None:
+    """Tokens/s of so many replicas at once, each in a process of its own, on all GPUs in turn.
+
+    None when they had not measured by `until`, of the monotonic clock: they are ended then.
 
     Raises:
-        DoesNotFit: one of them ended before it had measured, or was not ready in two minutes.
+        DoesNotFit: one of them ended before it had measured, had to halve its batches, or was not
+            ready in two minutes.
     """
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(replicas), context.SimpleQueue()
-    task = (config, setting, tokens, seconds, ready, rates)
-    processes = [context.Process(target=_replica, args=task, daemon=True) for _ in range(replicas)]
+    devices = gpus()
+    settings = [
+        replace(setting, device=f"cuda:{n % devices}") if devices > 1 else setting
+        for n in range(replicas)
+    ]
+    tasks = [(config, each, tokens, seconds, ready, rates) for each in settings]
+    processes = [context.Process(target=_replica, args=task, daemon=True) for task in tasks]
     for process in processes:
         process.start()
     left: dict[Any, Any] = {process.sentinel: process for process in processes}
     while left:
-        for sentinel in wait(left):
+        ended = wait(left, None if until == math.inf else max(0.0, until - time.monotonic()))
+        if not ended:
+            for process in processes:
+                process.kill()
+                process.join()
+            return None
+        for sentinel in ended:
             left.pop(sentinel).join()
         if any(process.exitcode for process in processes):
             ready.abort()  # those that wait for it would wait on
@@ -122,6 +141,7 @@ def _replica(
 ) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoder = setting.load(config)
+    batch_tokens = encoder.batch_tokens
     encoder.embed(tokens.take(_spread(len(tokens), _FIRST)))
     ready.wait(_LOAD_S)
     done, started = 0, time.perf_counter()
@@ -132,6 +152,8 @@ def _replica(
         window = tokens.take(chance.permutation(len(tokens))[:texts])
         encoder.embed(window)
         done += int(window.lengths.sum())
+    if encoder.batch_tokens < batch_tokens:
+        raise DoesNotFit(f"{setting.batch_tokens:,} tokens a batch do not fit beside the others")
     rates.put(done / elapsed if elapsed else 0.0)
 
 

