@@ -76,6 +76,8 @@ def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
     uri, config, _, release = live
     file = config_file(uri, table={"carry": ["title"]})
     assert cli("verify", "-c", file, "--fresh-within", "0s")["passed"]
+    lance.dataset(uri).update_config({"a": "b"})
+    assert cli("verify", "-c", file, "--level", "0", "--fresh-within", "0s")["lag"]["versions"] == 1
     lance.dataset(uri).optimize.compact_files()
     assert cli("verify", "-c", file, "--fresh-within", "0s")["lag"]["documents"] == 0
     move_on(uri)
