@@ -104,6 +104,7 @@ def _verified(
         sealed.proofs,
         release.table_manifest,
         newest if moved_on and level >= verify.IDS else None,
+        release.origin,
     )
     key = {
         "table_version": release.table_version,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed import encoders, index_store, provenance
+from reembed import encoders, golden, index_store, provenance
 from reembed.catalog import Catalog, Release
 from reembed.config import EncoderConfig
 from reembed.encoders.base import Encoder
@@ -47,7 +47,8 @@ class OpenRelease:
 
         Raises:
             IntegrityError: the index is not the one the release was registered with, or of another table.
-            SpaceMismatch: the model found now is not the one the vectors were made with.
+            SpaceMismatch: the model found now is not the one the vectors were made with, or makes
+                other vectors of the golden texts.
         """
         # Everything is opened first: what is checked is what answers, whatever is put in its place later.
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
@@ -62,6 +63,7 @@ class OpenRelease:
             encoders.describe(section, release.space.vector_dtype),
             f"the query model of release {release.id}",
         )
+        golden.require(storage, release.origin, encoder)
         return cls(release, table, index, encoder)
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -83,6 +83,8 @@ class Base:
 
     release: str
     run_id: str
+    origin: str
+    """The rebuild that the release descends from."""
     table_version: int
     fragments: tuple[int, ...]
     """Those that stay."""
@@ -115,6 +117,11 @@ class Plan:
     created_at: str
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""
+
+    @property
+    def origin(self) -> str:
+        """The rebuild at the beginning of the line: its own, unless it is a catch-up's."""
+        return self.base.origin if self.base else self.run_id
 
     @property
     def resume(self) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed import attempts, digests, encoders, faults, table
+from reembed import attempts, digests, encoders, faults, golden, table
 from reembed.config import EmbedConfig, EncoderConfig
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
 from reembed.errors import RunFailed, SpaceMismatch
@@ -44,8 +44,6 @@ _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a 
 _SYSTEMATIC_ROWS = 8
 _NO_TEXT = "its text is null"
 _NORM_SLACK = 0.02  # of unit vectors in half precision
-_CANARIES = ("The old index answers while the new one is built.", "7 wings flutter at Mach 0.9")
-_SAME_CANARY = 0.999
 DRAIN = "drain.json"
 
 
@@ -173,7 +171,7 @@ class UnitEmbedder:
                 f"its folder says {job.plan.space.dim}, and so does the plan",
                 "reembed config",
             )
-        self._other_path = _sing(job, self._encoder)
+        self._other_path = golden.leave(job.run.storage, job.plan.origin, self._encoder)
         self._idle_since: float | None = None
         self._model_s = 0.0
 
@@ -300,38 +298,6 @@ class UnitEmbedder:
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(_ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
-
-
-def _sing(job: EmbedJob, encoder: Encoder) -> list[str]:
-    """Two fixed texts must get the vectors that the run's first replica gave them.
-
-    Files may be equal and the vectors not: another device, driver or library. What is the same but
-    for its last digits is let through, and said.
-    """
-    vectors = encoder.embed(encoder.tokenize(_CANARIES, "document"))
-    run = Run(job.run.storage, job.plan.base.run_id) if job.plan.base else job.run
-    path = run.path("canary.json")
-    storage = job.run.storage
-    mine = {"device": encoder.device, "path": encoder.path, "vectors": vectors.tolist()}
-    if storage.create(path, mine):
-        return []
-    first = storage.read(path)
-    golden = np.array(first["vectors"], np.float32)
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(golden, axis=1)
-    cosines = (vectors * golden).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    # A model that has nothing for such a text (zero, NaN) says nothing by it either.
-    if (cosines[np.isfinite(golden).all(axis=1) & (lengths > 0)] < _SAME_CANARY).any():
-        raise SpaceMismatch(
-            f"this replica on {encoder.device} makes other vectors than the first one on {first['device']}",
-            f"cosines of two fixed texts: {', '.join(f'{c:.4f}' for c in cosines)}",
-            "reembed run --set embed.dtype=float32",
-        )
-    if first.get("path", encoder.path) == encoder.path:
-        return []
-    return [
-        f"the run's first replica went {first['path']}, this one goes {encoder.path}:"
-        " the same space, other last digits"
-    ]
 
 
 def _tokens(documents: pa.Table) -> Tokens:

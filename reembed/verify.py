@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reembed import digests, encoders
+from reembed import digests, encoders, golden
 from reembed.catalog import now
 from reembed.config import EncoderConfig
 from reembed.digests import Digests
@@ -148,6 +148,8 @@ class Subject:
     """What the file must be that says what the version is; None where no release recorded it."""
     newest: Source | None = None
     """A newer version of the source, to say how far the table is behind it."""
+    origin: str | None = None
+    """The run that began the line, whose golden vectors the model must give; None: not looked at."""
 
 
 def verify(
@@ -413,13 +415,19 @@ def _reembed(
     chosen: npt.NDArray[np.int64],
     texts: dict[bytes, tuple[Any, str]],
 ) -> tuple[int, Difference]:
-    """Make the chosen rows' vectors again and compare: a row of another model has cosine .2 to .7."""
+    """Make the chosen rows' vectors again and compare: a row of another model has cosine .2 to .7.
+
+    Raises:
+        SpaceMismatch: the model found now is not the one of the line; that is not the rows' fault.
+    """
     chosen = np.array([r for r in chosen if found.ids[r].tobytes() in texts], np.int64)
     if not len(chosen):
         return 0, Difference(0)
     named = [texts[found.ids[r].tobytes()] for r in chosen]
     stored = as_vectors(subject.table.take(found.row_ids[chosen], ["vector"])["vector"])
     encoder = encoders.load_encoder(subject.encoder)
+    if subject.origin is not None:
+        golden.require(subject.table.storage, subject.origin, encoder)
     again = encoder.embed(encoder.tokenize([text for _, text in named], "document"))
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -198,6 +198,7 @@ def _write_plan(
             base=Base(
                 release=release.id,
                 run_id=release.run_id,
+                origin=release.origin,
                 table_version=release.table_version,
                 fragments=staying,
                 rows=sum(held[f] for f in staying),

@@ -215,6 +215,7 @@ def verified(
         EncoderConfig(**plan.encoder),
         tuple(d.doc_id for d in sealed.dead_letters),
         proofs=sealed.proofs,
+        origin=plan.origin,
     )
     again = min(verify.SAMPLE, sealed.rows)
     work.say("begin", what=f"comparing every row with its source, embedding {again:,} again")
@@ -282,7 +283,7 @@ def register(
             verify=receipt,
             gate=plan.gate,
             number=catalog.next_number(),
-            origin=catalog.release(plan.base.release).origin if plan.base else run.id,
+            origin=plan.origin,
         )
     )
     faults.point("run.after_register")

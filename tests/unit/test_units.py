@@ -146,9 +146,11 @@ def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, m
         return np.ascontiguousarray(plain(self, tokens)[:, ::-1])
 
     monkeypatch.setattr(HashingEncoder, "embed", other)
-    with pytest.raises(SpaceMismatch, match="makes other vectors than the first one"):
+    with pytest.raises(SpaceMismatch, match="makes other vectors"):
         units.UnitEmbedder(made)
-    units.UnitEmbedder(dataclasses.replace(made, run=Run(made.run.storage, "a-0-v1-2")))
+    units.UnitEmbedder(
+        dataclasses.replace(made, plan=dataclasses.replace(made.plan, run_id="a-0-v1-2"))
+    )
 
 
 @pytest.mark.parametrize(("model", "stored"), [("bert", "uint16"), ("hashing:16", "int32")])
@@ -220,7 +222,7 @@ def test_a_replica_that_goes_another_way_than_the_first_says_so(job, tmp_path, m
     monkeypatch.setattr(SentenceEncoder, "path", "packed bfloat16")
     other = units.UnitEmbedder(made).embed("v", texts)
     said = other.schema.metadata[b"notes"].decode()
-    assert "first replica went packed float32, this one goes packed bfloat16" in said
+    assert "first replica computed by packed float32, this one by packed bfloat16" in said
 
 
 def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):

@@ -1,0 +1,124 @@
+"""The model of a line is held against vectors of its first run, wherever it is loaded later."""
+
+from __future__ import annotations
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from inline import Inline
+
+from reembed import check, golden
+from reembed.catalog import Catalog
+from reembed.encoders.hashing import HashingEncoder
+from reembed.errors import IntegrityError, SpaceMismatch
+from reembed.live import OpenRelease
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+@pytest.fixture
+def built(corpus, make_config, quiet):
+    """(config, release, source): one built line."""
+    source = corpus(300)
+    config = make_config(source)
+    return config, full_rebuild(config, quiet, executor=Inline()), source
+
+
+def put(source: str, *names: str) -> None:
+    rows = [{"doc_id": n, "title": n, "text": f"text of {n}"} for n in names]
+    lance.write_dataset(pa.Table.from_pylist(rows), source, mode="append")
+
+
+def turn(monkeypatch, kinds=("document", "query")):
+    """From now on the model makes other vectors of the same files."""
+    tokenize, embed = HashingEncoder.tokenize, HashingEncoder.embed
+    turned: list[int] = []
+
+    def seen(self, texts, kind):
+        tokens = tokenize(self, texts, kind)
+        if kind in kinds:
+            turned.append(id(tokens))
+        return tokens
+
+    def other(self, tokens):
+        vectors = embed(self, tokens)
+        return np.ascontiguousarray(vectors[:, ::-1]) if id(tokens) in turned else vectors
+
+    monkeypatch.setattr(HashingEncoder, "tokenize", seen)
+    monkeypatch.setattr(HashingEncoder, "embed", other)
+
+
+def test_a_release_is_not_served_with_a_model_that_makes_other_vectors(built, monkeypatch):
+    config, release, _ = built
+    storage = Storage.open(config.storage.root)
+    assert OpenRelease.open(storage, release).search(["a"], 1)
+    turn(monkeypatch)
+    with pytest.raises(SpaceMismatch, match="makes other vectors") as refused:
+        OpenRelease.open(storage, release)
+    assert "cosine" in refused.value.why
+
+
+def test_a_model_whose_queries_alone_changed_is_refused_too(built, monkeypatch):
+    config, release, _ = built
+    turn(monkeypatch, kinds=("query",))
+    with pytest.raises(SpaceMismatch) as refused:
+        OpenRelease.open(Storage.open(config.storage.root), release)
+    assert "for the query" in refused.value.why
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_every_catch_up_of_a_line_is_held_against_the_first_run(built, quiet, monkeypatch, passes):
+    config, release, source = built
+    for number in range(passes - 1):
+        put(source, f"new-{number}")
+        release = catch_up(config, release, quiet, executor=Inline())
+    put(source, "last")
+    turn(monkeypatch)
+    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+        catch_up(config, release, quiet, executor=Inline())
+
+
+def test_a_caught_up_release_is_served_by_the_golden_vectors_of_its_line(
+    built, quiet, monkeypatch
+):
+    config, release, source = built
+    put(source, "new")
+    newer = catch_up(config, release, quiet, executor=Inline())
+    assert newer.origin == release.id != newer.id
+    storage = Storage.open(config.storage.root)
+    assert OpenRelease.open(storage, newer).search(["a"], 1)
+    turn(monkeypatch)
+    with pytest.raises(SpaceMismatch):
+        OpenRelease.open(storage, newer)
+
+
+def test_verify_does_not_blame_rows_for_another_model(built, monkeypatch):
+    config, release, _ = built
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    turn(monkeypatch)
+    with pytest.raises(SpaceMismatch):
+        check.verify_release(catalog, release.id, level=3, sample=20, resume=False)
+
+
+def test_other_versions_of_the_libraries_are_named_where_the_vectors_differ(built, monkeypatch):
+    config, release, _ = built
+    storage = Storage.open(config.storage.root)
+    record = storage.read(golden.path(release.origin))
+    storage.write(
+        golden.path(release.origin), {**record, "versions": {**record["versions"], "torch": "1.0"}}
+    )
+    OpenRelease.open(storage, release)  # the same vectors: the versions do not matter
+    turn(monkeypatch)
+    with pytest.raises(SpaceMismatch) as refused:
+        OpenRelease.open(storage, release)
+    assert "torch 1.0 there" in refused.value.why
+
+
+def test_a_line_without_golden_vectors_is_not_served(built):
+    config, release, _ = built
+    storage = Storage.open(config.storage.root)
+    storage.remove(golden.path(release.origin))
+    with pytest.raises(IntegrityError, match="golden"):
+        OpenRelease.open(storage, release)
