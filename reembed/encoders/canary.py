@@ -82,9 +82,7 @@ def cosine(golden: Vectors, embed: Callable[[list[str]], Vectors]) -> float:
     return float(np.nan_to_num(cosines, nan=-1.0).min(initial=1.0))
 
 
-def cosines_of(
-    a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]
-) -> npt.NDArray[np.float64]:
+def cosines_of(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Cosines of the rows of two [N, dim]: float64 [N]."""
     one, other = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)

@@ -80,9 +80,7 @@ def test_every_catch_up_of_a_line_is_held_against_the_first_run(built, quiet, mo
         catch_up(config, release, quiet, executor=Inline())
 
 
-def test_a_caught_up_release_is_served_by_the_golden_vectors_of_its_line(
-    built, quiet, monkeypatch
-):
+def test_a_caught_up_release_is_served_by_the_golden_vectors_of_its_line(built, quiet, monkeypatch):
     config, release, source = built
     put(source, "new")
     newer = catch_up(config, release, quiet, executor=Inline())
