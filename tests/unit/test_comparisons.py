@@ -579,7 +579,7 @@ def test_ignored_gate_settings_are_answered_with_flags_and_not_with_embedding_ag
     with pytest.raises(AssertionError) as failed:
         pair.said("compare", "--set", "gate.margin=0.9")
     said = str(failed.value)
-    assert "gate settings differ from the run's plan, and the plan's count" in said
+    assert "fixed when the run was planned: gate.margin 0.9 (planned: left out)" in said
     assert "`--margin X --reason WHY`" in said
     assert "--fresh" not in said
 
