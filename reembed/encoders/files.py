@@ -55,6 +55,12 @@ class Module:
             return [self.folder / _WEIGHTS]
         if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
             shards = read_json(self.folder / _SHARDS).get("weight_map", {}).values()
+            if outside := sorted(name for name in shards if Path(name).name != name):
+                raise EncoderError(
+                    f"{self.folder / _SHARDS} names {outside[0]}",
+                    "Shards lie beside the index; a path may lead out of the model folder.",
+                    "save the model again with save_pretrained()",
+                )
             files = sorted({self.folder / name for name in shards})
             missing = [file.name for file in files if not file.is_file()]
             if files and not missing:
@@ -138,7 +144,7 @@ def read_json(file: Path) -> Any:
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(f"{file} cannot be read as JSON", str(error)) from error
 
 
@@ -220,6 +226,6 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
             if size > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(size))
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, RecursionError, struct.error) as error:
         raise EncoderError(f"{file} is no safetensors file", str(error)) from error
     return {name: tensor for name, tensor in header.items() if name != "__metadata__"}

@@ -494,6 +494,25 @@ def test_modules_outside_the_folder_are_refused(make: Make) -> None:
     assert "outside the folder" in refused(config(folder))
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": "\xff"}'], ids=["deep", "not UTF-8"])
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "config.json"])
+def test_json_that_cannot_be_parsed_is_refused_by_name(
+    make: Make, name: str, content: bytes
+) -> None:
+    folder = make()
+    (folder / name).write_bytes(content)
+    assert f"{name} cannot be read as JSON" in refused(config(folder))
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/tmp/other.safetensors"])
+def test_shards_outside_the_folder_are_refused(make: Make, shard: str) -> None:
+    folder = make()
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"embeddings.word_embeddings.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"names {shard}" in refused(config(folder))
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
