@@ -140,8 +140,14 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
 
 
 def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
-    text = job.source.read(unit).nbytes
+    text = _documents_of(job, unit).nbytes
     return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
+
+
+def _documents_of(job: EmbedJob, unit: Unit) -> pa.Table:
+    where = f"{job.source.uri} version {job.source.version}"
+    with storage_errors(f"unit {unit.id} could not be read from {where}"):
+        return job.source.read(unit)
 
 
 class _Units(Datasource):
@@ -169,9 +175,7 @@ def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
             {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
         )
         return
-    where = f"{job.source.uri} version {job.source.version}"
-    with storage_errors(f"unit {unit.id} could not be read from {where}"):
-        documents = job.source.read(unit)
+    documents = _documents_of(job, unit)
     if job.embed.tokenizes_apart:
         documents = work.tokenized(documents, _tokenizer(job))
     yield _row(unit.id, documents)
