@@ -22,6 +22,7 @@ from reembed.source import TEXT, Source
 from reembed.table_version import TableVersion
 
 Int64 = npt.NDArray[np.int64]
+_NO_TEXT = digests.stack(digests.digest(b""))[0]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Changes:
     """Source rows with the same text and other carried values, by row id."""
     refreshed: Int64
     """Table rows that hold the vectors of `refresh`, in the same order."""
+    copied: int
+    """Of `refresh`: documents that are new, whose text another document of the table has."""
     removed: int
     """Documents that are no longer in the source."""
     dropped: dict[int, Int64]
@@ -116,7 +119,12 @@ def _compare(
     same = there & (held.texts[row] == found.texts)
     moved = same & (rewrite | (held.carried[row] != found.carried))
     dead = _among(found, [] if retry else dead_letters)
-    embed = ~same & ~dead
+    # A null text is read as an empty one, and has no vector.
+    twin = np.where(found.texts == _NO_TEXT, -1, _row_of(held.texts, found.texts))
+    copied = ~same & ~dead & (twin >= 0)
+    embed = ~same & ~dead & ~copied
+    moved |= copied
+    row_of_vector = np.where(copied, twin, row)
     leaving = np.isin(held.ids, left)
     removed = int(leaving.sum())
     leaving[row[there & (embed | moved)]] = True
@@ -124,7 +132,8 @@ def _compare(
         how="",
         embed=found.row_ids[embed],
         refresh=found.row_ids[moved],
-        refreshed=held.row_ids[row[moved]],
+        refreshed=held.row_ids[row_of_vector[moved]],
+        copied=int(copied.sum()),
         removed=removed,
         dropped={
             int(f): held.row_ids[leaving & (held.fragments == f)]

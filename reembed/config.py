@@ -116,6 +116,8 @@ class EmbedConfig(Section):
     """Seconds without any finished unit after which the run fails instead of waiting."""
     drain_s: Annotated[float, Field(ge=0)] = 60
     """Seconds that units already begun have to finish after Ctrl-C or SIGTERM."""
+    reuse: bool = True
+    """Copy the vector of a text that a verified release in this root has in the same space."""
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
     """Documents that may stay without a vector before the run fails."""
 

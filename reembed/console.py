@@ -144,7 +144,8 @@ def _say_verify(f: dict[str, Any]) -> str:
 def _say_changes(f: dict[str, Any]) -> str:
     return (
         f"source version {f['before']} -> {f['after']}: {f['embed']:,} documents to embed,"
-        f" {f['removed']:,} removed, {f['refresh']:,} with other carried values (found by {f['how']})"
+        f" {f['removed']:,} removed, {f['refresh']:,} with other carried values,"
+        f" {f['copied']:,} with the text of another document, whose vector is copied (found by {f['how']})"
     )
 
 
@@ -174,13 +175,14 @@ def _say_candidate(f: dict[str, Any]) -> str:
 
 
 def _say_embedded(f: dict[str, Any]) -> str:
+    copied = f"{f['copied']:,} vectors copied; " if f["copied"] else ""
     mfu = f", {f['mfu']:.0%} of the device's matrix product" if f["mfu"] else ""
     idle = max(0.0, 1 - f["busy"])
     waits = min(idle, f["waits_for_input"])
     records = min(idle - waits, f["waits_for_records"])
     rest = idle - waits - records
     return (
-        f"{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
+        f"{copied}{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
         f" padding {f['padding']:.1%}{mfu}; the model idle {idle:.1%}"
         f" ({waits:.1%} for want of input, {records:.1%} for checks and records of units,"
         f" {rest:.1%} handing over, at the beginning and the end)"

@@ -60,6 +60,12 @@ def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     return list(column.to_pylist())
 
 
+def stored(column: pa.Array) -> Digests:
+    """A column of digests, binary(16) without nulls, as an array."""
+    values = np.frombuffer(column.buffers()[1], dtype=f"V{BYTES}")
+    return values[column.offset : column.offset + len(column)]
+
+
 def stack(joined: bytes | bytearray) -> Digests:
     """Joined digests as an array."""
     return np.frombuffer(bytes(joined), dtype=f"V{BYTES}")

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -140,14 +141,14 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
 
 
 def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
-    text = _documents_of(job, unit).nbytes
+    with _reading(job, unit):
+        text = job.source.read(unit).nbytes
     return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
 
 
-def _documents_of(job: EmbedJob, unit: Unit) -> pa.Table:
+def _reading(job: EmbedJob, unit: Unit) -> AbstractContextManager[None]:
     where = f"{job.source.uri} version {job.source.version}"
-    with storage_errors(f"unit {unit.id} could not be read from {where}"):
-        return job.source.read(unit)
+    return storage_errors(f"unit {unit.id} could not be read from {where}")
 
 
 class _Units(Datasource):
@@ -175,7 +176,8 @@ def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
             {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
         )
         return
-    documents = _documents_of(job, unit)
+    with _reading(job, unit):
+        documents = work.read(job, unit)
     if job.embed.tokenizes_apart:
         documents = work.tokenized(documents, _tokenizer(job))
     yield _row(unit.id, documents)

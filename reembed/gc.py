@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -248,10 +249,8 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         if len(reasons) >= keep:
             break
         reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
-    for run in find_runs(catalog.storage, catalog.alias):
-        is_open = run.result() is None and run.id != dropping
-        if run.is_catch_up and is_open and (planned := run.plan()) and planned.base:
-            reasons.setdefault(planned.base.release, f"run {run.id} builds on it")
+    for release_id, why in _needed_by_runs(catalog, dropping):
+        reasons.setdefault(release_id, why)
     for release in stack:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
     served = {record.release.origin for record in catalog.log()}
@@ -259,6 +258,18 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         if release.origin not in served and newest_of(catalog, release).id == release.id:
             reasons.setdefault(release.id, "candidate")
     return reasons
+
+
+def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:
+    """Releases of this alias that unfinished runs, of any alias, build on or copy vectors from."""
+    for run in find_runs(catalog.storage):
+        if run.result() is not None or run.id == dropping or not (planned := run.plan()):
+            continue
+        if planned.base and planned.alias == catalog.alias:
+            yield planned.base.release, f"run {run.id} builds on it"
+        for donor in planned.donors:
+            if donor.alias == catalog.alias:
+                yield donor.release, f"run {run.id} copies vectors from it"
 
 
 def _is_gone(catalog: Catalog, release: Release) -> bool:

@@ -98,7 +98,7 @@ class EmbedProgress:
         self._noted: set[str] = set()
         self._new = self._tokens = 0
         self._busy_s = self._model_s = self._waited_s = 0.0
-        self._dead = 0
+        self._dead = self._copied = 0
         self._computed = self._real = 0
         self._flop = self._peak_s = 0.0
         self._path = ""
@@ -124,6 +124,7 @@ class EmbedProgress:
         self._model_s += row["model_s"]
         self._waited_s += row["waited_s"]
         self._dead += row["dead_letters"]
+        self._copied += row["copied"]
         self._computed += row["computed_tokens"]
         self._real += row["model_tokens"]
         self._flop += row["flop"]
@@ -168,6 +169,7 @@ class EmbedProgress:
             "units_done": self._units_done,
             "units": self._units,
             "dead_letters": self._dead,
+            "copied": self._copied,
             "startup_s": round((self._first or at) - self._started, 1),
         }
 

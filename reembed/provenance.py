@@ -13,6 +13,18 @@ from reembed.table_version import manifest_proof, open_table
 FIX = "reembed status     # and promote or roll back to a release that is whole"
 
 
+def verification_path(run_id: str) -> str:
+    """Where the newest verification of a run's release is kept."""
+    return f"runs/{run_id}/verify.json"
+
+
+def is_verified(storage: Storage, release: Release) -> bool:
+    """Whether the release was admitted by a verification, and the newest one passed too."""
+    newest = storage.read_if_there(verification_path(release.run_id)) or release.verify
+    same = newest.get("table_version") == release.table_version
+    return bool(release.verify.get("passed") and newest["passed"] and same)
+
+
 def require_index(release: Release, manifest: Mapping[str, Any]) -> None:
     """Hold an index's manifest against the release that names it, before FAISS reads a byte.
 

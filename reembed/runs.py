@@ -97,6 +97,18 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Donor:
+    """A verified release of the same space, whose vectors a run copies where the text is equal."""
+
+    release: str
+    alias: str
+    origin: str
+    table: str
+    table_version: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will do, fixed before it starts. Any number of attempts agree on it."""
 
@@ -117,6 +129,8 @@ class Plan:
     created_at: str
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""
+    donors: tuple[Donor, ...] = ()
+    """Whose vectors it copies."""
 
     @property
     def origin(self) -> str:
@@ -136,13 +150,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The record as stored."""
-        fields = {k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base")}
+        fields = {
+            k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base", "donors")
+        }
         return {
             "schema_version": SCHEMA_VERSION,
             **fields,
             "space": self.space.to_json(),
             "units": [u.to_json() for u in self.units],
             "base": asdict(self.base) if self.base else None,
+            "donors": [asdict(d) for d in self.donors],
         }
 
     @classmethod
@@ -154,6 +171,7 @@ class Plan:
         if base := fields["base"]:
             tuples = {k: tuple(base[k]) for k in ("fragments", "dead_letters")}
             fields["base"] = Base(**{**base, **tuples})
+        fields["donors"] = tuple(Donor(**d) for d in fields["donors"])
         return cls(**fields)
 
 

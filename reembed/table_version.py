@@ -167,7 +167,14 @@ def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
 
 
-def from_vectors(vectors: npt.NDArray[np.float32], value: pa.DataType) -> pa.FixedSizeListArray:
-    """A fixed-size-list column of float32 [N, dim], in the type the table stores."""
+def from_vectors(
+    vectors: npt.NDArray[np.float32],
+    value: pa.DataType,
+    valid: npt.NDArray[np.bool_] | None = None,
+) -> pa.FixedSizeListArray:
+    """A fixed-size-list column of float32 [N, dim], in the type the table stores; null where not `valid`."""
     flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), vectors.shape[1])
+    mask = None if valid is None else pa.array(~valid)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(flat.reshape(-1)), vectors.shape[1], mask=mask
+    )

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed import attempts, digests, encoders, faults, golden, table
+from reembed import attempts, digests, encoders, faults, golden, reuse, table
 from reembed.config import EmbedConfig, EncoderConfig
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
 from reembed.errors import RunFailed, SpaceMismatch
-from reembed.runs import Plan, Run
+from reembed.runs import Plan, Run, Unit
 from reembed.source import TEXT, Source
-from reembed.table_version import from_vectors
+from reembed.table_version import as_vectors, from_vectors
 
 # What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
 DOCUMENT_ERRORS = (
@@ -39,7 +39,7 @@ DOCUMENT_ERRORS = (
     OverflowError,
 )
 # With a dot, as TEXT: no carried column can be called so.
-_TOKENS, _ERROR = "reembed.tokens", "reembed.error"
+_TOKENS, _ERROR, _GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
 _NO_TEXT = "its text is null"
@@ -91,15 +91,41 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
     return encoders.load_tokenizer(config)
 
 
+def read(job: EmbedJob, unit: Unit) -> pa.Table:
+    """The unit's documents; `reembed.given` beside those whose vector the run's donors hold."""
+    documents = job.source.read(unit)
+    known = reuse.known(job.run.storage, job.plan)
+    if known is None:
+        return documents
+    places = known.find(digests.stack(digests.of_column(documents[TEXT])))
+    found = (places >= 0) & documents[TEXT].is_valid().to_numpy()
+    vectors = np.zeros((documents.num_rows, job.plan.space.dim), np.float32)
+    vectors[found] = known.vectors(places[found])
+    given = from_vectors(vectors, pa.float32(), valid=found)
+    return documents.append_column(_GIVEN, given)
+
+
+def _given(documents: pa.Table, dim: int) -> npt.NDArray[np.float32]:
+    """float32 [N, dim]: vectors that are copied; NaN for documents to embed."""
+    vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
+    if _GIVEN in documents.column_names:
+        column = documents[_GIVEN].combine_chunks()
+        found = column.is_valid()
+        vectors[found.to_numpy(zero_copy_only=False)] = as_vectors(column.filter(found))
+    return vectors
+
+
 def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     """doc_id, text -> doc_id, text_hash, `reembed.tokens` large_list<uint16 or int32>, `reembed.error`
-    (null where all is well); how many tokens the prompt has is in the metadata."""
+    (null where all is well); how many tokens the prompt has is in the metadata. Documents with a
+    given vector get no tokens."""
     raw = documents[TEXT].to_pylist()
     errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
     texts = [(text or b"").decode("utf-8", "replace") for text in raw]
-    every = np.arange(len(texts))
     parts = _each(
-        every, lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"), errors
+        _to_embed(documents),
+        lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"),
+        errors,
     )
     lengths = np.zeros(len(texts), np.int64)
     for rows, found in parts:
@@ -115,6 +141,13 @@ def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     for name, column in columns.items():
         out = out.append_column(name, column)
     return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
+
+
+def _to_embed(documents: pa.Table) -> npt.NDArray[np.int64]:
+    """int64: rows without a given vector."""
+    if _GIVEN not in documents.column_names:
+        return np.arange(documents.num_rows)
+    return np.flatnonzero(documents[_GIVEN].is_null().to_numpy())
 
 
 def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
@@ -196,10 +229,11 @@ class UnitEmbedder:
             errors: list[str | None] = documents[_ERROR].to_pylist()
             for row in attempt.poison:
                 errors[row] = "its embedding kills the process, or does not end"
-            vectors = np.full((documents.num_rows, self._job.plan.space.dim), np.nan, np.float32)
+            vectors = _given(documents, self._job.plan.space.dim)
+            todo = _to_embed(documents)
             for start, stop in attempt.ranges():
                 for rows, found in _each(
-                    np.arange(start, stop),
+                    todo[(todo >= start) & (todo < stop)],
                     lambda rows: self._embed(tokens.take(rows)),
                     errors,
                 ):
@@ -208,6 +242,7 @@ class UnitEmbedder:
         self._check_variety(unit, vectors, documents)
         done = self._encoder.work - before
         stats = {
+            "copied": documents.num_rows - len(todo),
             "tokens": int(tokens.lengths.sum()),
             "computed_tokens": done.computed,
             "model_tokens": done.tokens,
@@ -294,7 +329,8 @@ class UnitEmbedder:
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
-        out = documents.drop_columns([_TOKENS, _ERROR])
+        internal = [c for c in (_TOKENS, _ERROR, _GIVEN) if c in documents.column_names]
+        out = documents.drop_columns(internal)
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(_ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})

@@ -37,7 +37,7 @@ class Inline:
         embedder = UnitEmbedder(job)
         for unit in self.order(units):
             tokenizer = work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
-            documents = work.tokenized(job.source.read(unit), tokenizer)
+            documents = work.tokenized(work.read(job, unit), tokenizer)
             on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
 
     def order(self, units: list[Unit]) -> list[Unit]:

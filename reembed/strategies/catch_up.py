@@ -232,7 +232,8 @@ def _figures(changes: Changes) -> dict[str, Any]:
     return {
         "documents": changes.documents,
         "embed": len(changes.embed),
-        "refresh": len(changes.refresh),
+        "refresh": len(changes.refresh) - changes.copied,
+        "copied": changes.copied,
         "removed": changes.removed,
         "how": changes.how,
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from reembed import encoders, evalset, preflight, table
+from reembed import encoders, evalset, preflight, reuse, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict
@@ -162,8 +162,10 @@ def make_plan(
             rows=rows,
             units=units,
             created_at=now(),
+            donors=reuse.find_donors(run.storage, space.id) if config.embed.reuse else (),
         )
     )
+    _require_donors(run, plan)
     # gc may have taken the table, empty and of no run, between making it and naming it in the plan.
     table.ensure_table(run.storage, path, table.schema(space, *source.schema()))
     run.storage.write_bytes(
@@ -175,6 +177,22 @@ def make_plan(
             "begin", what="no judged queries (gate.queries): `compare` will ask for them; embedding"
         )
     return plan
+
+
+def _require_donors(run: Run, plan: Plan) -> None:
+    """gc marks a release, then looks for plans that name it; this plan was written, now look for marks.
+
+    Raises:
+        Conflict: gc is removing a release that the plan copies from.
+    """
+    for donor in plan.donors:
+        if Catalog(run.storage, donor.alias).is_retired(donor.release):
+            run.abandon()
+            raise Conflict(
+                f"gc removed release {donor.release} while run {run.id} was planned",
+                "its vectors were to be copied; the next run is planned without it",
+                "reembed run",
+            )
 
 
 def _portable(section: EncoderConfig) -> EncoderConfig:

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reembed import embed, encoders, evalset, faults, index, index_store, keep, table, verify
+from reembed import (
+    embed,
+    encoders,
+    evalset,
+    faults,
+    index,
+    index_store,
+    keep,
+    reuse,
+    table,
+    verify,
+)
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
@@ -81,6 +92,7 @@ def embed_documents(work: Work) -> None:
     done = plan.rows - sum(u.rows for u in todo)
     if not todo:
         return
+    _prove_donors(work)
     progress = EmbedProgress(
         run,
         work.say,
@@ -97,6 +109,30 @@ def embed_documents(work: Work) -> None:
     figures = progress.totals()
     run.event("embedded", **figures)
     work.say("embedded", **figures)
+
+
+def _prove_donors(work: Work) -> None:
+    """Hold every file that vectors are copied from against its receipt.
+
+    Raises:
+        IntegrityError: a file is damaged, or the records of a donor were changed.
+    """
+    storage, donors = work.run.storage, work.plan.donors
+    files = [
+        (storage, donor.table, name, proof)
+        for donor in donors
+        for name, proof in reuse.proofs(storage, donor).items()
+    ]
+    if not files:
+        return
+    named = ", ".join(d.release for d in donors)
+    work.say("begin", what=f"vectors of equal texts are copied from {named}; checking its files")
+    if damaged := [name for found in work.on.each(reuse.damaged, files) for name in found]:
+        raise IntegrityError(
+            f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
+            "vectors would be copied from them",
+            "reembed run --fresh --set embed.reuse=false",
+        )
 
 
 def keep_rows(work: Work) -> None:
