@@ -149,7 +149,8 @@ class TableConfig(Section):
     dtype: Literal["float32", "float16"] = "float32"
     """Stored number type of the vectors; part of the space."""
     carry: tuple[StrictStr, ...] = ()
-    """Source columns copied beside the vector, for filtering and showing without a join."""
+    """Source columns copied beside the vector, for filtering and showing without a join; the text
+    column may be one. A change embeds nothing again: see embed.reuse."""
 
 
 class IndexConfig(Section):
