@@ -204,6 +204,8 @@ class UnitEmbedder:
                 f"its folder says {job.plan.space.dim}, and so does the plan",
                 "reembed config",
             )
+        for donor in job.plan.donors:
+            golden.require(job.run.storage, donor.origin, self._encoder)
         self._other_path = golden.leave(job.run.storage, job.plan.origin, self._encoder)
         self._idle_since: float | None = None
         self._model_s = 0.0

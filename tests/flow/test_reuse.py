@@ -12,7 +12,7 @@ from inline import Inline
 from reembed import gc
 from reembed.catalog import Catalog
 from reembed.encoders.hashing import HashingEncoder
-from reembed.errors import IntegrityError
+from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.gc import _needed_by_runs
 from reembed.runs import Run
 from reembed.storage import Storage
@@ -146,6 +146,21 @@ def test_a_document_without_text_takes_no_vector_of_an_empty_text(make_config, q
     assert copied(quiet) == first.rows
 
 
+def test_vectors_are_not_copied_beside_those_of_a_model_that_makes_others(
+    corpus, make_config, quiet, monkeypatch
+):
+    source = corpus(300)
+    build(make_config(source), quiet)
+    honest = HashingEncoder.embed
+
+    def other(self, tokens):
+        return np.ascontiguousarray(honest(self, tokens)[:, ::-1])
+
+    monkeypatch.setattr(HashingEncoder, "embed", other)
+    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+        build(make_config(source, alias="second"), quiet)
+
+
 def test_gc_keeps_a_release_that_an_unfinished_run_copies_from(corpus, make_config, quiet):
     source = corpus(300)
     config = make_config(source, storage={"keep": 1})
@@ -191,7 +206,7 @@ def test_a_catch_up_copies_the_vector_of_a_document_that_got_another_id(
     rows = [{**r, "doc_id": "moved-" + r["doc_id"]} for r in moved]
     lance.write_dataset(pa.Table.from_pylist(rows), source, mode="append")
     newer = catch_up(config, release, quiet, executor=Inline())
-    changes = [f for s, f in quiet.events if s == "changes"][0]
+    changes = next(f for s, f in quiet.events if s == "changes")
     assert (changes["embed"], changes["copied"], changes["removed"]) == (0, 10, 10)
     after = dict(zip(*_texts_and_vectors(config, newer), strict=True))
     assert after == before
