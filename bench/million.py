@@ -383,6 +383,7 @@ _NOTHING_DONE = {
     **dict.fromkeys(("flop", "peak_flops", "waited_s", "model_s", "embed_s"), 0.0),
     **dict.fromkeys(("path", "notes"), ""),
     "device": "none",
+    "copied": 0,
 }
 
 

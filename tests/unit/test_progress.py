@@ -188,6 +188,7 @@ def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 10
             "started_at": clock.now - seconds,
             "embed_s": seconds,
             "waited_s": 0.0,
+            "copied": 0,
             "model_s": seconds,
             "tokens": 20 * unit,
             "computed_tokens": 20 * unit,
