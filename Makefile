@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chaos clean
+.PHONY: help setup demo test lint chaos mutants clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,11 @@ lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/chaos.json and the README's table
 	$(BIN)/python bench/chaos.py --readme
 
+mutants: $(STAMP) ## change the code by the hundred: each change fails a test, or docs/mutants.md explains it
+	$(BIN)/python bench/mutants.py
+
 clean: ## remove .venv and everything made by tools; data/ stays
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .*_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mutants .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone, so that pip settles which build of it before all that depends on it.

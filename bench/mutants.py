@@ -5,7 +5,7 @@ long as the code stays the same. A run that was ended goes on where it was. What
 counts until its file changes; what survived is tried again. docs/mutants.md explains what survives
 and does no harm. Exits 1 where something survives that is not explained.
 
-python bench/mutants.py --module reembed/gc.py --jobs 1       # one file, one core
+    python bench/mutants.py --module reembed/gc.py --jobs 1       # one file, one core
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NAME = "mutants"
 MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
-        "attempts", "catalog", "changes", "encoders/files", "gc", "index_store", "keep", "live",
-        "promote", "provenance", "runs", "source", "storage", "strategies/catch_up", "table",
-        "table_version", "units", "verify",
+        "attempts", "catalog", "changes", "comparisons", "encoders/files", "gc", "golden",
+        "index_store", "keep", "lag", "live", "promote", "provenance", "reuse", "runs", "source",
+        "source_delta", "storage", "strategies/catch_up", "table", "table_version", "units", "verify",
     )
 )  # fmt: skip
 EXPLAINED = ROOT / "docs" / "mutants.md"
@@ -70,7 +70,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=10, help="of the draw [%(default)s]")
     parser.add_argument("--jobs", type=int, default=JOBS, help="at once [%(default)s]")
     parser.add_argument("--module", action="append", help="only this file; no record is kept")
-    parser.add_argument("--out", type=Path, help=f"where the record goes [bench/results/{NAME}.json]")
+    parser.add_argument(
+        "--out", type=Path, help=f"where the record goes [bench/results/{NAME}.json]"
+    )
     return common.parse(parser)
 
 
@@ -135,6 +137,7 @@ def try_all(drawn: list[Any], results: Results, jobs: int) -> None:
     todo = [m for m in drawn if not results.stands(m)]
     if not todo:
         return
+    sources = {m.module: (ROOT / m.module).read_text(encoding="utf-8") for m in todo}
     runner.load_heavy()
     common.say("which test reaches which line")
     reach = runner.make_map(list(MODULES), KEPT / "map.json")
@@ -151,7 +154,7 @@ def try_all(drawn: list[Any], results: Results, jobs: int) -> None:
             if not tests:
                 results.add(mutant, runner.UNREACHED, None, 0)
                 continue
-            code = mutant.code((ROOT / mutant.module).read_text(encoding="utf-8"))
+            code = mutant.code(sources[mutant.module])
             expected = sum(reach.seconds[t] for t in tests)
             at_work[mutant] = runner.begin(mutant.module, code, tests, expected)
         if not at_work:
@@ -160,7 +163,8 @@ def try_all(drawn: list[Any], results: Results, jobs: int) -> None:
             if (outcome := trial.outcome()) is not None:
                 del at_work[mutant]
                 done += 1
-                results.add(mutant, *outcome, time.monotonic() - trial.started)
+                what, by = outcome
+                results.add(mutant, what, by, time.monotonic() - trial.started)
                 if done % 20 == 0:
                     common.say(f"{done:,} of {len(todo):,}")
         time.sleep(0.02)

@@ -187,6 +187,8 @@ class _Visitor(cst.CSTVisitor):
             text = f"({_text(mutated)})"
         else:
             text = _text(mutated)
+        if isinstance(node, cst.CompIf):
+            text = f" {text}"  # the blank before `if` is its own
         self.found.append((name, function, place, text))
 
 

@@ -26,6 +26,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = ("unit/test_packed.py", "unit/test_tune.py", "unit/test_bench.py", "unit/test_metrics.py",
+             "unit/test_cluster_yaml.py", "flow/test_demo.py", "flow/test_promotion_race.py",
+             "sim", "crash")  # fmt: skip
+"""Tests of other modules, or too slow to be run for every mutant."""
 MARKS = "not ray and not s3 and not crash and not slow and not gpu"
 HEAVY = ("numpy", "scipy.stats", "pyarrow", "pandas", "pydantic", "jinja2", "yaml", "click", "lance",
          "obstore", "faiss", "torch", "transformers", "sentence_transformers", "tokenizers",
@@ -121,7 +125,8 @@ def _trace(files: list[str], where: Path, stamp: str) -> int:
                 failed.append(report.nodeid)
 
     cov.start()
-    pytest.main([*_arguments(), "-m", MARKS, "tests"], plugins=[Recorder()])
+    left_out = [f"--ignore={ROOT / 'tests' / name}" for name in ELSEWHERE]
+    pytest.main([*_arguments(), "-m", MARKS, *left_out, "tests"], plugins=[Recorder()])
     cov.stop()
     data = cov.get_data()
     tests = {t: i for i, t in enumerate(seconds)}
@@ -230,5 +235,7 @@ def _run(folder: Path, tests: list[str]) -> int:
                 (folder / "killer").write_text(report.nodeid)
 
     return int(
-        pytest.main([*_arguments(), "-x", f"--basetemp={folder / 'tmp'}", *tests], plugins=[Killer()])
+        pytest.main(
+            [*_arguments(), "-x", f"--basetemp={folder / 'tmp'}", *tests], plugins=[Killer()]
+        )
     )

@@ -41,6 +41,7 @@ FIGURES = {
         "mutants_caught",
         "promotion_rounds",
     },
+    "mutants": {"mutants", "killed", "explained", "survived", "modules", "operators"},
     "encode": {"fp32_ratio", "fp32_cos_min", "bf16_ratio", "bf16_cos_min", "model"},
     "pipeline": {"ratio_bare", "ratio_example", "ratio_peer", "driver_peak_mib"},
     "scaling": {"cpu", "sleeping", "unit_documents"},
