@@ -1,19 +1,28 @@
-"""JSONL, CSV or Parquet -> a Lance dataset with stable row ids, streamed."""
+"""JSONL, CSV or Parquet -> a Lance dataset with stable row ids, streamed, every cell kept.
+
+The files are read three times: to find one type for each column over all files, to write, and, by
+another reader, to compare every cell with what was written.
+"""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import lance
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
-import pyarrow.json as pajson
 
-from reembed.errors import SourceError, UsageError
+from reembed.errors import IntegrityError, SourceError, UsageError
+from reembed.import_columns import COMPRESSIONS, Column, Format, Numbers, first_false, text_differs
+from reembed.import_csv import Csv
+from reembed.import_json import Json
+from reembed.import_parquet import Parquet
 from reembed.lance_io import open_dataset
 from reembed.storage import absolute, is_remote
 
@@ -24,10 +33,8 @@ FORMATS = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-ID_COLUMNS = ("_id", "id", "doc_id")
-"""Read from CSV as text: 007 is not 7."""
-_COMPRESSIONS = (".gz", ".bz2", ".zst")
-_BLOCK_BYTES = 16 << 20
+_READERS: dict[str, Format] = {"json": Json(), "csv": Csv(), "parquet": Parquet()}
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def import_documents(
@@ -38,134 +45,247 @@ def import_documents(
     columns: list[str] | None = None,
     options: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write the rows of all files into a new Lance dataset at `to`.
+    """Write the rows of all files into a new Lance dataset at `to`, and compare every cell.
 
     Raises:
         UsageError: the target exists, a file is missing or of an unknown kind.
         SourceError: a file cannot be read as what it is, or a column is missing.
+        IntegrityError: what was written is not what the files hold.
     """
     uri = absolute(to)
     kind = file_format or _format(files)
-    missing = [f for f in files if not Path(f).is_file()]
-    if missing:
-        raise UsageError(
-            f"no such file: {', '.join(missing)}", None, "ls " + str(Path(missing[0]).parent)
-        )
-    if _exists(uri, options):
-        raise UsageError(
-            f"{to} is a Lance dataset already",
-            "import makes new datasets; existing documents are never overwritten",
-            f"reembed import {shlex.join(files)} --to {shlex.quote(to.removesuffix('.lance') + '-2.lance')}",
-        )
-    if not is_remote(uri) and Path(uri).is_dir() and any(Path(uri).iterdir()):
-        raise UsageError(
-            f"{to} is a folder with something else in it",
-            "a dataset gets a folder of its own",
-            f"reembed import {shlex.join(files)} --to {shlex.quote(to.rstrip('/') + '/documents.lance')}",
-        )
+    _require_files(files)
+    _require_new(files, to, uri, options)
+    reader = _READERS[kind]
     try:
-        found = _json_schema(files) if kind == "json" else _dataset(files, kind).schema
-        names = columns or [f.name for f in found if not _is_empty(f.type)]
-        if unknown := sorted(set(names) - set(found.names)):
-            raise SourceError(
-                f"no column {', '.join(unknown)}", f"there are: {', '.join(found.names)}", None
-            )
-        if not names:
-            raise SourceError(f"{', '.join(files)}: there are no documents in it")
-        schema = pa.schema([found.field(n) for n in names])
-        batches = _json_batches(files, schema) if kind == "json" else _batches(files, kind, schema)
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        written = lance.write_dataset(
-            reader,
-            uri,
-            mode="create",
-            enable_stable_row_ids=True,
-            storage_options=options or None,
-        )
+        own = reader.survey(files)
+        found = [*own, *_path_columns(files, {c.name for c in own})]
+        chosen = _chosen(files, to, found, columns)
+        with _new_folder(uri):
+            written = _write(reader, files, uri, chosen, options)
+            _compare(reader, files, to, written, chosen)
     except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
         raise SourceError(
-            f"cannot import {', '.join(files)} as {kind} to {to}",
-            str(error).splitlines()[0],
-            "reembed import FILE --to URI --format json|csv|parquet",
+            f"cannot import {', '.join(files)} as {kind} to {to}", str(error).splitlines()[0]
         ) from error
-    skipped = [f.name for f in found if f.name not in names]
+    names = [c.name for c in chosen]
     return {
         "uri": to,
         "rows": written.count_rows(),
         "columns": names,
-        "skipped": skipped,
+        "types": {c.name: str(c.type) for c in chosen},
+        "notes": {c.name: c.why for c in chosen if c.why},
+        "skipped": [c.name for c in found if c.name not in names],
         "version": written.version,
     }
 
 
-def _dataset(files: list[str], kind: str) -> pads.Dataset:
-    if kind == "parquet":
-        return pads.dataset(files, format="parquet")
-    form = pads.CsvFileFormat(
-        parse_options=pacsv.ParseOptions(newlines_in_values=True),
-        read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),
-        convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(ID_COLUMNS, pa.string())),
+def _require_files(files: list[str]) -> None:
+    missing = [f for f in files if not Path(f).is_file()]
+    if missing:
+        raise UsageError(
+            f"no such file: {', '.join(missing)}",
+            None,
+            f"ls {shlex.quote(str(_nearest(Path(missing[0]).parent)))}",
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    return next((p for p in (folder, *folder.parents) if p.is_dir()), Path())
+
+
+def _require_new(files: list[str], to: str, uri: str, options: dict[str, str] | None) -> None:
+    if _exists(uri, options):
+        raise UsageError(
+            f"{to} is a Lance dataset already",
+            "import makes new datasets; existing documents are never overwritten",
+            _again(files, to.removesuffix(".lance") + "-2.lance"),
+        )
+    if not is_remote(uri) and Path(uri).exists() and not _is_empty_folder(Path(uri)):
+        raise UsageError(
+            f"{to} is a folder with something else in it"
+            if Path(uri).is_dir()
+            else f"{to} is a file",
+            "a dataset gets a folder of its own",
+            _again(files, to.rstrip("/") + "-documents.lance"),
+        )
+
+
+def _is_empty_folder(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+def _again(files: list[str], to: str) -> str:
+    return f"reembed import {shlex.join(files)} --to {shlex.quote(to)}"
+
+
+def _path_columns(files: list[str], own: set[str]) -> list[Column]:
+    """Columns that folders named KEY=VALUE stand for, as Hive and Spark write them.
+
+    A column that the files have themselves is not taken from the folders.
+    """
+    found: dict[str, Numbers] = {}
+    for file in files:
+        for key, value in _path_values(file).items():
+            found.setdefault(key, Numbers()).add(pa.array([value], pa.string()))
+    columns = (seen.column(key, "each") for key, seen in found.items() if key not in own)
+    return [replace(c, why="from the names of the folders", from_path=True) for c in columns]
+
+
+def _path_values(file: str) -> dict[str, str | None]:
+    pairs = (part.partition("=") for part in Path(file).parent.parts if "=" in part)
+    values = {unquote(key): unquote(value) for key, _, value in pairs if key}
+    return {key: None if value == _HIVE_NULL else value for key, value in values.items()}
+
+
+def _chosen(
+    files: list[str], to: str, found: list[Column], names: list[str] | None
+) -> list[Column]:
+    """The columns to keep: those that hold something, or those asked for.
+
+    Raises:
+        SourceError: there is none, one is not there, or a dataset cannot have it.
+    """
+    by_name = {c.name: c for c in found}
+    if unknown := sorted(set(names or ()) - set(by_name)):
+        raise SourceError(
+            f"no column {', '.join(unknown)}",
+            f"there are: {', '.join(by_name)}",
+            f"reembed import {shlex.join(files)} --to {shlex.quote(to)}",
+        )
+    held = dict.fromkeys(c.name for c in found if not pa.types.is_null(c.type))
+    chosen = [by_name[n] for n in names or held]
+    if not chosen:
+        raise SourceError(f"{', '.join(files)}: there are no documents in it")
+    if refused := {c.name: why for c in chosen if (why := _refusal(c))}:
+        rest = [c.name for c in chosen if c.name not in refused and "," not in c.name]
+        raise SourceError(
+            f"a Lance dataset cannot have the column {', '.join(map(repr, refused))}",
+            next(iter(refused.values())),
+            f"{_again(files, to)} --columns {shlex.quote(','.join(rest))}" if rest else None,
+        )
+    return chosen
+
+
+def _refusal(column: Column) -> str | None:
+    """What Lance says to a column of this name and type; None when it takes it."""
+    try:
+        schema = pa.schema([(column.name, column.type)])
+        lance.write_dataset(schema.empty_table(), "memory://probe", mode="create").to_table()
+    except (OSError, ValueError) as error:
+        return str(error).split(", /home/")[0].splitlines()[0]
+    return None
+
+
+@contextmanager
+def _new_folder(uri: str) -> Iterator[None]:
+    """A folder that only its owner can read; not left behind half filled."""
+    if is_remote(uri):
+        yield
+        return
+    made = not Path(uri).exists()
+    Path(uri).mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(uri)
+        raise
+
+
+def _write(
+    reader: Format,
+    files: list[str],
+    uri: str,
+    columns: list[Column],
+    options: dict[str, str] | None,
+) -> lance.LanceDataset:
+    schema = pa.schema([(c.name, c.type) for c in columns])
+    batches = (
+        batch
+        for file in files
+        for table in reader.tables(file, [c for c in columns if not c.from_path])
+        for batch in _with_path(table, file, columns).select(schema.names).to_batches()
     )
-    return pads.dataset(files, format=form)
-
-
-def _batches(files: list[str], kind: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    yield from _dataset(files, kind).scanner(columns=schema.names).to_batches()
-
-
-def _json_schema(files: list[str]) -> pa.Schema:
-    """Every field of every line, with a type that holds all its values: a first pass."""
-    schema = pa.schema([])
-    for table in _json_tables(files):
-        schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
-    return schema
-
-
-def _json_batches(files: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for table in _json_tables(files, schema):
-        yield from table.to_batches()
-
-
-def _json_tables(files: list[str], schema: pa.Schema | None = None) -> Iterator[pa.Table]:
-    """Whole lines, some MiB at a time; a block of Arrow's own reader would cut long lines."""
-    parse = pajson.ParseOptions(
-        explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
+    return lance.write_dataset(
+        pa.RecordBatchReader.from_batches(schema, batches),
+        uri,
+        mode="create",
+        enable_stable_row_ids=True,
+        storage_options=options or None,
     )
-    for name in files:
-        for lines in _blocks(name):
-            read = pajson.ReadOptions(block_size=len(lines) + 1, use_threads=False)
-            yield pajson.read_json(pa.BufferReader(lines), read, parse)
 
 
-def _blocks(name: str) -> Iterator[bytes]:
-    with pa.input_stream(name, compression="detect") as stream:
-        rest = b""
-        while block := stream.read(_BLOCK_BYTES):
-            lines, newline, tail = (rest + block).rpartition(b"\n")
-            rest = tail
-            if lines.strip():
-                yield lines + newline
-        if rest.strip():
-            yield rest
+def _with_path(table: pa.Table, file: str, columns: list[Column]) -> pa.Table:
+    """The table with the columns that its folders' names stand for."""
+    for column in columns:
+        if column.from_path:
+            values = _path_texts(file, column.name, table.num_rows).cast(column.type)
+            table = table.append_column(column.name, values)
+    return table
+
+
+def _path_texts(file: str, key: str, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(_path_values(file).get(key), pa.string()), rows)
+
+
+def _compare(
+    reader: Format,
+    files: list[str],
+    to: str,
+    written: lance.LanceDataset,
+    columns: list[Column],
+) -> None:
+    """Every cell of every file with the dataset, some thousand rows at a time.
+
+    Raises:
+        IntegrityError: a cell or the number of rows differs; names the file, the row, the column.
+    """
+    start = 0
+    for file in files:
+        first = start
+        for count, cells in reader.cells(file):
+            rows = written.scanner(offset=start, limit=count, scan_in_order=True).to_table()
+            if rows.num_rows != count:
+                raise _lost(to, file, f"row {start - first + rows.num_rows + 1} is not there")
+            for column in columns:
+                at = _first_other(reader, file, cells, column, rows[column.name])
+                if at is not None:
+                    raise _lost(to, file, f"row {start - first + at + 1}: column {column.name!r}")
+            start += count
+    if start != (found := written.count_rows()):
+        raise _lost(to, ", ".join(files), f"{found:,} rows were written of {start:,}")
+
+
+def _first_other(
+    reader: Format, file: str, cells: dict[str, Any], column: Column, written: pa.ChunkedArray
+) -> int | None:
+    if column.from_path:
+        return text_differs(_path_texts(file, column.name, len(written)), written)
+    if column.name in cells:
+        return reader.differs(cells[column.name], written)
+    return first_false(written.is_null())
+
+
+def _lost(to: str, file: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{to} is not what {file} holds: {what}",
+        "either the file changed meanwhile, or a reader lost something; nothing of it was kept",
+    )
 
 
 def _format(files: list[str]) -> str:
     kinds = set()
     for name in files:
-        suffixes = [s for s in Path(name).suffixes if s not in _COMPRESSIONS]
+        suffixes = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
         kinds.add(FORMATS.get(suffixes[-1] if suffixes else ""))
     if len(kinds) != 1 or None in kinds:
         raise UsageError(
             f"cannot tell the format of {', '.join(files)}",
-            f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(_COMPRESSIONS)})",
+            f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(COMPRESSIONS)})",
             "reembed import FILE --to URI --format json|csv|parquet",
         )
     return str(kinds.pop())
-
-
-def _is_empty(kind: pa.DataType) -> bool:
-    """A struct without fields or a column without values: nothing a table could hold."""
-    return bool(pa.types.is_null(kind) or (pa.types.is_struct(kind) and kind.num_fields == 0))
 
 
 def _exists(uri: str, options: dict[str, str] | None) -> bool:

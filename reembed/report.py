@@ -65,11 +65,24 @@ def _harmless(value: Any) -> Any:
 
 
 def _import(r: dict[str, Any]) -> str:
-    skipped = f"\nLeft out (empty): {', '.join(r['skipped'])}" if r["skipped"] else ""
-    return (
-        f"{r['uri']}: {r['rows']:,} rows, columns {', '.join(r['columns'])}{skipped}\n"
-        "Next: reembed run -c FILE     # with source.uri, id_column and text as above"
-    )
+    width = max(map(len, r["columns"]))
+    lines = [f"{r['uri']}: {r['rows']:,} rows, every cell read back and compared"]
+    for name in r["columns"]:
+        note = f"  ({r['notes'][name]})" if name in r["notes"] else ""
+        lines.append(f"  {name:{width}}  {r['types'][name]}{note}")
+    if r["skipped"]:
+        lines.append(f"Left out (no values, or not asked for): {', '.join(r['skipped'])}")
+    return "\n".join(one_line(line) for line in lines) + f"\nNext: {_after_import(r)}"
+
+
+def _after_import(r: dict[str, Any]) -> str:
+    """The run of what was imported; reembed.yaml, or another file, says which model and where to."""
+    columns = r["columns"]
+    id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
+    text = "text" if "text" in columns else columns[-1]
+    settings = [("uri", r["uri"]), ("id_column", id_column), ("text", text)]
+    given = " ".join(f"--set {shlex.quote(f'source.{key}={value}')}" for key, value in settings)
+    return f"reembed run {given}"
 
 
 def _tune(r: dict[str, Any]) -> str:

@@ -239,7 +239,7 @@ def test_a_secret_on_the_command_line_is_refused(tmp_path, refused):
 @pytest.mark.parametrize(
     ("name", "body", "said"),
     [
-        ("a.jsonl", '{"doc_id": "a"\n', "cannot import"),
+        ("a.jsonl", '{"doc_id": "a"\n', "a.jsonl, line 1: not JSON"),
         ("a.txt", "hello", "cannot tell the format"),
     ],
 )

@@ -193,7 +193,15 @@ def results(words: str) -> dict[str, dict[str, Any]]:
             "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
             "behind": {"missing": {"count": 1, "examples": [words]}},
         },
-        "import": {"uri": words, "rows": 1, "columns": [words], "skipped": [words], "version": 1},
+        "import": {
+            "uri": words,
+            "rows": 1,
+            "columns": [words],
+            "types": {words: words},
+            "notes": {words: words},
+            "skipped": [words],
+            "version": 1,
+        },
         "config": {"valid": True, "check": False, "settings": {"alias": words}, "origins": {"alias": words}},
     }  # fmt: skip
 
