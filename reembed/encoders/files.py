@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +27,24 @@ _TRANSFORMER_SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-)
+# What loading may read beside weights, and of these what decides no vector or is in the space by itself.
+_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_NOT_READ = ("generation_config.json",)
+_IN_THE_SPACE = "config_sentence_transformers.json"
+# Settings that are passed on to transformers: which keys may be there.
+_PASSED_ON = {
+    "model_args": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "model_kwargs": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "tokenizer_args": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "processor_kwargs": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "config_args": ("use_cache",),
+    "config_kwargs": ("use_cache",),
+}
+# Settings by which a file names other files to read, perhaps by the library's version.
+_NAMES_FILES = {
+    "config.json": ("transformers_weights", "auto_map"),
+    "tokenizer_config.json": ("fast_tokenizer_files", "auto_map"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,14 @@ class Layout:
         """Whether a module of this kind takes part."""
         return any(module.kind == kind for module in self.modules)
 
+    def files(self) -> list[Path]:
+        """Every file that loading may read: weights, and the data beside them."""
+        files = {file for module in self.modules for file in module.weights()}
+        folders = {self.root, *(m.folder for m in self.modules if m.folder.is_dir())}
+        for folder in folders:
+            files |= {f for f in folder.iterdir() if f.suffix in _READ and f.name not in _NOT_READ}
+        return sorted(file for file in files if file.is_file())
+
     def weights_sha256(self) -> str:
         """Over weights and every setting that changes vectors; the folder's own name is left out.
 
@@ -99,9 +119,26 @@ class Layout:
         return self._sha256(files)
 
     def tokenizer_sha256(self) -> str:
-        """Over the tokenizer's files."""
-        folder = self.modules[0].folder
-        return self._sha256({file for name in _TOKENIZER_FILES for file in folder.glob(name)})
+        """Over all that may decide how texts become token ids: what lies beside the first module's weights."""
+        first = self.modules[0]
+        apart = {self.root / _IN_THE_SPACE, self.root / "modules.json", *first.weights()}
+        return self._sha256({f for f in self.files() if f.parent == first.folder} - apart)
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A folder of links to `files` alone, for the block: loading from it can read nothing else."""
+        with tempfile.TemporaryDirectory(prefix="reembed-model-") as place:
+            for file in self.files():
+                link = Path(place) / file.relative_to(self.root)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+            config = self.modules[0].folder / "tokenizer_config.json"
+            if config.is_file() and (gone := _foreign_files(config)):
+                link = Path(place) / config.relative_to(self.root)
+                kept = {k: v for k, v in read_json(config).items() if k not in gone}
+                link.unlink()
+                link.write_text(json.dumps(kept), encoding="utf-8")
+            yield Path(place)
 
     def _sha256(self, files: set[Path]) -> str:
         digest = hashlib.sha256()
@@ -200,6 +237,52 @@ def _check(layout: Layout) -> None:
         )
     for module in layout.modules:
         module.weights()
+    for file in layout.files():
+        if file.suffix == ".json":
+            _require_own_files(file, read_json(file))
+    _require_known_settings(layout.modules[0])
+
+
+def _require_own_files(file: Path, content: Any) -> None:
+    named = [
+        k for k in _NAMES_FILES.get(file.name, ()) if isinstance(content, dict) and content.get(k)
+    ]
+    if named:
+        raise EncoderError(
+            f"{file} sets {named[0]}",
+            "it names files to read in place of the usual ones, which no digest of the model covers",
+            f"remove {named[0]} from {file}, and give the file it names the usual name",
+        )
+    if file.name == "tokenizer_config.json":
+        for key, name in _foreign_files(file).items():
+            if Path(name).exists():
+                raise EncoderError(
+                    f"{file} sets {key} to {name}, outside the model folder",
+                    "the model must be in one folder, whose digest tells its versions apart",
+                    f"cp {shlex.quote(name)} {shlex.quote(str(file.parent))}     # and remove {key}",
+                )
+
+
+def _foreign_files(config: Path) -> dict[str, str]:
+    """Settings that name a file by a path; saved by a tokenizer on the machine it was trained on."""
+    content = read_json(config)
+    settings = content.items() if isinstance(content, dict) else ()
+    return {
+        k: v
+        for k, v in settings
+        if k.endswith("_file") and isinstance(v, str) and Path(v).name != v
+    }
+
+
+def _require_known_settings(module: Module) -> None:
+    for name, known in _PASSED_ON.items():
+        given = module.settings.get(name) or {}
+        if unknown := sorted(set(given) - {*known, "trust_remote_code"}):
+            raise EncoderError(
+                f"{module.folder}: {name} sets {', '.join(unknown)}",
+                f"it may change which files are read; known are {', '.join(known)}",
+                f"remove it from {module.folder}/{_TRANSFORMER_SETTINGS[0]}",
+            )
 
 
 def _no_weights(folder: Path) -> EncoderError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reembed.encoders import attention, canary, linears
+from reembed.encoders import attention, canary, linears, loaded
 from reembed.encoders.arithmetic import Arithmetic, peak
 from reembed.encoders.base import Kind, Tokens, Vectors, Work
 from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first, on
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LEAST_OF_PLAIN = 0.9999
+_NAMED = 3
+_MAY_BE_EMPTY = 2  # of the canary's texts: "" and " ", for which some models have no vector
 _SHAPES = 8  # sizes of batches on a GPU
 # A plain RuntimeError, where it is not a torch.OutOfMemoryError: the CPU's allocator, cuBLAS's.
 _NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -174,7 +176,9 @@ def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> S
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = _Loader(profile, config, device, batch_tokens)
     if profile.layout.has("StaticEmbedding"):
-        return SentenceEncoder(profile, loader.model(), device, batch_tokens, Flat())
+        model = loader.model()
+        loader.require_loaded(model)
+        return SentenceEncoder(profile, model, device, batch_tokens, Flat())
     encoder = loader.fastest(_dtype(profile, device, dtype))
     encoder.peak_flops = peak(device, _DTYPES[encoder.dtype])
     encoder.work = Work()
@@ -193,19 +197,45 @@ class _Loader:
         self._device, self._batch_tokens = device, batch_tokens
         self._notes: list[str] = []
         self._arithmetic: Arithmetic | None = None
+        self._unloaded: list[str] = []
 
     def model(self) -> Any:
-        """The modules in float32, as sentence-transformers makes them, and the configured pooling."""
+        """The modules in float32, as sentence-transformers makes them, and the configured pooling.
+
+        Tensors that are not in the model's files are NaN.
+        """
         model = _load_modules(self._profile, self._device)
         model.truncate_dim = None  # the profile's dim says where vectors are cut
         pooling = next((m for m in model if type(m).__name__ == "Pooling"), None)
         if self._config.pooling is not None and pooling is not None:
             pooling.pooling_mode = self._config.pooling
+        self._unloaded = loaded.poison_unloaded(model, self._profile.layout)
         return model
+
+    def require_loaded(self, model: Any) -> None:
+        """Refuse a model that uses tensors which its files do not have.
+
+        Raises:
+            EncoderError: naming them.
+        """
+        if not self._unloaded:
+            return
+        vectors = canary.reference(model, self._profile)
+        without = int((~np.isfinite(vectors).all(axis=1)).sum())
+        if without > _MAY_BE_EMPTY:
+            names = ", ".join(self._unloaded[:_NAMED])
+            raise EncoderError(
+                f"{self._profile.layout.root} lacks {len(self._unloaded)} tensors that its vectors"
+                f" need: {names}{', ...' if len(self._unloaded) > _NAMED else ''}",
+                "loading would fill them with random or constant values; the checkpoint is incomplete,"
+                " or its tensors have other names than this architecture's",
+                "hf download MODEL --revision COMMIT --local-dir FOLDER     # or save it again",
+            )
 
     def fastest(self, wanted: str) -> SentenceEncoder:
         """In the number type wanted if it keeps the vectors, else in float32; packed, else padded."""
         model = self.model()
+        self.require_loaded(model)
         self._arithmetic = Arithmetic(model[0].model)
         golden = canary.reference(model, self._profile)
         if self._device == "cpu" and not _computes(wanted):
@@ -324,13 +354,14 @@ def _load_modules(profile: Profile, device: str) -> Any:
     attention.register()
     options = {"dtype": torch.float32, "use_safetensors": True}
     try:
-        model = SentenceTransformer(
-            str(profile.layout.root),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs=options,
-        )
+        with profile.layout.staged() as folder:
+            model = SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs=options,
+            )
     except torch.OutOfMemoryError:
         raise
     except (

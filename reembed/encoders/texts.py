@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ MOST_CHARACTERS = 1_000_000
 _UNLIMITED = 10**20  # transformers writes "no limit" as 1e30
 # Their position table begins after the padding id, so two of its rows hold no token.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
+_WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight")
 # Settings with which sentence-transformers tokenizes otherwise than in the plain way.
 _UNSUPPORTED = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
@@ -99,7 +101,7 @@ def open_tokenizer(
     opened = (
         _open_static(module, config, prompts)
         if module.kind == "StaticEmbedding"
-        else _open_transformer(module, config, prompts, layout.saved_by_st)
+        else _open_transformer(layout, config, prompts)
     )
     special = opened.backend.num_special_tokens_to_add(False) if opened.special_tokens else 0
     if opened.max_length is not None and opened.max_length <= special:
@@ -134,11 +136,13 @@ def _open_static(
 
 
 def _open_transformer(
-    module: Module, config: EncoderConfig, prompts: dict[Kind, str], saved_by_st: bool
+    layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
 ) -> SentenceTokenizer:
+    module = layout.modules[0]
     _require_plain_settings(module)
-    fast, positions = _load_fast(module)
-    if not saved_by_st and fast.chat_template is not None:
+    with layout.staged() as root:
+        fast, positions = _load_fast(module, root / module.folder.relative_to(layout.root))
+    if not layout.saved_by_st and fast.chat_template is not None:
         raise _chat(module)
     if config.max_length is not None and config.max_length > (positions or config.max_length):
         raise EncoderError(
@@ -146,6 +150,7 @@ def _open_transformer(
             fix=f"--set encoder.max_length={positions}",
         )
     most = config.max_length or fast.model_max_length
+    _require_rows(module, fast, most)
     max_length = int(most) if most < _UNLIMITED else None
     backend = fast.backend_tokenizer
     backend.no_padding()
@@ -164,6 +169,30 @@ def _open_transformer(
     )
     opened.measure_prompts(fast.all_special_ids)
     return opened
+
+
+def _require_rows(module: Module, fast: Any, most: int) -> None:
+    """Every position and every added token has a row in the model's tables.
+
+    Raises:
+        EncoderError: a text that is long enough, or holds the token, would end the run.
+    """
+    rows = {name: t["shape"][0] for name, t in module.header().items() if t["shape"]}
+    positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
+    if positions is not None and _UNLIMITED > most > positions:
+        raise EncoderError(
+            f"{module.folder} cuts texts at {most:,} tokens",
+            f"it has positions for {positions:,}: longer texts cannot be embedded",
+            f"reembed run --set encoder.max_length={positions}",
+        )
+    words = next((r for n, r in rows.items() if n.endswith(_WORDS)), None)
+    last = max(fast.added_tokens_decoder, default=-1)
+    if words is not None and last >= words:
+        raise EncoderError(
+            f"the tokenizer of {module.folder} adds {str(fast.added_tokens_decoder[last])!r} as token {last:,}",
+            f"the model has vectors for {words:,} tokens: a text with this one cannot be embedded",
+            f"remove it from {module.folder}/tokenizer.json, or save the model with resized embeddings",
+        )
 
 
 def _require_plain_settings(module: Module) -> None:
@@ -185,8 +214,8 @@ def _chat(module: Module) -> EncoderError:
     )
 
 
-def _load_fast(module: Module) -> tuple[Any, int | None]:
-    """The tokenizer as sentence-transformers sets it up, and the positions the model has."""
+def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
+    """The tokenizer in `folder` as sentence-transformers sets it up, and the positions the model has."""
     from transformers import AutoConfig, AutoTokenizer
 
     settings = module.settings
@@ -197,8 +226,8 @@ def _load_fast(module: Module) -> tuple[Any, int | None]:
     load_config: Any = AutoConfig.from_pretrained
     load_tokenizer: Any = AutoTokenizer.from_pretrained
     try:
-        model = load_config(module.folder, trust_remote_code=False, local_files_only=True)
-        fast = load_tokenizer(module.folder, **options)
+        model = load_config(folder, trust_remote_code=False, local_files_only=True)
+        fast = load_tokenizer(folder, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise EncoderError(f"{module.folder}: cannot load the tokenizer", str(error)) from error
     if not fast.is_fast:

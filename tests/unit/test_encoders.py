@@ -470,7 +470,7 @@ def test_damaged_weights_are_refused(make: Make) -> None:
     assert "no safetensors file" in refused(config(folder))
     folder = make()
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    assert "cannot be loaded" in refused(config(folder), load=True)
+    assert "no safetensors file" in refused(config(folder))
 
 
 @pytest.mark.parametrize(

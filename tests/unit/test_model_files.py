@@ -1,0 +1,184 @@
+"""What a model folder does not hold, or hides, is refused: equal digests mean equal vectors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_models import bert_model, static_model
+
+from reembed import encoders
+from reembed.config import EncoderConfig
+from reembed.errors import EncoderError
+
+
+def load(folder):
+    return encoders.load_encoder(EncoderConfig(model=str(folder)))
+
+
+def space(folder) -> str:
+    return encoders.describe(EncoderConfig(model=str(folder)), "float32").id
+
+
+def rewrite(folder, change, file="model.safetensors"):
+    tensors = load_file(folder / file)
+    save_file(change(tensors), folder / file, metadata={"format": "pt"})
+
+
+def setting(file, **values):
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**content, **values}))
+
+
+LACKING = {
+    "a matrix": lambda t: {k: v for k, v in t.items() if "layer.1.attention.self.query.weight" not in k},
+    "a bias": lambda t: {k: v for k, v in t.items() if "layer.0.output.dense.bias" not in k},
+    "a norm": lambda t: {k: v for k, v in t.items() if "layer.1.output.LayerNorm.weight" not in k},
+    "the embeddings of types": lambda t: {k: v for k, v in t.items() if "token_type" not in k},
+    "everything": lambda t: {f"other.{k}": v for k, v in t.items()},
+}  # fmt: skip
+HARMLESS = {
+    "no pooler": lambda t: {k: v for k, v in t.items() if "pooler" not in k},
+    "another prefix that is known": lambda t: {f"bert.{k}": v for k, v in t.items()},
+    "old names": lambda t: {
+        k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
+        for k, v in t.items()
+    },
+    "half precision": lambda t: {k: v.half() for k, v in t.items()},
+}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_a_checkpoint_without_tensors_that_vectors_need_is_refused(tmp_path, what):
+    folder = bert_model(tmp_path / "bert")
+    rewrite(folder, LACKING[what])
+    with pytest.raises(EncoderError, match=r"lacks \d+ tensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_a_checkpoint_that_has_all_that_is_used_is_loaded(tmp_path, what):
+    folder = bert_model(tmp_path / "bert")
+    whole = load(folder)
+    rewrite(folder, HARMLESS[what])
+    again = load(folder)
+    a, b = (e.embed(e.tokenize(["some words"], "document")) for e in (whole, again))
+    assert float((a * b).sum()) > 0.9999
+
+
+def test_a_static_model_without_its_tokenizer_file_is_refused(tmp_path):
+    folder = static_model(tmp_path / "static")
+    assert np.isfinite(load(folder).embed(load(folder).tokenize(["word"], "document"))).all()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(EncoderError):
+        load(folder)
+
+
+def other_tokenizer(tmp_path):
+    return bert_model(tmp_path / "elsewhere", lowercase_by_st=True)
+
+
+@pytest.mark.parametrize("key", ["tokenizer_file", "vocab_file"])
+def test_a_tokenizer_file_outside_the_folder_is_refused(tmp_path, key):
+    folder = bert_model(tmp_path / "bert")
+    setting(
+        folder / "tokenizer_config.json", **{key: str(other_tokenizer(tmp_path) / "tokenizer.json")}
+    )
+    with pytest.raises(EncoderError, match=key):
+        space(folder)
+
+
+def test_a_path_of_the_machine_that_a_model_was_saved_on_is_left_out(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    before = load(folder)
+    setting(
+        folder / "tokenizer_config.json",
+        special_tokens_map_file="/home/nobody/.cache/special_tokens_map.json",
+        tokenizer_file="/home/nobody/.cache/tokenizer.json",
+    )
+    again = load(folder)
+    a, b = (e.embed(e.tokenize(["some words"], "document")) for e in (before, again))
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer_config.json", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
+        ("tokenizer_config.json", "auto_map", {"AutoTokenizer": "code.Tokenizer"}),
+        ("config.json", "transformers_weights", "other.safetensors"),
+        ("sentence_bert_config.json", "model_kwargs", {"variant": "fp16"}),
+        ("sentence_bert_config.json", "model_args", {"subfolder": "../other"}),
+        ("sentence_bert_config.json", "processor_kwargs", {"tokenizer_file": "/etc/passwd"}),
+        ("sentence_bert_config.json", "config_args", {"vocab_size": 3}),
+    ],
+)
+def test_settings_that_choose_other_files_are_refused_by_name(tmp_path, file, key, value):
+    folder = bert_model(tmp_path / "bert")
+    setting(folder / file, **{key: value})
+    named = key if file != "sentence_bert_config.json" else next(iter(value))
+    with pytest.raises(EncoderError, match=named):
+        space(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.5.0.0.json", "vocab.txt", "spiece.model", "extra.json"]
+)
+def test_every_file_that_loading_could_read_is_in_the_space(tmp_path, name):
+    folder = bert_model(tmp_path / "bert")
+    before = space(folder)
+    (folder / name).write_text("{}")
+    assert space(folder) != before
+
+
+def test_notes_beside_a_model_do_not_make_it_another(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    before = space(folder)
+    for name in ("README.md", "generation_config.json", "pytorch_model.bin", ".gitattributes"):
+        (folder / name).write_text("{}")
+    assert space(folder) == before
+
+
+def test_loading_sees_only_files_that_the_space_covers(tmp_path):
+    """A file that is no part of the digests is not there for the libraries either."""
+    folder = bert_model(tmp_path / "bert")
+    hidden = folder / "tokenizer.json.bak"
+    shutil.copy(folder / "tokenizer.json", hidden)
+    from reembed.encoders.files import read_layout
+
+    with read_layout(folder).staged() as place:
+        seen = {str(f.relative_to(place)) for f in place.rglob("*") if f.is_file()}
+    assert seen == {
+        "1_Pooling/config.json",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_a_folder_that_cuts_beyond_its_positions_is_refused(tmp_path):
+    folder = bert_model(tmp_path / "bert", max_length=64)
+    setting(folder / "sentence_bert_config.json", max_seq_length=100)
+    with pytest.raises(EncoderError, match="cuts texts at 100 tokens") as refused:
+        space(folder)
+    assert refused.value.fix == "reembed run --set encoder.max_length=64"
+    encoders.describe(EncoderConfig(model=str(folder), max_length=64), "float32")
+
+
+def test_an_added_token_without_a_row_is_refused(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    rows = load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"].shape[0]
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"].append({"id": rows, "content": "[NEW]", "special": True, **token})
+    file.write_text(json.dumps(content))
+    with pytest.raises(EncoderError, match=r"\[NEW\]"):
+        space(folder)
