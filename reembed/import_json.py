@@ -1,7 +1,7 @@
 """JSON lines: numbers, texts, lists and objects as they are; what shares no type becomes text.
 
 Read by Python's json module, since Arrow's own reader makes dates of texts and doubles of big
-integers, and DuckDB's cuts decimals: docs/decisions/010.
+integers, and DuckDB's cuts decimals: docs/decisions/013.
 """
 
 from __future__ import annotations
