@@ -297,7 +297,10 @@ def truth(before: Source, after: Source) -> dict[str, set[str]]:
     )
     text = {i for i, r in new.items() if old.get(i, {}).get("reembed.text") != r["reembed.text"]}
     carried = {i for i, r in new.items() if i not in text and old[i]["year"] != r["year"]}
-    return {"embed": text, "refresh": carried, "removed": old.keys() - new.keys()}
+    held = {r["reembed.text"] for r in old.values()} - {b"", None}
+    copied = {i for i in text if new[i]["reembed.text"] in held}
+    gone = old.keys() - new.keys()
+    return {"embed": text - copied, "refresh": carried | copied, "removed": gone}
 
 
 def found(before: Source, after: Source, vectors: TableVersion) -> tuple[dict[str, set[str]], str]:
