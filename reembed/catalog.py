@@ -70,6 +70,8 @@ class Release:
     """The gate section, fixed before results existed."""
     origin: str
     """The rebuild it descends from by catch-ups: itself, if it is one."""
+    base: str | None = None
+    """The release it was caught up from; None for a rebuild."""
     number: int = 0
     """One more than of any release that was there before: their order, whatever clocks say."""
     created_at: str = field(default_factory=now)

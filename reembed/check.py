@@ -253,14 +253,15 @@ def catch_up_release(
     serves = before is not None and before.release.origin == newest.origin
     moves = serves and before is not None and before.release.id != newest.id
     record = follow(catalog, newest) if moves else None
+    moved = record is not None and record.release.id == newest.id
     return {
         "alias": catalog.alias,
         "from": chosen.id,
         "to": newest.id,
         "rows": newest.rows,
         "dead_letters": newest.dead_letters,
-        "generation": record.generation if record else None,
-        "serves": serves,
+        "generation": record.generation if record and moved else None,
+        "serves": serves and (moved or not moves),
         "behind": _behind(catalog, newest),
     }
 

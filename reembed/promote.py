@@ -32,7 +32,31 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     line = [
         r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
     ]
-    return max(line, key=lambda r: (r.number, r.created_at), default=release)
+    newest = release
+    for later in sorted(line, key=lambda r: (r.number, r.created_at)):
+        if not is_behind(catalog, later, newest):
+            newest = later
+    return newest
+
+
+def is_behind(catalog: Catalog, release: Release, other: Release) -> bool:
+    """Whether a release of the same line has older documents than another, and did not grow out of it.
+
+    A catch-up that finishes late is registered after one that read a newer version of the source. A
+    source that was made again counts its versions from 1: what grew out of a release is never behind it.
+    """
+    if _reach(catalog, release) >= _reach(catalog, other):
+        return False
+    ancestor = release
+    while ancestor.base is not None and ancestor.id != other.id:
+        ancestor = catalog.release(ancestor.base)
+    return ancestor.id != other.id
+
+
+def _reach(catalog: Catalog, release: Release) -> int:
+    """The newest version of the source that a release is known to equal."""
+    noted = catalog.storage.read_if_there(f"runs/{release.run_id}/caught_up.json")
+    return int((noted or release.source)["version"])
 
 
 def candidates(catalog: Catalog) -> list[Release]:
@@ -91,14 +115,26 @@ def promote(
         GateFailed, Inconclusive: the comparison is missing or does not pass.
         Conflict: something else became live since the comparison, or at this moment.
         IntegrityError: the candidate is not verified, or its data is not there.
+        UsageError: its line has a release with newer documents.
     """
     live = catalog.live()
     chosen = candidate(catalog, release_id)
+    _require_newest(catalog, chosen)
     comparison = admissible(catalog, chosen, live, forced=force_reason is not None)
     faults.point("promote.before_swap")
     record = _swap(catalog, live, "promote", chosen, force_reason, comparison)
     faults.point("promote.after_swap")
     return record
+
+
+def _require_newest(catalog: Catalog, chosen: Release) -> None:
+    newest = newest_of(catalog, chosen)
+    if is_behind(catalog, chosen, newest):
+        raise UsageError(
+            f"release {chosen.id} is behind {newest.id}, which has its model and newer documents",
+            "documents that were added or changed between them would be missing",
+            f"reembed promote {newest.id}",
+        )
 
 
 def admissible(
@@ -150,6 +186,8 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
 def follow(catalog: Catalog, release: Release) -> AliasRecord:
     """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
 
+    It never moves to older ones: where live has newer documents than `release`, live stays.
+
     Raises:
         Conflict: another release went live meanwhile.
         IntegrityError: it is not verified, or its data is not there.
@@ -161,7 +199,7 @@ def follow(catalog: Catalog, release: Release) -> AliasRecord:
             f"{release.id} grew out of what served before",
             "reembed status",
         )
-    if live.release.id == release.id:
+    if live.release.id == release.id or is_behind(catalog, release, live.release):
         return live
     _require_complete(catalog, release)
     faults.point("promote.before_follow")

@@ -320,6 +320,7 @@ def register(
             gate=plan.gate,
             number=catalog.next_number(),
             origin=plan.origin,
+            base=plan.base.release if plan.base else None,
         )
     )
     faults.point("run.after_register")

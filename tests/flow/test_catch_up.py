@@ -88,13 +88,14 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
     release = catch_up(config, first, quiet)
     assert_is_the_source(config, release, uri)
     (changes,) = [f for s, f in quiet.events if s == "changes"]
-    # d00003, new-1, d00250, renamed; d00006 has another title only.
-    assert (changes["embed"], changes["refresh"]) == (4, 1)
+    # d00003, new-1, d00250; d00006 has another title only; renamed has the text of d00007.
+    assert (changes["embed"], changes["refresh"], changes["copied"]) == (3, 1, 1)
     assert changes["removed"] == 2  # d00001, d00007
     assert changes["how"].startswith("delta")
     assert (release.origin, release.table) == (first.id, first.table)
     assert catch_up(config, release, quiet) == release
-    rebuilt = full_rebuild(config, quiet)
+    whole = make_config(uri, table={"carry": ["title"]}, embed={"reuse": False}, name="whole.yaml")
+    rebuilt = full_rebuild(whole, quiet)
     storage = Storage.open(config.storage.root)
     columns = ["doc_id", "vector", "text_hash", "title", "space"]
     assert (

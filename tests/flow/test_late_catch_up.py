@@ -1,0 +1,99 @@
+"""The alias never moves to older documents: not by a catch-up that ends late, nor by a promotion."""
+
+from __future__ import annotations
+
+import lance
+import pyarrow as pa
+import pytest
+from inline import Inline
+
+from reembed import promote
+from reembed.catalog import Catalog
+from reembed.errors import UsageError
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+@pytest.fixture
+def line(corpus, make_config, quiet):
+    """(catalog, first, newer, late): `late` read an older source than `newer`, and ended after it."""
+    source = corpus(300)
+    config = make_config(source)
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(config, quiet, executor=Inline())
+    put(source, "a")
+    paused = lance.dataset(source).version
+    put(source, "b")
+    newer = catch_up(config, first, quiet, executor=Inline())
+    lance.dataset(source, version=paused).restore()
+    late = catch_up(config, first, quiet, executor=Inline())
+    record = late.to_json()
+    record["source"]["version"] = paused  # as if it had been planned then
+    catalog.storage.write(f"releases/{config.alias}/{late.id}.json", record)
+    return catalog, first, newer, catalog.release(late.id)
+
+
+def put(source: str, *names: str) -> None:
+    rows = [{"doc_id": n, "title": n, "text": f"text of {n}"} for n in names]
+    lance.write_dataset(pa.Table.from_pylist(rows), source, mode="append")
+
+
+def test_a_catch_up_that_ends_late_does_not_move_live_back(line):
+    catalog, _first, newer, late = line
+    assert late.number > newer.number
+    promote.promote(catalog, newer.id)
+    assert promote.follow(catalog, late).release.id == newer.id
+    assert [r.release.id for r in catalog.log()] == [newer.id]
+
+
+def test_a_catch_up_that_ends_in_time_moves_live(line):
+    catalog, first, newer, late = line
+    catalog.append(None, "promote", first)
+    assert promote.follow(catalog, late).release.id == late.id
+    assert promote.follow(catalog, newer).release.id == newer.id
+
+
+@pytest.mark.parametrize("reason", [None, "I insist"])
+def test_what_is_behind_in_its_line_is_not_promoted_even_by_force(line, reason):
+    catalog, first, newer, late = line
+    for behind in (first, late):
+        with pytest.raises(UsageError, match="is behind") as refused:
+            promote.promote(catalog, behind.id, force_reason=reason)
+        assert refused.value.fix == f"reembed promote {newer.id}"
+    assert catalog.live() is None
+
+
+def test_the_newest_of_a_line_is_the_one_with_the_newest_documents(line):
+    catalog, first, newer, late = line
+    for member in (first, newer, late):
+        assert promote.newest_of(catalog, member).id == newer.id
+
+
+def test_rollback_goes_to_the_newest_documents_of_the_line(line, corpus, make_config, quiet):
+    catalog, first, newer, _late = line
+    catalog.append(None, "promote", first)
+    other = make_config(corpus(60, 1), encoder={"model": "hashing:32"}, name="other.yaml")
+    second = full_rebuild(other, quiet, executor=Inline())
+    promote.promote(catalog, second.id, force_reason="a test")
+    assert promote.rollback(catalog).release.id == newer.id
+
+
+def test_what_grew_out_of_a_release_is_not_behind_it_where_the_source_was_made_again(
+    corpus, make_config, quiet
+):
+    source = corpus(300)
+    put(source, "a")
+    put(source, "b")
+    config = make_config(source)
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(config, quiet, executor=Inline())
+    promote.promote(catalog, first.id)
+    rows = lance.dataset(source).to_table()
+    import shutil
+
+    shutil.rmtree(source)
+    lance.write_dataset(rows.slice(0, 290), source, enable_stable_row_ids=True)
+    newer = catch_up(config, first, quiet, executor=Inline())
+    assert newer.source["version"] < first.source["version"]
+    assert promote.follow(catalog, newer).release.id == newer.id
