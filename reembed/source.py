@@ -9,6 +9,7 @@ import shlex
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -20,11 +21,11 @@ from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.lance_io import open_dataset
 from reembed.runs import Unit
-from reembed.source_columns import is_text, plain, require, template_columns
+from reembed.source_columns import is_text, nearest, plain, require, set_to, template_columns
 from reembed.source_delta import Delta, fragments_of
 from reembed.source_filter import check_filter
 from reembed.source_ids import check_ids
-from reembed.storage import absolute
+from reembed.storage import absolute, is_remote
 
 TEXT = "reembed.text"
 """Name of the text among a unit's columns. Lance allows no dot in the name of a column, so that no
@@ -353,7 +354,7 @@ class Source:
                 raise SourceError(
                     f"{self.uri} has no column {column!r}",
                     f"it has: {', '.join(schema.names)}",
-                    f"reembed run --set {self._setting_of(column)}=COLUMN",
+                    self._fix_of_column(column, schema),
                 )
         for column in self.text_columns:
             require(schema, column, is_text, "text", "source.text")
@@ -384,10 +385,11 @@ class Source:
     def _carry_without(self, column: str) -> str:
         return f"[{', '.join(json.dumps(c) for c in self.carry if c != column)}]"
 
-    def _setting_of(self, column: str) -> str:
-        if column == self.id_column:
-            return "source.id_column"
-        return "source.text" if column in self.text_columns else "table.carry"
+    def _fix_of_column(self, column: str, schema: pa.Schema) -> str:
+        if column not in (self.id_column, *self.text_columns):
+            return f"reembed run --set table.carry={shlex.quote(self._carry_without(column))}"
+        setting = "source.id_column" if column == self.id_column else "source.text"
+        return f"reembed run {set_to(setting, nearest(column, schema))}"
 
 
 def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
@@ -407,6 +409,12 @@ def _open(
     try:
         return open_dataset(uri, version, dict(options))
     except OSError as error:
+        if tables := _tables_in(uri):
+            raise SourceError(
+                f"{uri} is a folder of {len(tables)} tables, as LanceDB keeps them",
+                f"source.uri must name one: {', '.join(tables)}",
+                f"reembed run --set {shlex.quote(f'source.uri={tables[0]}')}",
+            ) from error
         at = f" version {version}" if version else ""
         refused = any(w in str(error).lower() for w in ("privileges", "denied", "credential"))
         keys = "reembed config     # source.uri, storage.options, and the keys in the environment"
@@ -415,6 +423,13 @@ def _open(
             str(error),
             keys if refused else _how_to_make(uri),
         ) from error
+
+
+def _tables_in(uri: str) -> list[str]:
+    """Datasets in a local folder, as LanceDB keeps its tables."""
+    if is_remote(uri) or not Path(uri).is_dir():
+        return []
+    return sorted(str(f) for f in Path(uri).glob("*.lance") if f.is_dir())
 
 
 def _how_to_make(uri: str) -> str:

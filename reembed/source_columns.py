@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
+import shlex
 import string
 from typing import Any
 
@@ -40,8 +44,19 @@ def require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) 
         raise SourceError(
             f"column {column!r} is {found}, which cannot be {what}",
             f"columns that can: {', '.join(usable) or 'none'}",
-            f"reembed run --set {setting}={usable[0] if usable else 'COLUMN'}",
+            f"reembed run {set_to(setting, usable[0])}" if usable else None,
         )
+
+
+def set_to(setting: str, column: str) -> str:
+    """The option that sets a setting to a column's name, to be pasted into a shell, whatever the name holds."""
+    value = column if re.fullmatch(r"[A-Za-z_][\w-]*", column) else json.dumps(column)
+    return f"--set {shlex.quote(f'{setting}={value}')}"
+
+
+def nearest(column: str, schema: pa.Schema) -> str:
+    """The column whose name is most like this one."""
+    return str(difflib.get_close_matches(column, schema.names, 1, 0.0)[0])
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import lance
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,19 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
     Raises:
         SourceError: there is no document, or ids are null, repeated (with examples) or too large.
     """
-    hashes, nulls = _id_hashes(dataset, where, column, condition)
+    try:
+        hashes, nulls = _id_hashes(dataset, where, column, condition)
+    except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
+        raise SourceError(
+            f"{column} of {where} cannot be read",
+            str(error).split(", /home/")[0].splitlines()[0],
+            "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
+        ) from error
     if nulls:
         raise SourceError(
             f"{nulls:,} documents of {where} have no {column}",
             "a vector without an id cannot be found again, updated or deleted",
-            f'reembed run --set source.filter="{column} IS NOT NULL"',
+            f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
         )
     if not len(hashes):
         why = f"the filter {condition!r} matches no row" if condition else "the dataset has no rows"
@@ -41,7 +50,7 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
     ):
         raise SourceError(
             f"{column} of {where} is not unique: {', '.join(examples)} ...",
-            "each document has one vector; with two rows for one id it would be undefined which text it is of",
+            "each document has one vector: each id must name exactly one row",
             "remove the duplicates, or set source.filter to one row per id",
         )
     return len(hashes)

@@ -65,7 +65,7 @@ def absolute(uri: str) -> str:
         raise UsageError(
             f"{uri} holds one of # % ?",
             "Lance and the object store would each escape it in another way, and mean two places",
-            f"mv {uri!r} ...     # any name without these characters",
+            f"mv {shlex.quote(uri)} {shlex.quote(re.sub('[#%?]', '-', uri))}     # any name without these characters",
         )
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
 
