@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
 from inline import Inline, Silent
+from lance.file import LanceFileWriter
+from lance.fragment import DataFile
 
 from reembed import digests, encoders, gc
 from reembed.catalog import AliasRecord, Catalog, Release
@@ -34,11 +37,15 @@ from sim.engine import Crash, World, attempt
 MIXED = {"die": 0.014, "fail": 0.004, "lose": 0.008, "switch": 0.05, "presume": 0.3}
 RIVALS = {**MIXED, "die": 0.006, "switch": 0.12, "presume": 1.0}
 CONTEST = {**MIXED, "die": 0.004, "lose": 0.02, "switch": 0.3}
-KINDS = {"mixed": MIXED, "rivals": RIVALS, "contest": CONTEST}
-"""mixed: everything at once; rivals: two drivers of one run, each believed dead; contest: promotions."""
+KINDS = {"mixed": MIXED, "rivals": RIVALS, "contest": CONTEST, "columns": MIXED}
+"""mixed: everything at once; rivals: drivers of one run, each believed dead; contest: promotions;
+columns: jobs that write whole columns of the source, while what is live catches up."""
 CALM = dict.fromkeys(MIXED, 0.0)
 """No fault, and no process that waits for another: one after the other, each to its end."""
 MODELS = ("hashing:16", "hashing:24")
+FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
+"""No part of a run's identity: two drivers of one run may be set to two of them."""
+YEARS = (pa.int64(), pa.int32(), pa.float64())
 _RUN = "reembed.run"
 """What a commit says it is of."""
 BROKEN = "nanword"
@@ -51,6 +58,8 @@ class Model:
     """What is known without asking the code."""
 
     versions: dict[int, dict[str, str | None]] = field(default_factory=dict)
+    years: dict[int, tuple[pa.DataType, dict[str, Any]]] = field(default_factory=dict)
+    """The carried column of each version: its type, and its values."""
     acknowledged: list[tuple[int, str]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -84,7 +93,9 @@ class History:
             alias="docs",
             source={"uri": self.source},
             encoder={"model": model},
+            table={"carry": ["year"]},
             embed={"unit_documents": 4, "max_dead_letters": 20},
+            index={"factory": self.rng.choice(FACTORIES)},
             storage={"root": self.root, "keep": 2},
         )
 
@@ -147,10 +158,16 @@ class History:
         return work
 
     def change(self) -> None:
-        """One change of the source, as an application makes it."""
+        """One change of the source, as an application or a job makes it."""
         now = dict(self.model.versions[max(self.model.versions)])
-        kind = self.rng.choice(("insert", "update", "update", "same", "delete", "again", "compact"))
-        some = self.rng.sample(sorted(now), min(3, len(now)))
+        kinds: tuple[str, ...] = (
+            "insert", "update", "update", "same", "delete", "again", "compact",
+        )  # fmt: skip
+        kind = self.rng.choice(tuple(COLUMN_CHANGES) if self.rng.random() < 0.35 else kinds)
+        some = self._some()
+        if kind in COLUMN_CHANGES:
+            self._write(partial(COLUMN_CHANGES[kind], self, some))
+            return
         if kind == "compact":
             self._write(lambda: lance.dataset(self.source).optimize.compact_files(), now)
             return
@@ -166,7 +183,8 @@ class History:
             rows = {self._new_id(): self._text() for _ in range(3)}
         merge = lance.dataset(self.source).merge_insert("doc_id")
         merge = merge.when_matched_update_all().when_not_matched_insert_all()
-        self._write(lambda: merge.execute(self._rows(rows)), now | rows)
+        columns = lance.dataset(self.source).schema
+        self._write(lambda: merge.execute(self._rows(rows, columns)), now | rows)
 
     def reader(self, looks: int) -> Callable[[], None]:
         """A serving process: what it found is of one release, whatever moves meanwhile."""
@@ -216,21 +234,39 @@ class History:
             return self.rng.choice((None, BROKEN))
         return " ".join(self.rng.choices(_WORDS, k=self.rng.randint(2, 6)))
 
-    @staticmethod
-    def _rows(documents: dict[str, str | None]) -> pa.Table:
-        columns = pa.schema([("doc_id", pa.string()), ("text", pa.string())])
-        return pa.table([list(documents), list(documents.values())], columns)
+    def _rows(self, documents: dict[str, str | None], columns: pa.Schema | None = None) -> pa.Table:
+        """Documents, a second text beside theirs, and a year to be carried."""
+        made = {
+            "doc_id": list(documents),
+            "text": list(documents.values()),
+            "body": [" ".join(self.rng.choices(_WORDS, k=3)) for _ in documents],
+            "year": [self.rng.choice((None, *range(2000, 2030))) for _ in documents],
+        }
+        columns = columns or pa.schema(
+            [
+                ("doc_id", pa.string()),
+                ("text", pa.string()),
+                ("body", pa.string()),
+                ("year", YEARS[0]),
+            ]
+        )
+        return pa.table([pa.array(made[f.name], f.type) for f in columns], columns)
 
     def _write(
         self, work: Callable[[], Any], documents: dict[str, str | None] | None = None
     ) -> None:
+        """Do it; `documents` is what the source then holds, read back where a change is by column."""
         before = max(self.model.versions, default=0)
         work()
-        dataset = lance.dataset(self.source)
-        if documents is None:
-            documents = {r["doc_id"]: r["text"] for r in dataset.to_table().to_pylist()}
-        for version in range(before + 1, dataset.version + 1):
-            self.model.versions[version] = documents
+        for version in range(before + 1, lance.dataset(self.source).version + 1):
+            rows = lance.dataset(self.source, version=version).to_table()
+            ids = rows["doc_id"].to_pylist()
+            texts = rows["text"].to_pylist() if "text" in rows.column_names else [None] * len(ids)
+            read = dict(zip(ids, texts, strict=True))
+            self.model.versions[version] = read if documents is None else documents
+            if "year" in rows.column_names:
+                years = dict(zip(ids, rows["year"].to_pylist(), strict=True))
+                self.model.years[version] = (rows.schema.field("year").type, years)
 
     # --- what must hold ---
 
@@ -303,6 +339,9 @@ class History:
                 f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}"
             )
             return
+        kind, years = self.model.years[release.source["version"]]
+        if table.schema.field("year").type != kind:
+            self.model.violations.append(f"{name}: its year is of another type than the source's")
         vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
         for doc_id, vector in zip(table["doc_id"].to_pylist(), vectors, strict=True):
             row = rows[doc_id]
@@ -310,6 +349,8 @@ class History:
                 self.model.violations.append(f"{name}: {doc_id} is of another text")
             elif row["space"] != release.space.id:
                 self.model.violations.append(f"{name}: {doc_id} is of another space")
+            elif row["year"] != years[doc_id]:
+                self.model.violations.append(f"{name}: {doc_id} carries another year")
             elif not np.allclose(vector, self._vector(release, expected[doc_id]), atol=1e-6):
                 self.model.violations.append(f"{name}: {doc_id} has another vector")
         self._check_index(release, set(table["_rowid"].to_pylist()))
@@ -334,6 +375,9 @@ class History:
         """We only ever read it: its rows are the writer's, its tags ours."""
         dataset = lance.dataset(self.source)
         rows = {r["doc_id"]: r["text"] for r in dataset.to_table().to_pylist()}
+        years = {r["doc_id"]: r["year"] for r in dataset.to_table().to_pylist()}
+        if years != self.model.years[max(self.model.years)][1]:
+            self.model.violations.append("source: its years were changed")
         if rows != self.model.versions[max(self.model.versions)]:
             self.model.violations.append("source: it was changed by something else than its writer")
         if any(not tag.startswith("reembed-") for tag in dataset.tags.list()):
@@ -344,9 +388,13 @@ class History:
     def play(self) -> list[str]:
         """Processes at once, with deaths; then one that finishes everything; the violations."""
         with self.world.installed(), _broken_model():
-            for scene in {"mixed": (self._mixed,) * 2, "rivals": (self._rivals,) * 2}.get(
-                self.kind, (self._contest,)
-            ):
+            scenes = {
+                "mixed": (self._mixed, self._mixed),
+                "rivals": (self._rivals, self._rivals),
+                "contest": (self._contest,),
+                "columns": (self._columns, self._caught_up, self._columns, self._caught_up),
+            }
+            for scene in scenes[self.kind]:
                 scene()
                 self.world.run_all()
                 if self.check():
@@ -358,20 +406,40 @@ class History:
     def _mixed(self) -> None:
         self.world.spawn("one", self.operator(3))
         self.world.spawn("two", self.operator(2))
-        self.world.spawn("writer", self.writer(2))
+        self.world.spawn("writer", self.writer(3))
         self.world.spawn("reader", self.reader(2))
 
     def _rivals(self) -> None:
         """Three drivers of one run: each takes the others, paused or not, for dead."""
-        config = self.config(self.rng.choice(MODELS))
+        model = self.rng.choice(MODELS)
         for name in ("one", "two", "three"):
-            self.world.spawn(
-                name,
-                lambda: self._tell(
-                    "run", attempt(lambda: full_rebuild(config, Silent(), executor=Inline()))
-                ),
-            )
+            config = self.config(model)  # of one run, whatever index each is set to
+            self.world.spawn(name, partial(self._drive, config))
         self.world.spawn("writer", self.writer(1))
+
+    def _columns(self) -> None:
+        """Columns change, and nothing else does."""
+        if self.catalog.live() is None:
+            self.world.quiet = True
+            attempt(lambda: self._promote_one(self._run(MODELS[0]).id))
+            self.world.quiet = False
+        self._write(partial(self.rng.choice(tuple(COLUMN_CHANGES.values())), self, self._some()))
+        self.world.spawn("one", lambda: self.verb("catch-up"))
+
+    def _caught_up(self) -> None:
+        """Two processes catch up at once, while a column changes under them."""
+        self.world.spawn("one", lambda: self.verb("catch-up"))
+        self.world.spawn("two", lambda: self.verb("catch-up"))
+        self.world.spawn("writer", self.writer(1))
+        self.world.spawn("reader", self.reader(1))
+
+    def _some(self) -> list[str]:
+        now = self.model.versions[max(self.model.versions)]
+        return self.rng.sample(sorted(now), min(3, len(now)))
+
+    def _drive(self, config: Config) -> None:
+        run = partial(full_rebuild, config, Silent(), executor=Inline())
+        self._tell("run", attempt(run))
 
     def _contest(self) -> None:
         """Two releases, and three operators who each want another one live."""
@@ -425,6 +493,78 @@ class History:
 
         self.world.spawn("last", work)
         self.world.run_all()
+
+
+# --- what jobs do to whole columns: Lance lists no row of some of these as changed ---
+
+
+def _rename_another_to_text(history: History, some: list[str]) -> None:
+    dataset = lance.dataset(history.source)
+    dataset.alter_columns({"path": "text", "name": "was"}, {"path": "body", "name": "text"})
+    lance.dataset(history.source).alter_columns({"path": "was", "name": "body"})
+
+
+def _drop_text_and_add_it_again(history: History, some: list[str]) -> None:
+    lance.dataset(history.source).drop_columns(["text"])
+    lance.dataset(history.source).add_columns({"text": "concat(body, ' again')"})
+
+
+def _update_columns(history: History, some: list[str]) -> None:
+    """As a distributed job writes a column of some rows: `Update`, of which Lance lists no row."""
+    dataset = lance.dataset(history.source)
+    fragment = history.rng.choice(dataset.get_fragments())
+    ids = fragment.to_table(columns=["doc_id"])["doc_id"].to_pylist()[:4]
+    rows = pa.table({"doc_id": ids, "text": [history._text() for _ in ids]}, _PAIR)
+    changed, fields = fragment.update_columns(rows, "doc_id", "doc_id")
+    operation = lance.LanceOperation.Update(updated_fragments=[changed], fields_modified=fields)
+    lance.LanceDataset.commit(history.source, operation, read_version=dataset.version)
+
+
+def _replace_a_file(history: History, some: list[str]) -> None:
+    """The texts of one fragment by another data file: `DataReplacement`."""
+    lance.dataset(history.source).drop_columns(["text"])
+    lance.dataset(history.source).add_columns({"text": "concat(body, ' apart')"})
+    dataset = lance.dataset(history.source)
+    fragment = history.rng.choice(dataset.get_fragments())
+    name = f"replaced-{dataset.version}.lance"
+    path = Path(history.source) / "data" / name
+    with LanceFileWriter(str(path)) as writer:
+        texts = [history._text() for _ in range(fragment.physical_rows)]
+        writer.write_batch(pa.table({"text": pa.array(texts, pa.string())}))
+    number = dataset.lance_schema.field("text").id()
+    file = DataFile(name, [number], [0], 2, 0, path.stat().st_size)
+    group = lance.LanceOperation.DataReplacementGroup(fragment.fragment_id, file)
+    operation = lance.LanceOperation.DataReplacement([group])
+    lance.LanceDataset.commit(history.source, operation, read_version=dataset.version)
+
+
+def _update_the_carried(history: History, some: list[str]) -> None:
+    listed = ", ".join(f"'{d}'" for d in some)
+    lance.dataset(history.source).update({"year": "year + 1"}, where=f"doc_id in ({listed})")
+
+
+def _retype_the_carried(history: History, some: list[str]) -> None:
+    """In place where Lance can, else by writing everything again."""
+    kind = history.rng.choice(YEARS)
+    dataset = lance.dataset(history.source)
+    now = dataset.schema.field("year").type
+    if pa.types.is_floating(now) != pa.types.is_floating(kind):
+        rows = dataset.to_table()
+        rows = rows.set_column(rows.column_names.index("year"), "year", rows["year"].cast(kind))
+        lance.write_dataset(rows, history.source, mode="overwrite", max_rows_per_file=8)
+    elif now != kind:
+        dataset.alter_columns({"path": "year", "data_type": kind})
+
+
+_PAIR = pa.schema([("doc_id", pa.string()), ("text", pa.string())])
+COLUMN_CHANGES: dict[str, Callable[[History, list[str]], None]] = {
+    "rename": _rename_another_to_text,
+    "add": _drop_text_and_add_it_again,
+    "columns": _update_columns,
+    "replace": _replace_a_file,
+    "carry": _update_the_carried,
+    "retype": _retype_the_carried,
+}
 
 
 def _usable(texts: dict[str, str | None]) -> dict[str, str]:

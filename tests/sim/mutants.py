@@ -18,10 +18,20 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from reembed import changes, gc, keep, live, strategies, table, units, verify
+from reembed import (
+    changes,
+    gc,
+    keep,
+    live,
+    strategies,
+    table,
+    units,
+    verify,
+)
 from reembed.catalog import Catalog
 from reembed.errors import Conflict
 from reembed.runs import find_runs
+from reembed.source import Source
 from reembed.storage import Storage, to_bytes
 from sim.history import CALM, play
 
@@ -184,25 +194,14 @@ def deletions_are_not_carried_over(patch: Patch) -> None:
 @bug
 def updates_are_missed(patch: Patch) -> None:
     _blind(patch)
-    patch(changes._Held, "read", classmethod(_texts_of_the_source(changes._Held.read)))
+    honest = changes._compare
 
+    def same_texts(held: Any, found: Any, *args: Any, **more: Any) -> Any:
+        row, texts = changes._row_of(held.ids, found.ids), found.texts.copy()
+        texts[row >= 0] = held.texts[row[row >= 0]]
+        return honest(held, dataclasses.replace(found, texts=texts), *args, **more)
 
-def _texts_of_the_source(honest: Callable[..., Any]) -> Callable[..., Any]:
-    class Same:
-        """Equal to whatever it is compared with."""
-
-        def __getitem__(self, rows: Any) -> Any:
-            return self
-
-        def __eq__(self, other: object) -> Any:
-            return np.ones(len(other), bool)  # type: ignore[arg-type]
-
-        __hash__ = None  # type: ignore[assignment]
-
-    def read(cls: Any, vectors: Any, carry: list[str]) -> Any:
-        return dataclasses.replace(honest(vectors, carry), texts=Same())
-
-    return read
+    patch(changes, "_compare", same_texts)
 
 
 @bug
@@ -235,6 +234,47 @@ def catch_up_looks_only_at_ids(patch: Patch) -> None:
         )
 
     patch(strategies.catch_up, "find_changes", new_ids)
+
+
+@bug
+def catch_up_trusts_what_lance_lists(patch: Patch) -> None:
+    """Rows that Lance does not list as changed are taken for unchanged, but after an overwrite."""
+    _blind(patch)
+    honest = changes.find_changes
+
+    def trusting(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
+        found = honest(before, after, vectors, dead, retry=retry)
+        dataset = after.dataset()
+        since = range(before.version + 1, after.version + 1)
+        made_by = [dataset.read_transaction(v).operation for v in since]
+        if not dataset.has_stable_row_ids or any(type(o).__name__ == "Overwrite" for o in made_by):
+            return found
+        listed = dataset.scanner(
+            columns=[], filter=f"_row_last_updated_at_version > {before.version}", with_row_id=True
+        ).to_table()["_rowid"]
+        deleted = dataset.delta(begin_version=before.version, end_version=after.version)
+        if len(listed) or deleted.get_deleted_row_ids().read_all().num_rows:
+            return found
+        none = dict.fromkeys(("embed", "refresh", "refreshed"), found.embed[:0])
+        return dataclasses.replace(found, **none, removed=0, dropped={}, copied=0, forgotten=0)
+
+    patch(strategies.catch_up, "find_changes", trusting)
+
+
+@bug
+def carried_columns_get_a_new_type_over_old_bytes(patch: Patch) -> None:
+    _blind(patch)
+    honest = changes._compare
+
+    def only_texts(held: Any, found: Any, *args: Any, **more: Any) -> Any:
+        none = held.carried[:1]
+        held = dataclasses.replace(held, carried=none.repeat(len(held.carried)))
+        found = dataclasses.replace(found, carried=none.repeat(len(found.carried)))
+        return honest(held, found, *args, **{**more, "rewrite": False})
+
+    patch(changes, "_compare", only_texts)
+    patch(Source, "retyped", lambda self, schema: [])
+    patch(table, "_check_staying", lambda run, plan, columns: None)
 
 
 # --- index, alias, gc, readers ---
