@@ -12,7 +12,7 @@ class Slow(importlib.abc.MetaPathFinder):
         from reembed.encoders import hashing
         plain = hashing.HashingEncoder.embed
         def embed(self, tokens):
-            if len(tokens) > 2:  # not the two fixed texts
+            if len(tokens) > 2 and len(tokens) != 32:  # not the golden texts
                 time.sleep({seconds})
                 while {loops}:
                     pass
