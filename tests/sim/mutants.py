@@ -39,7 +39,7 @@ Patch = Callable[[Any, str, Any], None]
 BUGS: dict[str, Callable[[Patch], None]] = {}
 UNDER_FAULTS: set[str] = set()
 """Bugs that do no harm while nothing fails and nothing happens at once."""
-SEEDS = 60
+SEEDS = 200
 """Histories within which each bug must be caught."""
 
 
