@@ -111,18 +111,19 @@ def skip_branch(node: cst.If) -> Iterator[cst.CSTNode]:
     yield cst.Name("True")
 
 
-OWN = [
-    (cst.SimpleStatementLine, drop_statement),
-    (cst.BooleanOperation, drop_operand),
-    (cst.CompIf, drop_filter),
+Operator = Callable[[Any], Iterable[cst.CSTNode]]
+OWN: list[tuple[type, str, Operator]] = [
+    (cst.SimpleStatementLine, drop_statement.__name__, drop_statement),
+    (cst.BooleanOperation, drop_operand.__name__, drop_operand),
+    (cst.CompIf, drop_filter.__name__, drop_filter),
 ]
 
 
-def _operators() -> list[tuple[type, str, Callable[[Any], Iterable[cst.CSTNode]]]]:
-    theirs = [
+def _operators() -> list[tuple[type, str, Operator]]:
+    theirs: list[tuple[type, str, Operator]] = [
         (kind, f.__name__.removeprefix("operator_"), f) for kind, f in mutators.mutation_operators
     ]
-    return [*theirs, *((kind, f.__name__, f) for kind, f in OWN)]
+    return theirs + OWN
 
 
 class _Visitor(cst.CSTVisitor):
@@ -140,7 +141,7 @@ class _Visitor(cst.CSTVisitor):
         self._operators = _operators()
 
     def offset(self, position: Any) -> int:
-        return self._starts[position.line - 1] + int(position.column)
+        return int(self._starts[position.line - 1] + position.column)
 
     def changed(self, place: CodeRange, text: str) -> tuple[str, str]:
         """The lines that differ, before and after."""

@@ -498,10 +498,13 @@ class History:
 # --- what jobs do to whole columns: Lance lists no row of some of these as changed ---
 
 
+def _alter(history: History, *changes: Any) -> None:
+    lance.dataset(history.source).alter_columns(*changes)
+
+
 def _rename_another_to_text(history: History, some: list[str]) -> None:
-    dataset = lance.dataset(history.source)
-    dataset.alter_columns({"path": "text", "name": "was"}, {"path": "body", "name": "text"})
-    lance.dataset(history.source).alter_columns({"path": "was", "name": "body"})
+    _alter(history, {"path": "text", "name": "was"}, {"path": "body", "name": "text"})
+    _alter(history, {"path": "was", "name": "body"})
 
 
 def _drop_text_and_add_it_again(history: History, some: list[str]) -> None:
@@ -531,8 +534,9 @@ def _replace_a_file(history: History, some: list[str]) -> None:
     with LanceFileWriter(str(path)) as writer:
         texts = [history._text() for _ in range(fragment.physical_rows)]
         writer.write_batch(pa.table({"text": pa.array(texts, pa.string())}))
-    number = dataset.lance_schema.field("text").id()
-    file = DataFile(name, [number], [0], 2, 0, path.stat().st_size)
+    field = dataset.lance_schema.field("text")
+    assert field is not None
+    file = DataFile(name, [field.id()], [0], 2, 0, path.stat().st_size)
     group = lance.LanceOperation.DataReplacementGroup(fragment.fragment_id, file)
     operation = lance.LanceOperation.DataReplacement([group])
     lance.LanceDataset.commit(history.source, operation, read_version=dataset.version)
@@ -553,7 +557,7 @@ def _retype_the_carried(history: History, some: list[str]) -> None:
         rows = rows.set_column(rows.column_names.index("year"), "year", rows["year"].cast(kind))
         lance.write_dataset(rows, history.source, mode="overwrite", max_rows_per_file=8)
     elif now != kind:
-        dataset.alter_columns({"path": "year", "data_type": kind})
+        _alter(history, {"path": "year", "data_type": kind})
 
 
 _PAIR = pa.schema([("doc_id", pa.string()), ("text", pa.string())])

@@ -255,7 +255,7 @@ def catch_up_trusts_what_lance_lists(patch: Patch) -> None:
         deleted = dataset.delta(begin_version=before.version, end_version=after.version)
         if len(listed) or deleted.get_deleted_row_ids().read_all().num_rows:
             return found
-        none = dict.fromkeys(("embed", "refresh", "refreshed"), found.embed[:0])
+        none: dict[str, Any] = dict.fromkeys(("embed", "refresh", "refreshed"), found.embed[:0])
         return dataclasses.replace(found, **none, removed=0, dropped={}, copied=0, forgotten=0)
 
     patch(strategies.catch_up, "find_changes", trusting)
