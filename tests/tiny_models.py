@@ -135,7 +135,8 @@ def model_of(folder: Path, architecture: str, *, seed: int = 0, **settings: Any)
     vocab = _write_tokenizer(folder, 256, classify=True, lowercase=True)
     config = AutoConfig.for_model(
         architecture,
-        **{"vocab_size": vocab, **_SMALL, **ARCHITECTURES[architecture], **settings},
+        # + 8: transformers opens some tokenizers as their architecture's, which adds tokens of its own
+        **{"vocab_size": vocab + 8, **_SMALL, **ARCHITECTURES[architecture], **settings},
     )
     of = T5EncoderModel if architecture == "t5" else AutoModel._model_mapping[type(config)]
     model = of(config) if isinstance(of, type) else of[0](config)

@@ -42,8 +42,8 @@ _PASSED_ON = {
 }
 # Settings by which a file names other files to read, perhaps by the library's version.
 _NAMES_FILES = {
-    "config.json": ("transformers_weights", "auto_map"),
-    "tokenizer_config.json": ("fast_tokenizer_files", "auto_map"),
+    "config.json": ("transformers_weights",),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
 }
 
 

@@ -108,7 +108,6 @@ def test_a_path_of_the_machine_that_a_model_was_saved_on_is_left_out(tmp_path):
     ("file", "key", "value"),
     [
         ("tokenizer_config.json", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
-        ("tokenizer_config.json", "auto_map", {"AutoTokenizer": "code.Tokenizer"}),
         ("config.json", "transformers_weights", "other.safetensors"),
         ("sentence_bert_config.json", "model_kwargs", {"variant": "fp16"}),
         ("sentence_bert_config.json", "model_args", {"subfolder": "../other"}),
