@@ -99,7 +99,7 @@ def _prepare(threads: int) -> None:
 def measure(args: argparse.Namespace, folder: Path) -> common.Figures:
     """The model asked for, and a model of BERT-base's shape."""
     texts = common.paragraphs(args.limit or args.paragraphs)
-    peaks = {kind: peak(kind) for kind in ("float32", "bfloat16")}
+    peaks = {kind: peak(kind) for kind in _kinds()}
     common.say(f"{len(texts):,} paragraphs; matrix products: {peaks}")
     of_model = _of(args, folder / "model", args.model, texts, peaks)
     engines = {e["engine"]: e for e in of_model["engines"]}
@@ -114,7 +114,9 @@ def measure(args: argparse.Namespace, folder: Path) -> common.Figures:
         "fp32_ratio_at_peak": round(1 / engines["encode default"]["mfu"], 2),
         "bf16_ratio_at_peak": round(
             peaks["bfloat16"] / peaks["float32"] / engines["encode default"]["mfu"], 2
-        ),
+        )
+        if "bfloat16" in peaks
+        else None,
         "threads": args.threads,
         "peak_gflops": peaks,
         "model": of_model,
@@ -211,18 +213,26 @@ def _tell(figures: common.Figures) -> None:
         )
 
 
+def _kinds() -> tuple[str, ...]:
+    """Number types that this processor multiplies in by itself; oneDNN may refuse another."""
+    from reembed.encoders import linears
+
+    return ("float32", "bfloat16") if linears.has_bfloat16() else ("float32",)
+
+
 def peak(kind: str) -> float:
-    """GFLOP/s of the fastest 2048^3 product of ten, by the faster of torch's two ways."""
+    """GFLOP/s of the fastest 2048^3 product of ten, by the fastest of torch's ways here."""
     import torch
+
+    from reembed.encoders import linears
 
     dtype = getattr(torch, kind)
     x, w = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
-    ops: Any = torch.ops.mkldnn
-    packed = ops._reorder_linear_weight(w)
-    ways: list[Callable[[], Any]] = [
-        lambda: x @ w.T,
-        lambda: ops._linear_pointwise(x, packed, None, "none", [], ""),
-    ]
+    ways: list[Callable[[], Any]] = [lambda: x @ w.T]
+    if linears.is_available():
+        ops: Any = torch.ops.mkldnn
+        packed = ops._reorder_linear_weight(w)
+        ways.append(lambda: ops._linear_pointwise(x, packed, None, "none", [], ""))
     best = min(_timed(way) for way in ways for _ in range(10))
     return round(2 * 2048**3 / best / 1e9, 1)
 
@@ -286,7 +296,7 @@ def _sentence_transformers(where: str, texts: list[str]) -> dict[str, Engine]:
         )
 
     found: dict[str, Engine] = {}
-    for kind in ("float32", "bfloat16"):
+    for kind in _kinds():
         model = SentenceTransformer(
             where, device="cpu", model_kwargs={"dtype": getattr(torch, kind)}
         )
@@ -301,7 +311,6 @@ def _sentence_transformers(where: str, texts: list[str]) -> dict[str, Engine]:
 
 def _reembed(model: str) -> dict[str, Engine]:
     from reembed.config import EncoderConfig
-    from reembed.encoders import linears
     from reembed.encoders.batches import Padded
     from reembed.encoders.profile import read_profile
     from reembed.encoders.sentence import SentenceEncoder, _Loader, load
@@ -317,7 +326,7 @@ def _reembed(model: str) -> dict[str, Engine]:
     found = {
         "token-sorted padded float32": embed(SentenceEncoder(profile, stock, "cpu", TOKENS, form))
     }
-    for kind in ("float32", "bfloat16") if linears.has_bfloat16() else ("float32",):
+    for kind in _kinds():
         encoder = load(section, "cpu", kind, TOKENS)
         if encoder.path != f"packed {kind}":
             raise SystemExit(f"the encoder does not go packed {kind}: {encoder.notes}")
@@ -402,11 +411,12 @@ def _onnxruntime(exported: Path, model: str, threads: int) -> Iterator[tuple[str
 def _openvino(exported: Path, model: str, threads: int) -> Iterator[tuple[str, Engine]]:
     import openvino
 
-    for kind, hint in (("float32", "f32"), ("bfloat16", "bf16")):
+    hints = {"float32": "f32", "bfloat16": "bf16"}
+    for kind in _kinds():
         compiled = openvino.Core().compile_model(
             str(exported / "model.onnx"),
             "CPU",
-            {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads},
+            {"INFERENCE_PRECISION_HINT": hints[kind], "INFERENCE_NUM_THREADS": threads},
         )
 
         def hidden(features: dict[str, Any], compiled: Any = compiled) -> Any:

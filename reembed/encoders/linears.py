@@ -122,11 +122,8 @@ def is_available() -> bool:
 
 def has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16 by itself."""
-    cpu: Any = torch.cpu
-    return any(
-        getattr(cpu, name, bool)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
 def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:

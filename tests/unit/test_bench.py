@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import bert_model
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(p for p in ROOT.glob("bench/*.py") if p.stem not in ("common", "__init__"))
@@ -164,3 +166,40 @@ def test_command_names_inputs_without_their_folders(
     shown: Any = shown_command(str(tmp_path), f"--workdir={tmp_path}", "--model", "package:a/b")
     name = tmp_path.name
     assert shown == f"python bench/x.py {name} --workdir={name} --model package:a/b"
+
+
+def test_encode_runs_on_a_processor_without_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There oneDNN refuses products of it."""
+    import torch
+
+    from bench import encode
+    from reembed.encoders import linears
+
+    honest = torch.randn
+
+    def refused(*size: Any, dtype: Any = None, **more: Any) -> Any:
+        if dtype is torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
+        return honest(*size, dtype=dtype, **more)
+
+    monkeypatch.setattr(torch, "randn", refused)
+    monkeypatch.setattr(linears, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(encode, "BATCH_SIZES", (8,))
+    monkeypatch.setattr(encode.importlib.util, "find_spec", lambda name: None)
+    args = argparse.Namespace(
+        model=str(bert_model(tmp_path / "bert")),
+        limit=8,
+        paragraphs=8,
+        base_paragraphs=0,
+        rounds=1,
+        more=0,
+        threads=1,
+    )
+    figures = encode.measure(args, tmp_path)
+    assert figures.keys() >= FIGURES["encode"]
+    assert figures["fp32_cos_min"] > 0.9999
+    for name in ("bf16_ratio", "bf16_cos_min", "bf16_by_openvino", "bf16_ratio_at_peak"):
+        assert figures[name] is None
+    assert not [e for e in figures["model"]["engines"] if "bfloat16" in e["engine"]]
