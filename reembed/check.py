@@ -23,8 +23,8 @@ from reembed.promote import (
     promote,
     rollback,
     standing,
-    verification_path,
 )
+from reembed.provenance import verification_path
 from reembed.runs import Run, find_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 

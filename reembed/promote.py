@@ -206,11 +206,6 @@ def follow(catalog: Catalog, release: Release) -> AliasRecord:
     return _swap(catalog, live, "catch-up", release, None, None)
 
 
-def verification_path(run_id: str) -> str:
-    """Where the newest verification of a run's release is kept."""
-    return f"runs/{run_id}/verify.json"
-
-
 def _promoted_before(catalog: Catalog, log: list[AliasRecord], to: str) -> Release:
     for record in reversed(log):
         if record.release.id == to:
@@ -256,9 +251,7 @@ def _index_is_whole(
 
 
 def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = True) -> None:
-    newest = catalog.storage.read_if_there(verification_path(release.run_id)) or release.verify
-    verified = release.verify.get("passed") and newest["passed"]
-    if not verified or newest["table_version"] != release.table_version:
+    if not provenance.is_verified(catalog.storage, release):
         raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
     described = content_path(release.index, release.index_sha256, "json")
     manifest = catalog.storage.read_if_there(described)
