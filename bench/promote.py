@@ -1,13 +1,15 @@
-"""How long promotion and rollback take, and whether a race of many loses one.
+"""How long promotion and rollback take with a long log, what `status` asks for, whether a race loses one.
 
 Two small real releases (`hashing:16`, built once without Ray) take turns: one is promoted, then the
-alias is rolled back to the other, 200 times each, in this process, by the same functions as the
+alias is rolled back to the other, 1,000 times each, in this process, by the same functions as the
 commands `promote` and `rollback` call; the commands add the start of a process and, before a
 promotion, a last look at the source. Every promotion checks the release's receipts, hashes its index
 and looks at every file of its table first. Once in a folder, once on an S3 emulator on the loopback
 (moto), which answers in milliseconds where a real store takes tens.
 
-The log grows by a record a step, so the first and the last 20 of the 200 are told apart.
+The log grows by a record a step, so the first and the last 20 are told apart. Requests are counted by
+the emulator: of one more rollback, and of `status` once there are 200 releases and 500 runs, 3 of them
+open; source and root are both in the bucket. `status_cpu_s` is of the whole command, in a folder.
 
 Then 8 processes promote at the same moment, 200 times each: `lost` counts promotions that were
 acknowledged and are not in the log, or are there as something else. Exits 1 when there is one.
@@ -16,55 +18,76 @@ acknowledged and are not in the log, or are there as something else. Exits 1 whe
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import os
-import shutil
-import socket
+import resource
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # Inline, and the race
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "tests")
+)  # Inline, the S3 emulator and the race
+import lance
+import pyarrow as pa
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
 from reembed import promote
 from reembed.catalog import Catalog, Release
+from reembed.config import Config
+from reembed.runs import Run
+from reembed.status import status
 from reembed.storage import Storage
+
+if TYPE_CHECKING:
+    from crash.s3_faults import Store
 
 NAME = "promote"
 ALIAS = "raced"  # as the race of the tests calls it
 _ENDS = 20
 _BUCKET = "bench"
+_CLI = "from reembed.cli import main; main()"
+RELEASES, RUNS, OPEN_RUNS = 200, 500, 3
 
 
 def main() -> None:
+    from crash.s3_faults import KEYS, Store
+
+    os.environ |= KEYS
     args = _arguments()
-    with common.workdir(args) as folder:
-        built = build(folder, args.documents, args.model)
+    with common.workdir(args) as folder, Store() as store:
+        store.make_bucket(_BUCKET)
+        options = {"aws_endpoint": store.endpoint, "aws_region": "us-east-1", "allow_http": "true"}
+        local = build(str(folder / "local"), {}, args)
+        remote = build(f"s3://{_BUCKET}/here", options, args)
         common.say(f"{args.times} promotions and rollbacks in a folder")
-        local = take_turns(copy(built, folder / "local"), args.times)
+        figures = take_turns(local, args.times)
         common.say("the same on the S3 emulator")
-        with s3_emulator() as options:
-            s3 = take_turns(upload(built, options), args.times)
+        figures |= {f"s3_{k}": v for k, v in take_turns(remote, args.times).items()}
+        common.say(f"{RELEASES} releases and {RUNS} runs")
+        for catalog in (local, remote):
+            crowd(catalog)
+        figures["status_cpu_s"] = status_cpu_s(local, args.model, folder)
+        figures |= s3_requests(remote, store)
         common.say(f"a race of {args.rounds} rounds")
-        raced = race(copy(built, folder / "race"), args.rounds)
-    figures = {**local, **{f"s3_{k}": v for k, v in s3.items()}, **raced}
-    common.say(f"{raced['lost']} of {raced['acknowledged']} acknowledged promotions are lost")
+        figures |= race(build(str(folder / "race"), {}, args), args.rounds)
+    common.say(f"{figures['lost']} of {figures['acknowledged']} acknowledged promotions are lost")
     figures["times"], figures["documents"] = args.times, args.documents
     common.finish(NAME, args, figures)
-    sys.exit(1 if raced["lost"] else 0)
+    sys.exit(1 if figures["lost"] else 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = common.parser(NAME, __doc__)
     parser.set_defaults(model="hashing:16")
-    parser.add_argument("--times", type=int, default=200, help="of each kind [%(default)s]")
+    parser.add_argument("--times", type=int, default=1000, help="of each kind [%(default)s]")
     parser.add_argument("--rounds", type=int, default=200, help="of each process [%(default)s]")
     parser.add_argument("--documents", type=int, default=300, help="[%(default)s]")
     return common.parse(parser)
@@ -73,74 +96,85 @@ def _arguments() -> argparse.Namespace:
 # --- releases ---
 
 
-def build(folder: Path, documents: int, model: str) -> Path:
+def build(place: str, options: dict[str, str], args: argparse.Namespace) -> Catalog:
     """A root with two releases of the same documents, each with its own table version and index."""
-    import lance
-    import pyarrow as pa
     from inline import Inline, Silent
 
-    from reembed.config import Config
     from reembed.strategies.full_rebuild import full_rebuild
 
-    source = folder / "documents.lance"
     rows = {
-        "doc_id": [f"d{n}" for n in range(documents)],
-        "text": [f"text {n} of {n % 7}" for n in range(documents)],
+        "doc_id": [f"d{n}" for n in range(args.documents)],
+        "text": [f"text {n} of {n % 7}" for n in range(args.documents)],
     }
-    lance.write_dataset(pa.table(rows), str(source), enable_stable_row_ids=True)
-    config = Config.model_validate(
-        {
-            "alias": ALIAS,
-            "source": {"uri": str(source)},
-            "encoder": {"model": model},
-            "storage": {"root": str(folder / "built")},
-        }
+    lance.write_dataset(
+        pa.table(rows), f"{place}/source.lance", storage_options=options, enable_stable_row_ids=True
     )
+    config = Config.model_validate(_sections(place, options, args.model))
     for fresh in (False, True):
         full_rebuild(config, Silent(), fresh=fresh, executor=Inline())
-    return folder / "built"
+    return Catalog(Storage.open(config.storage.root, options), ALIAS)
 
 
-def copy(built: Path, to: Path) -> Catalog:
-    """The releases in a root of their own; nothing promoted yet."""
-    shutil.copytree(built, to, ignore=shutil.ignore_patterns("root.json"))
-    return Catalog(Storage.open(str(to)), ALIAS)
+def _sections(place: str, options: dict[str, str], model: str) -> dict[str, object]:
+    return {
+        "alias": ALIAS,
+        "source": {"uri": f"{place}/source.lance"},
+        "encoder": {"model": model},
+        "storage": {"root": f"{place}/root", "options": options},
+    }
 
 
-def upload(built: Path, options: dict[str, str]) -> Catalog:
-    """The same in a bucket."""
-    import obstore
+def crowd(catalog: Catalog) -> None:
+    """Records of more releases and runs of the same config: most runs ended, a few are open.
 
-    storage = Storage.open(f"s3://{_BUCKET}/root", options)
-    for file in sorted(p for p in built.rglob("*") if p.is_file() and p.name != "root.json"):
-        obstore.put(storage.store, str(file.relative_to(built)), file.read_bytes())
-    return Catalog(storage, ALIAS)
+    Every candidate was compared with the first release, and the source has a newer version.
+    """
+    from unit.test_catalog import comparison
+
+    release = catalog.releases()[0]
+    line = release.id.rpartition("-")[0]
+    plan = catalog.storage.read(f"runs/{release.run_id}/plan.json")
+    for n in range(3, RUNS + 1):
+        run = Run(catalog.storage, f"{line}-{n}")
+        catalog.storage.write(run.path("plan.json"), {**plan, "run_id": run.id})
+        if n <= RELEASES:
+            candidate = catalog.register(replace(release, id=run.id, run_id=run.id, number=n))
+            comparison(catalog, candidate, release)
+        if n <= RUNS - OPEN_RUNS:
+            run.finish(run.id)
+    place, options = str(release.source["uri"]), dict(catalog.storage.options)
+    row = pa.table({"doc_id": ["one more"], "text": ["of a newer version"]})
+    lance.write_dataset(row, place, mode="append", storage_options=options)
 
 
-@contextlib.contextmanager
-def s3_emulator() -> Iterator[dict[str, str]]:
-    """A moto server on the loopback with one empty bucket; the settings to reach it."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        os.environ.pop(name, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while server.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                request = urllib.request.Request(f"{endpoint}/{_BUCKET}", method="PUT")
-                urllib.request.urlopen(request, timeout=10).close()
-                break
-            time.sleep(0.1)
-        yield {"aws_endpoint": endpoint, "aws_region": "us-east-1", "allow_http": "true"}
-    finally:
-        server.terminate()
-        server.wait(10)
+def status_cpu_s(catalog: Catalog, model: str, folder: Path) -> float:
+    """CPU time of `reembed status` with all it starts; the median of 7."""
+    place = str(catalog.storage.root).removesuffix("/root")
+    config = folder / "reembed.yaml"
+    config.write_text(json.dumps(_sections(place, {}, model)))
+    command = [sys.executable, "-c", _CLI, "status", "--json", "-c", str(config)]
+    return round(statistics.median(_cpu_s(command) for _ in range(7)), 2)
+
+
+def _cpu_s(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def s3_requests(catalog: Catalog, store: Store) -> common.Figures:
+    """What a rollback and a status ask the store for, each with a connection of its own."""
+    second = catalog.releases()[1].id
+    promote.promote(catalog, second, force_reason="measured")
+    counted: common.Figures = {}
+    for name, verb in (("rollback", promote.rollback), ("status", status)):
+        fresh = Storage.open(catalog.storage.root, dict(catalog.storage.options))
+        store.arm(None)
+        verb(Catalog(fresh, ALIAS))
+        counted[f"s3_requests_{name}"] = len(store.report()["seen"])
+    counted["releases"], counted["runs"] = len(catalog.ids()), RUNS
+    return counted
 
 
 # --- taking turns ---
@@ -149,7 +183,7 @@ def s3_emulator() -> Iterator[dict[str, str]]:
 def take_turns(catalog: Catalog, times: int) -> common.Figures:
     """Promote one release and roll back to the other, again and again."""
     first, second = (release.id for release in catalog.releases())
-    promote.promote(catalog, first)
+    promote.promote(catalog, first, initial_reason="measured")
     forward, back = [], []
     for _ in range(times):
         forward.append(_ms(lambda: promote.promote(catalog, second, force_reason="measured")))
@@ -188,7 +222,7 @@ def race(catalog: Catalog, rounds: int) -> common.Figures:
     from flow import test_promotion_race as racing
 
     release, *_ = catalog.releases()
-    promote.promote(catalog, release.id)
+    promote.promote(catalog, release.id, initial_reason="measured")
     for racer in range(racing.PROCESSES):
         for letter in "ab":
             _register(catalog, release, f"r{racer}-{letter}")

@@ -1,9 +1,13 @@
 """Releases and aliases: what was built, and which of it is live.
 
 releases/ALIAS/RELEASE.json      one immutable record per built release
+releases/ALIAS/RELEASE.retired   gc's mark beside it: this release's data is going or gone
 aliases/ALIAS/00000001.json ...  the log: each promote or rollback is one record, created only if
                                  its number is free; the highest number is live; none is deleted
-retired/ALIAS/RELEASE.json       gc's mark: this release's data is going or gone
+aliases/ALIAS.json               where to start listing the log; only a hint
+
+Whoever reads what is live reads two records, however long the log: the newest must name the one before
+it, and holds what rollback needs. Files of other names in these folders are not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import datetime as dt
 import getpass
 import os
 import platform
+import re
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -22,6 +28,12 @@ from reembed.spaces import Space
 from reembed.storage import SCHEMA_VERSION, Storage, require_id
 
 _READERS = 16
+_STEP = re.compile(r"(\d{8})\.json")
+_RELEASE = re.compile(r"([a-z0-9][a-z0-9._-]{0,127})\.(json|retired)")
+_CATCH_UP = re.compile(r"(.+)-u(\d+)-(\d+)")
+_HINT_EVERY = 64
+STANDING = 128
+"""Releases that one record of the log holds; those below are in the record that it names."""
 Action = Literal["promote", "rollback", "catch-up"]
 
 
@@ -37,6 +49,22 @@ def who() -> str:
     except (KeyError, OSError):  # a container whose user id has no name
         user = f"uid{os.getuid()}"
     return f"{user}@{platform.node()}"
+
+
+def line_of(release_id: str) -> str:
+    """The rebuild that a release descends from by catch-ups: itself, if it is one."""
+    found = _CATCH_UP.fullmatch(release_id)
+    return found[1] if found else release_id
+
+
+def place_in_line(release_id: str) -> tuple[int, int]:
+    """Counter and source version of a catch-up: what orders the releases of one line.
+
+    The counter is taken before the source is read, so that a later one has newer documents, also where
+    the source was made again and its versions start at 1. Two of one counter ran at once.
+    """
+    found = _CATCH_UP.fullmatch(release_id)
+    return (int(found[3]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,7 @@ class Release:
     index: str
     """Path under the root."""
     index_sha256: str
+    index_bytes: int
     rows: int
     dead_letters: int
     source: dict[str, Any]
@@ -68,13 +97,14 @@ class Release:
     """The receipt of the verification that admitted it."""
     gate: dict[str, Any]
     """The gate section, fixed before results existed."""
-    origin: str
-    """The rebuild it descends from by catch-ups: itself, if it is one."""
-    base: str | None = None
-    """The release it was caught up from; None for a rebuild."""
     number: int = 0
     """One more than of any release that was there before: their order, whatever clocks say."""
     created_at: str = field(default_factory=now)
+
+    @property
+    def origin(self) -> str:
+        """The rebuild it descends from by catch-ups: itself, if it is one."""
+        return line_of(self.id)
 
     def to_json(self) -> dict[str, Any]:
         """The record as stored."""
@@ -101,6 +131,20 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Grounds:
+    """What a promote or rollback rests on."""
+
+    reason: str | None = None
+    """Why a gate was left out or overruled or a rollback made, in the operator's words."""
+    forced: bool = False
+    comparison: dict[str, Any] | None = None
+    """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
+    before it; None where there was none."""
+    unknown: tuple[str, ...] = ()
+    """What nobody knew when the gate was left out or overruled, in words."""
+
+
+@dataclass(frozen=True)
 class AliasRecord:
     """One promote or rollback."""
 
@@ -109,12 +153,13 @@ class AliasRecord:
     previous_token: str | None
     action: Action
     release: Release
-    reason: str | None
-    """Why a gate was overruled or a rollback made, in the operator's words."""
-    forced: bool
-    comparison: dict[str, Any] | None
-    """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
-    before it; None where there was none."""
+    grounds: Grounds
+    standing: tuple[str, ...]
+    """Releases that rollback goes back over, the live one last; at most `STANDING` of them."""
+    deeper: int | None
+    """The record that holds the releases below those; None where there are none."""
+    proven_at: str
+    """`Storage.address` where it was written: there, create-only writes are known to work."""
     at: str
     by: str
 
@@ -126,7 +171,16 @@ class AliasRecord:
     def from_json(cls, record: dict[str, Any]) -> AliasRecord:
         """The step a record describes."""
         fields = {k: v for k, v in record.items() if k != "schema_version"}
-        return cls(**{**fields, "release": Release.from_json(fields["release"])})
+        grounds = fields["grounds"]
+        parts = {
+            "release": Release.from_json(fields["release"]),
+            "grounds": Grounds(**{**grounds, "unknown": tuple(grounds["unknown"])}),
+            "standing": tuple(fields["standing"]),
+        }
+        return cls(**{**fields, **parts})
+
+
+_NONE = Grounds()
 
 
 @dataclass(frozen=True)
@@ -150,43 +204,70 @@ class Catalog:
         require_id("release id", release_id)
         record = self.storage.read_if_there(f"releases/{self.alias}/{release_id}.json")
         if record is None:
-            known = ", ".join(r.id for r in self.releases()) or "none"
+            known = ", ".join(self.ids()) or "none"
             raise UsageError(
                 f"{self.alias} has no release {release_id}", f"it has: {known}", "reembed status"
             )
         if (record["alias"], record["id"]) != (self.alias, release_id):
             raise IntegrityError(
-                f"{release_id} is no release of {self.alias}: its record was copied"
+                f"{release_id} is not a release of {self.alias}: its record was copied"
             )
         return Release.from_json(record)
 
+    def ids(self) -> list[str]:
+        """Ids of the registered releases that gc has not marked: one listing, no record is read."""
+        names = self._names_of_releases()
+        gone = {name for name, kind in names if kind == "retired"}
+        return [name for name, kind in names if kind == "json" and name not in gone]
+
     def releases(self) -> list[Release]:
         """Every registered release, oldest first, gc'd ones included."""
-        paths = [path for path, _ in self.storage.objects(f"releases/{self.alias}/")]
-        return sorted(
-            (Release.from_json(self.storage.read(p)) for p in paths),
-            key=lambda r: (r.number, r.created_at, r.id),
-        )
+        found = [self.release(name) for name, kind in self._names_of_releases() if kind == "json"]
+        return sorted(found, key=lambda r: (r.number, r.created_at, r.id))
+
+    def retired(self) -> list[str]:
+        """Ids of the releases that gc marked."""
+        return [name for name, kind in self._names_of_releases() if kind == "retired"]
+
+    def _names_of_releases(self) -> list[tuple[str, str]]:
+        names = map(_RELEASE.fullmatch, self.storage.names(f"releases/{self.alias}/"))
+        return [(m[1], m[2]) for m in names if m]
 
     def next_number(self) -> int:
         """Of a release that is registered now."""
         return max((r.number for r in self.releases()), default=0) + 1
 
     def log(self) -> list[AliasRecord]:
-        """Every promote and rollback, oldest first."""
-        paths = [path for path, _ in self.storage.objects(f"aliases/{self.alias}/")]
-        with ThreadPoolExecutor(_READERS) as pool:  # a rollback reads them all, and must be quick
-            records = [AliasRecord.from_json(r) for r in pool.map(self.storage.read, paths)]
-        if [r.generation for r in records] != list(range(1, len(records) + 1)):
-            raise IntegrityError(
-                f"the log of {self.alias} has gaps: records were deleted or renamed"
-            )
+        """Every promote and rollback, oldest first.
+
+        Raises:
+            IntegrityError: a record is gone, or is not one that followed the one before it.
+        """
+        generations = self._generations(0)
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = list(pool.map(self._step, generations))
+        for before, record in zip([None, *records], records, strict=False):
+            self._require_chain(before, record)
         return records
+
+    def last_steps(self) -> tuple[AliasRecord | None, AliasRecord | None]:
+        """The newest step and the one before it, as far as there are any.
+
+        Raises:
+            IntegrityError: the newest does not follow the one before it.
+        """
+        # The hint may be old or wrong: what is listed after it is the log all the same.
+        generations = self._generations(self._hint()) or self._generations(0)
+        if not generations:
+            return None, None
+        newest = self._step(generations[-1])
+        before = self._step(generations[-1] - 1) if generations[-1] > 1 else None
+        self._require_chain(before, newest)
+        return newest, before
 
     def live(self) -> AliasRecord | None:
         """The newest step, whose release serves."""
-        paths = [path for path, _ in self.storage.objects(f"aliases/{self.alias}/")]
-        return AliasRecord.from_json(self.storage.read(paths[-1])) if paths else None
+        return self.last_steps()[0]
 
     def require_live(self) -> AliasRecord:
         """The newest step.
@@ -197,55 +278,132 @@ class Catalog:
         record = self.live()
         if record is None:
             raise UsageError(
-                f"{self.alias} serves nothing yet", "no release was promoted", "reembed promote"
+                f"{self.alias} serves nothing yet", "no release was promoted", "reembed status"
             )
         return record
+
+    def standing(self, record: AliasRecord) -> Iterator[str]:
+        """Ids of the releases that stand at a step, from the live one down to the first promoted."""
+        for part in self._parts(record):
+            yield from reversed(part.standing)
 
     def append(
         self,
         after: AliasRecord | None,
         action: Action,
         release: Release,
+        grounds: Grounds = _NONE,
         *,
-        reason: str | None = None,
-        comparison: dict[str, Any] | None = None,
+        back_to: AliasRecord | None = None,
     ) -> AliasRecord:
         """The compare-and-swap: add the record that follows `after`, if nothing did.
+
+        `back_to` is a step that this one undoes everything since: what stood then stands again.
 
         Raises:
             Conflict: another promote or rollback followed `after` first.
         """
+        standing, deeper = self._stack(after, action, release)
+        if back_to is not None:
+            standing, deeper = back_to.standing, back_to.deeper
         record = AliasRecord(
             generation=(after.generation if after else 0) + 1,
             token=uuid.uuid4().hex,
             previous_token=after.token if after else None,
             action=action,
             release=release,
-            reason=reason,
-            forced=action == "promote" and reason is not None,
-            comparison=comparison,
+            grounds=grounds,
+            standing=standing,
+            deeper=deeper,
+            proven_at=self.storage.address,
             at=now(),
             by=who(),
         )
-        if not self.storage.create(
-            f"aliases/{self.alias}/{record.generation:08d}.json", record.to_json()
-        ):
+        path, proven_at = self._path(record.generation), after.proven_at if after else None
+        if not self.storage.create(path, record.to_json(), proven_at=proven_at):
             winner = self.require_live()
             raise Conflict(
                 f"{self.alias} was moved to {winner.release.id} by {winner.by} at {winner.at}",
                 "it is no longer the state this step started from",
                 "reembed status",
             )
+        if action != "rollback" and record.generation % _HINT_EVERY <= 1:  # a rollback is quick
+            self.storage.write(self._hint_path, {"after": record.generation - 1})
         return record
+
+    def _stack(
+        self, after: AliasRecord | None, action: Action, release: Release
+    ) -> tuple[tuple[str, ...], int | None]:
+        """`standing` and `deeper` of the record that follows `after`."""
+        if after is None:
+            return (release.id,), None
+        if action == "catch-up":
+            return (*after.standing[:-1], release.id), after.deeper
+        for part in self._parts(after) if action == "rollback" else ():
+            lines = [line_of(r) for r in part.standing]
+            if release.origin in lines:
+                place = len(lines) - 1 - lines[::-1].index(release.origin)
+                return (*part.standing[:place], release.id), part.deeper
+        if len(after.standing) == STANDING:
+            return (release.id,), after.generation
+        return (*after.standing, release.id), after.deeper
+
+    def _parts(self, record: AliasRecord) -> Iterator[AliasRecord]:
+        """The step and those that hold what stands below it."""
+        yield record
+        while record.deeper is not None:
+            if record.deeper >= record.generation:
+                raise self._broken(record.generation, "it names a later record as an earlier one")
+            record = self._step(record.deeper)
+            yield record
+
+    def _path(self, generation: int) -> str:
+        return f"aliases/{self.alias}/{generation:08d}.json"
+
+    @property
+    def _hint_path(self) -> str:
+        return f"aliases/{self.alias}.json"
+
+    def _hint(self) -> int:
+        try:
+            return int((self.storage.read_if_there(self._hint_path) or {}).get("after", 0))
+        except (IntegrityError, ValueError):
+            return 0
+
+    def _generations(self, after: int) -> list[int]:
+        """Numbers of the log's records above `after`, in order."""
+        names = self.storage.names(f"aliases/{self.alias}/", after=f"{after:08d}.json")
+        return [int(m[1]) for m in map(_STEP.fullmatch, names) if m]
+
+    def _step(self, generation: int) -> AliasRecord:
+        record = self.storage.read_if_there(self._path(generation))
+        if record is None or record["generation"] != generation:
+            why = (
+                "is another record" if record else "is gone, or those after it are not of this log"
+            )
+            raise self._broken(generation, f"it {why}")
+        return AliasRecord.from_json(record)
+
+    def _require_chain(self, before: AliasRecord | None, record: AliasRecord) -> None:
+        expected = (before.generation + 1, before.token) if before else (1, None)
+        if (record.generation, record.previous_token) != expected:
+            raise self._broken(record.generation, "it does not follow the record before it")
+
+    def _broken(self, generation: int, why: str) -> IntegrityError:
+        return IntegrityError(
+            f"the log of {self.alias} has a gap at {self.storage.uri(self._path(generation))}",
+            why,
+            "reembed config     # and put the log's records back from a backup of storage.root",
+        )
 
     def mark_retired(self, release_id: str) -> None:
         """Say, before anything is deleted, that a release can no longer serve."""
-        self.storage.create(f"retired/{self.alias}/{release_id}.json", {"release": release_id})
+        self.storage.create(f"releases/{self.alias}/{release_id}.retired", {"release": release_id})
 
     def unmark_retired(self, release_id: str) -> None:
         """Take the mark back: the release went live meanwhile."""
-        self.storage.remove(f"retired/{self.alias}/{release_id}.json")
+        self.storage.remove(f"releases/{self.alias}/{release_id}.retired")
 
     def is_retired(self, release_id: str) -> bool:
         """Whether gc marked it."""
-        return self.storage.read_if_there(f"retired/{self.alias}/{release_id}.json") is not None
+        return self.storage.read_if_there(f"releases/{self.alias}/{release_id}.retired") is not None

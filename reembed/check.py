@@ -15,17 +15,20 @@ from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener, changed_settings
 from reembed.promote import (
+    Reasons,
     admissible,
     candidate,
-    candidates,
     follow,
     newest_of,
+    none_built,
+    previous,
     promote,
+    release_of,
+    require_kept,
     rollback,
-    standing,
 )
 from reembed.provenance import verification_path
-from reembed.runs import Run, find_runs
+from reembed.runs import Run, open_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 
 if TYPE_CHECKING:
@@ -49,15 +52,32 @@ def catalog_of(config: Config) -> Catalog:
     return Catalog(Storage.open(root, config.storage.options), config.alias)
 
 
+def meant(config: Config, release_id: str | None) -> str:
+    """Id of the release asked for; or of the config's own, if it never served; or else of what is live.
+
+    Raises:
+        UsageError: gc removed it, or nothing was built.
+    """
+    catalog = catalog_of(config)
+    if release_id:
+        return _kept(catalog, release_id).id
+    own, log = release_of(catalog, config), catalog.log()
+    if own is not None and own.origin not in {step.release.origin for step in log}:
+        return own.id
+    if not log:
+        raise none_built(catalog, None)
+    return log[-1].release.id
+
+
 def verify_release(
-    catalog: Catalog, release_id: str | None, *, level: int, sample: int, resume: bool
+    catalog: Catalog, release_id: str, *, level: int, sample: int, resume: bool
 ) -> dict[str, Any]:
     """Verify a registered release again; a full report is kept in its run's folder.
 
     Raises:
         NotVerified: the store, the source or the model could not be read.
     """
-    release = _release(catalog, release_id)
+    release = _kept(catalog, release_id)
     try:
         return _verified(catalog, release, level=level, sample=sample, resume=resume)
     except IntegrityError as error:
@@ -69,7 +89,7 @@ def verify_release(
         raise NotVerified(
             f"release {release.id} could not be verified",
             f"{type(error).__name__}: {first}",
-            "reembed verify --resume     # goes on with what was not read yet",
+            f"reembed verify --release {release.id} --resume     # goes on with what was not read yet",
         ) from error
 
 
@@ -191,7 +211,7 @@ def compare_candidate(
 
     catalog = catalog_of(config)
     live = catalog.require_live()
-    chosen = candidate(catalog, release_id)
+    chosen = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
     planned = FrozenGate(**chosen.gate)
     judged = {"queries", "split"} if asked.changed_queries else set()
@@ -211,7 +231,7 @@ def compare_candidate(
 def promote_release(
     config: Config,
     release_id: str | None,
-    force_reason: str | None,
+    reasons: Reasons,
     *,
     catch_up: bool,
     say: Listener,
@@ -224,17 +244,22 @@ def promote_release(
 
     catalog = catalog_of(config)
     before = catalog.live()
-    chosen = candidate(catalog, release_id)
-    admissible(catalog, chosen, before, forced=force_reason is not None)
+    chosen = candidate(catalog, config, release_id)
+    admissible(catalog, chosen, before, reasons)
     if catch_up and config.source.version is None:
         try:
             chosen = strategy.catch_up(config, newest_of(catalog, chosen), say)
         except SourceError as error:
-            fix = (
-                "reembed promote --no-catch-up     # documents changed since the build are missing"
-            )
+            again = f"reembed promote {chosen.id} --no-catch-up{reasons.flags}"
+            fix = f"{again}     # documents changed since the build are missing"
             raise SourceError(error.what, error.why, fix) from error
-    record = promote(catalog, chosen.id, force_reason=force_reason)
+    record = promote(
+        catalog,
+        chosen.id,
+        force_reason=reasons.force,
+        initial_reason=reasons.initial,
+        decided_on=before,
+    )
     return _moved(before, record, catalog)
 
 
@@ -245,15 +270,15 @@ def catch_up_release(
     from reembed.strategies import catch_up as strategy
 
     catalog = catalog_of(config)
-    before = catalog.live()
     chosen = _named(catalog, which)
     newest = strategy.catch_up(
         config, newest_of(catalog, chosen), say, retry_dead_letters=retry_dead_letters
     )
+    before = catalog.live()
     serves = before is not None and before.release.origin == newest.origin
-    moves = serves and before is not None and before.release.id != newest.id
-    record = follow(catalog, newest) if moves else None
-    moved = record is not None and record.release.id == newest.id
+    record = follow(catalog, newest) if serves else None
+    moved = record is not None and before is not None and record.token != before.token
+    newest = record.release if record else newest
     return {
         "alias": catalog.alias,
         "from": chosen.id,
@@ -261,12 +286,12 @@ def catch_up_release(
         "rows": newest.rows,
         "dead_letters": newest.dead_letters,
         "generation": record.generation if record and moved else None,
-        "serves": serves and (moved or not moves),
+        "serves": serves,
         "behind": _behind(catalog, newest),
     }
 
 
-def dead_letters(catalog: Catalog, which: str | None) -> dict[str, Any]:
+def dead_letters(config: Config, which: str | None) -> dict[str, Any]:
     """Documents without a vector, by id and reason: of a release, or of a run as far as it got.
 
     `which` is live, previous, a release or an unfinished run; None: the newest unfinished run that
@@ -279,9 +304,10 @@ def dead_letters(catalog: Catalog, which: str | None) -> dict[str, Any]:
     from reembed import provenance
     from reembed.table import read_sealed
 
+    catalog = catalog_of(config)
     if (unfinished := _of_unfinished(catalog, which)) is not None:
         return unfinished
-    release = _named(catalog, which) if which else _release(catalog, None)
+    release = _named(catalog, which or meant(config, None))
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
     found = [vars(d) for d in sealed.dead_letters]
@@ -290,8 +316,8 @@ def dead_letters(catalog: Catalog, which: str | None) -> dict[str, Any]:
 
 def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None:
     """Dead letters so far of the run asked for, or of the newest that has some; None: no such run."""
-    for run in reversed(find_runs(catalog.storage, catalog.alias)):
-        if which not in (None, run.id) or run.result() is not None or not (plan := run.plan()):
+    for run in reversed(open_runs(catalog.storage, catalog.alias)):
+        if which not in (None, run.id) or not (plan := run.plan()):
             continue
         found = [d for r in run.receipts() for d in r["dead_letters"]]
         found += plan.base.dead_letters if plan.base else ()
@@ -309,10 +335,10 @@ def _named(catalog: Catalog, which: str) -> Release:
     if which == "live":
         return catalog.require_live().release
     if which == "previous":
-        stack = standing(catalog.log())
-        if len(stack) < 2:
+        stood = previous(catalog, catalog.require_live())
+        if stood is None:
             raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
-        return stack[-2]
+        return catalog.release(stood)
     return _kept(catalog, which)
 
 
@@ -356,22 +382,8 @@ def _finite(columns: dict[str, Any]) -> dict[str, Any]:
 
 def _kept(catalog: Catalog, release_id: str) -> Release:
     release = catalog.release(release_id)
-    if catalog.is_retired(release_id):
-        raise UsageError(
-            f"release {release_id} was removed by gc", "its data is gone", "reembed status"
-        )
+    require_kept(catalog, release)
     return release
-
-
-def _release(catalog: Catalog, release_id: str | None) -> Release:
-    """The release asked for, or the newest that waits to be promoted, or else what is live."""
-    if release_id:
-        return _kept(catalog, release_id)
-    if waiting := candidates(catalog):
-        return waiting[-1]
-    if (live := catalog.live()) is not None:
-        return live.release
-    raise UsageError(f"{catalog.alias} has no release yet", "nothing was built", "reembed run")
 
 
 def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) -> dict[str, Any]:
@@ -382,8 +394,10 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
         "from": before.release.id if before else None,
         "to": record.release.id,
         "model": record.release.space.model,
-        "forced": record.forced,
-        "comparison": record.comparison,
+        "reason": record.grounds.reason,
+        "forced": record.grounds.forced,
+        "comparison": record.grounds.comparison,
+        "unknown": record.grounds.unknown,
         "behind": _behind(catalog, record.release),
     }
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import traceback
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -175,7 +176,9 @@ def status(config: Config) -> tuple[dict[str, Any], int]:
 
 @cli.command()
 @click.option(
-    "--release", "release_id", help="Left out: the newest candidate, or else what is live."
+    "--release",
+    "release_id",
+    help="Left out: what was built with these settings, if it never served, or else what is live.",
 )
 @click.option(
     "--level",
@@ -211,8 +214,9 @@ def verify(
     """
     from reembed import check
 
+    chosen = check.meant(config, release_id)
     result = check.verify_release(
-        _catalog(config), release_id, level=level, sample=sample, resume=resume
+        _catalog(config), chosen, level=level, sample=sample, resume=resume
     )
     if not result["passed"]:
         return result, 1
@@ -222,7 +226,7 @@ def verify(
 
 
 @cli.command()
-@click.option("--candidate", "release_id", help="Left out: the newest release that is not live.")
+@click.option("--candidate", "release_id", help="Left out: what was built with these settings.")
 @click.option(
     "--changed-queries",
     is_flag=True,
@@ -260,9 +264,14 @@ def compare(
 @cli.command()
 @click.argument("release", required=False)
 @click.option(
+    "--initial",
+    is_flag=True,
+    help="The first promotion: nothing is live to compare with; recorded.",
+)
+@click.option(
     "--force", is_flag=True, help="Promote without a passing comparison; recorded for ever."
 )
-@click.option("--reason", help="Why, for the record; required with --force.")
+@click.option("--reason", help="Why, for the record; required with --initial and --force.")
 @click.option(
     "--catch-up/--no-catch-up",
     default=True,
@@ -271,15 +280,27 @@ def compare(
 )
 @configured
 def promote(
-    config: Config, release: str | None, force: bool, reason: str | None, catch_up: bool
+    config: Config,
+    release: str | None,
+    initial: bool,
+    force: bool,
+    reason: str | None,
+    catch_up: bool,
 ) -> tuple[dict[str, Any], int]:
-    """Make the candidate live. Needs a passing comparison with exactly what is live now."""
+    """Make a candidate live: RELEASE, or what was built with these settings.
+
+    Needs a passing comparison with exactly what is live now.
+    """
     from reembed import check
     from reembed.console import Console
+    from reembed.promote import Reasons
 
-    if force != bool(reason):
-        raise click.UsageError("--force and --reason TEXT go together")
-    return check.promote_release(config, release, reason, catch_up=catch_up, say=Console()), 0
+    if initial and force:
+        raise click.UsageError("--initial is for the first promotion, --force for any other")
+    if (initial or force) != bool(reason and reason.strip()):
+        raise click.UsageError("--initial or --force, and --reason TEXT, go together")
+    reasons = Reasons(force=reason if force else None, initial=reason if initial else None)
+    return check.promote_release(config, release, reasons, catch_up=catch_up, say=Console()), 0
 
 
 @cli.command("catch-up")
@@ -309,11 +330,11 @@ def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], i
     """Documents that could not be embedded, by id and reason.
 
     Of live, previous, a release or an unfinished run by id; left out: of the newest unfinished run
-    that has some, or else of the newest candidate, or else of what is live.
+    that has some, or else of what `verify` takes.
     """
     from reembed import check
 
-    return check.dead_letters(_catalog(config), release), 0
+    return check.dead_letters(config, release), 0
 
 
 @cli.command()
@@ -332,10 +353,11 @@ def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[s
 def history(config: Config) -> tuple[dict[str, Any], int]:
     """Every promote and rollback: when, who, what, why."""
     records = _catalog(config).log()
-    keys = ("generation", "action", "at", "by", "reason", "forced", "comparison", "token")
+    keys = ("generation", "action", "at", "by", "token")
     steps = [
         {
             **{k: getattr(r, k) for k in keys},
+            **asdict(r.grounds),
             "release": r.release.id,
             "model": r.release.space.model,
         }

@@ -186,7 +186,7 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> dict[str, Any
     numbers = _numbers(catalog, folder)
     if not numbers:
         return None
-    record = _read(catalog, f"{folder}/{numbers[-1]:08d}.json")
+    record = read(catalog, f"{folder}/{numbers[-1]:08d}.json")
     origins = [catalog.release(record[r]["release"]).origin for r in ("candidate", "live")]
     if origins != [candidate.origin, live.origin] or record["number"] != numbers[-1]:
         raise IntegrityError(
@@ -209,9 +209,13 @@ def compared_with(catalog: Catalog, candidate: Release) -> list[str]:
     return catalog.storage.folders(f"{folder}/")
 
 
-def verdicts(catalog: Catalog, live: Release) -> dict[str, str]:
-    """The newest verdict of each line that was compared with live's, by its first release."""
-    return {origin: str(r[-1]["verdict"]) for origin, r in _with_live(catalog, live).items()}
+Pairs = dict[tuple[str, str], str]
+"""Path of the newest comparison, by the lines of candidate and live."""
+
+
+def pairs(catalog: Catalog) -> Pairs:
+    """What was compared with what: one listing, no record is read."""
+    return {pair: paths[-1] for pair, paths in _paths(catalog).items()}
 
 
 def evidence(record: dict[str, Any]) -> dict[str, Any]:
@@ -269,19 +273,24 @@ def _with_live(
     catalog: Catalog, live: Release, *, every: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Comparisons with live's line by the candidate's line: the newest of each, or every one."""
-    top = f"comparisons/{catalog.alias}/"
-    paths: dict[str, list[str]] = {}
-    for path, _ in catalog.storage.objects(top):
-        place = path.removeprefix(top).split("/")
-        if len(place) == 3 and place[1] == live.origin and place[2].endswith(".json"):
-            paths.setdefault(place[0], []).append(path)
     return {
-        origin: [_read(catalog, p) for p in (found if every else found[-1:])]
-        for origin, found in paths.items()
+        line: [read(catalog, p) for p in (found if every else found[-1:])]
+        for (line, live_line), found in _paths(catalog).items()
+        if live_line == live.origin
     }
 
 
-def _read(catalog: Catalog, path: str) -> dict[str, Any]:
+def _paths(catalog: Catalog) -> dict[tuple[str, str], list[str]]:
+    top = f"comparisons/{catalog.alias}/"
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, _ in catalog.storage.objects(top):
+        place = path.removeprefix(top).split("/")
+        if len(place) == 3 and place[2].endswith(".json"):
+            paths.setdefault((place[0], place[1]), []).append(path)
+    return paths
+
+
+def read(catalog: Catalog, path: str) -> dict[str, Any]:
     """A comparison that was kept.
 
     Raises:

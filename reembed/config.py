@@ -269,6 +269,10 @@ class Config(Section):
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
+    def run_prefix(self, uri: str) -> str:
+        """What ids of its rebuilds begin with; a source version and a counter follow."""
+        return f"{self.alias}-{self.result_key(uri)[:8]}-v"
+
 
 def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:
     """The checked config and, for each dotted setting, the file:line or --set it came from.

@@ -6,12 +6,13 @@ import datetime as dt
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from reembed import faults, provenance
-from reembed.catalog import Catalog, Release, now
+from reembed.catalog import Catalog, Release, line_of, now
 from reembed.errors import Conflict, SourceError, UsageError
-from reembed.promote import candidates, newest_of, standing
+from reembed.promote import candidates, newest_of
 from reembed.runs import Run, find_runs, is_driven
 from reembed.source import Source
 from reembed.table_version import files_of, open_table, used_files
@@ -89,8 +90,8 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    open_runs = [r for r in runs if r.result() is None and r.id != dropping]
-    held_tables = {p.table for r in open_runs if (p := r.plan())}
+    held_runs = [r for r in runs if r.result() is None and r.id != dropping]
+    held_tables = {p.table for r in held_runs if (p := r.plan())}
     reasons = _reasons(catalog, keep, dropping)
     releases = catalog.releases()
     kept = [r for r in releases if r.id in reasons]
@@ -122,7 +123,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
         tables=sorted(free.keys() - tables_kept),
         tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
         trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t, gone)],
-        held_runs=[r.id for r in open_runs],
+        held_runs=[r.id for r in held_runs],
     )
 
 
@@ -239,11 +240,13 @@ def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
 
 def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[str, str]:
     """Why each release stays. A mark alone takes nothing out: it is set before this is asked again."""
-    log = [r for r in catalog.log() if not _is_gone(catalog, r.release)]
-    stack = [r for r in standing(catalog.log())[-2:] if not _is_gone(catalog, r)]
+    steps = catalog.log()
+    live = steps[-1] if steps else None
+    log = [r for r in steps if not _is_gone(catalog, r.release)]
+    ids = islice(catalog.standing(live), 2) if live else ()
+    stack = [r for r in map(catalog.release, ids) if not _is_gone(catalog, r)]
     reasons = {
-        r.id: why
-        for r, why in zip(reversed(stack), ("live", "previous: rollback goes here"), strict=False)
+        r.id: why for r, why in zip(stack, ("live", "previous: rollback goes here"), strict=False)
     }
     for record in reversed(log):
         if len(reasons) >= keep:
@@ -253,10 +256,10 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         reasons.setdefault(release_id, why)
     for release in stack:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
-    served = {record.release.origin for record in catalog.log()}
-    for release in candidates(catalog):
-        if release.origin not in served and newest_of(catalog, release).id == release.id:
-            reasons.setdefault(release.id, "candidate")
+    served = {record.release.origin for record in steps}
+    for waiting in candidates(catalog, live):
+        if line_of(waiting) not in served:
+            reasons.setdefault(waiting, "candidate")
     return reasons
 
 

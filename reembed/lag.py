@@ -39,19 +39,26 @@ class Lag:
 def caught_up(catalog: Catalog, release: Release) -> Source:
     """The source at the newest version that the release is known to equal."""
     noted = catalog.storage.read_if_there(_note_path(release))
-    return Source.from_json(noted or release.source, catalog.storage.options)
+    return Source.from_json(noted["source"] if noted else release.source, catalog.storage.options)
 
 
-def note(catalog: Catalog, release: Release, source: Source) -> None:
-    """Keep that the release equals this version of its source."""
-    catalog.storage.write(_note_path(release), source.to_json())
+def note(catalog: Catalog, release: Release, number: int, source: Source) -> None:
+    """Keep that the release equals this version of its source, as the catch-up of this number found."""
+    catalog.storage.write(_note_path(release), {"number": number, "source": source.to_json()})
+
+
+def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
+    """Number and source version of the note, as `catalog.place_in_line` has them; zeros without one."""
+    noted = catalog.storage.read_if_there(_note_path(release))
+    return (int(noted["number"]), int(noted["source"]["version"])) if noted else (0, 0)
 
 
 def lag(catalog: Catalog, release: Release) -> Lag:
     """How far a release is behind; a source that cannot be read is not an error, but said."""
     source = caught_up(catalog, release)
     newest, why = newest_of(source)
-    documents = newest.documents_changed_since(source) if newest else None
+    new = newest is not None and not newest.is_same(source)
+    documents = newest.documents_changed_since(source) if newest and new else None
     return behind(source, newest, documents, why)
 
 

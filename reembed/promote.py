@@ -2,114 +2,131 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from reembed import comparisons, faults, provenance
-from reembed.catalog import Action, AliasRecord, Catalog, Release
+from reembed.catalog import (
+    Action,
+    AliasRecord,
+    Catalog,
+    Grounds,
+    Release,
+    line_of,
+    place_in_line,
+)
+from reembed.config import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.storage import content_path
+from reembed.lag import noted_place
+from reembed.runs import order_of
+from reembed.storage import absolute, content_path
 from reembed.table_version import missing_files
 
 
-def standing(log: list[AliasRecord]) -> list[Release]:
-    """Releases from the first promoted to the live one; a rollback takes away what it went back over.
+@dataclass(frozen=True)
+class Reasons:
+    """Why a promotion shall do without a passing comparison, in the operator's words."""
 
-    A release that was caught up with its source stands where the one it grew out of stood.
-    """
-    stack: list[Release] = []
-    for record in log:
-        lines = [r.origin for r in stack]
-        if record.action == "rollback" and record.release.origin in lines:
-            stack = stack[: len(lines) - 1 - lines[::-1].index(record.release.origin)]
-        elif record.action == "catch-up":
-            stack = stack[:-1]
-        stack.append(record.release)
-    return stack
+    force: str | None = None
+    """The gate is overruled."""
+    initial: str | None = None
+    """Nothing is live yet to compare with."""
+
+    @property
+    def flags(self) -> str:
+        """The same for the command line, quoted."""
+        force = f" --force --reason {shlex.quote(self.force)}" if self.force else ""
+        initial = f" --initial --reason {shlex.quote(self.initial)}" if self.initial else ""
+        return force + initial
 
 
 def newest_of(catalog: Catalog, release: Release) -> Release:
-    """The release of the same line that was caught up last, and whose data is there."""
-    line = [
-        r for r in catalog.releases() if r.origin == release.origin and not catalog.is_retired(r.id)
-    ]
-    newest = release
-    for later in sorted(line, key=lambda r: (r.number, r.created_at)):
-        if not is_behind(catalog, later, newest):
-            newest = later
-    return newest
+    """The release of the same line that has the newest documents, and whose data is there."""
+    line = [r for r in catalog.ids() if line_of(r) == release.origin]
+    newest = max(line, key=place_in_line, default=release.id)
+    return release if newest == release.id else catalog.release(newest)
 
 
-def is_behind(catalog: Catalog, release: Release, other: Release) -> bool:
-    """Whether a release of the same line has older documents than another, and did not grow out of it.
-
-    A catch-up that finishes late is registered after one that read a newer version of the source. A
-    source that was made again counts its versions from 1: what grew out of a release is never behind it.
-    """
-    if _reach(catalog, release) >= _reach(catalog, other):
-        return False
-    ancestor = release
-    while ancestor.base is not None and ancestor.id != other.id:
-        ancestor = catalog.release(ancestor.base)
-    return ancestor.id != other.id
-
-
-def _reach(catalog: Catalog, release: Release) -> int:
-    """The newest version of the source that a release is known to equal."""
-    noted = catalog.storage.read_if_there(f"runs/{release.run_id}/caught_up.json")
-    return int((noted or release.source)["version"])
-
-
-def candidates(catalog: Catalog) -> list[Release]:
-    """Releases that wait to be promoted, oldest first: built since what is live, or rolled back from.
+def candidates(catalog: Catalog, live: AliasRecord | None) -> list[str]:
+    """Releases that could be promoted: the newest of every line that does not stand, oldest first.
 
     What served before the live release is what a rollback goes to, never a candidate by itself.
     """
-    stack = standing(catalog.log())
-    lines = {r.origin for r in stack}
-    since = catalog.release(stack[-1].origin).number if stack else 0
-    return [
-        r
-        for r in catalog.releases()
-        if r.origin not in lines and r.number >= since and not catalog.is_retired(r.id)
-    ]
+    lines = {line_of(r) for r in catalog.standing(live)} if live else set()
+    newest: dict[str, str] = {}
+    for release in sorted(catalog.ids(), key=order_of):
+        if line_of(release) not in lines:
+            newest[line_of(release)] = release
+    return list(newest.values())
 
 
-def candidate(catalog: Catalog, release_id: str | None = None) -> Release:
-    """The release asked for, or the newest that waits.
+def release_of(catalog: Catalog, config: Config) -> Release | None:
+    """The newest release built with a config's settings, as it was last caught up; None without one."""
+    prefix = config.run_prefix(absolute(config.source.uri))
+    if config.source.version is not None:
+        prefix = f"{prefix}{config.source.version}-"
+    mine = [r for r in catalog.ids() if r.startswith(prefix)]
+    return catalog.release(max(mine, key=order_of)) if mine else None
+
+
+def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:
+    """The release asked for, or the one that was built with the config's settings.
 
     Raises:
-        UsageError: there is none, or gc removed it.
+        UsageError: there is none, gc removed it, or it is live.
     """
     live = catalog.live()
-    if release_id is not None:
-        chosen = catalog.release(release_id)
-    else:
-        waiting = candidates(catalog)
-        if not waiting:
-            raise UsageError(
-                f"{catalog.alias} has no candidate",
-                f"{live.release.id} is live, and nothing was built since"
-                if live
-                else "nothing was built",
-                "reembed run",
-            )
-        chosen = waiting[-1]
-    if catalog.is_retired(chosen.id):
-        raise UsageError(
-            f"release {chosen.id} was removed by gc", "its data is gone", "reembed run --fresh"
-        )
+    chosen = release_of(catalog, config) if release_id is None else catalog.release(release_id)
+    if chosen is None:
+        raise none_built(catalog, live)
+    require_kept(catalog, chosen)
     if live is not None and chosen.id == live.release.id:
-        raise UsageError(f"release {chosen.id} is live already", None, "reembed history")
+        waiting = candidates(catalog, live)
+        raise UsageError(
+            f"release {chosen.id} is live already",
+            f"candidates: {', '.join(waiting)}; name one" if waiting else "no other release waits",
+            "reembed status",
+        )
     return chosen
 
 
+def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
+    """That no release is a config's own, and which others could be meant."""
+    waiting = candidates(catalog, live)
+    return UsageError(
+        f"{catalog.alias} has no release that was built with these settings",
+        f"candidates of other settings: {', '.join(waiting)}; name one" if waiting else None,
+        "reembed status" if waiting else "reembed run",
+    )
+
+
+def require_kept(catalog: Catalog, release: Release) -> None:
+    """Refuse a release that gc marked.
+
+    Raises:
+        UsageError: its data is going or gone.
+    """
+    if catalog.is_retired(release.id):
+        raise UsageError(
+            f"release {release.id} was removed by gc", "its data is gone", "reembed run --fresh"
+        )
+
+
 def promote(
-    catalog: Catalog, release_id: str | None = None, *, force_reason: str | None = None
+    catalog: Catalog,
+    release_id: str,
+    *,
+    force_reason: str | None = None,
+    initial_reason: str | None = None,
+    decided_on: AliasRecord | None = None,
 ) -> AliasRecord:
     """Move the alias to a candidate.
 
-    The first release ever needs no comparison; any other needs a passing one of exactly this
-    candidate against exactly what is live, or `force_reason`, which is recorded.
+    It needs a passing comparison of exactly this candidate against exactly what is live, or a reason,
+    which is recorded. `decided_on` is the step that was live when this was decided: since then the
+    alias may only have moved on in its line.
 
     Raises:
         GateFailed, Inconclusive: the comparison is missing or does not pass.
@@ -118,41 +135,63 @@ def promote(
         UsageError: its line has a release with newer documents.
     """
     live = catalog.live()
-    chosen = candidate(catalog, release_id)
+    if decided_on is not None:
+        _require_same_line(catalog, decided_on, live)
+    chosen = catalog.release(release_id)
+    require_kept(catalog, chosen)
     _require_newest(catalog, chosen)
-    comparison = admissible(catalog, chosen, live, forced=force_reason is not None)
+    if live is not None and live.release.origin == chosen.origin:
+        return _advance(catalog, live, chosen)
+    grounds = admissible(catalog, chosen, live, Reasons(force_reason, initial_reason))
     faults.point("promote.before_swap")
-    record = _swap(catalog, live, "promote", chosen, force_reason, comparison)
+    record = _swap(catalog, live, "promote", chosen, grounds)
     faults.point("promote.after_swap")
     return record
 
 
-def _require_newest(catalog: Catalog, chosen: Release) -> None:
-    newest = newest_of(catalog, chosen)
-    if is_behind(catalog, chosen, newest):
-        raise UsageError(
-            f"release {chosen.id} is behind {newest.id}, which has its model and newer documents",
-            "documents that were added or changed between them would be missing",
-            f"reembed promote {newest.id}",
-        )
-
-
 def admissible(
-    catalog: Catalog, chosen: Release, live: AliasRecord | None, *, forced: bool
-) -> dict[str, Any] | None:
-    """The comparison that lets a release become live, or the last one where the gate is overruled.
-
-    None where nothing is live yet, or where the gate is overruled without any comparison.
+    catalog: Catalog,
+    chosen: Release,
+    live: AliasRecord | None,
+    reasons: Reasons,
+) -> Grounds:
+    """The grounds on which a release may become live: a comparison, or a reason in place of one.
 
     Raises:
         GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
     """
+    if live is None and reasons.initial is None:
+        raise GateFailed(
+            f"{catalog.alias} serves nothing yet: no gate can hold the first promotion",
+            f"not known of {chosen.id}: {'; '.join(_unknown(chosen, live))}",
+            f"reembed promote {chosen.id} --initial --reason 'the first release'",
+        )
+    if live is not None and reasons.initial is not None:
+        raise Conflict(
+            f"{catalog.alias} serves {live.release.id}: this promotion is not the first",
+            "a comparison with what is live decides",
+            f"reembed compare --candidate {chosen.id}",
+        )
     _require_complete(catalog, chosen)
+    if live is not None and live.release.origin == chosen.origin:
+        return Grounds()  # the same model with newer documents
     if live is None:
-        return None
-    if forced:
-        return comparisons.last(catalog, live.release, chosen)
-    return _passing_comparison(catalog, chosen, live.release)
+        return Grounds(reasons.initial, unknown=_unknown(chosen, live))
+    if reasons.force is not None:
+        compared = comparisons.last(catalog, live.release, chosen)
+        unknown = () if compared else _unknown(chosen, live)
+        return Grounds(reasons.force, forced=True, comparison=compared, unknown=unknown)
+    return Grounds(comparison=_passing_comparison(catalog, chosen, live.release))
+
+
+def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
+    """What nobody knows of a release that was never compared."""
+    than = live.release.id if live else "what served before, as nothing was live"
+    queries = chosen.gate.get("queries")
+    judged = (
+        f"its judged queries ({queries}) were not asked" if queries else "it has no judged queries"
+    )
+    return f"whether it is better than {than}", f"how good its results are: {judged}"
 
 
 def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = None) -> AliasRecord:
@@ -162,31 +201,60 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
         UsageError: nothing served before, or that release is gone.
         Conflict: somebody else moved the alias at this moment.
     """
-    log = catalog.log()
-    live = catalog.require_live()
-    stack = standing(log)
-    if to is None and len(stack) < 2:
+    live, before = catalog.last_steps()
+    if live is None:
+        raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
+    held = {r.release.id: r.release for r in (live, before) if r is not None}
+    target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
+    if target.id == live.release.id:
+        raise UsageError(f"release {target.id} is live already", None, "reembed history")
+    try:
+        # Size only: going back must be quick however large the index is, and serving hashes it anyway.
+        _require_standing(catalog, target)
+    except IntegrityError:
+        require_kept(catalog, target)
+        raise
+    return _swap(catalog, live, "rollback", target, Grounds(reason))
+
+
+def previous(catalog: Catalog, live: AliasRecord) -> str | None:
+    """Id of the release that stood before the live one; None for the first."""
+    return next(islice(catalog.standing(live), 1, None), None)
+
+
+def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> Release:
+    stood = previous(catalog, live)
+    if stood is None:
         raise UsageError(
             f"{catalog.alias} has nothing to roll back to",
             f"{live.release.id} is the first in line",
             "reembed history",
         )
-    target = newest_of(catalog, stack[-2]) if to is None else _promoted_before(catalog, log, to)
-    if target.id == live.release.id:
-        raise UsageError(f"release {target.id} is live already", None, "reembed history")
-    if catalog.is_retired(target.id):
+    line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
+    return _release(catalog, max(line, key=place_in_line, default=stood), held)
+
+
+def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
+    """A release that served: one that stands, one of the last steps, or else one of the log."""
+    if to in held or to in catalog.standing(live):
+        return _release(catalog, to, held)
+    served = {record.release.id: record.release for record in catalog.log()}
+    if to not in served:
+        known = ", ".join(served)
         raise UsageError(
-            f"release {target.id} was removed by gc", "its data is gone", "reembed run --fresh"
+            f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
         )
-    # Size only: going back must be quick however large the index is, and serving hashes it anyway.
-    _require_complete(catalog, target, by_hash=False)
-    return _swap(catalog, live, "rollback", target, reason, None)
+    return served[to]
+
+
+def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
+    return held[release_id] if release_id in held else catalog.release(release_id)
 
 
 def follow(catalog: Catalog, release: Release) -> AliasRecord:
     """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
 
-    It never moves to older ones: where live has newer documents than `release`, live stays.
+    Where live has these documents already, or newer ones, nothing moves.
 
     Raises:
         Conflict: another release went live meanwhile.
@@ -199,21 +267,44 @@ def follow(catalog: Catalog, release: Release) -> AliasRecord:
             f"{release.id} grew out of what served before",
             "reembed status",
         )
-    if live.release.id == release.id or is_behind(catalog, release, live.release):
+    return _advance(catalog, live, release)
+
+
+def _advance(catalog: Catalog, live: AliasRecord, release: Release) -> AliasRecord:
+    """The swap to a release of the same line, from the state that it is held against."""
+    if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
     _require_complete(catalog, release)
     faults.point("promote.before_follow")
-    return _swap(catalog, live, "catch-up", release, None, None)
+    return _swap(catalog, live, "catch-up", release, Grounds())
 
 
-def _promoted_before(catalog: Catalog, log: list[AliasRecord], to: str) -> Release:
-    for record in reversed(log):
-        if record.release.id == to:
-            return record.release
-    known = ", ".join(dict.fromkeys(r.release.id for r in log))
-    raise UsageError(
-        f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
-    )
+def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
+    """How new the documents of a release are, among those of its line.
+
+    A release that was found to equal a newer version of the source reaches as far as that.
+    """
+    return max(place_in_line(release.id), noted_place(catalog, release))
+
+
+def _require_newest(catalog: Catalog, chosen: Release) -> None:
+    newest = newest_of(catalog, chosen)
+    if newest.id != chosen.id:
+        raise UsageError(
+            f"release {chosen.id} is behind {newest.id}, which has its model and newer documents",
+            "documents that were added or changed between them would be missing",
+            f"reembed promote {newest.id}",
+        )
+
+
+def _require_same_line(catalog: Catalog, decided: AliasRecord, live: AliasRecord | None) -> None:
+    if live is None or live.release.origin != decided.release.origin:
+        raise Conflict(
+            f"{catalog.alias} was moved from {decided.release.id} to "
+            f"{live.release.id if live else 'nothing'} meanwhile",
+            "what was decided was about the release that served before",
+            "reembed status",
+        )
 
 
 def _swap(
@@ -221,17 +312,17 @@ def _swap(
     live: AliasRecord | None,
     action: Action,
     release: Release,
-    reason: str | None,
-    comparison: dict[str, Any] | None,
+    grounds: Grounds,
 ) -> AliasRecord:
     """The compare-and-swap, and a second look: gc may have marked the release at the same moment.
 
     gc marks, then looks at the alias; we write the alias, then look for the mark. So at least one
     of the two sees the other, and the release that lost its data never stays live.
     """
-    record = catalog.append(live, action, release, reason=reason, comparison=comparison)
+    record = catalog.append(live, action, release, grounds)
     if catalog.is_retired(release.id) and live is not None:
-        catalog.append(record, "rollback", live.release, reason=f"gc was removing {release.id}")
+        undone = Grounds(f"gc was removing {release.id}")
+        catalog.append(record, "rollback", live.release, undone, back_to=live)
         raise Conflict(
             f"release {release.id} was being removed by gc",
             f"{live.release.id} serves on",
@@ -240,19 +331,45 @@ def _swap(
     return record
 
 
-def _index_is_whole(
-    catalog: Catalog, release: Release, manifest: dict[str, Any], *, by_hash: bool
-) -> bool:
-    file = content_path(release.index, release.index_sha256, "faiss")
-    if by_hash:
-        return catalog.storage.digest(file) == (manifest["size_bytes"], manifest["sha256"])
-    sizes = dict(catalog.storage.objects(f"{release.index}/"))
-    return sizes.get(file) == int(manifest["size_bytes"])
-
-
-def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = True) -> None:
+def _require_verified(catalog: Catalog, release: Release) -> None:
     if not provenance.is_verified(catalog.storage, release):
-        raise IntegrityError(f"release {release.id} is not verified", None, "reembed verify")
+        raise IntegrityError(
+            f"release {release.id} is not verified", None, f"reembed verify --release {release.id}"
+        )
+
+
+def _require_standing(catalog: Catalog, release: Release) -> None:
+    """A release that served is still there, by the sizes of its index and of its table's manifest."""
+    _require_verified(catalog, release)
+    storage, manifest = catalog.storage, release.table_manifest
+    if storage.size(_index_file(release)) != release.index_bytes:
+        raise _index_not_whole(release)
+    if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
+        raise _no_table(release)
+
+
+def _index_file(release: Release) -> str:
+    return content_path(release.index, release.index_sha256, "faiss")
+
+
+def _index_not_whole(release: Release) -> IntegrityError:
+    return IntegrityError(
+        f"the index of release {release.id} is not whole",
+        f"{_index_file(release)} is gone, cut short or changed",
+        "reembed run --fresh",
+    )
+
+
+def _no_table(release: Release) -> IntegrityError:
+    return IntegrityError(
+        f"release {release.id} has no table",
+        f"{release.table} version {release.table_version} cannot be opened",
+        "reembed run --fresh",
+    )
+
+
+def _require_complete(catalog: Catalog, release: Release) -> None:
+    _require_verified(catalog, release)
     described = content_path(release.index, release.index_sha256, "json")
     manifest = catalog.storage.read_if_there(described)
     if manifest is None:
@@ -260,21 +377,13 @@ def _require_complete(catalog: Catalog, release: Release, *, by_hash: bool = Tru
             f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
         )
     provenance.require_index(release, manifest)
-    if not _index_is_whole(catalog, release, manifest, by_hash=by_hash):
-        raise IntegrityError(
-            f"the index of release {release.id} is not whole",
-            f"{content_path(release.index, release.index_sha256, 'faiss')} is gone, cut short or changed",
-            "reembed run --fresh",
-        )
+    if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
+        raise _index_not_whole(release)
     try:
         provenance.require_table(catalog.storage, release)
         missing = missing_files(catalog.storage, release.table, release.table_version)
     except FileNotFoundError as error:
-        raise IntegrityError(
-            f"release {release.id} has no table",
-            f"{release.table} version {release.table_version} cannot be opened",
-            "reembed run --fresh",
-        ) from error
+        raise _no_table(release) from error
     if missing:
         raise IntegrityError(
             f"{len(missing)} files of the table of release {release.id} are gone or cut short",

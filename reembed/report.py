@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from reembed.catalog import AliasRecord, Release
+from reembed.catalog import AliasRecord, Release, line_of
 from reembed.console import lag_words, one_line, plain
 from reembed.errors import ConfigError, ReembedError
 
@@ -104,8 +104,14 @@ def _run(r: dict[str, Any]) -> str:
 
 def _after_run(r: dict[str, Any]) -> str:
     if r["live"] is None:
-        return "reembed promote"
-    return "reembed status" if r["live"] == r["id"] else "reembed compare"
+        return _first_promotion(r["id"])
+    if line_of(r["live"]) == line_of(r["id"]):
+        return "reembed status"
+    return f"reembed compare --candidate {r['id']}"
+
+
+def _first_promotion(release: str) -> str:
+    return f"reembed promote {release} --initial --reason 'the first release'"
 
 
 def _lag(lag: dict[str, Any]) -> list[str]:
@@ -122,10 +128,12 @@ def _status(r: dict[str, Any]) -> str:
         lines.append("  live       nothing yet")
     if r["forced"]:
         lines.append("  the live release was promoted with --force")
-    lines += [
-        _release_line("candidate", c) + f"  compared: {c['verdict'] or 'not yet'}"
-        for c in r["candidates"]
-    ]
+    lines += [f"  not known: {words}" for words in r["unknown"]]
+    if r["older_candidates"]:
+        lines.append(f"  candidates {', '.join(r['older_candidates'])}")
+    lines += [_release_line("candidate", c) + f"  {_compared(c)}" for c in r["candidates"]]
+    if r["older_runs"]:
+        lines.append(f"  runs       {', '.join(r['older_runs'])}  open")
     for run in r["runs"]:
         lines.append(
             f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {_driven(run)}"
@@ -138,6 +146,14 @@ def _status(r: dict[str, Any]) -> str:
         waiting = (run["progress"] or {}).get("waiting")
         lines += [f"{_INDENT}waiting: {waiting}"] if waiting else []
     return "\n".join([*lines, f"Next: {_next(r)}"])
+
+
+def _compared(c: dict[str, Any]) -> str:
+    if c["verdict"]:
+        return f"compared: {c['verdict']}"
+    if c["compared_with"]:
+        return f"compared with {', '.join(c['compared_with'])}, which is not live any more"
+    return "compared: not yet"
 
 
 def _driven(run: dict[str, Any]) -> str:
@@ -162,12 +178,17 @@ def _next(r: dict[str, Any]) -> str:
         return f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"
     if not r["candidates"]:
         return "reembed run" if not r["live"] else "reembed search QUERY"
-    newest = r["candidates"][-1]
-    if r["live"] is None or newest["verdict"] == "pass":
-        return "reembed promote"
-    if newest["verdict"] == "fail":
-        return "reembed run     # with another model: this candidate failed"
-    return "reembed compare"
+    if not r["live"]:
+        return _first_promotion(r["candidates"][-1]["release"])
+    by_verdict = {c["verdict"]: c["release"] for c in r["candidates"]}
+    if "pass" in by_verdict:
+        return f"reembed promote {by_verdict['pass']}"
+    if None in by_verdict:
+        return f"reembed compare --candidate {by_verdict[None]}"
+    if "inconclusive" in by_verdict:
+        more = "     # after judging more queries"
+        return f"reembed compare --candidate {by_verdict['inconclusive']}{more}"
+    return "reembed run     # with another model: the candidates failed"
 
 
 def _verify(r: dict[str, Any]) -> str:
@@ -319,6 +340,7 @@ def _moved(r: dict[str, Any]) -> str:
     lines = [
         f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"
     ]
+    lines += [f"  not known: {words}" for words in r["unknown"]]
     if r["forced"]:
         lines.append(
             "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
@@ -329,8 +351,12 @@ def _moved(r: dict[str, Any]) -> str:
             *(f"  {e}" for e in _evidence(r["comparison"])),
         ]
     lines += _lag(r["behind"])
-    other = "rollback" if r["action"] == "promote" else "promote"
-    return "\n".join([*lines, "Next: reembed search QUERY", f"Back: reembed {other}"])
+    lines.append("Next: reembed search QUERY")
+    if r["from"] is None:
+        lines.append("  there is nothing to go back to: no release served before")
+    elif r["from"] != r["to"]:
+        lines.append(f"Back: reembed rollback --to {r['from']}")
+    return "\n".join(lines)
 
 
 def _history(r: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
 runs/RUN/workers/WORKER.json     who embeds which unit now
 runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
-runs/RUN/result.json             create-only: the release it ended in
+results/RUN.json                 create-only: the release it ended in, or that it was given up; one
+                                 listing says which runs are open
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from typing import Any, Literal
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog import now
+from reembed.catalog import line_of, now, place_in_line
 from reembed.errors import Conflict
 from reembed.spaces import Space
 from reembed.storage import SCHEMA_VERSION, Storage
 
 BEAT_S = 5.0
 _LISTING_THREADS = 16
-_RUN_ID = re.compile(r"[a-z0-9-]+-[a-z]\d+-\d+")  # another folder in runs/ is no run
+_RESULTS = "results/"
+_RUN_ID = re.compile(r"([a-z0-9-]+)-([0-9a-z]+)-v(\d+)-(\d+)(?:-u(\d+)-(\d+))?")
 
 
 Kind = Literal["embed", "keep", "refresh"]
@@ -183,21 +185,20 @@ class Run:
     id: str
 
     @property
-    def number(self) -> tuple[int, int]:
-        """Source version and counter, as the id ends: to sort by."""
-        _, version, counter = self.id.rsplit("-", 2)
-        return int(version[1:]), int(counter)
+    def number(self) -> tuple[int, int, int, int]:
+        """What orders runs."""
+        return order_of(self.id)
 
     @property
     def is_catch_up(self) -> bool:
         """Whether it brings a release up to date, as its id says."""
-        return self.id.rsplit("-", 2)[1].startswith("u")
+        return line_of(self.id) != self.id
 
     @property
     def pin_tag(self) -> str:
-        """The tag that holds the source version; other roots with the same settings have another."""
-        root = hashlib.sha256(self.storage.root.encode()).hexdigest()[:8]
-        return f"reembed-{self.id}-{root}"
+        """The tag that holds the source version; the same run in another root has another."""
+        place = f"{self.storage.root}\n{self.storage.root_id}"
+        return f"reembed-{self.id}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
     def path(self, name: str) -> str:
         """Path under the root of a file of this run."""
@@ -218,13 +219,16 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """The release it ended in, once it has."""
-        return self.storage.read_if_there(self.path("result.json"))
+        return self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
+
+    def finish(self, release_id: str) -> None:
+        """It ended in a release."""
+        self.storage.create(f"{_RESULTS}{self.id}.json", {"release": release_id, "at": now()})
 
     def abandon(self) -> None:
         """Give it up: it will never be resumed, and gc may remove what it staged."""
-        self.storage.create(
-            self.path("result.json"), {"release": None, "abandoned": True, "at": now()}
-        )
+        given_up = {"release": None, "abandoned": True, "at": now()}
+        self.storage.create(f"{_RESULTS}{self.id}.json", given_up)
 
     def staged(self) -> set[str]:
         """Ids of the units that have a receipt."""
@@ -253,10 +257,27 @@ class Run:
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
-    """Every run under the root, or those of one alias, by source version and counter."""
-    names = [n for n in storage.folders("runs/") if _RUN_ID.fullmatch(n)]
-    runs = [Run(storage, n) for n in names if alias is None or n.rsplit("-", 3)[0] == alias]
+    """Every run under the root, or those of one alias, in the order in which they were planned."""
+    found = (_RUN_ID.fullmatch(name) for name in storage.folders("runs/"))
+    runs = [Run(storage, m[0]) for m in found if m and alias in (None, m[1])]
     return sorted(runs, key=lambda r: r.number)
+
+
+def open_runs(storage: Storage, alias: str) -> list[Run]:
+    """The runs of an alias that have no result yet: two listings, no record is read."""
+    runs = find_runs(storage, alias)  # first: one that ends in between is not called open
+    ended = set(storage.names(_RESULTS))
+    return [r for r in runs if f"{r.id}.json" not in ended]
+
+
+def order_of(run_id: str) -> tuple[int, int, int, int]:
+    """What orders runs and releases: counter and source version of the rebuild, then of the catch-up.
+
+    Counters go up whatever versions do: those of a source that was made again start at 1.
+    """
+    found = _RUN_ID.fullmatch(run_id)
+    rebuilt = (int(found[4]), int(found[3])) if found else (0, 0)
+    return *rebuilt, *place_in_line(run_id)
 
 
 @dataclass(frozen=True)

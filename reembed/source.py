@@ -283,14 +283,19 @@ class Source:
 
         With a filter every column counts, as it may name any.
         """
-        columns = None if self.filter else self._columns()
-        return source_delta.delta(since.dataset(), self.dataset(), columns)
+        return self._delta(since.dataset(), self.dataset())
+
+    def _delta(self, older: lance.LanceDataset, newer: lance.LanceDataset) -> Delta:
+        return source_delta.delta(older, newer, None if self.filter else self._columns())
 
     def ids_left(self, delta: Delta) -> pa.ChunkedArray:
         """Ids of rows of this version that a delta to a later one says are gone or changed."""
-        gone = [self._ids(delta.left)]
+        return self._ids_left(self.dataset(), delta)
+
+    def _ids_left(self, dataset: lance.LanceDataset, delta: Delta) -> pa.ChunkedArray:
+        gone = [self._ids(dataset, delta.left)]
         for fragment, addresses in delta.thinned.items():
-            rows = self._ids([fragment])
+            rows = self._ids(dataset, [fragment])
             gone.append(rows.filter(pa.array(np.isin(rows["_rowaddr"].to_numpy(), addresses))))
         return pa.concat_tables(gone)["doc_id"]
 
@@ -300,17 +305,17 @@ class Source:
         """
         if self.why_no_delta(since) is not None:
             return None
-        delta = self.delta(since)
-        new = fragments_of(self.dataset(), delta.written)
-        old = fragments_of(since.dataset(), (*delta.left, *delta.thinned))
+        older, newer = since.dataset(), self.dataset()  # opened once: each opening is two requests
+        delta = self._delta(older, newer)
+        new = fragments_of(newer, delta.written)
+        old = fragments_of(older, (*delta.left, *delta.thinned))
         if sum(f.count_rows() for f in (*new, *old)) > _COUNTED_ROWS:
             return None
-        written = self._ids(delta.written)["doc_id"].to_pylist()
-        return len({*written, *since.ids_left(delta).to_pylist()})
+        written = self._ids(newer, delta.written)["doc_id"].to_pylist()
+        return len({*written, *since._ids_left(older, delta).to_pylist()})
 
-    def _ids(self, fragments: Sequence[int]) -> pa.Table:
+    def _ids(self, dataset: lance.LanceDataset, fragments: Sequence[int]) -> pa.Table:
         """doc_id and `_rowaddr` of the documents in these fragments."""
-        dataset = self.dataset()
         scanner = dataset.scanner(
             columns=[self.id_column],
             filter=self.filter,

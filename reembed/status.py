@@ -1,4 +1,8 @@
-"""Where an alias stands: live, previous, candidates, and the runs that are under way."""
+"""Where an alias stands: live, previous, candidates, and the runs that are under way.
+
+However many releases and runs there are, few records are read: names say which wait or are open, and
+only the newest of each are looked into.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,49 @@ import shlex
 from typing import Any
 
 from reembed import comparisons
-from reembed.catalog import Catalog
+from reembed.catalog import AliasRecord, Catalog
 from reembed.lag import lag
-from reembed.promote import candidates, standing
-from reembed.runs import Lease, Run, find_runs, read_lease, workers
+from reembed.promote import candidates, previous
+from reembed.runs import Lease, Run, open_runs, read_lease, workers
 from reembed.storage import is_remote
+
+_CANDIDATES, _RUNS = 5, 2
+"""How many are looked into; the rest are named."""
 
 
 def status(catalog: Catalog) -> dict[str, Any]:
-    """One record for people and scripts; reads small records, and what the source's newest version is."""
-    log = catalog.log()
-    stack = standing(log)
-    live = stack[-1] if stack else None
-    behind = lag(catalog, live).to_json() if live else None
-    retired = [r.id for r in catalog.releases() if catalog.is_retired(r.id)]
-    waiting = candidates(catalog)
-    verdicts = comparisons.verdicts(catalog, live) if live else {}
+    """One record for people and scripts; asks the source for its newest version, too."""
+    live = catalog.live()
+    stood = previous(catalog, live) if live else None
+    behind = lag(catalog, live.release).to_json() if live else None
+    waiting, runs = candidates(catalog, live), open_runs(catalog.storage, catalog.alias)
+    compared = comparisons.pairs(catalog)
     return {
         "alias": catalog.alias,
-        "live": {**live.summary(), "lag": behind} if live else None,
-        "generation": len(log),
-        "forced": bool(log and log[-1].forced),
-        "previous": stack[-2].summary() if len(stack) > 1 else None,
-        "candidates": [{**r.summary(), "verdict": verdicts.get(r.origin)} for r in waiting],
-        "retired": retired,
-        "runs": [
-            _run(run) for run in find_runs(catalog.storage, catalog.alias) if run.result() is None
-        ],
+        "live": {**live.release.summary(), "lag": behind} if live else None,
+        "generation": live.generation if live else 0,
+        "forced": bool(live and live.grounds.forced),
+        "unknown": live.grounds.unknown if live else (),
+        "previous": catalog.release(stood).summary() if stood else None,
+        "candidates": [_candidate(catalog, r, live, compared) for r in waiting[-_CANDIDATES:]],
+        "older_candidates": waiting[:-_CANDIDATES],
+        "retired": catalog.retired(),
+        "runs": [_run(run) for run in runs[-_RUNS:]],
+        "older_runs": [run.id for run in runs[:-_RUNS]],
     }
+
+
+def _candidate(
+    catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
+) -> dict[str, Any]:
+    """A candidate, the verdict against what is live, and what else it was compared with."""
+    release = catalog.release(release_id)
+    lines = {
+        live_line: path for (line, live_line), path in compared.items() if line == release.origin
+    }
+    path = lines.get(live.release.origin) if live else None
+    verdict = str(comparisons.read(catalog, path)["verdict"]) if path else None
+    return {**release.summary(), "verdict": verdict, "compared_with": sorted(lines)}
 
 
 def _resume(run: Run) -> str:

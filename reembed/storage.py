@@ -215,19 +215,19 @@ class Storage:
             UsageError: the store overwrites what it was asked to create.
         """
         record = self.read_if_there(_ROOT_RECORD)
-        if record is not None and record["create_only_at"] == self._address:
+        if record is not None and record["create_only_at"] == self.address:
             return str(record["root_id"])
         self._prove_create_only()
         if record is None:
-            mine = {"root_id": uuid.uuid4().hex, "create_only_at": self._address}
+            mine = {"root_id": uuid.uuid4().hex, "create_only_at": self.address}
             with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
                 obstore.put(self.store, _ROOT_RECORD, to_bytes(mine), mode="create")
             record = self.read(_ROOT_RECORD)
         return str(record["root_id"])
 
     @property
-    def _address(self) -> str:
-        """Digest of what decides which store the root lies in."""
+    def address(self) -> str:
+        """sha256 of what decides which store the root lies in."""
         endpoints = {
             k: v for k, v in (*self.options, *os.environ.items()) if _ENDPOINT.fullmatch(k)
         }
@@ -269,13 +269,17 @@ class Storage:
         self._require_below(path)
         return f"{self.root}/{path}"
 
-    def create(self, path: str, record: Mapping[str, Any]) -> bool:
+    def create(self, path: str, record: Mapping[str, Any], *, proven_at: str | None = None) -> bool:
         """Write a JSON record unless one is there; False when another writer's is.
+
+        `proven_at` is the `address` at which the store is known to refuse to overwrite; without it,
+        or where it is another, the proof in `root.json` is read first.
 
         A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
         looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
         """
-        _ = self.root_id  # proves the store, once in the life of the root
+        if proven_at != self.address:
+            _ = self.root_id  # proves the store, once in the life of the root
         body = to_bytes(record)
         try:
             obstore.put(self.store, path, body, mode="create")
@@ -311,6 +315,13 @@ class Storage:
             size += len(chunk)
         return size, sha256.hexdigest()
 
+    def size(self, path: str) -> int | None:
+        """Bytes of an object; None when it is not there."""
+        try:
+            return int(obstore.head(self.store, path)["size"])
+        except FileNotFoundError:
+            return None
+
     def read(self, path: str) -> dict[str, Any]:
         """A JSON record.
 
@@ -331,6 +342,14 @@ class Storage:
         """(path, size in bytes) of every object below a prefix, sorted."""
         found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
         return iter(sorted(found))
+
+    def names(self, folder: str, after: str = "") -> list[str]:
+        """Names of what lies below a folder, sorted; only those above `after`, where it is given."""
+        offset = f"{folder}{after}" if after else None
+        found = (
+            o["path"] for page in obstore.list(self.store, folder, offset=offset) for o in page
+        )
+        return sorted(path.removeprefix(folder) for path in found)
 
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below a prefix, sorted."""

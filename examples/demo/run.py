@@ -41,7 +41,10 @@ STEPS = (
         f"reembed import {DATA}/corpus.jsonl --to {DATA}/pydocs.lance",
     ),
     ("Build a first release with the old model", f"reembed run {OLD}"),
-    ("Let it serve; nothing serves yet, so there is nothing to compare", f"reembed promote {OLD}"),
+    (
+        "Let it serve; nothing serves yet, so there is nothing to compare it with",
+        f"reembed promote {OLD} --initial --reason 'the first release'",
+    ),
     ("Ask it something", f"{SEARCH} {OLD}"),
     (
         "The migration: build a second release with the new model, while the first one serves",

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from reembed import encoders, preflight, provenance, table
-from reembed.catalog import Catalog, Release, now
+from reembed.catalog import Catalog, Release, line_of, now, place_in_line
 from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig
 from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.executor import Executor, RayExecutor
-from reembed.lag import caught_up, lag, note
+from reembed.lag import caught_up, lag, note, noted_place
 from reembed.progress import Listener
-from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven
+from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.strategies.steps import (
@@ -83,17 +83,17 @@ def _pass(
     run = _unfinished(catalog, release)
     failed_before, changes = run is not None, None
     if run is None:
-        before = caught_up(catalog, release)
-        after = before.newest()
+        before, number = caught_up(catalog, release), _next_number(catalog, release)
+        after = before.newest()  # after the number was taken: a later number has newer documents
         if after.is_same(before) and not retry:
             return None
         after.check_documents()
         changes = _changes(catalog, release, before, after, retry=retry)
         say("changes", **_figures(changes), before=before.version, after=after.version)
         if not changes.documents:
-            note(catalog, release, after)
+            note(catalog, release, number, after)
             return None
-        run = _new_run(catalog, release, after)
+        run = Run(catalog.storage, f"{release.origin}-u{after.version}-{number}")
     with driving(run):
         plan = run.plan()
         if plan is None:
@@ -134,8 +134,8 @@ def _catalog(config: Config) -> Catalog:
 
 def _unfinished(catalog: Catalog, release: Release) -> Run | None:
     """A pass over this release that was interrupted; those whose source was replaced are given up."""
-    for run in reversed(find_runs(catalog.storage, catalog.alias)):
-        if not run.is_catch_up or run.result() is not None:
+    for run in reversed(open_runs(catalog.storage, catalog.alias)):
+        if not run.is_catch_up:
             continue
         plan = run.plan()
         if plan is None or plan.base is None or plan.base.release != release.id:
@@ -149,11 +149,11 @@ def _unfinished(catalog: Catalog, release: Release) -> Run | None:
     return None
 
 
-def _new_run(catalog: Catalog, release: Release, source: Source) -> Run:
-    prefix = f"{release.id.rsplit('-', 2)[0]}-u{source.version}-"
-    runs = find_runs(catalog.storage, catalog.alias)
-    taken = [r.number[1] for r in runs if r.id.startswith(prefix) and r.plan() is not None]
-    return Run(catalog.storage, f"{prefix}{max(taken, default=0) + 1}")
+def _next_number(catalog: Catalog, release: Release) -> int:
+    """Of the next catch-up of a line; runs' ids begin with the line's, so that lines never share one."""
+    runs = [r for r in find_runs(catalog.storage, catalog.alias) if line_of(r.id) == release.origin]
+    taken = [place_in_line(r.id)[0] for r in runs if r.is_catch_up and r.plan() is not None]
+    return max([*taken, noted_place(catalog, release)[0]]) + 1
 
 
 def _changes(

@@ -74,11 +74,12 @@ def choose_run(
     Run ids follow from the settings and the source version, so that two processes started at once
     mean the same run, and one of them is told so.
     """
-    prefix = f"{config.alias}-{config.result_key(source.uri)[:8]}"
-    mine = [r for r in find_runs(catalog.storage, config.alias) if r.id.startswith(f"{prefix}-v")]
-    at_version = [r for r in mine if r.id.startswith(f"{prefix}-v{source.version}-")]
-    last = at_version[-1].number[1] if at_version else 0
-    new = Run(catalog.storage, f"{prefix}-v{source.version}-{last + 1}")
+    prefix = config.run_prefix(source.uri)
+    runs = find_runs(catalog.storage, config.alias)
+    mine = [r for r in runs if r.id.startswith(prefix) and not r.is_catch_up]
+    at_version = [r for r in mine if r.id.startswith(f"{prefix}{source.version}-")]
+    last = mine[-1].number[0] if mine else 0
+    new = Run(catalog.storage, f"{prefix}{source.version}-{last + 1}")
     if fresh:
         if (
             driven := next((r for r in mine if r.result() is None and is_driven(r)), None)

@@ -23,7 +23,7 @@ from reembed import (
     table,
     verify,
 )
-from reembed.catalog import Catalog, Release, now
+from reembed.catalog import Catalog, Release
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
@@ -313,18 +313,17 @@ def register(
             table_manifest=table_manifest,
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
+            index_bytes=manifest.size_bytes,
             rows=sealed.rows,
             dead_letters=len(sealed.dead_letters),
             source=plan.source,
             verify=receipt,
             gate=plan.gate,
             number=catalog.next_number(),
-            origin=plan.origin,
-            base=plan.base.release if plan.base else None,
         )
     )
     faults.point("run.after_register")
-    run.storage.create(run.path("result.json"), {"release": release.id, "at": now()})
+    run.finish(release.id)
     run.event("candidate", release=release.id)
     live = catalog.live()
     work.say("candidate", release=release.id, live=live.release.id if live else None)

@@ -255,8 +255,8 @@ def test_a_verb_that_needs_something_live_says_what_to_do(corpus, config_file, r
     for verb in (("search", "x"), ("rollback",)):
         said = refused(2, *verb, "-c", file)
         assert "passages serves nothing yet" in said
-        assert f"fix: reembed promote -c {file}" in said
-    assert "has no candidate" in refused(2, "promote", "-c", file)
+        assert f"fix: reembed status -c {file}" in said
+    assert "has no release that was built with these settings" in refused(2, "promote", "-c", file)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def two_releases(corpus, make_config, config_file, quiet, ray_local, eval_folder
         releases.append(full_rebuild(config, quiet))
         catalog = Catalog(Storage.open(config.storage.root), config.alias)
         if catalog.live() is None:
-            promote(catalog)
+            promote(catalog, releases[0].id, initial_reason="a test")
     file = config_file(source, encoder={"model": "hashing:256"}, gate=gate)
     return catalog.storage, catalog, *releases, file
 
@@ -289,9 +289,7 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     assert f"fix: reembed compare -c {file} --candidate {candidate.id}" in said
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
-    third = dataclasses.replace(
-        live, id="third", origin="third", run_id="third", number=catalog.next_number()
-    )
+    third = dataclasses.replace(live, id="third", run_id="third", number=catalog.next_number())
     catalog.register(third)
     catalog.append(step, "promote", third)
     said = fails(4, "promote", candidate.id, "-c", file)

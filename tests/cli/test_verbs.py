@@ -31,10 +31,10 @@ def released(corpus, make_config, config_file, quiet, ray_local, eval_folder):
         config = make_config(
             source, encoder={"model": f"hashing:{dim}"}, gate=gate, table={"carry": ["title"]}
         )
-        full_rebuild(config, quiet)
+        release = full_rebuild(config, quiet)
         catalog = Catalog(Storage.open(config.storage.root), config.alias)
         if catalog.live() is None:
-            promote(catalog)
+            promote(catalog, release.id, initial_reason="a test")
     return config_file(
         source, encoder={"model": "hashing:256"}, gate=gate, table={"carry": ["title"]}
     )
@@ -112,8 +112,9 @@ def test_hostile_ids_stay_text_on_the_terminal(
         pa.table({"doc_id": ids, "text": ["one two", "three", "four", "five"]}), uri
     )
     config = make_config(uri)
-    full_rebuild(config, quiet)
-    promote(Catalog(Storage.open(config.storage.root), config.alias))
+    release = full_rebuild(config, quiet)
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    promote(catalog, release.id, initial_reason="a test")
     said = CliRunner().invoke(reembed_cli, ["search", "one", "-c", config_file(uri)])
     assert said.exit_code == 0, said.output
     assert "\x1b" not in said.stdout

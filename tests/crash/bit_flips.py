@@ -73,7 +73,7 @@ def _built(folder: Path) -> tuple[Catalog, dict[str, list[Path]]]:
     )
     catalog = Catalog(Storage.open(config.storage.root), "docs")
     first = full_rebuild(config, Silent(), executor=Inline())
-    promote(catalog, first.id)
+    promote(catalog, first.id, initial_reason="test")
     lance.dataset(uri).update({"text": "'another text'"}, where="doc_id < 'd00004'")
     live = catch_up(config, first, Silent(), executor=Inline())
     promote(catalog, live.id, force_reason="test")

@@ -121,7 +121,7 @@ def migrate(
         if not moves:
             first = full_rebuild(old, Silent(), executor=Inline())
             done("run", first)
-            done("promote", first, promote(catalog))
+            done("promote", first, promote(catalog, first.id, initial_reason="the first"))
         with unharmed():
             place.change_source()
         if len(moves) < 2:

@@ -88,7 +88,7 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     source = corpus(300)
     file, config = config_file(source), make_config(source)
     first = full_rebuild(config, quiet)
-    promote(catalog_of(config), first.id)
+    promote(catalog_of(config), first.id, initial_reason="a test")
     lance.dataset(source).delete("doc_id = 'd00007'")
     lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
     for point in DRIVER + FOLLOW:
@@ -128,13 +128,10 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     config = make_config(source, encoder={"model": "hashing:16"}, **sections)
     first = full_rebuild(config, quiet)
     file = config_file(source, encoder={"model": "hashing:64"}, **sections)
-    assert (
-        cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
-    )
+    command = ("promote", first.id, "-c", file, "--initial", "--reason", "a test")
+    assert cli.process(*command, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
     assert catalog_of(config).live() is None
-    assert (
-        cli.process("promote", "-c", file, REEMBED_CRASH_AT="promote.after_swap").returncode == -9
-    )
+    assert cli.process(*command, REEMBED_CRASH_AT="promote.after_swap").returncode == -9
     assert catalog_of(config).require_live().release.id == first.id
     for dim in (64, 128):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, **sections)

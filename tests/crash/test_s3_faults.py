@@ -15,7 +15,7 @@ from inline import Inline, Silent
 from obstore.exceptions import BaseError
 
 from reembed.lance_io import open_dataset
-from reembed.promote import admissible
+from reembed.promote import Reasons, admissible
 from reembed.source import Source
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table_version import used_files
@@ -113,8 +113,9 @@ def test_a_refused_request_is_not_taken_for_a_dataset_that_is_gone(store, monkey
                 return found
             found.append(str(said))
 
+    first = Reasons(initial="a test")
     of_source = met_by(lambda: source.is_as_planned(release.source))
     of_gc = met_by(lambda: len(used_files(catalog.storage, release.table)) == 3)
-    of_promote = met_by(lambda: admissible(catalog, release, None, forced=False) is None)
+    of_promote = met_by(lambda: admissible(catalog, release, None, first).comparison is None)
     assert min(map(len, (of_source, of_gc, of_promote))) >= 2
     assert {*of_source, *of_gc, *of_promote} <= {"True", "no answer"}

@@ -14,7 +14,7 @@ from reembed.catalog import Catalog
 from reembed.check import catch_up_release
 from reembed.digests import digest
 from reembed.errors import SourceError
-from reembed.promote import promote, standing
+from reembed.promote import promote
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -145,7 +145,7 @@ def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
     uri = source_of(tmp_path, stable=True)
     old = make_config(uri, encoder={"model": "hashing:32"})
     first = full_rebuild(old, quiet)
-    promote(catalog_of(old), first.id)
+    promote(catalog_of(old), first.id, initial_reason="test")
     file = config_file(uri, encoder={"model": "hashing:64"})
     new = make_config(uri, encoder={"model": "hashing:64"})
     second = full_rebuild(new, quiet)
@@ -165,7 +165,7 @@ def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
     back = cli("rollback", "-c", file)
     assert back["to"] == previous["to"]
     assert best(cli, file, "one more of them") == "later"
-    assert [r.origin for r in standing(catalog_of(new).log())] == [first.id]
+    assert catalog_of(new).require_live().standing == (back["to"],)
 
 
 def test_catch_up_of_live_moves_the_alias_to_the_same_model(
@@ -174,12 +174,12 @@ def test_catch_up_of_live_moves_the_alias_to_the_same_model(
     uri = source_of(tmp_path, stable=True)
     file, config = config_file(uri), make_config(uri)
     first = full_rebuild(config, quiet)
-    promote(catalog_of(config), first.id)
+    promote(catalog_of(config), first.id, initial_reason="test")
     upsert(uri, [("late", "t", "a document that came after the build")])
     result = cli("catch-up", "-c", file)
     assert (result["from"], result["generation"], result["serves"]) == (first.id, 2, True)
     assert catalog_of(config).require_live().action == "catch-up"
-    assert len(standing(catalog_of(config).log())) == 1
+    assert catalog_of(config).require_live().standing == (result["to"],)
     assert cli("catch-up", "-c", file)["generation"] is None
 
 
@@ -216,7 +216,7 @@ def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, ma
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
     first = full_rebuild(config, quiet)
-    promote(catalog_of(config))
+    promote(catalog_of(config), first.id, initial_reason="test")
     lance.dataset(uri).add_columns({"length": "1"})
     assert catch_up(config, first, quiet).rows == first.rows
     embedded = [f["embed"] for s, f in quiet.events if s == "changes"]
@@ -234,7 +234,7 @@ def test_a_source_made_anew_is_caught_up_with_once_and_rollback_goes_there(
     config = make_config(uri)
     lance.dataset(uri).delete("doc_id = 'd00001'")
     first = full_rebuild(config, quiet)
-    promote(catalog_of(config))
+    promote(catalog_of(config), first.id, initial_reason="test")
     other = full_rebuild(make_config(uri, encoder={"model": "hashing:16"}), quiet)
     promote(catalog_of(config), other.id, force_reason="a test")
     shutil.rmtree(uri)

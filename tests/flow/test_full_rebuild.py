@@ -110,21 +110,21 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     assert "2 of 40 documents could not be embedded, 0 are allowed" in failure.value.what
     assert "'d4': its text is null" in failure.value.why
     assert "embed.max_dead_letters=2" in failure.value.fix
-    catalog = catalog_of(make_config(uri))
-    (run,) = find_runs(catalog.storage)
+    config = make_config(uri)
+    (run,) = find_runs(catalog_of(config).storage)
     null = {f"d{i}": "its text is null" for i in (4, 9)}
-    listed = dead_letters(catalog, run.id)
+    listed = dead_letters(config, run.id)
     assert (listed["of"], listed["finished"]) == (run.id, False)
     assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
     release = full_rebuild(
         make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}), quiet
     )
     assert (release.rows, release.dead_letters) == (38, 2)
-    listed = dead_letters(catalog, None)
+    listed = dead_letters(config, None)
     assert (listed["of"], listed["count"], listed["finished"]) == (release.id, 2, True)
     assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
     with pytest.raises(UsageError, match="no release"):
-        dead_letters(catalog, "docs-00000000-v1-1")
+        dead_letters(config, "docs-00000000-v1-1")
     assert release.verify["differences"]["missing"]["count"] == 0
 
 
@@ -259,7 +259,9 @@ def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
     for dim in (16, 24, 32):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, storage={"keep": 2})
         release = full_rebuild(config, quiet)
-        promote(catalog_of(config), release.id, force_reason=None if not ids else "test")
+        promote(
+            catalog_of(config), release.id, **{f"{'force' if ids else 'initial'}_reason": "test"}
+        )
         ids.append(release.id)
     file = config_file(source, encoder={"model": "hashing:32"}, storage={"keep": 2})
     storage = Storage.open(config.storage.root)
@@ -296,13 +298,13 @@ def test_a_serving_process_follows_the_alias_as_a_whole(corpus, make_config, qui
     new = make_config(source, encoder={"model": "hashing:64:other"}, table={"carry": ["title"]})
     catalog = catalog_of(old)
     first = full_rebuild(old, quiet)
-    promote(catalog)
+    promote(catalog, first.id, initial_reason="test")
     alias = LiveAlias(catalog)
     wanted = documents(60, 0)[11]
     (hits,) = alias.search([wanted["text"]], k=3, columns=["title"])
     assert (hits[0].doc_id, hits[0].columns) == (wanted["doc_id"], {"title": wanted["title"]})
     second = full_rebuild(new, quiet)
-    promote(catalog, force_reason="test")
+    promote(catalog, second.id, force_reason="test")
     assert alias.current.release.id == first.id
     assert alias.search([wanted["text"]], k=1)[0][0].doc_id == wanted["doc_id"]
     assert alias.refresh()
@@ -354,8 +356,9 @@ def test_rollback_goes_down_the_line_and_never_back_and_forth(corpus, make_confi
     ids = []
     for dim in (16, 24, 32):
         config = make_config(source, encoder={"model": f"hashing:{dim}"})
+        reason = {f"{'force' if ids else 'initial'}_reason": "test"}
         ids.append(full_rebuild(config, quiet).id)
-        promote(catalog_of(config), ids[-1], force_reason="test" if len(ids) > 1 else None)
+        promote(catalog_of(config), ids[-1], **reason)
     catalog = catalog_of(config)
     assert [rollback(catalog).release.id for _ in range(2)] == [ids[1], ids[0]]
     with pytest.raises(Exception, match="nothing to roll back to"):

@@ -82,7 +82,7 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
     config = make_config(source, storage={"keep": 1})
     catalog = catalog_of(config)
     first = full_rebuild(config, quiet)
-    promote(catalog, first.id)
+    promote(catalog, first.id, initial_reason="a test")
     release = first
     for text in ("'one'", "'two'"):
         lance.dataset(source).update({"text": text}, where="doc_id = 'd00003'")
@@ -102,11 +102,11 @@ def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, qu
     source = corpus(120)
     catalog = catalog_of(make_config(source))
     first = full_rebuild(make_config(source), quiet)
-    promote(catalog, first.id)
+    promote(catalog, first.id, initial_reason="a test")
     waiting = full_rebuild(make_config(source, encoder={"model": "hashing:16"}), quiet)
     lance.dataset(source).delete("doc_id = 'd00003'")
     catalog.append(catalog.live(), "catch-up", catch_up(make_config(source), first, quiet))
-    assert [r.id for r in candidates(catalog)] == [waiting.id]
+    assert candidates(catalog, catalog.live()) == [waiting.id]
     planned = gc.plan(catalog, 1)
     assert {r.release for r in planned.remove} == {first.id}
     gc.apply(catalog, planned, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lance
 import pyarrow as pa
 import pytest
@@ -26,12 +28,12 @@ def line(corpus, make_config, quiet):
     paused = lance.dataset(source).version
     put(source, "b")
     newer = catch_up(config, first, quiet, executor=Inline())
-    lance.dataset(source, version=paused).restore()
-    late = catch_up(config, first, quiet, executor=Inline())
-    record = late.to_json()
-    record["source"]["version"] = paused  # as if it had been planned then
-    catalog.storage.write(f"releases/{config.alias}/{late.id}.json", record)
-    return catalog, first, newer, catalog.release(late.id)
+    # As if it had been planned before `newer`, from `first` as well, and had ended after it.
+    planned = f"{first.id}-u{paused}-1"
+    source = {**newer.source, "version": paused}
+    late = replace(newer, id=planned, run_id=planned, source=source, number=newer.number + 1)
+    catalog.register(late)
+    return catalog, first, newer, late
 
 
 def put(source: str, *names: str) -> None:
@@ -42,7 +44,7 @@ def put(source: str, *names: str) -> None:
 def test_a_catch_up_that_ends_late_does_not_move_live_back(line):
     catalog, _first, newer, late = line
     assert late.number > newer.number
-    promote.promote(catalog, newer.id)
+    promote.promote(catalog, newer.id, initial_reason="a test")
     assert promote.follow(catalog, late).release.id == newer.id
     assert [r.release.id for r in catalog.log()] == [newer.id]
 
@@ -88,7 +90,7 @@ def test_what_grew_out_of_a_release_is_not_behind_it_where_the_source_was_made_a
     config = make_config(source)
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet, executor=Inline())
-    promote.promote(catalog, first.id)
+    promote.promote(catalog, first.id, initial_reason="a test")
     rows = lance.dataset(source).to_table()
     import shutil
 

@@ -77,6 +77,7 @@ def a_release(name: str) -> Release:
         table_tag="t",
         index="indexes/i",
         index_sha256="0",
+        index_bytes=1,
         rows=1,
         dead_letters=0,
         source={"uri": "s", "version": 1},
@@ -84,7 +85,6 @@ def a_release(name: str) -> Release:
         gate={},
         sealed_sha256="0",
         table_manifest={},
-        origin=name,
         number=1,
         created_at="2026-11-23T00:00:00+00:00",
     )
@@ -156,7 +156,7 @@ def test_of_many_appends_at_once_none_is_lost(tmp_path: Path) -> None:
     assert_one_chain(log)
     assert len(log) < ROUNDS * PROCESSES, "nobody met anybody: this was no race"
     assert Catalog(storage, ALIAS).require_live() == log[-1]
-    assert promote.standing(log)[-1] == log[-1].release
+    assert next(Catalog(storage, ALIAS).standing(log[-1])) == log[-1].release.id
 
 
 @pytest.mark.s3
@@ -205,7 +205,7 @@ def catalog(built: Path, tmp_path: Path) -> Catalog:
     shutil.copytree(built, tmp_path / "root")
     catalog = Catalog(Storage.open(str(tmp_path / "root")), ALIAS)
     [release] = catalog.releases()
-    promote.promote(catalog, release.id)
+    promote.promote(catalog, release.id, initial_reason="a race")
     for racer in range(PROCESSES):
         for letter in "ab":
             name = f"r{racer}-{letter}"
@@ -224,7 +224,7 @@ def test_of_many_promotes_at_once_one_wins_each_generation(catalog: Catalog) -> 
     losses = Counter(s["conflict"] for s in said if "conflict" in s)
     assert set(losses) == {4}, "the exit code of a conflict, and at least one"
     assert len(wins) + losses[4] == 10 * PROCESSES
-    assert all(record.forced and record.reason == "race" for record in log)
+    assert all(r.grounds.forced and r.grounds.reason == "race" for r in log)
 
 
 @pytest.mark.ray

@@ -48,7 +48,7 @@ def whole_flow(cli: Any, config_file: Callable[..., str], place: Place, files: P
     old = config_file(place.source, "old.yaml", encoder={"model": "hashing:32"}, **common)
     new = config_file(place.source, "new.yaml", encoder={"model": "hashing:256"}, **common)
     first = cli("run", "-c", old)
-    promoted = [cli("promote", "-c", old)]
+    promoted = [cli("promote", "-c", old, "--initial", "--reason", "a test")]
     second = cli("run", "-c", new)
     compared = cli("compare", "-c", new)
     promoted.append(cli("promote", "-c", new))

@@ -61,7 +61,7 @@ def test_s7_hostile_ids_go_through_a_whole_migration_and_nothing_else_goes(
     assert cli("import", str(file), "--to", source)["rows"] == len(HOSTILE)
     old = config_file(source, "old.yaml", encoder={"model": "hashing:64"}, storage={"keep": 1})
     built = [cli("run", "-c", old)["id"]]
-    cli("promote", "-c", old)
+    cli("promote", "-c", old, "--initial", "--reason", "a test")
     assert ids_of(old, cli) == sorted(HOSTILE)
     hits = cli("search", "-c", old, *[f"word{i}" for i in range(len(HOSTILE))], "-k", "1")[
         "results"
@@ -171,7 +171,8 @@ def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alon
         "RAY_BACKEND_LOG_LEVEL": "debug",
     }
     said, heard, open_to_others = "", {}, set[str]()
-    for words in (["run", "-v"], ["promote"], ["search", "a b"], ["verify"], ["config"], ["gc"]):
+    first = ["promote", "--initial", "--reason", "a test"]
+    for words in (["run", "-v"], first, ["search", "a b"], ["verify"], ["config"], ["gc"]):
         process = subprocess.Popen(
             cli.command(*words, "-c", file), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )  # fmt: skip
@@ -215,7 +216,7 @@ def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
     config = make_config(source, table={"carry": ["title"]}, storage={"keep": 1})
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet)
-    promote(catalog, first.id)
+    promote(catalog, first.id, initial_reason="a test")
     (row,) = (r for r in rows_of(catalog.storage, first).to_pylist() if r["doc_id"] == "d00003")
     traces = {
         "vector": np.asarray(row["vector"], np.float32).tobytes(),
@@ -280,7 +281,12 @@ def test_s12_a_run_needs_no_right_to_write_to_its_source(
     plan = next(fields for stage, fields in quiet.events if stage == "plan")
     assert plan["pinned"] is False
     assert (
-        promote(Catalog(Storage.open(config.storage.root), config.alias)).release.id == release.id
+        promote(
+            Catalog(Storage.open(config.storage.root), config.alias),
+            release.id,
+            initial_reason="a test",
+        ).release.id
+        == release.id
     )
     assert {p: p.read_bytes() for p in Path(source).rglob("*") if p.is_file()} == before
 
@@ -320,9 +326,9 @@ def test_s17_a_release_with_parts_of_another_is_not_promoted(
     swapped = dataclasses.replace(first, **{part: getattr(second, part) for part in parts})
     catalog.storage.write(f"releases/passages/{first.id}.json", swapped.to_json())
     with pytest.raises(IntegrityError):
-        promote(catalog, first.id)
+        promote(catalog, first.id, initial_reason="a test")
     assert catalog.live() is None
-    assert promote(catalog, second.id).release == second
+    assert promote(catalog, second.id, initial_reason="a test").release == second
 
 
 def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
@@ -334,7 +340,7 @@ def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
     with pytest.raises(IntegrityError, match="another record of its table's files"):
         check.verify_release(catalog, first.id, level=0, sample=0, resume=False)
     with pytest.raises(IntegrityError):
-        promote(catalog, first.id)
+        promote(catalog, first.id, initial_reason="a test")
 
 
 def test_s17_a_table_put_in_the_place_of_another_is_not_promoted(
@@ -346,7 +352,7 @@ def test_s17_a_table_put_in_the_place_of_another_is_not_promoted(
     shutil.copytree(Path(catalog.storage.root, second.table), place)
     assert first.table_version == second.table_version
     with pytest.raises(IntegrityError, match="is not what release"):
-        promote(catalog, first.id)
+        promote(catalog, first.id, initial_reason="a test")
 
 
 def test_s17_a_record_copied_to_another_root_or_alias_is_not_promoted(
@@ -357,10 +363,10 @@ def test_s17_a_record_copied_to_another_root_or_alias_is_not_promoted(
     for folder in (f"runs/{first.id}", "releases/passages"):
         shutil.copytree(Path(catalog.storage.root, folder), Path(other.root, folder))
     with pytest.raises(IntegrityError, match="has no index"):
-        promote(Catalog(other, "passages"), first.id)
+        promote(Catalog(other, "passages"), first.id, initial_reason="a test")
     shutil.copytree(Path(other.root, "releases/passages"), Path(other.root, "releases/tenant"))
     with pytest.raises(ReembedError):
-        promote(Catalog(other, "tenant"), first.id)
+        promote(Catalog(other, "tenant"), first.id, initial_reason="a test")
     file = config_file("s", "tenant.yaml", alias="tenant", storage={"root": other.root})
     said = CliRunner().invoke(reembed_cli, ["promote", first.id, "-c", file])
     assert said.exit_code == 1

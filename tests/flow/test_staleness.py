@@ -30,7 +30,7 @@ def live(corpus, make_config):
     config = make_config(uri, table={"carry": ["title"]})
     release = full_rebuild(config, Silent(), executor=Inline())
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
-    promote(catalog, release.id)
+    promote(catalog, release.id, initial_reason="a test")
     return uri, config, catalog, release
 
 
@@ -94,7 +94,7 @@ def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
 def test_a_release_that_claims_to_be_caught_up_with_a_version_must_equal_it(live):
     uri, config, catalog, release = live
     move_on(uri)
-    note(catalog, release, Source.open(config))
+    note(catalog, release, 1, Source.open(config))
     report = verified(catalog, release)
     assert report["source_version"] == 5
     assert counts(report["differences"]) == {"missing": 1, "extra": 1, "stale": 2, "carried": 1}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from reembed.config import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.live import LiveAlias
-from reembed.promote import candidates, follow, newest_of, promote, rollback, standing
+from reembed.promote import candidates, follow, newest_of, promote, rollback
 from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -136,9 +137,10 @@ class History:
     def _promote(self, config: Config) -> AliasRecord:
         from reembed.promote import candidate
 
-        chosen = newest_of(self.catalog, candidate(self.catalog))
+        before = self.catalog.live()
+        chosen = newest_of(self.catalog, candidate(self.catalog, config))
         newest = catch_up(config, chosen, Silent(), executor=Inline())
-        return promote(self.catalog, newest.id, force_reason="simulated")
+        return promote(self.catalog, newest.id, **_reason(before), decided_on=before)
 
     def _catch_up(self, config: Config) -> AliasRecord:
         live = self.catalog.require_live().release
@@ -316,13 +318,15 @@ class History:
 
     def _check_serves(self) -> None:
         """Live and what a rollback goes to are whole, whatever gc did."""
-        log = self.catalog.log()
-        for release in standing(log)[-2:]:
+        live = self.catalog.live()
+        for release in map(
+            self.catalog.release, islice(self.catalog.standing(live), 2) if live else ()
+        ):
             if self.catalog.is_retired(release.id) and newest_of(self.catalog, release) is release:
                 self.model.violations.append(f"gc: {release.id} may still be served")
                 return
             self._check_release(newest_of(self.catalog, release))
-        if log:
+        if live:
             LiveAlias(self.catalog)
 
     def _check_release(self, release: Release) -> None:
@@ -457,7 +461,8 @@ class History:
         return full_rebuild(self.config(model), Silent(), executor=Inline())
 
     def _promote_one(self, release: str) -> AliasRecord:
-        return self._acknowledge(promote(self.catalog, release, force_reason="simulated"))
+        reason = _reason(self.catalog.live())
+        return self._acknowledge(promote(self.catalog, release, **reason))
 
     def _want(self, releases: list[str]) -> None:
         for release in releases:
@@ -482,7 +487,7 @@ class History:
                 self.model.violations.append("live has not caught up with the source")
             planned = gc.plan(self.catalog, 2)
             served = {record.release.origin for record in self.catalog.log()}
-            waiting = {newest_of(self.catalog, r).id for r in candidates(self.catalog)}
+            waiting = set(candidates(self.catalog, live))
             waiting -= {newest_of(self.catalog, self.catalog.release(o)).id for o in served}
             if lost := waiting & {r.release for r in planned.remove}:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
@@ -569,6 +574,9 @@ COLUMN_CHANGES: dict[str, Callable[[History, list[str]], None]] = {
     "carry": _update_the_carried,
     "retype": _retype_the_carried,
 }
+def _reason(live: AliasRecord | None) -> dict[str, Any]:
+    """What a promotion without a comparison asks for."""
+    return {"initial_reason" if live is None else "force_reason": "simulated"}
 
 
 def _usable(texts: dict[str, str | None]) -> dict[str, str]:

@@ -21,10 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from inline import Inline, Silent
 
 from reembed import check, digests, faults, gc
-from reembed.catalog import Catalog
+from reembed.catalog import Catalog, line_of
 from reembed.config import Config
 from reembed.errors import ReembedError, UsageError
-from reembed.promote import follow, newest_of, promote, rollback, standing
+from reembed.promote import candidate, follow, newest_of, promote, rollback
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -141,16 +141,17 @@ class Migration(RuleBasedStateMachine):
             faults.hook = None
 
     @precondition(lambda self: any(t is not None for t in self.now.values()))
-    @rule()
-    def promote(self) -> None:
+    @rule(model=st.sampled_from(["hashing:16", "hashing:24"]))
+    def promote(self, model: str) -> None:
         try:
-            chosen = check.candidate(self.catalog)
+            chosen = candidate(self.catalog, self.config(model))
         except UsageError:
             return
         newest = catch_up(
             self.config(), newest_of(self.catalog, chosen), Silent(), executor=Inline()
         )
-        promote(self.catalog, newest.id, force_reason="test")
+        reason = "force_reason" if self.expected_live else "initial_reason"
+        promote(self.catalog, newest.id, **{reason: "test"})
         self.expected_live.append(newest.origin)
 
     @precondition(lambda self: len(self.expected_live) > 1)
@@ -180,9 +181,10 @@ class Migration(RuleBasedStateMachine):
 
     @invariant()
     def releases_are_their_source(self) -> None:
-        stack = standing(self.catalog.log())
-        assert [r.origin for r in stack] == self.expected_live
-        for release in stack[-2:]:
+        live = self.catalog.live()
+        stack = list(self.catalog.standing(live)) if live else []
+        assert [line_of(r) for r in reversed(stack)] == self.expected_live
+        for release in map(self.catalog.release, stack[:2]):
             newest = newest_of(self.catalog, release)
             texts = self.versions[newest.source["version"]]
             expected = {d: digests.digest(t.encode()) for d, t in texts.items() if t is not None}

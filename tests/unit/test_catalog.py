@@ -16,7 +16,7 @@ from reembed.catalog import Catalog, Release
 from reembed.config import FrozenGate
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.gate import Rule, combine
-from reembed.promote import candidate, candidates, newest_of, promote, rollback, standing
+from reembed.promote import candidates, promote, rollback
 from reembed.runs import Run, driving, is_driven, read_lease
 from reembed.spaces import Space
 from reembed.status import status
@@ -46,11 +46,12 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     fields = {
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
-        "index": f"indexes/{name}", "index_sha256": sha256(name), "rows": 1, "dead_letters": 0,
+        "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
+        "rows": 1, "dead_letters": 0,
         "source": {"uri": "s", "version": 1}, "verify": {"passed": True, "table_version": 1},
         "gate": {"queries": "q", "sha256": "0", "count": 30},
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
-        "sealed_sha256": "s", "origin": name,
+        "sealed_sha256": "s",
         "number": catalog.next_number(),
     }  # fmt: skip
     return catalog.register(Release(**{**fields, **changes}))
@@ -69,6 +70,14 @@ def comparison(
     comparisons.keep(catalog, live, new, record | changes)
 
 
+FIRST = {"initial_reason": "the first"}
+
+
+def standing(catalog: Catalog) -> list[str]:
+    """From the first promoted to the live one."""
+    return [*catalog.standing(catalog.require_live())][::-1]
+
+
 def test_a_release_comes_back_as_it_was_registered(catalog):
     release = make_release(catalog, "a")
     assert catalog.release("a") == release
@@ -81,12 +90,20 @@ def test_an_unknown_release_names_those_there_are(catalog):
         catalog.release("b")
 
 
-def test_the_first_release_needs_no_comparison_and_the_second_does(catalog):
+def test_the_first_release_needs_a_reason_and_the_second_a_comparison(catalog):
     make_release(catalog, "a")
-    assert promote(catalog).generation == 1
+    with pytest.raises(GateFailed, match="no gate can hold the first promotion") as refused:
+        promote(catalog, "a", force_reason="no queries yet")
+    assert refused.value.fix == "reembed promote a --initial --reason 'the first release'"
+    first = promote(catalog, "a", **FIRST)
+    assert (first.generation, first.grounds.reason, first.grounds.forced) == (1, "the first", False)
+    assert "nothing was live" in first.grounds.unknown[0]
+    assert "judged queries (q) were not asked" in first.grounds.unknown[1]
     make_release(catalog, "b")
-    with pytest.raises(errors.GateFailed, match="was never compared with a"):
-        promote(catalog)
+    with pytest.raises(GateFailed, match="was never compared with a"):
+        promote(catalog, "b")
+    with pytest.raises(Conflict, match="is not the first"):
+        promote(catalog, "b", **FIRST)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +111,20 @@ def test_the_first_release_needs_no_comparison_and_the_second_does(catalog):
 )
 def test_only_a_passing_comparison_promotes(catalog, verdict, error):
     a = make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     b = make_release(catalog, "b")
     comparison(catalog, b, a, verdict)
     with pytest.raises(error):
-        promote(catalog)
+        promote(catalog, "b")
     comparison(catalog, b, a)
-    record = promote(catalog)
-    assert (record.release.id, record.comparison["verdict"], record.forced) == ("b", "pass", False)
+    record = promote(catalog, "b")
+    assert (record.release.id, record.grounds.forced) == ("b", False)
+    assert record.grounds.comparison["verdict"] == "pass"
 
 
 def test_a_comparison_with_what_is_no_longer_live_does_not_count(catalog):
     a = make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     b, c = make_release(catalog, "b"), make_release(catalog, "c")
     comparison(catalog, b, a)
     comparison(catalog, c, a)
@@ -117,31 +135,32 @@ def test_a_comparison_with_what_is_no_longer_live_does_not_count(catalog):
 
 def test_a_comparison_of_another_index_does_not_count(catalog):
     a = make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     b = make_release(catalog, "b")
     comparison(catalog, dataclasses.replace(b, index_sha256="other"), a)
     with pytest.raises(IntegrityError, match="of another index"):
-        promote(catalog)
+        promote(catalog, "b")
 
 
 def test_force_is_recorded_with_its_reason(catalog):
     make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     make_release(catalog, "b")
-    record = promote(catalog, force_reason="no queries yet")
-    assert (record.forced, record.reason) == (True, "no queries yet")
+    grounds = promote(catalog, "b", force_reason="no queries yet").grounds
+    assert (grounds.forced, grounds.reason) == (True, "no queries yet")
+    assert grounds.unknown[0] == "whether it is better than a"
 
 
 def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
     live = make_release(catalog, "live")
-    promote(catalog)
+    promote(catalog, "live", **FIRST)
     built = make_release(catalog, "built")
-    compared, again = (make_release(catalog, n, origin=built.id) for n in ("compared", "again"))
+    compared, again = (make_release(catalog, f"built-u{n}-{n}") for n in (2, 3))
     with pytest.raises(GateFailed, match="never compared"):
         promote(catalog, again.id)
     comparison(catalog, built, live, "fail")
     comparison(catalog, compared, live)
-    assert promote(catalog, again.id).comparison["candidate"] == compared.id
+    assert promote(catalog, again.id).grounds.comparison["candidate"] == compared.id
 
 
 def test_a_verification_of_another_table_version_does_not_count(catalog):
@@ -149,13 +168,13 @@ def test_a_verification_of_another_table_version_does_not_count(catalog):
     record = {"passed": True, "table_version": 2}
     catalog.storage.write(f"runs/{release.run_id}/verify.json", record)
     with pytest.raises(IntegrityError, match="is not verified"):
-        promote(catalog)
+        promote(catalog, "a", **FIRST)
 
 
 def test_an_unverified_release_is_not_promoted(catalog):
     make_release(catalog, "a", verify={"passed": False})
     with pytest.raises(IntegrityError, match="not verified"):
-        promote(catalog)
+        promote(catalog, "a", **FIRST)
 
 
 @pytest.mark.parametrize(
@@ -169,35 +188,34 @@ def test_a_release_without_its_data_is_not_promoted(catalog, path):
     else:
         catalog.storage.remove(path)
     with pytest.raises(IntegrityError):
-        promote(catalog)
+        promote(catalog, "a", **FIRST)
 
 
 def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
     a = make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     b = make_release(catalog, "b")
     comparison(catalog, b, a)
-    promote(catalog)
+    promote(catalog, "b")
     assert rollback(catalog).release.id == "a"
-    assert candidate(catalog).id == "b"
-    assert promote(catalog).release.id == "b"
-    assert [r.id for r in standing(catalog.log())] == ["a", "b"]
+    assert candidates(catalog, catalog.live()) == ["b"]
+    assert promote(catalog, "b").release.id == "b"
+    assert standing(catalog) == ["a", "b"]
 
 
 @pytest.mark.parametrize("days", [-15, 15])
 def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, days):
-    a = make_release(catalog, "a")
-    promote(catalog)
+    make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
     wrong = (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat(timespec="seconds")
     b = make_release(catalog, "b", created_at=wrong)
-    assert candidate(catalog).id == "b"
+    assert candidates(catalog, catalog.live()) == ["b"]
     assert gc.plan(catalog, 1).remove == []
     catalog.append(catalog.live(), "promote", b)
-    c = make_release(catalog, "c")
-    assert [r.id for r in candidates(catalog)] == ["c"]
+    make_release(catalog, "c")
+    assert candidates(catalog, catalog.live()) == ["c"]
     assert [r.id for r in catalog.releases()] == ["a", "b", "c"]
     assert {r.release for r in gc.plan(catalog, 1).remove} == set()
-    assert newest_of(catalog, dataclasses.replace(c, origin=a.origin)).id == a.id
 
 
 def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(catalog):
@@ -205,7 +223,7 @@ def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(c
     for release in (a, b, a, c):
         catalog.append(catalog.live(), "promote", release)
     catalog.append(catalog.live(), "rollback", a)
-    assert [r.id for r in standing(catalog.log())] == ["a", "b", "a"]
+    assert standing(catalog) == ["a", "b", "a"]
 
 
 def test_the_swap_refuses_a_state_that_moved_on(catalog):
@@ -221,16 +239,16 @@ def test_a_log_with_a_gap_is_not_believed(catalog):
     for _ in range(3):
         catalog.append(catalog.live(), "promote", release)
     catalog.storage.remove("aliases/docs/00000002.json")
-    with pytest.raises(IntegrityError, match="gaps"):
+    with pytest.raises(IntegrityError, match="gap"):
         catalog.log()
 
 
 def test_a_release_marked_by_gc_at_the_same_moment_does_not_stay_live(catalog):
     release = make_release(catalog, "a")
-    promote(catalog)
+    promote(catalog, "a", **FIRST)
     make_release(catalog, "b")
     plain = Catalog.is_retired
-    answers = iter([False, False, True])  # gc marks between our look and our write
+    answers = iter([False, True])  # gc marks between our look and our write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Catalog, "is_retired", lambda self, r: next(answers, plain(self, r)))
         with pytest.raises(Conflict, match="was being removed by gc"):

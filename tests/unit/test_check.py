@@ -15,7 +15,7 @@ from inline import Inline, Silent
 
 from reembed import gc, preflight, promote, report, verify
 from reembed.catalog import Catalog
-from reembed.check import dead_letters, verify_release
+from reembed.check import dead_letters, meant, verify_release
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.live import LiveAlias
 from reembed.runs import find_runs
@@ -45,18 +45,19 @@ def build(tmp_path, make_config):
     return full
 
 
-def checked(catalog):
-    return verify_release(catalog, None, level=0, sample=0, resume=False)["release"]
+def checked(build, dim=16):
+    chosen = meant(build.config(dim), None)
+    return verify_release(build.catalog, chosen, level=0, sample=0, resume=False)["release"]
 
 
-def listed(catalog, which=None):
-    return dead_letters(catalog, which)["of"]
+def listed(build, which=None, dim=16):
+    return dead_letters(build.config(dim), which)["of"]
 
 
 def test_with_nothing_built_both_say_to_build(build):
     for verb in (checked, listed):
-        with pytest.raises(UsageError, match="has no release yet") as refused:
-            verb(build.catalog)
+        with pytest.raises(UsageError, match="has no release that was built") as refused:
+            verb(build)
         assert refused.value.fix == "reembed run"
 
 
@@ -70,7 +71,7 @@ def test_dead_letters_are_of_the_run_that_they_stopped(build, found_late):
     with pytest.raises(RunFailed):
         build(allowed=0)
     (run,) = find_runs(build.catalog.storage)
-    found = dead_letters(build.catalog, None)
+    found = dead_letters(build.config(), None)
     assert (found["of"], found["count"], found["finished"]) == (run.id, 2, False)
 
 
@@ -79,24 +80,26 @@ def test_an_unfinished_run_without_dead_letters_is_passed_over(build, found_late
     with pytest.raises(RunFailed):
         build(24, allowed=0)
     (stopped,) = (r for r in find_runs(build.catalog.storage) if r.result() is None)
-    assert listed(build.catalog) == stopped.id
+    assert listed(build) == stopped.id
     build.catalog.storage.delete_tree(stopped.path("units/"))
-    assert listed(build.catalog) == first.id
-    assert dead_letters(build.catalog, stopped.id)["count"] == 0
+    assert listed(build) == first.id
+    assert dead_letters(build.config(), stopped.id)["count"] == 0
 
 
-def test_left_out_both_take_the_newest_candidate_then_live_and_never_what_served_before(build):
+def test_left_out_both_take_the_configs_own_release_until_it_serves_and_then_what_is_live(build):
     catalog = build.catalog
     first, second = build(16), build(24)
-    assert checked(catalog) == listed(catalog) == second.id
-    promote.promote(catalog, first.id)
+    assert checked(build, 16) == listed(build, dim=16) == first.id
+    assert checked(build, 24) == listed(build, dim=24) == second.id
+    promote.promote(catalog, first.id, initial_reason="a test")
+    assert checked(build, 24) == second.id
     promote.promote(catalog, second.id, force_reason="a test")
-    assert checked(catalog) == listed(catalog) == second.id
-    assert listed(catalog, "previous") == first.id
+    assert checked(build, 16) == listed(build, dim=16) == second.id
+    assert listed(build, "previous") == first.id
     lance.dataset(build.uri).delete("doc_id = 'd1'")
     newer = catch_up(build.config(16), first, Silent(), executor=Inline())
     assert newer.number > second.number
-    assert checked(catalog) == listed(catalog) == listed(catalog, "live") == second.id
+    assert checked(build, 16) == checked(build, 24) == listed(build, "live") == second.id
 
 
 def test_dead_letters_are_of_the_record_that_the_release_was_registered_with(build):
@@ -104,7 +107,7 @@ def test_dead_letters_are_of_the_record_that_the_release_was_registered_with(bui
     path = f"releases/{release.alias}/{release.id}.json"
     build.catalog.storage.write(path, {**release.to_json(), "sealed_sha256": "0" * 64})
     with pytest.raises(IntegrityError, match="registered with another record"):
-        dead_letters(build.catalog, release.id)
+        dead_letters(build.config(), release.id)
 
 
 def test_a_dead_letter_that_was_deleted_is_forgotten(build):
@@ -118,7 +121,7 @@ def test_a_dead_letter_that_was_deleted_is_forgotten(build):
 
 def test_a_pass_over_a_version_that_was_mended_meanwhile_gives_way_to_the_newer_one(build):
     first = build()
-    promote.promote(build.catalog)
+    promote.promote(build.catalog, first.id, initial_reason="a test")
     broken, mended = (
         pa.table({"doc_id": ["new"], "text": pa.array([t], pa.string())}) for t in (None, "better")
     )
@@ -147,11 +150,11 @@ def test_a_damaged_file_is_a_difference_and_never_a_crash(build, place):
     assert not found["passed"]
     assert found["differences"]["damaged"]["examples"] == (file.name,)
     with pytest.raises(IntegrityError, match="is not verified"):
-        promote.promote(build.catalog)
+        promote.promote(build.catalog, release.id, initial_reason="a test")
 
 
 def test_a_serving_process_survives_a_table_that_gc_removed_and_a_rebuild_made_again(build):
-    promote.promote(build.catalog, build(16).id)
+    promote.promote(build.catalog, build(16).id, initial_reason="a test")
     served = LiveAlias(build.catalog)
     assert served.search(["text 3"], k=1)
     for dim in (24, 32):
@@ -196,7 +199,7 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     lower = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
     assert lower["passed"]
     with pytest.raises(IntegrityError, match="is not verified"):
-        promote.promote(build.catalog)
+        promote.promote(build.catalog, release.id, initial_reason="a test")
 
 
 def upsert(uri, texts):
@@ -237,7 +240,7 @@ def test_a_source_that_is_away_for_a_moment_gives_up_no_pass(build):
 
 def test_gc_refuses_a_table_whose_manifest_is_another_than_was_registered(build):
     release = build()
-    promote.promote(build.catalog)
+    promote.promote(build.catalog, release.id, initial_reason="a test")
     storage = build.catalog.storage
     before = {p for p, _ in storage.objects("")}
     manifest = Path(storage.root, release.table, "_versions", release.table_manifest["name"])
@@ -257,7 +260,7 @@ def test_gc_refuses_a_table_whose_manifest_is_another_than_was_registered(build)
 
 def test_dropping_a_run_lists_what_it_removes(build):
     first = build()
-    promote.promote(build.catalog)
+    promote.promote(build.catalog, first.id, initial_reason="a test")
     second = catch_up_to(build, first, {"a": "text"})
     upsert(build.uri, {"b": None})
     with pytest.raises(RunFailed):
@@ -280,8 +283,8 @@ def catch_up_to(build, release, texts):
 
 
 def test_a_release_that_is_gone_is_no_reason_to_keep_its_table(build):
-    for dim in (16, 24, 32):
-        promote.promote(build.catalog, build(dim).id, force_reason="a test")
+    for dim, reason in ((16, "initial"), (24, "force"), (32, "force")):
+        promote.promote(build.catalog, build(dim).id, **{f"{reason}_reason": "a test"})
     gc.apply(build.catalog, gc.plan(build.catalog, 1), 1)
     planned = gc.plan(build.catalog, 3)
     assert all("16" not in k.why for k in planned.keep)

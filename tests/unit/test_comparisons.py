@@ -28,6 +28,7 @@ from reembed.comparisons import Asked
 from reembed.config import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.promote import promote
+from reembed.status import status
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -269,7 +270,7 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
     assert passing["verdict"] == "pass"
     assert [p.rpartition("/")[2] for p in pair.kept()] == [f"0000000{n}.json" for n in (1, 2, 3)]
     step = promote(pair.catalog, pair.candidate.id)
-    kept = step.comparison
+    kept = step.grounds.comparison
     assert (kept["number"], kept["queries"]["count"], kept["margin"]) == (3, 40, 0.9)
     assert [(e["queries"]["count"], e["changed"]) for e in kept["earlier"]] == [
         (QUERIES, []),
@@ -300,13 +301,13 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
 
 def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
     third = pair.build(24)
-    assert promote(pair.catalog, third.id, force_reason="never compared").comparison is None
+    assert promote(pair.catalog, third.id, force_reason="never compared").grounds.comparison is None
     pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
     pair.compare()
     failed = pair.compare()
     step = promote(pair.catalog, pair.candidate.id, force_reason="we must")
-    assert (step.forced, step.comparison["verdict"]) == (True, failed["verdict"])
-    assert len(step.comparison["earlier"]) == 1
+    assert (step.grounds.forced, step.grounds.comparison["verdict"]) == (True, failed["verdict"])
+    assert len(step.grounds.comparison["earlier"]) == 1
     assert "comparison 2 of this model" in pair.said("history")
 
 
@@ -325,7 +326,7 @@ def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair
             except IntegrityError:
                 continue
             read += field in READ_BACK and (field, edited[field]) not in (("by", "x"), ("at", "x"))
-            comparisons.verdicts(pair.catalog, live)
+            assert status(pair.catalog)["candidates"]
             assert report._told(comparisons.evidence(found))
     assert read == 0
 
@@ -407,7 +408,7 @@ FORGED = {
 @pytest.mark.parametrize(("edits", "said"), FORGED.values(), ids=FORGED)
 def test_promote_refuses_a_comparison_that_was_judged_otherwise_than_planned(pair, edits, said):
     forge(pair)
-    assert promote(pair.catalog, pair.candidate.id).comparison["number"] == 2
+    assert promote(pair.catalog, pair.candidate.id).grounds.comparison["number"] == 2
     pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
     forge(pair, **edits(pair))
     with pytest.raises(IntegrityError, match=said):
@@ -490,15 +491,19 @@ def test_of_two_candidates_each_is_judged_by_its_own_plan(pair):
         assert (record["queries"]["count"], record["gate"]["margin"]) == (count, margin)
 
 
+def verdicts(pair: Pair) -> dict[str, str | None]:
+    return {c["release"]: c["verdict"] for c in status(pair.catalog)["candidates"]}
+
+
 def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
     pair.compare(Asked(margin=0.9, reason="try"))
     third = pair.build(24)
     promote(pair.catalog, third.id, force_reason="a test")
     with pytest.raises(Conflict, match=f"compared with {pair.live.id}, but {third.id} is live now"):
         promote(pair.catalog, pair.candidate.id)
-    assert comparisons.verdicts(pair.catalog, third) == {}
+    assert verdicts(pair) == {pair.candidate.origin: None}
     assert pair.compare()["earlier"] == [], "with another live line"
-    assert set(comparisons.verdicts(pair.catalog, third)) == {pair.candidate.origin}
+    assert verdicts(pair)[pair.candidate.origin] is not None
 
 
 # --- a gate that cannot be passed: an audited change of margin, and choices that work ---
@@ -509,7 +514,7 @@ def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair)
     said = pair.said("compare", "--margin", "0.9", "--reason", "quality is not why we move")
     assert "changed from margin 0.01 or 2 % of live to margin 0.9 by " in said
     step = promote(pair.catalog, pair.candidate.id)
-    (change,) = step.comparison["changes"]
+    (change,) = step.grounds.comparison["changes"]
     assert (change["before"], change["after"]) == ({"margin": None}, {"margin": 0.9})
     assert change["reason"] == "quality is not why we move"
     assert change["by"] == step.by
@@ -560,7 +565,7 @@ def test_every_choice_that_is_printed_works_and_embeds_nothing(pair, dim, change
     after = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
     assert after == files
     assert pair.catalog.live().release.id == release.id
-    assert pair.catalog.live().forced
+    assert pair.catalog.live().grounds.forced
 
 
 @pytest.mark.parametrize("asked", [PLANNED, Asked(margin=0.002, reason="strict")])

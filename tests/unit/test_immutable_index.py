@@ -44,7 +44,7 @@ def raced(corpus, make_config, monkeypatch):
             if name == point and not done:
                 done.append(None)
                 done[0] = rebuild(quick)
-                promote(catalog)
+                promote(catalog, done[0].id, initial_reason="test")
 
         monkeypatch.setattr(faults, "hook", hook)
         return catalog, rebuild(slow), done[0]

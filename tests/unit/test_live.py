@@ -122,8 +122,7 @@ def test_a_model_replaced_after_its_check_does_not_encode_the_queries(place, tmp
 
 def test_a_refresh_opens_the_table_that_it_checked(place, monkeypatch):
     of = place()
-    of.build()
-    promote(of.catalog)
+    promote(of.catalog, of.build().id, initial_reason="test")
     live = LiveAlias(of.catalog)
     old = live.current
     second = of.build(fresh=True)
@@ -161,8 +160,7 @@ def shared(tmp_path_factory):
         "table.carry=[title]",
     ]  # fmt: skip
     of = Place(uri, load([], settings)[0])
-    of.build()
-    promote(of.catalog)
+    promote(of.catalog, of.build().id, initial_reason="test")
     return of
 
 
@@ -222,8 +220,7 @@ def test_what_is_few_or_much_is_answered(shared):
 
 def moved(place: Any) -> LiveAlias:
     """A reader of a release that is not live any more."""
-    place.build()
-    promote(place.catalog)
+    promote(place.catalog, place.build().id, initial_reason="test")
     live = LiveAlias(place.catalog)
     promote(place.catalog, place.build(fresh=True).id, force_reason="test")
     return live

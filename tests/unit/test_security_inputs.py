@@ -304,7 +304,7 @@ def a_release(**changes: Any) -> Release:
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
         "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": {"uri": "s", "version": 1},
         "verify": {"passed": True, "table_version": 1}, "gate": {}, "sealed_sha256": "0", "table_manifest": {},
-        "origin": "r", "number": 1,
+        "index_bytes": 1, "number": 1,
     }  # fmt: skip
     return Release(**{**fields, **changes})
 

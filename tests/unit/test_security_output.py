@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reembed import report
-from reembed.catalog import AliasRecord, Release
+from reembed.catalog import AliasRecord, Grounds, Release
 from reembed.console import Console, one_line, plain
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.spaces import Space
@@ -126,12 +126,13 @@ def page(words: str) -> str:
     release = Release(
         id=words, alias=words, run_id=words, space=space, encoder={"model": words}, table=words, table_version=1,
         table_tag=words, sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
-        rows=1, dead_letters=0, origin=words, number=1,
+        rows=1, dead_letters=0, number=1, index_bytes=1,
         source={"uri": words, "version": 1}, gate={},
         verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip
-    record = AliasRecord(1, "t", None, "promote", release, words, True, None, words, words)
+    grounds = Grounds(words, forced=True, unknown=(words,))
+    record = AliasRecord(1, "t", None, "promote", release, grounds, (words,), None, words, words, words)
     comparison = {
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
         "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
@@ -180,7 +181,8 @@ def results(words: str) -> dict[str, dict[str, Any]]:
     hit = {"doc_id": words, "score": 0.5, "columns": {"title": words}}
     step = {
         "generation": 1, "at": words, "action": "promote", "release": words, "model": words, "by": words,
-        "forced": True, "reason": words, "comparison": {**told(words), **overruled(words)}, "token": "t",
+        "forced": True, "reason": words, "comparison": {**told(words), **overruled(words)}, "unknown": [words],
+        "token": "t",
     }  # fmt: skip
     lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
     return {

@@ -1,0 +1,312 @@
+"""The log of an alias: few records are read however long it is, and nothing goes back unasked."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.test_catalog import FIRST, make_release
+
+from reembed import catalog as catalog_module
+from reembed.catalog import AliasRecord, Catalog, Release, line_of
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.live import LiveAlias
+from reembed.promote import candidates, follow, newest_of, promote, rollback
+from reembed.status import status
+from reembed.storage import Storage, to_bytes
+
+FORCE = {"force_reason": "a test"}
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return Catalog(Storage.open(str(tmp_path)), "docs")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Paths that are read from now on."""
+    seen: Counter[str] = Counter()
+    plain = Storage.read_bytes
+
+    def read(self: Storage, path: str) -> bytes:
+        seen[path] += 1
+        return plain(self, path)
+
+    monkeypatch.setattr(Storage, "read_bytes", read)
+    return seen
+
+
+def steps(catalog: Catalog, *releases: Release) -> None:
+    for release in releases:
+        catalog.append(catalog.live(), "promote", release)
+
+
+# --- bounded reading ---
+
+
+@pytest.mark.parametrize("length", [3, 64, 65, 300])
+def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
+    catalog, reads, length
+):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    last: AliasRecord | None = None
+    for n in range(length):
+        last = catalog.append(last, "promote", (a, b)[n % 2])
+    reads.clear()
+    assert catalog.live() == last
+    assert sum(path.startswith("aliases/docs/") for path in reads) == 2
+    reads.clear()
+    rollback(catalog)
+    assert sum(n for path, n in reads.items() if path.startswith("aliases/")) <= 4
+    assert sum(reads.values()) <= 6
+
+
+def standing_by_the_whole_log(log: list[AliasRecord]) -> list[str]:
+    """As it was once found, from every record: the oracle."""
+    stack: list[str] = []
+    for record in log:
+        lines = [line_of(r) for r in stack]
+        if record.action == "rollback" and record.release.origin in lines:
+            stack = stack[: len(lines) - 1 - lines[::-1].index(record.release.origin)]
+        elif record.action == "catch-up":
+            stack = stack[:-1]
+        stack.append(record.release.id)
+    return stack
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_stands_is_the_same_from_the_newest_records_as_from_the_whole_log(
+    catalog, monkeypatch, seed
+):
+    monkeypatch.setattr(catalog_module, "STANDING", 3)
+    monkeypatch.setattr(catalog_module, "_HINT_EVERY", 4)
+    rng = random.Random(seed)
+    releases = {n: make_release(catalog, n) for n in ("a", "b", "c", "a-u2-1", "b-u3-1")}
+    log: list[AliasRecord] = []
+    for _ in range(60):
+        live = log[-1] if log else None
+        action = rng.choice(["promote", "promote", "rollback", "catch-up"]) if live else "promote"
+        release = releases[rng.choice(sorted(releases))]
+        if action == "catch-up":
+            release = releases.get(f"{live.release.origin}-u2-1", live.release)
+        elif action == "rollback" and rng.random() < 0.8:
+            stack = [*catalog.standing(live)]
+            release = releases[stack[min(1, len(stack) - 1)]]
+        log.append(catalog.append(live, action, release))
+        assert [*catalog.standing(log[-1])][::-1] == standing_by_the_whole_log(log)
+        assert len(log[-1].standing) <= 3
+    assert catalog.log() == log
+    assert catalog.live() == log[-1]
+
+
+@pytest.mark.parametrize("hint", [{"after": 10**7}, {"after": 0}, {}, {"after": "x"}, None, b"{"])
+def test_a_wrong_hint_only_costs_a_listing(catalog, hint):
+    release = make_release(catalog, "a")
+    for _ in range(70):
+        steps(catalog, release)
+    if hint is None:
+        catalog.storage.remove("aliases/docs.json")
+    else:
+        body = hint if isinstance(hint, bytes) else to_bytes(hint)
+        catalog.storage.write_bytes("aliases/docs.json", body)
+    assert catalog.require_live().generation == 70
+    steps(catalog, release)
+    assert catalog.require_live().generation == 71
+
+
+# --- a gap is an error for every reader ---
+
+
+def copied(catalog: Catalog, of: int, to: int, **changes: Any) -> None:
+    """A record of the log, intact by its sha256, under another number."""
+    record = catalog.storage.read(f"aliases/docs/{of:08d}.json")
+    catalog.storage.write(f"aliases/docs/{to:08d}.json", {**record, **changes})
+
+
+def gone(catalog: Catalog) -> None:
+    catalog.storage.remove("aliases/docs/00000003.json")
+
+
+PLANTED = {
+    "a number far ahead": lambda c: copied(c, 2, 99_999_999, generation=99_999_999),
+    "the next number, as it was": lambda c: copied(c, 4, 5),
+    "the next number, renumbered": lambda c: copied(c, 2, 5, generation=5),
+    "the one before is gone": gone,
+    "the newest exchanged for another": lambda c: copied(c, 2, 4, generation=4),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_a_gap_in_the_log_is_an_error_for_every_reader(catalog, plant):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    steps(catalog, a, b, a, b)
+    plant(catalog)
+    readers = {
+        "live": catalog.live, "log": catalog.log, "status": lambda: status(catalog),
+        "serving": lambda: LiveAlias(catalog),
+        "rollback": lambda: rollback(catalog), "promote": lambda: promote(catalog, "a", **FORCE),
+        "follow": lambda: follow(catalog, a),
+    }  # fmt: skip
+    for reader in readers.values():
+        with pytest.raises(IntegrityError, match="has a gap at") as refused:
+            reader()
+        assert refused.value.fix
+
+
+def test_a_record_that_names_a_later_one_as_deeper_ends_no_reader_in_a_loop(catalog):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    steps(catalog, a, b)
+    record = catalog.storage.read("aliases/docs/00000002.json")
+    catalog.storage.write("aliases/docs/00000002.json", {**record, "standing": ["b"], "deeper": 2})
+    with pytest.raises(IntegrityError, match="a later record as an earlier one"):
+        rollback(catalog)
+
+
+STRAYS = (".DS_Store", "x.json.bak", "00000003.json.bak", "00000009.json~", "sub/00000007.json")
+
+
+def test_files_of_other_names_beside_the_records_break_nothing(catalog, tmp_path):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    steps(catalog, a)
+    for folder in ("aliases/docs", "releases/docs", "aliases", "releases", "results"):
+        for name in STRAYS:
+            file = tmp_path / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("not a record")
+        (tmp_path / folder / "a folder").mkdir()
+    assert catalog.require_live().release == a
+    assert [r.id for r in catalog.releases()] == catalog.ids() == ["a", "b"]
+    assert promote(catalog, "b", **FORCE).generation == 2
+    assert rollback(catalog).release == a
+    assert candidates(catalog, catalog.live()) == ["b"]
+    assert len(catalog.log()) == 3
+    assert b.number == 2
+
+
+# --- an alias never goes back by itself ---
+
+
+def line(catalog: Catalog, *names: str) -> list[Release]:
+    return [make_release(catalog, n) for n in names]
+
+
+def test_a_catch_up_that_finishes_late_does_not_move_live_back(catalog):
+    (a,) = line(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    newer, late = line(catalog, "a-u3-2", "a-u2-1")
+    assert follow(catalog, newer).release == newer
+    for _ in range(2):
+        assert follow(catalog, late).release == newer
+    assert follow(catalog, a).release == newer
+    assert [r.release.id for r in catalog.log()] == ["a", "a-u3-2"]
+
+
+def test_who_registers_last_is_not_the_newest_of_its_line(catalog):
+    a, newer, late, other = line(catalog, "a", "a-u3-2", "a-u2-1", "b")
+    assert late.number > newer.number
+    assert newest_of(catalog, a) == newest_of(catalog, late) == newer
+    steps(catalog, a, other)
+    assert rollback(catalog).release == newer
+
+
+def test_of_a_source_made_again_the_later_catch_up_is_the_newer_one(catalog):
+    a, of_the_old, of_the_new = line(catalog, "a", "a-u9-1", "a-u2-2")
+    steps(catalog, of_the_old)
+    assert newest_of(catalog, a) == of_the_new
+    assert follow(catalog, of_the_new).release == of_the_new
+    assert follow(catalog, of_the_old).release == of_the_new
+
+
+@pytest.mark.parametrize("reason", [FORCE, {}])
+def test_a_promotion_does_not_go_to_an_older_release_of_a_line(catalog, reason):
+    a, middle, newest, other = line(catalog, "a", "a-u2-1", "a-u3-2", "b")
+    steps(catalog, newest)
+    for older in (a, middle):
+        with pytest.raises(UsageError, match="is behind a-u3-2") as refused:
+            promote(catalog, older.id, **reason)
+        assert refused.value.fix == "reembed promote a-u3-2"
+    steps(catalog, other)
+    with pytest.raises(UsageError, match="is behind a-u3-2"):
+        promote(catalog, middle.id, **reason)
+    assert catalog.require_live().release == other
+
+
+def test_a_release_known_to_equal_a_newer_source_is_not_left_for_an_older_one(catalog):
+    a, late = line(catalog, "a", "a-u7-1")
+    steps(catalog, a)
+    noted = {"number": 2, "source": {"version": 9}}  # version 9 has the documents of a again
+    catalog.storage.write(f"runs/{a.run_id}/caught_up.json", noted)
+    assert follow(catalog, late).release == a
+    (newer,) = line(catalog, "a-u11-3")
+    assert follow(catalog, newer).release == newer
+
+
+def test_a_promotion_decided_on_one_release_is_not_made_over_another(catalog):
+    _, caught_up, _, _ = line(catalog, "a", "a-u2-1", "b", "c")
+    before = promote(catalog, "a-u2-1", **FIRST)
+    promote(catalog, "c", **FORCE)
+    with pytest.raises(Conflict, match="was moved from a-u2-1 to c meanwhile"):
+        promote(catalog, "b", **FORCE, decided_on=before)
+    assert catalog.require_live().release.id == "c"
+    rollback(catalog)
+    (newer,) = line(catalog, "a-u3-2")
+    follow(catalog, newer)  # live moved on in its line: the decision stands
+    assert promote(catalog, "b", **FORCE, decided_on=before).release.id == "b"
+    assert caught_up.origin == "a"
+
+
+@pytest.mark.parametrize("verb", ["rollback", "promote", "follow"])
+def test_a_step_is_made_from_the_state_that_it_was_decided_on(catalog, monkeypatch, verb):
+    a, b, c, newer = line(catalog, "a", "b", "c", "b-u2-1")
+    steps(catalog, a, b)
+    plain, moved = Catalog.append, []
+
+    def append(self: Catalog, after: AliasRecord, *args: Any, **more: Any) -> AliasRecord:
+        if not moved:  # another operator is quicker by a moment
+            moved.append(plain(self, after, "promote", a))
+        return plain(self, after, *args, **more)
+
+    monkeypatch.setattr(Catalog, "append", append)
+    does = {
+        "rollback": lambda: rollback(catalog),
+        "promote": lambda: promote(catalog, "c", **FORCE),
+        "follow": lambda: follow(catalog, newer),
+    }
+    with pytest.raises(Conflict, match="was moved to a by"):
+        does[verb]()
+    assert [r.release.id for r in catalog.log()] == ["a", "b", "a"]
+    assert c.number == 3
+
+
+def test_what_gc_took_at_the_same_moment_leaves_the_stack_as_it_was(catalog):
+    steps(catalog, *line(catalog, "a", "b", "c"))
+    before = catalog.require_live()
+    plain = Catalog.is_retired
+    marked = {"a"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Catalog, "is_retired", lambda self, r: r in marked or plain(self, r))
+        with pytest.raises(Conflict, match="was being removed by gc"):
+            rollback(catalog, "a")
+    after = catalog.require_live()
+    assert (after.release.id, after.standing, after.deeper) == ("c", before.standing, before.deeper)
+    assert rollback(catalog).release.id == "b"
+
+
+def test_two_roots_one_after_the_other_at_one_path_have_tags_of_their_own(tmp_path):
+    from reembed.runs import Run
+
+    place = tmp_path / "root"
+    tags = [Run(Storage.open(str(place)), "docs-0-v1-1").pin_tag]
+    assert tags[0] == Run(Storage.open(str(place)), "docs-0-v1-1").pin_tag
+    shutil.copytree(place, tmp_path / "copy")
+    tags.append(Run(Storage.open(str(tmp_path / "copy")), "docs-0-v1-1").pin_tag)
+    place.rename(tmp_path / "away")  # as in a second container, which has its own /root
+    tags.append(Run(Storage.open(str(place)), "docs-0-v1-1").pin_tag)
+    assert len(set(tags)) == 3
+    assert json.loads(Path(place, "root.json").read_text())["root_id"]
