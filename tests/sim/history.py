@@ -574,6 +574,8 @@ COLUMN_CHANGES: dict[str, Callable[[History, list[str]], None]] = {
     "carry": _update_the_carried,
     "retype": _retype_the_carried,
 }
+
+
 def _reason(live: AliasRecord | None) -> dict[str, Any]:
     """What a promotion without a comparison asks for."""
     return {"initial_reason" if live is None else "force_reason": "simulated"}

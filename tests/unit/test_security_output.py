@@ -132,7 +132,9 @@ def page(words: str) -> str:
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip
     grounds = Grounds(words, forced=True, unknown=(words,))
-    record = AliasRecord(1, "t", None, "promote", release, grounds, (words,), None, words, words, words)
+    record = AliasRecord(
+        1, "t", None, "promote", release, grounds, (words,), None, words, words, words
+    )
     comparison = {
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
         "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
