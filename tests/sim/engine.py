@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import os
 import random
 import re
@@ -75,8 +76,11 @@ class World:
         # A fixed name: run ids follow from the source's address, and their order from run ids.
         base = shm if shm.is_dir() else Path(tempfile.gettempdir())
         self.folder = base / f"reembed-sim-{os.getuid()}" / f"{place}-{seed}"
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self.folder.with_suffix(".lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # another run of the tests plays this seed: wait
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         self.ticks = 0
         self.processes: list[Process] = []
         self.counts: Counter[str] = Counter()
@@ -86,6 +90,7 @@ class World:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     # --- scheduling ---
 

@@ -153,7 +153,7 @@ def retries_a_write_with_a_half_read_stream(patch: Patch) -> None:
 
 @under_faults
 def lost_answer_of_a_create_is_taken_for_a_lost_race(patch: Patch) -> None:
-    def create(self: Storage, path: str, record: Any) -> bool:
+    def create(self: Storage, path: str, record: Any, **_: Any) -> bool:
         try:
             obstore.put(self.store, path, to_bytes(record), mode="create")
         except AlreadyExistsError:
@@ -301,11 +301,11 @@ def index_of_the_version_before(patch: Patch) -> None:
 def alias_moved_without_compare_and_swap(patch: Patch) -> None:
     create = Storage.create
 
-    def overwrite(self: Storage, path: str, record: Any) -> bool:
+    def overwrite(self: Storage, path: str, record: Any, **proven: Any) -> bool:
         if path.startswith("aliases/"):
             self.write(path, record)
             return True
-        return create(self, path, record)
+        return create(self, path, record, **proven)
 
     patch(Storage, "create", overwrite)
 
