@@ -128,7 +128,12 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
 
 
 def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
-    """Delete what the plan lists, skipping what became needed since; running it again finishes it."""
+    """Delete what the plan lists, skipping what became needed since; running it again finishes it.
+
+    Raises:
+        IntegrityError: a symbolic link lies where something is to be deleted; then nothing is.
+    """
+    _require_own(catalog, planned)
     removed = []
     for item in planned.remove:
         catalog.mark_retired(item.release)
@@ -147,7 +152,6 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
     # A run may have been started since: what it holds is not to be touched any more.
     again = plan(catalog, keep)
     for table in again.tables:
-        catalog.storage.require_inside(table)
         catalog.storage.delete_tree(f"{table}/")
     for table in again.trim:
         if table in plan(catalog, keep).trim:
@@ -158,6 +162,20 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         if orphan.path in still:
             catalog.storage.remove(orphan.path)
     return removed
+
+
+def _require_own(catalog: Catalog, planned: GcPlan) -> None:
+    runs = [catalog.release(r.release).run_id for r in planned.remove] + planned.dropped_runs
+    for path in (
+        *(r.index for r in planned.remove),
+        *(r.table for r in planned.remove),
+        *(f"indexes/{name}" for name in planned.dropped_runs),
+        *(f"runs/{name}" for name in runs),
+        *planned.tables,
+        *planned.trim,
+        *(o.path for o in planned.orphans),
+    ):
+        catalog.storage.require_own(path)
 
 
 def droppable(catalog: Catalog, name: str) -> Run:
@@ -176,8 +194,14 @@ def droppable(catalog: Catalog, name: str) -> Run:
 
 
 def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
-    """Files below every table that a run of this alias ever planned for."""
+    """Files below every table that a run of this alias ever planned for.
+
+    Raises:
+        IntegrityError: a symbolic link lies among them.
+    """
     storage, tables = catalog.storage, {p.table for r in runs if (p := r.plan())}
+    for table in tables:
+        storage.require_own(table)
     return {
         t: [Orphan(*f) for f in (*storage.objects(f"{t}/"), *storage.torn(f"{t}/"))]
         for t in sorted(tables)
@@ -297,7 +321,7 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
 
 
 def _untag(catalog: Catalog, table: str, tag: str) -> None:
-    catalog.storage.require_inside(table)
+    catalog.storage.require_own(table)
     if not any(True for _ in catalog.storage.objects(f"{table}/_versions/")):
         return  # the table is gone
     tags = open_table(catalog.storage, table).tags
@@ -322,6 +346,7 @@ def _trim(catalog: Catalog, table: str) -> None:
     Lance never deletes the newest: where that one is of a run that was given up, the newest that is
     named is put on top of it.
     """
+    catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
     if files_of(dataset) - _named_files(catalog, table, set()):
         newest = max(int(t["version"]) for t in dataset.tags.list().values())

@@ -7,7 +7,6 @@ another reader, to compare every cell with what was written.
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from reembed.import_csv import Csv
 from reembed.import_json import Json
 from reembed.import_parquet import Parquet
 from reembed.lance_io import open_dataset
-from reembed.storage import absolute, is_remote
+from reembed.storage import Storage, absolute, is_remote
 
 FORMATS = {
     ".jsonl": "json",
@@ -61,7 +60,7 @@ def import_documents(
         own = reader.survey(files)
         found = [*own, *_path_columns(files, {c.name for c in own})]
         chosen = _chosen(files, to, found, columns)
-        with _new_folder(uri):
+        with _new_folder(uri, options):
             written = _write(reader, files, uri, chosen, options)
             _compare(reader, files, to, written, chosen)
     except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
@@ -101,18 +100,26 @@ def _require_new(files: list[str], to: str, uri: str, options: dict[str, str] | 
             "import makes new datasets; existing documents are never overwritten",
             _again(files, to.removesuffix(".lance") + "-2.lance"),
         )
-    if not is_remote(uri) and Path(uri).exists() and not _is_empty_folder(Path(uri)):
+    if not is_remote(uri) and Path(uri).is_file():
         raise UsageError(
-            f"{to} is a folder with something else in it"
-            if Path(uri).is_dir()
-            else f"{to} is a file",
+            f"{to} is a file",
+            "a dataset gets a folder of its own",
+            _again(files, to.rstrip("/") + "-documents.lance"),
+        )
+    if not _is_empty(uri, options):
+        raise UsageError(
+            f"{to} is a folder with something else in it",
             "a dataset gets a folder of its own",
             _again(files, to.rstrip("/") + "-documents.lance"),
         )
 
 
-def _is_empty_folder(place: Path) -> bool:
-    return place.is_dir() and not any(place.iterdir())
+def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
+    """Whether nothing is there; a bucket's own root may be given, or a prefix of it."""
+    if not is_remote(uri):
+        return not Path(uri).exists() or not any(Path(uri).iterdir())
+    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    return not any(True for _ in storage.objects(""))
 
 
 def _again(files: list[str], to: str) -> str:
@@ -178,18 +185,18 @@ def _refusal(column: Column) -> str | None:
 
 
 @contextmanager
-def _new_folder(uri: str) -> Iterator[None]:
-    """A folder that only its owner can read; not left behind half filled."""
-    if is_remote(uri):
-        yield
-        return
-    made = not Path(uri).exists()
-    Path(uri).mkdir(mode=0o700, parents=True, exist_ok=True)
+def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
+    """A folder that only its owner can read; where the block fails, nothing is left in it."""
+    storage, local = Storage(uri, tuple(sorted((options or {}).items()))), not is_remote(uri)
+    made = local and not Path(uri).exists()
+    if local:
+        Path(uri).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
+        storage.delete_tree("")
         if made:
-            shutil.rmtree(uri)
+            Path(uri).rmdir()
         raise
 
 

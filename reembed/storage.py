@@ -16,7 +16,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import obstore
@@ -368,46 +369,56 @@ class Storage:
                 yield str(file.relative_to(self.root)), file.stat().st_size
 
     def remove(self, path: str) -> None:
-        """Delete one object, if it is there."""
+        """Delete one object, if it is there.
+
+        Raises:
+            IntegrityError: as `require_own`.
+        """
+        self.require_own(path)
         if not is_remote(self.root) and re.search(r"#\d+$", path):
             Path(self.uri(path)).unlink(missing_ok=True)
             return
-        try:
+        with suppress(FileNotFoundError):
             obstore.delete(self.store, path)
-        except FileNotFoundError:
-            return
 
     def delete_tree(self, prefix: str) -> int:
-        """Delete every object below a prefix; the bytes freed.
+        """Delete every object below a prefix, half written ones and empty folders too; the bytes freed.
 
         Raises:
-            IntegrityError: the prefix leads out of the root.
+            IntegrityError: as `require_own`.
         """
-        self.require_inside(prefix)
-        found = list(self.objects(prefix))
+        self.require_own(prefix)
+        found, torn = list(self.objects(prefix)), list(self.torn(prefix))
+        for path, _ in torn:
+            Path(self.uri(path)).unlink(missing_ok=True)
         if found:
             obstore.delete(self.store, [path for path, _ in found])
-        return sum(size for _, size in found)
+        folders = () if is_remote(self.root) else os.walk(f"{self.root}/{prefix}", topdown=False)
+        for folder, _, _ in folders:
+            with suppress(OSError):  # another process has written into it
+                if folder.rstrip("/") != self.root:
+                    os.rmdir(folder)
+        return sum(size for _, size in (*found, *torn))
 
-    def require_inside(self, path: str) -> None:
-        """Refuse to delete behind a symbolic link: listing a local folder follows them.
+    def require_own(self, path: str) -> None:
+        """Refuse to delete at or behind a symbolic link: it leads to files of someone else, or of another
+        release, and both listing a local folder and Lance's clean-up follow it.
 
         Raises:
-            IntegrityError: the path, or a link on the way or below, leads out of the root.
+            IntegrityError: the path leads out of the root, or a link lies on it or below it.
         """
         self._require_below(path)
         if is_remote(self.root):
             return
-        root = Path(self.root).resolve()
-        start = root / path
-        links = (Path(f, n) for f, folders, names in os.walk(start) for n in (*folders, *names))
-        for place in (start, *filter(Path.is_symlink, links)):
-            if not place.resolve().is_relative_to(root):
-                raise IntegrityError(
-                    f"{place} is, or lies behind, a symbolic link out of {root}",
-                    "what is deleted must be reembed's own",
-                    f"ls -l {shlex.quote(str(place.parent))}     # and remove the link",
-                )
+        root, parts = Path(self.root), PurePosixPath(path).parts
+        on_the_way = (root.joinpath(*parts[: n + 1]) for n in range(len(parts)))
+        below = (Path(f, n) for f, folders, names in os.walk(root / path) for n in folders + names)
+        for place in filter(Path.is_symlink, chain(on_the_way, below)):
+            raise IntegrityError(
+                f"{place} is a symbolic link to {place.readlink()}",
+                "nothing at or behind a link is deleted: what it leads to may belong to someone else",
+                f"rm {shlex.quote(str(place))}     # removes the link alone; then run the same command again",
+            )
 
     def _require_below(self, path: str) -> None:
         if path.startswith("/") or "\0" in path or ".." in path.split("/"):

@@ -187,6 +187,7 @@ def test_encode_runs_on_a_processor_without_bfloat16(
     monkeypatch.setattr(torch, "randn", refused)
     monkeypatch.setattr(linears, "has_bfloat16", lambda: False)
     monkeypatch.setattr(encode, "BATCH_SIZES", (8,))
+    monkeypatch.setattr(encode, "_WIDTH", 128)
     monkeypatch.setattr(encode.importlib.util, "find_spec", lambda name: None)
     args = argparse.Namespace(
         model=str(bert_model(tmp_path / "bert")),

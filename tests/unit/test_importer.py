@@ -16,6 +16,7 @@ import pytest
 from reembed import import_columns, import_csv, import_parquet, importer
 from reembed.errors import IntegrityError, SourceError, UsageError
 from reembed.import_csv import Csv
+from reembed.storage import Storage
 
 
 def imported(tmp_path, name, body, **options):
@@ -401,3 +402,57 @@ def test_many_blocks_and_files_are_one_dataset_in_order(tmp_path, monkeypatch):
                 Path(files[-1]).write_bytes(lines(*table.to_pylist()))
         importer.import_documents(files, str(tmp_path / f"{kind}.lance"))
         assert lance.dataset(str(tmp_path / f"{kind}.lance")).to_table().to_pylist() == rows
+
+
+def failing(monkeypatch):
+    def compare(*_):
+        raise IntegrityError("it is not what the files hold: nothing of it was kept")
+
+    monkeypatch.setattr(importer, "_compare", compare)
+
+
+@pytest.mark.parametrize("place", ["out.lance", "a/b/out.lance", ""])
+def test_a_failed_comparison_keeps_nothing_on_an_object_store(
+    tmp_path, monkeypatch, bucket, place
+):
+    """Only what the import wrote goes: what lies beside it stays."""
+    to = f"{bucket.uri}/{place}".rstrip("/")
+    whole = Storage.open(bucket.uri, bucket.options)
+    if place:
+        whole.write_bytes("out.lance.txt", b"mine")
+        whole.write_bytes("a/b/other", b"mine")
+    before = list(whole.objects(""))
+    (tmp_path / "a.jsonl").write_bytes(lines({"id": "1"}))
+    with monkeypatch.context() as broken:
+        failing(broken)
+        with pytest.raises(IntegrityError, match="nothing of it was kept"):
+            importer.import_documents([str(tmp_path / "a.jsonl")], to, options=bucket.options)
+    assert list(whole.objects("")) == before
+    again = importer.import_documents([str(tmp_path / "a.jsonl")], to, options=bucket.options)
+    assert again["rows"] == 1
+
+
+def test_an_import_beside_other_objects_is_refused_and_they_stay(tmp_path, bucket):
+    """A prefix of an object store is a folder, too."""
+    whole = Storage.open(bucket.uri, bucket.options)
+    whole.write_bytes("docs/mine.txt", b"mine")
+    (tmp_path / "a.jsonl").write_bytes(lines({"id": "1"}))
+    with pytest.raises(UsageError, match="something else in it"):
+        importer.import_documents(
+            [str(tmp_path / "a.jsonl")], f"{bucket.uri}/docs", options=bucket.options
+        )
+    assert [p for p, _ in whole.objects("")] == ["docs/mine.txt"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_comparison_keeps_nothing_in_a_folder(tmp_path, monkeypatch, there):
+    """Neither in one that was made for it, which goes too, nor in an empty one that was there."""
+    out = tmp_path / "out.lance"
+    if there:
+        out.mkdir()
+    (tmp_path / "a.jsonl").write_bytes(lines({"id": "1"}))
+    failing(monkeypatch)
+    with pytest.raises(IntegrityError):
+        importer.import_documents([str(tmp_path / "a.jsonl")], str(out))
+    assert out.exists() == there
+    assert not list(tmp_path.rglob("*.lance/*"))

@@ -372,7 +372,7 @@ def test_s8_a_record_that_names_a_place_outside_the_root_is_refused(
     precious = tmp_path / "x"
     precious.mkdir()
     (precious / "file").write_text("mine")
-    for use in (storage.uri, storage.delete_tree, storage.require_inside):
+    for use in (storage.uri, storage.delete_tree, storage.require_own, storage.remove):
         with pytest.raises(IntegrityError, match="is no path below"):
             use(path)
     assert (precious / "file").read_text() == "mine"
@@ -395,12 +395,11 @@ def test_s8_deleting_does_not_follow_links(tmp_path: Path, where: str) -> None:
     assert [p.read_text() for p in sorted(precious.rglob("*.faiss"))] == ["mine", "mine"]
 
 
-def test_s8_links_within_the_root_and_a_root_that_is_a_link_are_fine(tmp_path: Path) -> None:
+def test_s8_a_root_that_is_a_link_is_fine(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "disk")
     storage = Storage.open(str(tmp_path / "root"))
     storage.write("indexes/r/manifest.json", {})
-    (tmp_path / "disk" / "indexes" / "r" / "again.json").symlink_to("manifest.json")
     assert storage.delete_tree("indexes/r/") > 0
     assert not list(storage.objects("indexes/"))
 
