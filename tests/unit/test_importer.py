@@ -412,9 +412,7 @@ def failing(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["out.lance", "a/b/out.lance", ""])
-def test_a_failed_comparison_keeps_nothing_on_an_object_store(
-    tmp_path, monkeypatch, bucket, place
-):
+def test_a_failed_comparison_keeps_nothing_on_an_object_store(tmp_path, monkeypatch, bucket, place):
     """Only what the import wrote goes: what lies beside it stays."""
     to = f"{bucket.uri}/{place}".rstrip("/")
     whole = Storage.open(bucket.uri, bucket.options)

@@ -214,7 +214,11 @@ def test_everything_is_removed_through_one_door():
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             called = ast.unparse(node.func)
-            if node.func.attr in removing or called in ("os.remove", "os.replace", "obstore.delete"):
+            if node.func.attr in removing or called in (
+                "os.remove",
+                "os.replace",
+                "obstore.delete",
+            ):
                 found.add((name, node.func.attr))
     assert {f for f in found if f[0] != "storage.py"} == set(own)
     assert promote.__file__  # the package was read, not an empty folder
