@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from reembed.errors import SpaceMismatch
@@ -32,10 +33,11 @@ class Space:
     vector_dtype: str
     dim: int
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """12 hex digits over every field but the labels."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("model", "revision")}
+        names = {f.name for f in fields(self)} - {"model", "revision"}
+        content = {name: getattr(self, name) for name in names}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:

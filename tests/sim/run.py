@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
 from sim import history, mutants  # noqa: E402 - the path comes first
 
-JOBS = 2
+JOBS = os.cpu_count() or 1
 
 
 def histories(count: int, first: int = 0, jobs: int = JOBS) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _pool(jobs: int) -> Any:
 
 
 def _quiet() -> None:
-    os.environ["LANCE_LOG"] = "error"
+    os.environ |= {"LANCE_LOG": "error", "OMP_NUM_THREADS": "1"}
     warnings.simplefilter("ignore")
 
 
