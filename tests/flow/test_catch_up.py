@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import documents
 from flow_tables import rows_of
+from inline import Inline
 
 from reembed.catalog import Catalog
 from reembed.check import catch_up_release
@@ -18,8 +19,6 @@ from reembed.promote import promote
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 
 def catalog_of(config):
@@ -83,9 +82,9 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
 ):
     uri = source_of(tmp_path, stable=stable)
     config = make_config(uri, table={"carry": ["title"]})
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     change(uri)
-    release = catch_up(config, first, quiet)
+    release = catch_up(config, first, quiet, executor=Inline())
     assert_is_the_source(config, release, uri)
     (changes,) = [f for s, f in quiet.events if s == "changes"]
     # d00003, new-1, d00250; d00006 has another title only; renamed has the text of d00007.
@@ -93,9 +92,9 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
     assert changes["removed"] == 2  # d00001, d00007
     assert changes["how"].startswith("delta")
     assert (release.origin, release.table) == (first.id, first.table)
-    assert catch_up(config, release, quiet) == release
+    assert catch_up(config, release, quiet, executor=Inline()) == release
     whole = make_config(uri, table={"carry": ["title"]}, embed={"reuse": False}, name="whole.yaml")
-    rebuilt = full_rebuild(whole, quiet)
+    rebuilt = full_rebuild(whole, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     columns = ["doc_id", "vector", "text_hash", "title", "space"]
     assert (
@@ -110,7 +109,7 @@ def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(
 ):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri, table={"carry": ["title"]})
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     change(uri)
     if how == "overwrite":
         rows = lance.dataset(uri).to_table()
@@ -124,7 +123,7 @@ def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(
         lance.dataset(uri).cleanup_old_versions(
             older_than=dt.timedelta(microseconds=1), error_if_tagged_old_versions=False
         )
-    release = catch_up(config, first, quiet)
+    release = catch_up(config, first, quiet, executor=Inline())
     assert_is_the_source(config, release, uri)
     (changes,) = [f for s, f in quiet.events if s == "changes"]
     assert changes["how"].startswith("delta")
@@ -133,12 +132,14 @@ def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(
 def test_compaction_alone_embeds_nothing_and_makes_no_release(tmp_path, make_config, quiet):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     lance.dataset(uri).optimize.compact_files()
-    assert catch_up(config, first, quiet) == first
+    assert catch_up(config, first, quiet, executor=Inline()) == first
     assert quiet.events[-1][1]["versions"] == 0
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
     tmp_path, make_config, config_file, quiet, cli
 ):
@@ -168,6 +169,8 @@ def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
     assert catalog_of(new).require_live().standing == (back["to"],)
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_catch_up_of_live_moves_the_alias_to_the_same_model(
     tmp_path, make_config, config_file, quiet, cli
 ):
@@ -191,12 +194,12 @@ def test_dead_letters_stay_dead_until_their_text_changes_or_they_are_retried(
     rows = pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts})
     lance.write_dataset(rows, uri, enable_stable_row_ids=True)
     config = make_config(uri, embed={"max_dead_letters": 3})
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     lance.dataset(uri).update({"text": "'a text at last'"}, where="doc_id = 'd4'")
     lance.dataset(uri).delete("doc_id = 'd9'")
-    release = catch_up(config, first, quiet)
+    release = catch_up(config, first, quiet, executor=Inline())
     assert (release.rows, release.dead_letters) == (38, 1)
-    again = catch_up(config, release, quiet, retry_dead_letters=True)
+    again = catch_up(config, release, quiet, retry_dead_letters=True, executor=Inline())
     assert (again.rows, again.dead_letters) == (38, 1)
     assert again.verify["passed"]
 
@@ -206,19 +209,19 @@ def test_a_source_that_lost_its_text_column_stops_before_anything_is_done(
 ):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     lance.dataset(uri).alter_columns({"path": "text", "name": "body"})
     with pytest.raises(SourceError, match="no column 'text'"):
-        catch_up(config, first, quiet)
+        catch_up(config, first, quiet, executor=Inline())
 
 
 def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, make_config, quiet):
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     promote(catalog_of(config), first.id, initial_reason="test")
     lance.dataset(uri).add_columns({"length": "1"})
-    assert catch_up(config, first, quiet).rows == first.rows
+    assert catch_up(config, first, quiet, executor=Inline()).rows == first.rows
     embedded = [f["embed"] for s, f in quiet.events if s == "changes"]
     assert embedded in ([], [0])
     lance.dataset(uri).delete("true")
@@ -227,6 +230,8 @@ def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, ma
     assert catalog_of(config).require_live().release.origin == first.id
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_source_made_anew_is_caught_up_with_once_and_rollback_goes_there(
     tmp_path, make_config, quiet, cli, config_file
 ):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from conftest import documents
 from flow_tables import rows_of, vectors_of
+from inline import Inline
 from tiny_models import bert_model
 
 from reembed import preflight
@@ -26,13 +27,13 @@ from reembed.runs import Run, driving, find_runs
 from reembed.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
-
 
 def catalog_of(config):
     return Catalog(Storage.open(config.storage.root), config.alias)
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_every_document_has_one_vector_of_its_text(corpus, make_config, quiet):
     config = make_config(corpus(300), table={"carry": ["title"]})
     release = full_rebuild(config, quiet)
@@ -48,6 +49,8 @@ def test_every_document_has_one_vector_of_its_text(corpus, make_config, quiet):
     assert quiet.stages()[-1] == "candidate"
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_vectors_are_those_of_sentence_transformers(corpus, make_config, quiet, tmp_path):
     from sentence_transformers import SentenceTransformer
 
@@ -66,7 +69,7 @@ def test_vectors_are_those_of_sentence_transformers(corpus, make_config, quiet, 
 
 def test_lancedb_opens_the_tables_folder_and_filters_on_carried_columns(corpus, make_config, quiet):
     config = make_config(corpus(80), table={"carry": ["title"]})
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     table = lancedb.connect(f"{config.storage.root}/tables").open_table(Path(release.table).stem)
     title = documents(80, 0)[7]["title"]
     query = vectors_of(rows_of(Storage.open(config.storage.root), release))[7]
@@ -78,7 +81,7 @@ def test_deleted_and_filtered_documents_have_no_vector(corpus, make_config, quie
     source = corpus(300)
     lance.dataset(source).delete("doc_id in ('d00003', 'd00150')")
     config = make_config(source, source={"uri": source, "filter": "doc_id < 'd00200'"})
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
     assert ids == [f"d{i:05d}" for i in range(200) if i not in (3, 150)]
 
@@ -88,7 +91,9 @@ def test_integer_ids_and_a_text_template(tmp_path, make_config, quiet):
     rows = {"n": list(range(50)), "a": [f"one {i}" for i in range(50)], "b": ["two", None] * 25}
     lance.write_dataset(pa.table(rows), uri)
     config = make_config(uri, source={"uri": uri, "id_column": "n", "text": "{a} / {b}"})
-    table = rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+    table = rows_of(
+        Storage.open(config.storage.root), full_rebuild(config, quiet, executor=Inline())
+    )
     assert table["doc_id"].to_pylist() == list(range(50))
     assert table["text_hash"].to_pylist()[:2] == [text_hash(b"one 0 / two"), text_hash(b"one 1 / ")]
 
@@ -99,6 +104,8 @@ def texts_not_looked_at(monkeypatch):
     monkeypatch.setattr(preflight, "require_texts", lambda *_: None)
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     tmp_path, make_config, quiet, texts_not_looked_at
 ):
@@ -130,10 +137,10 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
 
 def test_the_same_command_again_changes_nothing_and_fresh_starts_over(corpus, make_config, quiet):
     config = make_config(corpus(150))
-    first = full_rebuild(config, quiet)
-    assert full_rebuild(config, quiet) == first
+    first = full_rebuild(config, quiet, executor=Inline())
+    assert full_rebuild(config, quiet, executor=Inline()) == first
     assert quiet.stages()[-1] == "already"
-    again = full_rebuild(config, quiet, fresh=True)
+    again = full_rebuild(config, quiet, fresh=True, executor=Inline())
     assert again.id != first.id
     storage = Storage.open(config.storage.root)
     assert rows_of(storage, again).equals(rows_of(storage, first))
@@ -144,9 +151,9 @@ def test_a_new_source_version_is_a_new_run_and_the_old_release_keeps_its_version
 ):
     source = corpus(100)
     config = make_config(source)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     lance.write_dataset(pa.Table.from_pylist(documents(130, 0)[100:]), source, mode="append")
-    second = full_rebuild(config, quiet)
+    second = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     assert (first.rows, second.rows) == (100, 130)
     assert rows_of(storage, first).num_rows == 100
@@ -161,10 +168,10 @@ def test_a_dataset_made_anew_in_the_same_place_is_not_taken_for_the_old_one(
     uri = str(tmp_path / "anew.lance")
     lance.write_dataset(pa.Table.from_pylist(documents(30, 1)), uri)
     config = make_config(uri)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     shutil.rmtree(uri)
     lance.write_dataset(pa.Table.from_pylist(documents(30, 2)), uri)
-    second = full_rebuild(config, quiet)
+    second = full_rebuild(config, quiet, executor=Inline())
     assert second.id != first.id
     table = rows_of(Storage.open(config.storage.root), second)
     assert table["text_hash"][0].as_py() == text_hash(documents(30, 2)[0]["text"].encode())
@@ -180,7 +187,9 @@ def test_the_text_itself_and_columns_named_like_our_own_can_be_carried(
     ]
     lance.write_dataset(pa.Table.from_pylist(rows), uri)
     config = make_config(uri, table={"carry": ["text", "tokens", "error", "unit"]})
-    table = rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+    table = rows_of(
+        Storage.open(config.storage.root), full_rebuild(config, quiet, executor=Inline())
+    )
     assert table.select(["text", "tokens", "error"]).to_pylist()[0] == {
         "text": rows[0]["text"],
         "tokens": 0,
@@ -195,10 +204,12 @@ def test_an_interrupted_run_resumes_after_another_run_committed_to_the_same_tabl
     lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
     config = make_config(source)
     with pytest.raises(RunFailed):
-        full_rebuild(config, quiet)
+        full_rebuild(config, quiet, executor=Inline())
     limits = {"unit_documents": 64, "max_dead_letters": 1}
-    other = full_rebuild(make_config(source, embed=limits, table={"carry": ["title"]}), quiet)
-    mine = full_rebuild(make_config(source, embed=limits), quiet)
+    other = full_rebuild(
+        make_config(source, embed=limits, table={"carry": ["title"]}), quiet, executor=Inline()
+    )
+    mine = full_rebuild(make_config(source, embed=limits), quiet, executor=Inline())
     assert other.table == mine.table
     storage = Storage.open(config.storage.root)
     assert rows_of(storage, other).drop_columns(["title"]).equals(rows_of(storage, mine))
@@ -208,16 +219,18 @@ def test_many_documents_without_text_are_no_broken_model(tmp_path, make_config, 
     uri = str(tmp_path / "mostly.lance")
     texts = [None if i % 4 else f"text {i}" for i in range(40)]
     lance.write_dataset(pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts}), uri)
-    release = full_rebuild(make_config(uri, embed={"max_dead_letters": 30}), quiet)
+    release = full_rebuild(
+        make_config(uri, embed={"max_dead_letters": 30}), quiet, executor=Inline()
+    )
     assert (release.rows, release.dead_letters) == (10, 30)
 
 
 def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):
     config = make_config(corpus(100))
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     run = Run(Storage.open(config.storage.root), release.run_id)
     with driving(run), pytest.raises(Conflict, match="already being driven by process"):
-        full_rebuild(config, quiet)
+        full_rebuild(config, quiet, executor=Inline())
 
 
 def test_a_model_edited_between_two_attempts_is_refused(
@@ -228,17 +241,17 @@ def test_a_model_edited_between_two_attempts_is_refused(
     lance.dataset(uri).update({"text": "NULL"}, where="doc_id = 'd00001'")
     config = make_config(uri, encoder={"model": str(folder)})
     with pytest.raises(RunFailed):
-        full_rebuild(config, quiet)
+        full_rebuild(config, quiet, executor=Inline())
     bert_model(tmp_path / "model", seed=2)
     with pytest.raises(SpaceMismatch, match="was planned with another model"):
-        full_rebuild(config, quiet)
+        full_rebuild(config, quiet, executor=Inline())
 
 
 def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet):
     import hashlib
 
     config = make_config(corpus(150))
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     receipts = Run(storage, release.run_id).receipts()
     assert sum(r["rows"] for r in receipts) == 150
@@ -251,6 +264,8 @@ def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet
             )
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
     corpus, make_config, quiet, cli, config_file
 ):
@@ -288,7 +303,9 @@ def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
 def test_two_roots_pin_one_source_apart(corpus, make_config, quiet, tmp_path):
     source = corpus(30)
     for root in ("a", "b"):
-        full_rebuild(make_config(source, storage={"root": str(tmp_path / root)}), quiet)
+        full_rebuild(
+            make_config(source, storage={"root": str(tmp_path / root)}), quiet, executor=Inline()
+        )
     assert len(lance.dataset(source).tags.list()) == 2
 
 
@@ -297,13 +314,13 @@ def test_a_serving_process_follows_the_alias_as_a_whole(corpus, make_config, qui
     old = make_config(source, encoder={"model": "hashing:32"}, table={"carry": ["title"]})
     new = make_config(source, encoder={"model": "hashing:64:other"}, table={"carry": ["title"]})
     catalog = catalog_of(old)
-    first = full_rebuild(old, quiet)
+    first = full_rebuild(old, quiet, executor=Inline())
     promote(catalog, first.id, initial_reason="test")
     alias = LiveAlias(catalog)
     wanted = documents(60, 0)[11]
     (hits,) = alias.search([wanted["text"]], k=3, columns=["title"])
     assert (hits[0].doc_id, hits[0].columns) == (wanted["doc_id"], {"title": wanted["title"]})
-    second = full_rebuild(new, quiet)
+    second = full_rebuild(new, quiet, executor=Inline())
     promote(catalog, second.id, force_reason="test")
     assert alias.current.release.id == first.id
     assert alias.search([wanted["text"]], k=1)[0][0].doc_id == wanted["doc_id"]
@@ -319,7 +336,7 @@ def test_a_serving_process_follows_the_alias_as_a_whole(corpus, make_config, qui
 def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, quiet):
     """A driver that was paused inside its commit, and another that resumed meanwhile."""
     config = make_config(corpus(40))
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     run = Run(storage, release.run_id)
     plan = run.plan()
@@ -341,10 +358,10 @@ def test_gc_keeps_the_table_of_an_unfinished_run(tmp_path, make_config, quiet, c
 
     source = corpus(60)
     config = make_config(source)
-    full_rebuild(config, quiet)
+    full_rebuild(config, quiet, executor=Inline())
     lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
     with pytest.raises(RunFailed):
-        full_rebuild(config, quiet)
+        full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     planned = gc.plan(catalog_of(config), keep=1)
     assert len(planned.held_runs) == 1
@@ -357,7 +374,7 @@ def test_rollback_goes_down_the_line_and_never_back_and_forth(corpus, make_confi
     for dim in (16, 24, 32):
         config = make_config(source, encoder={"model": f"hashing:{dim}"})
         reason = {f"{'force' if ids else 'initial'}_reason": "test"}
-        ids.append(full_rebuild(config, quiet).id)
+        ids.append(full_rebuild(config, quiet, executor=Inline()).id)
         promote(catalog_of(config), ids[-1], **reason)
     catalog = catalog_of(config)
     assert [rollback(catalog).release.id for _ in range(2)] == [ids[1], ids[0]]
@@ -370,7 +387,7 @@ def test_rollback_goes_down_the_line_and_never_back_and_forth(corpus, make_confi
 
 def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
     config = make_config(corpus(100))
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     lines = storage.read_bytes(f"runs/{release.run_id}/events.jsonl").decode().splitlines()
     stages = [json.loads(line)["stage"] for line in lines]
@@ -378,6 +395,8 @@ def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
     assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.run_id}/config.yaml")
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_tokenizing_and_embedding_are_two_stages_that_overlap(
     corpus, make_config, quiet, monkeypatch
 ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import lance
 import pytest
 from flow_tables import rows_of
+from inline import Inline
 
 from reembed import gc
 from reembed.catalog import Catalog
@@ -16,8 +17,6 @@ from reembed.runs import driving, find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 
 def catalog_of(config):
@@ -30,7 +29,7 @@ def names(storage, prefix):
 
 def test_files_that_no_version_uses_are_listed_and_then_removed(corpus, make_config, quiet):
     config = make_config(corpus(120))
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=Inline())
     storage, catalog = Storage.open(config.storage.root), catalog_of(config)
     before = names(storage, f"{release.table}/")
     left = {
@@ -50,6 +49,8 @@ def test_files_that_no_version_uses_are_listed_and_then_removed(corpus, make_con
     assert rows_of(storage, release).num_rows == 120
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_an_unfinished_run_holds_its_table_until_it_is_given_up(
     corpus, make_config, config_file, quiet, cli
 ):
@@ -81,12 +82,12 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
     source = corpus(300)
     config = make_config(source, storage={"keep": 1})
     catalog = catalog_of(config)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=Inline())
     promote(catalog, first.id, initial_reason="a test")
     release = first
     for text in ("'one'", "'two'"):
         lance.dataset(source).update({"text": text}, where="doc_id = 'd00003'")
-        release = catch_up(config, release, quiet)
+        release = catch_up(config, release, quiet, executor=Inline())
         catalog.append(catalog.live(), "catch-up", release)
     planned = gc.plan(catalog, 1)
     assert first.id in {r.release for r in planned.remove}
@@ -94,18 +95,22 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
     table = rows_of(catalog.storage, release)
     assert table.num_rows == 300
     assert gc.plan(catalog, 1).remove == []
-    again = catch_up(config, release, quiet)
+    again = catch_up(config, release, quiet, executor=Inline())
     assert again == release
 
 
 def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, quiet):
     source = corpus(120)
     catalog = catalog_of(make_config(source))
-    first = full_rebuild(make_config(source), quiet)
+    first = full_rebuild(make_config(source), quiet, executor=Inline())
     promote(catalog, first.id, initial_reason="a test")
-    waiting = full_rebuild(make_config(source, encoder={"model": "hashing:16"}), quiet)
+    waiting = full_rebuild(
+        make_config(source, encoder={"model": "hashing:16"}), quiet, executor=Inline()
+    )
     lance.dataset(source).delete("doc_id = 'd00003'")
-    catalog.append(catalog.live(), "catch-up", catch_up(make_config(source), first, quiet))
+    catalog.append(
+        catalog.live(), "catch-up", catch_up(make_config(source), first, quiet, executor=Inline())
+    )
     assert candidates(catalog, catalog.live()) == [waiting.id]
     planned = gc.plan(catalog, 1)
     assert {r.release for r in planned.remove} == {first.id}
@@ -113,6 +118,8 @@ def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, qu
     assert promote(catalog, waiting.id, force_reason="a test").release == waiting
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("another", ["nothing", "a release", "an open run"])
 def test_a_run_given_up_after_its_seal_leaves_nothing(
     corpus, make_config, config_file, quiet, cli, another
