@@ -208,12 +208,8 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
     target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
     if target.id == live.release.id:
         raise UsageError(f"release {target.id} is live already", None, "reembed history")
-    try:
-        # Size only: going back must be quick however large the index is, and serving hashes it anyway.
-        _require_standing(catalog, target)
-    except IntegrityError:
-        require_kept(catalog, target)
-        raise
+    # Size only: going back must be quick however large the index is, and serving hashes it anyway.
+    _require_standing(catalog, target)
     return _swap(catalog, live, "rollback", target, Grounds(reason))
 
 
@@ -231,19 +227,24 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
             "reembed history",
         )
     line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
+    if not line:
+        require_kept(catalog, catalog.release(stood))
     return _release(catalog, max(line, key=place_in_line, default=stood), held)
 
 
 def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
     """A release that served: one that stands, one of the last steps, or else one of the log."""
     if to in held or to in catalog.standing(live):
-        return _release(catalog, to, held)
+        release = _release(catalog, to, held)
+        require_kept(catalog, release)
+        return release
     served = {record.release.id: record.release for record in catalog.log()}
     if to not in served:
         known = ", ".join(served)
         raise UsageError(
             f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
         )
+    require_kept(catalog, served[to])
     return served[to]
 
 

@@ -287,15 +287,25 @@ def test_a_step_is_made_from_the_state_that_it_was_decided_on(catalog, monkeypat
 def test_what_gc_took_at_the_same_moment_leaves_the_stack_as_it_was(catalog):
     steps(catalog, *line(catalog, "a", "b", "c"))
     before = catalog.require_live()
-    plain = Catalog.is_retired
-    marked = {"a"}
+    answers = iter([False, True])  # gc marks between our look and our write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Catalog, "is_retired", lambda self, r: r in marked or plain(self, r))
+        patch.setattr(Catalog, "is_retired", lambda self, r: next(answers))
         with pytest.raises(Conflict, match="was being removed by gc"):
             rollback(catalog, "a")
     after = catalog.require_live()
     assert (after.release.id, after.standing, after.deeper) == ("c", before.standing, before.deeper)
     assert rollback(catalog).release.id == "b"
+
+
+@pytest.mark.parametrize("to", [None, "b", "a"])
+def test_a_rollback_to_what_gc_marked_moves_nothing(catalog, to):
+    steps(catalog, *line(catalog, "a", "b", "c"))
+    before = catalog.log()
+    for gone in ("a", "b"):
+        catalog.mark_retired(gone)
+    with pytest.raises(UsageError, match="was removed by gc"):
+        rollback(catalog, to)
+    assert catalog.log() == before
 
 
 def test_two_roots_one_after_the_other_at_one_path_have_tags_of_their_own(tmp_path):
