@@ -6,18 +6,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chaos mutants clean
+.PHONY: help setup demo test test-deep lint chaos mutants clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install into .venv: again only when pyproject.toml or constraints.txt changed
 
 demo: $(STAMP) ## migrate a real index to a better model on this machine: CPU only, no cluster
 	$(BIN)/python examples/demo/run.py
 
-test: $(STAMP) ## every test but those marked slow or gpu
+test: $(STAMP) ## the tests that take under 12 minutes on two cores
 	$(BIN)/python -m pytest
+
+test-deep: $(STAMP) ## the rest: jobs killed at every point, faults in every request, simulated histories
+	$(BIN)/python -m pytest -m "deep and not gpu"
 
 lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/ruff check .

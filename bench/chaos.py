@@ -178,7 +178,8 @@ def tests(files: tuple[str, ...]) -> common.Figures:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *files]
+        chosen = ("-m", "not gpu and not slow")
+        command = [sys.executable, "-m", "pytest", "-q", *chosen, f"--junit-xml={report}", *files]
         code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
         if code not in (0, 1):
             raise RuntimeError(f"{' '.join(command)} ended with {code}")

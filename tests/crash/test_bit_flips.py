@@ -6,7 +6,7 @@ from crash import bit_flips
 FLIPS = 300
 
 
-@pytest.mark.crash
+@pytest.mark.deep
 @pytest.mark.timeout(600)
 def test_every_flipped_bit_is_noticed(tmp_path):
     found = bit_flips.run(FLIPS, seed=0, folder=tmp_path)

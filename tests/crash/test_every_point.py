@@ -16,7 +16,7 @@ from reembed.runs import Run
 from reembed.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
-pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(300)]
 
 DRIVER = (
     "run.after_plan",

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from reembed.runs import find_runs, workers
 from reembed.storage import Storage
 
-pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 OPEN = {"allow_unauthenticated": True}  # three raylets on this machine, by its outer address

@@ -51,7 +51,7 @@ sys.meta_path.insert(0, Poison())
 """
 
 
-@pytest.mark.crash
+@pytest.mark.deep
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(

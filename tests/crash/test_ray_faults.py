@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from crash import ray_faults
 
-pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(600)]
 
 FAULTS, SEED = 8, 20260101
 

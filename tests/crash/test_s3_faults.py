@@ -20,7 +20,7 @@ from reembed.source import Source
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table_version import used_files
 
-pytestmark = [pytest.mark.crash, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.s3, pytest.mark.timeout(600)]
 
 CASES, SEED = 105, 20260101
 

@@ -16,7 +16,7 @@ from crash.slow_model import SLOW
 from reembed.runs import find_runs, workers
 from reembed.storage import Storage
 
-pytestmark = [pytest.mark.crash, pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from crash.forks import ForkServer
 from crash.syscalls import KINDS, Case
 
 pytestmark = [
-    pytest.mark.crash,
+    pytest.mark.deep,
     pytest.mark.timeout(400),
     pytest.mark.skipif(syscalls.compiler() is None, reason="no C compiler (cc, gcc or clang)"),
 ]

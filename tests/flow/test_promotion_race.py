@@ -228,7 +228,7 @@ def test_of_many_promotes_at_once_one_wins_each_generation(catalog: Catalog) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.crash
+@pytest.mark.deep
 def test_promoters_killed_in_the_middle_leave_a_whole_log(catalog: Catalog) -> None:
     before, after = "promote.before_swap", "promote.after_swap"
     crashes = (f"{before}:1", f"{before}:3", f"{after}:1", f"{after}:1")
@@ -245,7 +245,7 @@ def test_promoters_killed_in_the_middle_leave_a_whole_log(catalog: Catalog) -> N
 
 
 @pytest.mark.ray
-@pytest.mark.crash
+@pytest.mark.deep
 @pytest.mark.parametrize(("point", "moved"), [("before_swap", False), ("after_swap", True)])
 def test_a_promote_that_is_killed_happened_or_did_not(
     catalog: Catalog, config_file: Callable[..., str], cli: Any, point: str, moved: bool

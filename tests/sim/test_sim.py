@@ -12,7 +12,7 @@ HISTORIES = 300
 CALM_SEED = 6
 """Of a history with every command in it, which the code without a bug passes."""
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.deep
 
 
 def test_seeds_replay_step_for_step():

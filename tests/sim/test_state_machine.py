@@ -209,7 +209,7 @@ class Migration(RuleBasedStateMachine):
         assert found["passed"]
 
 
-TestMigration = pytest.mark.crash(pytest.mark.timeout(600)(Migration.TestCase))
+TestMigration = pytest.mark.deep(pytest.mark.timeout(600)(Migration.TestCase))
 TestMigration.settings = settings(
     max_examples=40,
     stateful_step_count=20,
