@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from reembed import cluster
 from reembed.catalog import now
 from reembed.errors import RunFailed
+from reembed.records import checked
 from reembed.runs import Run, Worker, workers
 
 MAX_ATTEMPTS = 30
@@ -28,6 +29,11 @@ _CUT = 16
 _DEATHS_OF_POISON = 2
 
 Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _AttemptRecord:
+    trying: Range | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ def _died_alone(run: Run, unit: str) -> list[int]:
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
     tried = (run.storage.read_if_there(_path(run, unit, n)) for n in attempts)
-    return Counter((t["trying"][0], t["trying"][1]) for t in tried if t and t["trying"])
+    ranges = (checked(_AttemptRecord, t)["trying"] for t in tried if t)
+    return Counter((r[0], r[1]) for r in ranges if r)
 
 
 def _newest(run: Run, unit: str) -> int:

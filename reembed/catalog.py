@@ -21,10 +21,12 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from reembed.config import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.spaces import Space
+from reembed.records import decode, holds, where
+from reembed.spaces import StoredSpace
 from reembed.storage import SCHEMA_VERSION, Storage, require_id
 
 _READERS = 16
@@ -68,14 +70,47 @@ def place_in_line(release_id: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class SourceRecord:
+    """What `Source.to_json` gives."""
+
+    uri: str
+    version: int
+    fingerprint: str
+    id_column: str
+    text: str
+    filter: str | None
+    carry: list[str]
+
+
+@dataclass(frozen=True)
+class ManifestRecord:
+    """Of the file that says what a table's version is."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VerifyRecord:
+    """What is read of a verification; one that could not end says little more."""
+
+    passed: bool
+    table_version: int = 0
+    level: int = 0
+    sampled: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Release:
     """A table version, its index and its space: they serve together or not at all."""
 
     id: str
     alias: str
     run_id: str
-    space: Space
-    encoder: dict[str, Any]
+    space: StoredSpace
+    encoder: Annotated[dict[str, Any], holds(EncoderConfig)]
     """The encoder section that loads this space's model."""
     table: str
     """Path under the root."""
@@ -83,7 +118,7 @@ class Release:
     table_tag: str
     sealed_sha256: str
     """Of the record of the table's files, `sealed.json` of the run."""
-    table_manifest: dict[str, Any]
+    table_manifest: Annotated[dict[str, Any], holds(ManifestRecord)]
     """Name, size and sha256 of the file that says what the table's version is."""
     index: str
     """Path under the root."""
@@ -91,11 +126,11 @@ class Release:
     index_bytes: int
     rows: int
     dead_letters: int
-    source: dict[str, Any]
+    source: Annotated[dict[str, Any], holds(SourceRecord)]
     """uri, version and the settings that read it."""
-    verify: dict[str, Any]
+    verify: Annotated[dict[str, Any], holds(VerifyRecord)]
     """The receipt of the verification that admitted it."""
-    gate: dict[str, Any]
+    gate: Annotated[dict[str, Any], holds(FrozenGate)]
     """The gate section, fixed before results existed."""
     number: int = 0
     """One more than of any release that was there before: their order, whatever clocks say."""
@@ -126,8 +161,7 @@ class Release:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Release:
         """The release a record describes."""
-        fields = {k: v for k, v in record.items() if k != "schema_version"}
-        return cls(**{**fields, "space": Space.from_json(fields["space"])})
+        return decode(cls, record)
 
 
 @dataclass(frozen=True)
@@ -170,14 +204,14 @@ class AliasRecord:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> AliasRecord:
         """The step a record describes."""
-        fields = {k: v for k, v in record.items() if k != "schema_version"}
-        grounds = fields["grounds"]
-        parts = {
-            "release": Release.from_json(fields["release"]),
-            "grounds": Grounds(**{**grounds, "unknown": tuple(grounds["unknown"])}),
-            "standing": tuple(fields["standing"]),
-        }
-        return cls(**{**fields, **parts})
+        fields = {**record, "release": _without_schema(record["release"])}
+        return decode(cls, fields, where(record))
+
+
+def _without_schema(record: Any) -> Any:
+    """A record within another: only the outer one is checked for its format."""
+    is_record = isinstance(record, dict)
+    return {k: v for k, v in record.items() if k != "schema_version"} if is_record else record
 
 
 _NONE = Grounds()
@@ -366,9 +400,11 @@ class Catalog:
 
     def _hint(self) -> int:
         try:
-            return int((self.storage.read_if_there(self._hint_path) or {}).get("after", 0))
-        except (IntegrityError, ValueError):
+            found = self.storage.read_if_there(self._hint_path)
+        except IntegrityError:
             return 0
+        after = found.get("after") if found else None
+        return after if isinstance(after, int) else 0
 
     def _generations(self, after: int) -> list[int]:
         """Numbers of the log's records above `after`, in order."""

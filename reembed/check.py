@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from obstore.exceptions import BaseError
 
 from reembed import comparisons
-from reembed.catalog import AliasRecord, Catalog, Release, now
+from reembed.catalog import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.comparisons import Asked
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
@@ -28,6 +28,7 @@ from reembed.promote import (
     rollback,
 )
 from reembed.provenance import verification_path
+from reembed.records import checked
 from reembed.runs import Run, open_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 
@@ -133,7 +134,8 @@ def _verified(
         "sample": sample,
     }
     journal = _journal(run, key, resume=resume)
-    before = storage.read_if_there(verification_path(run.id)) or {}
+    record = storage.read_if_there(verification_path(run.id))
+    before = checked(VerifyRecord, record) if record else {}
     failed = before if not before.get("passed", True) else {}
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
@@ -189,10 +191,10 @@ def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
 
 def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
     """What an interrupted verification of the same kind had done, if it is asked for."""
-    from reembed.verify import Journal
+    from reembed.verify import Journal, JournalRecord
 
     kept = run.storage.read_if_there(run.path(_JOURNAL)) if resume else None
-    done = kept["done"] if kept and kept["key"] == key else {}
+    done = checked(JournalRecord, kept)["done"] if kept and kept["key"] == key else {}
     return Journal(
         done, lambda done: run.storage.write(run.path(_JOURNAL), {"key": key, "done": done})
     )

@@ -20,6 +20,7 @@ from reembed.catalog import Catalog, Release, now, who
 from reembed.config import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.gate import Outcome, Verdict
+from reembed.records import decode
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _fixed(catalog: Catalog, candidate: Release) -> tuple[FrozenGate | None, boo
     if planned.queries:
         return planned, False
     kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
-    return (FrozenGate(**kept) if kept else None), True
+    return (decode(FrozenGate, kept) if kept else None), True
 
 
 def _late_path(catalog: Catalog, candidate: Release) -> str:

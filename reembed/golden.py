@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator
 
 from reembed.encoders.base import Encoder, Kind
 from reembed.encoders.canary import TEXTS, cosines_of
 from reembed.errors import IntegrityError, SpaceMismatch
+from reembed.records import checked
 from reembed.storage import Storage
 
 SAME = 0.999
@@ -25,6 +28,20 @@ SAME = 0.999
 _KINDS: tuple[Kind, ...] = ("document", "query")
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 _DIGITS = 7
+
+
+def _even(vectors: list[list[float]]) -> list[list[float]]:
+    if len({len(v) for v in vectors}) > 1:
+        raise ValueError("vectors of several lengths")
+    return vectors
+
+
+@dataclass(frozen=True)
+class _Golden:
+    device: str
+    path: str
+    versions: dict[str, str]
+    vectors: dict[Kind, Annotated[list[list[float]], AfterValidator(_even)]]
 
 
 def path(origin: str) -> str:
@@ -41,7 +58,7 @@ def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
     mine = _record(encoder)
     if storage.create(path(origin), mine):
         return []
-    first = storage.read(path(origin))
+    first = checked(_Golden, storage.read(path(origin)))
     _hold(first, mine, f"run {origin}")
     if first["path"] == mine["path"]:
         return []
@@ -65,7 +82,7 @@ def require(storage: Storage, origin: str, encoder: Encoder) -> None:
             "nothing shows that the model found now makes the vectors of this line",
             "reembed status     # and put the file back from a backup of the store",
         )
-    _hold(first, _record(encoder), f"run {origin}")
+    _hold(checked(_Golden, first), _record(encoder), f"run {origin}")
 
 
 def _record(encoder: Encoder) -> dict[str, Any]:

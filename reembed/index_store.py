@@ -14,7 +14,7 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from reembed import faults
 from reembed.errors import IntegrityError
 from reembed.index import Built
 from reembed.index_search import FIX, Float64, SearchIndex, read, write
+from reembed.records import decode
 from reembed.storage import SCHEMA_VERSION, content_path, from_bytes, to_bytes
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
@@ -69,29 +70,9 @@ class IndexManifest:
         """The manifest a record describes.
 
         Raises:
-            IntegrityError: a field is missing, unknown or of another type, or the schema is newer.
+            IntegrityError: a field is missing, unknown or of another type.
         """
-        if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-            raise IntegrityError(
-                f"this is no index manifest of schema {SCHEMA_VERSION}",
-                "it is damaged or was written by another release of reembed",
-                FIX,
-            )
-        kinds: dict[str, Any] = {
-            "str": str,
-            "int": int,
-            "float": int | float,
-            "dict[str, int]": dict,
-        }
-        wrong = {f.name for f in fields(cls)} ^ record.keys()
-        wrong |= {
-            f.name
-            for f in fields(cls)
-            if f.name in record and not isinstance(record[f.name], kinds[str(f.type)])
-        }
-        if wrong:
-            raise IntegrityError(f"index manifest: {', '.join(sorted(wrong))} is wrong", fix=FIX)
-        return cls(**record)
+        return decode(cls, record)
 
 
 def save(

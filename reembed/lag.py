@@ -6,8 +6,9 @@ import datetime as dt
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reembed.catalog import Catalog, Release
+from reembed.catalog import Catalog, Release, SourceRecord
 from reembed.errors import SourceError
+from reembed.records import Record, checked
 from reembed.source import Source
 
 
@@ -38,7 +39,7 @@ class Lag:
 
 def caught_up(catalog: Catalog, release: Release) -> Source:
     """The source at the newest version that the release is known to equal."""
-    noted = catalog.storage.read_if_there(_note_path(release))
+    noted = _noted(catalog, release)
     return Source.from_json(noted["source"] if noted else release.source, catalog.storage.options)
 
 
@@ -49,7 +50,7 @@ def note(catalog: Catalog, release: Release, number: int, source: Source) -> Non
 
 def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
     """Number and source version of the note, as `catalog.place_in_line` has them; zeros without one."""
-    noted = catalog.storage.read_if_there(_note_path(release))
+    noted = _noted(catalog, release)
     return (int(noted["number"]), int(noted["source"]["version"])) if noted else (0, 0)
 
 
@@ -80,6 +81,17 @@ def behind(source: Source, newest: Source | None, documents: int | None, why: st
     since = newest.written_after(0 if why else source.version)
     seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
     return Lag(source.version, newest.version, documents, round(max(0.0, seconds), 1), why)
+
+
+@dataclass(frozen=True)
+class _Note:
+    number: int
+    source: SourceRecord
+
+
+def _noted(catalog: Catalog, release: Release) -> Record | None:
+    record = catalog.storage.read_if_there(_note_path(release))
+    return checked(_Note, record) if record else None
 
 
 def _note_path(release: Release) -> str:

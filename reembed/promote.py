@@ -20,6 +20,7 @@ from reembed.catalog import (
 from reembed.config import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.lag import noted_place
+from reembed.records import checked
 from reembed.runs import order_of
 from reembed.storage import absolute, content_path
 from reembed.table_version import missing_files
@@ -377,7 +378,7 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise IntegrityError(
             f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
         )
-    provenance.require_index(release, manifest)
+    provenance.require_index(release, checked(provenance.IndexRecord, manifest))
     if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
         raise _index_not_whole(release)
     try:

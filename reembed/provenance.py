@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from reembed.catalog import Release
+from reembed.catalog import Release, VerifyRecord
 from reembed.errors import IntegrityError
+from reembed.records import checked
 from reembed.storage import Storage
 from reembed.table_version import manifest_proof, open_table
 
@@ -20,9 +22,21 @@ def verification_path(run_id: str) -> str:
 
 def is_verified(storage: Storage, release: Release) -> bool:
     """Whether the release was admitted by a verification, and the newest one passed too."""
-    newest = storage.read_if_there(verification_path(release.run_id)) or release.verify
+    record = storage.read_if_there(verification_path(release.run_id))
+    newest = checked(VerifyRecord, record) if record else release.verify
     same = newest.get("table_version") == release.table_version
     return bool(release.verify.get("passed") and newest["passed"] and same)
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """What is held against a release of an index's manifest."""
+
+    sha256: str
+    size_bytes: int
+    table: str
+    table_version: int
+    space: str
 
 
 def require_index(release: Release, manifest: Mapping[str, Any]) -> None:

@@ -27,13 +27,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog import line_of, now, place_in_line
+from reembed.catalog import SourceRecord, line_of, now, place_in_line
+from reembed.config import EncoderConfig, FrozenGate, IndexConfig
 from reembed.errors import Conflict
-from reembed.spaces import Space
+from reembed.records import checked, decode, holds, where
+from reembed.spaces import StoredSpace
 from reembed.storage import SCHEMA_VERSION, Storage
 
 BEAT_S = 5.0
@@ -73,10 +75,79 @@ class Unit:
         """Whether it is of single rows: those of a catch-up."""
         return self.kind != "embed" or bool(self.row_ids)
 
-    @classmethod
-    def from_json(cls, record: list[Any]) -> Unit:
-        """The unit a list describes."""
-        return cls(*record[:5], *map(tuple, record[5:]))
+
+@dataclass(frozen=True)
+class _Units:
+    """Units as a plan's record holds them: `Unit.to_json` of each."""
+
+    units: list[
+        tuple[str, int, int, int]
+        | tuple[str, int, int, int, Kind, tuple[int, ...], tuple[int, ...]]
+    ]
+
+
+@dataclass(frozen=True)
+class DeadLetterRecord:
+    """A document without a vector."""
+
+    doc_id: str | int
+    reason: str
+    text_hash: str
+
+
+@dataclass(frozen=True)
+class ProofRecord:
+    """What a data file must be, byte for byte."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DataFileRecord:
+    """A data file as Lance describes it, in the table's own folder."""
+
+    path: str
+    fields: list[int]
+    column_indices: list[int]
+    file_major_version: int
+    file_minor_version: int
+    file_size_bytes: int
+    base_id: None
+
+
+@dataclass(frozen=True)
+class FragmentRecord:
+    """A fragment as it was staged: new rows alone."""
+
+    id: int
+    files: list[DataFileRecord]
+    physical_rows: int
+    deletion_file: None
+    row_id_meta: None
+    created_at_version_meta: None
+    last_updated_at_version_meta: None
+
+
+@dataclass(frozen=True)
+class ReceiptRecord:
+    """What is read of a receipt; its figures are beside it."""
+
+    unit: str
+    space: str
+    columns: str
+    rows: int
+    dead_letters: list[DeadLetterRecord]
+    fragments: list[FragmentRecord]
+    files: dict[str, ProofRecord]
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """The release that a run ended in; None where it was given up."""
+
+    release: str | None
+    at: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +163,7 @@ class Base:
     """Those that stay."""
     rows: int
     """In them."""
-    dead_letters: tuple[dict[str, Any], ...]
+    dead_letters: tuple[Annotated[dict[str, Any], holds(DeadLetterRecord)], ...]
     """Documents that still have no vector and are not tried again."""
     how: str
     """How the changes were found, in words."""
@@ -116,16 +187,16 @@ class Plan:
 
     run_id: str
     alias: str
-    space: Space
-    encoder: dict[str, Any]
-    source: dict[str, Any]
+    space: StoredSpace
+    encoder: Annotated[dict[str, Any], holds(EncoderConfig)]
+    source: Annotated[dict[str, Any], holds(SourceRecord)]
     """uri, version, and the settings that read it."""
     table: str
     """Path under the root."""
     base_version: int
     """Version of the table the seal must find unchanged."""
-    gate: dict[str, Any]
-    index: dict[str, Any]
+    gate: Annotated[dict[str, Any], holds(FrozenGate)]
+    index: Annotated[dict[str, Any], holds(IndexConfig)]
     rows: int
     units: list[Unit]
     created_at: str
@@ -167,14 +238,9 @@ class Plan:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:
         """The plan a record describes."""
-        fields = {k: v for k, v in record.items() if k != "schema_version"}
-        fields["space"] = Space.from_json(fields["space"])
-        fields["units"] = [Unit.from_json(u) for u in fields["units"]]
-        if base := fields["base"]:
-            tuples = {k: tuple(base[k]) for k in ("fragments", "dead_letters")}
-            fields["base"] = Base(**{**base, **tuples})
-        fields["donors"] = tuple(Donor(**d) for d in fields["donors"])
-        return cls(**fields)
+        plan = decode(cls, {**record, "units": []}, where(record))
+        units = decode(_Units, {"units": record["units"]}, where(record)).units
+        return replace(plan, units=[Unit(*u) for u in units])
 
 
 @dataclass(frozen=True)
@@ -219,7 +285,8 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """The release it ended in, once it has."""
-        return self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
+        record = self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
+        return checked(ResultRecord, record) if record else None
 
     def finish(self, release_id: str) -> None:
         """It ended in a release."""
@@ -239,7 +306,11 @@ class Run:
         """Every receipt, by unit id."""
         ids = sorted(self.staged())
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            return list(pool.map(lambda u: self.storage.read(self.path(f"units/{u}.json")), ids))
+            return list(pool.map(self.receipt, ids))
+
+    def receipt(self, unit: str) -> dict[str, Any]:
+        """The receipt of a staged unit."""
+        return checked(ReceiptRecord, self.storage.read(self.path(f"units/{unit}.json")))
 
     def event(self, stage: str, **fields: Any) -> None:
         """Append to events.jsonl. The driver is its one writer; stores cannot append, so it is rewritten."""
@@ -356,7 +427,7 @@ def _stat(pid: int) -> list[str] | None:
 def read_lease(run: Run) -> Lease | None:
     """The newest lease, if any was ever taken."""
     paths = [path for path, _ in run.storage.objects(run.path("leases/"))]
-    return Lease(**run.storage.read(paths[-1])) if paths else None
+    return decode(Lease, run.storage.read(paths[-1])) if paths else None
 
 
 def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:
@@ -397,7 +468,7 @@ class Worker:
 def workers(run: Run) -> list[Worker]:
     """Who embeds now, and who died at it."""
     found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
-    return [Worker(**w) for w in found if w]
+    return [decode(Worker, w) for w in found if w]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from reembed import source_delta
 from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.lance_io import open_dataset
+from reembed.records import decode
 from reembed.runs import Unit
 from reembed.source_columns import is_text, nearest, plain, require, set_to, template_columns
 from reembed.source_delta import Delta, fragments_of
@@ -77,7 +78,8 @@ class Source:
     @classmethod
     def from_json(cls, record: dict[str, Any], options: tuple[tuple[str, str], ...]) -> Source:
         """The source a plan or release describes."""
-        return cls(**{**record, "carry": tuple(record["carry"]), "options": options})
+        given = decode(cls, {**record, "options": []}, "source")
+        return replace(given, options=options)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides which documents are read, without the store's settings."""

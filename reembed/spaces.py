@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WrapValidator
 
 from reembed.errors import SpaceMismatch
+from reembed.records import decode
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,7 @@ class Space:
         Raises:
             SpaceMismatch: the record's id is not the id of its fields.
         """
-        space = cls(**{k: v for k, v in record.items() if k != "id"})
-        if space.id != record["id"]:
-            raise SpaceMismatch(f"space {record['id']} describes the fields of space {space.id}")
-        return space
+        return _with_id(record, functools.partial(decode, cls))
 
     def require(self, other: Space, where: str) -> None:
         """Refuse to let vectors of another space in.
@@ -71,3 +72,15 @@ class Space:
             if mine[k] != theirs[k] and k not in ("model", "revision")
         )
         raise SpaceMismatch(f"{where}: space {other.id} where {self.id} is needed", differing)
+
+
+def _with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
+    is_record = isinstance(record, dict)
+    space = whole({k: v for k, v in record.items() if k != "id"} if is_record else record)
+    if is_record and space.id != record.get("id"):
+        raise SpaceMismatch(f"space {record.get('id')} describes the fields of space {space.id}")
+    return space
+
+
+StoredSpace = Annotated[Space, WrapValidator(_with_id)]
+"""A space within another record."""

@@ -26,6 +26,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from reembed.config import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
+from reembed.records import DAMAGED, Record, checked
 from reembed.redact import credentials_in, redacted
 
 SCHEMA_VERSION = 2
@@ -36,7 +37,6 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 8 << 20
 _SHA256 = "_sha256"
 _ROOT_RECORD = "root.json"
-_DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _ENDPOINT = re.compile(
     r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
 )
@@ -100,7 +100,7 @@ def content_path(folder: str, sha256: str, ending: str) -> str:
         IntegrityError: it is not a sha256 in hex.
     """
     if not _HEX.fullmatch(sha256):
-        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, _DAMAGED)
+        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, DAMAGED)
     return f"{folder}/{sha256}.{ending}"
 
 
@@ -149,7 +149,7 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
     return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
 
 
-def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
+def from_bytes(body: bytes, uri: str) -> Record:
     """The record that was stored.
 
     Raises:
@@ -157,16 +157,17 @@ def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
         UsageError: a newer reembed wrote it.
     """
     try:
-        record = dict(json.loads(body))
+        record = Record(json.loads(body))
+        record.uri = uri
         record.pop(_SHA256, None)
         intact = body == to_bytes(record)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(
-            f"{uri} is no record of ours any more", str(error), _DAMAGED
+            f"{uri} is not a record as reembed writes it", str(error), DAMAGED
         ) from error
     if not intact:
         raise IntegrityError(
-            f"{uri} is not as it was written", "its sha256 is another than it says", _DAMAGED
+            f"{uri} is not as it was written", "its sha256 is another than it says", DAMAGED
         )
     if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise UsageError(
@@ -179,6 +180,12 @@ def from_bytes(body: bytes, uri: str) -> dict[str, Any]:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _RootRecord:
+    root_id: str
+    create_only_at: str
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,7 @@ class Storage:
         Raises:
             UsageError: the store overwrites what it was asked to create.
         """
-        record = self.read_if_there(_ROOT_RECORD)
+        record = self._root_record()
         if record is not None and record["create_only_at"] == self.address:
             return str(record["root_id"])
         self._prove_create_only()
@@ -223,8 +230,13 @@ class Storage:
             mine = {"root_id": uuid.uuid4().hex, "create_only_at": self.address}
             with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
                 obstore.put(self.store, _ROOT_RECORD, to_bytes(mine), mode="create")
-            record = self.read(_ROOT_RECORD)
+            record = self._root_record()
+            assert record is not None
         return str(record["root_id"])
+
+    def _root_record(self) -> Record | None:
+        record = self.read_if_there(_ROOT_RECORD)
+        return checked(_RootRecord, record) if record else None
 
     @property
     def address(self) -> str:
@@ -323,7 +335,7 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def read(self, path: str) -> dict[str, Any]:
+    def read(self, path: str) -> Record:
         """A JSON record.
 
         Raises:
@@ -332,7 +344,7 @@ class Storage:
         """
         return from_bytes(self.read_bytes(path), self.uri(path))
 
-    def read_if_there(self, path: str) -> dict[str, Any] | None:
+    def read_if_there(self, path: str) -> Record | None:
         """A JSON record, or None."""
         try:
             return self.read(path)

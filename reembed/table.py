@@ -19,7 +19,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
-from reembed.runs import Plan, Run
+from reembed.records import checked
+from reembed.runs import Plan, ProofRecord, Run
 from reembed.spaces import Space
 from reembed.storage import SCHEMA_VERSION, Storage
 from reembed.table_version import Proof, open_table, proof_of
@@ -75,7 +76,7 @@ def newest_version(storage: Storage, path: str) -> int:
 class DeadLetter:
     """A document that has no vector, and why. Its text is not kept."""
 
-    doc_id: Any
+    doc_id: str | int
     reason: str
     text_hash: str
     """Digest of the text that failed, in hex: another text is another try."""
@@ -119,7 +120,7 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str,
         return receipt
     for name in files:
         run.storage.remove(f"{plan.table}/data/{name}")
-    return run.storage.read(path)
+    return run.receipt(staged.unit)
 
 
 def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
@@ -186,6 +187,13 @@ class SealedTable:
     """Of the record of all this, `sealed.json`, which the commit names."""
 
 
+@dataclass(frozen=True)
+class _SealedRecord:
+    rows: int
+    dead_letters: list[DeadLetter]
+    files: dict[str, ProofRecord]
+
+
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
     """Check every receipt, then bring all units into the table in one commit; once, however often called.
 
@@ -233,6 +241,7 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
             "it was removed or changed, so nothing proves the table's files any more",
             "reembed run --fresh",
         )
+    checked(_SealedRecord, record)
     dead = [DeadLetter(**d) for d in record["dead_letters"]]
     tag = f"reembed-{run.id}"
     return SealedTable(path, version, tag, record["rows"], dead, record["files"], named)

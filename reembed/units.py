@@ -65,7 +65,7 @@ class EmbedJob:
     def is_draining(self) -> bool:
         """Whether the driver was asked to end: no further unit is begun."""
         asked = self.run.storage.read_if_there(self.run.path(DRAIN))
-        return asked is not None and asked["token"] == self.token
+        return asked is not None and bool(asked["token"] == self.token)
 
     def drain(self) -> None:
         """Ask that no further unit is begun."""

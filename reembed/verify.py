@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from reembed import digests, encoders, golden
 from reembed.catalog import now
 from reembed.config import EncoderConfig
 from reembed.digests import Digests
+from reembed.records import holds
 from reembed.source import TEXT, Source
 from reembed.spaces import Space
 from reembed.storage import SCHEMA_VERSION
@@ -113,6 +114,37 @@ class Verification:
             "passed": self.passed,
             "confidence": self.confidence,
         }
+
+
+@dataclass(frozen=True)
+class _Figures:
+    documents: int
+    rows: int
+    sampled: int
+    seed: int | None
+
+
+_Examples = dict[str, tuple[int, list[str | int]]]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    differences: _Examples
+    behind: _Examples
+    figures: _Figures
+
+
+@dataclass(frozen=True)
+class _Done:
+    rows: _Rows | None = None
+
+
+@dataclass(frozen=True)
+class JournalRecord:
+    """What is read of a journal: what was found in the rows, and in each step over files."""
+
+    key: dict[str, Any]
+    done: Annotated[dict[str, list[str] | _Rows], holds(_Done)]
 
 
 @dataclass(frozen=True)

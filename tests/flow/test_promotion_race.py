@@ -63,6 +63,11 @@ def race_promote(catalog: Catalog, me: str, attempts: int) -> None:
             say(conflict=conflict.exit_code)
 
 
+SOURCE = {
+    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
+}  # fmt: skip
+
+
 def a_release(name: str) -> Release:
     """A release record as valid as any; its data is never looked at."""
     space = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
@@ -80,11 +85,11 @@ def a_release(name: str) -> Release:
         index_bytes=1,
         rows=1,
         dead_letters=0,
-        source={"uri": "s", "version": 1},
+        source=SOURCE,
         verify={"passed": True, "table_version": 1},
         gate={},
         sealed_sha256="0",
-        table_manifest={},
+        table_manifest={"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
         number=1,
         created_at="2026-11-23T00:00:00+00:00",
     )

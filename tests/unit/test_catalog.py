@@ -23,6 +23,9 @@ from reembed.status import status
 from reembed.storage import SCHEMA_VERSION, Storage, from_bytes, to_bytes
 from reembed.table_version import manifest_proof
 
+SOURCE = {
+    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
+}  # fmt: skip
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
 
 
@@ -48,7 +51,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
         "rows": 1, "dead_letters": 0,
-        "source": {"uri": "s", "version": 1}, "verify": {"passed": True, "table_version": 1},
+        "source": SOURCE, "verify": {"passed": True, "table_version": 1},
         "gate": {"queries": "q", "sha256": "0", "count": 30},
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s",

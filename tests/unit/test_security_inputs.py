@@ -298,12 +298,18 @@ def test_s6_no_mutation_of_an_index_reaches_faiss(
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
 
 
+SOURCE = {
+    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
+}  # fmt: skip
+
+
 def a_release(**changes: Any) -> Release:
     fields: dict[str, Any] = {
         "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": {"model": "hashing:8"},
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
-        "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": {"uri": "s", "version": 1},
-        "verify": {"passed": True, "table_version": 1}, "gate": {}, "sealed_sha256": "0", "table_manifest": {},
+        "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": SOURCE,
+        "verify": {"passed": True, "table_version": 1}, "gate": {}, "sealed_sha256": "0",
+        "table_manifest": {"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
         "index_bytes": 1, "number": 1,
     }  # fmt: skip
     return Release(**{**fields, **changes})

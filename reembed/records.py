@@ -1,0 +1,102 @@
+"""Reading a stored record back as what it was: every field there, of its type, or an error that names it.
+
+A sha256 says that a record is as it was written, not who wrote it: a root, a dataset or a backup may
+come from others.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, cast
+
+from pydantic import AfterValidator, ConfigDict, ValidationError, create_model
+
+from reembed.errors import IntegrityError
+
+T = TypeVar("T")
+
+DAMAGED = "reembed status     # and put the file back from a backup of the store"
+_MAX_SHOWN = 120
+
+
+class Record(dict[str, Any]):
+    """The fields of a stored record, and where it was read from.
+
+    Raises:
+        IntegrityError: it is asked for a field that it does not have.
+    """
+
+    uri = ""
+
+    def __missing__(self, field: str) -> Any:
+        raise _other(self.uri, f"it has no field {field}")
+
+
+def decode(kind: type[T], record: Any, at: str = "") -> T:
+    """The dataclass, model or list that a record describes; unknown fields are refused.
+
+    Raises:
+        IntegrityError: naming the record's place, or `at`, and the first field that is wrong.
+    """
+    fields = record
+    if isinstance(record, Mapping):
+        fields = {k: v for k, v in record.items() if k != "schema_version"}
+    return cast(T, _validated(kind, "forbid", fields, at or _place(record, kind)))
+
+
+def checked(kind: type[Any], record: Record) -> Record:
+    """The record itself, which has the fields that `kind` has, and maybe more.
+
+    Raises:
+        IntegrityError: as `decode`.
+    """
+    _validated(kind, "ignore", record, _place(record, kind))
+    return record
+
+
+def holds(kind: type[Any]) -> AfterValidator:
+    """Of a field that is kept as it is: a dict that has the fields that `kind` has, and maybe more."""
+
+    def check(value: Any) -> Any:
+        try:
+            _validated(kind, "ignore", value, "")
+        except IntegrityError as error:
+            raise ValueError(error.why) from None
+        return value
+
+    return AfterValidator(check)
+
+
+def where(record: Any) -> str:
+    """Where a record was read from; "" where that is not known."""
+    return str(getattr(record, "uri", ""))
+
+
+def _place(record: Any, kind: Any) -> str:
+    return where(record) or f"a record of {getattr(kind, '__name__', kind)}"
+
+
+def _validated(kind: Any, extra: Literal["forbid", "ignore"], fields: Any, place: str) -> Any:
+    try:
+        body = json.dumps({"value": fields})
+        return _form(kind, extra).model_validate_json(body).value
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"][1:])
+        raise _other(place, f"{field}: {first['msg']}" if field else first["msg"]) from None
+    except (RecursionError, TypeError) as error:
+        raise _other(place, str(error)) from None
+
+
+@functools.cache
+def _form(kind: Any, extra: Literal["forbid", "ignore"]) -> Any:
+    # The settings of a model hold for the plain dataclasses and dicts in it, too.
+    return create_model("Form", __config__=ConfigDict(extra=extra, strict=True), value=(kind, ...))
+
+
+def _other(place: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{place} is not a record as reembed writes it", why.splitlines()[0][:_MAX_SHOWN], DAMAGED
+    )
