@@ -124,7 +124,7 @@ def _died_alone(run: Run, unit: str) -> list[int]:
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
     tried = (run.storage.read_if_there(_path(run, unit, n)) for n in attempts)
-    ranges = (checked(_AttemptRecord, t)["trying"] for t in tried if t)
+    ranges = (checked(_AttemptRecord, t)["trying"] for t in tried if t is not None)
     return Counter((r[0], r[1]) for r in ranges if r)
 
 

@@ -135,7 +135,7 @@ def _verified(
     }
     journal = _journal(run, key, resume=resume)
     record = storage.read_if_there(verification_path(run.id))
-    before = checked(VerifyRecord, record) if record else {}
+    before = checked(VerifyRecord, record) if record is not None else {}
     failed = before if not before.get("passed", True) else {}
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
@@ -194,7 +194,7 @@ def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
     from reembed.verify import Journal, JournalRecord
 
     kept = run.storage.read_if_there(run.path(_JOURNAL)) if resume else None
-    done = checked(JournalRecord, kept)["done"] if kept and kept["key"] == key else {}
+    done = checked(JournalRecord, kept)["done"] if kept is not None and kept["key"] == key else {}
     return Journal(
         done, lambda done: run.storage.write(run.path(_JOURNAL), {"key": key, "done": done})
     )

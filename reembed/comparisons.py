@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from reembed import evalset
-from reembed.catalog import Catalog, Release, now, who
+from reembed.catalog import Catalog, EvidenceRecord, Release, now, who
 from reembed.config import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.gate import Outcome, Verdict
-from reembed.records import decode
+from reembed.records import Record, checked, decode
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _fixed(catalog: Catalog, candidate: Release) -> tuple[FrozenGate | None, boo
     if planned.queries:
         return planned, False
     kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
-    return (decode(FrozenGate, kept) if kept else None), True
+    return (decode(FrozenGate, kept) if kept is not None else None), True
 
 
 def _late_path(catalog: Catalog, candidate: Release) -> str:
@@ -302,6 +302,7 @@ def read(catalog: Catalog, path: str) -> dict[str, Any]:
         for short in ([told(record)], record["earlier"]):
             _TOLD.validate_json(json.dumps(short), strict=True)
         FrozenGate(**record["gate"])
+        checked(EvidenceRecord, Record(evidence(record)))
         _terms(record).gate, record["candidate"]["space"], record["candidate_index_sha256"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(

@@ -36,12 +36,21 @@ def _even(vectors: list[list[float]]) -> list[list[float]]:
     return vectors
 
 
+_Even = Annotated[list[list[float]], AfterValidator(_even)]
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    document: _Even
+    query: _Even
+
+
 @dataclass(frozen=True)
 class _Golden:
     device: str
     path: str
     versions: dict[str, str]
-    vectors: dict[Kind, Annotated[list[list[float]], AfterValidator(_even)]]
+    vectors: _Vectors
 
 
 def path(origin: str) -> str:

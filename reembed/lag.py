@@ -40,7 +40,9 @@ class Lag:
 def caught_up(catalog: Catalog, release: Release) -> Source:
     """The source at the newest version that the release is known to equal."""
     noted = _noted(catalog, release)
-    return Source.from_json(noted["source"] if noted else release.source, catalog.storage.options)
+    return Source.from_json(
+        noted["source"] if noted is not None else release.source, catalog.storage.options
+    )
 
 
 def note(catalog: Catalog, release: Release, number: int, source: Source) -> None:
@@ -51,7 +53,7 @@ def note(catalog: Catalog, release: Release, number: int, source: Source) -> Non
 def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
     """Number and source version of the note, as `catalog.place_in_line` has them; zeros without one."""
     noted = _noted(catalog, release)
-    return (int(noted["number"]), int(noted["source"]["version"])) if noted else (0, 0)
+    return (int(noted["number"]), int(noted["source"]["version"])) if noted is not None else (0, 0)
 
 
 def lag(catalog: Catalog, release: Release) -> Lag:
@@ -91,7 +93,7 @@ class _Note:
 
 def _noted(catalog: Catalog, release: Release) -> Record | None:
     record = catalog.storage.read_if_there(_note_path(release))
-    return checked(_Note, record) if record else None
+    return checked(_Note, record) if record is not None else None
 
 
 def _note_path(release: Release) -> str:

@@ -23,7 +23,7 @@ def verification_path(run_id: str) -> str:
 def is_verified(storage: Storage, release: Release) -> bool:
     """Whether the release was admitted by a verification, and the newest one passed too."""
     record = storage.read_if_there(verification_path(release.run_id))
-    newest = checked(VerifyRecord, record) if record else release.verify
+    newest = checked(VerifyRecord, record) if record is not None else release.verify
     same = newest.get("table_version") == release.table_version
     return bool(release.verify.get("passed") and newest["passed"] and same)
 

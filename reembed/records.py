@@ -6,12 +6,13 @@ come from others.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, ConfigDict, ValidationError, create_model
+from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
 
 from reembed.errors import IntegrityError
 
@@ -43,6 +44,7 @@ def decode(kind: type[T], record: Any, at: str = "") -> T:
     fields = record
     if isinstance(record, Mapping):
         fields = {k: v for k, v in record.items() if k != "schema_version"}
+        _require_whole(kind, fields, at or _place(record, kind))
     return cast(T, _validated(kind, "forbid", fields, at or _place(record, kind)))
 
 
@@ -56,7 +58,7 @@ def checked(kind: type[Any], record: Record) -> Record:
     return record
 
 
-def holds(kind: type[Any]) -> AfterValidator:
+def holds(kind: type[Any]) -> BeforeValidator:
     """Of a field that is kept as it is: a dict that has the fields that `kind` has, and maybe more."""
 
     def check(value: Any) -> Any:
@@ -66,7 +68,14 @@ def holds(kind: type[Any]) -> AfterValidator:
             raise ValueError(error.why) from None
         return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
+
+
+def _require_whole(kind: Any, fields: Mapping[str, Any], place: str) -> None:
+    """Also fields that have a default are written, and a record that lacks one is not ours."""
+    names = (f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+    if lost := [n for n in names if n not in fields and n != "schema_version"]:
+        raise _other(place, f"{lost[0]}: Field required")
 
 
 def where(record: Any) -> str:

@@ -273,7 +273,7 @@ class Run:
     def plan(self) -> Plan | None:
         """The plan, once written."""
         record = self.storage.read_if_there(self.path("plan.json"))
-        return Plan.from_json(record) if record else None
+        return Plan.from_json(record) if record is not None else None
 
     def write_plan(self, plan: Plan) -> Plan:
         """Fix the plan; where another process was first, its plan is the plan."""
@@ -286,7 +286,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The release it ended in, once it has."""
         record = self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
-        return checked(ResultRecord, record) if record else None
+        return checked(ResultRecord, record) if record is not None else None
 
     def finish(self, release_id: str) -> None:
         """It ended in a release."""
@@ -468,7 +468,7 @@ class Worker:
 def workers(run: Run) -> list[Worker]:
     """Who embeds now, and who died at it."""
     found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
-    return [decode(Worker, w) for w in found if w]
+    return [decode(Worker, w) for w in found if w is not None]
 
 
 @contextmanager

@@ -236,7 +236,7 @@ class Storage:
 
     def _root_record(self) -> Record | None:
         record = self.read_if_there(_ROOT_RECORD)
-        return checked(_RootRecord, record) if record else None
+        return checked(_RootRecord, record) if record is not None else None
 
     @property
     def address(self) -> str:

@@ -144,7 +144,7 @@ class JournalRecord:
     """What is read of a journal: what was found in the rows, and in each step over files."""
 
     key: dict[str, Any]
-    done: Annotated[dict[str, list[str] | _Rows], holds(_Done)]
+    done: Annotated[dict[str, list[str] | dict[str, Any]], holds(_Done)]
 
 
 @dataclass(frozen=True)

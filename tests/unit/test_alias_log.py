@@ -240,7 +240,10 @@ def test_a_promotion_does_not_go_to_an_older_release_of_a_line(catalog, reason):
 def test_a_release_known_to_equal_a_newer_source_is_not_left_for_an_older_one(catalog):
     a, late = line(catalog, "a", "a-u7-1")
     steps(catalog, a)
-    noted = {"number": 2, "source": {"version": 9}}  # version 9 has the documents of a again
+    noted = {
+        "number": 2,
+        "source": a.source | {"version": 9},
+    }  # version 9 has the documents of a again
     catalog.storage.write(f"runs/{a.run_id}/caught_up.json", noted)
     assert follow(catalog, late).release == a
     (newer,) = line(catalog, "a-u11-3")
