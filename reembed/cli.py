@@ -411,7 +411,7 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
     return {
         "valid": True,
         "check": check,
-        "settings": config.model_dump(mode="json"),
+        "settings": config.shown(),
         "origins": origins,
     }, 0
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from reembed.errors import Interrupted, ReembedError
-from reembed.redact import redacted
+from reembed.redact import redacted, shown_override
 
 
 class _Duration(click.ParamType[float]):
@@ -86,7 +86,7 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
         # The next command after `tune` names its overlay, which leaves the default file out.
         files = options.get("files") or ([_DEFAULT_CONFIG] if name == "tune" else [])
         given = [f"-c {shlex.quote(f)}" for f in files if "overrides" in options]
-        given += [f"--set {shlex.quote(o)}" for o in options.get("overrides", ())]
+        given += [f"--set {shlex.quote(shown_override(o))}" for o in options.get("overrides", ())]
         try:
             # Ray prints; stdout is for the result alone.
             with contextlib.redirect_stdout(sys.stderr), storage_errors(), _resumable(name):

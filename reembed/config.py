@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
 from reembed.config_file import load_sections
-from reembed.redact import credentials_in, is_secret_name
+from reembed.redact import HIDDEN, credentials_in, is_secret_name, shown_option
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
@@ -210,6 +210,10 @@ class StorageConfig(Section):
     def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
         for key in secret_keys(options):
             raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
+        for key in (k for k, v in options.items() if v == HIDDEN):
+            raise ValueError(
+                f"{key} was left out of this file; add --set storage.options.{key}=VALUE"
+            )
         return options
 
 
@@ -255,6 +259,13 @@ class Config(Section):
                 f"table.carry: {', '.join(sorted(clash))} is a column reembed writes itself"
             )
         return self
+
+    def shown(self) -> dict[str, Any]:
+        """All settings as plain data, to be printed and kept: *** for what may hold a secret."""
+        settings = self.model_dump(mode="json")
+        options = settings["storage"]["options"]
+        settings["storage"]["options"] = {k: shown_option(k, v) for k, v in options.items()}
+        return settings
 
     def result_key(self, uri: str) -> str:
         """16 hex digits over the settings that decide what a run produces, without the version.

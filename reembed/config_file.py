@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from reembed.errors import ConfigError
+from reembed.redact import shown_override
 
 T = TypeVar("T", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -181,7 +182,7 @@ def _read_override(override: str, read: _Read) -> None:
     name, equals, raw = override.partition("=")
     parts = tuple(name.strip().split("."))
     if not equals or not all(parts):
-        text = f"{_short(override)}: write it as --set section.name=value"
+        text = f"{_short(shown_override(override))}: write it as --set section.name=value"
         read.problems.append(_Problem(_Place("--set"), text))
         return
     read.places[parts] = _Place("--set", raw=raw)
@@ -324,7 +325,8 @@ def _wrong(model: type[BaseModel], read: _Read, at: Location, detail: ErrorDetai
         return _Problem(_place(read, tuple(named.split("."))), text)
     raw = place.raw if place and read.places.get(at) is place else None
     declared = _dotted(tuple(p for p in at if isinstance(p, str))) in _names(model)
-    shown = _shown(detail["input"], raw) if declared else ""  # the rest may be a secret
+    secret = not declared or detail["type"] == "dict_type"  # of a store's options, any may be one
+    shown = "" if secret else _shown(detail["input"], raw)
     hint = _quote_hint(at, place, detail, raw) if declared else ""
     return _Problem(place, f"{_dotted(at)}{shown}: {_should(detail)}{hint}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 SECRET_WORDS = (
     "secret",
@@ -18,8 +19,23 @@ SECRET_WORDS = (
     "api_key",
     "sas",
     "signature",
+    "connection_string",
+    "authorization",
+    "client_key",
+    "encryption_key",
+    "service_account_key",
 )
-_HIDDEN = "***"
+_HARMLESS_OPTION = re.compile(
+    r"(?:aws_|s3_|google_|azure_|azure_storage_)?"
+    r"(?:(?:default_)?region|endpoint(?:_url(?:_s3)?)?|bucket(?:_name)?|container_name|account_name"
+    r"|allow_http|allow_invalid_certificates|virtual_hosted_style_request|unsigned_payload"
+    r"|skip_signature|imdsv1_fallback|request_payer|s3_express|checksum_algorithm|conditional_put"
+    r"|copy_if_not_exists|use_emulator|use_fabric_endpoint|server_side_encryption|disable_tagging"
+    r"|connect_timeout|timeout|pool_idle_timeout|pool_max_idle_per_host|http1_only|http2_only"
+    r"|max_retries|retry_timeout|user_agent)",
+    re.IGNORECASE,
+)
+HIDDEN = "***"
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # container@account is no user name there
 # S3 keys may hold slashes, so what stands before the @ is looked for past them; a port is none.
 _PASSWORD = re.compile(r"([\w+.-]+://)[^\s/@'\":]*:(?!\d+(?:[/\s'\"]|$))[^\s'\"]*@")
@@ -38,6 +54,30 @@ def is_secret_name(name: str) -> bool:
     return any(word in name.lower() for word in SECRET_WORDS)
 
 
+def shown_option(name: str, value: str) -> str:
+    """The value of an object-store setting, or *** unless its name is known to hold nothing secret."""
+    return value if _HARMLESS_OPTION.fullmatch(name) else HIDDEN
+
+
+def without_options(text: str, options: Iterable[tuple[str, str]]) -> str:
+    """The text with *** for values of object-store settings that may be secret."""
+    for name, value in options:
+        if value and shown_option(name, value) == HIDDEN:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def shown_override(override: str) -> str:
+    """A `--set NAME=VALUE` as it may be printed."""
+    name, _, value = override.partition("=")
+    options, _, option = name.strip().rpartition(".")
+    if name.strip() == "storage.options":
+        return f"{name}={HIDDEN}"
+    if options == "storage.options":
+        return f"{name}={shown_option(option, value)}"
+    return override
+
+
 def credentials_in(address: str) -> str | None:
     """What an address holds that is not to be written down, in words; None where nothing."""
     if "://" not in address:
@@ -49,16 +89,16 @@ def credentials_in(address: str) -> str | None:
 
 def redacted(text: str) -> str:
     """The text with *** for credentials in addresses and for secrets of the environment."""
-    text = _QUERY.sub(rf"\1{_HIDDEN}", _PASSWORD.sub(rf"\1{_HIDDEN}@", text))
+    text = _QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1{HIDDEN}@", text))
     text = _USER.sub(_user, text)
     for secret in _of_the_environment():
-        text = text.replace(secret, _HIDDEN)
+        text = text.replace(secret, HIDDEN)
     return text
 
 
 def _user(found: re.Match[str]) -> str:
     kept = found[1] in _CONTAINER_SCHEMES
-    return found[0] if kept else f"{found[1]}{found[2]}{_HIDDEN}@"
+    return found[0] if kept else f"{found[1]}{found[2]}{HIDDEN}@"
 
 
 def _of_the_environment() -> list[str]:

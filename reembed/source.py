@@ -8,7 +8,7 @@ import json
 import shlex
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Source:
     text: str
     filter: str | None
     carry: tuple[str, ...]
-    options: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...] = field(repr=False)
 
     @classmethod
     def open(cls, config: Config) -> Source:

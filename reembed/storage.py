@@ -15,7 +15,7 @@ import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from reembed.config import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.records import DAMAGED, Record, checked
-from reembed.redact import credentials_in, redacted
+from reembed.redact import credentials_in, redacted, without_options
 
 SCHEMA_VERSION = 2
 """Of every record; a record that changes its meaning takes a new one."""
@@ -116,7 +116,9 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
         return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type]
     except (BaseError, ValueError) as error:
         raise UsageError(
-            f"cannot open {root}", str(error).splitlines()[0], "reembed config --check"
+            f"cannot open {root}",
+            without_options(str(error).splitlines()[0], options),
+            "reembed config --check",
         ) from error
 
 
@@ -193,7 +195,7 @@ class Storage:
     """Small records by path under the root. Picklable: each process opens its own connection."""
 
     root: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
     def open(cls, root: str, options: Mapping[str, str] | None = None) -> Storage:

@@ -169,9 +169,7 @@ def make_plan(
     _require_donors(run, plan)
     # gc may have taken the table, empty and of no run, between making it and naming it in the plan.
     table.ensure_table(run.storage, path, table.schema(space, *source.schema()))
-    run.storage.write_bytes(
-        run.path("config.yaml"), yaml.safe_dump(config.model_dump(mode="json")).encode()
-    )
+    run.storage.write_bytes(run.path("config.yaml"), yaml.safe_dump(config.shown()).encode())
     tell_plan(run, plan, say, pinned=pinned)
     if not config.gate.queries:
         say(

@@ -8,11 +8,13 @@ import pickle
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from inline import Inline
 
 from reembed import access, cluster
 from reembed.cli import cli as reembed_cli
@@ -21,6 +23,7 @@ from reembed.errors import ConfigError, ReembedError, UsageError
 from reembed.importer import import_documents
 from reembed.redact import credentials_in, redacted
 from reembed.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
 
 # S1: a Ray cluster without a token
 
@@ -371,3 +374,64 @@ def test_s15_a_root_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
     root.chmod(0o2775)
     Storage.open(str(root))
     assert stat.S_IMODE(root.stat().st_mode) == 0o2775
+
+
+# S9: store options whose names nobody listed as secrets
+
+UNLISTED = ["proxy_url", "aws_sse_kms_key_id", "some_new_option"]
+
+
+@pytest.mark.parametrize("key", ["connection_string", "authorization", "azure_client_key"])
+def test_s9_further_names_of_secrets_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is a secret") as refused:
+        config(f"storage.options.{key}={CANARY}")
+    assert not leaks(str(refused.value))
+
+
+@pytest.mark.parametrize("key", UNLISTED)
+def test_s9_only_options_known_to_be_harmless_are_printed_and_kept(
+    tmp_path: Path,
+    corpus: Callable[..., str],
+    config_file: Callable[..., str],
+    quiet: Any,
+    key: str,
+) -> None:
+    """In `config`, in the next command to paste, in the run's folder, in errors, in any repr."""
+    options = {key: CANARY, "aws_region": "eu-central-1"}
+    file = config_file(corpus(30), storage={"options": options})
+    for verb in (["config"], ["config", "--json"], ["config", "--check", "--json"]):
+        said = CliRunner().invoke(reembed_cli, [*verb, "-c", file])
+        assert said.exit_code == 0
+        assert not leaks(said.output)
+        assert "--check" in verb or "eu-central-1" in said.output
+    given = ["status", "-c", file, "--set", f"storage.options.{key}={CANARY}2"]
+    assert not leaks(CliRunner().invoke(reembed_cli, given).output)
+    loaded = load([file], [])[0]
+    full_rebuild(loaded, quiet, executor=Inline())
+    kept = [
+        p
+        for p in (tmp_path / "root").rglob("*")
+        if p.is_file() and leaks(p.read_bytes().decode("latin-1"))
+    ]
+    assert kept == []
+    (settings,) = (tmp_path / "root").rglob("config.yaml")
+    with pytest.raises(ConfigError, match=f"add --set storage.options.{key}=VALUE"):
+        load([str(settings)], [])
+    assert load([str(settings)], [f"storage.options.{key}={CANARY}"])[0] == loaded
+    storage = Storage("s3://b", tuple(options.items()))
+    assert not leaks(repr(storage))
+
+
+@pytest.mark.parametrize("override", [f"storage.options={CANARY}", f"storage.options.={CANARY}"])
+def test_s9_options_that_are_not_options_are_not_repeated(override: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config(override)
+    assert not leaks(str(refused.value))
+
+
+def test_s9_a_store_that_cannot_be_opened_does_not_repeat_its_options() -> None:
+    with pytest.raises(UsageError, match="cannot open") as refused:
+        _ = Storage(
+            "s3://b", (("aws_sse_kms_key_id", CANARY), (CANARY, "x"), ("some", CANARY))
+        ).store
+    assert CANARY not in str(refused.value).replace(f"'{CANARY}'", "")
