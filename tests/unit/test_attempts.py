@@ -1,0 +1,75 @@
+"""Attempts at a unit: deaths are held against the documents that were tried then, and no others."""
+
+from __future__ import annotations
+
+import pytest
+from crash.killed import attempt_at
+
+from reembed import attempts, cluster
+from reembed.runs import Run, workers
+from reembed.storage import Storage
+
+ROWS = 300
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "outlived", lambda node, job: True)
+    return Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+
+
+def attempts_until_done(run, kills):
+    """Attempts that were begun until one lived, and that one."""
+    for number in range(1, attempts.MAX_ATTEMPTS + 1):
+        if (last := attempt_at(run, ROWS, kills)) is not None:
+            return number, last
+    raise AssertionError("none lived")
+
+
+@pytest.mark.parametrize("documents", [{0}, {150}, {299}, {7, 150, 151}])
+def test_documents_that_kill_are_found_among_many_and_no_other_is_left_out(run, documents):
+    _, last = attempts_until_done(
+        run, lambda tried: any(tried[0] <= d < tried[1] for d in documents)
+    )
+    assert last.poison == documents
+    tried = [d for start, stop in last.ranges() for d in range(start, stop)]
+    assert sorted(tried) == sorted(set(range(ROWS)) - documents)
+
+
+def test_a_range_of_many_in_which_two_workers_died_at_once_is_cut_and_none_of_it_is_poison(run):
+    for _ in range(2):
+        attempt_at(run, ROWS, lambda tried: True)
+    both = [attempts.begin(run, "u", ROWS) for _ in range(2)]  # the second before the first died
+    for number, attempt in enumerate(both):
+        with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, f"w{number}"):
+            first = next(attempt.ranges())
+            patch.setattr(Storage, "remove", lambda storage, path: None)
+    assert first[1] - first[0] > 1
+    again = attempts.begin(run, "u", ROWS)
+    assert again.poison == frozenset()
+    tried = [*again.ranges()]
+    assert first not in tried
+    assert [d for start, stop in tried for d in range(start, stop)] == [*range(ROWS)]
+
+
+def test_a_careful_attempt_tries_ranges_before_single_documents(run):
+    deaths = iter([True, True, False])
+    attempt_at(run, ROWS, lambda tried: next(deaths))
+    attempt_at(run, ROWS, lambda tried: next(deaths))
+    careful = attempts.begin(run, "u", ROWS)
+    cut = [*careful.ranges()]
+    assert len(cut) <= 16
+    assert [d for start, stop in cut for d in range(start, stop)] == [*range(ROWS)]
+
+
+def test_workers_at_one_time_are_told_apart_and_take_back_only_their_own_record(run):
+    one, other = attempts.begin(run, "u", 5), attempts.begin(run, "v", 5)
+    with attempts.working(one, "w1"):
+        with attempts.working(other, "w2"):
+            assert {(w.unit, w.attempt) for w in workers(run)} == {("u", 1), ("v", 1)}
+        assert [w.unit for w in workers(run)] == ["u"]
+    assert not workers(run)
+
+
+def test_attempts_at_one_unit_are_numbered_apart_from_those_at_another(run):
+    assert [attempts.begin(run, u, 5).number for u in ("u", "v", "u", "u", "v")] == [1, 1, 2, 3, 2]

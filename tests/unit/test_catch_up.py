@@ -1,0 +1,123 @@
+"""A catch-up that is interrupted, raced or repeated: each step alone, without Ray."""
+
+from __future__ import annotations
+
+import lance
+import numpy as np
+import pytest
+from inline import Inline, Silent
+
+from reembed import faults
+from reembed.catalog import Catalog
+from reembed.encoders.hashing import HashingEncoder
+from reembed.errors import Conflict
+from reembed.runs import Run, driving, find_runs, open_runs
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+@pytest.fixture
+def line(corpus, make_config):
+    """(uri, config, catalog, release) of 300 documents in several fragments; another line beside it."""
+    uri = corpus(300)
+    config = make_config(uri)
+    full_rebuild(make_config(uri, encoder={"model": "hashing:16"}), Silent(), executor=Inline())
+    release = full_rebuild(config, Silent(), executor=Inline())
+    return uri, config, Catalog(Storage.open(config.storage.root), config.alias), release
+
+
+def change(uri, *names, text="'another text'"):
+    for name in names:
+        lance.dataset(uri).update({"text": text}, where=f"doc_id = '{name}'")
+
+
+def killed_at(monkeypatch, name, work):
+    def hook(point):
+        if point == name:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", hook)
+        with pytest.raises(Killed):
+            work()
+
+
+def test_the_version_of_an_interrupted_catch_up_cannot_be_cleaned_away(line, quiet, monkeypatch):
+    uri, config, catalog, release = line
+    change(uri, "d00001", "d00250")
+    killed_at(
+        monkeypatch,
+        "table.before_commit",
+        lambda: catch_up(config, release, quiet, executor=Inline()),
+    )
+    (run,) = open_runs(catalog.storage, catalog.alias)
+    planned = run.plan().source["version"]
+    assert lance.dataset(uri).tags.list()[run.pin_tag]["version"] == planned
+    (told,) = [
+        fields for stage, fields in quiet.events if stage == "plan" and fields["run"] == run.id
+    ]
+    assert told["pinned"] is True
+    change(uri, "d00002")
+    newer = catch_up(config, release, quiet, executor=Inline())
+    assert newer.source["version"] == lance.dataset(uri).version
+    assert newer.verify["passed"]
+    done = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == run.id]
+    assert done[0].result()["release"] == run.id, "it was not resumed"
+
+
+def test_a_catch_up_killed_before_its_plan_is_in_nobodys_way(line):
+    uri, config, catalog, release = line
+    change(uri, "d00001")
+    started = Run(catalog.storage, f"{release.id}-u{lance.dataset(uri).version}-1")
+    with driving(started):
+        pass
+    assert started.plan() is None
+    newer = catch_up(config, release, Silent(), executor=Inline())
+    assert newer.verify["passed"]
+    assert newer.rows == 300
+
+
+def test_of_two_catch_ups_with_one_version_one_is_refused(line):
+    uri, config, catalog, release = line
+    change(uri, "d00001")
+    other = Run(catalog.storage, f"{release.id}-u{lance.dataset(uri).version}-1")
+    with driving(other), pytest.raises(Conflict):
+        catch_up(config, release, Silent(), executor=Inline())
+    assert not [r for r in catalog.ids() if "-u" in r]
+
+
+def test_dead_letters_are_tried_again_only_where_it_is_asked_for(
+    corpus, make_config, quiet, monkeypatch
+):
+    """Their texts are as they were, and so is the source; the model can make vectors of them now."""
+    uri = corpus(300)
+    config = make_config(uri, embed={"max_dead_letters": 9, "reuse": False})
+    honest = HashingEncoder.embed
+    calls = []
+
+    def broken(self, tokens):
+        calls.append(len(tokens))
+        made = honest(self, tokens)
+        if len(tokens) == 64 and len([c for c in calls if c == 64]) in (1, 2):
+            made[3] = np.nan
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HashingEncoder, "embed", broken)
+        first = full_rebuild(config, quiet, executor=Inline())
+    assert first.dead_letters == 2
+    assert catch_up(config, first, quiet, executor=Inline()) == first
+    change(uri, "d00100")
+    quiet.events.clear()
+    second = catch_up(config, first, quiet, executor=Inline())
+    (found,) = [fields for stage, fields in quiet.events if stage == "changes" if fields["embed"]]
+    assert found["how"].startswith("delta"), "dead letters made it read every row"
+    assert (second.rows, second.dead_letters) == (298, 2)
+    third = catch_up(config, second, quiet, retry_dead_letters=True, executor=Inline())
+    assert (third.rows, third.dead_letters) == (300, 0)
+    assert third.verify["passed"]

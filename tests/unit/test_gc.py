@@ -1,0 +1,159 @@
+"""What gc takes and what it leaves, with several releases, tables and unfinished runs."""
+
+from __future__ import annotations
+
+import lance
+import pytest
+from inline import Inline, Silent
+
+from reembed import faults, gc
+from reembed.catalog import Catalog
+from reembed.errors import Conflict, UsageError
+from reembed.runs import driving, open_runs
+from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+@pytest.fixture
+def root(corpus, make_config):
+    """(catalog, releases, interrupted): three models that served, and `interrupted(dim, point)`."""
+    uri = corpus(130)
+    catalog, releases = None, []
+
+    def config(dim):
+        return make_config(uri, encoder={"model": f"hashing:{dim}"}, embed={"reuse": False})
+
+    for dim in (16, 24, 32):
+        catalog = Catalog(Storage.open(config(dim).storage.root), config(dim).alias)
+        releases.append(full_rebuild(config(dim), Silent(), executor=Inline()))
+        catalog.append(catalog.live(), "promote", releases[-1])
+
+    def interrupted(dim, point, what=None):
+        def hook(name):
+            if name == point:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(faults, "hook", hook)
+            with pytest.raises(Killed):
+                (what or (lambda: full_rebuild(config(dim), Silent(), executor=Inline())))()
+        return open_runs(catalog.storage, catalog.alias)[-1]
+
+    interrupted.config, interrupted.uri = config, uri
+    return catalog, releases, interrupted
+
+
+def files(storage, prefix):
+    return {path for path, _ in storage.objects(prefix)}
+
+
+def test_files_that_any_kept_releases_record_names_stay_whatever_lance_says(root, monkeypatch):
+    catalog, releases, _ = root
+    monkeypatch.setattr(gc, "used_files", lambda storage, table: set())
+    planned = gc.plan(catalog, 3)
+    assert not planned.remove
+    assert not [o for o in planned.orphans if o.path.startswith(tuple(r.table for r in releases))]
+
+
+def test_only_what_no_unfinished_run_needs_is_taken(root):
+    catalog, releases, interrupted = root
+    runs = [interrupted(40, "table.before_commit"), interrupted(48, "run.before_register")]
+    before = {r.id: files(catalog.storage, f"{r.plan().table}/") for r in runs}
+    planned = gc.plan(catalog, 1)
+    assert set(planned.held_runs) == {r.id for r in runs}
+    assert (planned.dropped_runs, planned.tables, planned.trim, planned.orphans) == ([], [], [], [])
+    assert [r.release for r in planned.remove] == [releases[0].id]
+    gc.apply(catalog, planned, 1)
+    for run in runs:
+        assert files(catalog.storage, f"{run.plan().table}/") == before[run.id]
+        assert run.staged()
+    assert not files(catalog.storage, f"{releases[0].table}/")
+    assert not files(catalog.storage, f"{releases[0].index}/")
+    assert gc.plan(catalog, 1).remove == []
+
+
+def test_of_several_unfinished_runs_only_the_one_that_is_given_up_goes(root):
+    catalog, _releases, interrupted = root
+    one, other = interrupted(40, "run.before_register"), interrupted(48, "table.before_commit")
+    planned = gc.plan(catalog, 3, dropping=one.id)
+    assert (planned.dropped_runs, planned.held_runs) == ([one.id], [other.id])
+    assert planned.tables == [one.plan().table]
+    assert planned.tables_bytes == sum(
+        n for _, n in catalog.storage.objects(f"{one.plan().table}/")
+    )
+    one.abandon()
+    pin = one.pin_tag
+    assert {pin, other.pin_tag} <= lance.dataset(interrupted.uri).tags.list().keys()
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    for place in (one.plan().table, f"indexes/{one.id}", one.path("units"), one.path("attempts")):
+        assert not files(catalog.storage, f"{place}/")
+    assert files(catalog.storage, f"{other.plan().table}/data/")
+    assert other.staged()
+    left = lance.dataset(interrupted.uri).tags.list()
+    assert pin not in left
+    assert other.pin_tag in left
+    again = gc.plan(catalog, 3)
+    assert (again.dropped_runs, again.tables, again.trim, again.orphans) == ([], [], [], [])
+
+
+def test_what_can_be_given_up_is_an_unfinished_run_that_nobody_drives(root):
+    catalog, releases, interrupted = root
+    one, other = interrupted(40, "run.before_register"), interrupted(48, "table.before_commit")
+    assert [gc.droppable(catalog, r.id).id for r in (one, other)] == [one.id, other.id]
+    with pytest.raises(UsageError, match=f"no unfinished run {releases[1].run_id}"):
+        gc.droppable(catalog, releases[1].run_id)
+    with pytest.raises(UsageError, match="no unfinished run docs-0-v9-9"):
+        gc.droppable(catalog, "docs-0-v9-9")
+    with driving(other):
+        with pytest.raises(Conflict, match=f"{other.id} is being driven"):
+            gc.droppable(catalog, other.id)
+        assert gc.droppable(catalog, one.id).id == one.id
+
+
+def test_what_an_unfinished_catch_up_builds_on_stays_until_it_is_given_up(root):
+    catalog, releases, interrupted = root
+    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
+    run = interrupted(
+        16,
+        "table.before_commit",
+        lambda: catch_up(interrupted.config(16), releases[0], Silent(), executor=Inline()),
+    )
+    planned = gc.plan(catalog, 1)
+    assert planned.remove == []
+    assert f"run {run.id} builds on it" in {
+        k.why for k in planned.keep if k.release == releases[0].id
+    }
+    dropping = gc.plan(catalog, 1, dropping=run.id)
+    assert [r.release for r in dropping.remove] == [releases[0].id]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_as_are_asked_for_stay_and_never_less_than_live_and_previous(root, keep):
+    catalog, releases, _ = root
+    planned = gc.plan(catalog, keep)
+    gone = [r.release for r in planned.remove]
+    assert gone == ([releases[0].id] if keep < 3 else [])
+    assert [k.release for k in planned.keep][:2] == [releases[2].id, releases[1].id]
+    sizes = {r.release: (r.index_bytes, r.table_bytes) for r in planned.remove}
+    for release in releases[: len(gone)]:
+        index, table = (
+            sum(n for _, n in catalog.storage.objects(f"{p}/"))
+            for p in (release.index, release.table)
+        )
+        assert sizes[release.id] == (index, table)
+        assert planned.to_json()["bytes"] == index + table
+
+
+def test_a_release_that_became_needed_after_the_listing_stays(root):
+    catalog, releases, _ = root
+    planned = gc.plan(catalog, 1)
+    catalog.append(catalog.live(), "rollback", releases[0])
+    assert gc.apply(catalog, planned, 1) == []
+    assert not catalog.is_retired(releases[0].id)
+    assert files(catalog.storage, f"{releases[0].table}/data/")
+    assert files(catalog.storage, f"{releases[0].index}/")

@@ -1,0 +1,81 @@
+"""How far a release is behind: of several versions the newest counts, and what it is known to equal."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+
+import lance
+import pytest
+from unit.test_catalog import make_release
+
+from reembed.catalog import Catalog
+from reembed.config import Config
+from reembed.lag import caught_up, lag, note, noted_place
+from reembed.source import Source
+from reembed.storage import Storage
+
+
+@pytest.fixture
+def behind(corpus, tmp_path):
+    """(catalog, release, uri): two releases of version 1, whose source is at version 4."""
+    uri = corpus(300)
+    config = Config(
+        alias="docs",
+        source={"uri": uri},
+        encoder={"model": "hashing:8"},
+        storage={"root": str(tmp_path / "root")},
+    )
+    catalog = Catalog(Storage.open(config.storage.root), "docs")
+    source = Source.open(config).to_json()
+    make_release(catalog, "docs-0-v1-1", source=source)
+    release = make_release(catalog, "docs-0-v1-2", source=source)
+    for name in ("d00001", "d00150", "d00299"):
+        lance.dataset(uri).update({"text": "'another'"}, where=f"doc_id = '{name}'")
+    return catalog, release, uri
+
+
+def test_versions_and_documents_that_came_since_are_counted(behind):
+    catalog, release, _ = behind
+    found = lag(catalog, release)
+    assert (found.source_version, found.newest, found.versions, found.documents) == (1, 4, 3, 3)
+    assert found.why is None
+    assert 0 <= found.seconds < 3600
+
+
+def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):
+    catalog, release, _ = behind
+    note(catalog, release, 1, caught_up(catalog, release).newest())
+    found = lag(catalog, release)
+    assert (found.versions, found.documents, found.seconds, found.why) == (0, 0, 0.0, None)
+
+
+def test_what_a_release_was_found_to_equal_is_kept_for_this_release_alone(behind):
+    catalog, release, uri = behind
+    other = catalog.release("docs-0-v1-1")
+    newer = caught_up(catalog, release).newest()
+    lance.dataset(uri).update({"text": "'a third'"}, where="doc_id in ('d00001', 'd00002')")
+    note(catalog, release, 7, newer)
+    assert (caught_up(catalog, release), noted_place(catalog, release)) == (newer, (7, 4))
+    assert (caught_up(catalog, other).version, noted_place(catalog, other)) == (1, (0, 0))
+    assert (lag(catalog, release).documents, lag(catalog, other).documents) == (2, 4)
+
+
+def test_a_source_that_is_gone_is_said(behind):
+    catalog, release, uri = behind
+    shutil.rmtree(uri)
+    found = lag(catalog, release)
+    assert (found.source_version, found.newest, found.versions) == (1, None, None)
+    assert (found.documents, found.seconds) == (None, None)
+    assert "cannot open the dataset" in found.why
+
+
+@pytest.mark.parametrize(("ahead", "seconds"), [(5.0, 0.0), (-0.2, 0.2), (-7.0, 7.0)])
+def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahead, seconds):
+    catalog, release, _ = behind
+
+    def written_after(self, version):
+        return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead)
+
+    monkeypatch.setattr(Source, "written_after", written_after)
+    assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
