@@ -307,7 +307,9 @@ def _parquet_table(uri: str, content: bytes) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(io.BytesIO(content))
+        table = pq.read_table(io.BytesIO(content))
+        table.validate(full=True)  # Parquet itself may hold text that is not UTF-8
+        return table
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{uri}: not readable as Parquet", str(error), "write it again") from None
 

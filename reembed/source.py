@@ -8,6 +8,7 @@ import json
 import shlex
 import string
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ class Source:
         if template_columns(self.text) or not dataset.schema.field(self.text).nullable:
             return 0
         scanner = dataset.scanner(columns=[self.text], filter=self.filter, batch_size=_SCAN_ROWS)
-        return sum(batch.column(0).null_count for batch in scanner.to_batches())
+        with self._readable():
+            return sum(batch.column(0).null_count for batch in scanner.to_batches())
 
     def is_as_planned(self, record: dict[str, Any]) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
@@ -211,8 +213,24 @@ class Source:
         """doc_id, TEXT (binary: UTF-8 as stored) and carried columns of one unit, in row order.
 
         Raises:
-            SourceError: the fragment no longer holds the unit's rows.
+            SourceError: the fragment no longer holds the unit's rows, or holds text that is not UTF-8.
         """
+        with self._readable():
+            return self._read(unit)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Name what cannot be read: Lance reads no text that is not UTF-8."""
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{', '.join(self._columns())} of {self.uri} version {self.version} cannot be read",
+                str(error).split(", /home/")[0].splitlines()[0],
+                "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
+            ) from error
+
+    def _read(self, unit: Unit) -> pa.Table:
         if unit.row_ids:
             return self.take(unit.row_ids)
         dataset = self.dataset()
