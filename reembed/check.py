@@ -87,10 +87,11 @@ def verify_release(
         raise
     except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
+        again = f"reembed verify --release {release.id} --resume     # goes on with what was not read yet"
         raise NotVerified(
             f"release {release.id} could not be verified",
             f"{type(error).__name__}: {first}",
-            f"reembed verify --release {release.id} --resume     # goes on with what was not read yet",
+            getattr(error, "fix", None) or again,
         ) from error
 
 
@@ -164,7 +165,9 @@ def is_fresh(report: dict[str, Any], within_s: float) -> bool:
             lag["why"],
             "reembed verify --level 0     # without --fresh-within",
         )
-    return bool(lag["documents"] == 0 or lag["seconds"] < within_s)
+    if lag["documents"] == 0:
+        return True
+    return lag["seconds"] is not None and bool(lag["seconds"] < within_s)
 
 
 def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:

@@ -155,12 +155,20 @@ def lag_words(lag: dict[str, Any]) -> str:
         return f"not known to be up to date: {lag['why']}"
     if lag["documents"] == 0:
         return ""
+    if lag["seconds"] is None:
+        return (
+            f"behind its source: equal to version {lag['source_version']}, the newest is"
+            f" {lag['newest']}; since when is not known, as older versions were cleaned up{_why(lag)}"
+        )
     most = "" if lag["documents"] is None else f" (at most {lag['documents']:,} documents)"
-    why = f" ({lag['why']})" if lag["why"] else ""
     return (
         f"behind its source: equal to version {lag['source_version']}, the newest is {lag['newest']};"
-        f" what changed in the last {_duration(lag['seconds'])} is not in it{most}{why}"
+        f" what changed in the last {_duration(lag['seconds'])} is not in it{most}{_why(lag)}"
     )
+
+
+def _why(lag: dict[str, Any]) -> str:
+    return f" ({lag['why']})" if lag["why"] else ""
 
 
 def _say_lag(f: dict[str, Any]) -> str:

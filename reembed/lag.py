@@ -23,7 +23,8 @@ class Lag:
     documents: int | None
     """At most how many were written or deleted since; None where finding out is not cheap."""
     seconds: float | None
-    """Since the first version after `source_version` was written; 0 where there is none."""
+    """At most how long ago the first version after `source_version` was written; 0 where there is none,
+    None where the versions that would tell were cleaned up."""
     why: str | None = None
     """Why something is not known."""
 
@@ -81,8 +82,9 @@ def behind(source: Source, newest: Source | None, documents: int | None, why: st
         return Lag(source.version, newest.version, 0, 0.0)
     why = newest.why_no_delta(source)
     since = newest.written_after(0 if why else source.version)
-    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else 0.0
-    return Lag(source.version, newest.version, documents, round(max(0.0, seconds), 1), why)
+    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else None
+    age = None if seconds is None else round(max(0.0, seconds), 1)
+    return Lag(source.version, newest.version, documents, age, why)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import shlex
 import string
@@ -64,7 +63,7 @@ class Source:
         source = cls(
             uri,
             dataset.version,
-            _fingerprint(dataset),
+            source_delta.fingerprint(dataset),
             section.id_column,
             section.text,
             section.filter,
@@ -103,7 +102,9 @@ class Source:
             SourceError: a column is gone or has another type.
         """
         dataset = _open(self.uri, None, self.options)
-        source = replace(self, version=int(dataset.version), fingerprint=_fingerprint(dataset))
+        source = replace(
+            self, version=int(dataset.version), fingerprint=source_delta.fingerprint(dataset)
+        )
         source._check_columns(dataset)
         return source
 
@@ -112,13 +113,16 @@ class Source:
         return (self.version, self.fingerprint) == (other.version, other.fingerprint)
 
     def written_after(self, version: int) -> dt.datetime | None:
-        """When the first version after `version` was written, UTC; None when none was."""
+        """When the first version after `version` was written, UTC.
+
+        Where that one was cleaned up: when `version` was, which is earlier. None where neither is there.
+        """
         versions = [v["version"] for v in self.dataset().version_refs()]
-        later = [v for v in versions if version < v <= self.version]
-        if not later:
+        known = next((v for v in (version + 1, version) if v in versions), None)
+        if known is None:
             return None
-        first = _open(self.uri, min(later), self.options)
-        return first.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
+        dataset = _open(self.uri, known, self.options)
+        return dataset.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
 
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
@@ -189,7 +193,9 @@ class Source:
             dataset = open_dataset(self.uri, record["version"], dict(self.options))
         except FileNotFoundError:
             return False
-        return bool(record["uri"] == self.uri and record["fingerprint"] == _fingerprint(dataset))
+        return bool(
+            record["uri"] == self.uri and record["fingerprint"] == source_delta.fingerprint(dataset)
+        )
 
     def units(self, size: int, actors: int = 1) -> list[Unit]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on.
@@ -421,11 +427,6 @@ def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
     for offset in range(first, first + rows, size):
         left = first + rows - offset
         yield Unit(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
-
-
-def _fingerprint(dataset: lance.LanceDataset) -> str:
-    names = sorted(f.path for fragment in dataset.get_fragments() for f in fragment.data_files())
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _open(

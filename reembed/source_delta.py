@@ -8,6 +8,7 @@ row versions, which do not cover `LanceFragment.update_columns`, a renamed colum
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,17 @@ def delta(
         left=tuple(i for i in before if i not in kept),
         thinned=thinned,
     )
+
+
+def fingerprint(dataset: lance.LanceDataset) -> str:
+    """Digest of all that decides which rows a version has: another dataset made in its place, or other
+    changes after an older version was put back, give another one.
+    """
+    fields = ((f.name, dataset.lance_schema.field(f.name), f.type) for f in dataset.schema)
+    schema = [(name, _ids(field), str(kind)) for name, field, kind in fields]
+    dead = [_deletions(fragment) for fragment in dataset.get_fragments()]
+    told = repr((schema, sorted(_layout(dataset, None).items()), dead))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def fragments_of(dataset: lance.LanceDataset, ids: Iterable[int]) -> list[lance.LanceFragment]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import subprocess
 import sys
+import time
 
 import lance
 import pyarrow as pa
@@ -89,6 +91,60 @@ def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
     newest = catch_up(config, release, Silent(), executor=Inline())
     assert cli("verify", "-c", file, "--release", newest.id, "--fresh-within", "0s")["passed"]
     assert cli.process("verify", "-c", file, "--fresh-within", "soon").returncode == 2
+
+
+def append_one(uri: str, name: str) -> None:
+    rows = [dict.fromkeys(lance.dataset(uri).schema.names, name)]
+    lance.write_dataset(pa.Table.from_pylist(rows), uri, mode="append")
+
+
+def test_a_cleanup_of_older_versions_makes_no_release_fresh(live, config_file, cli):
+    uri, _, catalog, release = live
+    file = config_file(uri, table={"carry": ["title"]})
+    append_one(uri, "a")
+    time.sleep(3)
+    append_one(uri, "b")
+    behind = lag(catalog, release)
+    assert cli("verify", "-c", file, "--fresh-within", "2s", code=5)
+    older = dt.timedelta(microseconds=1)
+    lance.dataset(uri).cleanup_old_versions(older, error_if_tagged_old_versions=False)
+    assert len(lance.dataset(uri).versions()) == 2, "the pinned one and the newest"
+    assert lag(catalog, release).seconds >= behind.seconds >= 3
+    assert cli("verify", "-c", file, "--fresh-within", "2s", code=5)
+
+
+@pytest.mark.parametrize("change", ["delete", "rename", "update"])
+def test_another_change_after_a_backup_was_put_back_is_another_version(
+    corpus, make_config, config_file, cli, tmp_path, change
+):
+    """The same number of versions, and the same data files."""
+    uri = corpus(60)
+    for name in ("one", "two"):
+        lance.dataset(uri).add_columns({name: f"concat(text, ' {name}')"})
+    config = make_config(uri)
+    release = full_rebuild(config, Silent(), executor=Inline())
+    shutil.copytree(uri, tmp_path / "backup")
+    make = {
+        "delete": lambda n: lance.dataset(uri).delete(f"doc_id = '{ids[n]}'"),
+        "rename": lambda n: lance.dataset(uri).alter_columns(
+            {"path": "text", "name": "was"}, {"path": ("one", "two")[n], "name": "text"}
+        ),
+        "update": lambda n: lance.dataset(uri).update({"text": "'x'"}, f"doc_id = '{ids[n]}'"),
+    }
+    ids = lance.dataset(uri).to_table(columns=["doc_id"])["doc_id"].to_pylist()
+    make[change](0)
+    first = catch_up(config, release, Silent(), executor=Inline())
+    shutil.rmtree(uri)
+    shutil.copytree(tmp_path / "backup", uri)
+    make[change](1)
+    assert lance.dataset(uri).version == first.source["version"]
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    assert lag(catalog, first).documents != 0
+    second = catch_up(config, first, Silent(), executor=Inline())
+    assert second.id != first.id
+    assert verified(catalog, second)["passed"]
+    said = cli("verify", "-c", config_file(uri), "--release", first.id, code=2)
+    assert said["fix"].startswith("reembed catch-up")
 
 
 def test_a_release_that_claims_to_be_caught_up_with_a_version_must_equal_it(live):
