@@ -112,6 +112,7 @@ def test_other_versions_of_the_libraries_are_named_where_the_vectors_differ(buil
     with pytest.raises(SpaceMismatch) as refused:
         OpenRelease.open(storage, release)
     assert "torch 1.0 there" in refused.value.why
+    assert refused.value.why.count(" there, ") == 1, "equal versions are named too"
 
 
 def test_a_line_without_golden_vectors_is_not_served(built):

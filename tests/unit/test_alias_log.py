@@ -14,9 +14,19 @@ from unit.test_catalog import FIRST, make_release
 
 from reembed import catalog as catalog_module
 from reembed.catalog import AliasRecord, Catalog, Release, line_of
+from reembed.config import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.live import LiveAlias
-from reembed.promote import candidates, follow, newest_of, promote, rollback
+from reembed.promote import (
+    candidate,
+    candidates,
+    follow,
+    newest_of,
+    promote,
+    release_of,
+    rollback,
+)
+from reembed.runs import order_of
 from reembed.status import status
 from reembed.storage import Storage, to_bytes
 
@@ -323,3 +333,75 @@ def test_two_roots_one_after_the_other_at_one_path_have_tags_of_their_own(tmp_pa
     tags.append(Run(Storage.open(str(place)), "docs-0-v1-1").pin_tag)
     assert len(set(tags)) == 3
     assert json.loads(Path(place, "root.json").read_text())["root_id"]
+
+
+def test_what_is_live_is_found_without_listing_the_whole_log(catalog, monkeypatch):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    last: AliasRecord | None = None
+    for n in range(300):
+        last = catalog.append(last, "promote", (a, b)[n % 2])
+    listed: list[str] = []
+    plain = Storage.names
+
+    def names(self: Storage, folder: str, after: str = "") -> list[str]:
+        found = plain(self, folder, after)
+        listed.extend(found)
+        return found
+
+    monkeypatch.setattr(Storage, "names", names)
+    assert catalog.live() == last
+    assert len(listed) <= 128
+
+
+@pytest.mark.parametrize("moved", ["promote", "rollback"])
+def test_a_catch_up_does_not_follow_an_alias_that_another_line_took_meanwhile(catalog, moved):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    newer = make_release(catalog, "b-u2-1", source={**b.source, "version": 2})
+    steps(catalog, a, b)
+    if moved == "promote":
+        steps(catalog, make_release(catalog, "c"))
+    else:
+        rollback(catalog)
+    live = catalog.live()
+    with pytest.raises(Conflict, match=f"was moved to {live.release.id} meanwhile"):
+        follow(catalog, newer)
+    assert catalog.live() == live
+
+
+def test_what_is_live_already_is_not_a_candidate_whatever_else_waits(catalog):
+    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+    make_release(catalog, "c")
+    steps(catalog, a, b)
+    with pytest.raises(UsageError, match="release b is live already") as refused:
+        candidate(catalog, None, "b")
+    assert refused.value.why == "candidates: c; name one"
+    assert candidate(catalog, None, "c").id == "c"
+
+
+def test_a_config_that_pins_a_source_version_means_the_release_of_that_version(catalog, tmp_path):
+    settings = {
+        "alias": "docs",
+        "encoder": {"model": "hashing:8"},
+        "storage": {"root": str(tmp_path)},
+    }
+    uri = str(tmp_path / "source.lance")
+    open_config = Config(**settings, source={"uri": uri})
+    prefix = open_config.run_prefix(uri)
+    for name in ("1-1", "2-2", "11-3", "2-2-u3-1", "docs-0000-v1-9"):
+        make_release(catalog, name if name.startswith("docs") else prefix + name)
+    assert release_of(catalog, open_config).id == f"{prefix}11-3"
+    for version, mine in ((1, "1-1"), (2, "2-2-u3-1"), (11, "11-3"), (3, None)):
+        found = release_of(catalog, Config(**settings, source={"uri": uri, "version": version}))
+        assert (found and found.id) == (mine and prefix + mine)
+
+
+def test_runs_are_ordered_by_counter_then_version_and_their_catch_ups_after_them():
+    ids = [
+        "docs-0-v9-1",
+        "docs-0-v1-2",
+        "docs-0-v1-2-u7-1",
+        "docs-0-v1-2-u5-2",
+        "docs-0-v3-2",
+        "docs-0-v10-2",
+    ]
+    assert sorted({*ids}, key=order_of) == ids

@@ -10,7 +10,7 @@ from inline import Inline, Silent
 from reembed import faults
 from reembed.catalog import Catalog
 from reembed.encoders.hashing import HashingEncoder
-from reembed.errors import Conflict
+from reembed.errors import Conflict, TooManyDeadLetters
 from reembed.runs import Run, driving, find_runs, open_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -121,3 +121,40 @@ def test_dead_letters_are_tried_again_only_where_it_is_asked_for(
     third = catch_up(config, second, quiet, retry_dead_letters=True, executor=Inline())
     assert (third.rows, third.dead_letters) == (300, 0)
     assert third.verify["passed"]
+
+
+def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_source_moved_on(
+    line, monkeypatch
+):
+    uri, config, catalog, release = line
+
+    def again():
+        return catch_up(config, release, Silent(), executor=Inline())
+
+    def hook(point):
+        if point == "run.after_plan" and not moved:
+            moved.append(point)
+            change(uri, "d00009")
+
+    moved: list[str] = []
+    change(uri, "d00001", "d00250", text="cast(null as string)")
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", hook)
+        with pytest.raises(TooManyDeadLetters):
+            again()
+    (run,) = open_runs(catalog.storage, catalog.alias)
+    change(uri, "d00001", "d00250", text="'a text at last'")
+    newer = again()
+    assert run.result()["release"] is None, "it was not given up"
+    assert (newer.rows, newer.dead_letters) == (300, 0)
+    assert newer.source["version"] == lance.dataset(uri).version
+
+
+def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line):
+    uri, config, catalog, release = line
+    change(uri, "d00001", "d00250", text="cast(null as string)")
+    for _ in range(2):
+        with pytest.raises(TooManyDeadLetters):
+            catch_up(config, release, Silent(), executor=Inline())
+    (run,) = open_runs(catalog.storage, catalog.alias)
+    assert run.result() is None

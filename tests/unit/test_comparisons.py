@@ -19,13 +19,14 @@ import yaml
 from click.testing import CliRunner
 from conftest import documents
 from inline import Inline, Silent
+from unit.test_catalog import make_release
 
 from reembed import check, comparisons, evalset, report
 from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.compare import PLANNED
 from reembed.comparisons import Asked
-from reembed.config import Config
+from reembed.config import Config, FrozenGate, GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.promote import promote
 from reembed.status import status
@@ -594,3 +595,19 @@ def test_what_to_do_is_in_the_report_too(pair):
     assert "--margin" in page
     assert "--force --reason" in page
     assert "reembed run" not in page
+
+
+@pytest.mark.parametrize("today", [{}, {"queries": "other"}, {"queries": "other", "margin": 0.9}])
+def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today):
+    catalog = Catalog(Storage.open(str(tmp_path)), "docs")
+    planned = FrozenGate(queries="planned", sha256="0", count=30)
+    releases = [make_release(catalog, n, gate=planned.model_dump()) for n in ("a", "b")]
+    for release in releases:
+        assert comparisons._planned(catalog, release, GateConfig(**today)) == (planned, False)
+
+
+def test_a_release_that_was_planned_without_queries_is_not_compared_without_them(tmp_path):
+    catalog = Catalog(Storage.open(str(tmp_path)), "docs")
+    release = make_release(catalog, "a", gate=FrozenGate().model_dump())
+    with pytest.raises(UsageError, match="planned without judged queries"):
+        comparisons._planned(catalog, release, GateConfig())

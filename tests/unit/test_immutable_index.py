@@ -119,3 +119,12 @@ def test_a_manifest_under_the_name_of_another_index_is_refused(tmp_path):
 def test_a_digest_that_is_none_does_not_become_a_path(tmp_path, name):
     with pytest.raises(IntegrityError, match="is not a sha256"):
         index_store.read_manifest(Storage.open(str(tmp_path)).store, "indexes/r", name)
+
+
+def test_an_index_without_its_manifest_is_not_finished_whatever_lies_beside_it(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    storage.write_bytes(f"indexes/r/{'0' * 64}.faiss", b"a process died before its manifest")
+    assert index_store.finished(storage.store, "indexes/r", 1) is None
+    manifest = saved(storage, {"ef_search": 64}, 1.0)
+    storage.write_bytes(f"indexes/r/{'f' * 64}.faiss", b"another one")
+    assert index_store.finished(storage.store, "indexes/r", 1) == manifest

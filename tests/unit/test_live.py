@@ -303,3 +303,10 @@ def test_carried_columns_named_like_parts_of_the_answer_are_kept_apart(
         assert isinstance(hit["columns"]["score"], str)
         assert list(hit["columns"]) == names
         assert hit["doc_id"].startswith("d")
+
+
+def test_what_adds_a_missing_column_names_those_that_are_carried_too(shared):
+    with pytest.raises(UsageError) as said:
+        LiveAlias(shared.catalog).search(["bada"], columns=["text", "title", "doc_id"])
+    wanted = """'table.carry=["title", "text", "doc_id"]'"""
+    assert said.value.fix == f"reembed run --set {wanted}"

@@ -12,6 +12,7 @@ from tiny_models import bert_model, static_model
 
 from reembed import encoders
 from reembed.config import EncoderConfig
+from reembed.encoders.files import _foreign_files
 from reembed.errors import EncoderError
 
 
@@ -181,3 +182,20 @@ def test_an_added_token_without_a_row_is_refused(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(EncoderError, match=r"\[NEW\]"):
         space(folder)
+
+
+def test_a_folder_that_is_named_like_a_file_is_not_read(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    before = space(folder)
+    for name in ("notes.json", "more.txt", "tokens.model"):
+        (folder / name).mkdir()
+    assert space(folder) == before
+    load(folder)
+
+
+def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
+    config = tmp_path / "tokenizer_config.json"
+    values = {"vocab_file": "/home/a/vocab.txt", "merges_file": "b/merges.txt", "spm_file": "own.model",
+              "name_or_path": "/home/a/model", "sep_token": "</s>", "other_file": None}  # fmt: skip
+    config.write_text(json.dumps(values))
+    assert _foreign_files(config).keys() == {"vocab_file", "merges_file"}

@@ -105,3 +105,12 @@ def test_a_release_that_lacks_one_of_its_files_is_not_promoted(built, file):
     with pytest.raises(IntegrityError, match="1 files of the table") as refused:
         promote._require_complete(catalog, release)
     assert refused.value.why == names[file]
+
+
+def test_a_table_of_another_manifest_gives_no_vector(built):
+    catalog, release = built
+    manifest = {**release.table_manifest, "sha256": "0" * 64}
+    other = dataclasses.replace(release, table_manifest=manifest)
+    catalog.storage.write(f"releases/{other.alias}/{other.id}.json", other.to_json())
+    with pytest.raises(IntegrityError, match="is not what release"):
+        reuse.proofs(catalog.storage, donor(other))

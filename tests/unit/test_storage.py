@@ -175,3 +175,13 @@ def test_a_lost_answer_to_the_proof_is_not_taken_for_a_careless_store(tmp_path, 
     storage = Storage.open(str(tmp_path))
     assert storage.create("a", {})
     assert storage.root_id == Storage.open(str(tmp_path)).root_id
+
+
+def test_one_root_is_told_from_another_by_its_store_and_by_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    plain = Storage.open(str(tmp_path)).address
+    monkeypatch.setenv("SOMETHING_ELSE", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert Storage.open(str(tmp_path)).address == plain
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    assert Storage.open(str(tmp_path)).address != plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import lance
 import numpy as np
@@ -17,7 +18,7 @@ from reembed.config import Config
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.sentence import SentenceEncoder
 from reembed.errors import RunFailed, SpaceMismatch
-from reembed.runs import Plan, Run, Unit
+from reembed.runs import Plan, Run, Unit, workers
 from reembed.source import Source
 from reembed.storage import Storage
 
@@ -249,3 +250,55 @@ def test_no_error_of_the_reading_thread_goes_unheard():
     assert next(rows) == {"unit": "u"}
     with pytest.raises(ExecutionTimeoutError):
         next(rows)
+
+
+def test_documents_that_failed_already_are_not_given_to_the_model(job):
+    given = []
+
+    def work(rows):
+        given.append(rows.tolist())
+        if 6 in rows:
+            raise ValueError("a bad document")
+        return rows
+
+    errors = [None, "null", None, None, "null", None, None, None]
+    found = units._each(np.arange(8), work, errors)
+    assert not {1, 4} & {r for rows in given for r in rows}
+    assert sorted(r for rows, _ in found for r in rows.tolist()) == [0, 2, 3, 5, 7]
+    assert [n for n, e in enumerate(errors) if e] == [1, 4, 6]
+
+
+def test_time_of_a_unit_is_its_own_whatever_units_came_before(job, monkeypatch):
+    made, texts = job()
+    embedder = units.UnitEmbedder(made)
+    honest = HashingEncoder.embed
+
+    def embed(self, tokens):
+        time.sleep(0.2 if len(tokens) == 40 else 0.05)
+        return honest(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    for unit, part, least in (("u", texts, 0.2), ("v", texts.slice(0, 3), 0.05), ("w", texts, 0.2)):
+        said = embedder.embed(unit, part).schema.metadata
+        assert least <= float(said[b"model_s"]) <= float(said[b"embed_s"])
+
+
+def test_replicas_at_work_at_one_time_are_told_apart(job, monkeypatch):
+    made, texts = job()
+    one, other = units.UnitEmbedder(made), units.UnitEmbedder(made)
+    seen = []
+    honest = HashingEncoder.embed
+
+    def embed(self, tokens):
+        if not seen:
+            seen.append("first")
+            other.embed("v", texts.slice(0, 5))
+            seen.append({w.unit for w in workers(made.run)})
+        elif seen == ["first"]:
+            seen.append({w.unit for w in workers(made.run)})
+        return honest(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    one.embed("u", texts)
+    assert seen == ["first", {"u", "v"}, {"u"}]
+    assert not workers(made.run)

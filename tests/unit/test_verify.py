@@ -295,3 +295,22 @@ def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_re
         unproven = {n: p for n, p in proofs.items() if n != name}
         report = verify(Subject(**{**vars(many), "proofs": unproven}), level=FILES)
         assert report.differences["damaged"].examples == (name,)
+
+
+def test_a_row_of_no_document_is_extra_and_is_not_embedded_again(subject):
+    rows = subject.rows()
+    rows[3][0], rows[20][0] = "ghost", "spirit"
+    report = verify(subject(rows), sample=30)
+    assert found(report) == {"missing": (2, ("d20", "d3")), "extra": (2, ("ghost", "spirit"))}
+    assert (report.rows, report.sampled) == (30, 28)
+
+
+def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
+    whole = subject(subject.rows())
+    made = lance.write_dataset(
+        whole.table.dataset().schema.empty_table(), whole.table.storage.uri("empty.lance")
+    )
+    version = TableVersion(whole.table.storage, "empty.lance", made.version, 16)
+    empty = Subject(**{**vars(whole), "table": version})
+    for level in (IDS_LEVEL, ROWS, 3):
+        assert verify(empty, level=level).differences["missing"].count == 30

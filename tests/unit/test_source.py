@@ -1,0 +1,70 @@
+"""A source at a pinned version: its units, its tag, and how a dataset that is not there is named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import lance
+import pytest
+
+from reembed.config import Config
+from reembed.errors import SourceError
+from reembed.source import Source
+from reembed.source_delta import _places
+
+
+@pytest.fixture
+def opened(corpus, tmp_path):
+    """(source, uri) of 300 documents in three fragments."""
+    uri = corpus(300)
+    config = Config(
+        alias="a",
+        source={"uri": uri},
+        encoder={"model": "hashing:8"},
+        storage={"root": str(tmp_path / "root")},
+    )
+    return Source.open(config), uri
+
+
+def test_a_pin_holds_the_version_however_often_it_is_set_and_is_taken_away_alone(opened):
+    source, uri = opened
+    assert [source.pin("one"), source.pin("one"), source.pin("other")] == [True, True, True]
+    assert {t: v["version"] for t, v in lance.dataset(uri).tags.list().items()} == {
+        "one": 1,
+        "other": 1,
+    }
+    source.unpin("one")
+    source.unpin("one")
+    assert [*lance.dataset(uri).tags.list()] == ["other"]
+
+
+def test_units_of_one_reader_are_whole_and_hold_every_document_once(opened):
+    source, _ = opened
+    units = source.units(10)
+    assert {u.rows for u in units} == {10}
+    read = [d for u in units for d in source.read(u)["doc_id"].to_pylist()]
+    assert sorted(read) == [f"d{n:05d}" for n in range(300)]
+    assert len({u.id for u in units}) == 30
+
+
+def test_a_dataset_that_is_not_there_is_named_with_its_version_where_one_was_asked_for(opened):
+    _, uri = opened
+    with pytest.raises(SourceError) as refused:
+        Source(uri, 9, "", "doc_id", "text", None, (), ()).dataset()
+    assert refused.value.what == f"cannot open the dataset {uri} version 9"
+    gone = uri.replace(".lance", "-gone.lance")
+    with pytest.raises(SourceError) as refused:
+        Source(gone, 1, "", "doc_id", "text", None, (), ()).newest()
+    assert refused.value.what == f"cannot open the dataset {gone}"
+
+
+def test_a_column_that_lies_elsewhere_in_its_file_is_another(opened):
+    def places(columns):
+        return _places(
+            SimpleNamespace(base_id=None, path="f", fields=[3, 4, 5], column_indices=columns),
+            {3, 5},
+        )
+
+    assert places([0, 1, 2]) == places([0, 7, 2])
+    assert places([0, 1, 2]) != places([2, 1, 0])
+    assert places([0, 1, 2]) != places([0, 1, 3])
