@@ -101,7 +101,7 @@ def session_folder() -> Iterator[str]:
         raise UsageError(
             f"cannot make a folder in {parent} for Ray's session",
             error.strerror,
-            "export RAY_TMPDIR=DIR     # a folder that can be written, with a short path",
+            "set RAY_TMPDIR to a folder that can be written, with a short path",
         ) from error
     keep = bool(named)
     try:

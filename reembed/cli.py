@@ -93,7 +93,7 @@ def import_verb(
         raise UsageError(
             f"--option {key} is a secret, and command lines are public on a machine",
             "keys and tokens come from the environment or the instance role",
-            f"export {key.upper()}=...",
+            f"set {key.upper()} in the environment, and leave --option {key} out",
         )
     names = columns.split(",") if columns else None
     result = importer.import_documents(

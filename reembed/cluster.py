@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -116,7 +117,7 @@ def _connect(address: str) -> str:
         raise UsageError(
             f"cannot connect to the Ray cluster at {address}",
             (str(error) or type(error).__name__).splitlines()[0],
-            f"ray status --address {address}     # its token: ~/.ray/auth_token or RAY_AUTH_TOKEN",
+            f"ray status --address {shlex.quote(address)}     # its token: ~/.ray/auth_token or RAY_AUTH_TOKEN",
         ) from error
     return f"Ray cluster with {_resources()}"
 

@@ -130,7 +130,7 @@ def _planned(
         raise UsageError(
             f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
             "no relevance evidence, only structural checks",
-            f"reembed compare --candidate {candidate.id} --set gate.queries=BEIR_FOLDER",
+            f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
         )
     if fixed is None:
         gate = evalset.freeze(configured, dict(catalog.storage.options))

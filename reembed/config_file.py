@@ -166,7 +166,11 @@ def _text(file: str) -> str:
         present = [str(p) for p in sorted(folder.glob("*.yaml"))]
         near = difflib.get_close_matches(str(Path(file)), present, n=1)
         why = f"did you mean {near[0]}?" if near else f"there are: {', '.join(present) or 'none'}"
-        fix = f"reembed config -c {shlex.quote(near[0]) if near else 'FILE'} --check"
+        fix = (
+            f"reembed config -c {shlex.quote(near[0])} --check"
+            if near
+            else "name the config with -c"
+        )
         raise ConfigError(f"{file}: no such file", why, fix) from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error

@@ -169,7 +169,9 @@ def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
     if split not in file_of:
         splits = sorted(file_of)
         why = f"splits there: {', '.join(splits)}"
-        raise UsageError(f"{uri}: no split {split!r}", why, f"--set gate.split={splits[0]}")
+        raise UsageError(
+            f"{uri}: no split {split!r}", why, f"set gate.split to one of them: {', '.join(splits)}"
+        )
     return file_of[split]
 
 

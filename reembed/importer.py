@@ -290,7 +290,7 @@ def _format(files: list[str]) -> str:
         raise UsageError(
             f"cannot tell the format of {', '.join(files)}",
             f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(COMPRESSIONS)})",
-            "reembed import FILE --to URI --format json|csv|parquet",
+            f"say which it is with --format: {', '.join(_READERS)}",
         )
     return str(kinds.pop())
 

@@ -117,7 +117,7 @@ def build(
         raise ReembedError(
             "index.device is gpu, but FAISS finds no GPU here",
             "either this machine has none or the faiss-cpu package is installed",
-            "--set index.device=auto",
+            "reembed run --set index.device=auto",
         )
     if not source.rows:
         raise IntegrityError("the vector table has no rows to index")
@@ -207,7 +207,7 @@ def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[
             index.add_with_ids(vectors, ids)
         except RuntimeError as error:
             what = f"FAISS could not add {len(ids):,} vectors to {factory}"
-            raise ReembedError(what, reason(error), "--set index.device=cpu") from error
+            raise ReembedError(what, reason(error), "reembed run --set index.device=cpu") from error
     if whole:
         return SearchIndex(faiss.downcast_index(faiss.index_gpu_to_cpu(index))), "gpu"
     if not gpu or factory == "Flat":
@@ -267,5 +267,5 @@ def _does_not_fit(factory: str, data: str, error: RuntimeError) -> UsageError:
     return UsageError(
         f"index.factory {factory!r} does not fit {data}",
         f"FAISS says: {reason(error)}",
-        "--set index.factory=auto",
+        "reembed run --set index.factory=auto",
     )

@@ -87,7 +87,9 @@ def _after_import(r: dict[str, Any]) -> str:
 
 def _tune(r: dict[str, Any]) -> str:
     settings = "".join(f"  {name}: {value}\n" for name, value in r["embed"].items())
-    last = f" -c {shlex.quote(r['out'])}" if r["out"] else " -c FILE     # with the lines above"
+    last = (
+        f" -c {shlex.quote(r['out'])}" if r["out"] else "     # with the lines above in its config"
+    )
     return (
         f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
         f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)\n"
@@ -177,7 +179,7 @@ def _next(r: dict[str, Any]) -> str:
     if r["runs"]:
         return f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"
     if not r["candidates"]:
-        return "reembed run" if not r["live"] else "reembed search QUERY"
+        return "reembed run" if not r["live"] else "reembed search 'some words'"
     if not r["live"]:
         return _first_promotion(r["candidates"][-1]["release"])
     by_verdict = {c["verdict"]: c["release"] for c in r["candidates"]}
@@ -351,7 +353,7 @@ def _moved(r: dict[str, Any]) -> str:
             *(f"  {e}" for e in _evidence(r["comparison"])),
         ]
     lines += _lag(r["behind"])
-    lines.append("Next: reembed search QUERY")
+    lines.append("Next: reembed search 'some words'")
     if r["from"] is None:
         lines.append("  there is nothing to go back to: no release served before")
     elif r["from"] != r["to"]:

@@ -387,6 +387,12 @@ class Source:
                     f"it has: {', '.join(schema.names)}",
                     self._fix_of_column(column, schema),
                 )
+        if quoted := [c for c in self._columns() if "`" in c]:
+            raise SourceError(
+                f"{self.uri}: the column {quoted[0]!r} has a backtick in its name",
+                "Lance reads no such column",
+                "give the column another name, or name another one",
+            )
         for column in self.text_columns:
             require(schema, column, is_text, "text", "source.text")
         require(

@@ -60,7 +60,7 @@ def absolute(uri: str) -> str:
         raise UsageError(
             f"{redacted(uri)} holds {found}",
             "addresses are stored and printed; keys and tokens come from the environment",
-            "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...     # or use the instance role",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use the instance role",
         )
     if any(c in uri for c in "#%?"):
         raise UsageError(
@@ -267,7 +267,7 @@ class Storage:
         return UsageError(
             f"the store of {self.root} has no create-only writes: {how}",
             "of two promotions at once both would succeed, and one would be lost",
-            "reembed run --set storage.root=FOLDER     # or S3, GCS, Azure, MinIO: any with conditional writes",
+            "set storage.root to a local folder, or to S3, GCS, Azure or MinIO: any with conditional writes",
         )
 
     @property

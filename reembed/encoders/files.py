@@ -166,7 +166,7 @@ def read_layout(root: Path) -> Layout:
         raise EncoderError(
             f"{root} is no model folder",
             "It has neither modules.json nor config.json.",
-            f"ls {root}",
+            f"ls {shlex.quote(str(root))}",
         )
     layout = Layout(root, modules, settings, saved_by_st)
     _check(layout)
@@ -291,14 +291,13 @@ def _no_weights(folder: Path) -> EncoderError:
         return EncoderError(
             f"{folder} has no weights",
             f"There is no {_WEIGHTS} in it; the copy or download is incomplete.",
-            f"ls {folder}",
+            f"ls {shlex.quote(str(folder))}",
         )
     return EncoderError(
         f"{folder} has its weights only as {', '.join(pickles)}",
         "Such files can run code when they are loaded; only safetensors is read. If you trust the "
         "file, convert it once:",
-        'python -c "from sentence_transformers import SentenceTransformer as S; '
-        "S('MODEL FOLDER').save_pretrained('NEW FOLDER')\"",
+        f"python -c {shlex.quote(_convert(folder))}     # then: encoder.model = the new folder",
     )
 
 
@@ -312,3 +311,8 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, RecursionError, struct.error) as error:
         raise EncoderError(f"{file} is no safetensors file", str(error)) from error
     return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+
+
+def _convert(folder: Path) -> str:
+    made = f"S({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})"
+    return f"from sentence_transformers import SentenceTransformer as S; {made}"

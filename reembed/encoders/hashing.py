@@ -52,7 +52,7 @@ class HashingEncoder:
             raise EncoderError(
                 f"encoder.model {config.model}: not of the form hashing:DIM or hashing:DIM:SALT",
                 "DIM is 1 to 99999.",
-                "--set encoder.model=hashing:64",
+                "reembed run --set encoder.model=hashing:64",
             )
         if config.pooling is not None:
             raise EncoderError(

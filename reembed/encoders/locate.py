@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def locate(config: EncoderConfig) -> Path:
     raise EncoderError(
         f"encoder.model {config.model}: no such folder",
         "A model is a folder, a hub id org/name, package:NAME/FOLDER or hashing:DIM.",
-        f"ls {folder.parent}",
+        f"ls {shlex.quote(str(next(p for p in folder.parents if p.is_dir())))}",
     )
 
 
@@ -70,7 +71,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
             f"encoder.model {model}: {given}",
             "It is no local folder, and a hub model is pinned to a commit of 40 hex digits: "
             "branches and tags move, and vectors of two versions must never mix.",
-            f"git ls-remote https://huggingface.co/{model} HEAD",
+            f"git ls-remote {shlex.quote(f'https://huggingface.co/{model}')} HEAD",
         )
     from huggingface_hub import snapshot_download
 
@@ -82,6 +83,6 @@ def _from_hub(model: str, revision: str | None) -> Path:
         raise EncoderError(
             f"encoder.model {model}: revision {revision} could not be fetched",
             f"{type(error).__name__}: {error}",
-            f"hf download {model} --revision {revision}",
+            f"hf download {shlex.quote(model)} --revision {shlex.quote(revision)}",
         ) from error
     return Path(folder)

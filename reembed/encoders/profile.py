@@ -99,7 +99,7 @@ def check_truncate_dim(truncate_dim: int | None, dim: int) -> None:
     if truncate_dim is not None and truncate_dim > dim:
         raise EncoderError(
             f"encoder.truncate_dim {truncate_dim}: the model gives {dim} dimensions",
-            fix=f"--set encoder.truncate_dim={dim}",
+            fix=f"reembed run --set encoder.truncate_dim={dim}",
         )
 
 

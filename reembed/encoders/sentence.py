@@ -229,7 +229,7 @@ class _Loader:
                 f" need: {names}{', ...' if len(self._unloaded) > _NAMED else ''}",
                 "loading would fill them with random or constant values; the checkpoint is incomplete,"
                 " or its tensors have other names than this architecture's",
-                "hf download MODEL --revision COMMIT --local-dir FOLDER     # or save it again",
+                "download the model again, or save it again with save_pretrained()",
             )
 
     def fastest(self, wanted: str) -> SentenceEncoder:

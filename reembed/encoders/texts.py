@@ -108,7 +108,7 @@ def open_tokenizer(
         raise EncoderError(
             f"encoder.max_length {opened.max_length} leaves no room for text",
             f"The model adds {special} special tokens to every text.",
-            f"--set encoder.max_length={special + 1}",
+            f"reembed run --set encoder.max_length={special + 1}",
         )
     return opened
 
@@ -147,7 +147,7 @@ def _open_transformer(
     if config.max_length is not None and config.max_length > (positions or config.max_length):
         raise EncoderError(
             f"encoder.max_length {config.max_length}: the model has positions for {positions}",
-            fix=f"--set encoder.max_length={positions}",
+            fix=f"reembed run --set encoder.max_length={positions}",
         )
     most = config.max_length or fast.model_max_length
     _require_rows(module, fast, most)

@@ -105,7 +105,7 @@ def test_queries_that_the_plan_did_not_name_may_come_late_and_the_record_says_so
     catalog.append(None, "promote", first)
     full_rebuild(make_config(source), quiet)
     assert any("no judged queries" in f["what"] for s, f in quiet.events if s == "begin")
-    assert "gate.queries=BEIR_FOLDER" in cli("compare", "-c", file, code=2)["fix"]
+    assert "set gate.queries" in cli("compare", "-c", file, code=2)["fix"]
     late = CliRunner().invoke(
         reembed_cli,
         ["compare", "-c", file, "--set", f"gate.queries={eval_folder(source)}", "--json"],

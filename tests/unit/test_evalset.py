@@ -171,7 +171,7 @@ def test_a_missing_split_names_the_splits_there_are(tmp_path):
     message = refused(beir(tmp_path, splits=("train", "dev")))
     assert "no split 'test'" in message
     assert "splits there: dev, train" in message
-    assert "--set gate.split=dev" in message
+    assert "set gate.split to one of them: dev" in message
 
 
 def test_a_split_cannot_leave_the_folder(tmp_path):

@@ -315,7 +315,7 @@ def test_queries_of_another_space_are_refused(flat: Built) -> None:
 def test_a_factory_that_does_not_fit_names_the_setting(factory: str) -> None:
     with pytest.raises(UsageError, match=r"index\.factory") as caught:
         build(random_source(300, 16), IndexConfig(device="cpu", factory=factory), None)
-    assert caught.value.fix == "--set index.factory=auto"
+    assert caught.value.fix == "reembed run --set index.factory=auto"
     assert caught.value.why is not None
     assert ".cpp" not in caught.value.why
 
@@ -324,7 +324,7 @@ def test_a_factory_that_does_not_fit_names_the_setting(factory: str) -> None:
 def test_gpu_without_a_gpu_names_the_fix() -> None:
     with pytest.raises(ReembedError) as caught:
         build(random_source(20, 8), IndexConfig(device="gpu"), None)
-    assert caught.value.fix == "--set index.device=auto"
+    assert caught.value.fix == "reembed run --set index.device=auto"
 
 
 def test_lists_can_be_trained_by_a_helper_index(
