@@ -61,8 +61,8 @@ def fingerprint(dataset: lance.LanceDataset) -> str:
     """Digest of all that decides which rows a version has: another dataset made in its place, or other
     changes after an older version was put back, give another one.
     """
-    fields = ((f.name, dataset.lance_schema.field(f.name), f.type) for f in dataset.schema)
-    schema = [(name, _ids(field), str(kind)) for name, field, kind in fields]
+    fields = _fields(dataset)
+    schema = [(f.name, _ids(fields[f.name]), str(f.type)) for f in dataset.schema]
     dead = [_deletions(fragment) for fragment in dataset.get_fragments()]
     told = repr((schema, sorted(_layout(dataset, None).items()), dead))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -73,10 +73,16 @@ def fragments_of(dataset: lance.LanceDataset, ids: Iterable[int]) -> list[lance.
     return [fragment for i in ids if (fragment := dataset.get_fragment(i)) is not None]
 
 
+def _fields(dataset: lance.LanceDataset) -> dict[str, Any]:
+    """Lance's fields by name; looked up by Lance itself, a name with backticks is not found."""
+    return {field.name(): field for field in dataset.lance_schema.fields()}
+
+
 def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> _Layout:
     """By fragment: everything but its deletion file that decides what a scan of `columns` returns."""
     names = sorted(dataset.schema.names if columns is None else columns)
-    ids = {name: _ids(dataset.lance_schema.field(name)) for name in names}
+    fields = _fields(dataset)
+    ids = {name: _ids(fields[name]) for name in names}
     wanted = {i for group in ids.values() for i in group}
     types = [(n, i, str(dataset.schema.field(n).type)) for n, i in ids.items()]
     return {
