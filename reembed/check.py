@@ -11,7 +11,7 @@ from obstore.exceptions import BaseError
 from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.comparisons import Asked
-from reembed.config import Config, EncoderConfig, FrozenGate
+from reembed.config import Config, EncoderConfig
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener, changed_settings
 from reembed.promote import (
@@ -218,7 +218,7 @@ def compare_candidate(
     live = catalog.require_live()
     chosen = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
-    planned = FrozenGate(**chosen.gate)
+    planned = comparisons.gate_of(catalog, live.release, chosen)
     judged = {"queries", "split"} if asked.changed_queries else set()
     changed = changed_settings(
         "gate",

@@ -47,7 +47,7 @@ def compare(
     Raises:
         UsageError: no queries are named, or they are no longer those that were fixed.
     """
-    terms, queries = comparisons.agree(catalog, candidate, configured, asked)
+    terms, queries = comparisons.agree(catalog, live, candidate, configured, asked)
     old, new = (OpenRelease.open(catalog.storage, r) for r in (live, candidate))
     vectors_old, vectors_new = old.encode_queries(queries.texts), new.encode_queries(queries.texts)
     found_old, found_new = (
@@ -126,7 +126,7 @@ class _Held:
     """What a release holds of an evaluation set."""
 
     judged: float
-    """Share of the relevant documents."""
+    """Share of the judgements whose relevant document is there and may be found."""
     own: int
     """Queries whose id is also a document's, which is left out of their results."""
     own_judged: int
@@ -154,9 +154,15 @@ class _Held:
                 "reembed config     # source.id_column and gate.queries must speak of the same ids",
             )
         own = held.intersection(queries.query_ids)
-        pairs = zip(queries.query_ids, queries.qrels, strict=True)
-        own_judged = sum(qrels.get(q, 0) > 0 for q, qrels in pairs if q in own)
-        return cls(len(held & relevant) / len(relevant), len(own), own_judged)
+        pairs = [
+            (query, document)
+            for query, qrels in zip(queries.query_ids, queries.qrels, strict=True)
+            for document, grade in qrels.items()
+            if grade > 0
+        ]
+        found = sum(document in held and document != query for query, document in pairs)
+        own_judged = sum(query == document and query in own for query, document in pairs)
+        return cls(found / len(pairs), len(own), own_judged)
 
 
 def _ann_recall(opened: OpenRelease, vectors: npt.NDArray[np.float32]) -> Recalls:

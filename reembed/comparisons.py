@@ -92,7 +92,7 @@ class Terms:
 
 
 def agree(
-    catalog: Catalog, candidate: Release, configured: GateConfig, asked: Asked
+    catalog: Catalog, live: Release, candidate: Release, configured: GateConfig, asked: Asked
 ) -> tuple[Terms, evalset.EvalSet]:
     """The terms of a comparison and its queries: those that were planned, or changes with a reason.
 
@@ -100,7 +100,7 @@ def agree(
         UsageError: no queries are named, or they are no longer those that were planned.
     """
     options = dict(catalog.storage.options)
-    planned, late = _planned(catalog, candidate, configured)
+    planned, late = _planned(catalog, live, candidate, configured)
     named: GateConfig = configured if asked.changed_queries and configured.queries else planned
     queries = evalset.load_eval_set(str(named.queries), named.split, options)
     found = {
@@ -122,10 +122,10 @@ def agree(
 
 
 def _planned(
-    catalog: Catalog, candidate: Release, configured: GateConfig
+    catalog: Catalog, live: Release, candidate: Release, configured: GateConfig
 ) -> tuple[FrozenGate, bool]:
     """The gate fixed before results existed, and whether that was only at the first comparison."""
-    fixed, late = _fixed(catalog, candidate)
+    fixed, late = _fixed(catalog, live, candidate)
     if fixed is None and not configured.queries:
         raise UsageError(
             f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
@@ -135,11 +135,23 @@ def _planned(
     if fixed is None:
         gate = evalset.freeze(configured, dict(catalog.storage.options))
         catalog.storage.create(_late_path(catalog, candidate), gate.model_dump())
-        return _planned(catalog, candidate, configured)
+        return _planned(catalog, live, candidate, configured)
     return fixed, late
 
 
-def _fixed(catalog: Catalog, candidate: Release) -> tuple[FrozenGate | None, bool]:
+def gate_of(catalog: Catalog, live: Release, candidate: Release) -> FrozenGate:
+    """The gate that a candidate is held to; without queries where none were named yet."""
+    return _fixed(catalog, live, candidate)[0] or FrozenGate(**candidate.gate)
+
+
+def _fixed(catalog: Catalog, live: Release, candidate: Release) -> tuple[FrozenGate | None, bool]:
+    """The gate of the plan, unless the same model was compared before as another release.
+
+    Then that gate holds: a plan made after results were seen fixes nothing.
+    """
+    for record in _of_model(catalog, live, candidate):
+        if catalog.release(record["candidate"]["release"]).origin != candidate.origin:
+            return FrozenGate(**record["planned_gate"]), record["gate_is_late"]
     planned = FrozenGate(**candidate.gate)
     if planned.queries:
         return planned, False
@@ -152,8 +164,11 @@ def _late_path(catalog: Catalog, candidate: Release) -> str:
 
 
 def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) -> UsageError:
+    whose = f"release {candidate.id} was planned with"
+    if candidate.gate["queries"] and planned != FrozenGate(**candidate.gate):
+        whose = f"the model of {candidate.id} was first compared by"
     return UsageError(
-        f"{found.source}: the judged queries are not those that release {candidate.id} was planned with",
+        f"{found.source}: the judged queries are not those that {whose}",
         f"planned: {planned.count} queries of sha256 {str(planned.sha256)[:12]}; there now: "
         f"{len(found.query_ids)} of {found.sha256[:12]}. Queries chosen after results were seen prove little",
         f"reembed compare --candidate {candidate.id} --changed-queries --reason 'WHY'"
@@ -255,7 +270,8 @@ def require_sound(catalog: Catalog, record: dict[str, Any], compared: Release) -
             f"the comparison is of another index than release {compared.id}'s", None, again
         )
     terms = _terms(record)
-    judged_by_plan = (terms.planned, terms.late) == _fixed(catalog, compared)
+    live = catalog.release(record["live"]["release"])
+    judged_by_plan = (terms.planned, terms.late) == _fixed(catalog, live, compared)
     if not judged_by_plan or terms.gate != FrozenGate(**record["gate"]):
         raise IntegrityError(
             f"the comparison judged release {compared.id} by another gate than was planned",

@@ -113,7 +113,7 @@ def judge(
         gate: margin and ann_recall, fixed before results exist.
         verified: `verify` found the candidate's table and index complete and unharmed.
         ann_recall_Q: ann_recall@10 of the candidate's index, per query; ones for exact search.
-        judged_present: share of the relevant documents that the candidate holds; where few are,
+        judged_present: share of the judgements whose document can be found; where few can,
             both releases score near zero, and equal zeros would look like "no change".
         relevance: nDCG@10 and recall@10 of both releases; None without judged queries.
     """
@@ -169,7 +169,7 @@ def no_evidence_rule() -> Rule:
 def present_rule(share: float) -> Rule:
     """Judgements of documents that are not there show nothing."""
     outcome: Outcome = "pass" if share >= MIN_PRESENT else "inconclusive"
-    detail = f"{share:.1%} of the relevant documents are in the candidate, at least {MIN_PRESENT:.0%} needed"
+    detail = f"{share:.1%} of the relevant documents can be found in the candidate, at least {MIN_PRESENT:.0%} needed"
     return Rule("judged documents", outcome, detail, observed=share, required=MIN_PRESENT)
 
 
@@ -198,6 +198,10 @@ def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float 
     name = f"{metric} change"
     if len(live_Q) == 0:
         return Rule(name, "inconclusive", f"{metric} was not measured")
+    if not live_Q.any() and not candidate_Q.any():
+        return Rule(
+            name, "inconclusive", f"{metric} is 0 for every query in both: nothing was found"
+        )
     if margin is None:
         margin = max(MARGIN, MARGIN_SHARE * float(live_Q.mean()))
     interval = paired_interval(candidate_Q - live_Q)

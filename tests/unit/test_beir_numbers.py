@@ -190,6 +190,17 @@ def test_integer_ids_are_those_of_their_digits_and_no_other_s(tmp_path, judged, 
     assert "documents like '000', the table has ids like '0'" in refused.value.why
 
 
+def test_queries_whose_ids_equal_those_of_their_documents_by_chance_let_nothing_pass(tmp_path):
+    """Each judges the document of its own id alone, which is left out of its results."""
+    rows = [{"doc_id": i, "text": r["text"]} for i, r in enumerate(documents(40, 1))]
+    lance.write_dataset(pa.Table.from_pylist(rows), str(tmp_path / "source.lance"))
+    lines = [{"query_id": i, "text": r["text"], "doc_ids": [str(i)]} for i, r in enumerate(rows)]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(tmp_path, tmp_path / "judged.jsonl", tmp_path / "root")
+    assert (found["queries"]["own_judged"], found["queries"]["judged_present"]) == (40, 0.0)
+    assert found["verdict"] == "inconclusive"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_scores_are_ranked_as_trec_eval_does(seed):
     rng = np.random.default_rng(seed)

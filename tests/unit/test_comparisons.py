@@ -292,12 +292,30 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     cut(pair.judged, 26)
     again = pair.build(16, fresh=True)
     assert again.origin != pair.candidate.origin
-    record = pair.compare(which=again.id)
+    with pytest.raises(UsageError, match="those that the model of .* was first compared by"):
+        pair.compare(which=again.id)
+    record = pair.compare(CHANGED, which=again.id)
+    assert [sorted(c["after"]) for c in record["changes"]] == [["count", "queries", "sha256", "split"]]
     assert [(e["candidate"], e["verdict"]) for e in record["earlier"]] == [
         (pair.candidate.id, first["verdict"])
     ]
     third = pair.build(24)
     assert pair.compare(which=third.id)["earlier"] == [], "another model"
+
+
+@pytest.mark.parametrize("reason", [None, "half of it is noise"])
+def test_a_plan_made_after_a_comparison_moves_no_margin_without_a_reason(pair, reason):
+    """Planned again with another margin, which embeds nothing: all vectors are copied."""
+    first = pair.compare()
+    assert first["verdict"] != "pass"
+    again = pair.build(16, fresh=True, margin=0.9)
+    asked = Asked(margin=0.9, reason=reason) if reason else PLANNED
+    record = pair.compare(asked, which=again.id, margin=0.9)
+    assert record["verdict"] == ("pass" if reason else first["verdict"])
+    assert [c["reason"] for c in record["changes"]] == ([reason] if reason else [])
+    if reason:
+        grounds = promote(pair.catalog, again.id).grounds
+        assert grounds.comparison["changes"][0]["before"] == {"margin": None}
 
 
 def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):

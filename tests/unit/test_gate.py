@@ -129,6 +129,14 @@ def test_a_margin_that_is_left_out_is_two_percent_of_live_where_that_is_more():
     assert rule_of(verdict, "recall@10 change").verdict == "pass"
 
 
+def test_two_releases_that_find_nothing_are_not_equally_good():
+    zeros = np.zeros(100)
+    nothing = Relevance(zeros, zeros, zeros, zeros)
+    verdict = judge(GateConfig(), verified=True, ann_recall_Q=EXACT, relevance=nothing)
+    assert verdict.verdict == "inconclusive"
+    assert "0 for every query in both" in rule_of(verdict, "nDCG@10 change").detail
+
+
 @pytest.mark.parametrize("margin", [0.001, 0.01, 0.3])
 def test_a_margin_that_is_set_is_applied_as_it_is(margin):
     live = np.full(100, 0.9)
