@@ -292,7 +292,7 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     cut(pair.judged, 26)
     again = pair.build(16, fresh=True)
     assert again.origin != pair.candidate.origin
-    with pytest.raises(UsageError, match="those that the model of .* was first compared by"):
+    with pytest.raises(UsageError, match=r"those that the model of .* was first compared by"):
         pair.compare(which=again.id)
     record = pair.compare(CHANGED, which=again.id)
     assert [sorted(c["after"]) for c in record["changes"]] == [["count", "queries", "sha256", "split"]]
