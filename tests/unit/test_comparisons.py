@@ -295,7 +295,9 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     with pytest.raises(UsageError, match=r"those that the model of .* was first compared by"):
         pair.compare(which=again.id)
     record = pair.compare(CHANGED, which=again.id)
-    assert [sorted(c["after"]) for c in record["changes"]] == [["count", "queries", "sha256", "split"]]
+    assert [sorted(c["after"]) for c in record["changes"]] == [
+        ["count", "queries", "sha256", "split"]
+    ]
     assert [(e["candidate"], e["verdict"]) for e in record["earlier"]] == [
         (pair.candidate.id, first["verdict"])
     ]
