@@ -36,6 +36,10 @@ from reembed.storage import Storage, storage_errors
 from reembed.strategies import steps
 
 
+LONG_PAUSES, LONGEST_PAUSE = 0.3, 30
+"""Share of the pauses in which the world moves on for several turns, and for how many at most."""
+
+
 class Crash(BaseException):
     """The simulated process is gone."""
 
@@ -52,6 +56,8 @@ class Process(threading.Thread):
         self.world, self.work = world, work
         self.turn = threading.Event()
         self.alive, self.finished = True, False
+        self.sleeps = 0
+        """Turns of others that it is paused for."""
         self.broken: BaseException | None = None
 
     def run(self) -> None:
@@ -86,6 +92,8 @@ class World:
         self.counts: Counter[str] = Counter()
         self.trace: list[str] = []
         self.quiet = False
+        self.held: dict[str, str] = {}
+        """By process: the step in front of which it waits until all others are done or wait, too."""
         self._back = threading.Event()
 
     def close(self) -> None:
@@ -94,8 +102,10 @@ class World:
 
     # --- scheduling ---
 
-    def spawn(self, name: str, work: Callable[[], None]) -> Process:
+    def spawn(self, name: str, work: Callable[[], None], *, later: bool = False) -> Process:
+        """A process; with `later` it begins when those before it wait, are held or are done."""
         process = Process(self, name, work)
+        process.sleeps = sys.maxsize - 1 if later else 0
         self.processes.append(process)
         process.start()
         return process
@@ -109,7 +119,11 @@ class World:
         ready = [p for p in self.processes if not p.finished]
         while ready:
             self._back.clear()
-            self._current = self.rng.choice(ready)
+            least = min(p.sleeps for p in ready)
+            self._current = self.rng.choice([p for p in ready if p.sleeps == least])
+            self._current.sleeps = 0
+            for process in ready:
+                process.sleeps = max(0, process.sleeps - 1)
             self._current.turn.set()
             self._back.wait()
             ready = [p for p in self.processes if not p.finished]
@@ -134,6 +148,10 @@ class World:
             return "go"
         self.counts["steps"] += 1
         self.trace.append(f"{process.name} {name}")
+        if self.held.get(process.name) == name:
+            del self.held[process.name]
+            process.sleeps = sys.maxsize
+            return self._switch(process)
         draw = self.rng.random()
         for what in ("die", "fail", "lose", "switch"):
             if draw < self.rates[what]:
@@ -149,10 +167,15 @@ class World:
             process.alive = False
             raise Crash
         if what == "switch":
-            self.pass_on(process)
-            process.turn.wait()
-            return "go"
+            if self.rng.random() < LONG_PAUSES:
+                process.sleeps = self.rng.randrange(2, LONGEST_PAUSE)
+            return self._switch(process)
         return what
+
+    def _switch(self, process: Process) -> str:
+        self.pass_on(process)
+        process.turn.wait()
+        return "go"
 
     def is_alive(self, started: str) -> bool:
         """Whether the process with this start stamp runs; a paused one does, unless it is presumed dead."""

@@ -6,12 +6,13 @@ acknowledged. Everything is checked against it by code of its own, not by `verif
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from inline import Inline, Silent
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
-from reembed import digests, encoders, gc
+from reembed import check, digests, encoders, gc
 from reembed.catalog import AliasRecord, Catalog, Release
+from reembed.comparisons import Asked
 from reembed.config import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.live import LiveAlias
-from reembed.promote import candidates, follow, newest_of, promote, rollback
+from reembed.promote import candidate, candidates, follow, newest_of, promote, rollback
 from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -38,12 +40,27 @@ from sim.engine import Crash, World, attempt
 MIXED = {"die": 0.014, "fail": 0.004, "lose": 0.008, "switch": 0.05, "presume": 0.3}
 RIVALS = {**MIXED, "die": 0.006, "switch": 0.12, "presume": 1.0}
 CONTEST = {**MIXED, "die": 0.004, "lose": 0.02, "switch": 0.3}
-KINDS = {"mixed": MIXED, "rivals": RIVALS, "contest": CONTEST, "columns": MIXED}
-"""mixed: everything at once; rivals: drivers of one run, each believed dead; contest: promotions;
-columns: jobs that write whole columns of the source, while what is live catches up."""
 CALM = dict.fromkeys(MIXED, 0.0)
 """No fault, and no process that waits for another: one after the other, each to its end."""
+OUTLIVED = {**CALM, "switch": 0.1}
+LATE = {**CALM, "die": 0.001, "switch": 0.02, "presume": 0.3}
+POINTS = ("run.before_register", "promote.before_follow")
+"""Where a catch-up is held up until it is late."""
+KINDS = {
+    "mixed": MIXED,
+    "rivals": RIVALS,
+    "contest": CONTEST,
+    "columns": MIXED,
+    "judged": MIXED,
+    "outlived": OUTLIVED,
+    "late": LATE,
+}
+"""mixed: everything at once; rivals: drivers of one run, each believed dead; contest: promotions;
+columns: jobs that write whole columns of the source, while what is live catches up; judged: the gate
+decides, while its queries change; outlived: a reader asks after gc and a rebuild took its release;
+late: catch-ups of one release over several versions of the source end in any order."""
 MODELS = ("hashing:16", "hashing:24")
+THIRD = "hashing:20"
 FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
 """No part of a run's identity: two drivers of one run may be set to two of them."""
 YEARS = (pa.int64(), pa.int32(), pa.float64())
@@ -62,6 +79,10 @@ class Model:
     years: dict[int, tuple[pa.DataType, dict[str, Any]]] = field(default_factory=dict)
     """The carried column of each version: its type, and its values."""
     acknowledged: list[tuple[int, str]] = field(default_factory=list)
+    judged: int = 20
+    """Queries in the judged set: each change adds one, so that their number tells which set it was."""
+    planned: dict[str, int] = field(default_factory=dict)
+    """Their number when a line of releases was planned."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -97,6 +118,7 @@ class History:
             table={"carry": ["year"]},
             embed={"unit_documents": 4, "max_dead_letters": 20},
             index={"factory": self.rng.choice(FACTORIES)},
+            gate=self._gate() if self.kind == "judged" else {},
             storage={"root": self.root, "keep": 2},
         )
 
@@ -135,12 +157,13 @@ class History:
         return result
 
     def _promote(self, config: Config) -> AliasRecord:
-        from reembed.promote import candidate
-
         before = self.catalog.live()
         chosen = newest_of(self.catalog, candidate(self.catalog, config))
         newest = catch_up(config, chosen, Silent(), executor=Inline())
-        return promote(self.catalog, newest.id, **_reason(before), decided_on=before)
+        record = promote(self.catalog, newest.id, **_reason(before), decided_on=before)
+        if (found := record.release.encoder["model"]) != (asked := config.encoder.model):
+            self.model.violations.append(f"promote: of {asked} was asked, {found} went live")
+        return record
 
     def _catch_up(self, config: Config) -> AliasRecord:
         live = self.catalog.require_live().release
@@ -200,16 +223,20 @@ class History:
                     self._reader_failed(error)
                     continue
                 self.world.step("reader opened")
-                release = served.current.release
-                texts = self._expected(release)
-                doc_id = self.rng.choice(sorted(texts))
-                query = served.search([texts[doc_id]], k=len(texts))[0]
-                best = [h.doc_id for h in query if h.score >= query[0].score - 1e-4]
-                same = {d for d, t in texts.items() if t == texts[doc_id]}
-                if not same & set(best):
-                    self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
+                self._ask(served)
 
         return work
+
+    def _ask(self, served: LiveAlias) -> None:
+        """One document by its own text: it must be among the best."""
+        release = served.current.release
+        texts = self._expected(release)
+        doc_id = self.rng.choice(sorted(texts))
+        query = served.search([texts[doc_id]], k=len(texts))[0]
+        best = [h.doc_id for h in query if h.score >= query[0].score - 1e-4]
+        same = {d for d, t in texts.items() if t == texts[doc_id]}
+        if not same & set(best):
+            self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
 
     def _reader_failed(self, error: BaseException) -> None:
         """Between resolving and opening gc may take a release; what is live now must open."""
@@ -281,6 +308,7 @@ class History:
         self.world.quiet = True
         try:
             self._check_log()
+            self._check_gate()
             self._check_commits()
             self._check_serves()
             for release in self.catalog.releases():
@@ -298,10 +326,28 @@ class History:
             if record.previous_token != previous:
                 self.model.violations.append(f"log: generation {record.generation} follows another")
             previous = record.token
+        for before, record in pairwise(log):
+            versions = [r.release.source["version"] for r in (before, record)]
+            if record.action == "catch-up" and versions[1] < versions[0]:
+                self.model.violations.append(
+                    f"log: generation {record.generation} moved live back to version {versions[1]}"
+                )
         kept = {(r.generation, r.token) for r in log}
         lost = [a for a in self.model.acknowledged if a not in kept]
         if lost:
             self.model.violations.append(f"log: acknowledged and lost: {lost}")
+
+    def _check_gate(self) -> None:
+        """What went live by a comparison was judged by the queries that it was planned with."""
+        for record in self.catalog.log():
+            compared, planned = record.grounds.comparison, self.model.planned
+            if compared is None or record.grounds.forced or compared["changed"]:
+                continue
+            count, expected = compared["queries"]["count"], planned.get(record.release.origin)
+            if expected not in (None, count):
+                self.model.violations.append(
+                    f"gate: {record.release.id} was judged by {count} queries, not by {expected}"
+                )
 
     def _check_commits(self) -> None:
         """A run's vectors enter its table in one commit, however often it is resumed."""
@@ -397,6 +443,9 @@ class History:
                 "rivals": (self._rivals, self._rivals),
                 "contest": (self._contest,),
                 "columns": (self._columns, self._caught_up, self._columns, self._caught_up),
+                "judged": (self._judged,),
+                "late": (self._late, self._late),
+                "outlived": (self._outlived, self._asked_late),
             }
             for scene in scenes[self.kind]:
                 scene()
@@ -421,14 +470,112 @@ class History:
             self.world.spawn(name, partial(self._drive, config))
         self.world.spawn("writer", self.writer(1))
 
+    def _gate(self) -> dict[str, Any]:
+        """A gate that anything passes: which queries it asks is what matters here."""
+        return {
+            "queries": str(self.world.folder / "judged.jsonl"),
+            "margin": 0.99,
+            "ann_recall": 0.01,
+        }
+
+    def _judge(self) -> None:
+        """Write the judged queries: texts of documents, each for its own document."""
+        texts = sorted(_usable(self.model.versions[min(self.model.versions)]).items())
+        pairs = (texts[n % len(texts)] for n in range(self.model.judged))
+        lines = [
+            json.dumps({"query_id": f"q{n}", "text": text, "doc_ids": [doc_id]})
+            for n, (doc_id, text) in enumerate(pairs)
+        ]
+        Path(self._gate()["queries"]).write_text("\n".join(lines))
+
+    def _judged(self) -> None:
+        """Two releases, one live; the gate decides about the other, while its queries change."""
+        self.world.quiet = True
+        self._judge()
+        for model in MODELS:
+            self.model.planned[self._run(model).id] = self.model.judged
+        self._promote_one(next(iter(self.model.planned)))
+        self.world.quiet = False
+        for name in ("one", "two"):
+            self.world.spawn(name, self._decide)
+        self.world.spawn("editor", self._edit)
+        self.world.spawn("writer", self.writer(1))
+
+    def _decide(self) -> None:
+        for model in reversed(MODELS):
+            config = self.config(model)
+            asked = partial(check.compare_candidate, config, None, Silent(), Asked())
+            self._tell("compare", attempt(asked))
+            chosen = attempt(partial(candidate, self.catalog, config))
+            if isinstance(chosen, Release):
+                self._tell("promote", attempt(partial(self._promote_by_gate, chosen.id)))
+
+    def _promote_by_gate(self, release: str) -> AliasRecord:
+        return self._acknowledge(promote(self.catalog, release))
+
+    def _edit(self) -> None:
+        for _ in range(2):
+            self.world.step("editor")
+            self.model.judged += 1
+            self._judge()
+
+    def _outlived(self) -> None:
+        """A reader opens what is live; three promotions later gc takes it, and it is built again."""
+        self.world.quiet = True
+        self._promote_one(self._run(MODELS[0]).id)
+        self._held = LiveAlias(self.catalog)
+        self.world.quiet = False
+
+        def work() -> None:
+            for model in (MODELS[1], THIRD):
+                release = attempt(partial(self._run, model))
+                if isinstance(release, Release):
+                    attempt(partial(self._promote_one, release.id))
+            self.verb("gc")
+            for _ in range(2):
+                self.change()
+            attempt(partial(self._run, MODELS[0]))
+
+        self.world.spawn("one", work)
+        self.world.spawn("two", lambda: self.verb("catch-up"))
+        self.world.spawn("reader", self.reader(1))
+
+    def _asked_late(self) -> None:
+        """The first question to a reader whose release may be gone: an answer out of it, or none."""
+        asked = attempt(partial(self._ask, self._held))
+        if isinstance(asked, ReembedError) and not self.catalog.is_retired(
+            self._held.current.release.id
+        ):
+            self.model.violations.append(f"reader: {asked}")
+
     def _columns(self) -> None:
         """Columns change, and nothing else does."""
+        self._begin()
+        self._write(partial(self.rng.choice(tuple(COLUMN_CHANGES.values())), self, self._some()))
+        self.world.spawn("one", lambda: self.verb("catch-up"))
+
+    def _begin(self) -> None:
+        """Something is live."""
         if self.catalog.live() is None:
             self.world.quiet = True
             attempt(lambda: self._promote_one(self._run(MODELS[0]).id))
             self.world.quiet = False
-        self._write(partial(self.rng.choice(tuple(COLUMN_CHANGES.values())), self, self._some()))
+
+    def _late(self) -> None:
+        """A catch-up is held up, while the source and another one move on."""
+        self._begin()
+        self.change()
+        self.world.held["one"] = self.rng.choice(POINTS)
         self.world.spawn("one", lambda: self.verb("catch-up"))
+
+        def work() -> None:
+            for _ in range(2):
+                self.world.step("writer")
+                self.change()
+                self.verb("catch-up")
+
+        self.world.spawn("two", work, later=True)
+        self.world.spawn("reader", self.reader(1), later=True)
 
     def _caught_up(self) -> None:
         """Two processes catch up at once, while a column changes under them."""

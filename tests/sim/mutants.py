@@ -20,19 +20,23 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from reembed import (
     changes,
+    evalset,
+    faults,
     gc,
+    index_store,
     keep,
     live,
+    promote,
     strategies,
     table,
     units,
     verify,
 )
-from reembed.catalog import Catalog
+from reembed.catalog import Catalog, Grounds
 from reembed.errors import Conflict
 from reembed.runs import find_runs
 from reembed.source import Source
-from reembed.storage import Storage, to_bytes
+from reembed.storage import Storage, from_bytes, to_bytes
 from sim.history import CALM, play
 
 Patch = Callable[[Any, str, Any], None]
@@ -311,6 +315,76 @@ def alias_moved_without_compare_and_swap(patch: Patch) -> None:
 
 
 @under_faults
+def index_is_replaced_in_place(patch: Patch) -> None:
+    """One name for every index of a run: a driver that comes late replaces the one that serves."""
+
+    def in_place(folder: str, sha256: str, ending: str) -> str:
+        return f"{folder}/{'index.faiss' if ending == 'faiss' else 'manifest.json'}"
+
+    def manifest_of(store: Any, path: str, sha256: str | None = None) -> Any:
+        body = bytes(store.get(f"{path}/manifest.json").bytes())
+        return index_store.IndexManifest.from_json(from_bytes(body, path))
+
+    def finished(store: Any, path: str, table_version: int) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            found = manifest_of(store, path)
+            return found if found.table_version == table_version else None
+
+    save = index_store.save
+
+    def saved(built: Any, store: Any, path: str, **more: Any) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            store.delete(f"{path}/manifest.json")
+        return save(built, store, path, **more)
+
+    for module in (index_store, promote):
+        patch(module, "content_path", in_place)
+    patch(index_store, "read_manifest", manifest_of)
+    patch(index_store, "finished", finished)
+    patch(index_store, "save", saved)
+    patch(gc, "_unnamed_indexes", lambda catalog, release: [])
+
+
+@under_faults
+def late_catch_up_moves_live_back(patch: Patch) -> None:
+    """What it grew out of is still live in its line: that newer documents are there is not looked at."""
+
+    def backwards(catalog: Catalog, seen: Any, release: Any) -> Any:
+        if seen.release.id == release.id:
+            return seen
+        promote._require_complete(catalog, release)
+        faults.point("promote.before_follow")
+        now = catalog.require_live()
+        if now.release.origin != release.origin:
+            raise Conflict("moved to another line meanwhile")
+        return promote._swap(catalog, now, "catch-up", release, Grounds())
+
+    patch(promote, "_advance", backwards)
+
+
+@bug
+def a_verb_means_the_newest_release(patch: Patch) -> None:
+    """Whatever config it is given."""
+
+    def newest(catalog: Catalog, config: Any) -> Any:
+        waiting = promote.candidates(catalog, catalog.live())
+        return catalog.release(waiting[-1]) if waiting else None
+
+    patch(promote, "release_of", newest)
+
+
+@bug
+def judged_queries_are_frozen_by_their_path(patch: Patch) -> None:
+    honest = evalset._eval_set
+
+    def by_name(source: str, queries: Any) -> Any:
+        named = hashlib.sha256(source.encode()).hexdigest()
+        return dataclasses.replace(honest(source, queries), sha256=named)
+
+    patch(evalset, "_eval_set", by_name)
+
+
+@under_faults
 def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
     honest = Catalog.append
 
@@ -368,6 +442,17 @@ def serving_asks_with_the_model_of_another_release(patch: Patch) -> None:
         return np.ascontiguousarray(np.roll(honest(self, texts), 3, axis=1))
 
     patch(live.OpenRelease, "encode_queries", other)
+
+
+@bug
+def a_reader_checks_first_and_opens_later(patch: Patch) -> None:
+    honest = live.OpenRelease.open.__func__  # type: ignore[attr-defined]
+
+    def later(cls: Any, storage: Storage, release: Any) -> Any:
+        opened = honest(cls, storage, release)
+        return dataclasses.replace(opened, table=dataclasses.replace(opened.table))
+
+    patch(live.OpenRelease, "open", classmethod(later))
 
 
 @contextmanager
