@@ -35,7 +35,6 @@ from reembed.errors import ReembedError
 from reembed.storage import Storage, storage_errors
 from reembed.strategies import steps
 
-
 LONG_PAUSES, LONGEST_PAUSE = 0.3, 30
 """Share of the pauses in which the world moves on for several turns, and for how many at most."""
 
@@ -152,14 +151,8 @@ class World:
             del self.held[process.name]
             process.sleeps = sys.maxsize
             return self._switch(process)
-        draw = self.rng.random()
-        for what in ("die", "fail", "lose", "switch"):
-            if draw < self.rates[what]:
-                break
-            draw -= self.rates[what]
-        else:
-            return "go"
-        if what in ("fail", "lose") and not name.startswith("store."):
+        what = self._drawn()
+        if what == "go" or (what in ("fail", "lose") and not name.startswith("store.")):
             return "go"
         self.counts[what] += 1
         self.trace.append(f"{process.name} {name}: {what}")
@@ -171,6 +164,14 @@ class World:
                 process.sleeps = self.rng.randrange(2, LONGEST_PAUSE)
             return self._switch(process)
         return what
+
+    def _drawn(self) -> str:
+        draw = self.rng.random()
+        for what in ("die", "fail", "lose", "switch"):
+            if draw < self.rates[what]:
+                return what
+            draw -= self.rates[what]
+        return "go"
 
     def _switch(self, process: Process) -> str:
         self.pass_on(process)
