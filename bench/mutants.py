@@ -2,8 +2,8 @@
 
 Drawn evenly over the modules, and over the kinds of change within one; the same ones every time, as
 long as the code stays the same. A run that was ended goes on where it was. What a test noticed once
-counts until its file changes; what survived is tried again. docs/mutants.md explains what survives
-and does no harm. Exits 1 where something survives that is not explained.
+counts until its file changes; what survived is tried again by tests that it did not meet yet.
+docs/mutants.md explains what survives and does no harm. Exits 1 where something survives that is not explained.
 
     python bench/mutants.py --module reembed/gc.py --jobs 1       # one file, one core
 """
@@ -11,6 +11,7 @@ and does no harm. Exits 1 where something survives that is not explained.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,22 @@ class Results:
         self.found = {r["key"]: r for r in map(json.loads, lines)}
         self.kills = Counter(r["by"] for r in self.found.values() if r["by"])
 
-    def add(self, mutant: Any, outcome: str, by: str | None, seconds: float) -> None:
+    def add(
+        self, mutant: Any, outcome: str, by: str | None, seconds: float, met: Iterable[str] = ()
+    ) -> None:
+        met = {met_as(t) for t in met} | self.met(mutant)
         record = {"key": mutant.key, "file": sha256(mutant.module), "outcome": outcome, "by": by,
-                  "seconds": round(seconds, 1)}  # fmt: skip
+                  "seconds": round(seconds, 1), "met": sorted(met) if by is None else []}  # fmt: skip
         self.found[mutant.key] = record
         self.kills[by] += by is not None
         with self.file.open("a") as out:
             out.write(json.dumps(record) + "\n")
+
+    def met(self, mutant: Any) -> set[str]:
+        """Tests that it survived, its file being what it was: see `met_as`."""
+        found = self.found.get(mutant.key)
+        same = found and found["file"] == sha256(mutant.module)
+        return set(found.get("met", ())) if found and same else set()
 
     def stands(self, mutant: Any) -> bool:
         """Whether it was noticed already, the file being what it was."""
@@ -125,9 +135,17 @@ class Results:
         )  # fmt: skip
 
 
-def sha256(module: str) -> str:
+@functools.cache
+def sha256(file: str) -> str:
     """Of a file."""
-    return hashlib.sha256((ROOT / module).read_bytes()).hexdigest()
+    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+
+
+@functools.cache
+def met_as(test: str) -> str:
+    """Short digest of a test's name and its file."""
+    file = test.partition("::")[0]
+    return hashlib.sha256(f"{test} {sha256(file)}".encode()).hexdigest()[:12]
 
 
 def try_all(drawn: list[Any], results: Results, jobs: int) -> None:
@@ -150,29 +168,32 @@ def try_all(drawn: list[Any], results: Results, jobs: int) -> None:
     done = 0
     while True:
         while len(at_work) < jobs and (mutant := next(waiting, None)) is not None:
-            tests = chosen(reach, mutant, results.kills)
+            tests = chosen(reach, mutant, results.kills, results.met(mutant))
             if not tests:
-                results.add(mutant, runner.UNREACHED, None, 0)
+                survived = runner.SURVIVED if results.met(mutant) else runner.UNREACHED
+                results.add(mutant, survived, None, 0)
                 continue
             code = mutant.code(sources[mutant.module])
             expected = sum(reach.seconds[t] for t in tests)
-            at_work[mutant] = runner.begin(mutant.module, code, tests, expected)
+            at_work[mutant] = runner.begin(mutant.module, code, tests, expected), tests
         if not at_work:
             return
-        for mutant, trial in list(at_work.items()):
+        for mutant, (trial, tests) in list(at_work.items()):
             if (outcome := trial.outcome()) is not None:
                 del at_work[mutant]
                 done += 1
                 what, by = outcome
-                results.add(mutant, what, by, time.monotonic() - trial.started)
+                results.add(mutant, what, by, time.monotonic() - trial.started, tests)
                 if done % 20 == 0:
                     common.say(f"{done:,} of {len(todo):,}")
         time.sleep(0.02)
 
 
-def chosen(reach: Any, mutant: Any, kills: Counter[str]) -> list[str]:
-    """Tests that reach it, those that noticed the most others first, within the time for one mutant."""
-    tests = reach.reaching(mutant.module, mutant.first_line, mutant.last_line)
+def chosen(reach: Any, mutant: Any, kills: Counter[str], met: Container[str] = ()) -> list[str]:
+    """Tests that reach it and that it did not meet, those that noticed the most others first, within
+    the time for one mutant."""
+    found = reach.reaching(mutant.module, mutant.first_line, mutant.last_line)
+    tests = [t for t in found if met_as(t) not in met]
     tests.sort(key=lambda t: (reach.seconds[t] / (1 + kills[t]), t))
     spent = itertools.accumulate(reach.seconds[t] for t in tests)
     return [t for t, s in zip(tests, spent, strict=True) if s <= TESTS_S] or tests[:1]

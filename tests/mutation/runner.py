@@ -73,27 +73,81 @@ def load_heavy() -> None:
 
 
 def make_map(files: list[str], where: Path) -> Map:
-    """Run every test once under coverage, in a forked child; kept in `where` until a file changes."""
-    stamp = _stamp()
-    if where.exists() and (kept := json.loads(where.read_text()))["stamp"] == stamp:
+    """Run tests once under coverage, in a forked child; kept in `where`.
+
+    Where only files of tests changed since, these alone are run again.
+    """
+    stamps = _stamps()
+    kept = _still_true(json.loads(where.read_text()), stamps) if where.exists() else None
+    known = {t.split("::")[0] for t in kept["stamps"]} if kept else set()
+    stale = [name for name in stamps if _is_test(name) and name not in known]
+    if kept and not stale:
         return _map(kept)
     where.parent.mkdir(parents=True, exist_ok=True)
+    part = where.with_suffix(".part")
+    part.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         _as_child(where.with_suffix(".log"), None)
-        os._exit(_trace(files, where, stamp))
+        os._exit(_trace(files, part, stale if kept else []))
     os.waitpid(child, 0)
-    kept = json.loads(where.read_text())
-    if kept["stamp"] != stamp:
+    if not part.exists():
         raise RuntimeError(f"the tests could not be run: {where.with_suffix('.log')}")
+    found = json.loads(part.read_text())
+    kept = _joined(kept, found) if kept else found
+    where.write_text(json.dumps({**kept, "stamps": stamps}))
     return _map(kept)
 
 
-def _stamp() -> str:
-    digest = hashlib.sha256()
-    for file in sorted([*ROOT.glob("reembed/**/*.py"), *ROOT.glob("tests/**/*.py")]):
-        digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()
+def _stamps() -> dict[str, str]:
+    """Digests of the files that decide what a test reaches, by name."""
+    files = [*ROOT.glob("reembed/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    named = {f.relative_to(ROOT).as_posix(): hashlib.sha256(f.read_bytes()) for f in sorted(files)}
+    return {name: digest.hexdigest() for name, digest in named.items() if not _is_elsewhere(name)}
+
+
+def _is_test(name: str) -> bool:
+    return name.startswith("tests/") and Path(name).name.startswith("test_")
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether it is a test that is not run, or the machinery of mutants or simulations itself."""
+    left_out = (*(f"tests/{e}" for e in ELSEWHERE), "tests/mutation")
+    return name.startswith(left_out) and (_is_test(name) or not name.startswith("tests/crash"))
+
+
+def _still_true(kept: dict[str, Any], stamps: dict[str, str]) -> dict[str, Any] | None:
+    """What a kept map says of the tests that did not change; None where something else did."""
+    before = kept["stamps"]
+    if any(before.get(n) != d for n, d in stamps.items() if not _is_test(n)):
+        return None
+    same = {n for n, d in stamps.items() if before.get(n) == d}
+    tests = [t if t.split("::")[0] in same else None for t in kept["seconds"]]
+    place = {old: new for new, old in enumerate(n for n, t in enumerate(tests) if t)}
+    return {
+        "stamps": {n: stamps[n] for n in same},
+        "seconds": {t: kept["seconds"][t] for t in tests if t},
+        "lines": {
+            module: {n: [place[t] for t in reached if t in place] for n, reached in found.items()}
+            for module, found in kept["lines"].items()
+        },
+        "failed": [t for t in kept["failed"] if t in tests],
+    }
+
+
+def _joined(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Two maps of different tests."""
+    first = len(kept["seconds"])
+    lines = {module: dict(reached) for module, reached in kept["lines"].items()}
+    for module, reached in found["lines"].items():
+        for n, tests in reached.items():
+            at = lines.setdefault(module, {})
+            at[n] = [*at.get(n, []), *(first + t for t in tests)]
+    return {
+        "seconds": kept["seconds"] | found["seconds"],
+        "lines": lines,
+        "failed": [*kept["failed"], *found["failed"]],
+    }
 
 
 def _map(kept: dict[str, Any]) -> Map:
@@ -105,7 +159,8 @@ def _map(kept: dict[str, Any]) -> Map:
     return Map(kept["seconds"], lines, kept["failed"])
 
 
-def _trace(files: list[str], where: Path, stamp: str) -> int:
+def _trace(files: list[str], where: Path, only: list[str]) -> int:
+    """Run the tests of these files, or all, and write what each reaches."""
     import coverage
     import pytest
 
@@ -126,7 +181,7 @@ def _trace(files: list[str], where: Path, stamp: str) -> int:
 
     cov.start()
     left_out = [f"--ignore={ROOT / 'tests' / name}" for name in ELSEWHERE]
-    pytest.main([*_arguments(), "-m", MARKS, *left_out, "tests"], plugins=[Recorder()])
+    pytest.main([*_arguments(), "-m", MARKS, *left_out, *(only or ["tests"])], plugins=[Recorder()])
     cov.stop()
     data = cov.get_data()
     tests = {t: i for i, t in enumerate(seconds)}
@@ -137,7 +192,7 @@ def _trace(files: list[str], where: Path, stamp: str) -> int:
             n: [tests[t] for t in names if t in tests and t not in failed]
             for n, names in by_line.items()
         }
-    kept = {"stamp": stamp, "seconds": seconds, "lines": lines, "failed": failed}
+    kept = {"seconds": seconds, "lines": lines, "failed": failed}
     where.write_text(json.dumps(kept))
     return 0
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mutation import runner
 from mutation.code import mutants_of, says_otherwise
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +122,39 @@ def test_every_explanation_is_of_a_mutant_that_is_there(mutants) -> None:
     modules = {key.partition(" · ")[0] for key in why}
     there = {m.key for name in modules for m in mutants_of(ROOT / name, ROOT)}
     assert why.keys() <= there
+
+
+def test_a_survivor_meets_only_tests_that_are_new_or_changed(mutants, tmp_path: Path) -> None:
+    (mutant,) = mutants.draw(("reembed/keep.py",), 1, seed=3)
+    here, gone = "tests/unit/test_mutants.py::test_a", "tests/unit/test_mutants.py::test_b"
+    reach = runner.Map(
+        {here: 1.0, gone: 2.0}, {mutant.module: {mutant.first_line: {here, gone}}}, []
+    )
+    results = mutants.Results(tmp_path / "results.jsonl")
+    results.add(mutant, "survived", None, 1.0, [here])
+    results = mutants.Results(tmp_path / "results.jsonl")
+    assert mutants.chosen(reach, mutant, results.kills, results.met(mutant)) == [gone]
+    results.add(mutant, "survived", None, 1.0, [gone])
+    assert mutants.chosen(reach, mutant, results.kills, results.met(mutant)) == []
+    results.found[mutant.key]["file"] = "of another content"
+    assert mutants.chosen(reach, mutant, results.kills, results.met(mutant)) == [here, gone]
+
+
+def test_of_what_tests_reach_only_those_that_changed_are_found_again() -> None:
+    before = {
+        "stamps": {"reembed/a.py": "1", "tests/conftest.py": "1", "tests/test_x.py": "1", "tests/test_y.py": "1"},
+        "seconds": {"tests/test_x.py::t": 1.0, "tests/test_y.py::t": 2.0, "tests/test_y.py::u": 3.0},
+        "lines": {"reembed/a.py": {"1": [0, 1], "2": [2]}},
+        "failed": ["tests/test_x.py::t"],
+    }  # fmt: skip
+    now = {**before["stamps"], "tests/test_x.py": "2", "tests/test_z.py": "1"}
+    kept = runner._still_true(before, now)
+    assert kept["seconds"] == {"tests/test_y.py::t": 2.0, "tests/test_y.py::u": 3.0}
+    assert kept["failed"] == []
+    lines = {"reembed/a.py": {"2": [0], "3": [0]}}
+    again = {"seconds": {"tests/test_x.py::t": 4.0}, "lines": lines, "failed": []}
+    joined = runner._map(runner._joined(kept, again))
+    (x,), (t, u) = again["seconds"], kept["seconds"]
+    assert joined.lines == {"reembed/a.py": {1: {t}, 2: {u, x}, 3: {x}}}
+    for file in ("reembed/a.py", "tests/conftest.py"):
+        assert runner._still_true(before, {**now, file: "2"}) is None
