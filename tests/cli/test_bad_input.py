@@ -10,6 +10,7 @@ import lance
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from inline import Inline
 from tiny_models import bert_model
 
 from reembed.catalog import Catalog
@@ -267,7 +268,7 @@ def two_releases(corpus, make_config, config_file, quiet, ray_local, eval_folder
     releases = []
     for dim in (16, 256):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, gate=gate)
-        releases.append(full_rebuild(config, quiet))
+        releases.append(full_rebuild(config, quiet, executor=Inline()))
         catalog = Catalog(Storage.open(config.storage.root), config.alias)
         if catalog.live() is None:
             promote(catalog, releases[0].id, initial_reason="a test")

@@ -113,6 +113,7 @@ def test_queries_that_the_plan_did_not_name_may_come_late_and_the_record_says_so
     assert json.loads(late.stdout)["gate_is_late"] is True
 
 
+@pytest.mark.deep
 def test_index_settings_count_until_the_index_is_built(corpus, config_file, cli):
     file = config_file(corpus(120))
     assert cli.process("run", "-c", file, REEMBED_CRASH_AT="table.after_tag").returncode == -9

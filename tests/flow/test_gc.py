@@ -121,6 +121,7 @@ def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, qu
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("another", ["nothing", "a release", "an open run"])
+@pytest.mark.deep
 def test_a_run_given_up_after_its_seal_leaves_nothing(
     corpus, make_config, config_file, quiet, cli, another
 ):

@@ -196,6 +196,7 @@ def assert_whole(catalog: Catalog, release: Release) -> None:
     assert sorted(ids) == [f"d{i:05d}" for i in range(ROWS)]
 
 
+@pytest.mark.deep
 def test_a_job_submitted_twice_at_once_and_once_more_makes_one_release(
     head: Head, settings: str
 ) -> None:

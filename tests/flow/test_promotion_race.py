@@ -152,6 +152,7 @@ def assert_claims_are_the_log(said: list[dict[str, Any]], log: list[AliasRecord]
     assert len(wins) == log[-1].generation
 
 
+@pytest.mark.deep
 def test_of_many_appends_at_once_none_is_lost(tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path / "root"))
     said, codes = race("append", storage, attempts=ROUNDS)
@@ -165,6 +166,7 @@ def test_of_many_appends_at_once_none_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
+@pytest.mark.deep
 def test_of_many_appends_at_once_on_s3_none_is_lost(bucket: Any) -> None:
     storage = Storage.open(f"{bucket.uri}/root", bucket.options)
     said, codes = race("append", storage, attempts=12)
@@ -219,6 +221,7 @@ def catalog(built: Path, tmp_path: Path) -> Catalog:
 
 
 @pytest.mark.ray
+@pytest.mark.deep
 def test_of_many_promotes_at_once_one_wins_each_generation(catalog: Catalog) -> None:
     said, codes = race("promote", catalog.storage, attempts=10)
     assert codes == [0] * PROCESSES

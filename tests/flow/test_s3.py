@@ -110,6 +110,7 @@ def files(tmp_path: Path, corpus: Callable[..., str], eval_folder: Callable[...,
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.deep
 def test_a_migration_on_s3_gives_the_same_as_on_a_local_folder(
     bucket: Any,
     cli: Any,

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from flow_tables import rows_of
+from inline import Inline
 
 from reembed import check, gc
 from reembed.catalog import Catalog, Release
@@ -51,6 +52,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.deep
 def test_s7_hostile_ids_go_through_a_whole_migration_and_nothing_else_goes(
     tmp_path: Path, config_file: Callable[..., str], ray_local: None, cli: Any
 ) -> None:
@@ -152,6 +154,7 @@ LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
 @pytest.mark.s3
 @pytest.mark.timeout(240)
+@pytest.mark.deep
 def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alone(
     corpus: Callable[..., str],
     config_file: Callable[..., str],
@@ -296,13 +299,11 @@ def test_s12_a_run_needs_no_right_to_write_to_its_source(
 
 @pytest.fixture
 def pair(
-    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Any, ray_local: None
+    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Any
 ) -> tuple[Catalog, Release, Release]:
     source = corpus(120)
-    first, second = (
-        full_rebuild(make_config(source, encoder={"model": f"hashing:{dim}"}), quiet)
-        for dim in (16, 32)
-    )
+    configs = [make_config(source, encoder={"model": f"hashing:{dim}"}) for dim in (16, 32)]
+    first, second = (full_rebuild(c, quiet, executor=Inline()) for c in configs)
     storage = Storage.open(make_config(source).storage.root)
     return Catalog(storage, "passages"), first, second
 
