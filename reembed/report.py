@@ -134,6 +134,9 @@ def _status(r: dict[str, Any]) -> str:
     if r["older_candidates"]:
         lines.append(f"  candidates {', '.join(r['older_candidates'])}")
     lines += [_release_line("candidate", c) + f"  {_compared(c)}" for c in r["candidates"]]
+    if back := r["rolled_back"]:
+        why = f": {back['reason']}" if back["reason"] else ""
+        lines.append(f"  rolled back from {back['release']} at {back['at']}{why}")
     if r["older_runs"]:
         lines.append(f"  runs       {', '.join(r['older_runs'])}  open")
     for run in r["runs"]:
@@ -182,7 +185,10 @@ def _next(r: dict[str, Any]) -> str:
         return "reembed run" if not r["live"] else "reembed search 'some words'"
     if not r["live"]:
         return _first_promotion(r["candidates"][-1]["release"])
-    by_verdict = {c["verdict"]: c["release"] for c in r["candidates"]}
+    left = (r["rolled_back"] or {}).get("release")
+    by_verdict = {c["verdict"]: c["release"] for c in r["candidates"] if c["release"] != left}
+    if not by_verdict:
+        return "reembed history"
     if "pass" in by_verdict:
         return f"reembed promote {by_verdict['pass']}"
     if None in by_verdict:

@@ -22,7 +22,7 @@ _CANDIDATES, _RUNS = 5, 2
 
 def status(catalog: Catalog) -> dict[str, Any]:
     """One record for people and scripts; asks the source for its newest version, too."""
-    live = catalog.live()
+    live, before = catalog.last_steps()
     stood = previous(catalog, live) if live else None
     behind = lag(catalog, live.release).to_json() if live else None
     waiting, runs = candidates(catalog, live), open_runs(catalog.storage, catalog.alias)
@@ -35,11 +35,19 @@ def status(catalog: Catalog) -> dict[str, Any]:
         "unknown": live.grounds.unknown if live else (),
         "previous": catalog.release(stood).summary() if stood else None,
         "candidates": [_candidate(catalog, r, live, compared) for r in waiting[-_CANDIDATES:]],
+        "rolled_back": _rolled_back(live, before),
         "older_candidates": waiting[:-_CANDIDATES],
         "retired": catalog.retired(),
         "runs": [_run(run) for run in runs[-_RUNS:]],
         "older_runs": [run.id for run in runs[:-_RUNS]],
     }
+
+
+def _rolled_back(live: AliasRecord | None, before: AliasRecord | None) -> dict[str, Any] | None:
+    """What the last step went back from, when and why; None where that was no rollback."""
+    if live is None or before is None or live.action != "rollback":
+        return None
+    return {"release": before.release.id, "at": live.at, "reason": live.grounds.reason}
 
 
 def _candidate(

@@ -103,6 +103,10 @@ class World:
         assert (said["live"] or {}).get("release") == self._id(self.live)
         below = self.standing[-2] if len(self.standing) > 1 else None
         assert (said["previous"] or {}).get("release") == self._id(below)
+        _, text = self.run("reembed status")
+        if said["rolled_back"]:
+            assert f"rolled back from {said['rolled_back']['release']}" in text
+            assert f"Next: reembed promote {said['rolled_back']['release']}" not in text
         listed = {c["release"]: c["verdict"] for c in said["candidates"]}
         waiting = [d for d in self.releases if d not in self.standing]
         assert listed == {self.releases[d]: self.verdicts.get((d, self.live or 0)) for d in waiting}
@@ -228,6 +232,8 @@ def make(world: World, move: tuple[str, int]) -> None:
         assert code == 0
         assert world.status()["live"]["release"] == world.releases[dim]
         world.restore(here)
+    if verb == "rollback" and world.live != before:
+        assert world.status()["rolled_back"]["release"] == world.releases[before]
     if world.live != before and before is not None:
         code, back = world.follow(said, "Back")
         assert code == 0, back
