@@ -95,7 +95,7 @@ def import_verb(
             "keys and tokens come from the environment or the instance role",
             f"set {key.upper()} in the environment, and leave --option {key} out",
         )
-    names = columns.split(",") if columns else None
+    names = [name.strip() for name in columns.split(",")] if columns else None
     result = importer.import_documents(
         list(files), to, file_format=file_format, columns=names, options=store_options
     )

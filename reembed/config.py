@@ -228,6 +228,10 @@ class RayConfig(Section):
     """Logical CPUs of the private cluster; left out: what the actors need and two more."""
 
 
+RESERVED_COLUMNS = frozenset({"doc_id", "vector", "space", "text_hash", "source_version"})
+"""Names of a vector table's own columns."""
+
+
 class Config(Section):
     """One migration."""
 
@@ -244,14 +248,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _carry_is_not_reserved(self) -> Config:
-        clash = set(self.table.carry) & {
-            "doc_id",
-            "vector",
-            "space",
-            "text_hash",
-            "source_version",
-            "norm",
-        }
+        clash = set(self.table.carry) & RESERVED_COLUMNS
         if len(set(self.table.carry)) < len(self.table.carry):
             raise ValueError("table.carry names a column twice")
         if clash:

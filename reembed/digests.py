@@ -15,6 +15,8 @@ import pyarrow as pa
 
 BYTES = 16
 
+_LISTS = ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list))
+
 Digests = npt.NDArray[np.void]
 """V16 [N]."""
 
@@ -53,11 +55,22 @@ def of_rows(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int) -> bytes:
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """As Python objects; times as integers, which hold years that `datetime` does not."""
-    kind = column.type
+    kind = without_times(column.type)
+    return list((column if kind == column.type else column.cast(kind)).to_pylist())
+
+
+def without_times(kind: pa.DataType) -> pa.DataType:
+    """The type with integers in place of times, in lists and structs too."""
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        width = pa.int32() if kind.bit_width == 32 else pa.int64()
-        return list(column.cast(width).to_pylist())
-    return list(column.to_pylist())
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(without_times(f.type)) for f in kind])
+    for is_kind, made in _LISTS:
+        if is_kind(kind):
+            return made(kind.value_field.with_type(without_times(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(without_times(kind.value_type)), kind.list_size)
+    return kind
 
 
 def stored(column: pa.Array) -> Digests:

@@ -151,8 +151,14 @@ def _object(file: str, number: int, line: bytes) -> Row:
         row = _DECODER.decode(text)
         if "\\ud" in text.lower():  # half a surrogate pair is no character
             json.dumps(row, ensure_ascii=False).encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+    except UnicodeDecodeError as error:
         raise not_utf8(file, f"line {number}") from error
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            f"{where}: an escape such as \\ud83d is half a surrogate pair",
+            "the other half is missing, and half a pair is not a character",
+            f"sed -n {number}p {shlex.quote(file)}     # complete the pair or remove it",
+        ) from error
     except RecursionError as error:
         raise SourceError(f"{where}: nested too deep") from error
     except ValueError as error:

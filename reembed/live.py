@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed import encoders, golden, index_store, provenance
+from reembed import digests, encoders, golden, index_store, provenance
 from reembed.catalog import Catalog, Release
-from reembed.config import EncoderConfig
+from reembed.config import RESERVED_COLUMNS, EncoderConfig
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, UsageError
 from reembed.index_search import SearchIndex, require_k
-from reembed.storage import Storage
+from reembed.storage import Storage, require_id
 from reembed.table_version import TableVersion
 
 
@@ -72,7 +72,9 @@ class OpenRelease:
         Raises:
             UsageError: it is not a list of texts.
         """
-        if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
+        if isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict | set):
+            texts = list(texts)
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise UsageError(
                 f"queries must be a list of texts, not {texts!r:.80}",
                 "a text by itself would be searched letter by letter",
@@ -103,17 +105,23 @@ class OpenRelease:
             UsageError: k, the texts or the columns are not as they must be.
             IntegrityError: the table was removed after the release was opened: refresh, or open again.
         """
+        columns = _names(columns)
         require_carried(self.release, columns)
         require_k(k)
         # FAISS makes room for k results, however few vectors there are.
         most = min(k, max(1, self.index.rows))
         row_ids, scores = self.index.search(self.encode_queries(texts), most)
         known = np.unique(row_ids[row_ids >= 0])
-        rows = self._take(known, ["doc_id", *columns]).to_pylist()
-        found = dict(zip(known.tolist(), rows, strict=True))
+        rows = self._take(known, list(dict.fromkeys(["doc_id", *columns])))
+        values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}
+        places = {row_id: at for at, row_id in enumerate(known.tolist())}
         return [
             [
-                Hit(found[r]["doc_id"], float(s), {c: found[r][c] for c in columns})
+                Hit(
+                    values["doc_id"][places[r]],
+                    float(s),
+                    {c: values[c][places[r]] for c in columns},
+                )
                 for r, s in zip(ids, row, strict=True)
                 if r >= 0
             ]
@@ -131,6 +139,38 @@ class OpenRelease:
             ) from error
 
 
+def _value(scalar: pa.Scalar) -> Any:
+    """As a Python object; a time that `datetime` does not hold as text, or in a list as an integer."""
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        pass
+    try:
+        return scalar.cast(pa.string()).as_py()
+    except pa.ArrowException:
+        return scalar.cast(digests.without_times(scalar.type)).as_py()
+
+
+def _names(columns: Any) -> Sequence[str]:
+    """Columns as a list of names; a str is left to `require_carried`.
+
+    Raises:
+        UsageError: it is not a list of names.
+    """
+    named = columns
+    if isinstance(columns, Iterable) and not isinstance(columns, str | bytes | dict):
+        named = list(columns)
+    if isinstance(named, str):
+        return named
+    if not isinstance(named, list) or not all(isinstance(c, str) for c in named):
+        raise UsageError(
+            f"columns must be a list of names, not {named!r:.80}", None, 'columns=["title"]'
+        )
+    if "doc_id" in named:
+        raise UsageError("doc_id is not a carried column", "each hit has it", "hit.doc_id")
+    return named
+
+
 def require_carried(release: Release, columns: Sequence[str]) -> None:
     """Refuse columns that a release does not carry.
 
@@ -140,6 +180,12 @@ def require_carried(release: Release, columns: Sequence[str]) -> None:
     carried = release.source["carry"]
     named = [columns] if isinstance(columns, str) else list(columns)
     if unknown := [str(c) for c in named if c not in carried]:
+        if own := [c for c in unknown if c in RESERVED_COLUMNS]:
+            raise UsageError(
+                f"{', '.join(own)} is not a carried column",
+                "it is a column of reembed's own, which search does not show",
+                f"columns={carried!r}",
+            )
         wanted = shlex.quote(f"table.carry={json.dumps(list(dict.fromkeys([*carried, *unknown])))}")
         raise UsageError(
             f"{', '.join(unknown)} is not carried in release {release.id}",
@@ -159,10 +205,11 @@ class LiveAlias:
         """Open what is live now.
 
         Raises:
-            UsageError: nothing was promoted yet.
+            UsageError: nothing was promoted yet, or the alias is not a plain name.
         """
         self._catalog = catalog
         self._loading = threading.Lock()
+        require_id("alias", catalog.alias)
         record = catalog.require_live()
         self.token = record.token
         self.current = OpenRelease.open(catalog.storage, record.release)

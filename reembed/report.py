@@ -77,12 +77,14 @@ def _import(r: dict[str, Any]) -> str:
 
 def _after_import(r: dict[str, Any]) -> str:
     """The run of what was imported; reembed.yaml, or another file, says which model and where to."""
+    from reembed.source_columns import set_to
+
     columns = r["columns"]
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
     text = "text" if "text" in columns else columns[-1]
-    settings = [("uri", r["uri"]), ("id_column", id_column), ("text", text)]
-    given = " ".join(f"--set {shlex.quote(f'source.{key}={value}')}" for key, value in settings)
-    return f"reembed run {given}"
+    uri = shlex.quote(f"source.uri={r['uri']}")
+    named = [set_to("source.id_column", id_column), set_to("source.text", text)]
+    return f"reembed run --set {uri} {' '.join(named)}"
 
 
 def _tune(r: dict[str, Any]) -> str:

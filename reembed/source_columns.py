@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from reembed.errors import SourceError
 
+_YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+"""Which YAML reads as something else than a text."""
+
 
 def template_columns(text: str) -> list[str]:
     """Columns named in a template; empty when `text` is a plain column name."""
@@ -50,7 +53,8 @@ def require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) 
 
 def set_to(setting: str, column: str) -> str:
     """The option that sets a setting to a column's name, to be pasted into a shell, whatever the name holds."""
-    value = column if re.fullmatch(r"[A-Za-z_][\w-]*", column) else json.dumps(column)
+    plain_name = re.fullmatch(r"[A-Za-z_][\w-]*", column) and column.lower() not in _YAML_WORDS
+    value = column if plain_name else json.dumps(column)
     return f"--set {shlex.quote(f'{setting}={value}')}"
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from reembed.errors import SourceError
 
-_EXAMPLE = "reembed run --set source.filter=\"year >= 2020 AND lang = 'en'\""
 _TOKEN = re.compile(
     r"'(?:[^']|'')*'"
     r'|"(?:[^"]|"")*"'
@@ -29,10 +28,6 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
         SourceError: it is not a condition, it has a column's name in double quotes, which is text
             in Lance, or one of its comparisons names no column.
     """
-    if error := _error(dataset, condition):
-        raise SourceError(
-            f"source.filter = {condition!r} is not a filter over {where}", error, _EXAMPLE
-        )
     tokens = _TOKEN.findall(condition)
     names = {name.lower(): name for name in dataset.schema.names}
     for token in tokens:
@@ -43,14 +38,24 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
                 "write columns plainly or in backticks, and texts in single quotes",
                 f"reembed run --set {shlex.quote(f'source.filter={meant}')}",
             )
+    if error := _error(dataset, condition):
+        raise SourceError(
+            f"source.filter = {condition!r} is not a filter over {where}", error, _example(dataset)
+        )
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
         if _error(without_columns, part) is None:
             raise SourceError(
                 f"source.filter = {condition!r}: {part!r} names no column",
                 f"it is the same for every document; columns: {', '.join(names.values())}",
-                _EXAMPLE,
+                _example(dataset),
             )
+
+
+def _example(dataset: lance.LanceDataset) -> str:
+    """A run with a filter that this dataset can answer."""
+    condition = f"`{dataset.schema.names[0]}` IS NOT NULL"
+    return f"reembed run --set {shlex.quote(f'source.filter={condition}')}"
 
 
 def _error(dataset: lance.LanceDataset, condition: str) -> str | None:

@@ -175,9 +175,16 @@ def shared(tmp_path_factory):
         ({"k": 2.5}, UsageError, "k must be a whole number"),
         ({"k": True}, UsageError, "k must be a whole number"),
         ({"columns": ["nobody"]}, UsageError, "nobody is not carried"),
-        ({"columns": ["title", "vector"]}, UsageError, "vector is not carried"),
+        ({"columns": ["title", "vector"]}, UsageError, "vector is not a carried column"),
         ({"columns": "title"}, UsageError, "must be a list of names"),
-        ({"columns": [3]}, UsageError, "3 is not carried"),
+        ({"columns": [3]}, UsageError, "must be a list of names"),
+        ({"columns": [None]}, UsageError, "must be a list of names"),
+        ({"columns": None}, UsageError, "must be a list of names"),
+        ({"columns": ["doc_id"]}, UsageError, "each hit has it"),
+        ({"texts": None}, UsageError, "must be a list of texts"),
+        ({"texts": 5}, UsageError, "must be a list of texts"),
+        ({"texts": {"a": 1}}, UsageError, "must be a list of texts"),
+        ({"texts": {"a"}}, UsageError, "must be a list of texts"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(shared, asked, error, words):
@@ -186,6 +193,19 @@ def test_what_cannot_be_answered_is_refused_in_words(shared, asked, error, words
         live.search(**{"texts": ["bada"], **asked})
     assert isinstance(said.value, ReembedError)
     assert said.value.fix
+
+
+@pytest.mark.parametrize("kind", [iter, tuple, np.array, lambda v: map(str, v)])
+def test_texts_and_columns_that_can_be_read_once_are_answered_in_full(shared, kind):
+    live = LiveAlias(shared.catalog)
+    asked = live.search(["bada", "x"], 1, ["title"])
+    assert live.search(kind(["bada", "x"]), 1, kind(["title"])) == asked
+    assert asked[0][0].columns["title"]
+
+
+def test_an_alias_that_leaves_its_folder_is_refused_in_words(shared):
+    with pytest.raises(UsageError):
+        LiveAlias(Catalog(shared.catalog.storage, "../x"))
 
 
 @pytest.mark.parametrize(

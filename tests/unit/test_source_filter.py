@@ -34,6 +34,7 @@ def dataset(tmp_path):
         ('"lang" IS NOT NULL', '"lang" is a text, not the column Lang'),
         ("year > 3 OR \"Lang\" IN ('en', 'de')", '"Lang" is a text'),
         ("\"od d\" = '1'", '"od d" is a text, not the column od d'),
+        ('"year" < 3000', '"year" is a text, not the column year'),
         ("'Lang' != 'en'", "\"'Lang' != 'en'\" names no column"),
         ("1 = 1", "'1 = 1' names no column"),
         ("true", "'true' names no column"),
@@ -90,3 +91,11 @@ def test_a_run_says_how_many_rows_the_filter_keeps_before_it_embeds(dataset, mak
     assert "source.filter keeps 8 of 12 rows" in said
     stages = quiet.stages()
     assert stages.index("begin") < stages.index("embedded")
+
+
+@pytest.mark.parametrize("condition", ["nosuch = 1", "1 = 1", "year >"])
+def test_the_fix_of_any_refused_filter_names_a_column_that_is_there(dataset, condition):
+    with pytest.raises(SourceError) as found:
+        check_filter(dataset, "the source", condition)
+    setting = shlex.split(found.value.fix)[3]
+    check_filter(dataset, "the source", setting.removeprefix("source.filter="))
