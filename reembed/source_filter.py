@@ -52,9 +52,12 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
             )
 
 
-def _example(dataset: lance.LanceDataset) -> str:
+def _example(dataset: lance.LanceDataset) -> str | None:
     """A run with a filter that this dataset can answer."""
-    condition = f"`{dataset.schema.names[0]}` IS NOT NULL"
+    quotable = [name for name in dataset.schema.names if "`" not in name]
+    if not quotable:
+        return None
+    condition = f"`{quotable[0]}` IS NOT NULL"
     return f"reembed run --set {shlex.quote(f'source.filter={condition}')}"
 
 

@@ -327,6 +327,10 @@ def test_carried_columns_named_like_parts_of_the_answer_are_kept_apart(
 
 def test_what_adds_a_missing_column_names_those_that_are_carried_too(shared):
     with pytest.raises(UsageError) as said:
-        LiveAlias(shared.catalog).search(["bada"], columns=["text", "title", "doc_id"])
-    wanted = """'table.carry=["title", "text", "doc_id"]'"""
+        LiveAlias(shared.catalog).search(["bada"], columns=["text", "title", "body"])
+    wanted = """'table.carry=["title", "text", "body"]'"""
     assert said.value.fix == f"reembed run --set {wanted}"
+
+
+def test_a_column_that_no_table_has_may_be_carried_whatever_it_is_called(corpus, make_config):
+    assert make_config(corpus(3), table={"carry": ["norm"]}).table.carry == ("norm",)

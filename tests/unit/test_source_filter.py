@@ -93,8 +93,9 @@ def test_a_run_says_how_many_rows_the_filter_keeps_before_it_embeds(dataset, mak
     assert stages.index("begin") < stages.index("embedded")
 
 
-@pytest.mark.parametrize("condition", ["nosuch = 1", "1 = 1", "year >"])
-def test_the_fix_of_any_refused_filter_names_a_column_that_is_there(dataset, condition):
+@pytest.mark.parametrize("condition", ["nosuch = 1", "1 = 1", "n >"])
+def test_the_fix_of_any_refused_filter_names_a_column_that_is_there(tmp_path, condition):
+    dataset = lance.write_dataset(pa.table({"a`b": [1], "n": [1]}), str(tmp_path / "n.lance"))
     with pytest.raises(SourceError) as found:
         check_filter(dataset, "the source", condition)
     setting = shlex.split(found.value.fix)[3]
