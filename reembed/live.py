@@ -66,8 +66,8 @@ class OpenRelease:
         golden.require(storage, release.origin, encoder)
         return cls(release, table, index, encoder)
 
-    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [Q, dim] in this release's space.
+    def encode_queries(self, texts: Any) -> npt.NDArray[np.float32]:
+        """float32 [Q, dim] in this release's space; `texts` is anything that yields texts in an order.
 
         Raises:
             UsageError: it is not a list of texts.
