@@ -157,7 +157,7 @@ def _object(file: str, number: int, line: bytes) -> Row:
         raise SourceError(
             f"{where}: an escape such as \\ud83d is half a surrogate pair",
             "the other half is missing, and half a pair is not a character",
-            f"sed -n {number}p {shlex.quote(file)}     # complete the pair or remove it",
+            f"complete the pair in line {number} of {file}, or remove it",
         ) from error
     except RecursionError as error:
         raise SourceError(f"{where}: nested too deep") from error

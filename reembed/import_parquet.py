@@ -102,11 +102,13 @@ def _as_text(column: Column, schemas: dict[str, pa.Schema]) -> Column:
         }
         where = ", ".join(f"{kind} in {file}" for kind, file in by_type.items())
         others = [n for s in schemas.values() for n in s.names if n != column.name]
-        files, rest = shlex.join(schemas), shlex.quote(",".join(dict.fromkeys(others)))
+        files, rest = shlex.join(schemas), ",".join(dict.fromkeys(others))
         raise SourceError(
             f"column {column.name!r} is {where}",
             "there is no type that holds all of them unchanged",
-            f"reembed import {files} --to other.lance --columns {rest}" if others else None,
+            f"reembed import {files} --to other.lance --columns {shlex.quote(rest)}"
+            if others
+            else None,
         )
     return Column(column.name, pa.string(), f"the files have {', '.join(map(str, held))}")
 

@@ -82,9 +82,9 @@ def _after_import(r: dict[str, Any]) -> str:
     columns = r["columns"]
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
     text = "text" if "text" in columns else columns[-1]
-    uri = shlex.quote(f"source.uri={r['uri']}")
+    uri = f"source.uri={r['uri']}"
     named = [set_to("source.id_column", id_column), set_to("source.text", text)]
-    return f"reembed run --set {uri} {' '.join(named)}"
+    return " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
 
 
 def _tune(r: dict[str, Any]) -> str:

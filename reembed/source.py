@@ -387,7 +387,7 @@ class Source:
                     f"it has: {', '.join(schema.names)}",
                     self._fix_of_column(column, schema),
                 )
-        if quoted := [c for c in self._columns() if "`" in c]:
+        if quoted := [c for c in (self.id_column, *self.text_columns) if "`" in c]:
             raise SourceError(
                 f"{self.uri}: the column {quoted[0]!r} has a backtick in its name",
                 "Lance reads no such column",
