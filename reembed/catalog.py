@@ -23,10 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from pydantic import WrapValidator
+
 from reembed.config import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.records import decode, holds, where
-from reembed.spaces import StoredSpace
+from reembed.spaces import Space, with_id
 from reembed.storage import SCHEMA_VERSION, Storage, require_id
 
 _READERS = 16
@@ -67,6 +69,10 @@ def place_in_line(release_id: str) -> tuple[int, int]:
     """
     found = _CATCH_UP.fullmatch(release_id)
     return (int(found[3]), int(found[2])) if found else (0, 0)
+
+
+StoredSpace = Annotated[Space, WrapValidator(with_id)]
+"""A space within another record."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,10 @@ from typing import Annotated, Any, Literal
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog import SourceRecord, line_of, now, place_in_line
+from reembed.catalog import SourceRecord, StoredSpace, line_of, now, place_in_line
 from reembed.config import EncoderConfig, FrozenGate, IndexConfig
 from reembed.errors import Conflict
 from reembed.records import checked, decode, holds, where
-from reembed.spaces import StoredSpace
 from reembed.storage import SCHEMA_VERSION, Storage
 
 BEAT_S = 5.0

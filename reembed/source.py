@@ -230,6 +230,8 @@ class Source:
         try:
             yield
         except pa.ArrowInvalid as error:
+            if "UTF" not in str(error).upper():
+                raise
             raise SourceError(
                 f"{', '.join(self._columns())} of {self.uri} version {self.version} cannot be read",
                 str(error).split(", /home/")[0].splitlines()[0],

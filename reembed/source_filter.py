@@ -57,8 +57,8 @@ def _example(dataset: lance.LanceDataset) -> str | None:
     quotable = [name for name in dataset.schema.names if "`" not in name]
     if not quotable:
         return None
-    condition = f"`{quotable[0]}` IS NOT NULL"
-    return f"reembed run --set {shlex.quote(f'source.filter={condition}')}"
+    example = f"`{quotable[0]}` IS NOT NULL"
+    return f"reembed run --set {shlex.quote(f'source.filter={example}')}"
 
 
 def _error(dataset: lance.LanceDataset, condition: str) -> str | None:

@@ -7,12 +7,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
-
-from pydantic import WrapValidator
+from typing import Any
 
 from reembed.errors import SpaceMismatch
-from reembed.records import decode
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,9 @@ class Space:
         Raises:
             SpaceMismatch: the record's id is not the id of its fields.
         """
-        return _with_id(record, functools.partial(decode, cls))
+        from reembed.records import decode  # encoders import this module without pydantic
+
+        return with_id(record, functools.partial(decode, cls))
 
     def require(self, other: Space, where: str) -> None:
         """Refuse to let vectors of another space in.
@@ -74,13 +73,14 @@ class Space:
         raise SpaceMismatch(f"{where}: space {other.id} where {self.id} is needed", differing)
 
 
-def _with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
+def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
+    """The space that `whole` makes of a record without its id, which must be that of its fields.
+
+    Raises:
+        SpaceMismatch: the record's id is not the id of its fields.
+    """
     is_record = isinstance(record, dict)
     space = whole({k: v for k, v in record.items() if k != "id"} if is_record else record)
     if is_record and space.id != record.get("id"):
         raise SpaceMismatch(f"space {record.get('id')} describes the fields of space {space.id}")
     return space
-
-
-StoredSpace = Annotated[Space, WrapValidator(_with_id)]
-"""A space within another record."""

@@ -623,11 +623,12 @@ def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today
     planned = FrozenGate(queries="planned", sha256="0", count=30)
     releases = [make_release(catalog, n, gate=planned.model_dump()) for n in ("a", "b")]
     for release in releases:
-        assert comparisons._planned(catalog, release, GateConfig(**today)) == (planned, False)
+        found = comparisons._planned(catalog, releases[0], release, GateConfig(**today))
+        assert found == (planned, False)
 
 
 def test_a_release_that_was_planned_without_queries_is_not_compared_without_them(tmp_path):
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
     release = make_release(catalog, "a", gate=FrozenGate().model_dump())
     with pytest.raises(UsageError, match="planned without judged queries"):
-        comparisons._planned(catalog, release, GateConfig())
+        comparisons._planned(catalog, release, release, GateConfig())

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import pytest
 import ray
-from crash.killed import attempt_at
 
 from reembed import attempts, cluster, runs
 from reembed.config import EmbedConfig
@@ -172,6 +171,14 @@ def test_an_embedder_that_hangs_is_ended_but_not_the_one_that_took_its_place(
 
 
 # Deaths
+
+
+def attempt_at(*given: Any) -> Any:
+    from crash import (
+        killed,  # here, as Ray's workers import this module and have no path to `crash`
+    )
+
+    return killed.attempt_at(*given)
 
 
 @pytest.fixture
