@@ -428,9 +428,10 @@ def _scan_source(source: Source, level: int, chosen: Digests | None = None) -> _
 def _names(subject: Subject, source: Source, named: dict[str, Digests]) -> dict[bytes, str | int]:
     """Ids of the first digests of each kind; a second look, only when something differs."""
     wanted = np.concatenate([group[:_EXAMPLES] for group in named.values()])
-    names: dict[bytes, str | int] = {}
     if not len(wanted):
-        return names
+        return {}
+    # A dead letter that was deleted from the source is in neither of the two.
+    names = {digests.of_id(d): d for d in subject.dead_letters}
     columns = itertools.chain(
         (part["doc_id"] for part in source.scan()),
         (batch.column("doc_id") for batch in subject.table.scan(["doc_id"])),

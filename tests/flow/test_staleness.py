@@ -93,6 +93,20 @@ def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
     assert cli.process("verify", "-c", file, "--fresh-within", "soon").returncode == 2
 
 
+def test_a_dead_letter_that_was_deleted_from_the_source_is_named(make_config, tmp_path):
+    uri = str(tmp_path / "s.lance")
+    texts = [None, "wing", "flow"]
+    lance.write_dataset(pa.table({"doc_id": ["d0", "d1", "d2"], "text": texts}), uri)
+    config = make_config(uri, source={"uri": uri, "text": "text"}, embed={"max_dead_letters": 1})
+    release = full_rebuild(config, Silent(), executor=Inline())
+    assert release.dead_letters == 1
+    lance.dataset(uri).delete("doc_id = 'd0'")
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    report = verified(catalog, release)
+    assert report["passed"]
+    assert report["behind"]["extra"] == {"count": 1, "examples": ("d0",)}
+
+
 def append_one(uri: str, name: str) -> None:
     rows = [dict.fromkeys(lance.dataset(uri).schema.names, name)]
     lance.write_dataset(pa.Table.from_pylist(rows), uri, mode="append")
