@@ -38,11 +38,13 @@ def root(corpus, make_config):
             if name == point:
                 raise Killed
 
+        before = open_runs(catalog.storage, catalog.alias)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(faults, "hook", hook)
             with pytest.raises(Killed):
                 (what or (lambda: full_rebuild(config(dim), Silent(), executor=Inline())))()
-        return open_runs(catalog.storage, catalog.alias)[-1]
+        (run,) = [r for r in open_runs(catalog.storage, catalog.alias) if r not in before]
+        return run
 
     interrupted.config, interrupted.uri = config, uri
     return catalog, releases, interrupted
