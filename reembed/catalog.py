@@ -6,8 +6,8 @@ aliases/ALIAS/00000001.json ...  the log: each promote or rollback is one record
                                  its number is free; the highest number is live; none is deleted
 aliases/ALIAS.json               where to start listing the log; only a hint
 
-Whoever reads what is live reads two records, however long the log: the newest must name the one before
-it, and holds what rollback needs. Files of other names in these folders are not looked at.
+Finding what is live takes two records, however long the log: the newest names the one before it, and
+holds what rollback needs. Files of other names in these folders are ignored.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Grounds:
     """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
     before it; None where there was none."""
     unknown: tuple[str, ...] = ()
-    """What nobody knew when the gate was left out or overruled, in words."""
+    """What was not known when the gate was left out or overruled, in words."""
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def compare(
     help="The first promotion: nothing is live to compare with; recorded.",
 )
 @click.option(
-    "--force", is_flag=True, help="Promote without a passing comparison; recorded for ever."
+    "--force", is_flag=True, help="Promote without a passing comparison; recorded permanently."
 )
 @click.option("--reason", help="Why, for the record; required with --initial and --force.")
 @click.option(

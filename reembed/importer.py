@@ -193,7 +193,7 @@ def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
         Path(uri).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too: half a dataset looks like a whole one
         storage.delete_tree("")
         if made:
             Path(uri).rmdir()

@@ -187,7 +187,7 @@ def admissible(
 
 def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """What nobody knows of a release that was never compared."""
-    than = live.release.id if live else "what served before, as nothing was live"
+    than = live.release.id if live else "what searches used before: nothing was live here"
     queries = chosen.gate.get("queries")
     judged = (
         f"its judged queries ({queries}) were not asked" if queries else "it has no judged queries"

@@ -191,6 +191,7 @@ def _next(r: dict[str, Any]) -> str:
     by_verdict = {c["verdict"]: c["release"] for c in r["candidates"] if c["release"] != left}
     if not by_verdict:
         return "reembed history"
+    why = "the candidates failed" if left is None else "no other candidate passed"
     if "pass" in by_verdict:
         return f"reembed promote {by_verdict['pass']}"
     if None in by_verdict:
@@ -198,7 +199,7 @@ def _next(r: dict[str, Any]) -> str:
     if "inconclusive" in by_verdict:
         more = "     # after judging more queries"
         return f"reembed compare --candidate {by_verdict['inconclusive']}{more}"
-    return "reembed run     # with another model: the candidates failed"
+    return f"reembed run     # with another model: {why}"
 
 
 def _verify(r: dict[str, Any]) -> str:
@@ -273,7 +274,7 @@ def choices(r: dict[str, Any]) -> list[str]:
     if (wider := r["margin_needed"]) is not None:
         accept = f"accept a loss of up to {wider:g}; recorded, with who and why"
         found.append(f"{again}{queries} --margin {wider:g} --reason 'WHY'     # {accept}")
-    overrule = "overrule the gate; recorded for ever"
+    overrule = "overrule the gate; recorded permanently"
     return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
 
 

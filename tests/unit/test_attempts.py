@@ -19,7 +19,7 @@ def run(tmp_path, monkeypatch):
 
 
 def attempts_until_done(run, kills):
-    """Attempts that were begun until one lived, and that one."""
+    """Number of the first attempt that survives, and what it was given."""
     for number in range(1, attempts.MAX_ATTEMPTS + 1):
         if (last := attempt_at(run, ROWS, kills)) is not None:
             return number, last
