@@ -229,7 +229,7 @@ class Source:
         """Name what cannot be read: Lance reads no text that is not UTF-8."""
         try:
             yield
-        except pa.ArrowInvalid as error:
+        except (OSError, pa.ArrowInvalid) as error:  # the first of its `take`
             if "UTF" not in str(error).upper():
                 raise
             raise SourceError(
@@ -263,20 +263,31 @@ class Source:
         return self._documents(table)
 
     def scan(self) -> Iterator[pa.Table]:
-        """All documents as `read` gives them, in bounded batches."""
-        scanner = self.dataset().scanner(
-            columns=self._columns(), filter=self.filter, batch_size=_SCAN_ROWS
+        """All documents as `read` gives them, in bounded batches.
+
+        Raises:
+            SourceError: a row holds text that is not UTF-8.
+        """
+        for batch in self._batches(self.dataset()):
+            yield self._documents(batch)
+
+    def _batches(self, dataset: lance.LanceDataset, **how: Any) -> Iterator[pa.Table]:
+        scanner = dataset.scanner(
+            columns=self._columns(), filter=self.filter, batch_size=_SCAN_ROWS, **how
         )
-        for batch in scanner.to_batches():
-            yield self._documents(pa.Table.from_batches([batch]))
+        with self._readable():
+            for batch in scanner.to_batches():
+                yield pa.Table.from_batches([batch])
 
     def take(self, row_ids: Sequence[int]) -> pa.Table:
         """Rows by id, as `read` gives them, in the order asked.
 
         Raises:
-            SourceError: an id names no row (Lance itself would leave it out silently).
+            SourceError: an id names no row (Lance itself would leave it out silently), or a row holds
+                text that is not UTF-8.
         """
-        table = self.dataset()._take_rows(list(row_ids), columns=self._columns())
+        with self._readable():
+            table = self.dataset()._take_rows(list(row_ids), columns=self._columns())
         if table.num_rows != len(row_ids):
             raise SourceError(
                 f"{self.uri} version {self.version} has {table.num_rows} of {len(row_ids)} rows by id"
@@ -289,16 +300,8 @@ class Source:
         fragments = fragments_of(dataset, delta.written) if delta else None
         if fragments == []:  # which Lance would read as all
             return
-        scanner = dataset.scanner(
-            columns=self._columns(),
-            filter=self.filter,
-            fragments=fragments,
-            with_row_id=True,
-            batch_size=_SCAN_ROWS,
-        )
-        for batch in scanner.to_batches():
-            table = pa.Table.from_batches([batch])
-            yield self._documents(table).append_column("_rowid", table["_rowid"])
+        for batch in self._batches(dataset, fragments=fragments, with_row_id=True):
+            yield self._documents(batch).append_column("_rowid", batch["_rowid"])
 
     def why_no_delta(self, since: Source) -> str | None:
         """Why an earlier version cannot be told from this one by its files; None if it can."""

@@ -30,7 +30,7 @@ ELSEWHERE = ("unit/test_packed.py", "unit/test_tune.py", "unit/test_bench.py", "
              "unit/test_cluster_yaml.py", "flow/test_demo.py", "flow/test_promotion_race.py",
              "sim", "crash")  # fmt: skip
 """Tests of other modules, or too slow to be run for every mutant."""
-MARKS = "not ray and not s3 and not crash and not slow and not gpu"
+MARKS = "not ray and not s3 and not deep and not slow and not gpu"
 HEAVY = ("numpy", "scipy.stats", "pyarrow", "pandas", "pydantic", "jinja2", "yaml", "click", "lance",
          "obstore", "faiss", "torch", "transformers", "sentence_transformers", "tokenizers",
          "ray", "ray.data", "pytest", "_pytest.assertion.rewrite", "hypothesis", "moto")  # fmt: skip
@@ -92,7 +92,7 @@ def make_map(files: list[str], where: Path) -> Map:
         os._exit(_trace(files, part, stale if kept else []))
     os.waitpid(child, 0)
     if not part.exists():
-        raise RuntimeError(f"the tests could not be run: {where.with_suffix('.log')}")
+        raise RuntimeError(f"the tests could not be run: see {where.with_suffix('.log')}")
     found = json.loads(part.read_text())
     kept = _joined(kept, found) if kept else found
     where.write_text(json.dumps({**kept, "stamps": stamps}))
@@ -181,8 +181,11 @@ def _trace(files: list[str], where: Path, only: list[str]) -> int:
 
     cov.start()
     left_out = [f"--ignore={ROOT / 'tests' / name}" for name in ELSEWHERE]
-    pytest.main([*_arguments(), "-m", MARKS, *left_out, *(only or ["tests"])], plugins=[Recorder()])
+    arguments = [*_arguments(), "-m", MARKS, *left_out, *(only or ["tests"])]
+    status = pytest.main(arguments, plugins=[Recorder()])
     cov.stop()
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(status)
     data = cov.get_data()
     tests = {t: i for i, t in enumerate(seconds)}
     lines = {}

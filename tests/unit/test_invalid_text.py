@@ -10,6 +10,7 @@ from inline import Inline
 
 from reembed.errors import SourceError, UsageError
 from reembed.evalset import load_eval_set
+from reembed.source import Source
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -52,3 +53,21 @@ def test_a_source_with_invalid_text_is_named(tmp_path, make_config, quiet, colum
         return
     with pytest.raises(SourceError, match=f"{column}.* of {source} version 2 cannot be read"):
         full_rebuild(config, quiet, executor=Inline())
+
+
+@pytest.mark.parametrize("how", ["read", "scan", "rows", "take"])
+def test_every_way_to_read_a_source_names_what_is_not_text(tmp_path, make_config, how):
+    """In the second fragment of two."""
+    source = str(tmp_path / "source.lance")
+    for text in (pa.array(["fine"] * 3), invalid(3)):
+        table = pa.table({"doc_id": ["a", "b", "c"], "text": text})
+        lance.write_dataset(table, source, mode="append", enable_stable_row_ids=True)
+    opened = Source.open(make_config(source))
+    ways = {
+        "read": lambda: [opened.read(unit) for unit in opened.units(10)],
+        "scan": lambda: list(opened.scan()),
+        "rows": lambda: list(opened.rows()),
+        "take": lambda: opened.take([0, 5]),
+    }
+    with pytest.raises(SourceError, match=f"doc_id, text of {source} version 2 cannot be read"):
+        ways[how]()

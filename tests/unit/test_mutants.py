@@ -158,3 +158,9 @@ def test_of_what_tests_reach_only_those_that_changed_are_found_again() -> None:
     assert joined.lines == {"reembed/a.py": {1: {t}, 2: {u, x}, 3: {x}}}
     for file in ("reembed/a.py", "tests/conftest.py"):
         assert runner._still_true(before, {**now, file: "2"}) is None
+
+
+def test_the_tests_that_run_are_chosen_by_marks_that_exist(pytestconfig: pytest.Config) -> None:
+    """pytest would run none at all, and every mutant would survive."""
+    marks = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    assert set(re.findall(r"not (\w+)", runner.MARKS)) <= marks
