@@ -166,7 +166,9 @@ def test_a_release_that_claims_to_be_caught_up_with_a_version_must_equal_it(live
     uri, config, catalog, release = live
     move_on(uri)
     note(catalog, release, 1, Source.open(config))
-    report = verified(catalog, release, level=ROWS)  # a stale row drawn for `wrong_vector` is one more
+    report = verified(
+        catalog, release, level=ROWS
+    )  # a stale row drawn for `wrong_vector` is one more
     assert report["source_version"] == 5
     assert counts(report["differences"]) == {"missing": 1, "extra": 1, "stale": 2, "carried": 1}
 
