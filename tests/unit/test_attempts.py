@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from crash.killed import attempt_at
 
@@ -73,3 +75,15 @@ def test_workers_at_one_time_are_told_apart_and_take_back_only_their_own_record(
 
 def test_attempts_at_one_unit_are_numbered_apart_from_those_at_another(run):
     assert [attempts.begin(run, u, 5).number for u in ("u", "v", "u", "u", "v")] == [1, 1, 2, 3, 2]
+
+
+def test_only_a_document_that_kills_alone_is_poison_not_a_range(run, monkeypatch):
+    for _ in range(4):
+        attempts.begin(run, "u", 40)
+    deaths = Counter({(0, 3): 2, (6, 9): 5, (12, 15): 2, (12, 13): 2, (20, 21): 1})
+    monkeypatch.setattr(attempts, "_died_alone", lambda *a: [1, 2])
+    monkeypatch.setattr(attempts, "_deaths", lambda *a: deaths)
+    attempt = attempts.begin(run, "u", 40)
+    assert attempt.poison == {12}
+    tried = [row for start, stop in attempt.ranges() for row in range(start, stop)]
+    assert tried == [row for row in range(40) if row != 12]

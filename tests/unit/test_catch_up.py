@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
@@ -158,3 +159,20 @@ def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line)
             catch_up(config, release, Silent(), executor=Inline())
     (run,) = open_runs(catalog.storage, catalog.alias)
     assert run.result() is None
+
+
+def test_a_catch_up_holds_the_source_version_it_reads_until_it_is_registered(line, monkeypatch):
+    """The writer may clean old versions away between the plan and the last unit."""
+    uri, config, _, release = line
+    late = pa.table({"doc_id": ["x"], "title": ["x"], "text": ["x"]})
+    lance.write_dataset(late, uri, mode="append")
+    version, held = lance.dataset(uri).version, []
+    honest = Inline.embed
+
+    def embed(self, job, units, on_receipt, stop):
+        held.extend(t["version"] for t in lance.dataset(uri).tags.list().values())
+        honest(self, job, units, on_receipt, stop)
+
+    monkeypatch.setattr(Inline, "embed", embed)
+    catch_up(config, release, Silent(), executor=Inline())
+    assert version in held

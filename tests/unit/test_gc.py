@@ -159,3 +159,24 @@ def test_a_release_that_became_needed_after_the_listing_stays(root):
     assert not catalog.is_retired(releases[0].id)
     assert files(catalog.storage, f"{releases[0].table}/data/")
     assert files(catalog.storage, f"{releases[0].index}/")
+
+
+def test_files_that_the_records_of_any_kept_release_name_are_proven(root):
+    catalog, releases, _ = root
+    proven = gc._proven_files(catalog, releases)
+    for release in releases:
+        dataset = lance.dataset(catalog.storage.uri(release.table), release.table_version)
+        files = {
+            f"{release.table}/data/{f.path}"
+            for m in dataset.get_fragments()
+            for f in m.data_files()
+        }
+        assert len(files) > 1
+        assert files <= proven
+
+
+def test_only_an_unfinished_run_can_be_dropped(root):
+    catalog, releases, _ = root
+    for name in ("none-0-v1-1", releases[0].run_id, releases[1].run_id):
+        with pytest.raises(UsageError, match=f"has no unfinished run {name}"):
+            gc.droppable(catalog, name)

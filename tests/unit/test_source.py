@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import lance
+import pyarrow as pa
 import pytest
 
 from reembed.config import Config
@@ -68,3 +69,20 @@ def test_a_column_that_lies_elsewhere_in_its_file_is_another(opened):
     assert places([0, 1, 2]) == places([0, 7, 2])
     assert places([0, 1, 2]) != places([2, 1, 0])
     assert places([0, 1, 2]) != places([0, 1, 3])
+
+
+def test_a_text_of_several_columns_has_each_of_them_and_a_null_is_empty(tmp_path, make_config):
+    uri = str(tmp_path / "s.lance")
+    rows = {"doc_id": ["a", "b"], "title": ["one", None], "body": [None, "two"]}
+    lance.write_dataset(pa.table(rows), uri)
+    config = make_config(uri, source={"text": "T: {title} / {body}."})
+    (part,) = Source.open(config).scan()
+    texts = [c for c in part.column_names if c != "doc_id"]
+    assert part[texts[0]].to_pylist() == [b"T: one / .", b"T:  / two."]
+
+
+def test_a_record_of_a_source_holds_no_store_setting(opened):
+    source, _ = opened
+    record = Source.from_json(source.to_json(), {"aws_secret_access_key": "s"}).to_json()
+    assert "options" not in record
+    assert Source.from_json(record, {}).to_json() == source.to_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import pickle
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from conftest import Bucket
 from obstore.exceptions import AlreadyExistsError
 
+from reembed import storage as storage_module
 from reembed.catalog import Catalog
 from reembed.errors import ReembedError, UsageError
 from reembed.storage import Storage, storage_errors
@@ -185,3 +187,11 @@ def test_one_root_is_told_from_another_by_its_store_and_by_nothing_else(tmp_path
     assert Storage.open(str(tmp_path)).address == plain
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
     assert Storage.open(str(tmp_path)).address != plain
+
+
+def test_size_and_digest_are_of_all_chunks_of_an_object(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_module, "_CHUNK_BYTES", 1_000)
+    content = bytes(range(256)) * 65_536  # 16 MiB
+    storage = Storage.open(str(tmp_path))
+    storage.write_bytes("large", content)
+    assert storage.digest("large") == (len(content), hashlib.sha256(content).hexdigest())
