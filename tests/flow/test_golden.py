@@ -10,6 +10,7 @@ from inline import Inline
 
 from reembed import check, golden
 from reembed.catalog import Catalog
+from reembed.config import EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.live import OpenRelease
@@ -57,6 +58,7 @@ def test_a_release_is_not_served_with_a_model_that_makes_other_vectors(built, mo
     turn(monkeypatch)
     with pytest.raises(SpaceMismatch, match="makes other vectors") as refused:
         OpenRelease.open(storage, release)
+    assert f"that of run {release.origin} on cpu" in refused.value.what
     assert "cosine" in refused.value.why
 
 
@@ -121,3 +123,21 @@ def test_a_line_without_golden_vectors_is_not_served(built):
     storage.remove(golden.path(release.origin))
     with pytest.raises(IntegrityError, match="golden"):
         OpenRelease.open(storage, release)
+
+
+def test_a_text_that_the_first_replica_had_no_vector_for_is_not_held_against_later_ones(
+    tmp_path, monkeypatch
+):
+    storage, encoder = Storage.open(str(tmp_path)), HashingEncoder(EncoderConfig(model="hashing:16"))
+    embed = HashingEncoder.embed
+
+    def without_the_third(self, tokens):
+        vectors = embed(self, tokens)
+        vectors[2] = np.nan
+        return vectors
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HashingEncoder, "embed", without_the_third)
+        golden.leave(storage, "docs-0-v1-1", encoder)
+    golden.require(storage, "docs-0-v1-1", encoder)
+    assert not any(storage.read(golden.path("docs-0-v1-1"))["vectors"]["document"][2])

@@ -114,3 +114,14 @@ def test_a_table_of_another_manifest_gives_no_vector(built):
     catalog.storage.write(f"releases/{other.alias}/{other.id}.json", other.to_json())
     with pytest.raises(IntegrityError, match="is not what release"):
         reuse.proofs(catalog.storage, donor(other))
+
+
+@pytest.mark.parametrize(("admitted", "since"), [(True, False), (False, True), (True, True)])
+def test_a_release_is_verified_where_it_was_when_registered_and_at_the_last_look(
+    built, admitted, since
+):
+    catalog, release = built
+    admitted_as = dataclasses.replace(release, verify={**release.verify, "passed": admitted})
+    record = {**release.verify, "passed": since, "release": release.id, "at": "now"}
+    catalog.storage.write(provenance.verification_path(release.run_id), record)
+    assert provenance.is_verified(catalog.storage, admitted_as) == (admitted and since)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import lance
@@ -14,7 +15,7 @@ from conftest import documents
 from tiny_models import bert_model
 
 from reembed import encoders, table, units
-from reembed.config import Config
+from reembed.config import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.sentence import SentenceEncoder
 from reembed.errors import RunFailed, SpaceMismatch
@@ -302,3 +303,39 @@ def test_replicas_at_work_at_one_time_are_told_apart(job, monkeypatch):
     one.embed("u", texts)
     assert seen == ["first", {"u", "v"}, {"u"}]
     assert not workers(made.run)
+
+
+def test_a_model_that_makes_vectors_of_another_size_than_its_folder_says_does_not_start(
+    job, monkeypatch
+):
+    made, _ = job("hashing:16")
+    other = HashingEncoder(EncoderConfig(model="hashing:24"))
+    monkeypatch.setattr(units.encoders, "load_encoder", lambda *a, **k: other)
+    with pytest.raises(SpaceMismatch) as refused:
+        units.UnitEmbedder(made)
+    assert refused.value.what == "hashing:16 makes vectors of 24 dimensions"
+
+
+@pytest.mark.parametrize(("cores", "parallel"), [(1, "false"), (2, "true")])
+def test_a_replica_tokenizes_on_as_many_cores_as_it_has(job, monkeypatch, cores, parallel):
+    made, _ = job()
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    embed = made.embed.model_copy(update={"cpus_per_actor": cores})
+    units.UnitEmbedder(dataclasses.replace(made, embed=embed))
+    assert os.environ["TOKENIZERS_PARALLELISM"] == parallel
+    assert os.environ["RAYON_NUM_THREADS"] == str(cores)
+
+
+def test_seconds_of_the_model_are_those_of_this_unit_alone(job, monkeypatch):
+    made, texts = job()
+    embedder, plain = units.UnitEmbedder(made), HashingEncoder.embed
+
+    def slow(self, tokens):
+        time.sleep(0.05)
+        return plain(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", slow)
+    for unit in ("u", "v", "w"):
+        stats = embedder.embed(unit, texts).schema.metadata
+        assert 0.05 <= float(stats[b"model_s"]) <= float(stats[b"embed_s"])
