@@ -52,6 +52,16 @@ def test_a_tag_on_another_version_is_refused(built):
     assert refused.value.why == f"its tag {release.table_tag} names version {dataset.version}"
 
 
+def test_a_release_whose_table_version_is_not_the_sealed_one_is_not_promoted(built):
+    catalog, release = built
+    dataset = lance.dataset(catalog.storage.uri(release.table))
+    dataset.delete("doc_id = 'd00001'")
+    tags(catalog, release).update(release.table_tag, dataset.version)
+    with pytest.raises(IntegrityError, match="was not sealed"):
+        promote.promote(catalog, release.id, initial_reason="a test")
+    assert catalog.live() is None
+
+
 @pytest.mark.parametrize("field", ["name", "size_bytes", "sha256"])
 def test_a_table_whose_manifest_is_another_is_refused_before_lance_opens_it(
     built, field, monkeypatch

@@ -83,6 +83,18 @@ def test_a_sample_states_its_confidence(subject):
     )
 
 
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (0, "files only, by name and size"),
+        (1, "files and ids only"),
+        (2, "no vector was re-embedded"),
+    ],
+)
+def test_a_level_below_vectors_says_what_was_looked_at(subject, level, said):
+    assert verify(subject(subject.rows()), level=level).confidence == said
+
+
 def test_a_sample_with_wrong_vectors_says_how_many_and_promises_nothing(subject):
     rows = subject.rows()
     for row in rows[:15]:
