@@ -87,3 +87,14 @@ def test_only_a_document_that_kills_alone_is_poison_not_a_range(run, monkeypatch
     assert attempt.poison == {12}
     tried = [row for start, stop in attempt.ranges() for row in range(start, stop)]
     assert tried == [row for row in range(40) if row != 12]
+
+
+def test_an_attempt_after_deaths_that_were_not_the_documents_fault_writes_no_range_down(
+    run, monkeypatch
+):
+    monkeypatch.setattr(cluster, "outlived", lambda node, job: False)
+    for _ in range(3):
+        attempt_at(run, ROWS, lambda tried: True)
+    fourth = attempts.begin(run, "u", ROWS)
+    assert [*fourth.ranges()] == [(0, ROWS)]
+    assert run.storage.read(attempts._path(run, "u", 4))["trying"] is None

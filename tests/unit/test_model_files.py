@@ -199,3 +199,5 @@ def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
               "name_or_path": "/home/a/model", "sep_token": "</s>", "other_file": None}  # fmt: skip
     config.write_text(json.dumps(values))
     assert _foreign_files(config).keys() == {"vocab_file", "merges_file"}
+    config.write_text('["vocab_file", "/elsewhere/vocab.txt"]')
+    assert not _foreign_files(config)
