@@ -23,7 +23,6 @@ from reembed.lag import noted_place
 from reembed.records import checked
 from reembed.runs import order_of
 from reembed.storage import absolute, content_path
-from reembed.table_version import missing_files
 
 
 @dataclass(frozen=True)
@@ -366,7 +365,7 @@ def _no_table(release: Release) -> IntegrityError:
     return IntegrityError(
         f"release {release.id} has no table",
         f"{release.table} version {release.table_version} cannot be opened",
-        "reembed run --fresh",
+        provenance.ANEW,
     )
 
 
@@ -383,15 +382,9 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise _index_not_whole(release)
     try:
         provenance.require_table(catalog.storage, release)
-        missing = missing_files(catalog.storage, release.table, release.table_version)
+        provenance.require_files(catalog.storage, release)
     except FileNotFoundError as error:
         raise _no_table(release) from error
-    if missing:
-        raise IntegrityError(
-            f"{len(missing)} files of the table of release {release.id} are gone or cut short",
-            ", ".join(missing[:3]),
-            "reembed run --fresh",
-        )
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from reembed.catalog import Release, VerifyRecord
 from reembed.errors import IntegrityError
 from reembed.records import checked
 from reembed.storage import Storage
-from reembed.table_version import manifest_proof, open_table
+from reembed.table_version import manifest_proof, missing_files, open_table
 
 FIX = "reembed status     # and promote or roll back to a release that is whole"
+ANEW = "reembed run --fresh --set embed.reuse=false"
+"""What replaces a damaged table: its vectors must not be copied from it."""
 
 
 def verification_path(run_id: str) -> str:
@@ -111,4 +113,19 @@ def require_table(storage: Storage, release: Release) -> None:
             if tagged
             else f"it has no tag {release.table_tag}",
             FIX,
+        )
+
+
+def require_files(storage: Storage, release: Release) -> None:
+    """Look for the data files of the release's table, by name and size.
+
+    Raises:
+        IntegrityError: some are gone or cut short.
+        FileNotFoundError: the table's version is gone.
+    """
+    if missing := missing_files(storage, release.table, release.table_version):
+        raise IntegrityError(
+            f"{len(missing)} files of the table of release {release.id} are gone or cut short",
+            ", ".join(missing[:3]),
+            ANEW,
         )

@@ -161,6 +161,7 @@ def _changes(
 ) -> Changes:
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
+    provenance.require_files(catalog.storage, release)
     dead = [vars(d) for d in sealed.dead_letters]
     return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
 

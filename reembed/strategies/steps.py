@@ -19,6 +19,7 @@ from reembed import (
     index,
     index_store,
     keep,
+    provenance,
     reuse,
     table,
     verify,
@@ -131,7 +132,7 @@ def _prove_donors(work: Work) -> None:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
             "vectors would be copied from them",
-            "reembed run --fresh --set embed.reuse=false",
+            provenance.ANEW,
         )
 
 

@@ -1,23 +1,19 @@
-"""Every command that is printed can be pasted; what cannot be pasted is listed here as prose."""
+"""Every command that is printed is one the command line takes; what cannot be pasted is listed as prose.
+
+test_pasted_commands.py runs them in the states that print them.
+"""
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import lance
-import pyarrow as pa
 import pytest
-import yaml
-from click.testing import CliRunner
-from inline import Inline
 
 import reembed
 from reembed import errors
@@ -162,164 +158,3 @@ def test_a_command_of_ours_is_one_that_the_command_line_takes(place: str, node: 
     for setting in re.findall(r"--set '?(\w+)\.(\w+)=", _text(node)):
         section = Config.model_fields[setting[0]].annotation
         assert setting[1] in section.model_fields, setting  # type: ignore[union-attr]
-
-
-# --- in the state that prints them ---
-
-HOSTILE = ["$(touch PWNED)", "`touch PWNED`", "a b", "it's", "; touch PWNED", "-n"]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, in which no pasted line may leave a file PWNED."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def ends(*words: str) -> str:
-    """The fix of a command that ends with an error."""
-    result = CliRunner().invoke(reembed_cli, [*words, "--json"])
-    assert result.exit_code in (1, 2), result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    return str(json.loads(result.stdout)["fix"])
-
-
-def paste(here: Path, line: str) -> None:
-    """Run a printed line, as a shell reads it: ours in this process, else in bash."""
-    if not line.startswith("reembed "):
-        subprocess.run(["bash", "-c", line], check=True, capture_output=True, cwd=here)
-    else:
-        words = subprocess.run(
-            ["bash", "-c", f"printf '%s\\0' {line.removeprefix('reembed ')}"],
-            check=True, capture_output=True, text=True, cwd=here,
-        ).stdout  # fmt: skip
-        result = CliRunner().invoke(reembed_cli, words.split("\0")[:-1])
-        assert result.exit_code == 0, result.output
-    assert not (here / "PWNED").exists()
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_import_over_a_dataset_names_another_place(here: Path, name: str) -> None:
-    file = here / f"{name}.jsonl"
-    file.write_text('{"doc_id": "a", "text": "t"}\n')
-    to = f"{here}/{name}.lance"
-    lance.write_dataset(pa.table({"x": [1]}), to)
-    paste(here, ends("import", str(file), "--to", to))
-    assert lance.dataset(f"{here}/{name}-2.lance").count_rows() == 1
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_import_of_latin_1_is_answered_with_a_conversion(here: Path, name: str) -> None:
-    file = here / f"{name}.csv"
-    file.write_bytes("doc_id,text\na,caf\u00e9\n".encode("latin-1"))
-    paste(here, ends("import", str(file), "--to", str(here / "s.lance")))
-    assert "caf\u00e9" in (here / f"{name}-utf8.csv").read_text()
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_or_model_folder_that_is_missing_is_answered_with_what_is_there(
-    here: Path, name: str
-) -> None:
-    folder = here / name
-    folder.mkdir()
-    paste(here, ends("import", str(folder / "x.jsonl"), "--to", str(here / "s.lance")))
-    for model in (str(folder / "missing"), str(folder)):
-        paste(here, fix_of_model(model))
-
-
-def fix_of_model(model: str) -> str:
-    from reembed.config import EncoderConfig
-    from reembed.encoders import describe
-
-    with pytest.raises(errors.EncoderError) as refused:
-        describe(EncoderConfig(model=model), "float32")
-    return str(refused.value.fix)
-
-
-def test_a_hub_id_and_a_branch_are_quoted(here: Path) -> None:
-    assert shlex.split(fix_of_model("org/name"))[:2] == ["git", "ls-remote"]
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_tune_names_a_folder_to_make_or_another_file(
-    here: Path, name: str, config_file: Any
-) -> None:
-    file = config_file(str(here / "s.lance"))
-    out = here / name / "tuned.yaml"
-    paste(here, ends("tune", "-c", file, "--out", str(out)))
-    assert out.parent.is_dir()
-
-
-# --- of a run, a comparison, a promotion: with settings of reembed.yaml in this folder ---
-
-
-@pytest.fixture
-def inline(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs need no Ray, and their config lies here."""
-    from reembed.strategies import catch_up, full_rebuild
-
-    for module in (catch_up, full_rebuild):
-        monkeypatch.setattr(module, "RayExecutor", Inline)
-    return here
-
-
-def settle(here: Path, column: str = "text", **sections: Any) -> None:
-    """Documents of which one has no text, and reembed.yaml."""
-    texts = [f"wing {n} flutter heat" for n in range(40)]
-    rows = {"doc_id": [f"d{n}" for n in range(40)], column: [*texts[:-1], None], "year": [1] * 40}
-    lance.write_dataset(pa.table(rows), str(here / "s.lance"))
-    settings: dict[str, Any] = {
-        "alias": "docs",
-        "source": {"uri": str(here / "s.lance"), "text": column},
-        "encoder": {"model": "hashing:16"},
-        "embed": {"max_dead_letters": 1},
-        "storage": {"root": str(here / "root")},
-    }
-    for name, values in sections.items():
-        settings[name] = {**settings.get(name, {}), **values}
-    (here / "reembed.yaml").write_text(yaml.safe_dump(settings))
-
-
-REFUSED: dict[str, dict[str, Any]] = {
-    "another form of hashing": {"encoder": {"model": "hashing:x"}},
-    "texts that are NULL": {"embed": {"max_dead_letters": 0}},
-    "a factory that FAISS does not know": {"index": {"factory": "Flatt"}},
-    "a filter of two literals": {"source": {"filter": "\"doc_id\" != 'd1'"}},
-}
-
-
-@pytest.mark.parametrize("column", ["text", *HOSTILE[2:4]])
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_run_that_is_refused_runs_with_what_is_printed(inline, case, column) -> None:
-    settle(inline, column, **REFUSED[case])
-    paste(inline, ends("run"))
-
-
-@pytest.mark.parametrize("column", [c for c in HOSTILE if "`" not in c])
-def test_a_text_column_that_is_missing_is_answered_with_a_run(inline, column) -> None:
-    settle(inline, column)
-    paste(inline, ends("run", "--set", f"source.text={json.dumps(column + 'x')}"))
-
-
-def test_a_column_that_lance_cannot_read_is_refused(inline) -> None:
-    settle(inline, "`touch PWNED`")
-    assert ends("run").startswith("give the column another name")
-
-
-def test_next_lines_lead_from_a_run_to_a_search(inline) -> None:
-    settle(inline)
-    followed = follow_from(inline, "reembed run", 6)
-    assert [line.split()[1] for line in followed] == ["run", "promote", "search"]
-
-
-def follow_from(here: Path, line: str, steps: int) -> list[str]:
-    """Commands that were run, each the `Next:` of the one before."""
-    done: list[str] = []
-    while line and len(done) < steps:
-        words = shlex.split(line, comments=True)[1:]
-        result = CliRunner().invoke(reembed_cli, words)
-        assert result.exit_code == 0, result.output
-        done.append(line)
-        found = re.search(r"^Next: (reembed .*)$", result.output, re.MULTILINE)
-        line = found[1] if found else ""
-    return done

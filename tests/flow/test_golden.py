@@ -128,7 +128,10 @@ def test_a_line_without_golden_vectors_is_not_served(built):
 def test_a_text_that_the_first_replica_had_no_vector_for_is_not_held_against_later_ones(
     tmp_path, monkeypatch
 ):
-    storage, encoder = Storage.open(str(tmp_path)), HashingEncoder(EncoderConfig(model="hashing:16"))
+    storage, encoder = (
+        Storage.open(str(tmp_path)),
+        HashingEncoder(EncoderConfig(model="hashing:16")),
+    )
     embed = HashingEncoder.embed
 
     def without_the_third(self, tokens):

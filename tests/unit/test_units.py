@@ -14,7 +14,7 @@ import torch
 from conftest import documents
 from tiny_models import bert_model
 
-from reembed import encoders, table, units
+from reembed import attempts, encoders, table, units
 from reembed.config import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.sentence import SentenceEncoder
@@ -339,3 +339,19 @@ def test_seconds_of_the_model_are_those_of_this_unit_alone(job, monkeypatch):
     for unit in ("u", "v", "w"):
         stats = embedder.embed(unit, texts).schema.metadata
         assert 0.05 <= float(stats[b"model_s"]) <= float(stats[b"embed_s"])
+
+
+def test_every_document_that_kills_is_a_dead_letter_that_says_so(job, monkeypatch):
+    made, texts = job()
+    embedder, begin = units.UnitEmbedder(made), attempts.begin
+
+    def fourth(run, unit, rows):
+        return dataclasses.replace(
+            begin(run, unit, rows), poison=frozenset({3, 7}), _ranges=((0, 3), (4, 7), (8, rows))
+        )
+
+    monkeypatch.setattr(attempts, "begin", fourth)
+    found = embedder.embed("u", texts)
+    errors = found["reembed.error"].to_pylist()
+    assert {n for n, e in enumerate(errors) if e} == {3, 7}
+    assert errors[3] == errors[7] == "its embedding kills the process, or does not end"

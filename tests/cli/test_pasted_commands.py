@@ -1,0 +1,360 @@
+"""Commands that are printed, pasted into a shell in the state that prints them, hostile names included."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+import yaml
+from click.testing import CliRunner
+from inline import Inline
+from tiny_models import bert_model
+
+from reembed import errors, faults
+from reembed.cli import cli as reembed_cli
+
+HOSTILE = ["$(touch PWNED)", "`touch PWNED`", "a b", "it's", "; touch PWNED", "-n"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, in which no pasted line may leave a file PWNED."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ends(*words: str) -> str:
+    """The fix of a command that ends with an error."""
+    result = CliRunner().invoke(reembed_cli, [*words, "--json"])
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    return str(json.loads(result.stdout)["fix"])
+
+
+def paste(here: Path, line: str) -> None:
+    """Run a printed line, as a shell reads it: ours in this process, else in bash."""
+    if not line.startswith("reembed "):
+        subprocess.run(["bash", "-c", line], check=True, capture_output=True, cwd=here)
+    else:
+        words = subprocess.run(
+            ["bash", "-c", f"printf '%s\\0' {line.removeprefix('reembed ')}"],
+            check=True, capture_output=True, text=True, cwd=here,
+        ).stdout  # fmt: skip
+        result = CliRunner().invoke(reembed_cli, words.split("\0")[:-1])
+        assert result.exit_code == 0, result.output
+    assert not (here / "PWNED").exists()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_import_over_a_dataset_names_another_place(here: Path, name: str) -> None:
+    file = here / f"{name}.jsonl"
+    file.write_text('{"doc_id": "a", "text": "t"}\n')
+    to = f"{here}/{name}.lance"
+    lance.write_dataset(pa.table({"x": [1]}), to)
+    paste(here, ends("import", str(file), "--to", to))
+    assert lance.dataset(f"{here}/{name}-2.lance").count_rows() == 1
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_import_of_latin_1_is_answered_with_a_conversion(here: Path, name: str) -> None:
+    file = here / f"{name}.csv"
+    file.write_bytes("doc_id,text\na,caf\u00e9\n".encode("latin-1"))
+    paste(here, ends("import", str(file), "--to", str(here / "s.lance")))
+    assert "caf\u00e9" in (here / f"{name}-utf8.csv").read_text()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_or_model_folder_that_is_missing_is_answered_with_what_is_there(
+    here: Path, name: str
+) -> None:
+    folder = here / name
+    folder.mkdir()
+    paste(here, ends("import", str(folder / "x.jsonl"), "--to", str(here / "s.lance")))
+    for model in (str(folder / "missing"), str(folder)):
+        paste(here, fix_of_model(model))
+
+
+def fix_of_model(model: str) -> str:
+    from reembed.config import EncoderConfig
+    from reembed.encoders import describe
+
+    with pytest.raises(errors.EncoderError) as refused:
+        describe(EncoderConfig(model=model), "float32")
+    return str(refused.value.fix)
+
+
+def test_a_hub_id_and_a_branch_are_quoted(here: Path) -> None:
+    assert shlex.split(fix_of_model("org/name"))[:2] == ["git", "ls-remote"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_tune_names_a_folder_to_make_or_another_file(
+    here: Path, name: str, config_file: Any
+) -> None:
+    file = config_file(str(here / "s.lance"))
+    out = here / name / "tuned.yaml"
+    paste(here, ends("tune", "-c", file, "--out", str(out)))
+    assert out.parent.is_dir()
+
+
+# --- of a run, a comparison, a promotion: with settings of reembed.yaml in this folder ---
+
+
+@pytest.fixture
+def inline(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs need no Ray, and their config lies here."""
+    from reembed.strategies import catch_up, full_rebuild
+
+    for module in (catch_up, full_rebuild):
+        monkeypatch.setattr(module, "RayExecutor", Inline)
+    return here
+
+
+def settle(here: Path, column: str = "text", **sections: Any) -> None:
+    """Documents of which one has no text, and reembed.yaml."""
+    texts = [f"wing {n} flutter heat" for n in range(40)]
+    rows = {"doc_id": [f"d{n}" for n in range(40)], column: [*texts[:-1], None], "year": [1] * 40}
+    lance.write_dataset(pa.table(rows), str(here / "s.lance"))
+    settings: dict[str, Any] = {
+        "alias": "docs",
+        "source": {"uri": str(here / "s.lance"), "text": column},
+        "encoder": {"model": "hashing:16"},
+        "embed": {"max_dead_letters": 1},
+        "storage": {"root": str(here / "root")},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}
+    (here / "reembed.yaml").write_text(yaml.safe_dump(settings))
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "another form of hashing": {"encoder": {"model": "hashing:x"}},
+    "texts that are NULL": {"embed": {"max_dead_letters": 0}},
+    "a factory that FAISS does not know": {"index": {"factory": "Flatt"}},
+    "a filter of two literals": {"source": {"filter": "\"doc_id\" != 'd1'"}},
+}
+
+
+@pytest.mark.parametrize("column", ["text", *HOSTILE[2:4]])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_is_refused_runs_with_what_is_printed(inline, case, column) -> None:
+    settle(inline, column, **REFUSED[case])
+    paste(inline, ends("run"))
+
+
+@pytest.mark.parametrize("column", [c for c in HOSTILE if "`" not in c])
+def test_a_text_column_that_is_missing_is_answered_with_a_run(inline, column) -> None:
+    settle(inline, column)
+    paste(inline, ends("run", "--set", f"source.text={json.dumps(column + 'x')}"))
+
+
+def test_a_column_that_lance_cannot_read_is_refused(inline) -> None:
+    settle(inline, "`touch PWNED`")
+    assert ends("run").startswith("give the column another name")
+
+
+def test_next_lines_lead_from_a_run_to_a_search(inline) -> None:
+    settle(inline)
+    followed = follow_from(inline, "reembed run", 6)
+    assert [line.split()[1] for line in followed] == ["run", "promote", "search"]
+
+
+def next_of(said: str) -> str:
+    """The command that is printed as the next one."""
+    found = re.search(r"^Next: (reembed .*)$", said, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def follow_from(here: Path, line: str, steps: int) -> list[str]:
+    """Commands that were run, each the `Next:` of the one before."""
+    done: list[str] = []
+    while line and len(done) < steps:
+        words = shlex.split(line, comments=True)[1:]
+        result = CliRunner().invoke(reembed_cli, words)
+        assert result.exit_code == 0, result.output
+        done.append(line)
+        line = next_of(result.output)
+    return done
+
+
+OF_A_MODEL: dict[str, dict[str, Any]] = {
+    "more positions than it has": {"max_length": 99_999},
+    "more dimensions than it has": {"truncate_dim": 9_999},
+}
+
+
+@pytest.mark.parametrize("case", OF_A_MODEL)
+def test_a_model_asked_for_what_it_lacks_runs_with_what_is_printed(inline, case) -> None:
+    model = bert_model(inline / "it's a model")
+    settle(inline, encoder={"model": str(model), **OF_A_MODEL[case]})
+    paste(inline, ends("run"))
+
+
+# --- after a run ---
+
+
+def says(*words: str) -> dict[str, Any]:
+    """What a command answers."""
+    result = CliRunner().invoke(reembed_cli, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def fails(*words: str) -> str:
+    """The fix of a command that ends with an error, whatever its exit code."""
+    result = CliRunner().invoke(reembed_cli, [*words, "--json"])
+    assert result.exit_code, result.output
+    return str(json.loads(result.stdout.splitlines()[-1])["fix"])
+
+
+def newest_candidate() -> str:
+    """Id of a release that waits."""
+    return str(says("status")["candidates"][-1]["release"])
+
+
+def built() -> str:
+    """Id of the release that a run made."""
+    says("run")
+    return newest_candidate()
+
+
+def serving(here: Path) -> str:
+    """Id of a release that serves."""
+    settle(here)
+    release = built()
+    paste(here, fails("promote", release))  # which asks for --initial
+    assert says("status")["live"]["release"] == release
+    return release
+
+
+def late(here: Path, name: str) -> None:
+    row = {"doc_id": [name], "text": [f"wing of {name}"], "year": [2]}
+    lance.write_dataset(pa.table(row), str(here / "s.lance"), mode="append")
+
+
+def killed(point: str, *words: str) -> None:
+    """A command that ends at a point as if its process had been killed there."""
+
+    class Killed(BaseException):
+        pass
+
+    def hook(name: str) -> None:
+        if name == point:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "hook", hook)
+        with pytest.raises(Killed):
+            CliRunner().invoke(reembed_cli, [*words], catch_exceptions=False)
+
+
+def test_documents_that_came_since_are_caught_up_with(inline) -> None:
+    first = serving(inline)
+    late(inline, "one more")
+    result = CliRunner().invoke(reembed_cli, ["verify", "--release", first, "--fresh-within", "0s"])
+    assert result.exit_code == 5, result.output
+    followed = follow_from(inline, next_of(result.output), 3)
+    assert [line.split()[1] for line in followed] == ["catch-up"]
+    assert says("status")["live"]["lag"]["documents"] == 0
+
+
+def test_an_older_release_of_a_line_names_the_newer(inline) -> None:
+    settle(inline)
+    first = built()
+    late(inline, "one more")
+    paste(inline, f"reembed catch-up {first}")
+    fix = fails("promote", first, "--no-catch-up", "--initial", "--reason", "a test")
+    assert fix == f"reembed promote {newest_candidate()}"
+    paste(inline, fails(*shlex.split(fix)[1:]))  # which asks for --initial
+
+
+@pytest.mark.parametrize("level", ["0", "1"])
+def test_how_fresh_is_known_only_where_the_source_is_read(inline, level) -> None:
+    release = serving(inline)
+    words = ("verify", "--release", release, "--level", level, "--fresh-within", "1h")
+    result = CliRunner().invoke(reembed_cli, [*words, "--json"])
+    if result.exit_code:
+        paste(inline, str(json.loads(result.stdout.splitlines()[-1])["fix"]))
+
+
+def test_a_run_that_was_killed_goes_on_with_what_status_prints(inline) -> None:
+    settle(inline)
+    killed("table.after_sealed", "run")
+    (run,) = says("status")["runs"]
+    paste(inline, run["resume"])
+    assert not says("status")["runs"]
+
+
+def data_files(here: Path) -> set[Path]:
+    return set((here / "root/tables").glob("*/data/*"))
+
+
+def test_a_catch_up_whose_staged_files_are_gone_is_dropped_and_done_again(inline) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    before = data_files(inline)
+    killed("table.before_commit", "catch-up", release)
+    for file in data_files(inline) - before:
+        file.unlink()
+    dropped, then = fails("catch-up", release).split("     # then: ")
+    assert dropped.startswith("reembed gc --drop-run")
+    paste(inline, dropped)
+    paste(inline, then)
+    assert says("status")["live"]["lag"]["documents"] == 0
+
+
+def test_a_table_whose_files_are_gone_is_not_caught_up_but_built_again(inline) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    for file in data_files(inline):
+        file.unlink()
+    paste(inline, fails("catch-up", release))
+    assert newest_candidate() != release
+
+
+def test_an_index_or_files_that_are_gone_are_built_again(inline) -> None:
+    settle(inline)
+    release = built()
+    for what in ("indexes/*/*.json", "indexes/*/*.faiss", "tables/*/data/*"):
+        for file in (inline / "root").glob(what):
+            file.unlink()
+        paste(inline, fails("promote", release, "--initial", "--reason", "a test"))
+        release = newest_candidate()
+
+
+def test_a_link_among_the_files_of_a_table_is_removed_alone(inline) -> None:
+    settle(inline)
+    for _ in range(3):
+        says("run", "--fresh", "--set", "embed.reuse=false")
+    mine = inline / "it's mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    (table,) = (inline / "root/tables").iterdir()
+    (table / "data/a link").symlink_to(mine)
+    paste(inline, fails("gc", "--yes"))
+    assert says("gc", "--yes")
+    assert (mine / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gc", "--drop-run", "docs-0-v1-9", "--yes"),
+        ("rollback",),
+        ("compare", "--candidate", "docs-0-v1-9"),
+        ("promote", "docs-0-v1-9"),
+        ("verify", "--release", "docs-0-v1-9"),
+        ("search", "wing", "--show", "year"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_not_there_is_answered_with_what_is(inline, words) -> None:
+    serving(inline)
+    paste(inline, fails(*words))
