@@ -144,3 +144,21 @@ def test_a_text_that_the_first_replica_had_no_vector_for_is_not_held_against_lat
         golden.leave(storage, "docs-0-v1-1", encoder)
     golden.require(storage, "docs-0-v1-1", encoder)
     assert not any(storage.read(golden.path("docs-0-v1-1"))["vectors"]["document"][2])
+
+
+def test_a_model_that_has_no_vector_any_more_for_a_text_is_refused(tmp_path, monkeypatch):
+    storage, encoder = (
+        Storage.open(str(tmp_path)),
+        HashingEncoder(EncoderConfig(model="hashing:16")),
+    )
+    golden.leave(storage, "docs-0-v1-1", encoder)
+    embed = HashingEncoder.embed
+
+    def without_the_third(self, tokens):
+        vectors = embed(self, tokens)
+        vectors[2] = np.nan
+        return vectors
+
+    monkeypatch.setattr(HashingEncoder, "embed", without_the_third)
+    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+        golden.require(storage, "docs-0-v1-1", encoder)

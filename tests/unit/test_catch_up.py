@@ -12,9 +12,11 @@ from reembed import faults
 from reembed.catalog import Catalog
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import Conflict, TooManyDeadLetters
+from reembed.lag import note
 from reembed.runs import Run, driving, find_runs, open_runs
+from reembed.source import Source
 from reembed.storage import Storage
-from reembed.strategies.catch_up import catch_up
+from reembed.strategies.catch_up import _next_number, catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -176,3 +178,12 @@ def test_a_catch_up_holds_the_source_version_it_reads_until_it_is_registered(lin
     monkeypatch.setattr(Inline, "embed", embed)
     catch_up(config, release, Silent(), executor=Inline())
     assert version in held
+
+
+def test_the_next_number_of_a_line_is_above_that_of_the_note_whatever_version_it_is_of(line):
+    uri, config, catalog, release = line
+    for name in ("d00001", "d00002", "d00003"):
+        change(uri, name)
+    note(catalog, release, 2, Source.open(config))
+    assert Source.open(config).version == 4
+    assert _next_number(catalog, release) == 3

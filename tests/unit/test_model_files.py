@@ -12,7 +12,7 @@ from tiny_models import bert_model, static_model
 
 from reembed import encoders
 from reembed.config import EncoderConfig
-from reembed.encoders.files import _foreign_files
+from reembed.encoders.files import _default_modules, _foreign_files
 from reembed.errors import EncoderError
 
 
@@ -201,3 +201,17 @@ def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
     assert _foreign_files(config).keys() == {"vocab_file", "merges_file"}
     config.write_text('["vocab_file", "/elsewhere/vocab.txt"]')
     assert not _foreign_files(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
+        ({"architectures": ["Qwen3ForCausalLM"], "is_causal": False}, "mean"),
+        ({"architectures": ["BertModel"]}, "mean"),
+        ({}, "mean"),
+    ],
+)
+def test_a_plain_folder_pools_as_sentence_transformers_would(tmp_path, settings, pooling):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert _default_modules(tmp_path)[1].settings == {"pooling_mode": pooling}

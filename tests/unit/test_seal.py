@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from inline import Inline, Silent
 
@@ -95,3 +97,12 @@ def test_dead_letters_of_all_units_count_together(staged):
         seal(staged, dead_letters=1)
     with pytest.raises(AssertionError, match="it went on to commit"):
         seal(staged, dead_letters=2)
+
+
+def test_a_staged_file_that_is_not_there_or_cut_short_is_no_proof(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    storage.write_bytes("tables/t/data/short.lance", b"1234")
+    for name, size in (("gone", 0), ("short", 4)):
+        file = SimpleNamespace(path=f"{name}.lance", file_size_bytes=10)
+        with pytest.raises(IntegrityError, match=f"has {size} bytes where 10 were written"):
+            table._proof(storage, "tables/t", file)

@@ -195,3 +195,24 @@ def test_size_and_digest_are_of_all_chunks_of_an_object(tmp_path, monkeypatch):
     storage = Storage.open(str(tmp_path))
     storage.write_bytes("large", content)
     assert storage.digest("large") == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_settings_of_the_client_that_are_true_or_false_are_passed_as_such(monkeypatch):
+    given = {}
+    monkeypatch.setattr(storage_module, "from_url", lambda url, **kwargs: given.update(kwargs))
+    options = {"allow_http": "true", "allow_invalid_certificates": "false", "timeout": "30s",
+               "aws_region": "here"}  # fmt: skip
+    assert Storage.open("s3://of-this-test/root", options).store is None
+    client = {"allow_http": True, "allow_invalid_certificates": False, "timeout": "30s"}
+    assert given == {"config": {"aws_region": "here"}, "client_options": client}
+
+
+@pytest.mark.parametrize("path", ["a/b.json", "a/b.json#1"])
+def test_what_another_process_removed_already_is_removed_without_an_error(tmp_path, path):
+    storage = Storage.open(str(tmp_path))
+    storage.remove(path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / path).write_text("half")
+    storage.remove(path)
+    storage.remove(path)
+    assert not (tmp_path / path).exists()
