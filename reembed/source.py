@@ -298,8 +298,6 @@ class Source:
         """`_rowid` beside what `scan` gives; only rows that a delta says were written."""
         dataset = self.dataset()
         fragments = fragments_of(dataset, delta.written) if delta else None
-        if fragments == []:  # which Lance would read as all
-            return
         for batch in self._batches(dataset, fragments=fragments, with_row_id=True):
             yield self._documents(batch).append_column("_rowid", batch["_rowid"])
 

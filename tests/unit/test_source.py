@@ -11,7 +11,7 @@ import pytest
 from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.source import Source
-from reembed.source_delta import _places
+from reembed.source_delta import Delta, _places
 
 
 @pytest.fixture
@@ -86,3 +86,9 @@ def test_a_record_of_a_source_holds_no_store_setting(opened):
     record = Source.from_json(source.to_json(), {"aws_secret_access_key": "s"}).to_json()
     assert "options" not in record
     assert Source.from_json(record, {}).to_json() == source.to_json()
+
+
+def test_where_no_fragment_was_written_no_row_is_read(opened):
+    source, _ = opened
+    assert not [*source.rows(Delta((), (), {}))]
+    assert sum(len(part) for part in source.rows()) == 300
