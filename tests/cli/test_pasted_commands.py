@@ -329,6 +329,21 @@ def test_an_index_or_files_that_are_gone_are_built_again(inline) -> None:
         release = newest_candidate()
 
 
+def test_a_release_that_verify_finds_damaged_is_built_again(inline) -> None:
+    settle(inline)
+    release = built()
+    for file in data_files(inline):
+        content = bytearray(file.read_bytes())
+        content[40] ^= 1
+        file.write_bytes(content)
+    result = CliRunner().invoke(reembed_cli, ["verify", "--release", release])
+    assert result.exit_code, result.output
+    said = re.search(r"^ *(?:Next|fix): (reembed .*)$", result.output, re.MULTILINE)
+    assert said, result.output
+    paste(inline, said[1])
+    assert says("verify", "--release", newest_candidate())["passed"]
+
+
 def test_a_link_among_the_files_of_a_table_is_removed_alone(inline) -> None:
     settle(inline)
     for _ in range(3):
