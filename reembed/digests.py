@@ -60,11 +60,13 @@ def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 
 def without_times(kind: pa.DataType) -> pa.DataType:
-    """The type with integers in place of times, in lists and structs too."""
+    """The type with integers in place of times, in lists, structs and maps too."""
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):
         return pa.struct([f.with_type(without_times(f.type)) for f in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(without_times(kind.key_type), without_times(kind.item_type))
     for is_kind, made in _LISTS:
         if is_kind(kind):
             return made(kind.value_field.with_type(without_times(kind.value_type)))

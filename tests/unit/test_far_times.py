@@ -19,6 +19,8 @@ _TIME = pa.timestamp("us")
         ([FAR], [FAR + 1], pa.list_(_TIME)),
         ([FAR], [FAR, FAR], pa.large_list(_TIME)),
         ([FAR], [FAR + 1], pa.list_(_TIME, 1)),
+        ([("a", FAR)], [("a", FAR + 1)], pa.map_(pa.string(), _TIME)),
+        ([(FAR, "a")], [(FAR + 1, "a")], pa.map_(_TIME, pa.string())),
         ({"a": FAR}, {"a": FAR + 1}, pa.struct([("a", _TIME)])),
         ([{"a": [FAR]}], [{"a": [FAR + 1]}], pa.list_(pa.struct([("a", pa.list_(_TIME))]))),
     ],
