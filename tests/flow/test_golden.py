@@ -60,6 +60,9 @@ def test_a_release_is_not_served_with_a_model_that_makes_other_vectors(built, mo
         OpenRelease.open(storage, release)
     assert f"that of run {release.origin} on cpu" in refused.value.what
     assert "cosine" in refused.value.why
+    assert refused.value.why.endswith(f"at least {golden.SAME} is needed"), (
+        "equal versions are named"
+    )
 
 
 def test_a_model_whose_queries_alone_changed_is_refused_too(built, monkeypatch):
@@ -162,3 +165,7 @@ def test_a_model_that_has_no_vector_any_more_for_a_text_is_refused(tmp_path, mon
     monkeypatch.setattr(HashingEncoder, "embed", without_the_third)
     with pytest.raises(SpaceMismatch, match="makes other vectors"):
         golden.require(storage, "docs-0-v1-1", encoder)
+
+
+def test_vectors_of_another_size_are_other_vectors_whatever_they_hold():
+    assert golden._least(np.ones((3, 2)), np.ones((3, 1))) == (-1.0, 0)

@@ -9,11 +9,12 @@ import pytest
 from flow_tables import rows_of, vectors_of
 from inline import Inline
 
-from reembed import gc
+from reembed import digests, gc
 from reembed.catalog import Catalog
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.gc import _needed_by_runs
+from reembed.reuse import Known
 from reembed.runs import Run
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -217,3 +218,8 @@ def test_a_catch_up_copies_the_vector_of_a_document_that_got_another_id(
 def _texts_and_vectors(config, release):
     rows = table(config, release)
     return rows["text_hash"].to_pylist(), [v.tobytes() for v in vectors_of(rows)]
+
+
+def test_where_nothing_is_known_nothing_is_found():
+    texts = digests.stack(digests.of_column(pa.array([b"a", b"b"])))
+    assert Known.read(()).find(texts).tolist() == [-1, -1]

@@ -8,6 +8,7 @@ import pytest
 from crash.killed import attempt_at
 
 from reembed import attempts, cluster
+from reembed.errors import RunFailed
 from reembed.runs import Run, workers
 from reembed.storage import Storage
 
@@ -98,3 +99,14 @@ def test_an_attempt_after_deaths_that_were_not_the_documents_fault_writes_no_ran
     fourth = attempts.begin(run, "u", ROWS)
     assert [*fourth.ranges()] == [(0, ROWS)]
     assert run.storage.read(attempts._path(run, "u", 4))["trying"] is None
+
+
+def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the_run(
+    run, monkeypatch
+):
+    monkeypatch.setattr(cluster, "outlived", lambda node, job: False)
+    for _ in range(attempts.MAX_ATTEMPTS):
+        attempt_at(run, ROWS, lambda tried: True)
+    with pytest.raises(RunFailed, match=f"was begun {attempts.MAX_ATTEMPTS} times") as failed:
+        attempts.begin(run, "u", ROWS)
+    assert failed.value.why.startswith("0 of its workers died alone")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import getpass
 import hashlib
 import os
 import pickle
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from reembed import comparisons, errors, gc, report
-from reembed.catalog import Catalog, Release
+from reembed.catalog import Catalog, Release, who
 from reembed.config import FrozenGate
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.gate import Rule, combine
@@ -349,3 +350,14 @@ def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
         0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**FAR, "beat": 2})
     ).start()
     assert is_driven(run, watch_s=0.6)
+
+
+def test_a_release_that_gc_marked_is_listed_once(catalog):
+    made = [make_release(catalog, name) for name in ("docs-0-v1-1", "docs-0-v1-2")]
+    catalog.mark_retired(made[0].id)
+    assert [r.id for r in catalog.releases()] == [r.id for r in made]
+    assert catalog.ids() == [made[1].id]
+
+
+def test_a_record_says_who_and_where():
+    assert who() == f"{getpass.getuser()}@{platform.node()}"

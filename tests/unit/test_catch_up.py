@@ -146,6 +146,7 @@ def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_sour
         with pytest.raises(TooManyDeadLetters):
             again()
     (run,) = open_runs(catalog.storage, catalog.alias)
+    assert run.plan().source["version"] == lance.dataset(uri).version - 1
     change(uri, "d00001", "d00250", text="'a text at last'")
     newer = again()
     assert run.result()["release"] is None, "it was not given up"

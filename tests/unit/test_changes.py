@@ -13,7 +13,7 @@ import pytest
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
-from reembed import digests, encoders, table
+from reembed import digests, encoders, source_delta, table
 from reembed.changes import find_changes
 from reembed.config import Config, EncoderConfig
 from reembed.source import Source
@@ -415,3 +415,21 @@ def test_a_source_without_stable_row_ids_has_a_delta_too(tmp_path, opened, sourc
     changes, how = found(before, after, vectors)
     assert changes == truth(before, after)
     assert how.startswith("delta")
+
+
+@pytest.mark.parametrize("change", [add_a_column, drop_a_column])
+def test_a_column_that_is_not_read_changes_no_file_that_is(source, change):
+    before = lance.dataset(source)
+    read = ["doc_id", "text"]
+    change(source)
+    found = source_delta.delta(before, lance.dataset(source), read)
+    assert (found.written, found.left, found.thinned) == ((), (), {})
+    assert source_delta.delta(before, lance.dataset(source), None).written
+
+
+def test_where_no_dead_letter_is_to_be_tried_again_the_files_are_asked(source, opened, tmp_path):
+    before = opened()
+    vectors = vectors_of(before, tmp_path)
+    append(source)
+    changes = find_changes(before, before.newest(), vectors, [], retry=True)
+    assert changes.how.startswith("delta")

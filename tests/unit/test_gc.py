@@ -180,3 +180,18 @@ def test_only_an_unfinished_run_can_be_dropped(root):
     for name in ("none-0-v1-1", releases[0].run_id, releases[1].run_id):
         with pytest.raises(UsageError, match=f"has no unfinished run {name}"):
             gc.droppable(catalog, name)
+
+
+def test_of_the_files_of_a_table_those_of_no_version_are_orphans_and_no_other(root):
+    catalog, releases, _ = root
+    table = releases[1].table
+    catalog.storage.write_bytes(f"{table}/data/stray.lance", b"stray")
+    listed = [gc.Orphan(*f) for f in catalog.storage.objects(f"{table}/")]
+    assert [o.path for o in gc._orphans(catalog, table, listed)] == [f"{table}/data/stray.lance"]
+
+
+def test_bytes_of_a_table_count_where_all_of_it_goes(root):
+    catalog, releases, _ = root
+    whole, part = (gc._removable(catalog, releases[1], whole=w) for w in (True, False))
+    assert (whole.index_bytes, part.table_bytes) == (part.index_bytes, 0)
+    assert whole.table_bytes == sum(s for _, s in catalog.storage.objects(f"{releases[1].table}/"))

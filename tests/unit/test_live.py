@@ -334,3 +334,19 @@ def test_what_adds_a_missing_column_names_those_that_are_carried_too(shared):
 
 def test_a_column_that_no_table_has_may_be_carried_whatever_it_is_called(corpus, make_config):
     assert make_config(corpus(3), table={"carry": ["norm"]}).table.carry == ("norm",)
+
+
+def test_places_that_the_index_could_not_fill_are_no_hits(shared, monkeypatch):
+    """An index of few lists finds fewer than k where the lists it looks into hold fewer."""
+    opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
+    plain = type(opened.index).search
+
+    def search(self, vectors, k):
+        ids, scores = plain(self, vectors, k)
+        ids[:, 2:], scores[:, 2:] = -1, -np.inf
+        return ids, scores
+
+    (whole,) = opened.search(["bada"], 4)
+    monkeypatch.setattr(type(opened.index), "search", search)
+    assert opened.search(["bada"], 4, ["title"])[0][0].doc_id == whole[0].doc_id
+    assert [len(hits) for hits in opened.search(["bada", "bado"], 4)] == [2, 2]

@@ -12,7 +12,12 @@ from tiny_models import bert_model, static_model
 
 from reembed import encoders
 from reembed.config import EncoderConfig
-from reembed.encoders.files import _default_modules, _foreign_files
+from reembed.encoders.files import (
+    _default_modules,
+    _foreign_files,
+    _require_own_files,
+    read_layout,
+)
 from reembed.errors import EncoderError
 
 
@@ -215,3 +220,20 @@ def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
 def test_a_plain_folder_pools_as_sentence_transformers_would(tmp_path, settings, pooling):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert _default_modules(tmp_path)[1].settings == {"pooling_mode": pooling}
+
+
+def test_a_settings_file_that_is_no_object_sets_nothing(tmp_path):
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text('["fast_tokenizer_files"]')
+    _require_own_files(file, json.loads(file.read_text()))
+
+
+def test_a_model_folder_is_not_written_to_when_settings_of_another_machine_are_left_out(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    config = folder / "tokenizer_config.json"
+    setting(config, vocab_file="/home/someone/vocab.txt")
+    before = config.read_bytes()
+    load(folder)
+    with read_layout(folder).staged() as staged:
+        assert "vocab_file" not in json.loads((staged / config.name).read_text())
+    assert config.read_bytes() == before

@@ -8,6 +8,7 @@ import lance
 import pyarrow as pa
 import pytest
 
+from reembed import source as source_module
 from reembed.config import Config
 from reembed.errors import SourceError
 from reembed.source import Source
@@ -92,3 +93,20 @@ def test_where_no_fragment_was_written_no_row_is_read(opened):
     source, _ = opened
     assert not [*source.rows(Delta((), (), {}))]
     assert sum(len(part) for part in source.rows()) == 300
+
+
+def test_many_readers_of_few_units_get_them_whole(opened):
+    source, _ = opened
+    assert {u.rows for u in source.units(10, actors=20)} == {10}
+    assert {u.rows for u in source.units(10, actors=2)} == {10, 2}
+
+
+@pytest.mark.parametrize("said", ["Access Denied", "no privileges", "no CREDENTIALS were found"])
+def test_a_dataset_that_may_not_be_read_is_answered_with_where_the_keys_are(monkeypatch, said):
+    def refuse(*args):
+        raise OSError(said)
+
+    monkeypatch.setattr(source_module, "open_dataset", refuse)
+    with pytest.raises(SourceError) as refused:
+        Source("s3://bucket/s.lance", 1, "", "doc_id", "text", None, (), ()).dataset()
+    assert refused.value.fix.startswith("reembed config ")

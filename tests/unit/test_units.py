@@ -355,3 +355,12 @@ def test_every_document_that_kills_is_a_dead_letter_that_says_so(job, monkeypatc
     errors = found["reembed.error"].to_pylist()
     assert {n for n, e in enumerate(errors) if e} == {3, 7}
     assert errors[3] == errors[7] == "its embedding kills the process, or does not end"
+
+
+def test_only_the_driver_that_was_asked_to_end_drains(job):
+    made, _ = job()
+    other = dataclasses.replace(made, token="another start")
+    assert not made.is_draining
+    made.drain()
+    assert made.is_draining
+    assert not other.is_draining

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import lance
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,15 @@ from reembed.digests import digest as text_hash
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.table_version import TableVersion, from_vectors, proof_of
-from reembed.verify import FILES, ROWS, Journal, Subject, verify
+from reembed.verify import (
+    FILES,
+    ROWS,
+    Difference,
+    Journal,
+    Subject,
+    Verification,
+    verify,
+)
 from reembed.verify import IDS as IDS_LEVEL
 
 IDS = [f"d{i}" for i in range(30)]
@@ -326,3 +336,11 @@ def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
     empty = Subject(**{**vars(whole), "table": version})
     for level in (IDS_LEVEL, ROWS, 3):
         assert verify(empty, level=level).differences["missing"].count == 30
+
+
+def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
+    behind = {"missing": 1, "extra": 2, "stale": 4, "carried": 8, "duplicate": 16, "corrupt": 32}
+    differences = {k: Difference(n) for k, n in behind.items()}
+    report = Verification("t", 1, 1, 2, 9, 9, 0, {}, differences, 0)
+    assert report.lacking == 1 + 2 + 4 + 8
+    assert dataclasses.replace(report, behind=None).lacking is None
