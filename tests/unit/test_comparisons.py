@@ -365,6 +365,18 @@ def test_the_newest_comparison_decides_whatever_the_ones_before_it_said(pair):
         promote(pair.catalog, pair.candidate.id)
 
 
+def test_of_many_comparisons_of_a_pair_the_newest_alone_is_read_to_tell_of_it(pair, monkeypatch):
+    for _ in range(3):
+        pair.compare()
+    seen: list[str] = []
+    plain = comparisons.read
+    monkeypatch.setattr(comparisons, "read", lambda c, path: seen.append(path) or plain(c, path))
+    told = comparisons.last(pair.catalog, pair.live, pair.candidate)
+    assert told is not None
+    assert told["number"] == 3
+    assert [path.rpartition("/")[2] for path in seen] == ["00000003.json"]
+
+
 def test_a_comparison_that_was_removed_is_missed(pair):
     for _ in range(3):
         pair.compare(Asked(margin=0.9, reason="try"))

@@ -110,3 +110,20 @@ def test_a_dataset_that_may_not_be_read_is_answered_with_where_the_keys_are(monk
     with pytest.raises(SourceError) as refused:
         Source("s3://bucket/s.lance", 1, "", "doc_id", "text", None, (), ()).dataset()
     assert refused.value.fix.startswith("reembed config ")
+
+
+@pytest.mark.parametrize(
+    ("named", "fix"),
+    [
+        ("docs.csv", "import {here}/docs.csv --to {here}/docs.lance"),
+        ("docs.JSONL", "import {here}/docs.JSONL --to {here}/docs.lance"),
+        ("docs.lance", "import documents.jsonl --to {here}/docs.lance"),
+        ("docs", "import documents.jsonl --to {here}/docs"),
+    ],
+)
+def test_a_dataset_that_is_not_there_is_answered_with_the_import_that_makes_it(
+    tmp_path, named, fix
+):
+    with pytest.raises(SourceError) as refused:
+        Source(str(tmp_path / named), 1, "", "doc_id", "text", None, (), ()).dataset()
+    assert refused.value.fix == "reembed " + fix.format(here=tmp_path)

@@ -216,3 +216,13 @@ def test_what_another_process_removed_already_is_removed_without_an_error(tmp_pa
     storage.remove(path)
     storage.remove(path)
     assert not (tmp_path / path).exists()
+
+
+def test_a_tree_goes_with_its_empty_folders_and_nothing_beside_it(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    for path in ("a/b/c.json", "a/d.json", "ab/c.json"):
+        storage.write_bytes(path, b"1234")
+    (tmp_path / "a/empty/deep").mkdir(parents=True)
+    assert storage.delete_tree("a/") == 8
+    assert [f.name for f in tmp_path.iterdir()] == ["ab"]
+    assert storage.delete_tree("a/") == 0
