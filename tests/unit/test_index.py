@@ -397,7 +397,7 @@ def test_saved_and_loaded_is_the_same_index(ivf: Built, queries: Float32, tmp_pa
     assert manifest == save_to(store, ivf) == read_manifest(store, PATH, manifest.sha256)
     assert manifest.ann_recall_lower <= manifest.ann_recall_at_10 == ivf.recalls.mean()
     assert (manifest.rows, manifest.dim, manifest.num_queries) == (60_000, 32, 200)
-    cache = tmp_path / "cache"
+    cache = tmp_path / "cache" / "of" / "indexes"
     for index in (
         load(store, PATH, manifest),
         load(store, PATH, manifest, cache),

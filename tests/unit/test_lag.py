@@ -79,3 +79,14 @@ def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahea
 
     monkeypatch.setattr(Source, "written_after", written_after)
     assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
+
+
+def test_seconds_count_from_the_first_version_that_the_release_lacks(behind, monkeypatch):
+    catalog, release, _ = behind
+    asked: list[int] = []
+    plain = Source.written_after
+    monkeypatch.setattr(
+        Source, "written_after", lambda self, version: asked.append(version) or plain(self, version)
+    )
+    assert lag(catalog, release).why is None
+    assert asked == [1]

@@ -237,3 +237,27 @@ def test_a_model_folder_is_not_written_to_when_settings_of_another_machine_are_l
     with read_layout(folder).staged() as staged:
         assert "vocab_file" not in json.loads((staged / config.name).read_text())
     assert config.read_bytes() == before
+
+
+def test_a_second_module_that_reads_texts_is_refused(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([modules[0], *modules]))
+    with pytest.raises(EncoderError, match="do not start with one of"):
+        load(folder)
+
+
+def test_modules_may_lie_in_folders_of_folders(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    modules = json.loads((folder / "modules.json").read_text())
+    before = load(folder)
+    (folder / "parts/of/it").mkdir(parents=True)
+    for module in modules[1:]:
+        if (folder / module["path"]).exists():
+            (folder / module["path"]).rename(folder / "parts/of/it" / module["path"])
+        module["path"] = f"parts/of/it/{module['path']}"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    after = load(folder)
+    texts = ["one text", "another one"]
+    ours, theirs = (e.embed(e.tokenize(texts, "document")) for e in (before, after))
+    assert np.array_equal(ours, theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
@@ -106,3 +107,8 @@ def test_a_staged_file_that_is_not_there_or_cut_short_is_no_proof(tmp_path):
         file = SimpleNamespace(path=f"{name}.lance", file_size_bytes=10)
         with pytest.raises(IntegrityError, match=f"has {size} bytes where 10 were written"):
             table._proof(storage, "tables/t", file)
+
+
+def test_the_columns_of_a_table_that_may_not_be_null_are_said_to_be(staged):
+    columns = table.schema(staged.plan.space, pa.string(), [])
+    assert {f.name for f in columns if not f.nullable} >= {"doc_id"}

@@ -226,3 +226,22 @@ def test_a_tree_goes_with_its_empty_folders_and_nothing_beside_it(tmp_path):
     assert storage.delete_tree("a/") == 8
     assert [f.name for f in tmp_path.iterdir()] == ["ab"]
     assert storage.delete_tree("a/") == 0
+
+
+def test_a_store_whose_first_answer_was_lost_is_asked_a_second_time_all_the_same(
+    tmp_path, monkeypatch
+):
+    asked: list[bytes] = []
+    plain = obstore.put
+
+    def put(store, path, body, mode):
+        asked.append(body)
+        plain(store, path, body, mode="overwrite")
+        if len(asked) == 1:
+            raise AlreadyExistsError("it is ours, of the request that was tried again")
+
+    storage = Storage.open(str(tmp_path))
+    monkeypatch.setattr(obstore, "put", put)
+    with pytest.raises(UsageError, match="overwrote an object"):
+        _ = storage.root_id
+    assert len(asked) == 2

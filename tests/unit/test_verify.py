@@ -344,3 +344,14 @@ def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
     report = Verification("t", 1, 1, 2, 9, 9, 0, {}, differences, 0)
     assert report.lacking == 1 + 2 + 4 + 8
     assert dataclasses.replace(report, behind=None).lacking is None
+
+
+@pytest.mark.parametrize(("level", "columns"), [(IDS_LEVEL, 1), (ROWS, 4)])
+def test_a_level_reads_no_column_that_it_does_not_compare(subject, monkeypatch, level, columns):
+    made, scanned = subject(subject.rows()), []
+    plain = TableVersion.scan
+    monkeypatch.setattr(
+        TableVersion, "scan", lambda self, names: scanned.append(names) or plain(self, names)
+    )
+    assert verify(made, level=level).passed
+    assert [len(names) for names in scanned] == [columns]
