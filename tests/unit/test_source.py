@@ -11,6 +11,7 @@ import pytest
 from reembed import source as source_module
 from reembed.config import Config
 from reembed.errors import SourceError
+from reembed.runs import Unit
 from reembed.source import Source
 from reembed.source_delta import Delta, _places
 
@@ -127,3 +128,10 @@ def test_a_dataset_that_is_not_there_is_answered_with_the_import_that_makes_it(
     with pytest.raises(SourceError) as refused:
         Source(str(tmp_path / named), 1, "", "doc_id", "text", None, (), ()).dataset()
     assert refused.value.fix == "reembed " + fix.format(here=tmp_path)
+
+
+def test_a_fragment_that_is_gone_is_named(opened):
+    source, uri = opened
+    with pytest.raises(SourceError) as refused:
+        source.read(Unit("000099-000000000", 99, 0, 10))
+    assert refused.value.what == f"{uri} version 1 has lost fragment 99"
