@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+
 import lance
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,7 @@ from reembed.lag import note
 from reembed.runs import Run, driving, find_runs, open_runs
 from reembed.source import Source
 from reembed.storage import Storage
-from reembed.strategies.catch_up import _next_number, catch_up
+from reembed.strategies.catch_up import _next_number, _unfinished, catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -190,3 +193,24 @@ def test_the_next_number_of_a_line_is_above_that_of_the_note_whatever_version_it
     note(catalog, release, 2, Source.open(config))
     assert Source.open(config).version == 4
     assert _next_number(catalog, release) == 3
+
+
+@pytest.mark.parametrize("driven", [True, False])
+def test_a_catch_up_of_a_source_that_was_replaced_is_given_up_unless_it_is_driven(
+    line, monkeypatch, driven
+):
+    uri, config, catalog, release = line
+    change(uri, "d00001")
+    killed_at(
+        monkeypatch,
+        "table.before_commit",
+        lambda: catch_up(config, release, Silent(), executor=Inline()),
+    )
+    (run,) = open_runs(catalog.storage, catalog.alias)
+    rows = lance.dataset(uri).to_table()
+    shutil.rmtree(uri)
+    for _ in range(3):
+        lance.write_dataset(rows, uri, mode="overwrite", enable_stable_row_ids=True)
+    with driving(run) if driven else contextlib.nullcontext():
+        assert _unfinished(catalog, release) is None
+        assert (run.result() is None) == driven

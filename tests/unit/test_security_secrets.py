@@ -22,6 +22,7 @@ from reembed.config import Config, load, secret_keys
 from reembed.errors import ConfigError, ReembedError, UsageError
 from reembed.importer import import_documents
 from reembed.redact import credentials_in, redacted
+from reembed.source import Source
 from reembed.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -420,6 +421,7 @@ def test_s9_only_options_known_to_be_harmless_are_printed_and_kept(
     assert load([str(settings)], [f"storage.options.{key}={CANARY}"])[0] == loaded
     storage = Storage("s3://b", tuple(options.items()))
     assert not leaks(repr(storage))
+    assert not leaks(repr(Source.open(loaded)))
 
 
 @pytest.mark.parametrize("override", [f"storage.options={CANARY}", f"storage.options.={CANARY}"])
