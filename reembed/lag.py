@@ -60,10 +60,14 @@ def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
 def lag(catalog: Catalog, release: Release) -> Lag:
     """How far a release is behind; a source that cannot be read is not an error, but said."""
     source = caught_up(catalog, release)
-    newest, why = newest_of(source)
-    new = newest is not None and not newest.is_same(source)
-    documents = newest.documents_changed_since(source) if newest and new else None
-    return behind(source, newest, documents, why)
+    try:
+        newest, why = newest_of(source)
+        new = newest is not None and not newest.is_same(source)
+        documents = newest.documents_changed_since(source) if newest and new else None
+        return behind(source, newest, documents, why)
+    except (OSError, ValueError) as error:  # Lance's, of files that are gone or damaged
+        why = f"{source.uri} cannot be read: {str(error).splitlines()[0]}"
+        return Lag(source.version, None, None, None, why)
 
 
 def newest_of(source: Source) -> tuple[Source | None, str | None]:

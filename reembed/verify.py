@@ -86,9 +86,11 @@ class Verification:
 
     @property
     def lacking(self) -> int | None:
-        """Documents that differ from the newest version; None where that was not looked at."""
+        """Documents that differ from the newest version; None where that was not looked at, or where
+        only ids were compared.
+        """
         kinds = ("missing", "extra", "stale", "carried")
-        if self.behind is None:
+        if self.behind is None or self.level < ROWS:
             return None
         return sum(d.count for k, d in self.behind.items() if k in kinds)
 

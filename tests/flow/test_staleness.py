@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lance
 import pyarrow as pa
@@ -92,6 +93,38 @@ def test_fresh_within_exits_5_only_where_documents_older_than_that_are_missing(
     newest = catch_up(config, release, Silent(), executor=Inline())
     assert cli("verify", "-c", file, "--release", newest.id, "--fresh-within", "0s")["passed"]
     assert cli.process("verify", "-c", file, "--fresh-within", "soon").returncode == 2
+
+
+@pytest.mark.parametrize("level", ["0", "1", "2", "3"])
+def test_texts_that_are_stale_are_not_fresh_at_any_level(live, cli, config_file, level):
+    uri, _, _, _ = live
+    file = config_file(uri, table={"carry": ["title"]})
+    lance.dataset(uri).update({"text": "'another text'"}, where="doc_id in ('d00001', 'd00200')")
+    stale = cli("verify", "-c", file, "--level", level, "--fresh-within", "0s", code=5)
+    assert stale["lag"]["documents"] == 2
+
+
+@pytest.mark.parametrize("verb", ["rollback", "promote"])
+def test_the_alias_moves_and_is_told_of_though_the_source_is_damaged(
+    live, make_config, cli, config_file, verb
+):
+    uri, _, catalog, first = live
+    other = full_rebuild(
+        make_config(uri, encoder={"model": "hashing:32"}), Silent(), executor=Inline()
+    )
+    if verb == "rollback":
+        promote(catalog, other.id, force_reason="a test")
+    lance.dataset(uri).delete("doc_id = 'd00003'")
+    for file in (Path(uri) / "_deletions").iterdir():
+        file.write_bytes(b"junk")
+    words = {
+        "rollback": ["rollback"],
+        "promote": ["promote", other.id, "--no-catch-up", "--force", "--reason", "a test"],
+    }
+    said = cli(*words[verb], "-c", config_file(uri))
+    assert said["to"] == catalog.live().release.id == (first if verb == "rollback" else other).id
+    assert f"{uri} cannot be read" in said["behind"]["why"]
+    assert f"{uri} cannot be read" in cli("status", "-c", config_file(uri))["live"]["lag"]["why"]
 
 
 def test_a_dead_letter_that_was_deleted_from_the_source_is_named(make_config, tmp_path):

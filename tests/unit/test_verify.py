@@ -341,9 +341,10 @@ def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
 def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
     behind = {"missing": 1, "extra": 2, "stale": 4, "carried": 8, "duplicate": 16, "corrupt": 32}
     differences = {k: Difference(n) for k, n in behind.items()}
-    report = Verification("t", 1, 1, 2, 9, 9, 0, {}, differences, 0)
+    report = Verification("t", 1, 1, ROWS, 9, 9, 0, {}, differences, 0)
     assert report.lacking == 1 + 2 + 4 + 8
     assert dataclasses.replace(report, behind=None).lacking is None
+    assert dataclasses.replace(report, level=IDS_LEVEL).lacking is None, "texts were not compared"
 
 
 @pytest.mark.parametrize(("level", "columns"), [(IDS_LEVEL, 1), (ROWS, 4)])
