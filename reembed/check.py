@@ -219,13 +219,13 @@ def compare_candidate(
     chosen = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
     planned = comparisons.gate_of(catalog, live.release, chosen)
-    judged = {"queries", "split"} if asked.changed_queries else set()
+    judged = set() if planned.queries and not asked.changed_queries else {"queries", "split"}
     changed = changed_settings(
         "gate",
         planned.settings.model_dump(exclude=judged),
         configured.model_dump(exclude=judged),
     )
-    if planned.queries and changed:
+    if changed:
         say("ignored", settings=changed)
     record = compare(catalog, live.release, chosen, configured, asked)
     record, page = comparisons.keep(catalog, live.release, chosen, record)

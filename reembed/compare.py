@@ -41,8 +41,8 @@ def compare(
     """Run the candidate's evaluation set on both releases; the record that `promote` asks for.
 
     The gate and its queries are those fixed in the candidate's plan, before results existed; where
-    the plan names no queries, those of the config at its first comparison. What is asked to be
-    otherwise is recorded with its reason.
+    the plan names no queries, these alone are those of the config at its first comparison. What is
+    asked to be otherwise is recorded with its reason.
 
     Raises:
         UsageError: no queries are named, or they are no longer those that were fixed.

@@ -3,7 +3,8 @@
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
                                                  that the two releases grew out of by catch-ups
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
-comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the gate, where the plan named no queries
+comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the plan's gate with the queries of the
+                                                 first comparison, where the plan named none
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Told:
     at: str
 
 
+_OF_QUERIES = {"queries", "split", "sha256", "count"}
+"""Fields of a gate that say which queries are asked."""
 _TOLD, _CHANGES = TypeAdapter(list[Told]), TypeAdapter(tuple[Change, ...])
 
 
@@ -79,7 +82,7 @@ class Terms:
 
     planned: FrozenGate
     late: bool
-    """The plan named no queries: the gate is that of the first comparison that did."""
+    """The plan named no queries: they are those of the first comparison, and all else is as planned."""
     changes: tuple[Change, ...] = ()
 
     @property
@@ -124,7 +127,7 @@ def agree(
 def _planned(
     catalog: Catalog, live: Release, candidate: Release, configured: GateConfig
 ) -> tuple[FrozenGate, bool]:
-    """The gate fixed before results existed, and whether that was only at the first comparison."""
+    """The gate fixed before results existed, and whether its queries were only at the first comparison."""
     fixed, late = _fixed(catalog, live, candidate)
     if fixed is None and not configured.queries:
         raise UsageError(
@@ -133,8 +136,9 @@ def _planned(
             f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
         )
     if fixed is None:
-        gate = evalset.freeze(configured, dict(catalog.storage.options))
-        catalog.storage.create(_late_path(catalog, candidate), gate.model_dump())
+        named = evalset.freeze(configured, dict(catalog.storage.options))
+        gate = {**candidate.gate, **named.model_dump(include=_OF_QUERIES)}
+        catalog.storage.create(_late_path(catalog, candidate), gate)
         return _planned(catalog, live, candidate, configured)
     return fixed, late
 

@@ -248,7 +248,7 @@ def _compare(r: dict[str, Any]) -> str:
             lines.append(
                 f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}"
             )
-    lines += ["", *(f"  {line}" for line in _left_out(queries))]
+    lines += ["", *(f"  {line}" for line in _notes(r))]
     lines += [
         f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['detail']}" for rule in r["rules"]
     ]
@@ -311,8 +311,10 @@ def _told(e: dict[str, Any]) -> str:
     )
 
 
-def _left_out(q: dict[str, Any]) -> list[str]:
-    lines = []
+def _notes(r: dict[str, Any]) -> list[str]:
+    q, lines = r["queries"], []
+    if r["gate_is_late"]:
+        lines.append("the plan named no queries: they were named only at the first comparison")
     if q["dropped"]:
         lines.append(f"{q['dropped']:,} queries without a relevant document are left out")
     if q["own_documents"]:
@@ -504,7 +506,7 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     return environment.get_template("report.html").render(
         c=comparison,
         allowed=allowed,
-        notes=[*_left_out(comparison["queries"]), *map(_changed, comparison["changes"])],
+        notes=[*_notes(comparison), *map(_changed, comparison["changes"])],
         made=[*comparison["earlier"], comparisons.told(comparison)],
         choices=choices(comparison),
         release=candidate,

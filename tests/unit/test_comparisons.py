@@ -237,12 +237,26 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
 def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
     first, second = late.judge(52), late.judge(30)
     assert late.compare(queries=first, margin=0.3)["gate_is_late"]
-    record = late.compare(queries=second, margin=0.9)
-    assert (record["queries"]["count"], record["gate"]["margin"]) == (52, 0.3)
+    assert late.compare(queries=second, margin=0.9)["queries"]["count"] == 52
     cut(first, 30)
     with pytest.raises(UsageError, match="was planned with"):
         late.compare(queries=first)
     assert late.compare(CHANGED, queries=second)["changes"][0]["before"]["count"] == 52
+
+
+@pytest.mark.parametrize("looser", [{"margin": 0.9}, {"ann_recall": 0.1}])
+def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, looser):
+    config, said = late.config(queries=late.judge(52), **looser), []
+    record = check.compare_candidate(
+        config, late.candidate.id, lambda stage, **f: said.append((stage, f)), PLANNED
+    )
+    planned = late.candidate.gate
+    assert {k: record["gate"][k] for k in looser} == {k: planned[k] for k in looser}
+    assert (record["gate_is_late"], record["changes"]) == (True, [])
+    ((_, ignored),) = said
+    assert [name for name, _, _ in ignored["settings"]] == [f"gate.{k}" for k in looser]
+    for told in (report.text("compare", record), Path(record["report"]).read_text()):
+        assert "named only at the first comparison" in told
 
 
 def test_of_two_first_comparisons_at_once_the_gate_of_one_counts_for_both(late, monkeypatch):
