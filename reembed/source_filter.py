@@ -19,6 +19,10 @@ _TOKEN = re.compile(
     r"|\w+|\s+|.",
     re.DOTALL,
 )
+_OF_THE_MOMENT = re.compile(
+    r"current_(timestamp|date|time)|(now|today|current_\w+|random|rand|uuid)\s*\(", re.IGNORECASE
+)
+"""What gives another answer each time, of the functions that Lance knows."""
 
 
 def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> None:
@@ -26,7 +30,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
 
     Raises:
         SourceError: it is not a condition, it has a column's name in double quotes, which is text
-            in Lance, or one of its comparisons names no column.
+            in Lance, one of its comparisons names no column, or it asks for the time or a random number.
     """
     tokens = _TOKEN.findall(condition)
     names = {name.lower(): name for name in dataset.schema.names}
@@ -38,6 +42,13 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
                 "write columns plainly or in backticks, and texts in single quotes",
                 f"reembed run --set {shlex.quote(f'source.filter={meant}')}",
             )
+    plain = "".join(t for t in tokens if t[0] not in "'\"`")
+    if found := _OF_THE_MOMENT.search(plain):
+        raise SourceError(
+            f"source.filter = {condition!r}: {found[0].strip(' (')} is not the same at every evaluation",
+            "documents would come and go while the dataset stays as it is, and nothing would notice",
+            _example(dataset),
+        )
     if error := _error(dataset, condition):
         raise SourceError(
             f"source.filter = {condition!r} is not a filter over {where}", error, _example(dataset)
