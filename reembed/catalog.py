@@ -47,12 +47,12 @@ def now() -> str:
 
 
 def who() -> str:
-    """user@host of this process, for the record."""
+    """user@host of this process, for the record; ? for what is not UTF-8."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container whose user id has no name
         user = f"uid{os.getuid()}"
-    return f"{user}@{platform.node()}"
+    return f"{user}@{platform.node()}".encode(errors="replace").decode()
 
 
 def line_of(release_id: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from reembed import __version__
-from reembed.command import DURATION, configured, output
+from reembed.command import DURATION, UTF8, configured, output
 from reembed.errors import UsageError
 from reembed.redact import redacted
 
@@ -237,7 +237,9 @@ def verify(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Judge by this margin instead of the planned one.",
 )
-@click.option("--reason", help="Why; required with these two, recorded with before and after.")
+@click.option(
+    "--reason", type=UTF8, help="Why; required with these two, recorded with before and after."
+)
 @configured
 def compare(
     config: Config,
@@ -271,7 +273,9 @@ def compare(
 @click.option(
     "--force", is_flag=True, help="Promote without a passing comparison; recorded permanently."
 )
-@click.option("--reason", help="Why, for the record; required with --initial and --force.")
+@click.option(
+    "--reason", type=UTF8, help="Why, for the record; required with --initial and --force."
+)
 @click.option(
     "--catch-up/--no-catch-up",
     default=True,
@@ -339,7 +343,7 @@ def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], i
 
 @cli.command()
 @click.option("--to", help="Release to go back to. [the one that served before]")
-@click.option("--reason", help="Why, for the record.")
+@click.option("--reason", type=UTF8, help="Why, for the record.")
 @configured
 def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[str, Any], int]:
     """Make the previous release live again: one write, no data is moved."""
@@ -367,7 +371,7 @@ def history(config: Config) -> tuple[dict[str, Any], int]:
 
 
 @cli.command()
-@click.argument("queries", nargs=-1, required=True)
+@click.argument("queries", nargs=-1, required=True, type=UTF8)
 @click.option(
     "-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query."
 )

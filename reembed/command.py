@@ -37,7 +37,21 @@ class _Duration(click.ParamType[float]):
         return float(number) * unit
 
 
+class _Utf8(click.ParamType[str]):
+    """Text that can be recorded: the shell passes on any bytes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!a} is not UTF-8; set LANG and the terminal to UTF-8", param, ctx)
+        return str(value)
+
+
 DURATION = _Duration()
+UTF8 = _Utf8()
 _DEFAULT_CONFIG = "reembed.yaml"
 _RESUMABLE = ("run", "catch-up")
 

@@ -42,6 +42,15 @@ class Section(BaseModel):
             )
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _is_utf8(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, ensure_ascii=False, default=repr).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds text that is not UTF-8; settings are stored") from error
+        return value
+
 
 class SourceConfig(Section):
     """The documents."""

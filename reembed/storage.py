@@ -35,6 +35,7 @@ SCHEMA_VERSION = 2
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 8 << 20
+_SHOWN = 30
 _SHA256 = "_sha256"
 _ROOT_RECORD = "root.json"
 _ENDPOINT = re.compile(
@@ -147,7 +148,20 @@ def storage_errors(
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`."""
+    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`.
+
+    Raises:
+        UsageError: a text in it has no UTF-8 form; nothing that reads records would take it.
+    """
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(error.start - _SHOWN, 0) : error.end + _SHOWN]
+        raise UsageError(
+            f"a text to be stored is not UTF-8: ...{near.encode(errors='backslashreplace').decode()}...",
+            "the record could not be read again, so it is not written",
+            "locale     # and give the option, setting or file that holds this text in UTF-8",
+        ) from error
     return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
 
 
@@ -163,7 +177,7 @@ def from_bytes(body: bytes, uri: str) -> Record:
         record.uri = uri
         record.pop(_SHA256, None)
         intact = body == to_bytes(record)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, UsageError) as error:
         raise IntegrityError(
             f"{uri} is not a record as reembed writes it", str(error), DAMAGED
         ) from error

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+
 import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from inline import Inline
+from unit.test_catalog import make_release
 
-from reembed.errors import SourceError, UsageError
+from reembed.catalog import Catalog, who
+from reembed.cli import cli as reembed_cli
+from reembed.config import Prompts, load
+from reembed.errors import ConfigError, IntegrityError, SourceError, UsageError
 from reembed.evalset import load_eval_set
+from reembed.promote import promote, rollback
 from reembed.source import Source
+from reembed.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -71,3 +82,83 @@ def test_every_way_to_read_a_source_names_what_is_not_text(tmp_path, make_config
     }
     with pytest.raises(SourceError, match=f"doc_id, text of {source} version 2 cannot be read"):
         ways[how]()
+
+
+BYTE = "caf\udce9"
+"""How Python sees the Latin-1 byte of an argument, a variable or a JSON escape."""
+
+
+def test_a_reason_that_is_not_utf8_is_refused_before_the_log_is_written(tmp_path):
+    """Create-only: a step that nobody can read would stay the newest for good."""
+    catalog = Catalog(Storage.open(str(tmp_path / "root")), "docs")
+    for name in ("a", "b"):
+        make_release(catalog, name)
+    with pytest.raises(UsageError, match=r"not UTF-8: .*caf\\udce9"):
+        promote(catalog, "a", initial_reason=BYTE)
+    assert catalog.log() == []
+    promote(catalog, "a", initial_reason="first")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        promote(catalog, "b", force_reason=BYTE)
+    promote(catalog, "b", force_reason="better")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        rollback(catalog, reason=BYTE)
+    assert [r.release.id for r in catalog.log()] == ["a", "b"]
+
+
+def test_no_record_is_stored_with_text_that_is_not_utf8(tmp_path):
+    storage = Storage.open(str(tmp_path / "root"))
+    for record in ({"a": [{"b": BYTE}]}, {BYTE: 1}, {"a": "\ud800"}):
+        for write in (storage.create, storage.write):
+            with pytest.raises(UsageError, match="not UTF-8"):
+                write("record.json", record)
+    assert storage.read_if_there("record.json") is None
+    assert storage.create("record.json", {"a": "café \U0001f600"})
+
+
+def test_a_record_of_others_with_such_text_is_named(tmp_path):
+    storage = Storage.open(str(tmp_path / "root"))
+    record = {"a": BYTE}
+    digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+    body = json.dumps({"_sha256": digest, **record}).encode()
+    storage.write_bytes("record.json", body)
+    with pytest.raises(IntegrityError, match=r"record\.json is not a record"):
+        storage.read("record.json")
+
+
+def test_who_is_recorded_also_where_a_name_is_not_utf8(monkeypatch):
+    monkeypatch.setenv("LOGNAME", BYTE)
+    monkeypatch.setattr(platform, "node", lambda: "h\udcff")
+    assert who() == "caf?@h?"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "--initial", "--reason", BYTE),
+        ("compare", "--margin", "0.5", "--reason", BYTE),
+        ("rollback", "--reason", BYTE),
+        ("search", "fine", BYTE),
+    ],
+)
+def test_the_command_line_refuses_such_text(corpus, config_file, arguments):
+    verb, *rest = arguments
+    said = CliRunner().invoke(reembed_cli, [verb, "-c", config_file(corpus(20)), *rest])
+    assert said.exit_code == 2
+    assert "is not UTF-8" in said.output
+
+
+@pytest.mark.parametrize(
+    "setting", ["encoder.prompts.query", "storage.root", "source.text", "table.carry"]
+)
+def test_settings_with_such_text_are_refused(corpus, config_file, tmp_path, setting):
+    value = json.dumps(["t\ud800"] if setting == "table.carry" else "t\ud800")
+    with pytest.raises(ConfigError, match=f"{setting}: holds text that is not UTF-8"):
+        load([config_file(corpus(20))], [f"{setting}={value}"])
+    section, _, name = setting.rpartition(".")
+    lines = "".join(f"{'  ' * i}{s}:\n" for i, s in enumerate(section.split(".")))
+    file = tmp_path / "more.yaml"
+    file.write_text(f"{lines}{'  ' * (section.count('.') + 1)}{name}: {value}\n")
+    with pytest.raises(ConfigError, match=f"{setting}: holds text that is not UTF-8"):
+        load([config_file(corpus(20, seed=1)), str(file)], [])
+    with pytest.raises(ValueError, match="not UTF-8"):
+        Prompts(query=BYTE)
