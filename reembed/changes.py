@@ -22,7 +22,7 @@ from reembed.source import TEXT, Source
 from reembed.table_version import TableVersion
 
 Int64 = npt.NDArray[np.int64]
-_NO_TEXT = digests.stack(digests.digest(b""))[0]
+_NO_TEXT = digests.stack(digests.NULL)[0]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _compare(
     same = there & (held.texts[row] == found.texts)
     moved = same & (rewrite | (held.carried[row] != found.carried))
     dead = _among(found, [] if retry else dead_letters)
-    # A null text is read as an empty one, and has no vector.
+    # A null text has no vector to copy.
     twin = np.where(found.texts == _NO_TEXT, -1, _row_of(held.texts, found.texts))
     copied = ~same & ~dead & (twin >= 0)
     embed = ~same & ~dead & ~copied

@@ -26,6 +26,10 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=BYTES).digest()
 
 
+NULL = hashlib.blake2b(digest_size=BYTES, person=b"null").digest()
+"""In place of the digest of a text that is null: no text has it, not even an empty one."""
+
+
 def of_id(doc_id: str | int) -> bytes:
     """Digest of a document's id; 7 and "7" are one id, as no dataset holds both types."""
     return digest(str(doc_id).encode("utf-8", "surrogatepass"))
@@ -37,12 +41,13 @@ def of_ids(doc_ids: Iterable[str | int]) -> Digests:
 
 
 def of_column(column: pa.Array | pa.ChunkedArray) -> bytes:
-    """Digests of ids or texts, joined; of a null, that of an empty text."""
+    """Digests of ids or texts, joined; of a null, `NULL`."""
     kind = column.type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         column = column.cast(pa.large_string()).cast(pa.large_binary())
     blake = hashlib.blake2b
-    return b"".join([blake(v or b"", digest_size=BYTES).digest() for v in column.to_pylist()])
+    values = column.to_pylist()
+    return b"".join([NULL if v is None else blake(v, digest_size=BYTES).digest() for v in values])
 
 
 def of_rows(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int) -> bytes:

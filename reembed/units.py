@@ -133,7 +133,10 @@ def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
     prompt_length = max((found.prompt_length for _, found in parts), default=0)
     columns = {
-        "text_hash": pa.array([digests.digest(t or b"") for t in raw], pa.binary(digests.BYTES)),
+        "text_hash": pa.array(
+            [digests.NULL if t is None else digests.digest(t) for t in raw],
+            pa.binary(digests.BYTES),
+        ),
         _TOKENS: _column(ids, lengths),
         _ERROR: pa.array(errors, pa.string()),
     }

@@ -254,3 +254,22 @@ def test_a_source_made_anew_is_caught_up_with_once_and_rollback_goes_there(
     back = cli("rollback", "-c", file)
     assert catalog_of(config).release(back["to"]).rows == 30
     assert back["to"] != first.id
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [(None, ""), ("", None), (None, "a text"), ("a text", None)]
+)
+def test_a_text_that_becomes_null_or_is_null_no_more_is_another_text(
+    tmp_path, make_config, quiet, was, now
+):
+    uri = str(tmp_path / "s.lance")
+    rows = {"doc_id": [f"d{n}" for n in range(6)], "text": [was, "", None, "b", "c", "d"]}
+    lance.write_dataset(pa.table(rows), uri, enable_stable_row_ids=True, max_rows_per_file=3)
+    config = make_config(uri, embed={"max_dead_letters": 9})
+    first = full_rebuild(config, quiet, executor=Inline())
+    assert (first.rows, first.dead_letters) == ((4, 2) if was is None else (5, 1))
+    value = "cast(null as string)" if now is None else f"'{now}'"
+    lance.dataset(uri).update({"text": value}, where="doc_id = 'd0'")
+    newer = catch_up(config, first, quiet, executor=Inline())
+    assert (newer.rows, newer.dead_letters) == ((4, 2) if now is None else (5, 1))
+    assert newer.verify["passed"]
