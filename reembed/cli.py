@@ -403,7 +403,8 @@ def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any],
         dropped.abandon()
     planned = gc_module.plan(catalog, keep, dropping=drop_run)
     removed = gc_module.apply(catalog, planned, keep) if yes else []
-    return {**planned.to_json(), "removed": [r.release for r in removed], "deleted": yes}, 0
+    done = {"removed": [r.release for r in removed], "deleted": yes}
+    return {**planned.to_json(), **done, "drop_run": drop_run}, 0
 
 
 @cli.command("config")

@@ -26,14 +26,16 @@ def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
 
 
 def _pasteable(lines: str, given: Sequence[str]) -> str:
-    """Commands to paste name the config files and settings that this command was given."""
+    """Commands to paste name the config files and settings that this command was given, unless they
+    name a config of their own: a --set would overrule it.
+    """
     options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
         whole = line.lstrip().startswith(("fix:", "Next:", "or:", "Back:"))
         begin = r"\b" if whole else "`"  # elsewhere a command stands in backquotes
         pattern = rf"{begin}reembed ({'|'.join(_CONFIGURED)})\b"
-        return re.sub(pattern, lambda m: m[0] + options, line)
+        return re.sub(pattern, lambda m: m[0] + options * (" -c " not in line[m.end() :]), line)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
 
@@ -426,7 +428,7 @@ def _gc(r: dict[str, Any]) -> str:
         [
             *lines,
             f"Nothing was removed; this would free {_bytes(r['bytes'])}.",
-            "Next: reembed gc --yes",
+            f"Next: reembed gc{f' --drop-run {dropped}' if (dropped := r['drop_run']) else ''} --yes",
         ]
     )
 

@@ -296,6 +296,28 @@ def data_files(here: Path) -> set[Path]:
     return set((here / "root/tables").glob("*/data/*"))
 
 
+def test_a_run_that_was_killed_goes_on_with_its_own_settings_whatever_status_was_given(
+    inline,
+) -> None:
+    settle(inline)
+    killed("table.after_sealed", "run")
+    (run,) = says("status")["runs"]
+    result = CliRunner().invoke(reembed_cli, ["status", "--set", "encoder.model=hashing:24"])
+    paste(inline, next_of(result.output))
+    assert not says("status")["runs"]
+    assert newest_candidate() == run["run"]
+
+
+def test_a_run_is_given_up_with_what_gc_prints(inline) -> None:
+    settle(inline)
+    killed("table.after_receipt", "run")
+    (run,) = says("status")["runs"]
+    result = CliRunner().invoke(reembed_cli, ["gc", "--drop-run", run["run"]])
+    assert says("status")["runs"]
+    paste(inline, next_of(result.output))
+    assert not says("status")["runs"]
+
+
 def test_a_catch_up_whose_staged_files_are_gone_is_dropped_and_done_again(inline) -> None:
     release = serving(inline)
     late(inline, "one more")
