@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reembed.encoders.json_files import read_json, tensors
 from reembed.errors import EncoderError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
@@ -66,7 +67,7 @@ class Module:
         if (self.folder / _WEIGHTS).is_file():
             return [self.folder / _WEIGHTS]
         if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
-            shards = read_json(self.folder / _SHARDS).get("weight_map", {}).values()
+            shards = (read_json(self.folder / _SHARDS).get("weight_map") or {}).values()
             if outside := sorted(name for name in shards if Path(name).name != name):
                 raise EncoderError(
                     f"{self.folder / _SHARDS} names {outside[0]}",
@@ -173,24 +174,12 @@ def read_layout(root: Path) -> Layout:
     return layout
 
 
-def read_json(file: Path) -> Any:
-    """The parsed file.
-
-    Raises:
-        EncoderError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{file} cannot be read as JSON", str(error)) from error
-
-
 def _optional_json(file: Path) -> dict[str, Any]:
-    return dict(read_json(file)) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _module(root: Path, entry: dict[str, Any]) -> Module:
-    name, path = str(entry.get("type")), str(entry.get("path", ""))
+    name, path = str(entry.get("type")), entry.get("path") or ""
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
         raise EncoderError(
@@ -244,9 +233,7 @@ def _check(layout: Layout) -> None:
 
 
 def _require_own_files(file: Path, content: Any) -> None:
-    named = [
-        k for k in _NAMES_FILES.get(file.name, ()) if isinstance(content, dict) and content.get(k)
-    ]
+    named = [k for k in _NAMES_FILES.get(file.name, ()) if content.get(k)]
     if named:
         raise EncoderError(
             f"{file} sets {named[0]}",
@@ -265,11 +252,9 @@ def _require_own_files(file: Path, content: Any) -> None:
 
 def _foreign_files(config: Path) -> dict[str, str]:
     """Settings that name a file by a path; saved by a tokenizer on the machine it was trained on."""
-    content = read_json(config)
-    settings = content.items() if isinstance(content, dict) else ()
     return {
         k: v
-        for k, v in settings
+        for k, v in read_json(config).items()
         if k.endswith("_file") and isinstance(v, str) and Path(v).name != v
     }
 
@@ -310,7 +295,7 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(stream.read(size))
     except (OSError, ValueError, RecursionError, struct.error) as error:
         raise EncoderError(f"{file} is no safetensors file", str(error)) from error
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    return tensors(file, header)
 
 
 def _convert(folder: Path) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reembed.encoders.base import Kind
-from reembed.encoders.files import Layout, Module, read_json, read_layout
+from reembed.encoders.files import Layout, Module, read_layout
+from reembed.encoders.json_files import read_json
 from reembed.encoders.locate import locate
 from reembed.encoders.texts import SentenceTokenizer, open_tokenizer
 from reembed.errors import EncoderError
@@ -143,7 +144,7 @@ def _input_dim(module: Module) -> int:
     config = read_json(module.folder / "config.json")
     # Models of several kinds of input keep the text part's settings apart.
     for settings in (config, config.get("text_config") or {}):
-        width = next((settings[key] for key in _WIDTHS if key in settings), None)
+        width = next((settings[key] for key in _WIDTHS if settings.get(key)), None)
         if width is not None:
             return int(width)
     raise EncoderError(f"{module.folder}/config.json names no hidden_size")

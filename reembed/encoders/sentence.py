@@ -14,6 +14,7 @@ from reembed.encoders import attention, canary, linears, loaded
 from reembed.encoders.arithmetic import Arithmetic, peak
 from reembed.encoders.base import Kind, Tokens, Vectors, Work
 from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first, on
+from reembed.encoders.libraries import refusing
 from reembed.encoders.profile import Profile, read_profile
 from reembed.errors import EncoderError
 
@@ -220,7 +221,7 @@ class _Loader:
         """
         if not self._unloaded:
             return
-        vectors = canary.reference(model, self._profile)
+        vectors = self._reference(model)
         without = int((~np.isfinite(vectors).all(axis=1)).sum())
         if without > _MAY_BE_EMPTY:
             names = ", ".join(self._unloaded[:_NAMED])
@@ -232,12 +233,17 @@ class _Loader:
                 "download the model again, or save it again with save_pretrained()",
             )
 
+    def _reference(self, model: Any) -> Vectors:
+        root = self._profile.layout.root
+        with refusing(f"{root} cannot embed a text", but=(torch.OutOfMemoryError,)):
+            return canary.reference(model, self._profile)
+
     def fastest(self, wanted: str) -> SentenceEncoder:
         """In the number type wanted if it keeps the vectors, else in float32; packed, else padded."""
         model = self.model()
         self.require_loaded(model)
         self._arithmetic = Arithmetic(model[0].model)
-        golden = canary.reference(model, self._profile)
+        golden = self._reference(model)
         if self._device == "cpu" and not _computes(wanted):
             self._notes.append(f"this processor does not compute in {wanted}: float32 instead")
             wanted = "float32"
@@ -345,7 +351,6 @@ def _padding_idx(transformer: torch.nn.Module) -> int | None:
 
 
 def _load_modules(profile: Profile, device: str) -> Any:
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -353,23 +358,17 @@ def _load_modules(profile: Profile, device: str) -> Any:
     quiet()
     attention.register()
     options = {"dtype": torch.float32, "use_safetensors": True}
-    try:
-        with profile.layout.staged() as folder:
-            model = SentenceTransformer(
-                str(folder),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs=options,
-            )
-    except torch.OutOfMemoryError:
-        raise
-    except (
-        OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError, ImportError, SafetensorError,
-    ) as error:  # fmt: skip
-        raise EncoderError(
-            f"{profile.layout.root} cannot be loaded", f"{type(error).__name__}: {error}"
-        ) from error
+    with (
+        refusing(f"{profile.layout.root} cannot be loaded", but=(torch.OutOfMemoryError,)),
+        profile.layout.staged() as folder,
+    ):
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs=options,
+        )
     return model.float().eval()
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reembed.encoders.base import Kind, Tokens
-from reembed.encoders.files import read_json
+from reembed.encoders.json_files import read_json
+from reembed.encoders.libraries import refusing
 from reembed.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def open_tokenizer(
         EncoderError: its files are missing or unreadable, or max_length does not fit the model.
     """
     module = layout.modules[0]
-    opened = (
-        _open_static(module, config, prompts)
-        if module.kind == "StaticEmbedding"
-        else _open_transformer(layout, config, prompts)
-    )
+    with refusing(f"{module.folder}: cannot load the tokenizer"):
+        opened = (
+            _open_static(module, config, prompts)
+            if module.kind == "StaticEmbedding"
+            else _open_transformer(layout, config, prompts)
+        )
     special = opened.backend.num_special_tokens_to_add(False) if opened.special_tokens else 0
     if opened.max_length is not None and opened.max_length <= special:
         raise EncoderError(
@@ -119,7 +121,6 @@ def _open_static(
     from tokenizers import Tokenizer
 
     file = module.folder / "tokenizer.json"
-    # Read first for the error: tokenizers raises bare Exceptions.
     backend = Tokenizer.from_str(json.dumps(read_json(file)))
     backend.no_padding()
     if config.max_length is not None:
@@ -225,11 +226,8 @@ def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
     options |= {"trust_remote_code": False, "local_files_only": True}
     load_config: Any = AutoConfig.from_pretrained
     load_tokenizer: Any = AutoTokenizer.from_pretrained
-    try:
-        model = load_config(folder, trust_remote_code=False, local_files_only=True)
-        fast = load_tokenizer(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise EncoderError(f"{module.folder}: cannot load the tokenizer", str(error)) from error
+    model = load_config(folder, trust_remote_code=False, local_files_only=True)
+    fast = load_tokenizer(folder, **options)
     if not fast.is_fast:
         raise EncoderError(
             f"{module.folder}: the tokenizer has no fast form",

@@ -15,7 +15,6 @@ from reembed.config import EncoderConfig
 from reembed.encoders.files import (
     _default_modules,
     _foreign_files,
-    _require_own_files,
     read_layout,
 )
 from reembed.errors import EncoderError
@@ -204,8 +203,6 @@ def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
               "name_or_path": "/home/a/model", "sep_token": "</s>", "other_file": None}  # fmt: skip
     config.write_text(json.dumps(values))
     assert _foreign_files(config).keys() == {"vocab_file", "merges_file"}
-    config.write_text('["vocab_file", "/elsewhere/vocab.txt"]')
-    assert not _foreign_files(config)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +217,6 @@ def test_only_settings_that_name_a_file_by_a_path_are_foreign(tmp_path):
 def test_a_plain_folder_pools_as_sentence_transformers_would(tmp_path, settings, pooling):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert _default_modules(tmp_path)[1].settings == {"pooling_mode": pooling}
-
-
-def test_a_settings_file_that_is_no_object_sets_nothing(tmp_path):
-    file = tmp_path / "tokenizer_config.json"
-    file.write_text('["fast_tokenizer_files"]')
-    _require_own_files(file, json.loads(file.read_text()))
 
 
 def test_a_model_folder_is_not_written_to_when_settings_of_another_machine_are_left_out(tmp_path):
@@ -261,3 +252,110 @@ def test_modules_may_lie_in_folders_of_folders(tmp_path):
     texts = ["one text", "another one"]
     ours, theirs = (e.embed(e.tokenize(texts, "document")) for e in (before, after))
     assert np.array_equal(ours, theirs)
+
+
+OTHERS_CODE = [
+    ("config.json", {"_attn_implementation": "kernels-community/flash-attn"}),
+    ("config.json", {"attn_implementation": "flash_attention_2"}),
+    ("config.json", {"text_config": {"attn_implementation": "someone/code:f"}}),
+    ("config.json", {"attn_implementation": {"": "sdpa", "text_config": "someone/code"}}),
+    ("config.json", {"_experts_implementation": "sonicmoe"}),
+    ("sentence_bert_config.json", {"model_args": {"attn_implementation": "kernels-community/x"}}),
+    ("sentence_bert_config.json", {"model_kwargs": {"attn_implementation": "paged|someone/x"}}),
+]
+
+
+@pytest.mark.parametrize(("file", "values"), OTHERS_CODE)
+def test_a_setting_that_fetches_code_is_refused_by_name(tmp_path, file, values):
+    folder = bert_model(tmp_path / "bert")
+    setting(folder / file, **values)
+    with pytest.raises(EncoderError, match=r"sets _?(attn|experts)_implementation to") as refused:
+        space(folder)
+    assert str(folder / file) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa", None])
+def test_attention_that_comes_with_the_library_may_be_chosen(tmp_path, name):
+    folder = bert_model(tmp_path / "bert")
+    setting(folder / "config.json", _attn_implementation=name)
+    setting(folder / "sentence_bert_config.json", model_args={"attn_implementation": name})
+    load(folder)
+
+
+WRONG_FORMS = {
+    "modules.json": ["{}", "5", "null", '["a"]', '[{"type": 5}]', '[{"path": 5}]'],
+    "config.json": ["[1]", '{"hidden_size": "abc"}', '{"hidden_size": -1}', '{"hidden_size": [1]}',
+                    '{"hidden_size": true}', '{"max_position_embeddings": "x"}', '{"text_config": [1]}',
+                    '{"architectures": 5}'],
+    "config_sentence_transformers.json": ["[1]", '{"prompts": [1]}', '{"prompts": {"query": 5}}',
+                                          '{"truncate_dim": "x"}', '{"truncate_dim": -5}',
+                                          '{"truncate_dim": 0}', '{"truncate_dim": 16.5}'],
+    "sentence_bert_config.json": ["[1]", '{"max_seq_length": "x"}', '{"model_args": [1]}',
+                                  '{"model_args": "dtype"}', '{"modality_config": 5}',
+                                  '{"processor_kwargs": {"model_max_length": "x"}}'],
+    "1_Pooling/config.json": ["[1]", '{"pooling_mode": 5}', '{"pooling_mode": [1, 2]}'],
+    "2_Dense/config.json": ["5", '{"in_features": "x"}', '{"in_features": 32, "out_features": [1]}'],
+    "tokenizer_config.json": ["[1]", '"x"', '{"tokenizer_class": 5}', '{"model_max_length": "x"}'],
+    "tokenizer.json": ["{}", "[1]", "5", '{"model": 5, "added_tokens": []}'],
+    "added_tokens.json": ["[1]", "5"],
+    "special_tokens_map.json": ["5", '["a"]'],
+    "preprocessor_config.json": ["5"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, one) for file, all_ in WRONG_FORMS.items() for one in all_]
+)
+def test_a_model_file_of_another_form_is_refused_by_name(tmp_path, file, content):
+    folder = bert_model(tmp_path / "bert", dense=16)
+    (folder / file).write_text(content)
+    with pytest.raises(EncoderError) as refused:
+        space(folder)
+    assert str(folder) in str(refused.value)
+    if file != "tokenizer.json" and content != "{}":
+        assert file in str(refused.value)
+
+
+def test_the_same_in_a_folder_of_a_static_model(tmp_path):
+    folder = static_model(tmp_path / "static")
+    (folder / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(EncoderError, match="cannot load the tokenizer"):
+        space(folder)
+
+
+@pytest.mark.parametrize(
+    "header", ["[1]", "5", "null", '{"a": "b"}', '{"a": {}}', '{"a": {"dtype": "F32", "shape": [-1]}}',
+               '{"a": {"dtype": 5, "shape": [1]}}', '{"a": {"dtype": "F32", "shape": "4"}}'],
+)  # fmt: skip
+def test_a_safetensors_header_of_another_form_is_refused_by_name(tmp_path, header):
+    folder = bert_model(tmp_path / "bert")
+    body = header.encode()
+    (folder / "model.safetensors").write_bytes(len(body).to_bytes(8, "little") + body)
+    with pytest.raises(EncoderError, match=r"model\.safetensors"):
+        space(folder)
+
+
+@pytest.mark.parametrize("index", [[1], 5, {}, {"weight_map": [1]}, {"weight_map": None},
+                                   {"weight_map": {"a": 5}}, {"weight_map": {"a": None}}])  # fmt: skip
+def test_an_index_of_shards_of_another_form_is_refused_by_name(tmp_path, index):
+    folder = bert_model(tmp_path / "bert")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EncoderError, match=r"model\.safetensors\.index\.json|shards are missing"):
+        space(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {}}}),
+        ("tokenizer_config.json", {"pad_token": None}),
+        ("special_tokens_map.json", {"unk_token": ""}),
+        ("config.json", {"num_attention_heads": 0}),
+    ],
+)
+def test_files_that_a_library_takes_and_then_fails_on_are_refused(tmp_path, file, change):
+    folder = bert_model(tmp_path / "bert")
+    setting(folder / file, **change)
+    with pytest.raises(EncoderError, match=str(folder)):
+        load(folder)

@@ -1,0 +1,160 @@
+"""A model's JSON files, read and checked to have the form that loading relies on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reembed.errors import EncoderError
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a value must be, in words, and whether one is."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+TEXT = Form("a string", lambda v: isinstance(v, str))
+WHOLE = Form("a whole number", _is_whole)
+NUMBER = Form("a number", lambda v: _is_whole(v) or isinstance(v, float))
+COUNT = Form("a whole number above 0", lambda v: _is_whole(v) and v > 0)
+NULL = Form("null", lambda v: v is None)
+OBJECT = Form("an object", lambda v: isinstance(v, dict))
+
+
+def listed(form: Form) -> Form:
+    """A list of such values."""
+    return Form(
+        f"a list, each {form.words}",
+        lambda v: isinstance(v, list) and all(form.fits(one) for one in v),
+    )
+
+
+def mapped(form: Form) -> Form:
+    """An object with such values."""
+    return Form(
+        f"an object, each value {form.words}",
+        lambda v: isinstance(v, dict) and all(form.fits(one) for one in v.values()),
+    )
+
+
+def either(one: Form, other: Form) -> Form:
+    """Of one form or the other."""
+    return Form(f"{one.words} or {other.words}", lambda v: one.fits(v) or other.fits(v))
+
+
+_PASSED_ON = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args",
+              "config_kwargs")  # fmt: skip
+_TENSOR = Form(
+    "a tensor: an object with dtype and shape",
+    lambda v: (
+        isinstance(v, dict)
+        and TEXT.fits(v.get("dtype"))
+        and listed(Form("", lambda n: _is_whole(n) and n >= 0)).fits(v.get("shape"))
+    ),
+)
+# Settings that are used here or that libraries take unchecked; null sets nothing, so it fits each.
+_SETTINGS: dict[str, Form] = {
+    **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), COUNT),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_length"), WHOLE),
+    **dict.fromkeys(("in_features", "out_features", "truncate_dim"), COUNT),
+    **dict.fromkeys(_PASSED_ON, OBJECT),
+    **dict.fromkeys(("text_config", "modality_config"), OBJECT),
+    **dict.fromkeys(("type", "path", "tokenizer_class", "transformer_task", "model_type"), TEXT),
+    "architectures": listed(TEXT),
+    "similarity_fn_name": TEXT,
+    "prompts": mapped(either(TEXT, NULL)),
+    "pooling_mode": either(TEXT, listed(TEXT)),
+    "model_max_length": NUMBER,
+    "weight_map": mapped(TEXT),
+}
+_OBJECTS = ("config.json", "config_sentence_transformers.json", "special_tokens_map.json",
+            "added_tokens.json", "model.safetensors.index.json")  # fmt: skip
+# What these may choose: others are fetched from the hub, as code, or run what is installed by chance.
+_OWN_CODE = {
+    "attn_implementation": ("eager", "sdpa"),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+
+
+def read_json(file: Path) -> Any:
+    """The parsed file: of a file of settings an object, of modules.json a list of objects.
+
+    Raises:
+        EncoderError: it cannot be read, is not JSON, or a setting has not the form that it needs.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderError(f"{file} cannot be read as JSON", str(error)) from error
+    if file.name == "modules.json":
+        _require(file, "", listed(OBJECT), content)
+        for module in content:
+            _require_settings(file, module)
+    elif file.name.endswith(_OBJECTS):
+        _require(file, "", OBJECT, content)
+        _require_settings(file, content)
+        _require_own_code(file, content)
+    return content
+
+
+def tensors(file: Path, header: Any) -> dict[str, dict[str, Any]]:
+    """Name -> dtype and shape, from the header of a safetensors file.
+
+    Raises:
+        EncoderError: it is not one.
+    """
+    _require(file, "its header", OBJECT, header)
+    found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    for name, tensor in found.items():
+        _require(file, name, _TENSOR, tensor)
+    return found
+
+
+def _require_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if value is not None and name in _SETTINGS:
+            _require(file, name, _SETTINGS[name], value)
+            if name in (*_PASSED_ON, "text_config"):
+                _require_settings(file, value)
+
+
+def _require(file: Path, name: str, form: Form, value: Any) -> None:
+    if not form.fits(value):
+        raise EncoderError(
+            f"{file}: {name or 'it'} is {value!r:.80}",
+            f"it must be {form.words}; the file is damaged, or it belongs to something else",
+            "copy or download the model again",
+        )
+
+
+def _require_own_code(file: Path, settings: Mapping[str, Any]) -> None:
+    for name, value in _inner(settings):
+        known = _OWN_CODE.get(name.strip("_").removesuffix("_internal"))
+        if known and value not in (None, *known):
+            raise EncoderError(
+                f"{file} sets {name} to {value!r:.80}",
+                f"allowed are {' and '.join(known)}; others name code that transformers would fetch",
+                f"remove {name} from {file}",
+            )
+
+
+def _inner(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every name and value, at every depth."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one

@@ -1,0 +1,37 @@
+"""Errors of the libraries that open a model's files, told as what they are: files they cannot use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from reembed.errors import EncoderError
+
+_REFUSALS = (
+    OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError,
+    ArithmeticError, AssertionError,
+)  # fmt: skip
+
+
+@contextmanager
+def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """The block, in which a library opens files; `what` says what could not be done.
+
+    Errors of the types `but` are left as they are.
+
+    Raises:
+        EncoderError: in place of an error that says that the library cannot use the files.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except but:
+        raise
+    except BaseException as error:
+        known = isinstance(error, (*_REFUSALS, StrictDataclassError, SafetensorError))
+        # tokenizers raises bare Exceptions, and Rust's panics, which have no type to import.
+        if not known and type(error).__name__ not in ("Exception", "PanicException"):
+            raise
+        raise EncoderError(what, f"{type(error).__name__}: {error}") from error
