@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
@@ -67,6 +67,8 @@ class Built:
     recalls: Float64
     tuned_on: str
     build_seconds: float
+    settings: IndexConfig = field(default_factory=IndexConfig)
+    """What it was built by."""
 
 
 def gpu_available() -> bool:
@@ -142,7 +144,7 @@ def build(
         index.operate(point)
         recalls = ann_recall(index, queries, exact_ids, exact_scores)
     seconds = time.monotonic() - started
-    return Built(index, factory, device, point, recalls, tuned_on, seconds)
+    return Built(index, factory, device, point, recalls, tuned_on, seconds, config)
 
 
 def tune(

@@ -59,6 +59,8 @@ class IndexManifest:
     table: str
     table_version: int
     build_seconds: float
+    settings: dict[str, Any]
+    """The section `index` of the config that it was built by; the line's catch-ups are built by it too."""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def save(
             table=table,
             table_version=table_version,
             build_seconds=round(built.build_seconds, 3),
+            settings=built.settings.model_dump(),
         )
         faults.point("index.before_save")
         # Equal names hold equal bytes, so overwriting replaces nothing, and repairs a damaged file.

@@ -20,7 +20,7 @@ from reembed.catalog import (
 from reembed.config import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.lag import noted_place
-from reembed.records import checked
+from reembed.records import Record, checked
 from reembed.runs import order_of
 from reembed.storage import absolute, content_path
 
@@ -141,7 +141,7 @@ def promote(
     require_kept(catalog, chosen)
     _require_newest(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
-        return _advance(catalog, live, chosen)
+        return _advance(catalog, live, chosen, force_reason)
     grounds = admissible(catalog, chosen, live, Reasons(force_reason, initial_reason))
     faults.point("promote.before_swap")
     record = _swap(catalog, live, "promote", chosen, grounds)
@@ -271,13 +271,22 @@ def follow(catalog: Catalog, release: Release) -> AliasRecord:
     return _advance(catalog, live, release)
 
 
-def _advance(catalog: Catalog, live: AliasRecord, release: Release) -> AliasRecord:
-    """The swap to a release of the same line, from the state that it is held against."""
+def _advance(
+    catalog: Catalog, live: AliasRecord, release: Release, force: str | None = None
+) -> AliasRecord:
+    """The swap to a release of the same line, from the state that it is held against.
+
+    Its index must clear the gate's ann_recall, where live's own does.
+    """
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
     _require_complete(catalog, release)
+    required = float(release.gate["ann_recall"])
+    if force is None and _recall_bound(catalog, live.release) >= required:
+        fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: reembed run --fresh"
+        _require_recall(catalog, release, required, fix)
     faults.point("promote.before_follow")
-    return _swap(catalog, live, "catch-up", release, Grounds())
+    return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))
 
 
 def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
@@ -371,13 +380,7 @@ def _no_table(release: Release) -> IntegrityError:
 
 def _require_complete(catalog: Catalog, release: Release) -> None:
     _require_verified(catalog, release)
-    described = content_path(release.index, release.index_sha256, "json")
-    manifest = catalog.storage.read_if_there(described)
-    if manifest is None:
-        raise IntegrityError(
-            f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
-        )
-    provenance.require_index(release, checked(provenance.IndexRecord, manifest))
+    manifest = _described_index(catalog, release)
     if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
         raise _index_not_whole(release)
     try:
@@ -385,6 +388,34 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         provenance.require_files(catalog.storage, release)
     except FileNotFoundError as error:
         raise _no_table(release) from error
+
+
+def _described_index(catalog: Catalog, release: Release) -> Record:
+    described = content_path(release.index, release.index_sha256, "json")
+    manifest = catalog.storage.read_if_there(described)
+    if manifest is None:
+        raise IntegrityError(
+            f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
+        )
+    provenance.require_index(release, checked(provenance.IndexRecord, manifest))
+    return manifest
+
+
+def _recall_bound(catalog: Catalog, release: Release) -> float:
+    """Lower 95 % bound of ann_recall@10 as it was measured when the index was built."""
+    index = _described_index(catalog, release)
+    # One query has no bound; finding all is enough.
+    return 1.0 if index["ann_recall_at_10"] == 1 else float(index["ann_recall_lower"])
+
+
+def _require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:
+    bound = _recall_bound(catalog, release)
+    if bound < required:
+        raise GateFailed(
+            f"the index of release {release.id}, which a catch-up built, finds less than its gate asks",
+            f"lower bound of ann_recall@10: {bound:.4f}, at least {required:.4f} needed",
+            fix,
+        )
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
@@ -415,4 +446,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
         raise Inconclusive(
             f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, again
         )
+    if compared.id != chosen.id:  # the verdict is about another index
+        required = float(record["gate"]["ann_recall"])
+        _require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
     return comparisons.evidence(record)

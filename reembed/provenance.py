@@ -39,6 +39,8 @@ class IndexRecord:
     table: str
     table_version: int
     space: str
+    ann_recall_at_10: float
+    ann_recall_lower: float
 
 
 def require_index(release: Release, manifest: Mapping[str, Any]) -> None:

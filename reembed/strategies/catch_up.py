@@ -3,6 +3,7 @@
 changes -> embed -> keep -> table -> index -> verify -> release. The table's new version shares every
 fragment that nothing left; a fragment that lost rows is written again without them, vectors as they
 were. So no row of a version ever depends on a deletion file, and every file is proven by a receipt.
+The index is built by the settings that its line's was built by: the gate judged that one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reembed import encoders, preflight, provenance, table
+from reembed import encoders, index_store, preflight, provenance, table
 from reembed.catalog import Catalog, Release, line_of, now, place_in_line
 from reembed.changes import Changes, find_changes
-from reembed.config import Config, EncoderConfig
+from reembed.config import Config, EncoderConfig, IndexConfig
 from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.executor import Executor, RayExecutor
 from reembed.lag import caught_up, lag, note, noted_place
-from reembed.progress import Listener
+from reembed.progress import Listener, changed_settings
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
 from reembed.source import Source
 from reembed.storage import Storage
@@ -98,7 +99,7 @@ def _pass(
         plan = run.plan()
         if plan is None:
             assert changes is not None  # an unfinished run is found by its plan
-            plan = _write_plan(run, config, release, after, changes, say)
+            plan = _write_plan(run, config.embed.unit_documents, release, after, changes, say)
         try:
             return _carry_out(config, run, plan, say, on)
         except (TooManyDeadLetters, IntegrityError) as error:
@@ -117,6 +118,7 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
     preflight.require_rights(run.storage, plan)
+    config = _with_planned_index(config, plan, say)
     with on.connected(config) as connected, stopping(say) as stop:
         say("ray", where=connected.where)
         work = Work(run, plan, source, config, connected, say, stop)
@@ -126,6 +128,14 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
         manifest = build_index(work, sealed)
         receipt = verified(work, sealed, manifest)
     return register(work, sealed, manifest, receipt)
+
+
+def _with_planned_index(config: Config, plan: Plan, say: Listener) -> Config:
+    """The config with its line's index settings; the device is that of this machine."""
+    index = IndexConfig(**plan.index).model_copy(update={"device": config.index.device})
+    if changed := changed_settings("index", index.model_dump(), config.index.model_dump()):
+        say("ignored", settings=changed)
+    return config.model_copy(update={"index": index})
 
 
 def _catalog(config: Config) -> Catalog:
@@ -172,13 +182,14 @@ def _vectors(storage: Storage, release: Release) -> TableVersion:
 
 def _write_plan(
     run: Run,
-    config: Config,
+    unit_documents: int,
     release: Release,
     source: Source,
     changes: Changes,
     say: Listener,
 ) -> Plan:
     pinned = source.pin(run.pin_tag)
+    built = index_store.read_manifest(run.storage.store, release.index, release.index_sha256)
     vectors = _vectors(run.storage, release)
     held = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
     staying = tuple(f for f in held if f not in changes.dropped)
@@ -192,9 +203,9 @@ def _write_plan(
             table=release.table,
             base_version=table.newest_version(run.storage, release.table),
             gate=release.gate,
-            index=config.index.model_dump(),
+            index=built.settings,
             rows=len(changes.embed),
-            units=list(_units(vectors, changes, config.embed.unit_documents)),
+            units=list(_units(vectors, changes, unit_documents)),
             created_at=now(),
             base=Base(
                 release=release.id,

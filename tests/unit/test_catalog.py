@@ -42,7 +42,8 @@ def sha256(content: str) -> str:
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     catalog.storage.write_bytes(f"indexes/{name}/{sha256(name)}.faiss", name.encode())
     table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
-    manifest = {"sha256": sha256(name), "size_bytes": len(name), **table}
+    recall = {"ann_recall_at_10": 1.0, "ann_recall_lower": 1.0}
+    manifest = {"sha256": sha256(name), "size_bytes": len(name), **table, **recall}
     catalog.storage.write(f"indexes/{name}/{sha256(name)}.json", manifest)
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")

@@ -21,14 +21,14 @@ from conftest import documents
 from inline import Inline, Silent
 from unit.test_catalog import make_release
 
-from reembed import check, comparisons, evalset, report
+from reembed import check, comparisons, evalset, faults, index_store, report
 from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.compare import PLANNED
 from reembed.comparisons import Asked
 from reembed.config import Config, FrozenGate, GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.promote import promote
+from reembed.promote import follow, promote
 from reembed.status import status
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -414,6 +414,101 @@ def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
     monkeypatch.setattr(comparisons, "_numbers", slow)
     kept, _ = comparisons.keep(pair.catalog, pair.live, pair.candidate, plain)
     assert (kept["number"], len(kept["earlier"])) == (3, 2)
+
+
+# --- the index that was judged is the one that serves, however a catch-up is called ---
+
+POOR = {"factory": "IVF32,Flat", "nprobe": 1}
+
+
+def poor(pair: Pair, dim: int = 16) -> Config:
+    """A config with index settings that find little."""
+    return Config.model_validate({**pair.sections(dim), "index": POOR})
+
+
+def built_by(pair: Pair, release: Release) -> index_store.IndexManifest:
+    store = pair.catalog.storage.store
+    return index_store.read_manifest(store, release.index, release.index_sha256)
+
+
+def test_a_catch_up_builds_its_index_by_the_settings_of_its_line(pair, quiet):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    for line, dim in ((pair.candidate, 16), (pair.live, 256)):
+        newer = catch_up(poor(pair, dim), line, quiet, executor=Inline())
+        assert newer.id != line.id
+        manifest = built_by(pair, newer)
+        assert (manifest.factory, manifest.settings) == ("Flat", built_by(pair, line).settings)
+    ignored = [f["settings"] for stage, f in quiet.events if stage == "ignored"]
+    names = ["index.factory", "index.nprobe"]
+    assert [[name for name, _, _ in settings] for settings in ignored] == [names, names]
+
+
+def test_a_catch_up_that_is_resumed_builds_its_index_by_the_settings_of_its_line(
+    pair, quiet, monkeypatch
+):
+    lance.dataset(pair.source).insert(ONE_MORE)
+
+    def stop(point: str) -> None:
+        if point == "table.before_commit":
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", stop)
+        with pytest.raises(InterruptedError):
+            catch_up(pair.config(), pair.candidate, quiet, executor=Inline())
+    newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
+    assert built_by(pair, newer).factory == "Flat"
+
+
+def test_a_line_s_settings_are_those_its_index_was_built_by_and_not_those_first_planned(
+    pair, quiet
+):
+    config = Config.model_validate({**pair.sections(24), "index": {"factory": "PQ7"}})
+    with pytest.raises(UsageError, match="PQ7"):
+        full_rebuild(config, quiet, executor=Inline())
+    flat = full_rebuild(pair.config(24), quiet, executor=Inline())
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(pair.config(24), flat, quiet, executor=Inline())
+    assert built_by(pair, newer).factory == "Flat"
+
+
+@pytest.fixture
+def unplanned(monkeypatch):
+    """Catch-ups build by the config's settings: the check after is alone."""
+    from reembed.strategies import catch_up as strategy
+
+    monkeypatch.setattr(strategy, "_with_planned_index", lambda config, plan, say: config)
+
+
+@pytest.mark.usefixtures("unplanned")
+def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recall(pair, quiet):
+    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
+    with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+        promote(pair.catalog, newer.id)
+    assert refused.value.fix == f"reembed compare --candidate {newer.id}"
+    asked = Asked(margin=0.9, reason="try")
+    assert pair.compare(asked, which=newer.id)["verdict"] == "fail"
+    with pytest.raises(GateFailed, match="failed the comparison"):
+        promote(pair.catalog, newer.id)
+    assert promote(pair.catalog, newer.id, force_reason="we must").release.id == newer.id
+
+
+@pytest.mark.usefixtures("unplanned")
+def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(poor(pair, 256), pair.live, quiet, executor=Inline())
+    for move in (follow, lambda catalog, release: promote(catalog, release.id)):
+        with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+            move(pair.catalog, newer)
+    assert pair.catalog.live().release.id == pair.live.id
+    assert f"reembed promote {newer.id} --force" in refused.value.fix
+    step = promote(pair.catalog, newer.id, force_reason="newer documents matter more")
+    assert (step.release.id, step.grounds.forced) == (newer.id, True)
+    lance.dataset(pair.source).delete("doc_id = 'd00003'")
+    third = catch_up(poor(pair, 256), newer, quiet, executor=Inline())
+    assert follow(pair.catalog, third).release.id == third.id, "live is below it already"
 
 
 # --- promote looks itself: each line of defence without the one before it ---
