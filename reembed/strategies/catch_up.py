@@ -21,7 +21,7 @@ from reembed.lag import caught_up, lag, note, noted_place
 from reembed.progress import Listener, changed_settings
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
 from reembed.source import Source
-from reembed.storage import Storage
+from reembed.storage import Storage, storage_errors
 from reembed.strategies.steps import (
     Work,
     build_index,
@@ -173,7 +173,9 @@ def _changes(
     provenance.require_sealed(release, sealed.sha256)
     provenance.require_files(catalog.storage, release)
     dead = [vars(d) for d in sealed.dead_letters]
-    return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
+    failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
+    with storage_errors(failed, f"reembed verify --release {release.id}"):
+        return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
 
 
 def _vectors(storage: Storage, release: Release) -> TableVersion:

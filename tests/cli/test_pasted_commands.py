@@ -318,6 +318,17 @@ def test_a_run_is_given_up_with_what_gc_prints(inline) -> None:
     assert not says("status")["runs"]
 
 
+def test_a_table_that_cannot_be_read_is_named_when_it_is_to_be_caught_up(inline) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    for file in data_files(inline):
+        file.write_bytes(bytes(b ^ 0x55 for b in file.read_bytes()))
+    result = CliRunner().invoke(reembed_cli, ["catch-up", release, "--json"])
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert f"of release {release} could not be compared with" in told["what"]
+    assert told["fix"] == f"reembed verify --release {release}"
+
+
 def test_a_catch_up_whose_staged_files_are_gone_is_dropped_and_done_again(inline) -> None:
     release = serving(inline)
     late(inline, "one more")
