@@ -23,7 +23,7 @@ from reembed.config import Config
 PACKAGE = Path(reembed.__file__).parent
 PROGRAMS = {
     "reembed", "export", "ls", "df", "head", "iconv", "jq", "mv", "rm", "cp", "mkdir", "chmod", "pip",
-    "git", "hf", "python", "ray",
+    "git", "hf", "locale", "python", "ray",
 }  # fmt: skip
 """What a fix that can be pasted begins with."""
 ERRORS = {
