@@ -32,9 +32,11 @@ from reembed.spaces import Space, with_id
 from reembed.storage import SCHEMA_VERSION, Storage, require_id
 
 _READERS = 16
-_STEP = re.compile(r"(\d{8})\.json")
-_RELEASE = re.compile(r"([a-z0-9][a-z0-9._-]{0,127})\.(json|retired)")
-_CATCH_UP = re.compile(r"(.+)-u(\d+)-(\d+)")
+RUN_ID = re.compile(r"([a-z0-9-]+)-([0-9a-z]+)-v([0-9]+)-([0-9]+)(?:-u([0-9]+)-([0-9]+))?")
+"""Of a run, and of its release: alias, settings, source version, counter; of a catch-up the last two again."""
+_STEP = re.compile(r"([0-9]{8})\.json")
+_RELEASE = re.compile(r"(.+)\.(json|retired)")
+_CATCH_UP = re.compile(r"(.+)-u([0-9]+)-([0-9]+)")
 _HINT_EVERY = 64
 STANDING = 128
 """Releases that one record of the log holds; those below are in the record that it names."""
@@ -318,7 +320,12 @@ class Catalog:
 
     def _names_of_releases(self) -> list[tuple[str, str]]:
         names = map(_RELEASE.fullmatch, self.storage.names(f"releases/{self.alias}/"))
-        return [(m[1], m[2]) for m in names if m]
+        return [(m[1], m[2]) for m in names if m and self._is_own(m[1])]
+
+    def _is_own(self, release_id: str) -> bool:
+        """Whether a run of this alias can have this id; files of other names are not ours."""
+        found = RUN_ID.fullmatch(release_id)
+        return found is not None and found[1] == self.alias
 
     def next_number(self) -> int:
         """Of a release that is registered now."""

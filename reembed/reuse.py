@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed import digests, provenance
-from reembed.catalog import Catalog, Release
+from reembed.catalog import Catalog
 from reembed.digests import Digests
+from reembed.errors import ReembedError
+from reembed.progress import Listener
 from reembed.runs import Donor, Plan, Run
 from reembed.storage import Storage
 from reembed.table import read_sealed
@@ -25,22 +27,31 @@ from reembed.table_version import Proof, TableVersion, as_vectors, damaged_files
 Int64 = npt.NDArray[np.int64]
 
 
-def find_donors(storage: Storage, space_id: str) -> tuple[Donor, ...]:
-    """The newest verified release of each table of a space, over all aliases of the root."""
-    newest: dict[str, Release] = {}
+def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, ...]:
+    """The newest verified release of each table of a space, over all aliases of the root.
+
+    What cannot be read of another alias gives no vectors, and that is said.
+
+    Raises:
+        IntegrityError: a record of this alias is damaged.
+    """
+    storage, found = catalog.storage, []
     for alias in storage.folders("releases/"):
-        catalog = Catalog(storage, alias)
-        for release in catalog.releases():
-            if release.space.id == space_id and _is_usable(catalog, release):
-                newest[release.table] = release
+        other = Catalog(storage, alias)
+        for name in other.ids():
+            try:
+                release = other.release(name)
+                if release.space.id == space_id and provenance.is_verified(storage, release):
+                    found.append(release)
+            except ReembedError as error:
+                if alias == catalog.alias:
+                    raise
+                say("begin", what=f"no vectors are copied from {name} of {alias}: {error.what}")
+    newest = {r.table: r for r in sorted(found, key=lambda r: (r.number, r.created_at, r.id))}
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)
         for _, r in sorted(newest.items())
     )
-
-
-def _is_usable(catalog: Catalog, release: Release) -> bool:
-    return not catalog.is_retired(release.id) and provenance.is_verified(catalog.storage, release)
 
 
 def proofs(storage: Storage, donor: Donor) -> dict[str, Proof]:

@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from typing import Annotated, Any, Literal
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog import SourceRecord, StoredSpace, line_of, now, place_in_line
+from reembed.catalog import RUN_ID, SourceRecord, StoredSpace, line_of, now, place_in_line
 from reembed.config import EncoderConfig, FrozenGate, IndexConfig
 from reembed.errors import Conflict
 from reembed.records import checked, decode, holds, where
@@ -40,7 +39,6 @@ from reembed.storage import SCHEMA_VERSION, Storage
 BEAT_S = 5.0
 _LISTING_THREADS = 16
 _RESULTS = "results/"
-_RUN_ID = re.compile(r"([a-z0-9-]+)-([0-9a-z]+)-v(\d+)-(\d+)(?:-u(\d+)-(\d+))?")
 
 
 Kind = Literal["embed", "keep", "refresh"]
@@ -328,7 +326,7 @@ class Run:
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
     """Every run under the root, or those of one alias, in the order in which they were planned."""
-    found = (_RUN_ID.fullmatch(name) for name in storage.folders("runs/"))
+    found = (RUN_ID.fullmatch(name) for name in storage.folders("runs/"))
     runs = [Run(storage, m[0]) for m in found if m and alias in (None, m[1])]
     return sorted(runs, key=lambda r: r.number)
 
@@ -345,7 +343,7 @@ def order_of(run_id: str) -> tuple[int, int, int, int]:
 
     Counters go up whatever versions do: those of a source that was made again start at 1.
     """
-    found = _RUN_ID.fullmatch(run_id)
+    found = RUN_ID.fullmatch(run_id)
     rebuilt = (int(found[4]), int(found[3])) if found else (0, 0)
     return *rebuilt, *place_in_line(run_id)
 

@@ -168,10 +168,19 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
     """
     own: dict[str, Any] = layout.settings.get("prompts") or {}
     given = config.prompts
-    return {
+    prompts: dict[Kind, str] = {
         "query": given.query if given.query is not None else own.get("query") or "",
         "document": given.document if given.document is not None else own.get("document") or "",
     }
+    try:
+        "".join(prompts.values()).encode()
+    except UnicodeEncodeError as error:
+        raise EncoderError(
+            f"{layout.root}: a prompt of the model is not UTF-8 text",
+            f"{error.object[error.start : error.end]!a} cannot be tokenized or stored",
+            "reembed config     # set encoder.prompts.query and encoder.prompts.document",
+        ) from error
+    return prompts
 
 
 def _normalize(layout: Layout, config: EncoderConfig) -> bool:

@@ -163,7 +163,9 @@ def make_plan(
             rows=rows,
             units=units,
             created_at=now(),
-            donors=reuse.find_donors(run.storage, space.id) if config.embed.reuse else (),
+            donors=reuse.find_donors(Catalog(run.storage, config.alias), space.id, say)
+            if config.embed.reuse
+            else (),
         )
     )
     _require_donors(run, plan)

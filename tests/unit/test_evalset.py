@@ -229,7 +229,13 @@ def test_judgements_of_a_query_without_text_are_refused(tmp_path):
     assert "1 judged queries have no text, among them 'lost'" in refused(uri)
 
 
-@pytest.mark.parametrize("line", ["q2\tc", "q2\tc\tgood", "q2\tc\t1.5", "q2\tc\t1\tmore"])
+LONG, BIG = "9" * 5_000, str(2**63)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["q2\tc", "q2\tc\tgood", "q2\tc\t1.5", "q2\tc\t1\tmore", f"q2\tc\t{LONG}", f"q2\tc\t-{BIG}"],
+)
 def test_a_bad_judgement_is_named_by_file_and_line(line, tmp_path):
     uri = beir(tmp_path)
     write(tmp_path / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\nq1\ta\t1\n{line}\n")
@@ -279,6 +285,11 @@ def test_two_grades_for_one_document_are_refused_and_a_repeated_one_is_not(tmp_p
         ('{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": []}', "as long as doc_ids"),
         ('{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [true]}', "no whole number"),
         ('{"query_id": "1", "text": "t", "doc_ids": ["a"]}', "query '1' is there twice"),
+        (f'{{"query_id": {LONG}, "text": "t", "doc_ids": ["a"]}}', "no JSON"),
+        (
+            f'{{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [{BIG}]}}',
+            "beyond 1,000,000",
+        ),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(line, reason, tmp_path):
@@ -287,6 +298,12 @@ def test_a_bad_line_is_named_by_file_and_line(line, reason, tmp_path):
     message = refused(path)
     assert f"{path}:3: not usable" in message
     assert reason in message
+
+
+def test_a_number_of_thousands_of_digits_among_queries_is_named_by_file_and_line(tmp_path):
+    uri = beir(tmp_path)
+    write(tmp_path / "queries.jsonl", f'{{"_id": "q1", "text": "t", "x": {LONG}}}\n')
+    assert f"{uri}/queries.jsonl:1: not usable" in refused(uri)
 
 
 def test_a_bad_row_of_a_table_is_named_by_its_number(tmp_path):
