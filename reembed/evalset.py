@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".lance")
 _COLUMNS = ("query_id", "text", "doc_ids")
 _TSV_HEADER = ("query-id", "corpus-id", "score")
+_MOST_GRADE = 1_000_000
+"""Gains are sums of grades; a grade that is larger is an id or a time in the wrong column."""
 _FORMATS = (
     "a BEIR folder (queries.jsonl[.gz], qrels/SPLIT.tsv[.gz]), or a .jsonl[.gz], .parquet or "
     ".lance with query_id, text, doc_ids and, if graded, grades"
@@ -195,7 +197,7 @@ def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
         try:
             grade = int(cells[score_at])
         except ValueError:
-            raise _bad(row_place, f"score {cells[score_at]!r} is not a whole number") from None
+            raise _bad(row_place, f"score {cells[score_at]!r:.80} is not a whole number") from None
         _judge(qrels.setdefault(cells[query_at], {}), cells[doc_at], grade, row_place)
     return qrels
 
@@ -212,6 +214,8 @@ def _tsv_rows(place: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def _judge(qrels: dict[str, int], doc_id: str, grade: int, place: str) -> None:
+    if abs(grade) > _MOST_GRADE:
+        raise _bad(place, f"the grade of document {doc_id!r:.80} is beyond {_MOST_GRADE:,}")
     if qrels.setdefault(doc_id, grade) != grade:
         raise _bad(place, f"document {doc_id!r} has grade {grade} and, before, {qrels[doc_id]}")
 
@@ -280,7 +284,7 @@ def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any
     for line_place, line in _lines(place, content):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
             raise _bad(line_place, f"no JSON: {error}") from None
         if not isinstance(row, dict):
             raise _bad(line_place, "no JSON object")

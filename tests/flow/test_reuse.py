@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lance
 import numpy as np
 import pyarrow as pa
@@ -223,3 +225,20 @@ def _texts_and_vectors(config, release):
 def test_where_nothing_is_known_nothing_is_found():
     texts = digests.stack(digests.of_column(pa.array([b"a", b"b"])))
     assert Known.read(()).find(texts).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("other", ["notes.json", "later-00000000-v1-1.json"])
+def test_what_cannot_be_read_of_another_alias_gives_no_vectors(corpus, make_config, quiet, other):
+    source = corpus(40)
+    first = build(make_config(source), quiet)
+    root = make_config(source).storage.root
+    Path(root, "releases/later").mkdir()
+    Path(root, "releases/later", other).write_text("{}")
+    build(make_config(source, table={"carry": ["text"]}), quiet)
+    assert copied(quiet) == 40
+    said = [f["what"] for stage, f in quiet.events if stage == "begin"]
+    assert any("later-00000000-v1-1 of later: " in what for what in said) == ("later" in other)
+    own = Path(root, "releases", first.alias, f"{first.id}.json")
+    own.write_text("{}")
+    with pytest.raises(IntegrityError, match=first.id):
+        build(make_config(source, table={"carry": ["title"]}), quiet)

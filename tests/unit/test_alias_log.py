@@ -34,7 +34,7 @@ FORCE = {"force_reason": "a test"}
 
 
 @pytest.fixture
-def catalog(tmp_path):
+def catalog(tmp_path, short_ids):
     return Catalog(Storage.open(str(tmp_path)), "docs")
 
 
@@ -178,11 +178,16 @@ def test_a_record_that_names_a_later_one_as_deeper_ends_no_reader_in_a_loop(cata
         rollback(catalog)
 
 
-STRAYS = (".DS_Store", "x.json.bak", "00000003.json.bak", "00000009.json~", "sub/00000007.json")
+STRAYS = (
+    ".DS_Store", "x.json.bak", "00000003.json.bak", "00000009.json~", "sub/00000007.json", "notes.json",
+    "notes.retired", "docs-a-v1-1 (copy).json", "docs-a-v1.json", "other-a-v1-1.json",
+    "docs-a-v\N{FULLWIDTH DIGIT ONE}-1.json", "0000000\N{FULLWIDTH DIGIT NINE}.json",
+)  # fmt: skip
 
 
-def test_files_of_other_names_beside_the_records_break_nothing(catalog, tmp_path):
-    a, b = make_release(catalog, "a"), make_release(catalog, "b")
+def test_files_of_other_names_beside_the_records_break_nothing(tmp_path):
+    catalog = Catalog(Storage.open(str(tmp_path)), "docs")
+    a, b = make_release(catalog, "docs-a-v1-1"), make_release(catalog, "docs-b-v1-1")
     steps(catalog, a)
     for folder in ("aliases/docs", "releases/docs", "aliases", "releases", "results"):
         for name in STRAYS:
@@ -191,11 +196,13 @@ def test_files_of_other_names_beside_the_records_break_nothing(catalog, tmp_path
             file.write_text("not a record")
         (tmp_path / folder / "a folder").mkdir()
     assert catalog.require_live().release == a
-    assert [r.id for r in catalog.releases()] == catalog.ids() == ["a", "b"]
-    assert promote(catalog, "b", **FORCE).generation == 2
+    assert [r.id for r in catalog.releases()] == catalog.ids() == [a.id, b.id]
+    assert promote(catalog, b.id, **FORCE).generation == 2
     assert rollback(catalog).release == a
-    assert candidates(catalog, catalog.live()) == ["b"]
+    assert candidates(catalog, catalog.live()) == [b.id]
+    assert catalog.retired() == []
     assert len(catalog.log()) == 3
+    assert make_release(catalog, "docs-c-v1-1").number == 3
     assert b.number == 2
 
 

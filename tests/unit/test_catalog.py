@@ -31,7 +31,7 @@ SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "flo
 
 
 @pytest.fixture
-def catalog(tmp_path):
+def catalog(tmp_path, short_ids):
     return Catalog(Storage.open(str(tmp_path)), "docs")
 
 

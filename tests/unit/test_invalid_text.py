@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from inline import Inline
+from tiny_models import bert_model
 from unit.test_catalog import make_release
 
 from reembed.catalog import Catalog, who
 from reembed.cli import cli as reembed_cli
-from reembed.config import Prompts, load
-from reembed.errors import ConfigError, IntegrityError, SourceError, UsageError
+from reembed.config import EncoderConfig, Prompts, load
+from reembed.encoders import describe
+from reembed.errors import ConfigError, EncoderError, IntegrityError, SourceError, UsageError
 from reembed.evalset import load_eval_set
 from reembed.promote import promote, rollback
 from reembed.source import Source
@@ -162,3 +164,14 @@ def test_settings_with_such_text_are_refused(corpus, config_file, tmp_path, sett
         load([config_file(corpus(20, seed=1)), str(file)], [])
     with pytest.raises(ValueError, match="not UTF-8"):
         Prompts(query=BYTE)
+
+
+def test_a_prompt_of_a_model_that_is_not_utf8_is_named(tmp_path):
+    folder = bert_model(tmp_path / "model")
+    file = folder / "config_sentence_transformers.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"prompts": {"query": "\ud83d", "document": ""}}))
+    with pytest.raises(EncoderError, match="a prompt of the model is not UTF-8 text"):
+        describe(EncoderConfig(model=str(folder)), "float32")
+    mine = Prompts(query="q: ", document="")
+    assert describe(EncoderConfig(model=str(folder), prompts=mine), "float32").prompt_query == "q: "
