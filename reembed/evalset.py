@@ -284,7 +284,10 @@ def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any
     for line_place, line in _lines(place, content):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of 5,000 digits is a plain ValueError
             raise _bad(line_place, f"no JSON: {error}") from None
         if not isinstance(row, dict):
             raise _bad(line_place, "no JSON object")
