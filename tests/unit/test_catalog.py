@@ -54,7 +54,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
         "rows": 1, "dead_letters": 0,
         "source": SOURCE, "verify": {"passed": True, "table_version": 1},
-        "gate": {"queries": "q", "sha256": "0", "count": 30},
+        "gate": FrozenGate(queries="q", sha256="0", count=30).model_dump(),
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s",
         "number": catalog.next_number(),
