@@ -31,6 +31,10 @@ class Column:
     why: str | None = None
     """What made its type another than the files', or where it comes from."""
     from_path: bool = False
+    files: frozenset[str] = frozenset()
+    """The files that have it themselves."""
+    clash: str | None = None
+    """Why there is not one column for all files, where that is so."""
 
 
 Cells = tuple[int, dict[str, Any]]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -37,11 +39,14 @@ class Csv:
     def survey(self, files: list[str]) -> list[Column]:
         """Every column of every file; text or a number type."""
         found: dict[str, Numbers] = {}
+        held: dict[str, set[str]] = defaultdict(set)
         for file in files:
             for _, cells in self.cells(file):
                 for name, texts in cells.items():
                     found.setdefault(name, Numbers()).add(texts)
-        return [seen.column(name, "every cell") for name, seen in found.items()]
+                    held[name].add(file)
+        columns = (seen.column(name, "every cell") for name, seen in found.items())
+        return [replace(c, files=frozenset(held[c.name])) for c in columns]
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
         """The rows of one file, read by Arrow."""

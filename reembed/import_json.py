@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from reembed import import_columns
 from reembed.errors import SourceError
-from reembed.import_columns import Cells, Column, first_other, not_utf8, opened
+from reembed.import_columns import ID_COLUMNS, Cells, Column, first_other, not_utf8, opened
 
 _EXACT = 2**53
 """Every integer up to it is a double."""
@@ -37,11 +38,14 @@ class Json:
     def survey(self, files: list[str]) -> list[Column]:
         """Every key of every object, with a type that holds all its values."""
         found: dict[str, _Seen] = {}
+        held: dict[str, set[str]] = defaultdict(set)
         for file in files:
             for _, cells in self.cells(file):
                 for name, values in cells.items():
                     found.setdefault(name, _Seen()).add(values)
-        return [seen.column(name) for name, seen in found.items()]
+                    held[name].add(file)
+        columns = (seen.column(name) for name, seen in found.items())
+        return [replace(c, files=frozenset(held[c.name])) for c in columns]
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
         """The rows of one file."""
@@ -82,12 +86,15 @@ class _Seen:
     wide: bool = False
     """There are integers that no double holds."""
     text: str | None = None
+    whole: bool = False
+    """There are integers, perhaps beside decimals."""
 
     def add(self, values: list[Any]) -> None:
         if self.text is not None:
             return
         try:
             array = pa.array(values)
+            self.whole = self.whole or any(type(v) is int for v in values)
             self.wide = self.wide or _is_wide(array)
             self._merge(array.type)
         except OverflowError:
@@ -115,7 +122,13 @@ class _Seen:
             return Column(name, pa.null())
         if _has_empty(self.type):
             return Column(name, pa.string(), "objects with empty parts, written as JSON")
-        return Column(name, self.type)
+        if not (self.whole and pa.types.is_floating(self.type)):
+            return Column(name, self.type)
+        if name in ID_COLUMNS:
+            return Column(
+                name, pa.string(), "ids that are integers beside decimals, as they are written"
+            )
+        return Column(name, self.type, "integers beside decimals, all written as decimals")
 
 
 def _blocks(file: str) -> Iterator[list[Row]]:

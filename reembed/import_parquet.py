@@ -5,15 +5,14 @@ Written by way of Arrow's datasets and checked by way of its Parquet reader.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from reembed.errors import SourceError
 from reembed.import_columns import Cells, Column, first_other, not_utf8, require_names
 
 _ROWS = 8_192
@@ -31,7 +30,7 @@ class Parquet:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Every column of every file; the wider type where two files differ."""
+        """Every column of every file; the wider type where two files differ, or their clash."""
         schemas = {file: pq.read_schema(file) for file in files}
         for file, schema in schemas.items():
             require_names(file, schema.names)
@@ -42,7 +41,7 @@ class Parquet:
             for batch in pq.ParquetFile(file).iter_batches(_ROWS):
                 for name, values in zip(batch.schema.names, batch.columns, strict=True):
                     _require_text(file, at, name, values)
-                    if not _survives(values, columns[name].type):
+                    if not columns[name].clash and not _survives(values, columns[name].type):
                         columns[name] = _as_text(columns[name], schemas)
                 at += batch.num_rows
         return list(columns.values())
@@ -76,41 +75,29 @@ class Parquet:
 
 def _column(name: str, schemas: dict[str, pa.Schema]) -> Column:
     kinds = _kinds(name, schemas)
+    files = frozenset(f for f, s in schemas.items() if name in s.names)
     try:
         merged = pa.unify_schemas(
             [pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive"
         )
     except pa.ArrowException:
-        return _as_text(Column(name, kinds[0]), schemas)
+        return _as_text(Column(name, kinds[0], files=files), schemas)
     kind = merged.field(0).type
     held = [k for k in kinds if not pa.types.is_null(k)]
     why = f"the files have {', '.join(map(str, held))}" if len(held) > 1 else None
-    return Column(name, kind, why)
+    return Column(name, kind, why, files=files)
 
 
 def _as_text(column: Column, schemas: dict[str, pa.Schema]) -> Column:
-    """The column as text, where that is another way to write all its values.
-
-    Raises:
-        SourceError: the types have nothing in common.
-    """
+    """The column as text, where that is another way to write all its values; else with its clash."""
     kinds = _kinds(column.name, schemas)
     held = [k for k in kinds if not pa.types.is_null(k)]
-    if not all(any(is_kind(k) for is_kind in _SIMPLE) for k in held):
-        by_type = {
-            str(s.field(column.name).type): f for f, s in schemas.items() if column.name in s.names
-        }
-        where = ", ".join(f"{kind} in {file}" for kind, file in by_type.items())
-        others = [n for s in schemas.values() for n in s.names if n != column.name]
-        files, rest = shlex.join(schemas), ",".join(dict.fromkeys(others))
-        raise SourceError(
-            f"column {column.name!r} is {where}",
-            "there is no type that holds all of them unchanged",
-            f"reembed import {files} --to other.lance --columns {shlex.quote(rest)}"
-            if others
-            else None,
-        )
-    return Column(column.name, pa.string(), f"the files have {', '.join(map(str, held))}")
+    if all(any(is_kind(k) for is_kind in _SIMPLE) for k in held):
+        why = f"the files have {', '.join(map(str, held))}"
+        return replace(column, type=pa.string(), why=why)
+    by_type = {str(schemas[f].field(column.name).type): f for f in schemas if f in column.files}
+    where = ", ".join(f"{kind} in {file}" for kind, file in by_type.items())
+    return replace(column, clash=f"is {where}: no type holds all of them unchanged")
 
 
 def _kinds(name: str, schemas: dict[str, pa.Schema]) -> list[pa.DataType]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import lance
 import pyarrow as pa
 
+from reembed.config import secret_keys
 from reembed.errors import IntegrityError, SourceError, UsageError
 from reembed.import_columns import COMPRESSIONS, Column, Format, Numbers, first_false, text_differs
 from reembed.import_csv import Csv
@@ -36,6 +37,28 @@ _READERS: dict[str, Format] = {"json": Json(), "csv": Csv(), "parquet": Parquet(
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the user asked for."""
+
+    files: list[str]
+    to: str
+    file_format: str | None
+    columns: list[str] | None
+    options: dict[str, str]
+
+    def again(self, **changes: Any) -> str:
+        """The command that asks for the same but for the changes; secrets come from the environment."""
+        asked = replace(self, **changes)
+        command = ["reembed", "import", *asked.files, "--to", asked.to]
+        command += ["--format", asked.file_format] if asked.file_format else []
+        command += ["--columns", ",".join(asked.columns)] if asked.columns else []
+        public = asked.options.keys() - secret_keys(asked.options)
+        for key in sorted(public):
+            command += ["--option", f"{key}={asked.options[key]}"]
+        return shlex.join(command)
+
+
 def import_documents(
     files: list[str],
     to: str,
@@ -52,16 +75,19 @@ def import_documents(
         IntegrityError: what was written is not what the files hold.
     """
     uri = absolute(to)
-    kind = file_format or _format(files)
+    asked = _Asked(files, to, file_format, columns, options or {})
+    kind = file_format or _format(asked)
     _require_files(files)
-    _require_new(files, to, uri, options)
+    _require_new(asked, uri)
     reader = _READERS[kind]
     try:
-        own = reader.survey(files)
+        own = [_with_folders(column, files) for column in reader.survey(files)]
         found = [*own, *_path_columns(files, {c.name for c in own})]
-        chosen = _chosen(files, to, found, columns)
+        chosen = _chosen(asked, found)
         with _new_folder(uri, options):
             written = _write(reader, files, uri, chosen, options)
+            if not written.count_rows():
+                raise _no_documents(asked)
             _compare(reader, files, to, written, chosen)
     except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
         raise SourceError(
@@ -93,24 +119,23 @@ def _nearest(folder: Path) -> Path:
     return next((p for p in (folder, *folder.parents) if p.is_dir()), Path())
 
 
-def _require_new(files: list[str], to: str, uri: str, options: dict[str, str] | None) -> None:
-    if _exists(uri, options):
+def _require_new(asked: _Asked, uri: str) -> None:
+    to, place = asked.to, asked.to.rstrip("/") + "-documents.lance"
+    if _exists(uri, asked.options):
         raise UsageError(
             f"{to} is a Lance dataset already",
             "import makes new datasets; existing documents are never overwritten",
-            _again(files, to.removesuffix(".lance") + "-2.lance"),
+            asked.again(to=to.removesuffix(".lance") + "-2.lance"),
         )
     if not is_remote(uri) and Path(uri).is_file():
         raise UsageError(
-            f"{to} is a file",
-            "a dataset gets a folder of its own",
-            _again(files, to.rstrip("/") + "-documents.lance"),
+            f"{to} is a file", "a dataset gets a folder of its own", asked.again(to=place)
         )
-    if not _is_empty(uri, options):
+    if not _is_empty(uri, asked.options):
         raise UsageError(
             f"{to} is a folder with something else in it",
             "a dataset gets a folder of its own",
-            _again(files, to.rstrip("/") + "-documents.lance"),
+            asked.again(to=place),
         )
 
 
@@ -122,8 +147,16 @@ def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
     return not any(True for _ in storage.objects(""))
 
 
-def _again(files: list[str], to: str) -> str:
-    return f"reembed import {shlex.join(files)} --to {shlex.quote(to)}"
+def _with_folders(column: Column, files: list[str]) -> Column:
+    """The column; with a clash where a file lacks it and lies in a folder that is named after it."""
+    other = [f for f in files if f not in column.files and _path_values(f).get(column.name)]
+    if not other:
+        return column
+    folder = next(
+        p for p in Path(other[0]).parent.parts if unquote(p).startswith(f"{column.name}=")
+    )
+    clash = f"is in {min(column.files)}, and a folder's name for {other[0]}: {folder}"
+    return replace(column, clash=column.clash or clash)
 
 
 def _path_columns(files: list[str], own: set[str]) -> list[Column]:
@@ -145,33 +178,40 @@ def _path_values(file: str) -> dict[str, str | None]:
     return {key: None if value == _HIVE_NULL else value for key, value in values.items()}
 
 
-def _chosen(
-    files: list[str], to: str, found: list[Column], names: list[str] | None
-) -> list[Column]:
+def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
     """The columns to keep: those that hold something, or those asked for.
 
     Raises:
         SourceError: there is none, one is not there, or a dataset cannot have it.
     """
     by_name = {c.name: c for c in found}
-    if unknown := sorted(set(names or ()) - set(by_name)):
+    if unknown := sorted(set(asked.columns or ()) - set(by_name)):
         raise SourceError(
             f"no column {', '.join(unknown)}",
             f"there are: {', '.join(by_name)}",
-            f"reembed import {shlex.join(files)} --to {shlex.quote(to)}",
+            asked.again(columns=[n for n in asked.columns or () if n in by_name]),
         )
-    held = dict.fromkeys(c.name for c in found if not pa.types.is_null(c.type))
-    chosen = [by_name[n] for n in names or held]
+    held = [c.name for c in found if c.clash or not pa.types.is_null(c.type)]
+    chosen = [by_name[n] for n in asked.columns or held]
     if not chosen:
-        raise SourceError(f"{', '.join(files)}: there are no documents in it")
-    if refused := {c.name: why for c in chosen if (why := _refusal(c))}:
+        raise _no_documents(asked)
+    if refused := {c.name: why for c in chosen if (why := c.clash or _refusal(c))}:
         rest = [c.name for c in chosen if c.name not in refused and "," not in c.name]
+        name, why = next(iter(refused.items()))
         raise SourceError(
-            f"a Lance dataset cannot have the column {', '.join(map(repr, refused))}",
-            next(iter(refused.values())),
-            f"{_again(files, to)} --columns {shlex.quote(','.join(rest))}" if rest else None,
+            f"column {name!r} {why}",
+            "a dataset cannot have it as it is",
+            asked.again(columns=rest) if rest else None,
         )
     return chosen
+
+
+def _no_documents(asked: _Asked) -> SourceError:
+    return SourceError(
+        f"{', '.join(asked.files)}: there are no documents in it",
+        "no file has a row with a value",
+        f"ls -l {shlex.join(asked.files)}",
+    )
 
 
 def _refusal(column: Column) -> str | None:
@@ -180,7 +220,7 @@ def _refusal(column: Column) -> str | None:
         schema = pa.schema([(column.name, column.type)])
         lance.write_dataset(schema.empty_table(), "memory://probe", mode="create").to_table()
     except (OSError, ValueError) as error:
-        return str(error).split(", /home/")[0].splitlines()[0]
+        return f"cannot be in a Lance dataset: {str(error).split(', /home/')[0].splitlines()[0]}"
     return None
 
 
@@ -281,16 +321,17 @@ def _lost(to: str, file: str, what: str) -> IntegrityError:
     )
 
 
-def _format(files: list[str]) -> str:
+def _format(asked: _Asked) -> str:
     kinds = set()
-    for name in files:
+    for name in asked.files:
         suffixes = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
         kinds.add(FORMATS.get(suffixes[-1] if suffixes else ""))
     if len(kinds) != 1 or None in kinds:
+        first, *others = _READERS
         raise UsageError(
-            f"cannot tell the format of {', '.join(files)}",
+            f"cannot tell the format of {', '.join(asked.files)}",
             f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(COMPRESSIONS)})",
-            f"say which it is with --format: {', '.join(_READERS)}",
+            f"{asked.again(file_format=first)}     # or {', '.join(others)}",
         )
     return str(kinds.pop())
 

@@ -61,6 +61,26 @@ def test_a_type_that_changes_becomes_text_and_says_so(tmp_path):
     assert "several kinds" in result["notes"]["id"]
 
 
+@pytest.mark.parametrize("ids", [[1, 2.5], [2.5, 1], [1, 2.0], [2**60, 0.5]])
+@pytest.mark.parametrize("name", ["id", "_id", "doc_id"])
+def test_integer_ids_beside_decimals_stay_as_they_are_written(tmp_path, monkeypatch, ids, name):
+    monkeypatch.setattr(import_columns, "BLOCK_BYTES", 10)
+    result, rows = imported(tmp_path, "a.jsonl", lines(*({name: i, "v": i % 7} for i in ids)))
+    assert [r[name] for r in rows] == [json.dumps(i) for i in ids]
+    assert "decimals" in result["notes"][name]
+
+
+@pytest.mark.parametrize("block", [10, 1_000])
+def test_integers_that_become_decimals_are_named(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(import_columns, "BLOCK_BYTES", block)
+    body = lines(
+        {"id": "a", "v": 1, "w": 1.5}, {"id": "b", "v": 2.5, "w": 2.5}, {"id": "c", "v": 3}
+    )
+    result, rows = imported(tmp_path, "a.jsonl", body)
+    assert [r["v"] for r in rows] == [1.0, 2.5, 3.0]
+    assert result["notes"] == {"v": "integers beside decimals, all written as decimals"}
+
+
 def test_csv_ids_stay_text_and_values_may_hold_newlines(tmp_path):
     _, rows = imported(tmp_path, "a.csv", b'doc_id,text\n007,"two\nlines"\n8,b\n')
     assert rows == [{"doc_id": "007", "text": "two\nlines"}, {"doc_id": "8", "text": "b"}]
@@ -305,9 +325,26 @@ REFUSES = {
     ),
     "a name that Lance does not take": (
         {"a.csv": b"id,a.b\n1,2\n"},
-        "cannot have the column 'a.b'",
+        "column 'a.b' cannot be in a Lance dataset",
     ),
-    "a name without a letter": ({"a.csv": b",id\n1,2\n"}, "cannot have the column ''"),
+    "a column that some files have and others take from a folder": (
+        {
+            "lang=de/a.jsonl": lines({"id": "1"}),
+            "lang=en/b.jsonl": lines({"id": "2", "lang": "en"}),
+        },
+        "column 'lang' is in lang=en/b.jsonl, and a folder's name for lang=de/a.jsonl: lang=de",
+    ),
+    "the same of csv": (
+        {"a=1/b.csv": b"id,a\n1,1\n", "a=2/c.csv": b"id\n2\n"},
+        "column 'a' is in a=1/b.csv, and a folder's name for a=2/c.csv: a=2",
+    ),
+    "the same of parquet": (
+        {"a=1/b.parquet": parquet(id=["1"], a=[1]), "a=2/c.parquet": parquet(id=["2"])},
+        "column 'a' is in a=1/b.parquet, and a folder's name for a=2/c.parquet: a=2",
+    ),
+    "a header and no rows": ({"a.csv": b"id,t\n"}, "a.csv: there are no documents in it"),
+    "no rows in parquet": ({"a.parquet": parquet(id=pa.array([], pa.string()))}, "no documents"),
+    "a name without a letter": ({"a.csv": b",id\n1,2\n"}, "column '' cannot be in a Lance dataset"),
 }
 
 

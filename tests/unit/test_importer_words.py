@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from reembed import report
+from reembed.cli import cli
 from reembed.config import SourceConfig, load
-from reembed.errors import SourceError
+from reembed.errors import SourceError, UsageError
 from reembed.importer import import_documents
 
 
@@ -39,3 +43,48 @@ def test_a_clash_in_the_only_column_is_not_answered_with_no_columns(tmp_path):
     with pytest.raises(SourceError) as said:
         import_documents(files, str(tmp_path / "a.lance"))
     assert said.value.fix is None
+
+
+CLASH = "a column of types that share nothing"
+CASES = {
+    CLASH: ({}, "--columns id"),
+    "a column that is not there": ({"columns": ["id", "none"]}, "--columns id"),
+    "a dataset that is there": ({"columns": ["id"]}, "-2.lance"),
+    "a folder with something else in it": ({"columns": ["id"]}, "-documents.lance"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_an_import_advises_keeps_what_was_asked_and_works(tmp_path, monkeypatch, case):
+    asked, part = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    for name, column in (("a b.x", pa.array([[1]])), ("c.x", pa.array(["x"]))):
+        pq.write_table(pa.table({"id": [name], "v": column}), name)
+    if "dataset" in case:
+        lance.write_dataset(pa.table({"id": ["a"]}), "out.lance")
+    if "folder" in case:
+        Path("out.lance").mkdir()
+        Path("out.lance/other").touch()
+    options = {"allow_http": "true", "aws_secret_access_key": "hidden"}
+    with pytest.raises((SourceError, UsageError)) as said:
+        import_documents(
+            ["a b.x", "c.x"], "out.lance", file_format="parquet", options=options, **asked
+        )
+    fix = said.value.fix
+    assert "hidden" not in fix
+    assert part in fix
+    assert "--option allow_http=true" in fix
+    done = CliRunner().invoke(cli, shlex.split(fix)[1:])
+    assert done.exit_code == 0, done.output
+    found = lance.dataset(shlex.split(fix)[shlex.split(fix).index("--to") + 1]).to_table()
+    assert found.to_pydict() == {"id": ["a b.x", "c.x"]}
+
+
+def test_files_of_an_unknown_ending_are_answered_with_a_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.x").write_text('{"id": "1", "t": "x"}')
+    with pytest.raises(UsageError) as said:
+        import_documents(["a.x"], "out.lance", columns=["t"])
+    done = CliRunner().invoke(cli, shlex.split(said.value.fix, comments=True)[1:])
+    assert done.exit_code == 0, done.output
+    assert lance.dataset("out.lance").to_table().to_pydict() == {"t": ["x"]}
