@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from reembed.config import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.gate import Outcome, Verdict
 from reembed.records import Record, checked, decode
+
+_NUMBER = re.compile(r"([0-9]{8})\.json")
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,7 @@ def _paths(catalog: Catalog) -> dict[tuple[str, str], list[str]]:
     paths: dict[tuple[str, str], list[str]] = {}
     for path, _ in catalog.storage.objects(top):
         place = path.removeprefix(top).split("/")
-        if len(place) == 3 and place[2].endswith(".json"):
+        if len(place) == 3 and _NUMBER.fullmatch(place[2]):
             paths.setdefault((place[0], place[1]), []).append(path)
     return paths
 
@@ -339,8 +342,8 @@ def _terms(record: dict[str, Any]) -> Terms:
 
 
 def _numbers(catalog: Catalog, folder: str) -> list[int]:
-    names = [path.rpartition("/")[2] for path, _ in catalog.storage.objects(f"{folder}/")]
-    numbers = [int(n.removesuffix(".json")) for n in names if n.endswith(".json")]
+    names = map(_NUMBER.fullmatch, catalog.storage.names(f"{folder}/"))
+    numbers = [int(m[1]) for m in names if m]
     if numbers != list(range(1, len(numbers) + 1)):
         raise IntegrityError(
             f"comparisons were removed from {folder}",

@@ -399,6 +399,28 @@ def test_a_comparison_that_was_removed_is_missed(pair):
         promote(pair.catalog, pair.candidate.id)
 
 
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "notes.json",
+        "00000001 (copy).json",
+        "1.json",
+        "0000000\N{FULLWIDTH DIGIT TWO}.json",
+        "x/y.json",
+    ],
+)
+def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
+    pair.compare()
+    storage = pair.catalog.storage
+    storage.write_bytes(f"{pair.kept()[0].rpartition('/')[0]}/{stray}", b"{}")
+    assert pair.compare(Asked(margin=0.9, reason="try"))["number"] == 2
+    assert comparisons.pairs(pair.catalog)[(pair.candidate.origin, pair.live.origin)].endswith(
+        "2.json"
+    )
+    assert status(pair.catalog)["candidates"]
+    assert promote(pair.catalog, pair.candidate.id).release == pair.candidate
+
+
 def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
     record = pair.compare()
     plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
