@@ -18,6 +18,7 @@ from reembed.catalog import Catalog, Release, now, who
 from reembed.comparisons import Asked
 from reembed.config import GateConfig
 from reembed.errors import UsageError
+from reembed.lag import caught_up
 from reembed.live import OpenRelease
 from reembed.storage import SCHEMA_VERSION
 
@@ -59,7 +60,8 @@ def compare(
         name: (metric(old_QK, judgements, k), metric(new_QK, judgements, k))
         for name, (metric, k) in _METRICS.items()
     }
-    held = _Held.by(new, queries)
+    ids_old, ids_new = (_Ids.read(opened, queries) for opened in (old, new))
+    held, between = _Held.by(ids_new, candidate, queries), _Between.sources(catalog, live, candidate)
     recall_old, recall_new = _ann_recall(old, vectors_old), _ann_recall(new, vectors_new)
     verdict = gate.judge(
         terms.gate,
@@ -67,6 +69,7 @@ def compare(
         ann_recall_Q=recall_new,
         relevance=gate.Relevance(*measured["ndcg@10"], *measured["recall@10"]),
         judged_present=held.judged,
+        shared=_shared(ids_old, ids_new, between),
     )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -83,6 +86,7 @@ def compare(
             "own_documents": held.own,
             "own_judged": held.own_judged,
         },
+        "documents": asdict(between),
         "gate": terms.gate.model_dump(),
         "planned_gate": terms.planned.model_dump(),
         "gate_is_late": terms.late,
@@ -122,6 +126,65 @@ def _results(
 
 
 @dataclass(frozen=True)
+class _Ids:
+    """Ids of a release's documents."""
+
+    hashes: npt.NDArray[np.int64]
+    """Of every one, each once, in order; comparable in this process."""
+    asked: frozenset[str]
+    """Those that the judged queries name."""
+    relevant: frozenset[str]
+    """Those that are relevant."""
+    example: str | None
+
+    @classmethod
+    def read(cls, opened: OpenRelease, queries: evalset.EvalSet) -> _Ids:
+        """Read the ids of every row."""
+        relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
+        asked = relevant.union(queries.query_ids)
+        held: set[str] = set()
+        hashes, example = [np.empty(0, np.int64)], None
+        for batch in opened.table.scan(["doc_id"]):
+            ids = [str(d) for d in batch.column("doc_id").to_pylist()]
+            example = example or next(iter(ids), None)
+            held |= asked.intersection(ids)
+            hashes.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
+        every = np.unique(np.concatenate(hashes))
+        return cls(every, frozenset(held), frozenset(held & relevant), example)
+
+
+@dataclass(frozen=True)
+class _Between:
+    """How the documents of a candidate and of live were chosen otherwise."""
+
+    differ: tuple[str, ...]
+    """What differs, in words."""
+    behind: str | None
+    """The release that a catch-up would bring to the documents of the other, if one would."""
+
+    @classmethod
+    def sources(cls, catalog: Catalog, live: Release, candidate: Release) -> _Between:
+        """From what both were last found to equal."""
+        old, new = (caught_up(catalog, r).to_json() for r in (live, candidate))
+        chosen = [k for k in ("uri", "id_column", "filter") if old[k] != new[k]]
+        differ = [k for k in (*chosen, "version") if old[k] != new[k]]
+        words = tuple(f"source.{k} is {old[k]} in live, {new[k]} in the candidate" for k in differ)
+        if chosen or old["version"] == new["version"]:
+            return cls(words, None)
+        return cls(words, live.id if old["version"] < new["version"] else candidate.id)
+
+
+def _shared(old: _Ids, new: _Ids, between: _Between) -> gate.Shared:
+    either = len(old.relevant | new.relevant)
+    both = len(np.intersect1d(old.hashes, new.hashes, assume_unique=True))
+    return gate.Shared(
+        judged=len(old.relevant & new.relevant) / either,
+        all=both / (len(old.hashes) + len(new.hashes) - both),
+        why=", ".join(between.differ),
+    )
+
+
+@dataclass(frozen=True)
 class _Held:
     """What a release holds of an evaluation set."""
 
@@ -133,24 +196,18 @@ class _Held:
     """Queries of these that judge that document relevant: perhaps the ids only happen to be equal."""
 
     @classmethod
-    def by(cls, opened: OpenRelease, queries: evalset.EvalSet) -> _Held:
-        """Read the ids of every row.
+    def by(cls, ids: _Ids, release: Release, queries: evalset.EvalSet) -> _Held:
+        """Count, by the ids of the release's documents.
 
         Raises:
             UsageError: none is relevant; the ids of the judgements are not those of the documents.
         """
-        relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
-        asked = relevant.union(queries.query_ids)
-        held: set[str] = set()
-        example = None
-        for batch in opened.table.scan(["doc_id"]):
-            ids = [str(d) for d in batch.column("doc_id").to_pylist()]
-            example = example or next(iter(ids), None)
-            held |= asked.intersection(ids)
-        if not held & relevant:
+        held = ids.asked
+        if not ids.relevant:
+            named = min(d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0)
             raise UsageError(
-                f"no judged document of {queries.source} is in release {opened.release.id}",
-                f"judgements name documents like {min(relevant)!r}, the table has ids like {example!r}",
+                f"no judged document of {queries.source} is in release {release.id}",
+                f"judgements name documents like {named!r}, the table has ids like {ids.example!r}",
                 "reembed config     # source.id_column and gate.queries must speak of the same ids",
             )
         own = held.intersection(queries.query_ids)

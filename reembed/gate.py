@@ -27,10 +27,12 @@ MARGIN, MARGIN_SHARE = 0.01, 0.02
 so that a high metric is not held to noise. A margin that is set is applied as it is."""
 _TYPICAL_SD = 0.2
 """Of nDCG@10 differences (measured .16-.21); stands in where too few queries tell their own."""
-
-
 MIN_PRESENT = 0.5
 """Share of the relevant documents that must be in the candidate for a comparison to say anything."""
+MIN_SHARED_JUDGED, MIN_SHARED = 0.98, 0.95
+"""Share of the relevant documents, and of all documents, of either release that must be in both. A
+relevant document that one lacks counts as not found by its model: 2 % weigh as much as the default
+margin. Others only make the task easier, and live may be somewhat behind."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ def _damaged(why: str) -> IntegrityError:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """How far two releases hold the same documents; shares of those that either holds."""
+
+    judged: float
+    """Of the relevant documents."""
+    all: float
+    why: str = ""
+    """What differs, in words."""
+
+
+@dataclass(frozen=True)
 class Relevance:
     """Metrics of both releases on the same judged queries, each float64 [Q]."""
 
@@ -106,6 +119,7 @@ def judge(
     ann_recall_Q: Floats,
     relevance: Relevance | None,
     judged_present: float = 1.0,
+    shared: Shared = Shared(1.0, 1.0),
 ) -> Verdict:
     """Whether a candidate may be promoted.
 
@@ -115,6 +129,8 @@ def judge(
         ann_recall_Q: ann_recall@10 of the candidate's index, per query; ones for exact search.
         judged_present: share of the judgements whose document can be found; where few can,
             both releases score near zero, and equal zeros would look like "no change".
+        shared: how far both releases hold the same documents; metrics over different ones are not
+            of one task.
         relevance: nDCG@10 and recall@10 of both releases; None without judged queries.
     """
     rules = [verify_rule(verified), ann_recall_rule(ann_recall_Q, gate.ann_recall)]
@@ -123,6 +139,8 @@ def judge(
     return combine(
         *rules,
         present_rule(judged_present),
+        shared_rule("relevant documents", shared.judged, MIN_SHARED_JUDGED, shared.why),
+        shared_rule("documents", shared.all, MIN_SHARED, shared.why),
         change_rule("nDCG@10", relevance.live_ndcg_Q, relevance.candidate_ndcg_Q, gate.margin),
         change_rule(
             "recall@10", relevance.live_recall_Q, relevance.candidate_recall_Q, gate.margin
@@ -171,6 +189,15 @@ def present_rule(share: float) -> Rule:
     outcome: Outcome = "pass" if share >= MIN_PRESENT else "inconclusive"
     detail = f"{share:.1%} of the relevant documents can be found in the candidate, at least {MIN_PRESENT:.0%} needed"
     return Rule("judged documents", outcome, detail, observed=share, required=MIN_PRESENT)
+
+
+def shared_rule(what: str, share: float, required: float, why: str) -> Rule:
+    """Both releases were asked the same task."""
+    detail = f"{share:.1%} of the {what} of either release are in both, at least {required:.0%} needed"
+    if share >= required:
+        return Rule(f"same {what}", "pass", detail, observed=share, required=required)
+    detail = f"{detail}: {why}" if why else detail
+    return Rule(f"same {what}", "inconclusive", detail, observed=share, required=required)
 
 
 def ann_recall_rule(ann_recall_Q: Floats, required: float) -> Rule:

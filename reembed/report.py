@@ -255,13 +255,14 @@ def _compare(r: dict[str, Any]) -> str:
         f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['detail']}" for rule in r["rules"]
     ]
     lines += [f"  {line}" for line in _evidence(r)]
+    lines += [f"  the sources differ: {words}" for words in r["documents"]["differ"]]
     lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
     first, *others = choices(r)
     return "\n".join([*lines, f"Next: {first}", *(f"  or: {other}" for other in others)])
 
 
 def choices(r: dict[str, Any]) -> list[str]:
-    """Commands that can follow a comparison, the usual first; none of them embeds a document."""
+    """Commands that can follow a comparison, the usual first; only a catch-up embeds documents."""
     new, live = r["candidate"]["release"], r["live"]["release"]
     if r["verdict"] == "pass":
         return [f"reembed promote {new}"]
@@ -270,6 +271,9 @@ def choices(r: dict[str, Any]) -> list[str]:
     margin = f" --margin {r['gate']['margin']:g}" if "margin" in changed else ""
     again = f"reembed compare --candidate {new}"
     found = [f"reembed status     # keep {live}: it serves on, nothing changes"]
+    same = [rule["verdict"] for rule in r["rules"] if rule["name"].startswith("same ")]
+    if (behind := r["documents"]["behind"]) and set(same) != {"pass"}:
+        found.insert(0, f"reembed catch-up {behind}     # it lacks documents; then compare again")
     if needed := r["queries_needed"]:
         more = f"after judging more: about {needed:,} queries would decide, there are {r['queries']['count']:,}"
         found.append(f"{again} --changed-queries{margin} --reason 'WHY'     # {more}")
@@ -508,7 +512,7 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     return environment.get_template("report.html").render(
         c=comparison,
         allowed=allowed,
-        notes=[*_notes(comparison), *map(_changed, comparison["changes"])],
+        notes=[*_notes(comparison), *comparison["documents"]["differ"], *map(_changed, comparison["changes"])],
         made=[*comparison["earlier"], comparisons.told(comparison)],
         choices=choices(comparison),
         release=candidate,

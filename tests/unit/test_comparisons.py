@@ -533,6 +533,75 @@ def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
     assert follow(pair.catalog, third).release.id == third.id, "live is below it already"
 
 
+# --- both releases hold the same documents ---
+
+JUDGED = ", ".join(f"'{r['doc_id']}'" for r in documents(DOCUMENTS, 0)[:3])
+
+
+def same_documents(record: dict[str, Any]) -> list[str]:
+    return [r["verdict"] for r in record["rules"] if r["name"].startswith("same ")]
+
+
+def sourced(pair: Pair, **source: Any) -> Release:
+    sections = pair.sections(24)
+    config = Config.model_validate({**sections, "source": sections["source"] | source})
+    return full_rebuild(config, Silent(), executor=Inline())
+
+
+def test_a_candidate_is_not_compared_with_what_is_behind_it_by_judged_documents(pair):
+    lance.dataset(pair.source).delete(f"doc_id in ({JUDGED})")
+    third = sourced(pair)
+    asked = Asked(margin=0.9, reason="any loss will do")
+    record = pair.compare(asked, which=third.id)
+    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["inconclusive", "pass"])
+    assert report.choices(record)[0].startswith(f"reembed catch-up {pair.live.id} ")
+    assert "source.version is 1 in live, 2 in the candidate" in report.text("compare", record)
+    follow(pair.catalog, catch_up(pair.config(256), pair.live, Silent(), executor=Inline()))
+    again = pair.compare(asked, which=third.id)
+    assert (again["verdict"], same_documents(again)) == ("pass", ["pass", "pass"])
+
+
+def test_a_candidate_behind_live_by_judged_documents_is_caught_up_first(pair):
+    lance.dataset(pair.source).delete(f"doc_id in ({JUDGED})")
+    follow(pair.catalog, catch_up(pair.config(256), pair.live, Silent(), executor=Inline()))
+    record = pair.compare()
+    assert same_documents(record) == ["inconclusive", "pass"]
+    assert report.choices(record)[0].startswith(f"reembed catch-up {pair.candidate.id} ")
+
+
+def copied(pair: Pair) -> str:
+    """Another dataset: half of the documents under other ids."""
+    rows = documents(DOCUMENTS, 0)
+    others = [{**r, "doc_id": f"x{r['doc_id']}"} for r in rows[DOCUMENTS // 2 :]]
+    uri = str(pair.folder / "source.lance" / "copy.lance")
+    lance.write_dataset(pa.Table.from_pylist(rows[: DOCUMENTS // 2] + others), uri)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda pair: {"filter": "doc_id < 'd00100'"}, "source.filter is None in live"),
+        (lambda pair: {"uri": copied(pair)}, "source.uri is"),
+    ],
+)
+def test_a_candidate_of_other_documents_does_not_pass_for_its_easier_task(pair, source, said):
+    record = pair.compare(
+        Asked(margin=0.9, reason="any loss will do"), which=sourced(pair, **source(pair)).id
+    )
+    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["pass", "inconclusive"])
+    for told in (report.text("compare", record), Path(record["report"]).read_text()):
+        assert said in told
+    assert not any("catch-up" in choice for choice in report.choices(record))
+
+
+def test_live_may_be_a_few_documents_behind(pair):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    record = pair.compare(Asked(margin=0.9, reason="try"), which=sourced(pair).id)
+    assert (record["verdict"], same_documents(record)) == ("pass", ["pass", "pass"])
+    assert "source.version is 1 in live" in report.text("compare", record), "it is said"
+
+
 # --- promote looks itself: each line of defence without the one before it ---
 
 

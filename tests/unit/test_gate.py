@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reembed.config import GateConfig
 from reembed.errors import IntegrityError
-from reembed.gate import MIN_QUERIES, Relevance, Rule, Verdict, combine, judge
+from reembed.gate import MIN_QUERIES, Relevance, Rule, Shared, Verdict, combine, judge
 
 GATE = GateConfig()
 EXACT = np.ones(200)
@@ -69,7 +69,7 @@ def test_an_identical_release_passes():
     live = np.random.default_rng(0).uniform(0, 1, 300)
     verdict = decide(Relevance(live, live, live, live))
     assert verdict.verdict == "pass"
-    assert [rule.verdict for rule in verdict.rules] == ["pass"] * 5
+    assert [rule.verdict for rule in verdict.rules] == ["pass"] * 7
 
 
 def test_a_handful_of_identical_results_is_not_evidence():
@@ -251,6 +251,22 @@ def test_an_edited_verdict_is_refused(edit):
 def test_a_record_without_rules_is_refused():
     with pytest.raises(IntegrityError, match="damaged"):
         Verdict.from_json({"verdict": "pass", "queries_needed": None})
+
+
+@pytest.mark.parametrize(
+    ("judged", "every", "verdict"),
+    [(1, 1, "pass"), (0.98, 0.95, "pass"), (0.97, 1, "inconclusive"), (1, 0.94, "inconclusive")],
+)
+def test_releases_of_other_documents_are_not_compared(judged, every, verdict):
+    found, ones = Shared(judged, every, "source.filter is another"), np.ones(100)
+    decided = judge(
+        GateConfig(), verified=True, ann_recall_Q=ones,
+        relevance=Relevance(ones, ones, ones, ones), shared=found,
+    )  # fmt: skip
+    assert decided.verdict == verdict
+    assert decided.margin_needed is None
+    failing = [r.detail for r in decided.rules if r.verdict != "pass"]
+    assert all(detail.endswith(found.why) for detail in failing)
 
 
 def test_judgements_of_documents_that_are_not_there_do_not_pass():
