@@ -61,7 +61,10 @@ def compare(
         for name, (metric, k) in _METRICS.items()
     }
     ids_old, ids_new = (_Ids.read(opened, queries) for opened in (old, new))
-    held, between = _Held.by(ids_new, candidate, queries), _Between.sources(catalog, live, candidate)
+    held, between = (
+        _Held.by(ids_new, candidate, queries),
+        _Between.sources(catalog, live, candidate),
+    )
     recall_old, recall_new = _ann_recall(old, vectors_old), _ann_recall(new, vectors_new)
     verdict = gate.judge(
         terms.gate,

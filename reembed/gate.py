@@ -193,7 +193,9 @@ def present_rule(share: float) -> Rule:
 
 def shared_rule(what: str, share: float, required: float, why: str) -> Rule:
     """Both releases were asked the same task."""
-    detail = f"{share:.1%} of the {what} of either release are in both, at least {required:.0%} needed"
+    detail = (
+        f"{share:.1%} of the {what} of either release are in both, at least {required:.0%} needed"
+    )
     if share >= required:
         return Rule(f"same {what}", "pass", detail, observed=share, required=required)
     detail = f"{detail}: {why}" if why else detail

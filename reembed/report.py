@@ -512,7 +512,11 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     return environment.get_template("report.html").render(
         c=comparison,
         allowed=allowed,
-        notes=[*_notes(comparison), *comparison["documents"]["differ"], *map(_changed, comparison["changes"])],
+        notes=[
+            *_notes(comparison),
+            *comparison["documents"]["differ"],
+            *map(_changed, comparison["changes"]),
+        ],
         made=[*comparison["earlier"], comparisons.told(comparison)],
         choices=choices(comparison),
         release=candidate,
