@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from obstore.exceptions import BaseError
 from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.comparisons import Asked
-from reembed.config import Config, EncoderConfig
+from reembed.config import RESERVED_COLUMNS, Config, EncoderConfig
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener, changed_settings
 from reembed.promote import (
@@ -360,6 +361,14 @@ def search(
     """The k best documents of each query in one release."""
     from reembed.live import OpenRelease, require_carried
 
+    if own := [c for c in show if c in RESERVED_COLUMNS]:
+        shown = [word for c in show if c not in own for word in ("--show", c)]
+        chosen = ["--release", release_id] if release_id else []
+        raise UsageError(
+            f"{', '.join(own)} is not a carried column",
+            "every result has its doc_id; the other columns of reembed's own are not shown",
+            shlex.join(["reembed", "search", "-k", str(k), *chosen, *shown, "--", *queries]),
+        )
     release = _kept(catalog, release_id) if release_id else catalog.require_live().release
     require_carried(release, show)
     results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
@@ -378,11 +387,13 @@ def search(
     }
 
 
-def _finite(columns: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in columns.items()
-    }
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for, at every depth."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kept(catalog: Catalog, release_id: str) -> Release:

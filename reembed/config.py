@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
@@ -17,11 +17,22 @@ from reembed.config_file import load_sections
 from reembed.redact import HIDDEN, credentials_in, is_secret_name, shown_option
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+_MOST = 2**63 - 1
 
 
 def secret_keys(options: Iterable[str]) -> list[str]:
     """Names among object-store settings that must come from the environment instead."""
     return [key for key in options if is_secret_name(key)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings of a setting: itself, or those in its list or map."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (v for v in value.values() if isinstance(v, str))
+    elif isinstance(value, list | tuple):
+        yield from (v for v in value if isinstance(v, str))
 
 
 class Section(BaseModel):
@@ -32,10 +43,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_credentials(cls, value: Any) -> Any:
-        texts = (
-            [value] if isinstance(value, str) else value.values() if isinstance(value, dict) else ()
-        )
-        for found in filter(None, (credentials_in(t) for t in texts if isinstance(t, str))):
+        for found in filter(None, map(credentials_in, _texts(value))):
             raise ValueError(
                 f"holds {found}; settings are stored and printed: "
                 "export it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or use the instance role"
@@ -49,6 +57,15 @@ class Section(BaseModel):
             json.dumps(value, ensure_ascii=False, default=repr).encode()
         except UnicodeEncodeError as error:
             raise ValueError("holds text that is not UTF-8; settings are stored") from error
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_file_system_and_64_bits(cls, value: Any) -> Any:
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError("holds a zero byte, which no path, column or store can have")
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise ValueError(f"is beyond {_MOST:,}")
         return value
 
 

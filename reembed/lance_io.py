@@ -6,10 +6,14 @@ takes a refused request for a dataset that is gone gives up vectors that are the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import lance
+
+from reembed.errors import IntegrityError
 
 
 @contextmanager
@@ -39,3 +43,19 @@ def open_dataset(
     """
     with told_apart():
         return lance.dataset(uri, version=version, storage_options=dict(options or {}) or None)
+
+
+def tags_of(dataset: lance.LanceDataset) -> dict[str, Any]:
+    """Name -> version and more of each tag.
+
+    Raises:
+        IntegrityError: a file among the tags is not one.
+    """
+    try:
+        return dict(dataset.tags.list())
+    except RuntimeError as error:
+        raise IntegrityError(
+            f"{dataset.uri}: its tags cannot be read",
+            f"a file in _refs/tags is not a tag: {str(error).split(', /home/')[0].splitlines()[0]}",
+            f"ls -l {shlex.quote(f'{dataset.uri}/_refs/tags')}     # and move it away",
+        ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from reembed.catalog import Release, VerifyRecord
 from reembed.errors import IntegrityError
+from reembed.lance_io import tags_of
 from reembed.records import checked
 from reembed.storage import Storage
 from reembed.table_version import manifest_proof, missing_files, open_table
@@ -106,7 +107,7 @@ def require_table(storage: Storage, release: Release) -> None:
         FileNotFoundError: the table is gone.
     """
     require_manifest(storage, release)
-    tags = open_table(storage, release.table).tags.list()
+    tags = tags_of(open_table(storage, release.table))
     tagged = tags[release.table_tag]["version"] if release.table_tag in tags else None
     if tagged != release.table_version:
         raise IntegrityError(

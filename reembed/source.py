@@ -19,7 +19,7 @@ import pyarrow as pa
 from reembed import source_delta
 from reembed.config import Config
 from reembed.errors import SourceError
-from reembed.lance_io import open_dataset
+from reembed.lance_io import open_dataset, tags_of
 from reembed.records import decode
 from reembed.runs import Unit
 from reembed.source_columns import is_text, nearest, plain, require, set_to, template_columns
@@ -127,12 +127,12 @@ class Source:
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
         dataset = self.dataset()
-        if tag in dataset.tags.list():
+        if tag in tags_of(dataset):
             return True
         try:
             dataset.tags.create(tag, self.version)
         except ValueError:
-            return tag in dataset.tags.list()  # another process of this run was first
+            return tag in tags_of(dataset)  # another process of this run was first
         except OSError:
             return False
         return True
@@ -140,7 +140,7 @@ class Source:
     def unpin(self, tag: str) -> None:
         """Take the tag away again."""
         dataset = self.dataset()
-        if tag in dataset.tags.list():
+        if tag in tags_of(dataset):
             dataset.tags.delete(tag)
 
     @property
@@ -413,7 +413,8 @@ class Source:
         stored = dataset.schema.field(column).type
         try:
             read = dataset.scanner(columns=[column]).projected_schema.field(column).type
-        except (ValueError, OSError) as error:
+            pa.schema([(column, read)]).empty_table()  # pyarrow cannot make some tensors
+        except (ValueError, OSError, NotImplementedError) as error:
             read = str(error).split(", /home/")[0].splitlines()[0]
         if read != stored:
             raise SourceError(

@@ -64,6 +64,8 @@ def _id_hashes(
     for batch in scanner.to_batches():
         nulls += batch.column(0).null_count
         ids = batch.column(0).drop_null()
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.dictionary_decode()
         if pa.types.is_uint64(ids.type) and len(ids) and pc.max(ids).as_py() > _MAX_ID:
             raise SourceError(
                 f"{column} of {where} holds integers above {_MAX_ID:,}",

@@ -19,6 +19,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
+from reembed.lance_io import tags_of
 from reembed.records import checked
 from reembed.runs import Plan, ProofRecord, Run
 from reembed.spaces import Space
@@ -385,10 +386,10 @@ def _committed(run: Run, plan: Plan) -> int | None:
 
 def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
     """Tag the version; of two drivers that both committed, the first tag says which one counts."""
-    if tag not in dataset.tags.list():
+    if tag not in tags_of(dataset):
         try:
             dataset.tags.create(tag, version)
         except ValueError:
-            if tag not in dataset.tags.list():
+            if tag not in tags_of(dataset):
                 raise
-    return int(dataset.tags.list()[tag]["version"])
+    return int(tags_of(dataset)[tag]["version"])

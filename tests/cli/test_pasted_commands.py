@@ -400,8 +400,9 @@ def test_a_link_among_the_files_of_a_table_is_removed_alone(inline) -> None:
         ("promote", "docs-0-v1-9"),
         ("verify", "--release", "docs-0-v1-9"),
         ("search", "wing", "--show", "year"),
+        ("search", "x; touch PWNED", "-k", "3", "--show", "doc_id", "--show", "vector"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: f"{words[0]} {words[-1]}",
 )
 def test_what_is_not_there_is_answered_with_what_is(inline, words) -> None:
     serving(inline)

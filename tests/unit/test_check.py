@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from inline import Inline, Silent
 
 from reembed import gc, preflight, promote, report, verify
 from reembed.catalog import Catalog
-from reembed.check import dead_letters, meant, verify_release
+from reembed.check import catalog_of, dead_letters, meant, search, verify_release
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.live import LiveAlias
 from reembed.runs import find_runs
@@ -310,3 +311,31 @@ def test_only_what_the_same_command_resumes_ends_with_75(build, tmp_path, verb, 
     assert "loading" in line
     process.terminate()
     assert process.wait(20) == code
+
+
+def test_a_result_is_json_whatever_numbers_its_columns_hold(tmp_path, make_config):
+    nan, inf = float("nan"), float("inf")
+    columns = {
+        "plain": pa.array([nan, 1.5]),
+        "listed": pa.array([[nan, 1.0], [inf, 2.0]]),
+        "object": pa.array([{"x": {"y": [-inf]}}, {"x": {"y": [3.0]}}]),
+        "map": pa.array([[("k", nan)], [("k", 4.0)]], pa.map_(pa.string(), pa.float64())),
+    }
+    uri = str(tmp_path / "s.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a", "b"], "text": ["one", "two"], **columns}), uri)
+    config = make_config(uri, table={"carry": list(columns)})
+    release = full_rebuild(config, Silent(), executor=Inline())
+    catalog = catalog_of(config)
+    promote.promote(catalog, release.id, initial_reason="a test")
+    found = search(catalog, ["one"], 2, None, list(columns))
+    json.dumps(found, allow_nan=False)
+    (hits,) = (r["hits"] for r in found["results"])
+    shown = {h["doc_id"]: h["columns"] for h in hits}
+    assert shown["a"] == {
+        "plain": None,
+        "listed": [None, 1.0],
+        "object": {"x": {"y": [None]}},
+        "map": [["k", None]],
+    }
+    assert shown["b"]["listed"] == [None, 2.0]
+    assert shown["b"]["object"] == {"x": {"y": [3.0]}}

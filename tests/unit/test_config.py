@@ -368,7 +368,10 @@ def test_a_dumped_config_loads_as_itself(data: st.DataObject) -> None:
             "source": {"uri": draw(texts), "filter": draw(st.none() | texts)},
             "encoder": {"model": draw(texts), "normalize": draw(st.none() | st.booleans())},
             "storage": {"root": draw(texts), "options": draw(st.just({}) | st.just({"a": "1"}))},
-            "embed": {"gpus_per_actor": draw(st.floats(0, 8)), "actors": draw(st.integers(1))},
+            "embed": {
+                "gpus_per_actor": draw(st.floats(0, 8)),
+                "actors": draw(st.integers(1, 2**63 - 1)),
+            },
             "table": {"carry": draw(st.lists(st.sampled_from(["no", "1", "a", "~"]), unique=True))},
         }
     )
@@ -376,3 +379,20 @@ def test_a_dumped_config_loads_as_itself(data: st.DataObject) -> None:
     again, _ = load([write("again.yaml", written)], [])
     assert again == config
     assert again.result_key("uri") == config.result_key("uri")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [r'source.uri="a\0b"', r'encoder.model="a\0"', r'storage.root="\0"', r'gate.queries="q\0"',
+     r'table.carry=["a", "b\0"]', r'storage.options.region="\0"', r'encoder.prompts.query="\0"'],
+)  # fmt: skip
+def test_a_zero_byte_is_refused_in_every_setting(setting: str) -> None:
+    with pytest.raises(ConfigError, match="holds a zero byte"):
+        load([write("zero.yaml", GOOD)], [setting])
+
+
+@pytest.mark.parametrize("setting", ["source.version", "embed.unit_documents", "storage.keep"])
+def test_a_number_beyond_64_bits_is_refused_in_every_setting(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting}.*is beyond"):
+        load([write("big.yaml", GOOD)], [f"{setting}={2**64}"])
+    load([write("big.yaml", GOOD)], [f"{setting}={2**31}"])

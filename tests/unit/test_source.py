@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from reembed import source as source_module
 from reembed.config import Config
-from reembed.errors import SourceError
+from reembed.errors import IntegrityError, SourceError
 from reembed.runs import Unit
 from reembed.source import Source
 from reembed.source_delta import Delta, _places
@@ -135,3 +138,40 @@ def test_a_fragment_that_is_gone_is_named(opened):
     with pytest.raises(SourceError) as refused:
         source.read(Unit("000099-000000000", 99, 0, 10))
     assert refused.value.what == f"{uri} version 1 has lost fragment 99"
+
+
+def test_a_file_among_the_tags_that_is_not_a_tag_is_named(opened):
+    source, uri = opened
+    source.pin("one")
+    stray = Path(uri) / "_refs/tags/stray.json"
+    stray.write_text("junk")
+    for act in (source.pin, source.unpin):
+        with pytest.raises(IntegrityError, match="its tags cannot be read") as said:
+            act("two")
+        assert shlex.split(said.value.fix, comments=True)[-1].endswith("_refs/tags")
+    stray.unlink()
+    source.unpin("one")
+
+
+def carrying(tmp_path, make_config, **columns):
+    uri = str(tmp_path / "s.lance")
+    lance.write_dataset(pa.table({"doc_id": ["a", "b"], "text": ["t", "u"], **columns}), uri)
+    return make_config(uri, table={"carry": list(columns)})
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_a_tensor_that_no_table_can_have_is_refused_as_a_carried_column(
+    tmp_path, make_config, shape
+):
+    values = np.zeros((2, *shape), np.float32)
+    config = carrying(tmp_path, make_config, x=pa.FixedShapeTensorArray.from_numpy_ndarray(values))
+    with pytest.raises(SourceError, match="column 'x' cannot be carried"):
+        Source.open(config)
+
+
+def test_ids_beyond_63_bits_are_refused_in_a_dictionary_too(tmp_path, make_config):
+    uri = str(tmp_path / "s.lance")
+    ids = pa.array([1, 2**63 + 5], pa.uint64()).dictionary_encode()
+    lance.write_dataset(pa.table({"doc_id": ids, "text": ["t", "u"]}), uri)
+    with pytest.raises(SourceError, match="holds integers above"):
+        Source.open(make_config(uri)).check_documents()
