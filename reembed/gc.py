@@ -11,10 +11,12 @@ from typing import Any
 
 from reembed import faults, provenance
 from reembed.catalog import Catalog, Release, line_of, now
-from reembed.errors import Conflict, SourceError, UsageError
+from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.promote import candidates, newest_of
+from reembed.records import DAMAGED
 from reembed.runs import Run, find_runs, is_driven
 from reembed.source import Source
+from reembed.table import path_of
 from reembed.table_version import files_of, open_table, used_files
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,9 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
 
     Kept: live, what rollback goes back to, the `keep` releases that served last, every release that
     never served and waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
+
+    Raises:
+        IntegrityError: a record names what another run or release made.
     """
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
@@ -94,6 +99,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     held_tables = {p.table for r in held_runs if (p := r.plan())}
     reasons = _reasons(catalog, keep, dropping)
     releases = catalog.releases()
+    _require_own_places(catalog, releases)
     kept = [r for r in releases if r.id in reasons]
     for release in kept:
         provenance.require_manifest(catalog.storage, release)
@@ -178,6 +184,24 @@ def _require_own(catalog: Catalog, planned: GcPlan) -> None:
         catalog.storage.require_own(path)
 
 
+def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
+    for r in releases:
+        own = (r.id, f"indexes/{r.id}", f"reembed-{r.id}", path_of(catalog.alias, r.space))
+        path = f"releases/{catalog.alias}/{r.id}.json"
+        _require_equal(catalog.storage.uri(path), own, (r.run_id, r.index, r.table_tag, r.table))
+
+
+def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> None:
+    """What a record names is deleted on its word: it must be what its own run made."""
+    for expected, found in zip(own, named, strict=True):
+        if found != expected:
+            raise IntegrityError(
+                f"{uri} names {found!r:.80} in place of {expected}",
+                "nothing is deleted on the word of a record that was damaged or made by someone else",
+                DAMAGED,
+            )
+
+
 def droppable(catalog: Catalog, name: str) -> Run:
     """An unfinished run that can be given up: gc may then remove what it staged.
 
@@ -197,9 +221,13 @@ def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan
     """Files below every table that a run of this alias ever planned for.
 
     Raises:
-        IntegrityError: a symbolic link lies among them.
+        IntegrityError: a symbolic link lies among them, or a plan is not that of its run.
     """
-    storage, tables = catalog.storage, {p.table for r in runs if (p := r.plan())}
+    storage, plans = catalog.storage, {r.path("plan.json"): (r, p) for r in runs if (p := r.plan())}
+    for path, (run, p) in plans.items():
+        own = (run.id, catalog.alias, path_of(catalog.alias, p.space))
+        _require_equal(storage.uri(path), own, (p.run_id, p.alias, p.table))
+    tables = {p.table for _, p in plans.values()}
     for table in tables:
         storage.require_own(table)
     return {

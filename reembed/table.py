@@ -34,6 +34,11 @@ _COMMIT_TRIES = 8
 _EXAMPLES = 5
 
 
+def path_of(alias: str, space: Space) -> str:
+    """Path under the root of the table that holds an alias's vectors of a space."""
+    return f"tables/{alias}-{space.id}.lance"
+
+
 def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Schema:
     """Columns of a vector table: what identifies, proves and searches a row, then what is carried."""
     value = pa.float16() if space.vector_dtype == "float16" else pa.float32()

@@ -145,7 +145,7 @@ def make_plan(
         say("begin", what=f"source.filter keeps {rows:,} of {source.count_rows():,} rows")
     preflight.require_texts(config, source, rows, say)
     pinned = source.pin(run.pin_tag)
-    path = f"tables/{config.alias}-{space.id}.lance"
+    path = table.path_of(config.alias, space)
     units = source.units(config.embed.unit_documents, config.embed.actors)
     plan = run.write_plan(
         Plan(

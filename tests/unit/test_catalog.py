@@ -209,7 +209,8 @@ def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
 
 
 @pytest.mark.parametrize("days", [-15, 15])
-def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, days):
+def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, monkeypatch, days):
+    monkeypatch.setattr(gc, "_require_own_places", lambda *_: None)  # each has a table of its own
     make_release(catalog, "a")
     promote(catalog, "a", **FIRST)
     wrong = (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat(timespec="seconds")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lance
 import pytest
 from inline import Inline, Silent
 
 from reembed import faults, gc
 from reembed.catalog import Catalog
-from reembed.errors import Conflict, UsageError
-from reembed.runs import driving, open_runs
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.runs import Run, driving, open_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -195,3 +197,52 @@ def test_bytes_of_a_table_count_where_all_of_it_goes(root):
     whole, part = (gc._removable(catalog, releases[1], whole=w) for w in (True, False))
     assert (whole.index_bytes, part.table_bytes) == (part.index_bytes, 0)
     assert whole.table_bytes == sum(s for _, s in catalog.storage.objects(f"{releases[1].table}/"))
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        *(("index", path) for path in ("aliases", "indexes/{other}", "indexes", "runs/{other}")),
+        *(("table", path) for path in ("releases", "tables", "{table}")),
+        ("run_id", "{other}"),
+        ("table_tag", "reembed-{other}"),
+    ],
+)
+def test_gc_deletes_nothing_on_the_word_of_a_release_that_names_what_is_not_its_own(
+    root, field, named
+):
+    """The record has the right form and sha256: someone wrote it."""
+    catalog, (first, other, _), _ = root
+    named = named.format(other=other.id, table=other.table)
+    planted = f"{first.id}-u1-1"
+    places = {"run_id": planted, "index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
+    release = replace(first, id=planted, **places | {field: named})
+    path = f"releases/{catalog.alias}/{planted}.json"
+    catalog.storage.create(path, release.to_json())
+    before = files(catalog.storage, "")
+    with pytest.raises(IntegrityError, match=f"{planted}.json names '{named}' in place of"):
+        gc.plan(catalog, 1)
+    assert files(catalog.storage, "") == before
+    catalog.storage.write(
+        path, replace(release, **{field: places.get(field, first.table)}).to_json()
+    )
+    assert planted in {r.release for r in gc.plan(catalog, 1).remove}
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [("table", "releases"), ("table", "{table}"), ("run_id", "x"), ("alias", "x")],
+)
+def test_gc_deletes_nothing_on_the_word_of_a_plan_that_names_what_is_not_its_own(
+    root, field, named
+):
+    catalog, (first, other, _), _ = root
+    named = named.format(table=other.table)
+    planted = Run(catalog.storage, first.id.replace("-v1-", "-v1-9"))
+    plan = replace(Run(catalog.storage, first.id).plan(), run_id=planted.id)
+    planted.write_plan(replace(plan, **{field: named}))
+    planted.abandon()
+    with pytest.raises(IntegrityError, match=f"{planted.id}/plan.json names '{named}' in place of"):
+        gc.plan(catalog, 3)
+    catalog.storage.write(planted.path("plan.json"), plan.to_json())
+    assert planted.id in gc.plan(catalog, 3).dropped_runs

@@ -230,7 +230,7 @@ BYTES = {
     "deep": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "not UTF-8": b'{"alias": "\xff\xfe", "id": "\xc3("}',
-    "half a surrogate": to_bytes({"a": "\ud800"}),
+    "half a surrogate": to_bytes({"a": "x"}).replace(b'"x"', rb'"\ud800"'),
     "a list": b"[1, 2]",
     "a list of pairs": b'[["id", 1], ["alias", 2]]',
     "a number": b"1e999",
