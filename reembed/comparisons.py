@@ -288,8 +288,14 @@ def require_sound(catalog: Catalog, record: dict[str, Any], compared: Release) -
 
 
 def _of_model(catalog: Catalog, live: Release, candidate: Release) -> list[dict[str, Any]]:
+    """Comparisons of a candidate's weights with live's line, oldest first.
+
+    Their other settings (prompts, dtype, dimensions) do not count: a small change of one is not a
+    new model, and another space costs only a run.
+    """
     found = [r for records in _with_live(catalog, live, every=True).values() for r in records]
-    mine = [r for r in found if r["candidate"]["space"] == candidate.space.id]
+    weights = candidate.space.weights_sha256
+    mine = [r for r in found if r["candidate"]["weights_sha256"] == weights]
     return sorted(mine, key=lambda r: (r["at"], r["candidate"]["release"], r["number"]))
 
 
@@ -326,7 +332,7 @@ def read(catalog: Catalog, path: str) -> dict[str, Any]:
             _TOLD.validate_json(json.dumps(short), strict=True)
         FrozenGate(**record["gate"])
         checked(EvidenceRecord, Record(evidence(record)))
-        _terms(record).gate, record["candidate"]["space"], record["candidate_index_sha256"]
+        _terms(record).gate, record["candidate"]["weights_sha256"], record["candidate_index_sha256"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(
             f"{path} is not a comparison as reembed writes it",

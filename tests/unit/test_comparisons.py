@@ -334,6 +334,30 @@ def test_a_plan_made_after_a_comparison_moves_no_margin_without_a_reason(pair, r
         assert grounds.comparison["changes"][0]["before"] == {"margin": None}
 
 
+OTHER_SPACES = {
+    "float16": {"table": {"dtype": "float16"}},
+    "dimensions": {"encoder": {"truncate_dim": 15}},
+    "a prompt": {"encoder": {"prompts": {"query": "q"}}},
+    "a length": {"encoder": {"max_length": 500}},
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SPACES.values(), ids=OTHER_SPACES)
+def test_the_same_weights_in_another_space_are_judged_by_the_gate_of_their_first_comparison(
+    pair, settings
+):
+    first = pair.compare()
+    assert first["verdict"] != "pass"
+    sections = pair.sections(16, margin=0.9)
+    merged = {k: sections.get(k, {}) | settings.get(k, {}) for k in {*sections, *settings} - {"alias"}}
+    config = Config.model_validate({"alias": sections["alias"], **merged})
+    again = full_rebuild(config, Silent(), executor=Inline())
+    assert again.space.id != pair.candidate.space.id
+    record = pair.compare(which=again.id, margin=0.9)
+    assert (record["gate"]["margin"], record["changes"]) == (None, [])
+    assert [e["candidate"] for e in record["earlier"]] == [pair.candidate.id]
+
+
 def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
     third = pair.build(24)
     assert promote(pair.catalog, third.id, force_reason="never compared").grounds.comparison is None
