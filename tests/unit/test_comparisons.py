@@ -349,7 +349,9 @@ def test_the_same_weights_in_another_space_are_judged_by_the_gate_of_their_first
     first = pair.compare()
     assert first["verdict"] != "pass"
     sections = pair.sections(16, margin=0.9)
-    merged = {k: sections.get(k, {}) | settings.get(k, {}) for k in {*sections, *settings} - {"alias"}}
+    merged = {
+        k: sections.get(k, {}) | settings.get(k, {}) for k in {*sections, *settings} - {"alias"}
+    }
     config = Config.model_validate({"alias": sections["alias"], **merged})
     again = full_rebuild(config, Silent(), executor=Inline())
     assert again.space.id != pair.candidate.space.id
