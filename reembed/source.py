@@ -415,11 +415,13 @@ class Source:
             read = dataset.scanner(columns=[column]).projected_schema.field(column).type
             pa.schema([(column, read)]).empty_table()  # pyarrow cannot make some tensors
         except (ValueError, OSError, NotImplementedError) as error:
-            read = str(error).split(", /home/")[0].splitlines()[0]
-        if read != stored:
+            why = str(error).split(", /home/")[0].splitlines()[0]
+        else:
+            why = "" if read == stored else f"reading it gives {read}"
+        if why:
             raise SourceError(
                 f"column {column!r} cannot be carried",
-                f"it is {stored}, and reading it gives {read}",
+                f"it is {stored}: {why}",
                 f"reembed run --set table.carry={shlex.quote(self._carry_without(column))}",
             )
 
