@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from reembed.catalog import Catalog, Release, SourceRecord
 from reembed.errors import SourceError
 from reembed.records import Record, checked
 from reembed.source import Source
+
+_NOTE = re.compile(r"[0-9]{8}-[0-9]{20}\.json")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,12 @@ def caught_up(catalog: Catalog, release: Release) -> Source:
 
 
 def note(catalog: Catalog, release: Release, number: int, source: Source) -> None:
-    """Keep that the release equals this version of its source, as the catch-up of this number found."""
-    catalog.storage.write(_note_path(release), {"number": number, "source": source.to_json()})
+    """Keep that the release equals this version of its source, as the catch-up of this number found.
+
+    Create-only, one for each number and version: who notes late takes nothing back.
+    """
+    path = f"{_notes_of(release)}{number:08d}-{source.version:020d}.json"
+    catalog.storage.create(path, {"number": number, "source": source.to_json()})
 
 
 def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
@@ -98,9 +105,11 @@ class _Note:
 
 
 def _noted(catalog: Catalog, release: Release) -> Record | None:
-    record = catalog.storage.read_if_there(_note_path(release))
-    return checked(_Note, record) if record is not None else None
+    """The note of the highest number, and of those of the highest version."""
+    folder = _notes_of(release)
+    names = [n for n in catalog.storage.names(folder) if _NOTE.fullmatch(n)]
+    return checked(_Note, catalog.storage.read(f"{folder}{names[-1]}")) if names else None
 
 
-def _note_path(release: Release) -> str:
-    return f"runs/{release.run_id}/caught_up.json"
+def _notes_of(release: Release) -> str:
+    return f"runs/{release.run_id}/caught-up/"

@@ -7,6 +7,7 @@ runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by th
 runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
 runs/RUN/workers/WORKER.json     who embeds which unit now
 runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
+runs/RUN/caught-up/N-VERSION.json create-only: a catch-up of number N found it equal to this version
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
 results/RUN.json                 create-only: the release it ended in, or that it was given up; one
                                  listing says which runs are open

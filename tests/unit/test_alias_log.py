@@ -16,6 +16,7 @@ from reembed import catalog as catalog_module
 from reembed.catalog import AliasRecord, Catalog, Release, line_of
 from reembed.config import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.lag import note
 from reembed.live import LiveAlias
 from reembed.promote import (
     candidate,
@@ -27,6 +28,7 @@ from reembed.promote import (
     rollback,
 )
 from reembed.runs import order_of
+from reembed.source import Source
 from reembed.status import status
 from reembed.storage import Storage, to_bytes
 
@@ -254,14 +256,17 @@ def test_a_promotion_does_not_go_to_an_older_release_of_a_line(catalog, reason):
     assert catalog.require_live().release == other
 
 
+def noted(catalog: Catalog, release: Release, number: int, version: int) -> None:
+    note(catalog, release, number, Source.from_json(release.source | {"version": version}, ()))
+
+
 def test_a_release_known_to_equal_a_newer_source_is_not_left_for_an_older_one(catalog):
     a, late = line(catalog, "a", "a-u7-1")
     steps(catalog, a)
-    noted = {
-        "number": 2,
-        "source": a.source | {"version": 9},
-    }  # version 9 has the documents of a again
-    catalog.storage.write(f"runs/{a.run_id}/caught_up.json", noted)
+    noted(catalog, a, 2, 9)  # version 9 has the documents of a again
+    assert follow(catalog, late).release == a
+    noted(catalog, a, 2, 8)
+    noted(catalog, a, 1, 3)  # late as well: it takes nothing back
     assert follow(catalog, late).release == a
     (newer,) = line(catalog, "a-u11-3")
     assert follow(catalog, newer).release == newer

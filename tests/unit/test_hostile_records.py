@@ -124,7 +124,9 @@ def readers(r: Root) -> dict[str, Reader]:
         f"results/{first.run_id}.json": lambda r: plain.result(),
         plain.path("plan.json"): lambda r: plain.plan(),
         plain.path("verify.json"): lambda r: provenance.is_verified(storage, first),
-        plain.path("caught_up.json"): lambda r: lag.caught_up(r.catalog, first),
+        next(p for p, _ in storage.objects(plain.path("caught-up/"))): lambda r: lag.caught_up(
+            r.catalog, first
+        ),
         plain.path("golden.json"): lambda r: golden.require(
             storage, first.origin, load_encoder(model)
         ),
@@ -180,7 +182,7 @@ NEEDED = {
     "results": {"release", "at"},
     "plan.json": {"run_id", "space", "encoder", "source", "units", "base", "donors", "gate"},
     "verify.json": {"passed"},
-    "caught_up.json": {"number", "source"},
+    "caught-up": {"number", "source"},
     "golden.json": {"device", "path", "versions", "vectors"},
     "verifying.json": {"key", "done"},
     "sealed.json": {"rows", "dead_letters", "files"},

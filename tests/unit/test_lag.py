@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+from dataclasses import replace
 
 import lance
 import pytest
@@ -59,6 +60,24 @@ def test_what_a_release_was_found_to_equal_is_kept_for_this_release_alone(behind
     assert (caught_up(catalog, release), noted_place(catalog, release)) == (newer, (7, 4))
     assert (caught_up(catalog, other).version, noted_place(catalog, other)) == (1, (0, 0))
     assert (lag(catalog, release).documents, lag(catalog, other).documents) == (2, 4)
+
+
+def test_who_notes_late_takes_nothing_back(behind):
+    """Of many passes over a release, in whatever order they end, the newest counts."""
+    catalog, release, _ = behind
+    newest = caught_up(catalog, release).newest()
+    places = [(1, 2), (1, 4), (2, 3), (9, 4), (10, 3), (10, 4)]
+    for order in (places, places[::-1], places[3:] + places[:3]):
+        for path, _ in [*catalog.storage.objects(f"runs/{release.run_id}/")]:
+            catalog.storage.remove(path)
+        for done, (number, version) in enumerate(order, 1):
+            note(catalog, release, number, replace(newest, version=version))
+            assert noted_place(catalog, release) == max(order[:done])
+            assert caught_up(catalog, release).version == max(order[:done])[1]
+    folder = f"runs/{release.run_id}/caught-up"
+    for name in ("notes.json", "00000099-00000000000000000009.json.bak", "99999999.json"):
+        catalog.storage.write_bytes(f"{folder}/{name}", b"{}")
+    assert noted_place(catalog, release) == (10, 4)
 
 
 def test_a_source_that_is_gone_is_said(behind):
