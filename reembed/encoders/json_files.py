@@ -83,7 +83,10 @@ _OBJECTS = ("config.json", "config_sentence_transformers.json", "special_tokens_
 _OWN_CODE = {
     "attn_implementation": ("eager", "sdpa"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+    "quantization_config": (),
 }
+# Architectures for which transformers fetches kernels by itself.
+_WITH_KERNELS = ("mra", "rwkv", "yoso")
 
 
 def read_json(file: Path) -> Any:
@@ -140,11 +143,15 @@ def _require(file: Path, name: str, form: Form, value: Any) -> None:
 def _require_own_code(file: Path, settings: Mapping[str, Any]) -> None:
     for name, value in _inner(settings):
         known = _OWN_CODE.get(name.strip("_").removesuffix("_internal"))
-        if known and value not in (None, *known):
+        if known is not None and value not in (None, *known):
             raise EncoderError(
                 f"{file} sets {name} to {value!r:.80}",
-                f"allowed are {' and '.join(known)}; others name code that transformers would fetch",
+                f"allowed: {', '.join(known) or 'none'}; others name code that transformers would fetch",
                 f"remove {name} from {file}",
+            )
+        if name == "model_type" and value in _WITH_KERNELS:
+            raise EncoderError(
+                f"{file}: a model of the kind {value}", "transformers would fetch code for it"
             )
 
 

@@ -260,6 +260,8 @@ OTHERS_CODE = [
     ("config.json", {"text_config": {"attn_implementation": "someone/code:f"}}),
     ("config.json", {"attn_implementation": {"": "sdpa", "text_config": "someone/code"}}),
     ("config.json", {"_experts_implementation": "sonicmoe"}),
+    ("config.json", {"quantization_config": {"quant_method": "mxfp4"}}),
+    ("config.json", {"text_config": {"quantization_config": {"quant_method": "eetq"}}}),
     ("sentence_bert_config.json", {"model_args": {"attn_implementation": "kernels-community/x"}}),
     ("sentence_bert_config.json", {"model_kwargs": {"attn_implementation": "paged|someone/x"}}),
 ]
@@ -269,9 +271,17 @@ OTHERS_CODE = [
 def test_a_setting_that_fetches_code_is_refused_by_name(tmp_path, file, values):
     folder = bert_model(tmp_path / "bert")
     setting(folder / file, **values)
-    with pytest.raises(EncoderError, match=r"sets _?(attn|experts)_implementation to") as refused:
+    with pytest.raises(EncoderError, match=r"sets _?\w+_(implementation|config) to") as refused:
         space(folder)
     assert str(folder / file) in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["mra", "rwkv", "yoso"])
+def test_a_kind_of_model_that_fetches_code_is_refused(tmp_path, kind):
+    folder = bert_model(tmp_path / "bert")
+    setting(folder / "config.json", model_type=kind)
+    with pytest.raises(EncoderError, match=f"a model of the kind {kind}"):
+        space(folder)
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", None])
