@@ -200,16 +200,15 @@ def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = No
     Raises:
         UsageError: nothing served before, or that release is gone.
         Conflict: somebody else moved the alias at this moment.
+        IntegrityError: that release is not verified, or its data is not there.
     """
     live, before = catalog.last_steps()
     if live is None:
         raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
+    if to == live.release.id:
+        raise UsageError(f"release {to} is live already", None, "reembed history")
     held = {r.release.id: r.release for r in (live, before) if r is not None}
     target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
-    if target.id == live.release.id:
-        raise UsageError(f"release {target.id} is live already", None, "reembed history")
-    # Size only: going back must be quick however large the index is, and serving hashes it anyway.
-    _require_standing(catalog, target)
     return _swap(catalog, live, "rollback", target, Grounds(reason))
 
 
@@ -229,7 +228,14 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
     line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
     if not line:
         require_kept(catalog, catalog.release(stood))
-    return _release(catalog, max(line, key=place_in_line, default=stood), held)
+    newest = max(line, key=place_in_line, default=stood)
+    try:
+        return _standing(catalog, _release(catalog, newest, held))
+    except IntegrityError as error:
+        if newest == stood:
+            raise
+        fix = f"reembed rollback --to {stood}     # it served before; its documents are older"
+        raise IntegrityError(error.what, error.why, fix) from error
 
 
 def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
@@ -237,7 +243,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
     if to in held or to in catalog.standing(live):
         release = _release(catalog, to, held)
         require_kept(catalog, release)
-        return release
+        return _standing(catalog, release)
     served = {record.release.id: record.release for record in catalog.log()}
     if to not in served:
         known = ", ".join(served)
@@ -245,7 +251,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
             f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
         )
     require_kept(catalog, served[to])
-    return served[to]
+    return _standing(catalog, served[to])
 
 
 def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
@@ -348,14 +354,18 @@ def _require_verified(catalog: Catalog, release: Release) -> None:
         )
 
 
-def _require_standing(catalog: Catalog, release: Release) -> None:
-    """A release that served is still there, by the sizes of its index and of its table's manifest."""
+def _standing(catalog: Catalog, release: Release) -> Release:
+    """The release, which is still there, by the sizes of its index and of its table's manifest.
+
+    Size only: going back must be quick however large the index is, and serving hashes it anyway.
+    """
     _require_verified(catalog, release)
     storage, manifest = catalog.storage, release.table_manifest
     if storage.size(_index_file(release)) != release.index_bytes:
         raise _index_not_whole(release)
     if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
         raise _no_table(release)
+    return release
 
 
 def _index_file(release: Release) -> str:

@@ -11,7 +11,7 @@ from inline import Inline
 
 from reembed import promote
 from reembed.catalog import Catalog
-from reembed.errors import UsageError
+from reembed.errors import IntegrityError, UsageError
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -79,6 +79,31 @@ def test_rollback_goes_to_the_newest_documents_of_the_line(line, corpus, make_co
     second = full_rebuild(other, quiet, executor=Inline())
     promote.promote(catalog, second.id, force_reason="a test")
     assert promote.rollback(catalog).release.id == newer.id
+
+
+@pytest.mark.parametrize("damaged", ["index", "table", "record", "verification"])
+def test_a_damaged_catch_up_that_never_served_does_not_bar_the_way_back(
+    line, corpus, make_config, quiet, damaged
+):
+    catalog, first, newer, _late = line
+    catalog.append(None, "promote", first)
+    other = make_config(corpus(60, 1), encoder={"model": "hashing:32"}, name="other.yaml")
+    second = full_rebuild(other, quiet, executor=Inline())
+    promote.promote(catalog, second.id, force_reason="a test")
+    path = {
+        "index": f"{newer.index}/{newer.index_sha256}.faiss",
+        "table": f"{newer.table}/_versions/{newer.table_manifest['name']}",
+        "record": f"releases/{catalog.alias}/{newer.id}.json",
+        "verification": f"runs/{newer.id}/verify.json",
+    }[damaged]
+    catalog.storage.write_bytes(path, b"x")
+    with pytest.raises(IntegrityError) as refused:
+        promote.rollback(catalog)
+    fix = refused.value.fix.split("  ")[0]
+    assert fix == f"reembed rollback --to {first.id}"
+    assert promote.rollback(catalog, fix.split()[-1]).release.id == first.id
+    with pytest.raises(UsageError, match="is live already"):
+        promote.rollback(catalog, first.id)
 
 
 def test_what_grew_out_of_a_release_is_not_behind_it_where_the_source_was_made_again(
