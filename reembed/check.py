@@ -12,7 +12,7 @@ from obstore.exceptions import BaseError
 from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.comparisons import Asked
-from reembed.config import RESERVED_COLUMNS, Config, EncoderConfig
+from reembed.config import RESERVED_COLUMNS, Config, EncoderConfig, FrozenGate
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
 from reembed.progress import Listener, changed_settings
 from reembed.promote import (
@@ -219,8 +219,10 @@ def compare_candidate(
     live = catalog.require_live()
     chosen = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
-    planned = comparisons.gate_of(catalog, live.release, chosen)
-    judged = set() if planned.queries and not asked.changed_queries else {"queries", "split"}
+    record = compare(catalog, live.release, chosen, configured, asked)
+    read = configured.model_dump(include=comparisons.PLACE) == record["queries"]["place"]
+    judged = comparisons.PLACE if read else set()
+    planned = FrozenGate(**record["planned_gate"])
     changed = changed_settings(
         "gate",
         planned.settings.model_dump(exclude=judged),
@@ -228,7 +230,6 @@ def compare_candidate(
     )
     if changed:
         say("ignored", settings=changed)
-    record = compare(catalog, live.release, chosen, configured, asked)
     record, page = comparisons.keep(catalog, live.release, chosen, record)
     catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())
     return {**record, "report": catalog.storage.uri(page)}

@@ -82,6 +82,7 @@ def compare(
         "candidate_index_sha256": candidate.index_sha256,
         "queries": {
             "source": queries.source,
+            "place": terms.place.model_dump(include=comparisons.PLACE),
             "sha256": queries.sha256,
             "count": len(queries.query_ids),
             "dropped": queries.dropped,

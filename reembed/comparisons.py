@@ -74,8 +74,9 @@ class Told:
     at: str
 
 
-_OF_QUERIES = {"queries", "split", "sha256", "count"}
-"""Fields of a gate that say which queries are asked."""
+PLACE = {"queries", "split"}
+"""Settings of a gate that say where its queries are."""
+_OF_QUERIES = {*PLACE, "sha256", "count"}
 _TOLD, _CHANGES = TypeAdapter(list[Told]), TypeAdapter(tuple[Change, ...])
 
 
@@ -86,6 +87,8 @@ class Terms:
     planned: FrozenGate
     late: bool
     """The plan named no queries: they are those of the first comparison, and all else is as planned."""
+    place: GateConfig
+    """Where the queries were read from."""
     changes: tuple[Change, ...] = ()
 
     @property
@@ -107,8 +110,7 @@ def agree(
     """
     options = dict(catalog.storage.options)
     planned, late = _planned(catalog, live, candidate, configured)
-    named: GateConfig = configured if asked.changed_queries and configured.queries else planned
-    queries = evalset.load_eval_set(str(named.queries), named.split, options)
+    named, queries = _read_queries(planned, configured, asked, options)
     found = {
         "queries": named.queries,
         "split": named.split,
@@ -124,7 +126,32 @@ def agree(
         after.append({"margin": asked.margin})
     fields, reason = planned.model_dump(), asked.reason or ""
     changes = [Change({k: fields[k] for k in a}, a, reason, who(), now()) for a in after]
-    return Terms(planned, late, tuple(changes)), queries
+    return Terms(planned, late, named, tuple(changes)), queries
+
+
+def _read_queries(
+    planned: FrozenGate, configured: GateConfig, asked: Asked, options: dict[str, str]
+) -> tuple[GateConfig, evalset.EvalSet]:
+    """The planned queries, wherever they are now, and where that is; others if those are asked for.
+
+    Where neither place has the planned ones: what is in the planned place, or else in the other.
+    """
+    places: list[GateConfig] = [configured, planned] if configured.queries else [planned]
+    if asked.changed_queries:
+        return places[0], evalset.load_eval_set(str(places[0].queries), places[0].split, options)
+    other: tuple[GateConfig, evalset.EvalSet] | None = None
+    for place in places:
+        try:
+            queries = evalset.load_eval_set(str(place.queries), place.split, options)
+        except UsageError:
+            if place is places[-1] and other is None:
+                raise
+            continue
+        other = (place, queries)
+        if queries.sha256 == planned.sha256:
+            break
+    assert other is not None  # or the last place raised
+    return other
 
 
 def _planned(
@@ -144,11 +171,6 @@ def _planned(
         catalog.storage.create(_late_path(catalog, candidate), gate)
         return _planned(catalog, live, candidate, configured)
     return fixed, late
-
-
-def gate_of(catalog: Catalog, live: Release, candidate: Release) -> FrozenGate:
-    """The gate that a candidate is held to; without queries where none were named yet."""
-    return _fixed(catalog, live, candidate)[0] or FrozenGate(**candidate.gate)
 
 
 def _fixed(catalog: Catalog, live: Release, candidate: Release) -> tuple[FrozenGate | None, bool]:
@@ -344,7 +366,8 @@ def read(catalog: Catalog, path: str) -> dict[str, Any]:
 
 def _terms(record: dict[str, Any]) -> Terms:
     planned, late = FrozenGate(**record["planned_gate"]), record["gate_is_late"]
-    return Terms(planned, late, _CHANGES.validate_python(record["changes"]))
+    place = GateConfig(**record["queries"]["place"])
+    return Terms(planned, late, place, _CHANGES.validate_python(record["changes"]))
 
 
 def _numbers(catalog: Catalog, folder: str) -> list[int]:

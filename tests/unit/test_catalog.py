@@ -70,7 +70,8 @@ def comparison(
     record = {
         "live": live.summary(), "candidate": new.summary(), "at": "now", "by": "me", **judged.to_json(),
         "candidate_index_sha256": new.index_sha256, "planned_gate": gate, "gate": gate,
-        "gate_is_late": False, "changes": [], "queries": {"source": "q", "sha256": "0", "count": 30},
+        "gate_is_late": False, "changes": [],
+        "queries": {"source": "q", "place": {"queries": "q"}, "sha256": "0", "count": 30},
     }  # fmt: skip
     comparisons.keep(catalog, live, new, record | changes)
 

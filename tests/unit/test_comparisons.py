@@ -234,6 +234,40 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
     assert (changed["queries"]["count"], changed["gate"]["queries"]) == (40, other)
 
 
+def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
+    moved = shutil.move(pair.judged, pair.folder / "moved")
+    config, said = pair.config(queries=str(moved)), []
+    record = check.compare_candidate(
+        config, pair.candidate.id, lambda *stage, **f: said.append(stage), PLANNED
+    )
+    assert record["queries"]["place"] == {"queries": str(moved), "split": "test"}
+    assert (record["changes"], record["gate"], said) == ([], pair.candidate.gate, [])
+    comparisons.require_sound(pair.catalog, record, pair.candidate)
+
+
+@pytest.mark.parametrize(
+    "hurt", [shutil.rmtree, lambda folder: cut(folder, 26)], ids=["gone", "changed"]
+)
+def test_where_neither_place_has_the_planned_queries_the_flag_is_named_and_works(pair, hurt):
+    other = pair.judge(40)
+    hurt(pair.judged)
+    with pytest.raises(UsageError, match="was planned with") as refused:
+        pair.compare(queries=other)
+    assert "--changed-queries --reason" in refused.value.fix
+    assert pair.compare(CHANGED, queries=other)["queries"]["count"] == 40
+
+
+def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
+    qrels = Path(pair.judged, "qrels")
+    qrels.joinpath("dev.tsv").write_text("".join((qrels / "test.tsv").open().readlines()[:30]))
+    said: list[Any] = []
+    record = check.compare_candidate(
+        pair.config(split="dev"), pair.candidate.id, lambda _, **f: said.append(f), PLANNED
+    )
+    assert (record["queries"]["count"], record["queries"]["place"]["split"]) == (QUERIES, "test")
+    assert [name for name, _, _ in said[0]["settings"]] == ["gate.split"]
+
+
 def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
     first, second = late.judge(52), late.judge(30)
     assert late.compare(queries=first, margin=0.3)["gate_is_late"]
