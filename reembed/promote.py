@@ -234,7 +234,7 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
     except IntegrityError as error:
         if newest == stood:
             raise
-        fix = f"reembed rollback --to {stood}     # it served before; its documents are older"
+        fix = f"reembed rollback --to {shlex.quote(stood)}     # it served before; its documents are older"
         raise IntegrityError(error.what, error.why, fix) from error
 
 

@@ -264,7 +264,7 @@ class Storage:
 
     def _prove_create_only(self) -> None:
         """Create an object twice: promotions, receipts and plans rest on the second being refused."""
-        path, first = f"probe-{uuid.uuid4().hex}", b"first"
+        path, first = f"runs/probe-{uuid.uuid4().hex}", b"first"  # where a run may also delete
         for body in (first, b"second"):
             try:
                 obstore.put(self.store, path, body, mode="create")
@@ -273,7 +273,8 @@ class Storage:
             except NotImplementedError as error:
                 raise self._careless("its settings, or what it is, rule them out") from error
         found = self.read_bytes(path)
-        self.remove(path)
+        with suppress(OSError, BaseError, IntegrityError):  # not allowed to delete: the probe stays
+            self.remove(path)
         if found != first:
             raise self._careless("it ignores `If-None-Match: *` and overwrote an object")
 

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import lance
+import obstore
 import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed import gc, promote
+from reembed import check, gc, promote
 from reembed.catalog import Catalog
+from reembed.comparisons import Asked
 from reembed.errors import IntegrityError
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -222,3 +224,40 @@ def test_everything_is_removed_through_one_door():
                 found.add((name, node.func.attr))
     assert {f for f in found if f[0] != "storage.py"} == set(own)
     assert promote.__file__  # the package was read, not an empty folder
+
+
+def test_verbs_delete_only_where_the_table_of_rights_says(
+    corpus, eval_folder, make_config, quiet, monkeypatch
+):
+    """Run with exactly these rights: what is refused elsewhere would end a verb."""
+    plain, allowed = obstore.delete, ["runs/", "tables/"]
+
+    def delete(store, paths):
+        for path in [paths] if isinstance(paths, str) else paths:
+            if not path.startswith(tuple(allowed)):
+                raise PermissionError(f"AccessDenied: delete {path}")
+        return plain(store, paths)
+
+    monkeypatch.setattr(obstore, "delete", delete)
+    source = corpus(60)
+    first, other = (
+        make_config(
+            source,
+            name=f"{dim}.yaml",
+            encoder={"model": f"hashing:{dim}"},
+            gate={"queries": eval_folder(source, queries)},
+        )
+        for dim, queries in ((64, 24), (128, 23))
+    )
+    catalog = Catalog(Storage.open(first.storage.root), first.alias)
+    released, candidate = (full_rebuild(c, quiet, executor=Inline()) for c in (first, other))
+    promote.promote(catalog, released.id, initial_reason="first")
+    lance.dataset(source).delete("doc_id = 'd00007'")
+    newer = catch_up(first, released, quiet, executor=Inline())
+    promote.follow(catalog, newer)
+    allowed.remove("tables/")
+    assert check.verify_release(catalog, newer.id, level=3, sample=5, resume=False)["passed"]
+    check.compare_candidate(other, candidate.id, quiet, Asked(margin=0.9, reason="a test"))
+    allowed.clear()
+    promote.promote(catalog, candidate.id, force_reason="a test")
+    assert promote.rollback(catalog).release.id == newer.id

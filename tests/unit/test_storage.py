@@ -15,11 +15,12 @@ from typing import Any
 import obstore
 import pytest
 from conftest import Bucket
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError
 
 from reembed import storage as storage_module
 from reembed.catalog import Catalog
 from reembed.errors import ReembedError, UsageError
+from reembed.runs import find_runs
 from reembed.storage import Storage, storage_errors
 
 
@@ -127,7 +128,7 @@ def test_the_proof_is_made_once_in_the_life_of_a_root(tmp_path, monkeypatch):
     puts = puts_of(monkeypatch)
     first = Storage.open(str(tmp_path / "root"))
     first.create("a", {})
-    assert [p.partition("-")[0] for p in puts] == ["probe", "probe", "root.json", "a"]
+    assert [p.partition("-")[0] for p in puts] == ["runs/probe"] * 2 + ["root.json", "a"]
     for storage in (first, pickle.loads(pickle.dumps(first)), Storage.open(str(tmp_path / "root"))):
         puts.clear()
         assert storage.create("b", {})
@@ -245,3 +246,17 @@ def test_a_store_whose_first_answer_was_lost_is_asked_a_second_time_all_the_same
     with pytest.raises(UsageError, match="overwrote an object"):
         _ = storage.root_id
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("refused", [PermissionError("denied"), PermissionDeniedError("denied")])
+def test_a_root_where_nothing_may_be_deleted_is_proven_all_the_same(tmp_path, monkeypatch, refused):
+    def delete(store: Any, paths: Any) -> None:
+        raise refused
+
+    monkeypatch.setattr(obstore, "delete", delete)
+    storage = Storage.open(str(tmp_path / "root"))
+    assert storage.create("a", {})
+    (left,) = (p for p, _ in storage.objects("") if "probe" in p)
+    assert left.startswith("runs/")
+    assert find_runs(storage) == []
+    assert storage.create("b", {})
