@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,11 @@ _SETTINGS: dict[str, Form] = {
     "model_max_length": NUMBER,
     "weight_map": mapped(TEXT),
 }
-_OBJECTS = ("config.json", "config_sentence_transformers.json", "special_tokens_map.json",
+# Files that must be an object where they are there; others, such as data_config.json, are anything.
+_OBJECTS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
+            "preprocessor_config.json", "processor_config.json", "special_tokens_map.json",
             "added_tokens.json", "model.safetensors.index.json")  # fmt: skip
+_TRANSFORMER_SETTINGS = re.compile(r"sentence_[a-z-]+_config\.json")
 # What these may choose: others are fetched from the hub, as code, or run what is installed by chance.
 _OWN_CODE = {
     "attn_implementation": ("eager", "sdpa"),
@@ -103,7 +107,7 @@ def read_json(file: Path) -> Any:
         _require(file, "", listed(OBJECT), content)
         for module in content:
             _require_settings(file, module)
-    elif file.name.endswith(_OBJECTS):
+    elif file.name in _OBJECTS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
         _require(file, "", OBJECT, content)
         _require_settings(file, content)
         _require_own_code(file, content)

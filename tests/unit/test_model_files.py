@@ -326,6 +326,14 @@ def test_a_model_file_of_another_form_is_refused_by_name(tmp_path, file, content
         assert file in str(refused.value)
 
 
+def test_files_that_loading_does_not_take_apart_may_hold_anything(tmp_path):
+    """all-MiniLM-L6-v2 has a data_config.json that is a list."""
+    folder = bert_model(tmp_path / "bert")
+    (folder / "data_config.json").write_text('[{"name": "a", "type": 5}]')
+    (folder / "train_script.json").write_text("5")
+    load(folder)
+
+
 def test_the_same_in_a_folder_of_a_static_model(tmp_path):
     folder = static_model(tmp_path / "static")
     (folder / "tokenizer.json").write_text('{"model": 5}')
