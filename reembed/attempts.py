@@ -129,8 +129,8 @@ def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
 
 
 def _newest(run: Run, unit: str) -> int:
-    paths = [path for path, _ in run.storage.objects(run.path(f"attempts/{unit}/"))]
-    return int(paths[-1].rsplit("/", 1)[-1].removesuffix(".json")) if paths else 0
+    names = run.numbered(f"attempts/{unit}/")
+    return int(names[-1].removesuffix(".json")) if names else 0
 
 
 def _path(run: Run, unit: str, number: int) -> str:

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from reembed.storage import SCHEMA_VERSION, Storage
 BEAT_S = 5.0
 _LISTING_THREADS = 16
 _RESULTS = "results/"
+_NUMBERED = re.compile(r"[0-9]+\.json")
 
 
 Kind = Literal["embed", "keep", "refresh"]
@@ -268,6 +270,10 @@ class Run:
         """Path under the root of a file of this run."""
         return f"runs/{self.id}/{name}"
 
+    def numbered(self, folder: str) -> list[str]:
+        """Names of the numbered records in a folder of this run, in order; other files are not ours."""
+        return list(filter(_NUMBERED.fullmatch, self.storage.names(self.path(folder))))
+
     def plan(self) -> Plan | None:
         """The plan, once written."""
         record = self.storage.read_if_there(self.path("plan.json"))
@@ -424,8 +430,8 @@ def _stat(pid: int) -> list[str] | None:
 
 def read_lease(run: Run) -> Lease | None:
     """The newest lease, if any was ever taken."""
-    paths = [path for path, _ in run.storage.objects(run.path("leases/"))]
-    return decode(Lease, run.storage.read(paths[-1])) if paths else None
+    names = run.numbered("leases/")
+    return decode(Lease, run.storage.read(run.path(f"leases/{names[-1]}"))) if names else None
 
 
 def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:

@@ -9,7 +9,7 @@ from crash.killed import attempt_at
 
 from reembed import attempts, cluster
 from reembed.errors import RunFailed
-from reembed.runs import Run, workers
+from reembed.runs import Run, driving, read_lease, workers
 from reembed.storage import Storage
 
 ROWS = 300
@@ -110,3 +110,13 @@ def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the
     with pytest.raises(RunFailed, match=f"was begun {attempts.MAX_ATTEMPTS} times") as failed:
         attempts.begin(run, "u", ROWS)
     assert failed.value.why.startswith("0 of its workers died alone")
+
+
+@pytest.mark.parametrize("stray", ["notes.json", "notes.txt", "0001 (copy).json"])
+def test_files_of_other_names_beside_numbered_records_break_nothing(run, stray):
+    for folder in ("leases", "attempts/u"):
+        run.storage.write_bytes(run.path(f"{folder}/{stray}"), b"{}")
+    assert read_lease(run) is None
+    assert [attempts.begin(run, "u", ROWS).number for _ in range(2)] == [1, 2]
+    with driving(run):
+        assert read_lease(run).number == 1
