@@ -80,8 +80,8 @@ _SETTINGS: dict[str, Form] = {
 }
 # Files that must be an object where they are there; others, such as data_config.json, are anything.
 _OBJECTS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
-            "preprocessor_config.json", "processor_config.json", "special_tokens_map.json",
-            "added_tokens.json", "model.safetensors.index.json")  # fmt: skip
+            "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json")  # fmt: skip
+_TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _TRANSFORMER_SETTINGS = re.compile(r"sentence_[a-z-]+_config\.json")
 # What these may choose: others are fetched from the hub, as code, or run what is installed by chance.
 _OWN_CODE = {
@@ -107,6 +107,8 @@ def read_json(file: Path) -> Any:
         _require(file, "", listed(OBJECT), content)
         for module in content:
             _require_settings(file, module)
+    elif file.name in _TOKENS:
+        _require(file, "", OBJECT, content)
     elif file.name in _OBJECTS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
         _require(file, "", OBJECT, content)
         _require_settings(file, content)

@@ -17,6 +17,7 @@ from reembed.encoders.files import (
     _foreign_files,
     read_layout,
 )
+from reembed.encoders.json_files import read_json
 from reembed.errors import EncoderError
 
 
@@ -332,6 +333,9 @@ def test_files_that_loading_does_not_take_apart_may_hold_anything(tmp_path):
     (folder / "data_config.json").write_text('[{"name": "a", "type": 5}]')
     (folder / "train_script.json").write_text("5")
     load(folder)
+    tokens = tmp_path / "added_tokens.json"
+    tokens.write_text('{"path": 5, "dim": 0, "architectures": 7}')
+    assert read_json(tokens)["path"] == 5
 
 
 def test_the_same_in_a_folder_of_a_static_model(tmp_path):
