@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reembed import comparisons, evalset, gate, index_search, metrics
+from reembed import comparisons, evalset, gate, index_search, metrics, provenance
 from reembed.catalog import Catalog, Release, now, who
 from reembed.comparisons import Asked
 from reembed.config import GateConfig
-from reembed.errors import UsageError
+from reembed.errors import IntegrityError, UsageError
 from reembed.lag import caught_up
 from reembed.live import OpenRelease
 from reembed.storage import SCHEMA_VERSION
@@ -47,9 +47,10 @@ def compare(
 
     Raises:
         UsageError: no queries are named, or they are no longer those that were fixed.
+        IntegrityError: one of the two is damaged.
     """
     terms, queries = comparisons.agree(catalog, live, candidate, configured, asked)
-    old, new = (OpenRelease.open(catalog.storage, r) for r in (live, candidate))
+    old, new = _opened(catalog, live, candidate)
     vectors_old, vectors_new = old.encode_queries(queries.texts), new.encode_queries(queries.texts)
     found_old, found_new = (
         _results(opened, queries.query_ids, vectors)
@@ -107,6 +108,24 @@ def compare(
         "by": who(),
         "at": now(),
     }
+
+
+def _opened(catalog: Catalog, live: Release, candidate: Release) -> tuple[OpenRelease, OpenRelease]:
+    again = f"reembed run --fresh     # builds it again; {live.id} serves on"
+    new = _whole(catalog, candidate, "candidate", again)
+    replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
+    return _whole(catalog, live, "live release", replace), new
+
+
+def _whole(catalog: Catalog, release: Release, role: str, fix: str) -> OpenRelease:
+    """The release, opened; `fix` is what helps where it is damaged."""
+    try:
+        opened = OpenRelease.open(catalog.storage, release)
+        provenance.require_files(catalog.storage, release)
+    except (IntegrityError, FileNotFoundError) as error:
+        what = f"{role} {release.id} is damaged"
+        raise IntegrityError(what, str(error).partition("\n")[0], fix) from error
+    return opened
 
 
 _METRICS: dict[str, tuple[Callable[..., Recalls], int]] = {

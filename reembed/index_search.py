@@ -29,7 +29,7 @@ RECALL_K = 10
 ADD_ROWS = 262_144
 # Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
 K_FACTORS = (10, 40, 160)
-FIX = "reembed rollback     # or, to build it again: reembed run --fresh"
+FIX = "reembed status     # and serve another release, or build this one again: reembed run --fresh"
 
 
 class VectorSource(Protocol):

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -660,6 +660,71 @@ def test_live_may_be_a_few_documents_behind(pair):
     record = pair.compare(Asked(margin=0.9, reason="try"), which=sourced(pair).id)
     assert (record["verdict"], same_documents(record)) == ("pass", ["pass", "pass"])
     assert "source.version is 1 in live" in report.text("compare", record), "it is said"
+
+
+# --- a damaged release: what is printed leads out ---
+
+
+def damage(pair: Pair, release: Release) -> None:
+    (file,) = Path(pair.root, release.index).glob("*.faiss")
+    body = bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    file.write_bytes(body)
+
+
+def printed_fix(error: IntegrityError) -> list[str]:
+    program, *words = shlex.split(error.fix, comments=True)
+    assert program == "reembed"
+    return words
+
+
+def lose(kind: str) -> Callable[[Pair, Release], None]:
+    """Remove what has this ending."""
+
+    def remove(pair: Pair, release: Release) -> None:
+        for top in (release.index, f"{release.table}/_versions", f"{release.table}/data"):
+            for file in Path(pair.root, top).glob(f"*.{kind}"):
+                file.unlink()
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    "hurt",
+    [damage, lose("faiss"), lose("json"), lose("manifest"), lose("lance")],
+    ids=["flipped", "no index", "no index manifest", "no version", "no data"],
+)
+def test_beside_a_damaged_live_release_compare_prints_the_promotion_that_replaces_it(pair, hurt):
+    hurt(pair, pair.live)
+    with pytest.raises(IntegrityError, match=f"live release {pair.live.id} is damaged") as refused:
+        pair.compare()
+    pair.said(*printed_fix(refused.value))
+    step = pair.catalog.live()
+    assert (step.release.id, step.grounds.reason) == (pair.candidate.id, "live is damaged")
+
+
+def test_a_damaged_candidate_moves_nothing_that_serves(pair):
+    damage(pair, pair.candidate)
+    with pytest.raises(
+        IntegrityError, match=f"candidate {pair.candidate.id} is damaged"
+    ) as refused:
+        pair.compare()
+    assert printed_fix(refused.value) == ["run", "--fresh"]
+    again = pair.build(16, fresh=True)
+    assert pair.compare(which=again.id)["verdict"]
+
+
+@pytest.mark.parametrize("role", ["live", "candidate"])
+def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair, role):
+    release = getattr(pair, role)
+    damage(pair, release)
+    with pytest.raises(IntegrityError) as from_search:
+        check.search(pair.catalog, ["a"], 1, release.id, [])
+    with pytest.raises(IntegrityError) as from_verify:
+        check.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
+    for refused in (from_search, from_verify):
+        assert printed_fix(refused.value) == ["status"]
+        assert "reembed run --fresh" in refused.value.fix
 
 
 # --- promote looks itself: each line of defence without the one before it ---

@@ -437,7 +437,7 @@ def test_a_tampered_index_is_refused(flat: Built, tmp_path: Path, damage: str) -
         file.unlink()
     with pytest.raises(IntegrityError, match=r"\.faiss") as caught:
         load(store, PATH, manifest, tmp_path / "cache")
-    assert "reembed rollback" in (caught.value.fix or "")
+    assert "reembed status" in (caught.value.fix or "")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
