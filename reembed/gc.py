@@ -12,6 +12,7 @@ from typing import Any
 from reembed import faults, provenance
 from reembed.catalog import Catalog, Release, line_of, now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
+from reembed.lance_io import tags_of
 from reembed.promote import candidates, newest_of
 from reembed.records import DAMAGED
 from reembed.runs import Run, find_runs, is_driven
@@ -352,9 +353,9 @@ def _untag(catalog: Catalog, table: str, tag: str) -> None:
     catalog.storage.require_own(table)
     if not any(True for _ in catalog.storage.objects(f"{table}/_versions/")):
         return  # the table is gone
-    tags = open_table(catalog.storage, table).tags
-    if tag in tags.list():
-        tags.delete(tag)
+    dataset = open_table(catalog.storage, table)
+    if tag in tags_of(dataset):
+        dataset.tags.delete(tag)
 
 
 def _is_trimmable(catalog: Catalog, table: str, gone: set[str]) -> bool:
@@ -363,7 +364,7 @@ def _is_trimmable(catalog: Catalog, table: str, gone: set[str]) -> bool:
 
 
 def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
-    tags = open_table(catalog.storage, table).tags.list()
+    tags = tags_of(open_table(catalog.storage, table))
     named = {int(t["version"]) for tag, t in tags.items() if tag not in gone}
     return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
 
@@ -377,7 +378,7 @@ def _trim(catalog: Catalog, table: str) -> None:
     catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
     if files_of(dataset) - _named_files(catalog, table, set()):
-        newest = max(int(t["version"]) for t in dataset.tags.list().values())
+        newest = max(int(t["version"]) for t in tags_of(dataset).values())
         open_table(catalog.storage, table, newest).restore()
     open_table(catalog.storage, table).cleanup_old_versions(
         older_than=dt.timedelta(microseconds=1),  # a zero timedelta is falsy and means "two weeks"

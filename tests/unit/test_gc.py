@@ -246,3 +246,13 @@ def test_gc_deletes_nothing_on_the_word_of_a_plan_that_names_what_is_not_its_own
         gc.plan(catalog, 3)
     catalog.storage.write(planted.path("plan.json"), plan.to_json())
     assert planted.id in gc.plan(catalog, 3).dropped_runs
+
+
+def test_a_file_among_the_tags_of_a_table_that_is_not_one_is_named(root):
+    catalog, releases, _ = root
+    stray = f"{releases[1].table}/_refs/tags/stray.json"
+    catalog.storage.write_bytes(stray, b"not a tag")
+    with pytest.raises(IntegrityError, match="its tags cannot be read"):
+        gc.apply(catalog, gc.plan(catalog, 0), 0)
+    catalog.storage.remove(stray)
+    assert gc.apply(catalog, gc.plan(catalog, 0), 0) is not None
