@@ -139,6 +139,7 @@ def page(words: str) -> str:
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
         "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
         "gate": {"margin": 0.02}, "planned_gate": {"margin": None}, "gate_is_late": False, "by": words, "number": 2,
+        "documents": {"differ": (words,), "behind": None},
         **overruled(words), "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
         "ann_recall@10": {"live": 1.0, "candidate": 1.0},
         "overlap@10": 0.5, "judged@10": {"live": 1.0, "candidate": 1.0}, "queries_needed": 3,
