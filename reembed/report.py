@@ -13,6 +13,7 @@ from reembed.catalog import AliasRecord, Release, line_of
 from reembed.console import lag_words, one_line, plain
 from reembed.errors import ConfigError, ReembedError
 
+_OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -26,8 +27,8 @@ def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
 
 
 def _pasteable(lines: str, given: Sequence[str]) -> str:
-    """Commands to paste name the config files and settings that this command was given, unless they
-    name a config of their own: a --set would overrule it.
+    """Commands to paste name the config files and settings that this command was given; not those that
+    go on with a run by its own settings, which a --set would overrule.
     """
     options = "".join(f" {g}" for g in given)
 
@@ -35,7 +36,7 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
         whole = line.lstrip().startswith(("fix:", "Next:", "or:", "Back:"))
         begin = r"\b" if whole else "`"  # elsewhere a command stands in backquotes
         pattern = rf"{begin}reembed ({'|'.join(_CONFIGURED)})\b"
-        return re.sub(pattern, lambda m: m[0] + options * (" -c " not in line[m.end() :]), line)
+        return line if _OF_A_RUN.search(line) else re.sub(pattern, lambda m: m[0] + options, line)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
 
