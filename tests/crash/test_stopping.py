@@ -191,7 +191,7 @@ def test_a_job_on_which_nothing_moves_fails_and_names_what_it_waits_for(
     corpus, config_file, cli, slow, tmp_path
 ):
     file = config_file(
-        corpus(60), embed={"unit_documents": 60, "unit_deadline_s": 600, "stall_s": 4}
+        corpus(60), embed={"unit_documents": 60, "unit_deadline_s": 600, "stall_s": 12}
     )
     process = start(cli, file, slow(0, loops="True"))
     out, err = process.communicate(timeout=100)
