@@ -384,7 +384,7 @@ def _no_table(release: Release) -> IntegrityError:
     return IntegrityError(
         f"release {release.id} has no table",
         f"{release.table} version {release.table_version} cannot be opened",
-        provenance.ANEW,
+        provenance.REBUILD,
     )
 
 

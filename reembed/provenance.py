@@ -14,7 +14,7 @@ from reembed.storage import Storage
 from reembed.table_version import manifest_proof, missing_files, open_table
 
 FIX = "reembed status     # and promote or roll back to a release that is whole"
-ANEW = "reembed run --fresh --set embed.reuse=false"
+REBUILD = "reembed run --fresh --set embed.reuse=false"
 """What replaces a damaged table: its vectors must not be copied from it."""
 
 
@@ -130,5 +130,5 @@ def require_files(storage: Storage, release: Release) -> None:
         raise IntegrityError(
             f"{len(missing)} files of the table of release {release.id} are gone or cut short",
             ", ".join(missing[:3]),
-            ANEW,
+            REBUILD,
         )

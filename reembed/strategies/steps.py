@@ -132,7 +132,7 @@ def _prove_donors(work: Work) -> None:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
             "vectors would be copied from them",
-            provenance.ANEW,
+            provenance.REBUILD,
         )
 
 
