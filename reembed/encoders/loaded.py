@@ -57,7 +57,8 @@ class _Held:
         rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.unsqueeze(0)
         if rows.shape[1] < _LEAST_ROW:
             return False
-        return all(any(_holds(t, row) for _, t in self._read()) for row in (rows[0], rows[-1]))
+        ends = (rows[0].cpu(), rows[-1].cpu())
+        return all(any(_holds(t, row) for _, t in self._read()) for row in ends)
 
     def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
         from safetensors import safe_open
@@ -80,7 +81,9 @@ def _holds(tensor: torch.Tensor, row: torch.Tensor) -> bool:
 
 def _marks(tensor: torch.Tensor) -> tuple[int, tuple[float, ...]]:
     flat = tensor.detach().reshape(-1)
-    at = torch.linspace(0, max(0, flat.numel() - 1), min(flat.numel(), _SAMPLE)).long()
+    count = min(flat.numel(), _SAMPLE)
+    # Whole numbers: float32 does not hold the positions of a tensor of more than 2**24 values.
+    at = torch.arange(count) * (flat.numel() - 1) // max(1, count - 1)
     return flat.numel(), tuple(flat[at].float().tolist())
 
 
