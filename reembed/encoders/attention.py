@@ -9,14 +9,23 @@ length lie next to each other, and each such run is one plain attention on a vie
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "reembed_packed"
 _CHUNK_BYTES = 1 << 20  # of scores at once and thread in bfloat16: they stay in its cache
 _MOST_BYTES = 64 << 20  # of one text's scores; a longer text goes through the fused kernel
+# One split: results do not depend on what else is in the batch. torch 2.11 has neither argument; its
+# kernel takes fewer heads of keys and values as they are, and does not split.
+_VARLEN = {
+    name: value
+    for name, value in {"enable_gqa": True, "num_splits": 1}.items()
+    if name in signature(varlen_attn).parameters
+}
 # What models hand over that a function without them would silently leave out.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -92,10 +101,8 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
 def _by_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sight: _Sight
 ) -> torch.Tensor:
-    from torch.nn.attention import varlen
-
-    attend: Any = varlen.varlen_attn
     reach = -1 if sight.window is None else sight.window - 1
+    attend: Any = varlen_attn
     out: torch.Tensor = attend(
         query.transpose(0, 1).contiguous(),
         key.transpose(0, 1).contiguous(),
@@ -106,8 +113,7 @@ def _by_varlen(
         layout.longest,
         scale=sight.scale,
         window_size=(reach, 0 if sight.causal else reach),
-        enable_gqa=query.shape[0] != key.shape[0],
-        num_splits=1,  # results do not depend on what else is in the batch
+        **_VARLEN,
     )
     return out[None]
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from reembed.encoders import attention, canary, linears, loaded
+from reembed.encoders import attention, canary, compiled, linears, loaded
 from reembed.encoders.arithmetic import Arithmetic, peak
 from reembed.encoders.base import Kind, Tokens, Vectors, Work
-from reembed.encoders.batches import Flat, Form, Packed, Padded, Rows, distinct, longest_first, on
+from reembed.encoders.batches import (
+    Flat,
+    Form,
+    Packed,
+    Padded,
+    Rows,
+    distinct,
+    longest_first,
+    off,
+    on,
+)
 from reembed.encoders.libraries import refusing
 from reembed.encoders.profile import Profile, read_profile
 from reembed.errors import EncoderError
@@ -27,6 +38,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _LEAST_OF_PLAIN = 0.9999
 _NAMED = 3
 _MAY_BE_EMPTY = 2  # of the canary's texts: "" and " ", for which some models have no vector
+_MOST_SAID = 300  # characters of an error in a note
 _SHAPES = 8  # sizes of batches on a GPU
 # A plain RuntimeError, where it is not a torch.OutOfMemoryError: the CPU's allocator, cuBLAS's.
 _NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -106,7 +118,7 @@ class SentenceEncoder:
                     continue
                 out[on(self.device, rows)] = vectors
                 todo = todo[len(rows) :]
-        return np.ascontiguousarray(out.cpu().numpy())
+        return np.ascontiguousarray(off(out))
 
     def _batch(self, batch: Tokens) -> torch.Tensor | None:
         """None: it does not fit the device's memory, and a part of it may."""
@@ -155,7 +167,8 @@ class SentenceEncoder:
         """Values beyond float16's range are the activations'; weights are within it."""
         try:
             self._compute_in(torch.float32)
-            yield
+            with compiled.as_written():
+                yield
         finally:
             self._compute_in(_DTYPES[self.dtype])
 
@@ -247,10 +260,13 @@ class _Loader:
         if self._device == "cpu" and not _computes(wanted):
             self._notes.append(f"this processor does not compute in {wanted}: float32 instead")
             wanted = "float32"
-        for dtype in dict.fromkeys((wanted, "float32")):
+        for dtype, is_compiled in _ways(wanted, self._device):
             _narrow(model, dtype, self._device)
-            if (found := self._in(model, dtype, golden)) is not None:
-                return found
+            if is_compiled:
+                compiled.compile_layers(model[0].model)
+            for form in self._forms(model, dtype, is_compiled=is_compiled):
+                if (found := self._with(model, form, dtype, golden)) is not None:
+                    return found
             model = self.model()
         plain = self._encoder(model, self._padded(), "float32")
         least = canary.cosine(golden, _embedding(plain))
@@ -262,40 +278,42 @@ class _Loader:
             )
         return plain
 
-    def _in(self, model: Any, dtype: str, golden: Vectors) -> SentenceEncoder | None:
-        """Packed or padded, whichever comes first to the same vectors; None: neither does."""
-        forms: list[Form] = [self._padded()]
+    def _forms(self, model: Any, dtype: str, *, is_compiled: bool) -> Iterator[Form]:
+        """Packed, then padded; compiled layers take packed texts alone."""
         transformer = model[0].model
         stock = transformer.config._attn_implementation
         if getattr(transformer, "is_backend_compatible", bool)():
-            packed = Packed(
+            transformer.set_attn_implementation(attention.NAME)
+            yield Packed(
                 self._profile.tokenizer.pad_id,
                 _padding_idx(transformer),
                 _DTYPES[dtype],
                 type_ids=self._type_ids,
                 shapes=None if self._device == "cpu" else _SHAPES,
+                is_compiled=is_compiled,
             )
-            forms.insert(0, packed)
         else:
             self._notes.append(
                 f"{type(transformer).__name__} has no attention that can be exchanged:"
                 " padded batches instead of packed ones"
             )
-        for form in forms:
-            transformer.set_attn_implementation(
-                attention.NAME if isinstance(form, Packed) else stock
-            )
-            encoder = self._encoder(model, form, dtype)
-            try:
-                least = canary.cosine(golden, _embedding(encoder))
-                why = f"cosine {least:.7f}, and {canary.LEAST_COSINE[dtype]} is asked"
-            except torch.OutOfMemoryError:
-                raise
-            except _NOT_MADE_FOR_IT as error:
-                least, why = -1.0, f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
-            if least >= canary.LEAST_COSINE[dtype]:
-                return encoder
-            self._notes.append(f"not {encoder.path}: {why}")
+        if not is_compiled:
+            transformer.set_attn_implementation(stock)
+            yield self._padded()
+
+    def _with(self, model: Any, form: Form, dtype: str, golden: Vectors) -> SentenceEncoder | None:
+        """None: this form does not keep the vectors, and a note says why."""
+        encoder = self._encoder(model, form, dtype)
+        try:
+            least = canary.cosine(golden, _embedding(encoder))
+            why = f"cosine {least:.7f}, and {canary.LEAST_COSINE[dtype]} is asked"
+        except torch.OutOfMemoryError:
+            raise
+        except _NOT_MADE_FOR_IT as error:
+            least, why = -1.0, shorten(f"{type(error).__name__}: {error}", _MOST_SAID)
+        if least >= canary.LEAST_COSINE[dtype]:
+            return encoder
+        self._notes.append(f"not {encoder.path}: {why}")
         return None
 
     def _encoder(self, model: Any, form: Form, dtype: str) -> SentenceEncoder:
@@ -312,6 +330,14 @@ class _Loader:
     @property
     def _type_ids(self) -> bool:
         return self._profile.tokenizer.type_ids
+
+
+def _ways(wanted: str, device: str) -> Iterator[tuple[str, bool]]:
+    """(number type, whether layers are compiled), the fastest first."""
+    if device.startswith("cuda") and wanted != "float32":
+        yield wanted, True
+    for dtype in dict.fromkeys((wanted, "float32")):
+        yield dtype, False
 
 
 def _computes(dtype: str) -> bool:

@@ -75,6 +75,15 @@ def test_a_checkpoint_that_has_all_that_is_used_is_loaded(tmp_path, what):
     assert float((a * b).sum()) > 0.9999
 
 
+def test_a_model_with_a_tensor_of_more_values_than_float32_counts_is_loaded(tmp_path):
+    rows = 29_004 * 24  # as many values as 29,004 words of 768: the vocabulary of a BERT-base
+    name = "embeddings.word_embeddings.weight"
+    bert_model(tmp_path)
+    rewrite(tmp_path, lambda t: {**t, name: t[name].repeat(rows // len(t[name]) + 1, 1)[:rows]})
+    setting(tmp_path / "config.json", vocab_size=rows)
+    assert np.isfinite(load(tmp_path).embed(load(tmp_path).tokenize(["a wing"], "document"))).all()
+
+
 def test_a_static_model_without_its_tokenizer_file_is_refused(tmp_path):
     folder = static_model(tmp_path / "static")
     assert np.isfinite(load(folder).embed(load(folder).tokenize(["word"], "document"))).all()

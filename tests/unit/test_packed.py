@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reembed.config import EncoderConfig
-from reembed.encoders import attention, canary, linears, load_tokenizer
+from reembed.encoders import attention, canary, compiled, linears, load_tokenizer, sentence
 from reembed.encoders.arithmetic import Arithmetic
 from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens, Vectors
@@ -184,6 +184,47 @@ def test_prepacked_linears_are_bitwise_independent_of_the_rows_beside() -> None:
             assert torch.allclose(whole, expected, atol=1e-5)
             for rows in (1, 2, 17, 100):
                 assert torch.equal(packed(x[:rows]), whole[:rows])
+
+
+@pytest.mark.parametrize("architecture", PACKED)
+def test_all_layers_are_compiled_where_layers_are(tmp_path: Path, architecture: str) -> None:
+    encoder = opened(tiny_models.model_of(tmp_path / "m", architecture))
+    transformer = encoder._model[0].model
+    compiled.compile_layers(transformer)
+    within = {m for n, m in transformer.named_modules() if m._compiled_call_impl is not None}
+    linear = [n for n, m in transformer.named_modules() if "Linear" in type(m).__name__]
+    outside = [
+        n for n in linear if not any(transformer.get_submodule(a) in within for a in above(n))
+    ]
+    assert within
+    assert all("embed" in name or "pooler" in name for name in outside)
+
+
+def above(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def test_a_model_whose_layers_do_not_compile_goes_as_written_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.")
+
+    def compile_layers(transformer: torch.nn.Module) -> None:
+        transformer.encoder.layer[0].compile(backend=no_compiler)
+
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    given = texts(20)
+    expected = embed(opened(folder), given)
+    monkeypatch.setattr(compiled, "compile_layers", compile_layers)
+    monkeypatch.setattr(sentence, "_ways", lambda *_: [("float32", True), ("float32", False)])
+    encoder = opened(folder)
+    assert encoder.path == "packed float32"
+    (note,) = encoder.notes
+    assert note.startswith("not compiled packed float32: ")
+    assert "Failed to find C compiler." in note
+    np.testing.assert_array_equal(embed(encoder, given), expected)
 
 
 def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> None:
