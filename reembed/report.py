@@ -220,7 +220,7 @@ def _verify(r: dict[str, Any]) -> str:
         found = f": {', '.join(f'{n:,} {k}' for k, n in kinds.items())}" if kinds else ""
         lines.append(behind + found)
     if not r["passed"]:
-        return "\n".join([*lines, "Next: reembed run --fresh"])
+        return "\n".join([*lines, f"Next: {r['rebuild']}"])
     following = "status" if r["lag"]["documents"] == 0 else f"catch-up {r['release']}"
     return "\n".join([*lines, f"Next: reembed {following}"])
 

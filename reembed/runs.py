@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,11 +37,12 @@ from reembed.catalog import RUN_ID, SourceRecord, StoredSpace, line_of, now, pla
 from reembed.config import EncoderConfig, FrozenGate, IndexConfig
 from reembed.errors import Conflict
 from reembed.records import checked, decode, holds, where
-from reembed.storage import SCHEMA_VERSION, Storage
+from reembed.storage import SCHEMA_VERSION, Storage, is_remote
 
 BEAT_S = 5.0
 _LISTING_THREADS = 16
 _RESULTS = "results/"
+_WORKER = re.compile(r"[0-9a-f]{32}\.json")
 _NUMBERED = re.compile(r"[0-9]+\.json")
 
 
@@ -469,9 +471,19 @@ class Worker:
     at: str
 
 
+def started_with(run: Run, *options: str) -> str:
+    """The command that builds by the settings which a run was started with."""
+    command = " ".join(("reembed run", *options))
+    settings = run.path("config.yaml")
+    if is_remote(run.storage.root):
+        return f"{command}     # with the settings of {settings}"
+    return f"{command} -c {shlex.quote(run.storage.uri(settings))}"
+
+
 def workers(run: Run) -> list[Worker]:
     """Who embeds now, and who died at it."""
-    found = (run.storage.read_if_there(p) for p, _ in run.storage.objects(run.path("workers/")))
+    names = filter(_WORKER.fullmatch, run.storage.names(run.path("workers/")))
+    found = (run.storage.read_if_there(run.path(f"workers/{name}")) for name in names)
     return [decode(Worker, w) for w in found if w is not None]
 
 

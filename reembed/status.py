@@ -6,15 +6,14 @@ only the newest of each are looked into.
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog
+from reembed.errors import IntegrityError
 from reembed.lag import lag
 from reembed.promote import candidates, previous
-from reembed.runs import Lease, Run, open_runs, read_lease, workers
-from reembed.storage import is_remote
+from reembed.runs import Lease, Run, open_runs, read_lease, started_with, workers
 
 _CANDIDATES, _RUNS = 5, 2
 """How many are looked into; the rest are named."""
@@ -68,9 +67,7 @@ def _resume(run: Run) -> str:
     if run.is_catch_up:
         plan = run.plan()
         return f"reembed catch-up {plan.base.release if plan and plan.base else 'live'}"
-    if is_remote(run.storage.root):
-        return f"reembed run     # with the settings of {run.path('config.yaml')}"
-    return f"reembed run -c {shlex.quote(run.storage.uri(run.path('config.yaml')))}"
+    return started_with(run)
 
 
 def _driven(lease: Lease | None) -> bool | None:
@@ -90,5 +87,13 @@ def _run(run: Run) -> dict[str, Any]:
         "units": len(plan.units) if plan else None,
         "staged": len(run.staged()),
         "workers": [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in workers(run)],
-        "progress": run.storage.read_if_there(run.path("progress.json")),
+        "progress": _progress(run),
     }
+
+
+def _progress(run: Run) -> dict[str, Any] | None:
+    """The run's latest figures; they decide nothing, so a damaged file of them is only named."""
+    try:
+        return run.storage.read_if_there(run.path("progress.json"))
+    except IntegrityError as error:
+        return {"waiting": f"unknown: {error.what}"}

@@ -119,9 +119,17 @@ def inline(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settle(here: Path, column: str = "text", **sections: Any) -> None:
     """Documents of which one has no text, and reembed.yaml."""
+    write_documents(here, column)
+    write_settings(here, column, **sections)
+
+
+def write_documents(here: Path, column: str) -> None:
     texts = [f"wing {n} flutter heat" for n in range(40)]
     rows = {"doc_id": [f"d{n}" for n in range(40)], column: [*texts[:-1], None], "year": [1] * 40}
     lance.write_dataset(pa.table(rows), str(here / "s.lance"))
+
+
+def write_settings(here: Path, column: str = "text", **sections: Any) -> None:
     settings: dict[str, Any] = {
         "alias": "docs",
         "source": {"uri": str(here / "s.lance"), "text": column},
@@ -369,12 +377,14 @@ def test_a_release_that_verify_finds_damaged_is_built_again(inline) -> None:
         content = bytearray(file.read_bytes())
         content[40] ^= 1
         file.write_bytes(content)
+    write_settings(inline, encoder={"model": "hashing:24"})  # the settings are another release's by now
     result = CliRunner().invoke(reembed_cli, ["verify", "--release", release])
     assert result.exit_code, result.output
     said = re.search(r"^ *(?:Next|fix): (reembed .*)$", result.output, re.MULTILINE)
     assert said, result.output
     paste(inline, said[1])
     assert says("verify", "--release", newest_candidate())["passed"]
+    assert says("status")["candidates"][-1]["model"] == "hashing:16"
 
 
 def test_a_link_among_the_files_of_a_table_is_removed_alone(inline) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from crash.killed import attempt_at
 
-from reembed import attempts, cluster
+from reembed import attempts, cluster, status
 from reembed.errors import RunFailed
 from reembed.runs import Run, driving, read_lease, workers
 from reembed.storage import Storage
@@ -44,7 +44,7 @@ def test_a_range_of_many_in_which_two_workers_died_at_once_is_cut_and_none_of_it
         attempt_at(run, ROWS, lambda tried: True)
     both = [attempts.begin(run, "u", ROWS) for _ in range(2)]  # the second before the first died
     for number, attempt in enumerate(both):
-        with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, f"w{number}"):
+        with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, f"{number:032x}"):
             first = next(attempt.ranges())
             patch.setattr(Storage, "remove", lambda storage, path: None)
     assert first[1] - first[0] > 1
@@ -67,8 +67,8 @@ def test_a_careful_attempt_tries_ranges_before_single_documents(run):
 
 def test_workers_at_one_time_are_told_apart_and_take_back_only_their_own_record(run):
     one, other = attempts.begin(run, "u", 5), attempts.begin(run, "v", 5)
-    with attempts.working(one, "w1"):
-        with attempts.working(other, "w2"):
+    with attempts.working(one, "1" * 32):
+        with attempts.working(other, "2" * 32):
             assert {(w.unit, w.attempt) for w in workers(run)} == {("u", 1), ("v", 1)}
         assert [w.unit for w in workers(run)] == ["u"]
     assert not workers(run)
@@ -114,9 +114,16 @@ def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the
 
 @pytest.mark.parametrize("stray", ["notes.json", "notes.txt", "0001 (copy).json"])
 def test_files_of_other_names_beside_numbered_records_break_nothing(run, stray):
-    for folder in ("leases", "attempts/u"):
+    for folder in ("leases", "attempts/u", "workers"):
         run.storage.write_bytes(run.path(f"{folder}/{stray}"), b"{}")
     assert read_lease(run) is None
+    assert workers(run) == []
     assert [attempts.begin(run, "u", ROWS).number for _ in range(2)] == [1, 2]
     with driving(run):
         assert read_lease(run).number == 1
+
+
+def test_damaged_figures_of_a_run_are_named_and_status_goes_on(run):
+    assert status._progress(run) is None
+    run.storage.write_bytes(run.path("progress.json"), b'{"at": ')
+    assert "progress.json" in status._progress(run)["waiting"]

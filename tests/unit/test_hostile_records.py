@@ -82,7 +82,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
         full_rebuild(third, quiet, executor=Stopped())
     unfinished = find_runs(catalog.storage)[-1]
     unfinished.storage.write(
-        unfinished.path("workers/w.json"),
+        unfinished.path(WORKER),
         {
             "id": "w",
             "unit": "u",
@@ -105,6 +105,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     return Root(catalog, config, file, first, newer, candidate, unfinished)
 
 
+WORKER = f"workers/{7:032x}.json"
 Reader = Callable[[Root], Any]
 
 
@@ -139,7 +140,7 @@ def readers(r: Root) -> dict[str, Reader]:
             r.catalog, first
         ),
         r.unfinished.path(unit): lambda r: r.unfinished.receipts(),
-        r.unfinished.path("workers/w.json"): lambda r: workers(r.unfinished),
+        r.unfinished.path(WORKER): lambda r: workers(r.unfinished),
         r.unfinished.path("attempts/u/0003.json"): lambda r: attempts._deaths(
             r.unfinished, "u", [3]
         ),

@@ -116,9 +116,8 @@ def plant(run: Run, name: str, place: cluster.Place, pid: int, **more: Any) -> N
     known = {f.name for f in dataclasses.fields(Worker)}
     record = {"id": name, "unit": "u", "attempt": 1, **place._asdict(), "pid": pid, "at": ""}
     record |= {"pid_started": runs.process_started(pid), **more}
-    run.storage.write(
-        run.path(f"workers/{name}.json"), {k: v for k, v in record.items() if k in known}
-    )
+    file = f"workers/{name.encode().hex():0>32}.json"
+    run.storage.write(run.path(file), {k: v for k, v in record.items() if k in known})
 
 
 def end_the_late(run: Run) -> None:
@@ -215,7 +214,7 @@ def test_a_unit_that_was_embedded_and_not_written_is_not_the_documents_fault(
 ):
     for number in range(8):
         attempt = attempts.begin(run, "u", 1)
-        with suppress(OSError), attempts.working(attempt, f"w{number}"):
+        with suppress(OSError), attempts.working(attempt, f"{number:032x}"):
             assert list(attempt.ranges()) == [(0, 1)]
             raise OSError("the disk is full")
 
