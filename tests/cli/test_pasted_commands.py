@@ -377,7 +377,9 @@ def test_a_release_that_verify_finds_damaged_is_built_again(inline) -> None:
         content = bytearray(file.read_bytes())
         content[40] ^= 1
         file.write_bytes(content)
-    write_settings(inline, encoder={"model": "hashing:24"})  # the settings are another release's by now
+    write_settings(
+        inline, encoder={"model": "hashing:24"}
+    )  # the settings are another release's by now
     result = CliRunner().invoke(reembed_cli, ["verify", "--release", release])
     assert result.exit_code, result.output
     said = re.search(r"^ *(?:Next|fix): (reembed .*)$", result.output, re.MULTILINE)

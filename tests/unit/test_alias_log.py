@@ -132,6 +132,23 @@ def test_a_wrong_hint_only_costs_a_listing(catalog, hint):
     assert catalog.require_live().generation == 71
 
 
+def test_the_hint_spares_the_names_before_it(catalog, monkeypatch):
+    release = make_release(catalog, "a")
+    for _ in range(70):
+        steps(catalog, release)
+    listed: list[str] = []
+    plain = Storage.names
+
+    def names(storage: Storage, folder: str, after: str = "") -> list[str]:
+        found = plain(storage, folder, after)
+        listed.extend(found)
+        return found
+
+    monkeypatch.setattr(Storage, "names", names)
+    assert catalog.require_live().generation == 70
+    assert len(listed) <= catalog_module._HINT_EVERY
+
+
 # --- a gap is an error for every reader ---
 
 

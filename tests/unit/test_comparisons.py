@@ -22,10 +22,11 @@ from inline import Inline, Silent
 from unit.test_catalog import make_release
 
 from reembed import check, comparisons, evalset, faults, index_store, report
+from reembed import promote as promotion
 from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.compare import PLANNED
-from reembed.comparisons import Asked
+from reembed.comparisons import Asked, Change, Terms
 from reembed.config import Config, FrozenGate, GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.promote import follow, promote
@@ -255,6 +256,31 @@ def test_where_neither_place_has_the_planned_queries_the_flag_is_named_and_works
         pair.compare(queries=other)
     assert "--changed-queries --reason" in refused.value.fix
     assert pair.compare(CHANGED, queries=other)["queries"]["count"] == 40
+
+
+def test_the_planned_queries_are_found_in_their_place_where_the_config_names_one_that_is_gone(pair):
+    gone = pair.judge(5)
+    shutil.rmtree(gone)
+    assert pair.compare(queries=gone)["queries"]["count"] == QUERIES
+
+
+def test_without_queries_in_the_config_the_flag_takes_what_is_in_the_planned_place(pair):
+    (Path(pair.judged) / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq-d00001\td00001\t1\n"
+    )
+    assert pair.compare(CHANGED, queries=None)["queries"]["count"] == 1
+
+
+def test_other_queries_and_another_margin_change_nothing_else_of_the_gate():
+    planned = FrozenGate(queries="q", sha256="0", count=30, margin=0.01, ann_recall=0.9)
+    changes = [
+        Change(
+            {}, {"queries": "r", "sha256": "1", "count": 20, "split": "test"}, "why", "me", "now"
+        ),
+        Change({}, {"margin": 0.02}, "why", "me", "now"),
+    ]
+    gate = Terms(planned, False, GateConfig(queries="r"), tuple(changes)).gate
+    assert (gate.sha256, gate.count, gate.margin, gate.ann_recall) == ("1", 20, 0.02, 0.9)
 
 
 def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
@@ -578,6 +604,21 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
 
 
 @pytest.mark.usefixtures("unplanned")
+@pytest.mark.parametrize(
+    ("found", "lower", "bound"), [(1.0, 0.5, 1.0), (0.99, 0.97, 0.97), (0.99, 1.0, 1.0)]
+)
+def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound):
+    index = {"ann_recall_at_10": found, "ann_recall_lower": lower}
+    monkeypatch.setattr(promotion, "_described_index", lambda catalog, release: index)
+    assert promotion._recall_bound(None, None) == bound
+
+
+def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):
+    assert pair.compare(Asked(margin=0.9, reason="a test"))["verdict"] == "pass"
+    monkeypatch.setattr(promotion, "_recall_bound", lambda catalog, release: 0.0)
+    assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
+
+
 def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(poor(pair, 256), pair.live, quiet, executor=Inline())
