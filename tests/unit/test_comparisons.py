@@ -603,7 +603,6 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
     assert promote(pair.catalog, newer.id, force_reason="we must").release.id == newer.id
 
 
-@pytest.mark.usefixtures("unplanned")
 @pytest.mark.parametrize(
     ("found", "lower", "bound"), [(1.0, 0.5, 1.0), (0.99, 0.97, 0.97), (0.99, 1.0, 1.0)]
 )
@@ -619,6 +618,7 @@ def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):
     assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(poor(pair, 256), pair.live, quiet, executor=Inline())
