@@ -187,7 +187,7 @@ def _embed_ahead(encoder: Any, tokens: Any, _: list[str]) -> npt.NDArray[np.floa
 def _embed_as_written(encoder: Any, tokens: Any, _: list[str]) -> npt.NDArray[np.float32]:
     from reembed.encoders import compiled
 
-    with compiled.as_written():
+    with compiled.as_written(encoder._model[0]):
         return _embed_ahead(encoder, tokens, _)
 
 
@@ -264,7 +264,8 @@ def _engines(where: Path, shape: Shape, has_gpu: bool) -> tuple[dict[str, Engine
         prompts=SimpleNamespace(query=None, document=None),
     )
     started = time.perf_counter()
-    encoder = sentence.load(section, device, "auto", _BUDGETS[0] if has_gpu else 4_096)
+    budget = _BUDGETS[0] if has_gpu else 4_096
+    encoder = sentence.load(section, device, "auto", budget, compile_layers=True)
     load_s = time.perf_counter() - started
     if has_gpu:
         encoder.batch_tokens = _best_budget(encoder, shape)

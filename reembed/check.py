@@ -145,23 +145,12 @@ def _verified(
     if lacking is None and newest is not None:
         lacking = newest.documents_changed_since(source)
     standing = behind(source, newest, lacking, why)
-    report = {
-        "release": release.id,
-        "rebuild": _rebuild(catalog, release),
-        **found.to_json(),
-        "lag": standing.to_json(),
-    }
+    report = {"release": release.id, **found.to_json(), "lag": standing.to_json()}
     storage.remove(run.path(_JOURNAL))
     enough = level >= max(verify.ROWS, failed.get("level", 0))
     if not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0)):
         storage.write(verification_path(run.id), report)
-    return report
-
-
-def _rebuild(catalog: Catalog, release: Release) -> str:
-    """The command that builds the first release of its line again."""
-    origin = catalog.release(release.origin)
-    return started_with(Run(catalog.storage, origin.run_id), "--fresh")
+    return {**report, "rebuild": started_with(Run(storage, release.origin), "--fresh")}
 
 
 def is_fresh(report: dict[str, Any], within_s: float) -> bool:

@@ -111,7 +111,7 @@ def compare(
 
 
 def _opened(catalog: Catalog, live: Release, candidate: Release) -> tuple[OpenRelease, OpenRelease]:
-    again = f"reembed run --fresh     # builds it again; {live.id} serves on"
+    again = f"{provenance.rebuild(catalog.storage, candidate)}     # {live.id} serves on"
     new = _whole(catalog, candidate, "candidate", again)
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     return _whole(catalog, live, "live release", replace), new

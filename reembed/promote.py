@@ -21,8 +21,8 @@ from reembed.config import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.lag import noted_place
 from reembed.records import Record, checked
-from reembed.runs import order_of
-from reembed.storage import absolute, content_path
+from reembed.runs import Run, order_of, started_with
+from reembed.storage import Storage, absolute, content_path
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def require_kept(catalog: Catalog, release: Release) -> None:
     """
     if catalog.is_retired(release.id):
         raise UsageError(
-            f"release {release.id} was removed by gc", "its data is gone", "reembed run --fresh"
+            f"release {release.id} was removed by gc",
+            "its data is gone",
+            started_with(Run(catalog.storage, release.origin), "--fresh"),
         )
 
 
@@ -362,9 +364,9 @@ def _standing(catalog: Catalog, release: Release) -> Release:
     _require_verified(catalog, release)
     storage, manifest = catalog.storage, release.table_manifest
     if storage.size(_index_file(release)) != release.index_bytes:
-        raise _index_not_whole(release)
+        raise _index_not_whole(storage, release)
     if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
-        raise _no_table(release)
+        raise _no_table(storage, release)
     return release
 
 
@@ -372,19 +374,19 @@ def _index_file(release: Release) -> str:
     return content_path(release.index, release.index_sha256, "faiss")
 
 
-def _index_not_whole(release: Release) -> IntegrityError:
+def _index_not_whole(storage: Storage, release: Release) -> IntegrityError:
     return IntegrityError(
         f"the index of release {release.id} is not whole",
         f"{_index_file(release)} is gone, cut short or changed",
-        "reembed run --fresh",
+        provenance.rebuild(storage, release),
     )
 
 
-def _no_table(release: Release) -> IntegrityError:
+def _no_table(storage: Storage, release: Release) -> IntegrityError:
     return IntegrityError(
         f"release {release.id} has no table",
         f"{release.table} version {release.table_version} cannot be opened",
-        provenance.REBUILD,
+        provenance.rebuild(storage, release),
     )
 
 
@@ -392,12 +394,12 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
     _require_verified(catalog, release)
     manifest = _described_index(catalog, release)
     if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
-        raise _index_not_whole(release)
+        raise _index_not_whole(catalog.storage, release)
     try:
         provenance.require_table(catalog.storage, release)
         provenance.require_files(catalog.storage, release)
     except FileNotFoundError as error:
-        raise _no_table(release) from error
+        raise _no_table(catalog.storage, release) from error
 
 
 def _described_index(catalog: Catalog, release: Release) -> Record:
@@ -405,7 +407,9 @@ def _described_index(catalog: Catalog, release: Release) -> Record:
     manifest = catalog.storage.read_if_there(described)
     if manifest is None:
         raise IntegrityError(
-            f"release {release.id} has no index", f"{described} is gone", "reembed run --fresh"
+            f"release {release.id} has no index",
+            f"{described} is gone",
+            provenance.rebuild(catalog.storage, release),
         )
     provenance.require_index(release, checked(provenance.IndexRecord, manifest))
     return manifest

@@ -476,7 +476,7 @@ def started_with(run: Run, *options: str) -> str:
     command = " ".join(("reembed run", *options))
     settings = run.path("config.yaml")
     if is_remote(run.storage.root):
-        return f"{command}     # with the settings of {settings}"
+        return f"{command}     # with the settings of {run.storage.uri(settings)}"
     return f"{command} -c {shlex.quote(run.storage.uri(settings))}"
 
 

@@ -199,7 +199,10 @@ class UnitEmbedder:
         self._job = job
         self._worker = uuid.uuid4().hex
         self._encoder: Encoder = encoders.load_encoder(
-            job.encoder, dtype=job.embed.dtype, batch_tokens=job.embed.batch_tokens
+            job.encoder,
+            dtype=job.embed.dtype,
+            batch_tokens=job.embed.batch_tokens,
+            compile_layers=True,
         )
         if self._encoder.dim != job.plan.space.dim:
             raise SpaceMismatch(

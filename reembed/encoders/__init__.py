@@ -63,7 +63,12 @@ def load_tokenizer(config: EncoderConfig) -> Tokenizer:
 
 
 def load_encoder(
-    config: EncoderConfig, *, device: str = "auto", dtype: str = "auto", batch_tokens: int = 16_384
+    config: EncoderConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int = 16_384,
+    compile_layers: bool = False,
 ) -> Encoder:
     """The model, ready to embed.
 
@@ -73,6 +78,7 @@ def load_encoder(
         dtype: auto, float32, float16 or bfloat16; auto is float32 on the CPU, on CUDA float16 or,
             where the checkpoint is, bfloat16.
         batch_tokens: tokens per forward pass, padding included; at least one text each.
+        compile_layers: on CUDA in 16 bits; takes seconds, so for jobs and not for a few texts.
 
     Raises:
         EncoderError: as `describe`, and where the weights cannot be loaded.
@@ -81,7 +87,7 @@ def load_encoder(
         return HashingEncoder(config)
     from reembed.encoders.sentence import load
 
-    return load(config, device, dtype, batch_tokens)
+    return load(config, device, dtype, batch_tokens, compile_layers=compile_layers)
 
 
 def _is_hashing(config: EncoderConfig) -> bool:

@@ -2,35 +2,52 @@
 
 Between two products a layer only moves memory: it casts, adds, normalizes, rotates, gates. One kernel
 for all that lies between two products reads and writes it once. Each layer is compiled by itself and
-for any number of tokens, so that layers of one kind share their kernels: this takes seconds, and a
-batch of another size compiles nothing.
+for any number of tokens, so that layers of one kind share their kernels: this takes seconds, and
+batches of other sizes compile at most once more.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-# One process compiles: the pool that Inductor starts otherwise stays beside the actor.
-_OPTIONS: dict[str, Any] = {"compile_threads": 1}
+# A whole layer or an error: parts that cannot be compiled would run as written, and nothing would say
+# so. One process compiles: the pool that Inductor starts otherwise stays beside the actor.
+_HOW: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": {"compile_threads": 1}}
+_KINDS = 64
+"""Of layers in one process at most, over all its models; torch stops compiling at 8."""
 
 
-def compile_layers(transformer: nn.Module) -> int:
-    """Compile the repeated layers, in place, at their next call; how many there are."""
-    layers = list(_layers(transformer))
-    for layer in layers:
-        layer.compile(dynamic=True, options=_OPTIONS)
-    return len(layers)
+def failures() -> tuple[type[Exception], ...]:
+    """What compiling raises that is no RuntimeError."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return (FailOnRecompileLimitHit,)
 
 
-def as_written() -> AbstractContextManager[None]:
-    """Within this context compiled layers run as their modules are written."""
-    stance: Any = torch.compiler.set_stance
-    context: AbstractContextManager[None] = stance("force_eager")
-    return context
+def compile_layers(transformer: nn.Module) -> None:
+    """Compile the repeated layers, in place, at their next call."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _KINDS)
+    for layer in _layers(transformer):
+        layer.compile(**_HOW)
+
+
+@contextmanager
+def as_written(transformer: nn.Module) -> Iterator[None]:
+    """Within this context its compiled layers run as their modules are written."""
+    compiled = {layer: layer._compiled_call_impl for layer in _layers(transformer)}
+    try:
+        for layer in compiled:
+            layer._compiled_call_impl = None
+        yield
+    finally:
+        for layer, call in compiled.items():
+            layer._compiled_call_impl = call
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -43,7 +43,11 @@ class Setting:
         """A replica with this setting."""
         torch.set_num_threads(self.threads)
         return encoders.load_encoder(
-            config, device=self.device, dtype=self.dtype, batch_tokens=self.batch_tokens
+            config,
+            device=self.device,
+            dtype=self.dtype,
+            batch_tokens=self.batch_tokens,
+            compile_layers=True,
         )
 
 

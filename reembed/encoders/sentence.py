@@ -167,7 +167,7 @@ class SentenceEncoder:
         """Values beyond float16's range are the activations'; weights are within it."""
         try:
             self._compute_in(torch.float32)
-            with compiled.as_written():
+            with compiled.as_written(self._model[0]):
                 yield
         finally:
             self._compute_in(_DTYPES[self.dtype])
@@ -178,8 +178,17 @@ class SentenceEncoder:
             self._form.dtype = dtype
 
 
-def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> SentenceEncoder:
+def load(
+    config: EncoderConfig,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    *,
+    compile_layers: bool = False,
+) -> SentenceEncoder:
     """The model of `config` on `device`, going the fastest way that keeps its vectors.
+
+    `compile_layers`: on CUDA in 16 bits; takes seconds, so for jobs and not for a few texts.
 
     Raises:
         EncoderError: it is missing, unsafe, unsupported or damaged, a setting does not fit it, or no
@@ -188,7 +197,7 @@ def load(config: EncoderConfig, device: str, dtype: str, batch_tokens: int) -> S
     profile = read_profile(config)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loader = _Loader(profile, config, device, batch_tokens)
+    loader = _Loader(profile, config, device, batch_tokens, compile_layers=compile_layers)
     if profile.layout.has("StaticEmbedding"):
         model = loader.model()
         loader.require_loaded(model)
@@ -205,10 +214,17 @@ class _Loader:
     """Ways through one model, the fastest first, each held against the canary's texts."""
 
     def __init__(
-        self, profile: Profile, config: EncoderConfig, device: str, batch_tokens: int
+        self,
+        profile: Profile,
+        config: EncoderConfig,
+        device: str,
+        batch_tokens: int,
+        *,
+        compile_layers: bool = False,
     ) -> None:
         self._profile, self._config = profile, config
         self._device, self._batch_tokens = device, batch_tokens
+        self._compile_layers = compile_layers
         self._notes: list[str] = []
         self._arithmetic: Arithmetic | None = None
         self._unloaded: list[str] = []
@@ -260,7 +276,7 @@ class _Loader:
         if self._device == "cpu" and not _computes(wanted):
             self._notes.append(f"this processor does not compute in {wanted}: float32 instead")
             wanted = "float32"
-        for dtype, is_compiled in _ways(wanted, self._device):
+        for dtype, is_compiled in self._ways(wanted, model[0].model):
             _narrow(model, dtype, self._device)
             if is_compiled:
                 compiled.compile_layers(model[0].model)
@@ -278,11 +294,19 @@ class _Loader:
             )
         return plain
 
+    def _ways(self, wanted: str, transformer: Any) -> Iterator[tuple[str, bool]]:
+        """(number type, whether layers are compiled), the fastest first."""
+        on_cuda = self._device.startswith("cuda") and wanted != "float32"
+        if self._compile_layers and on_cuda and _is_exchangeable(transformer):
+            yield wanted, True
+        for dtype in dict.fromkeys((wanted, "float32")):
+            yield dtype, False
+
     def _forms(self, model: Any, dtype: str, *, is_compiled: bool) -> Iterator[Form]:
         """Packed, then padded; compiled layers take packed texts alone."""
         transformer = model[0].model
         stock = transformer.config._attn_implementation
-        if getattr(transformer, "is_backend_compatible", bool)():
+        if _is_exchangeable(transformer):
             transformer.set_attn_implementation(attention.NAME)
             yield Packed(
                 self._profile.tokenizer.pad_id,
@@ -304,12 +328,13 @@ class _Loader:
     def _with(self, model: Any, form: Form, dtype: str, golden: Vectors) -> SentenceEncoder | None:
         """None: this form does not keep the vectors, and a note says why."""
         encoder = self._encoder(model, form, dtype)
+        refused: tuple[type[Exception], ...] = (*_NOT_MADE_FOR_IT, *compiled.failures())
         try:
             least = canary.cosine(golden, _embedding(encoder))
             why = f"cosine {least:.7f}, and {canary.LEAST_COSINE[dtype]} is asked"
         except torch.OutOfMemoryError:
             raise
-        except _NOT_MADE_FOR_IT as error:
+        except refused as error:
             least, why = -1.0, shorten(f"{type(error).__name__}: {error}", _MOST_SAID)
         if least >= canary.LEAST_COSINE[dtype]:
             return encoder
@@ -332,12 +357,9 @@ class _Loader:
         return self._profile.tokenizer.type_ids
 
 
-def _ways(wanted: str, device: str) -> Iterator[tuple[str, bool]]:
-    """(number type, whether layers are compiled), the fastest first."""
-    if device.startswith("cuda") and wanted != "float32":
-        yield wanted, True
-    for dtype in dict.fromkeys((wanted, "float32")):
-        yield dtype, False
+def _is_exchangeable(transformer: Any) -> bool:
+    """Whether another attention can be put into the model."""
+    return bool(getattr(transformer, "is_backend_compatible", bool)())
 
 
 def _computes(dtype: str) -> bool:

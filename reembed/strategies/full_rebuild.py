@@ -147,6 +147,8 @@ def make_plan(
     pinned = source.pin(run.pin_tag)
     path = table.path_of(config.alias, space)
     units = source.units(config.embed.unit_documents, config.embed.actors)
+    # First: what names a planned run's settings finds them.
+    run.storage.write_bytes(run.path("config.yaml"), yaml.safe_dump(config.shown()).encode())
     plan = run.write_plan(
         Plan(
             run_id=run.id,
@@ -171,7 +173,6 @@ def make_plan(
     _require_donors(run, plan)
     # gc may have taken the table, empty and of no run, between making it and naming it in the plan.
     table.ensure_table(run.storage, path, table.schema(space, *source.schema()))
-    run.storage.write_bytes(run.path("config.yaml"), yaml.safe_dump(config.shown()).encode())
     tell_plan(run, plan, say, pinned=pinned)
     if not config.gate.queries:
         say(

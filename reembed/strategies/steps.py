@@ -19,7 +19,6 @@ from reembed import (
     index,
     index_store,
     keep,
-    provenance,
     reuse,
     table,
     verify,
@@ -30,7 +29,7 @@ from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
 from reembed.progress import EmbedProgress, Listener
-from reembed.runs import Plan, Run
+from reembed.runs import Plan, Run, started_with
 from reembed.source import Source
 from reembed.stop import Stop
 from reembed.storage import storage_errors
@@ -132,7 +131,7 @@ def _prove_donors(work: Work) -> None:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
             "vectors would be copied from them",
-            provenance.REBUILD,
+            started_with(work.run, "--fresh", "--set embed.reuse=false"),
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reembed.config import EncoderConfig
-from reembed.encoders import attention, canary, compiled, linears, load_tokenizer, sentence
+from reembed.encoders import attention, batches, canary, compiled, linears, load_tokenizer
 from reembed.encoders.arithmetic import Arithmetic
 from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens, Vectors
@@ -186,45 +186,130 @@ def test_prepacked_linears_are_bitwise_independent_of_the_rows_beside() -> None:
                 assert torch.equal(packed(x[:rows]), whole[:rows])
 
 
-@pytest.mark.parametrize("architecture", PACKED)
-def test_all_layers_are_compiled_where_layers_are(tmp_path: Path, architecture: str) -> None:
-    encoder = opened(tiny_models.model_of(tmp_path / "m", architecture))
-    transformer = encoder._model[0].model
-    compiled.compile_layers(transformer)
-    within = {m for n, m in transformer.named_modules() if m._compiled_call_impl is not None}
-    linear = [n for n, m in transformer.named_modules() if "Linear" in type(m).__name__]
-    outside = [
-        n for n in linear if not any(transformer.get_submodule(a) in within for a in above(n))
-    ]
-    assert within
-    assert all("embed" in name or "pooler" in name for name in outside)
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What is compiled, as if on a GPU, in the order of compiling; the kernels are torch's own."""
+    made: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        made.append(graph)
+        return graph
+
+    compile_on_a_cpu(monkeypatch, backend)
+    return made
 
 
-def above(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
+def compile_on_a_cpu(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    torch.compiler.reset()
+    how = {"dynamic": True, "fullgraph": True, "backend": backend}
+    monkeypatch.setattr(compiled, "_HOW", how)
+    monkeypatch.setattr(attention, "_by_runs", as_one_operator)
+    ways = [("float32", True), ("float32", False)]
+    monkeypatch.setattr(_Loader, "_ways", lambda *_: iter(ways))
+
+
+_plain_attention = attention._by_runs
+
+
+@torch.library.custom_op("tests::attend", mutates_args=())
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor,
+    scale: float, causal: bool, window: int,
+) -> torch.Tensor:  # fmt: skip
+    lengths = starts.diff().numpy()
+    layout = Layout(batches._runs(lengths), starts, int(lengths.max()), q.dtype)
+    sight = attention._Sight(scale, causal, window or None)
+    return _plain_attention(q, k, v, layout, sight).clone()
+
+
+@_attend.register_fake
+def _(q, k, v, starts, scale, causal, window):
+    return q.new_empty(1, q.shape[1], q.shape[0], v.shape[2])
+
+
+def as_one_operator(q: Any, k: Any, v: Any, layout: Layout, sight: Any) -> torch.Tensor:
+    """As on CUDA, where the compiler sees one operator and nothing of the texts' lengths."""
+    return _attend(q, k, v, layout.starts, sight.scale, sight.causal, sight.window or 0)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["bert", "albert", "modernbert", "jina_embeddings_v3", "qwen3", "gemma3_text"]
+)
+def test_whole_layers_are_compiled_and_keep_their_vectors(
+    tmp_path: Path, graphs: list[torch.fx.GraphModule], architecture: str
+) -> None:
+    encoder = opened(tiny_models.model_of(tmp_path / "m", architecture), budget=8_192)
+    assert encoder.path == "compiled packed float32", encoder.notes
+    assert graphs
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count in (1, 40, 100):
+            assert np.isfinite(embed(encoder, texts(count))).all()
+
+
+def test_more_kinds_of_layers_are_compiled_than_torch_would_by_itself(
+    tmp_path: Path, graphs: list[torch.fx.GraphModule]
+) -> None:
+    kinds = (
+        "gelu", "gelu_new", "gelu_fast", "quick_gelu", "relu", "relu6", "leaky_relu", "silu", "mish", "tanh",
+    )  # fmt: skip
+    for kind in kinds:
+        before = len(graphs)
+        encoder = opened(
+            tiny_models.model_of(tmp_path / kind, "bert", hidden_act=kind), budget=8_192
+        )
+        assert encoder.path == "compiled packed float32", encoder.notes
+        assert len(graphs) > before
+
+
+def test_layers_run_as_written_only_for_so_long_and_only_in_their_own_model(
+    tmp_path: Path, graphs: list[torch.fx.GraphModule]
+) -> None:
+    one, other = (opened(tiny_models.model_of(tmp_path / n, "bert"), budget=8_192) for n in "ab")
+    layers = [encoder._model[0].model.encoder.layer[0] for encoder in (one, other)]
+    before = [layer._compiled_call_impl for layer in layers]
+    with compiled.as_written(one._model[0]):
+        assert [layer._compiled_call_impl for layer in layers] == [None, before[1]]
+    assert [layer._compiled_call_impl for layer in layers] == before
+    assert all(before)
 
 
 def test_a_model_whose_layers_do_not_compile_goes_as_written_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_compiler(graph: Any, inputs: Any) -> Any:
+    def no_compiler(graph: Any, _: Any) -> Any:
         raise RuntimeError("Failed to find C compiler.")
-
-    def compile_layers(transformer: torch.nn.Module) -> None:
-        transformer.encoder.layer[0].compile(backend=no_compiler)
 
     folder = tiny_models.model_of(tmp_path / "m", "bert")
     given = texts(20)
     expected = embed(opened(folder), given)
-    monkeypatch.setattr(compiled, "compile_layers", compile_layers)
-    monkeypatch.setattr(sentence, "_ways", lambda *_: [("float32", True), ("float32", False)])
+    compile_on_a_cpu(monkeypatch, no_compiler)
     encoder = opened(folder)
     assert encoder.path == "packed float32"
     (note,) = encoder.notes
     assert note.startswith("not compiled packed float32: ")
     assert "Failed to find C compiler." in note
     np.testing.assert_array_equal(embed(encoder, given), expected)
+
+
+def test_compiling_is_for_cuda_in_16_bits_and_attention_that_can_be_exchanged(
+    tmp_path: Path,
+) -> None:
+    bert, mpnet = (tiny_models.model_of(tmp_path / n, n) for n in ("bert", "mpnet"))
+    plain, compiling = ("float16", False), ("float16", True)
+    assert ways(bert, "cuda", "float16", True)[:2] == [compiling, plain]
+    assert ways(bert, "cuda", "float16", False)[0] == plain
+    assert ways(mpnet, "cuda", "float16", True)[0] == plain
+    assert ways(bert, "cuda", "float32", True) == [("float32", False)]
+    assert ways(bert, "cpu", "bfloat16", True)[0] == ("bfloat16", False)
+
+
+def ways(folder: Path, device: str, dtype: str, compile_layers: bool) -> list[tuple[str, bool]]:
+    encoder = opened(folder)
+    loader = _Loader(
+        encoder._profile, EncoderConfig(model=str(folder)), device, 400,
+        compile_layers=compile_layers,
+    )  # fmt: skip
+    return list(loader._ways(dtype, encoder._model[0].model))
 
 
 def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> None:

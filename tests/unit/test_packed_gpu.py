@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from reembed.config import EncoderConfig
 from reembed.encoders.base import Vectors
@@ -22,6 +23,13 @@ import tiny_models
 pytestmark = pytest.mark.gpu
 PACKED = [a for a in tiny_models.ARCHITECTURES if a not in ("mpnet", "deberta-v2", "t5")]
 WORDS = ("the", "wing", "of", "a", "slip", "stream", "carries", "seven", "engines", "over")
+
+
+@pytest.fixture(autouse=True)
+def compiled_anew() -> None:
+    """What an earlier test compiled says nothing of this one."""
+    torch.compiler.reset()
+    counters.clear()
 
 
 def texts(count: int) -> list[str]:
@@ -44,19 +52,20 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path, architecture: str, dtype: 
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", architecture)))
     given = texts(200)
     golden = vectors(load(section, "cpu", "float32", 4_096), given)
-    encoder = load(section, "cuda", dtype, 4_096)
+    encoder = load(section, "cuda", dtype, 4_096, compile_layers=True)
     if dtype == "float32" or architecture in IN_FLOAT32:
         assert encoder.path == "packed float32", encoder.notes
         assert all("is asked" in note for note in encoder.notes)
     else:
         assert encoder.path == "compiled packed float16", encoder.notes
+        assert counters["stats"]["unique_graphs"] > 0
     cosines = (vectors(encoder, given) * golden).sum(axis=1)
     assert cosines.min() > (0.999999 if dtype == "float32" else 0.9999)
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096)
+    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
     given = texts(200)
     found = vectors(encoder, given)
     order = np.random.default_rng(1).permutation(len(given))
@@ -68,7 +77,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 1 << 24)
+    encoder = load(section, "cuda", "float16", 1 << 24, compile_layers=True)
     given = texts(2_000)
     found = vectors(encoder, given)
     plain = SentenceEncoder._forward
@@ -87,7 +96,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
 
 def test_batches_of_other_sizes_compile_nothing_more(tmp_path: Path) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096)
+    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
     vectors(encoder, texts(50))
     with torch.compiler.set_stance("fail_on_recompile"):
         for count in (3, 200, 700):
@@ -98,13 +107,14 @@ def test_values_beyond_float16_are_computed_again_as_the_modules_are_written(
     tmp_path: Path,
 ) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096)
+    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
     given = texts(100)
     expected = vectors(encoder, given)
     layer = encoder._model[0].model.encoder.layer[0]
     with torch.no_grad():
         layer.intermediate.dense.bias[0] = 65_000  # what the next product makes of it is more
         layer.output.dense.weight[:, 0] = 2.0
-    found = vectors(encoder, given)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = vectors(encoder, given)
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() > 1e-3
