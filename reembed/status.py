@@ -92,7 +92,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _progress(run: Run) -> dict[str, Any] | None:
-    """The run's latest figures; they decide nothing, so a damaged file of them is only named."""
+    """The run's latest figures; nothing depends on them, so a damaged file is reported and status goes on."""
     try:
         return run.storage.read_if_there(run.path("progress.json"))
     except IntegrityError as error:
