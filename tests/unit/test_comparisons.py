@@ -27,7 +27,7 @@ from reembed.catalog import Catalog, Release
 from reembed.cli import cli as reembed_cli
 from reembed.compare import PLANNED
 from reembed.comparisons import Asked, Change, Terms
-from reembed.config import Config, FrozenGate, GateConfig
+from reembed.config import Config, FrozenGate, GateConfig, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.promote import follow, promote
 from reembed.status import status
@@ -750,7 +750,9 @@ def test_a_damaged_candidate_moves_nothing_that_serves(pair):
         IntegrityError, match=f"candidate {pair.candidate.id} is damaged"
     ) as refused:
         pair.compare()
-    assert printed_fix(refused.value) == ["run", "--fresh"]
+    verb, *options, settings = printed_fix(refused.value)
+    assert [verb, *options] == ["run", "--fresh", "--set", "embed.reuse=false", "-c"]
+    assert load([settings], [])[0].encoder.model == "hashing:16"
     again = pair.build(16, fresh=True)
     assert pair.compare(which=again.id)["verdict"]
 
