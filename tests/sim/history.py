@@ -55,7 +55,8 @@ KINDS = {
     "outlived": OUTLIVED,
     "late": LATE,
 }
-"""mixed: everything at once; rivals: drivers of one run, each believed dead; contest: promotions;
+"""mixed: everything at once; rivals: drivers of one run, each believed dead, one of them for long;
+contest: promotions;
 columns: jobs that write whole columns of the source, while what is live catches up; judged: the gate
 decides, while its queries change; outlived: a reader asks after gc and a rebuild took its release;
 late: catch-ups of one release over several versions of the source end in any order."""
@@ -110,14 +111,14 @@ class History:
             )
         )
 
-    def config(self, model: str) -> Config:
+    def config(self, model: str, factory: str | None = None) -> Config:
         return Config(
             alias="docs",
             source={"uri": self.source},
             encoder={"model": model},
             table={"carry": ["year"]},
             embed={"unit_documents": 4, "max_dead_letters": 20},
-            index={"factory": self.rng.choice(FACTORIES)},
+            index={"factory": factory or self.rng.choice(FACTORIES)},
             gate=self._gate() if self.kind == "judged" else {},
             storage={"root": self.root, "keep": 2},
         )
@@ -440,7 +441,7 @@ class History:
         with self.world.installed(), _broken_model():
             scenes = {
                 "mixed": (self._mixed, self._mixed),
-                "rivals": (self._rivals, self._rivals),
+                "rivals": (self._rivals, self._paused, self._rivals),
                 "contest": (self._contest,),
                 "columns": (self._columns, self._caught_up, self._columns, self._caught_up),
                 "judged": (self._judged,),
@@ -469,6 +470,21 @@ class History:
             config = self.config(model)  # of one run, whatever index each is set to
             self.world.spawn(name, partial(self._drive, config))
         self.world.spawn("writer", self.writer(1))
+
+    def _paused(self) -> None:
+        """A driver is held up before its index, while another one builds another and promotes it."""
+        paused, other = self.rng.sample(FACTORIES, 2)
+        self.world.held["one"] = "index.before_save"
+        self.world.spawn("one", partial(self._drive, self.config(THIRD, paused)))
+
+        def work() -> None:
+            done = attempt(partial(self._run, THIRD, other))
+            self._tell("run", done)
+            if isinstance(done, Release):
+                attempt(partial(self._promote_one, done.id))
+
+        self.world.spawn("two", work, later=True)
+        self.world.spawn("reader", self.reader(1), later=True)
 
     def _gate(self) -> dict[str, Any]:
         """A gate that anything passes: which queries it asks is what matters here."""
@@ -604,8 +620,8 @@ class History:
             self.world.spawn(name, partial(self._want, wanted))
         self.world.spawn("reader", self.reader(3))
 
-    def _run(self, model: str) -> Release:
-        return full_rebuild(self.config(model), Silent(), executor=Inline())
+    def _run(self, model: str, factory: str | None = None) -> Release:
+        return full_rebuild(self.config(model, factory), Silent(), executor=Inline())
 
     def _promote_one(self, release: str) -> AliasRecord:
         reason = _reason(self.catalog.live())
