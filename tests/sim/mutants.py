@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,8 @@ Patch = Callable[[Any, str, Any], None]
 BUGS: dict[str, Callable[[Patch], None]] = {}
 UNDER_FAULTS: set[str] = set()
 """Bugs that do no harm while nothing fails and nothing happens at once."""
+_PLACE = re.compile(r"\S*/(?:root|work)/")
+"""Of a history's root, or of Lance's source: it says nothing to who reads the record elsewhere."""
 SEEDS = 200
 """Histories within which each bug must be caught."""
 
@@ -480,7 +483,8 @@ def caught(name: str, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
             played = play(seed, place=name)
             found = [v for v in played["violations"] if v != played["exception"]]
             if found:
-                return {"bug": name, "caught": True, "histories": tried, "by": found[0][:200]}
+                by = _PLACE.sub("", found[0])[:200]
+                return {"bug": name, "caught": True, "histories": tried, "by": by}
     return {"bug": name, "caught": False, "histories": seeds}
 
 
