@@ -23,7 +23,7 @@ _KINDS = 64
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What compiling raises that is no RuntimeError."""
+    """The errors of compiling that are not RuntimeErrors."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     return (FailOnRecompileLimitHit,)

@@ -276,7 +276,7 @@ class _Loader:
         if self._device == "cpu" and not _computes(wanted):
             self._notes.append(f"this processor does not compute in {wanted}: float32 instead")
             wanted = "float32"
-        for dtype, is_compiled in self._ways(wanted, model[0].model):
+        for dtype, is_compiled in self._ways(wanted, _is_exchangeable(model[0].model)):
             _narrow(model, dtype, self._device)
             if is_compiled:
                 compiled.compile_layers(model[0].model)
@@ -294,10 +294,10 @@ class _Loader:
             )
         return plain
 
-    def _ways(self, wanted: str, transformer: Any) -> Iterator[tuple[str, bool]]:
+    def _ways(self, wanted: str, is_exchangeable: bool) -> Iterator[tuple[str, bool]]:
         """(number type, whether layers are compiled), the fastest first."""
         on_cuda = self._device.startswith("cuda") and wanted != "float32"
-        if self._compile_layers and on_cuda and _is_exchangeable(transformer):
+        if self._compile_layers and on_cuda and is_exchangeable:
             yield wanted, True
         for dtype in dict.fromkeys((wanted, "float32")):
             yield dtype, False

@@ -17,7 +17,14 @@ from reembed.encoders.arithmetic import Arithmetic
 from reembed.encoders.attention import Layout
 from reembed.encoders.base import Tokens, Vectors
 from reembed.encoders.batches import Packed, Padded, distinct
-from reembed.encoders.sentence import SentenceEncoder, _is_out_of_memory, _Loader, _narrow, load
+from reembed.encoders.sentence import (
+    SentenceEncoder,
+    _is_exchangeable,
+    _is_out_of_memory,
+    _Loader,
+    _narrow,
+    load,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
@@ -309,7 +316,7 @@ def ways(folder: Path, device: str, dtype: str, compile_layers: bool) -> list[tu
         encoder._profile, EncoderConfig(model=str(folder)), device, 400,
         compile_layers=compile_layers,
     )  # fmt: skip
-    return list(loader._ways(dtype, encoder._model[0].model))
+    return list(loader._ways(dtype, _is_exchangeable(encoder._model[0].model)))
 
 
 def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> None:
