@@ -83,6 +83,32 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
+class _NotFound:
+    """A finder by which one library is not installed."""
+
+    def __init__(self, library: str) -> None:
+        self._library = library
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self._library:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@contextlib.contextmanager
+def imported_without(library: str) -> Iterator[None]:
+    """What is imported here does without an optional library, unless that is loaded already.
+
+    For verbs that answer at once: `pyarrow.dataset` loads pandas if it is there, a third of the time
+    in which Lance is imported, and nothing here uses it.
+    """
+    finder: Any = _NotFound(library)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 def output(function: Callable[..., Any]) -> Callable[..., Any]:
     """--json and -v; prints the verb's result, or its error, and sets the exit code."""
 

@@ -38,7 +38,7 @@ def _texts(value: Any) -> Iterator[str]:
 class Section(BaseModel):
     """A frozen section that refuses unknown settings, and credentials in any of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*")
     @classmethod

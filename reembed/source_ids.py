@@ -7,7 +7,6 @@ import shlex
 import lance
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -91,7 +90,7 @@ def _duplicates(
 
 
 def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
-        np.asarray(ids.to_pandas()), categorize=False
-    )
+    from pandas.util import hash_array  # a third of a second, and `status` hashes nothing
+
+    hashes: npt.NDArray[np.uint64] = hash_array(np.asarray(ids.to_pandas()), categorize=False)
     return hashes

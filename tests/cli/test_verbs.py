@@ -149,6 +149,21 @@ def test_status_takes_under_a_second_of_cpu(released, cli):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 1.0
+    imports = cli.process("status", "-c", released, PYTHONPROFILEIMPORTTIME="1").stderr
+    assert " lance\n" in imports
+    assert " pandas\n" not in imports
+
+
+def test_what_was_imported_without_pandas_works_with_it_afterwards():
+    code = (
+        "from reembed.command import imported_without\n"
+        "with imported_without('pandas'): import pyarrow.dataset\n"
+        "import pandas, pyarrow\n"
+        "frame = pyarrow.table({'a': [1, 2]}).to_pandas()\n"
+        "print(pyarrow.Table.from_pandas(frame)['a'].to_pylist(), pyarrow.array(frame['a']).sum())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "[1, 2] 3\n"
 
 
 def test_every_verb_is_in_the_readme_and_has_help():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +18,30 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
 
 
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The string below each setting of a section, and of those that it extends."""
+    found: dict[str, str] = {}
+    for section in itertools.takewhile(lambda c: c is not BaseModel, model.__mro__):
+        (body,) = (c.body for c in ast.parse(inspect.getsource(section)).body)
+        for setting, below in itertools.pairwise(body):
+            match setting, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(name)),
+                    ast.Expr(ast.Constant(str(text))),
+                ):
+                    found.setdefault(name, text)
+    return found
+
+
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
     """Every leaf setting and its docstring."""
+    texts = docstrings(model)
     for name, field in model.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             yield from leaves(section, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.description
+            yield f"{prefix}{name}", texts.get(name)
 
 
 NAMES = dict(leaves(Config))
