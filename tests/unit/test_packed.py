@@ -253,6 +253,7 @@ def test_whole_layers_are_compiled_and_keep_their_vectors(
             assert np.isfinite(embed(encoder, texts(count))).all()
 
 
+@pytest.mark.deep
 def test_more_kinds_of_layers_are_compiled_than_torch_would_by_itself(
     tmp_path: Path, graphs: list[torch.fx.GraphModule]
 ) -> None:

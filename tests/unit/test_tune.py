@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
 
 
+@pytest.mark.deep
 def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_file, tmp_path):
     model = tiny_models.model_of(tmp_path / "m", "bert")
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
@@ -63,7 +64,7 @@ def test_without_time_it_still_measures_one_of_each(corpus, config_file, tmp_pat
     assert any("no time left to try 2,048 tokens" in words for words in said)
 
 
-@pytest.mark.parametrize("seconds", [1.0, 12.0])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(12.0, marks=pytest.mark.deep)])
 def test_it_keeps_to_its_seconds_and_writes_only_what_it_tried(
     corpus, config_file, tmp_path, seconds
 ):
