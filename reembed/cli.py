@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from reembed import __version__
-from reembed.command import DURATION, UTF8, configured, imported_without, output
+from reembed.command import DURATION, UTF8, configured, lean_imports, output
 from reembed.errors import UsageError
 from reembed.redact import redacted
 
@@ -169,7 +169,7 @@ def _can_hold_overlay(path: Path) -> None:
 @configured
 def status(config: Config) -> tuple[dict[str, Any], int]:
     """What is live, previous, candidate, and what is being built."""
-    with imported_without("pandas"):
+    with lean_imports():
         from reembed import status as status_module
 
     return status_module.status(_catalog(config)), 0

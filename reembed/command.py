@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shlex
 import signal
 import sys
@@ -53,6 +54,7 @@ class _Utf8(click.ParamType[str]):
 DURATION = _Duration()
 UTF8 = _Utf8()
 _DEFAULT_CONFIG = "reembed.yaml"
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _RESUMABLE = ("run", "catch-up")
 
 
@@ -83,30 +85,32 @@ def configured(function: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-class _NotFound:
-    """A finder by which one library is not installed."""
-
-    def __init__(self, library: str) -> None:
-        self._library = library
+class _NoPandas:
+    """A finder by which pandas is not installed."""
 
     def find_spec(self, name: str, *_: object) -> None:
-        if name == self._library:
+        if name == "pandas":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @contextlib.contextmanager
-def imported_without(library: str) -> Iterator[None]:
-    """What is imported here does without an optional library, unless that is loaded already.
+def lean_imports() -> Iterator[None]:
+    """What is imported here loads no pandas and starts no threads for matrix products.
 
-    For verbs that answer at once: `pyarrow.dataset` loads pandas if it is there, a third of the time
-    in which Lance is imported, and nothing here uses it.
+    For verbs that answer at once and need neither: `pyarrow.dataset` loads pandas wherever it is
+    installed, and numpy's OpenBLAS starts a thread for each core. What was imported before stays as
+    it is, and pyarrow works with a pandas that is imported later.
     """
-    finder: Any = _NotFound(library)
+    finder: Any = _NoPandas()
+    unset = _BLAS_THREADS not in os.environ
     sys.meta_path.insert(0, finder)
+    os.environ.setdefault(_BLAS_THREADS, "1")
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
+        if unset:
+            del os.environ[_BLAS_THREADS]
 
 
 def output(function: Callable[..., Any]) -> Callable[..., Any]:
