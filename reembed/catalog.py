@@ -349,7 +349,8 @@ class Catalog:
         """The newest step and the one before it, as far as there are any.
 
         Raises:
-            IntegrityError: the newest does not follow the one before it.
+            IntegrityError: the newest does not follow the one before it, or a record is gone after
+                the hint.
         """
         # The hint may be old or wrong: what is listed after it is the log all the same.
         generations = self._generations(self._hint()) or self._generations(0)
@@ -465,12 +466,21 @@ class Catalog:
         except IntegrityError:
             return 0
         after = found.get("after") if found else None
-        return after if isinstance(after, int) else 0
+        return max(after, 0) if isinstance(after, int) else 0
 
-    def _generations(self, after: int) -> list[int]:
-        """Numbers of the log's records above `after`, in order."""
+    def _generations(self, after: int) -> range:
+        """Numbers of the log's records above `after`.
+
+        Raises:
+            IntegrityError: there is a gap in them.
+        """
         names = self.storage.names(f"aliases/{self.alias}/", after=f"{after:08d}.json")
-        return [int(m[1]) for m in map(_STEP.fullmatch, names) if m]
+        listed = {int(m[1]) for m in map(_STEP.fullmatch, names) if m}
+        generations = range(after + 1, max(listed, default=after) + 1)
+        for generation in generations:
+            if generation not in listed:
+                self._step(generation)  # gone, or written while the folder was being listed
+        return generations
 
     def _step(self, generation: int) -> AliasRecord:
         record = self.storage.read_if_there(self._path(generation))

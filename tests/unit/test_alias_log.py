@@ -158,6 +158,12 @@ def copied(catalog: Catalog, of: int, to: int, **changes: Any) -> None:
     catalog.storage.write(f"aliases/docs/{to:08d}.json", {**record, **changes})
 
 
+def chained(catalog: Catalog, at: int) -> None:
+    """Two records of other numbers, of which the second follows the first."""
+    copied(catalog, 1, at, generation=at, token="first")
+    copied(catalog, 2, at + 1, generation=at + 1, previous_token="first")
+
+
 def gone(catalog: Catalog) -> None:
     catalog.storage.remove("aliases/docs/00000003.json")
 
@@ -166,7 +172,10 @@ PLANTED = {
     "a number far ahead": lambda c: copied(c, 2, 99_999_999, generation=99_999_999),
     "the next number, as it was": lambda c: copied(c, 4, 5),
     "the next number, renumbered": lambda c: copied(c, 2, 5, generation=5),
+    "two numbers far ahead, one after the other": lambda c: chained(c, 99_999_998),
+    "two numbers ahead, one after the other": lambda c: chained(c, 6),
     "the one before is gone": gone,
+    "one further back is gone": lambda c: c.storage.remove("aliases/docs/00000002.json"),
     "the newest exchanged for another": lambda c: copied(c, 2, 4, generation=4),
 }
 
