@@ -3,6 +3,8 @@
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
                                                  that the two releases grew out of by catch-ups
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
+comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty, so that a listing
+                                                 shows every verdict; nothing is decided by it
 comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the plan's gate with the queries of the
                                                  first comparison, where the plan named none
 """
@@ -12,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -218,6 +221,7 @@ def keep(
         number = len(_numbers(catalog, folder)) + 1
         numbered = {**record, "number": number, "earlier": [told(r) for r in earlier]}
         if catalog.storage.create(f"{folder}/{number:08d}.json", numbered):
+            catalog.storage.write_bytes(f"{folder}/{number:08d}.{record['verdict']}", b"")
             return numbered, f"{folder}/{number:08d}.html"
 
 
@@ -254,13 +258,33 @@ def compared_with(catalog: Catalog, candidate: Release) -> list[str]:
     return catalog.storage.folders(f"{folder}/")
 
 
-Pairs = dict[tuple[str, str], str]
-"""Path of the newest comparison, by the lines of candidate and live."""
+@dataclass(frozen=True)
+class Newest:
+    """The last comparison of a pair."""
+
+    path: str
+    named: Outcome | None
+    """The verdict that a file beside it names; None where its writer was killed before that."""
+
+    def verdict(self, catalog: Catalog) -> Outcome:
+        """As named, or as the comparison says."""
+        return self.named or read(catalog, self.path)["verdict"]
+
+
+Pairs = dict[tuple[str, str], Newest]
+"""By the lines of candidate and live."""
 
 
 def pairs(catalog: Catalog) -> Pairs:
     """What was compared with what: one listing, no record is read."""
-    return {pair: paths[-1] for pair, paths in _paths(catalog).items()}
+    listed = _listed(catalog)
+    outcomes: tuple[Outcome, ...] = get_args(Outcome)
+
+    def newest(path: str) -> Newest:
+        stem = path.removesuffix(".json")
+        return Newest(path, next((o for o in outcomes if f"{stem}.{o}" in listed), None))
+
+    return {pair: newest(paths[-1]) for pair, paths in _paths(listed).items()}
 
 
 def evidence(record: dict[str, Any]) -> dict[str, Any]:
@@ -327,16 +351,21 @@ def _with_live(
     """Comparisons with live's line by the candidate's line: the newest of each, or every one."""
     return {
         line: [read(catalog, p) for p in (found if every else found[-1:])]
-        for (line, live_line), found in _paths(catalog).items()
+        for (line, live_line), found in _paths(_listed(catalog)).items()
         if live_line == live.origin
     }
 
 
-def _paths(catalog: Catalog) -> dict[tuple[str, str], list[str]]:
-    top = f"comparisons/{catalog.alias}/"
+def _listed(catalog: Catalog) -> dict[str, None]:
+    """Paths of what is kept of an alias's comparisons, sorted."""
+    return {path: None for path, _ in catalog.storage.objects(f"comparisons/{catalog.alias}/")}
+
+
+def _paths(listed: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Paths of the comparisons of each pair, oldest first."""
     paths: dict[tuple[str, str], list[str]] = {}
-    for path, _ in catalog.storage.objects(top):
-        place = path.removeprefix(top).split("/")
+    for path in listed:
+        place = path.split("/")[2:]
         if len(place) == 3 and _NUMBER.fullmatch(place[2]):
             paths.setdefault((place[0], place[1]), []).append(path)
     return paths

@@ -136,8 +136,10 @@ def _status(r: dict[str, Any]) -> str:
     if r["forced"]:
         lines.append("  the live release was promoted with --force")
     lines += [f"  not known: {words}" for words in r["unknown"]]
-    if r["older_candidates"]:
-        lines.append(f"  candidates {', '.join(r['older_candidates'])}")
+    lines += [
+        f"  candidate  {c['release']}  compared: {c['verdict'] or 'not with what is live'}"
+        for c in r["older_candidates"]
+    ]
     lines += [_release_line("candidate", c) + f"  {_compared(c)}" for c in r["candidates"]]
     if back := r["rolled_back"]:
         why = f": {back['reason']}" if back["reason"] else ""
@@ -191,7 +193,8 @@ def _next(r: dict[str, Any]) -> str:
     if not r["live"]:
         return _first_promotion(r["candidates"][-1]["release"])
     left = (r["rolled_back"] or {}).get("release")
-    by_verdict = {c["verdict"]: c["release"] for c in r["candidates"] if c["release"] != left}
+    waiting = [*r["older_candidates"], *r["candidates"]]
+    by_verdict = {c["verdict"]: c["release"] for c in waiting if c["release"] != left}
     if not by_verdict:
         return "reembed history"
     why = "the candidates failed" if left is None else "no other candidate passed"

@@ -1,7 +1,7 @@
 """Where an alias stands: live, previous, candidates, and the runs that are under way.
 
-However many releases and runs there are, few records are read: names say which wait or are open, and
-only the newest of each are looked into.
+However many releases and runs there are, few records are read: names say which wait or are open and what
+their verdicts are, and only the newest of each are looked into.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from reembed import comparisons
-from reembed.catalog import AliasRecord, Catalog
+from reembed.catalog import AliasRecord, Catalog, line_of
 from reembed.errors import IntegrityError
 from reembed.lag import lag
 from reembed.promote import candidates, previous
 from reembed.runs import Lease, Run, open_runs, read_lease, started_with, workers
 
 _CANDIDATES, _RUNS = 5, 2
-"""How many are looked into; the rest are named."""
+"""How many are looked into; the rest are named, candidates with their verdicts."""
 
 
 def status(catalog: Catalog) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def status(catalog: Catalog) -> dict[str, Any]:
         "previous": catalog.release(stood).summary() if stood else None,
         "candidates": [_candidate(catalog, r, live, compared) for r in waiting[-_CANDIDATES:]],
         "rolled_back": _rolled_back(live, before),
-        "older_candidates": waiting[:-_CANDIDATES],
+        "older_candidates": [_verdict(catalog, r, live, compared) for r in waiting[:-_CANDIDATES]],
         "retired": catalog.retired(),
         "runs": [_run(run) for run in runs[-_RUNS:]],
         "older_runs": [run.id for run in runs[:-_RUNS]],
@@ -54,12 +54,18 @@ def _candidate(
 ) -> dict[str, Any]:
     """A candidate, the verdict against what is live, and what else it was compared with."""
     release = catalog.release(release_id)
-    lines = {
-        live_line: path for (line, live_line), path in compared.items() if line == release.origin
-    }
-    path = lines.get(live.release.origin) if live else None
-    verdict = str(comparisons.read(catalog, path)["verdict"]) if path else None
-    return {**release.summary(), "verdict": verdict, "compared_with": sorted(lines)}
+    with_lines = sorted(other for line, other in compared if line == release.origin)
+    found = compared.get((release.origin, live.release.origin)) if live else None
+    verdict = str(comparisons.read(catalog, found.path)["verdict"]) if found else None
+    return {**release.summary(), "verdict": verdict, "compared_with": with_lines}
+
+
+def _verdict(
+    catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
+) -> dict[str, Any]:
+    """A candidate that is not looked into, and the verdict against what is live."""
+    found = compared.get((line_of(release_id), live.release.origin)) if live else None
+    return {"release": release_id, "verdict": found.verdict(catalog) if found else None}
 
 
 def _resume(run: Run) -> str:

@@ -320,6 +320,27 @@ FAR = {
 """The lease of a driver on another machine."""
 
 
+def test_status_names_every_candidate_with_its_verdict_however_many_there_are(catalog):
+    live = make_release(catalog, "a")
+    promote(catalog, live.id, **FIRST)
+    for name, verdict in zip("bcdefgh", ["pass", *["fail"] * 5, "inconclusive"], strict=True):
+        comparison(catalog, make_release(catalog, name), live, verdict)
+    not_compared = make_release(catalog, "i")
+    found = status(catalog)
+    named = [*found["older_candidates"], *found["candidates"]]
+    assert [c["verdict"] for c in named] == ["pass", *["fail"] * 5, "inconclusive", None]
+    text = report.text("status", found, ())
+    assert "candidate  b  compared: pass" in text
+    assert text.endswith("Next: reembed promote b")
+    catalog.storage.remove(next(p for p in kept(catalog) if p.endswith(".pass")))
+    assert status(catalog)["older_candidates"][0]["verdict"] == "pass", "a writer killed before it"
+    assert named[-1]["release"] == not_compared.id
+
+
+def kept(catalog: Catalog) -> list[str]:
+    return [path for path, _ in catalog.storage.objects("comparisons/")]
+
+
 def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catalog):
     run = Run(catalog.storage, "docs-0-v1-1")
     run.storage.write(run.path("leases/00000001.json"), FAR)
