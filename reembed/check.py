@@ -13,7 +13,14 @@ from reembed import comparisons
 from reembed.catalog import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.comparisons import Asked
 from reembed.config import RESERVED_COLUMNS, Config, EncoderConfig, FrozenGate
-from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError, UsageError
+from reembed.errors import (
+    Conflict,
+    EncoderError,
+    IntegrityError,
+    NotVerified,
+    SourceError,
+    UsageError,
+)
 from reembed.progress import Listener, changed_settings
 from reembed.promote import (
     Reasons,
@@ -273,17 +280,24 @@ def promote_release(
 def catch_up_release(
     config: Config, which: str, say: Listener, *, retry_dead_letters: bool
 ) -> dict[str, Any]:
-    """Bring live, previous or a release by id up to date; live moves on to the result."""
+    """Bring live, previous or a release by id up to date; live moves on to the result.
+
+    Raises:
+        Conflict: live was rolled back to older documents of its model, before or meanwhile.
+    """
     from reembed.strategies import catch_up as strategy
 
     catalog = catalog_of(config)
+    began, before = catalog.last_steps()
+    if which == "live" and began and before:
+        _require_not_undone(catalog, began, before)
     chosen = _named(catalog, which)
     newest = strategy.catch_up(
         config, newest_of(catalog, chosen), say, retry_dead_letters=retry_dead_letters
     )
     before = catalog.live()
     serves = before is not None and before.release.origin == newest.origin
-    record = follow(catalog, newest) if serves else None
+    record = follow(catalog, newest, decided_on=began) if serves else None
     moved = record is not None and before is not None and record.token != before.token
     newest = record.release if record else newest
     return {
@@ -296,6 +310,18 @@ def catch_up_release(
         "serves": serves,
         "behind": _behind(catalog, newest),
     }
+
+
+def _require_not_undone(catalog: Catalog, live: AliasRecord, before: AliasRecord) -> None:
+    """A catch-up of live is no longer asked for by itself once its last one was taken back."""
+    if live.action != "rollback" or live.release.origin != before.release.origin:
+        return
+    reason = f": {live.grounds.reason}" if live.grounds.reason else ""
+    raise Conflict(
+        f"{catalog.alias} was rolled back from {before.release.id} to {live.release.id} at {live.at}{reason}",
+        "both are of one model, and a catch-up of live would undo that",
+        f"reembed catch-up {shlex.quote(live.release.id)}     # if its source is as it should be now",
+    )
 
 
 def dead_letters(config: Config, which: str | None) -> dict[str, Any]:

@@ -260,17 +260,25 @@ def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Rel
     return held[release_id] if release_id in held else catalog.release(release_id)
 
 
-def follow(catalog: Catalog, release: Release) -> AliasRecord:
+def follow(
+    catalog: Catalog, release: Release, *, decided_on: AliasRecord | None = None
+) -> AliasRecord:
     """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
 
     Where live has these documents already, or newer ones, nothing moves.
 
+    Args:
+        catalog: of the alias.
+        release: the catch-up.
+        decided_on: the step that was live when the catch-up began.
+
     Raises:
-        Conflict: another release went live meanwhile.
+        Conflict: another release went live meanwhile, or the alias was rolled back.
         IntegrityError: it is not verified, or its data is not there.
     """
     live = catalog.require_live()
-    if live.release.origin != release.origin:
+    rolled_back = live.action == "rollback" and decided_on is not None
+    if live.release.origin != release.origin or (rolled_back and live != decided_on):
         raise Conflict(
             f"{catalog.alias} was moved to {live.release.id} meanwhile",
             f"{release.id} grew out of what served before",
@@ -349,19 +357,12 @@ def _swap(
     return record
 
 
-def _require_verified(catalog: Catalog, release: Release) -> None:
-    if not provenance.is_verified(catalog.storage, release):
-        raise IntegrityError(
-            f"release {release.id} is not verified", None, f"reembed verify --release {release.id}"
-        )
-
-
 def _standing(catalog: Catalog, release: Release) -> Release:
     """The release, which is still there, by the sizes of its index and of its table's manifest.
 
     Size only: going back must be quick however large the index is, and serving hashes it anyway.
     """
-    _require_verified(catalog, release)
+    provenance.require_verified(catalog.storage, release)
     storage, manifest = catalog.storage, release.table_manifest
     if storage.size(_index_file(release)) != release.index_bytes:
         raise _index_not_whole(storage, release)
@@ -391,7 +392,7 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
 
 
 def _require_complete(catalog: Catalog, release: Release) -> None:
-    _require_verified(catalog, release)
+    provenance.require_verified(catalog.storage, release)
     manifest = _described_index(catalog, release)
     if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
         raise _index_not_whole(catalog.storage, release)

@@ -35,6 +35,20 @@ def is_verified(storage: Storage, release: Release) -> bool:
     return bool(release.verify.get("passed") and newest["passed"] and same)
 
 
+def require_verified(storage: Storage, release: Release) -> None:
+    """Check that a release may serve, or grow into one that does.
+
+    Raises:
+        IntegrityError: it is not verified.
+    """
+    if not is_verified(storage, release):
+        raise IntegrityError(
+            f"release {release.id} is not verified",
+            "its newest verification found differences, or was of another version of its table",
+            f"reembed verify --release {release.id}",
+        )
+
+
 @dataclass(frozen=True)
 class IndexRecord:
     """What is held against a release of an index's manifest."""

@@ -55,15 +55,18 @@ def catch_up(
     Raises:
         SourceError: the source is gone, or its columns changed.
         SpaceMismatch: the model is no longer the one of this release.
+        IntegrityError: the release is not verified, or its data is not as it was written.
         Conflict: another process is catching up with the same version.
         RunFailed: it stopped; the same command resumes it.
     """
     on = executor or RayExecutor()
+    retry = retry_dead_letters
     for _ in range(_PASSES):
-        newer = _pass(config, release, say, on, retry=retry_dead_letters)
+        unfinished = _unfinished(_catalog(config), release)
+        newer = _pass(config, release, say, on, unfinished, retry=retry)
         if newer is None:
             break
-        release, retry_dead_letters = newer, False
+        release, retry = newer, retry and _leaves_dead_letters(unfinished)
     say("lag", release=release.id, **lag(_catalog(config), release).to_json())
     return release
 
@@ -73,16 +76,18 @@ def _pass(
     release: Release,
     say: Listener,
     on: Executor,
+    unfinished: Run | None,
     *,
     retry: bool,
 ) -> Release | None:
-    """One pass; None when nothing is left to do.
+    """One pass, or the end of one that was interrupted; None when nothing is left to do.
 
     One that failed before and fails again gives way to a newer version of the source.
     """
     catalog = _catalog(config)
-    run = _unfinished(catalog, release)
-    failed_before, changes = run is not None, None
+    # What stays is taken over as it is, and the next release's sample may miss what is wrong with it.
+    provenance.require_verified(catalog.storage, release)
+    run, changes = unfinished, None
     if run is None:
         before, number = caught_up(catalog, release), _next_number(catalog, release)
         after = before.newest()  # after the number was taken: a later number has newer documents
@@ -106,11 +111,17 @@ def _pass(
             # What is wrong with that version may be mended in a newer one: do not insist on it. The
             # first time it is kept, as the fix that was named needs what is staged.
             planned = Source.from_json(plan.source, run.storage.options)
-            if not failed_before or planned.newest().is_same(planned):
+            if unfinished is None or planned.newest().is_same(planned):
                 raise
             run.abandon()
             say("begin", what=f"{error.what}: given up for what came after {planned.version}")
-    return _pass(config, release, say, on, retry=retry)
+    return _pass(config, release, say, on, _unfinished(catalog, release), retry=retry)
+
+
+def _leaves_dead_letters(run: Run | None) -> bool:
+    """Whether a pass that was interrupted had been planned to leave dead letters as they were."""
+    plan = run.plan() if run else None
+    return bool(plan and plan.base and plan.base.dead_letters)
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:

@@ -11,8 +11,10 @@ from inline import Inline
 
 from reembed import promote
 from reembed.catalog import Catalog
-from reembed.errors import IntegrityError, UsageError
+from reembed.check import catch_up_release
+from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.storage import Storage
+from reembed.strategies import catch_up as strategy
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -54,6 +56,38 @@ def test_a_catch_up_that_ends_in_time_moves_live(line):
     catalog.append(None, "promote", first)
     assert promote.follow(catalog, late).release.id == late.id
     assert promote.follow(catalog, newer).release.id == newer.id
+
+
+def test_a_catch_up_that_ends_after_a_rollback_does_not_undo_it(line):
+    catalog, first, newer, late = line
+    catalog.append(None, "promote", first)
+    began = promote.follow(catalog, late)
+    back = promote.rollback(catalog, first.id, reason="its documents are wrong")
+    with pytest.raises(Conflict, match=f"was moved to {first.id} meanwhile"):
+        promote.follow(catalog, newer, decided_on=began)
+    assert catalog.live() == back
+    assert promote.follow(catalog, newer, decided_on=back).release.id == newer.id
+
+
+def test_a_catch_up_of_live_does_not_undo_a_rollback_within_its_line(
+    corpus, make_config, quiet, monkeypatch
+):
+    source = corpus(60)
+    config = make_config(source)
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(config, quiet, executor=Inline())
+    promote.promote(catalog, first.id, initial_reason="a test")
+    monkeypatch.setattr(strategy, "RayExecutor", Inline)
+    put(source, "a")
+    second = catch_up_release(config, "live", quiet, retry_dead_letters=False)["to"]
+    promote.rollback(catalog, first.id, reason="a is wrong")
+    put(source, "b")
+    with pytest.raises(Conflict, match=f"rolled back from {second} to .*: a is wrong") as refused:
+        catch_up_release(config, "live", quiet, retry_dead_letters=False)
+    assert catalog.require_live().release.id == first.id
+    named = refused.value.fix.split("  ")[0].removeprefix("reembed catch-up ")
+    assert catch_up_release(config, named, quiet, retry_dead_letters=False)["serves"]
+    assert catalog.require_live().release.rows == 62
 
 
 @pytest.mark.parametrize("reason", [None, "I insist"])

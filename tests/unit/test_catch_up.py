@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import faults
+from reembed import faults, provenance
 from reembed.catalog import Catalog
+from reembed.check import catalog_of
 from reembed.encoders.hashing import HashingEncoder
-from reembed.errors import Conflict, TooManyDeadLetters
+from reembed.errors import Conflict, IntegrityError, TooManyDeadLetters
 from reembed.lag import note
 from reembed.runs import Run, driving, find_runs, open_runs
 from reembed.source import Source
@@ -97,10 +98,23 @@ def test_of_two_catch_ups_with_one_version_one_is_refused(line):
     assert not [r for r in catalog.ids() if "-u" in r]
 
 
-def test_dead_letters_are_tried_again_only_where_it_is_asked_for(
-    corpus, make_config, quiet, monkeypatch
-):
-    """Their texts are as they were, and so is the source; the model can make vectors of them now."""
+def test_a_release_that_failed_its_verification_does_not_grow_into_one_that_passes(line):
+    uri, config, catalog, release = line
+    path = provenance.verification_path(release.run_id)
+    record, there = {**release.verify, "release": release.id, "at": "now"}, catalog.ids()
+    change(uri, "d00001")
+    catalog.storage.write(path, {**record, "passed": False})
+    with pytest.raises(IntegrityError, match="is not verified") as refused:
+        catch_up(config, release, Silent(), executor=Inline())
+    assert refused.value.fix == f"reembed verify --release {release.id}"
+    assert catalog.ids() == there
+    catalog.storage.write(path, record)
+    assert catch_up(config, release, Silent(), executor=Inline()).verify["passed"]
+
+
+@pytest.fixture
+def failing(corpus, make_config, quiet, monkeypatch):
+    """Source, config and a release with two dead letters, whose texts the model can embed now."""
     uri = corpus(300)
     config = make_config(uri, embed={"max_dead_letters": 9, "reuse": False})
     honest = HashingEncoder.embed
@@ -117,6 +131,51 @@ def test_dead_letters_are_tried_again_only_where_it_is_asked_for(
         patch.setattr(HashingEncoder, "embed", broken)
         first = full_rebuild(config, quiet, executor=Inline())
     assert first.dead_letters == 2
+    return uri, config, first
+
+
+def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
+    failing, quiet, monkeypatch
+):
+    uri, config, first = failing
+    change(uri, "d00100")
+
+    def killed(point):
+        if point == "run.after_plan":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", killed)
+        with pytest.raises(KeyboardInterrupt):
+            catch_up(config, first, quiet, executor=Inline())
+    (open_run,) = open_runs(catalog_of(config).storage, config.alias)
+    again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    assert open_run.id in catalog_of(config).ids()
+    assert (again.rows, again.dead_letters) == (300, 0)
+
+
+def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(
+    failing, quiet, monkeypatch
+):
+    uri, config, first = failing
+    lance.dataset(uri).update({"text": "cast(null as string)"}, where="doc_id = 'd00100'")
+
+    def killed(point):
+        if point == "run.after_plan":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", killed)
+        with pytest.raises(KeyboardInterrupt):
+            catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    assert (again.rows, again.dead_letters) == (299, 1)
+    assert len(catalog_of(config).ids()) == 2
+
+
+def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet):
+    """Their texts are as they were, and so is the source; the model can make vectors of them now."""
+    uri, config, first = failing
     assert catch_up(config, first, quiet, executor=Inline()) == first
     change(uri, "d00100")
     quiet.events.clear()
