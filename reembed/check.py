@@ -37,7 +37,7 @@ from reembed.promote import (
 )
 from reembed.provenance import verification_path
 from reembed.records import checked
-from reembed.runs import Run, open_runs, started_with
+from reembed.runs import Run, open_runs
 from reembed.storage import Storage, absolute, absolute_queries, is_remote
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _verified(
     enough = level >= max(verify.ROWS, failed.get("level", 0))
     if not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0)):
         storage.write(verification_path(run.id), report)
-    return {**report, "rebuild": started_with(Run(storage, release.origin), "--fresh")}
+    return {**report, "rebuild": run.rebuild}
 
 
 def is_fresh(report: dict[str, Any], within_s: float) -> bool:

@@ -20,6 +20,7 @@ from reembed.config import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.lag import caught_up
 from reembed.live import OpenRelease
+from reembed.runs import Run
 from reembed.storage import SCHEMA_VERSION
 
 DEPTH = 100
@@ -111,7 +112,7 @@ def compare(
 
 
 def _opened(catalog: Catalog, live: Release, candidate: Release) -> tuple[OpenRelease, OpenRelease]:
-    again = f"{provenance.rebuild(catalog.storage, candidate)}     # {live.id} serves on"
+    again = f"{Run(catalog.storage, candidate.run_id).rebuild}     # {live.id} serves on"
     new = _whole(catalog, candidate, "candidate", again)
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     return _whole(catalog, live, "live release", replace), new

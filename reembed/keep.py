@@ -34,10 +34,10 @@ def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
     proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).proofs
     if unit.kind == "keep":
-        _require_sound(table, proofs, {unit.fragment})
+        _require_sound(run, table, proofs, {unit.fragment})
         rows = _kept(table, columns, unit)
     else:
-        _require_sound(table, proofs, _fragments_of(table, unit.table_rows))
+        _require_sound(run, table, proofs, _fragments_of(table, unit.table_rows))
         rows = _refreshed(table, source, unit)
     return stage(run, plan, columns, Staged(unit.id, rows, [], {}))
 
@@ -65,7 +65,9 @@ def _fragments_of(table: TableVersion, row_ids: tuple[int, ...]) -> set[int]:
     }
 
 
-def _require_sound(table: TableVersion, proofs: dict[str, Proof], fragments: set[int]) -> None:
+def _require_sound(
+    run: Run, table: TableVersion, proofs: dict[str, Proof], fragments: set[int]
+) -> None:
     for fragment in table.dataset().get_fragments():
         if fragment.fragment_id not in fragments:
             continue
@@ -74,5 +76,5 @@ def _require_sound(table: TableVersion, proofs: dict[str, Proof], fragments: set
                 raise IntegrityError(
                     f"{table.path}/data/{file.path} is damaged",
                     "its sha256 is not the one of its receipt",
-                    "reembed run --fresh",
+                    run.rebuild,
                 )

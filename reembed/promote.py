@@ -379,7 +379,7 @@ def _index_not_whole(storage: Storage, release: Release) -> IntegrityError:
     return IntegrityError(
         f"the index of release {release.id} is not whole",
         f"{_index_file(release)} is gone, cut short or changed",
-        provenance.rebuild(storage, release),
+        Run(storage, release.run_id).rebuild,
     )
 
 
@@ -387,7 +387,7 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
     return IntegrityError(
         f"release {release.id} has no table",
         f"{release.table} version {release.table_version} cannot be opened",
-        provenance.rebuild(storage, release),
+        Run(storage, release.run_id).rebuild,
     )
 
 
@@ -410,7 +410,7 @@ def _described_index(catalog: Catalog, release: Release) -> Record:
         raise IntegrityError(
             f"release {release.id} has no index",
             f"{described} is gone",
-            provenance.rebuild(catalog.storage, release),
+            Run(catalog.storage, release.run_id).rebuild,
         )
     provenance.require_index(release, checked(provenance.IndexRecord, manifest))
     return manifest

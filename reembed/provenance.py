@@ -10,16 +10,11 @@ from reembed.catalog import Release, VerifyRecord
 from reembed.errors import IntegrityError
 from reembed.lance_io import tags_of
 from reembed.records import checked
-from reembed.runs import Run, started_with
+from reembed.runs import Run
 from reembed.storage import Storage
 from reembed.table_version import manifest_proof, missing_files, open_table
 
 FIX = "reembed status     # and promote or roll back to a release that is whole"
-
-
-def rebuild(storage: Storage, release: Release) -> str:
-    """The command that replaces a damaged release: by its line's settings, copying none of its vectors."""
-    return started_with(Run(storage, release.origin), "--fresh", "--set embed.reuse=false")
 
 
 def verification_path(run_id: str) -> str:
@@ -148,5 +143,5 @@ def require_files(storage: Storage, release: Release) -> None:
         raise IntegrityError(
             f"{len(missing)} files of the table of release {release.id} are gone or cut short",
             ", ".join(missing[:3]),
-            rebuild(storage, release),
+            Run(storage, release.run_id).rebuild,
         )

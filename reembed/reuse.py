@@ -30,7 +30,8 @@ Int64 = npt.NDArray[np.int64]
 def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, ...]:
     """The newest verified release of each table of a space, over all aliases of the root.
 
-    What cannot be read of another alias gives no vectors, and that is said.
+    What cannot be read of another alias gives no vectors, and neither does a line with a release whose
+    newest verification failed: releases of a line share files. Both are said.
 
     Raises:
         IntegrityError: a record of this alias is damaged.
@@ -41,13 +42,17 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
         for name in other.ids():
             try:
                 release = other.release(name)
-                if release.space.id == space_id and provenance.is_verified(storage, release):
-                    found.append(release)
+                if release.space.id == space_id:
+                    found.append((release, provenance.is_verified(storage, release)))
             except ReembedError as error:
                 if alias == catalog.alias:
                     raise
                 say("begin", what=f"no vectors are copied from {name} of {alias}: {error.what}")
-    newest = {r.table: r for r in sorted(found, key=lambda r: (r.number, r.created_at, r.id))}
+    doubted = {r.origin: r.id for r, verified in found if not verified}
+    for origin, failed in doubted.items():
+        say("begin", what=f"no vectors are copied from line {origin}: {failed} failed verification")
+    whole = [r for r, _ in found if r.origin not in doubted]
+    newest = {r.table: r for r in sorted(whole, key=lambda r: (r.number, r.created_at, r.id))}
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)
         for _, r in sorted(newest.items())

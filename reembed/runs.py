@@ -268,6 +268,15 @@ class Run:
         place = f"{self.storage.root}\n{self.storage.root_id}"
         return f"reembed-{self.id}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
+    @property
+    def rebuild(self) -> str:
+        """The command that replaces wrong or damaged vectors of its line, by the line's settings.
+
+        It copies no vectors: other releases share files with the line, or copied from it.
+        """
+        line = Run(self.storage, line_of(self.id))
+        return started_with(line, "--fresh", "--set embed.reuse=false")
+
     def path(self, name: str) -> str:
         """Path under the root of a file of this run."""
         return f"runs/{self.id}/{name}"

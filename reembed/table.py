@@ -215,7 +215,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         _check_staying(run, plan, columns)
         record = _sealed_record(run, plan, receipts)
         _check_dead_letters(plan, record["dead_letters"], max_dead_letters)
-        _check_files(run.storage, plan, record["files"])
+        _check_files(run, plan, receipts, record["files"])
         if not run.storage.create(run.path(_SEALED), record):
             raise IntegrityError(
                 f"run {run.id} was sealed with other receipts than it has now",
@@ -245,7 +245,7 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
         raise IntegrityError(
             f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
             "it was removed or changed, so nothing proves the table's files any more",
-            "reembed run --fresh",
+            run.rebuild,
         )
     checked(_SealedRecord, record)
     dead = [DeadLetter(**d) for d in record["dead_letters"]]
@@ -327,8 +327,11 @@ def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> N
         )
 
 
-def _check_files(storage: Storage, plan: Plan, files: dict[str, Proof]) -> None:
-    there = dict(storage.objects(f"{plan.table}/data/"))
+def _check_files(
+    run: Run, plan: Plan, receipts: list[dict[str, Any]], files: dict[str, Proof]
+) -> None:
+    there = dict(run.storage.objects(f"{plan.table}/data/"))
+    staged = {name for r in receipts for name in r["files"]}
     for name, proof in files.items():
         size = there.get(f"{plan.table}/data/{name}")
         if size != proof["size_bytes"]:
@@ -336,9 +339,9 @@ def _check_files(storage: Storage, plan: Plan, files: dict[str, Proof]) -> None:
                 "is gone" if size is None else f"has {size:,} bytes, not {proof['size_bytes']:,}"
             )
             raise IntegrityError(
-                f"staged file {plan.table}/data/{name} {found}",
+                f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
                 "somebody cleaned up or damaged the table while the run was under way",
-                plan.restart,
+                plan.restart if name in staged else run.rebuild,
             )
 
 

@@ -29,12 +29,12 @@ from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
 from reembed.progress import EmbedProgress, Listener
-from reembed.runs import Plan, Run, started_with
+from reembed.runs import Donor, Plan, Run
 from reembed.source import Source
 from reembed.stop import Stop
 from reembed.storage import storage_errors
 from reembed.table import SealedTable
-from reembed.table_version import TableVersion, manifest_proof
+from reembed.table_version import Proof, TableVersion, manifest_proof
 from reembed.units import EmbedJob
 
 
@@ -121,7 +121,7 @@ def _prove_donors(work: Work) -> None:
     files = [
         (storage, donor.table, name, proof)
         for donor in donors
-        for name, proof in reuse.proofs(storage, donor).items()
+        for name, proof in _proofs(work, donor).items()
     ]
     if not files:
         return
@@ -131,8 +131,16 @@ def _prove_donors(work: Work) -> None:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
             "vectors would be copied from them",
-            started_with(work.run, "--fresh", "--set embed.reuse=false"),
+            work.run.rebuild,
         )
+
+
+def _proofs(work: Work, donor: Donor) -> dict[str, Proof]:
+    """What the files of a donor must be; where its records are damaged, this run is to do without it."""
+    try:
+        return reuse.proofs(work.run.storage, donor)
+    except IntegrityError as error:
+        raise IntegrityError(error.what, error.why, work.run.rebuild) from error
 
 
 def keep_rows(work: Work) -> None:
@@ -263,9 +271,7 @@ def verified(
         wrong = ", ".join(
             f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"]
         )
-        raise IntegrityError(
-            f"the table is not what its source says: {wrong}", None, "reembed run --fresh"
-        )
+        raise IntegrityError(f"the table is not what its source says: {wrong}", None, run.rebuild)
     return report
 
 
@@ -289,9 +295,7 @@ def register(
     catalog = Catalog(run.storage, plan.alias)
     table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
     if table_manifest is None:
-        raise IntegrityError(
-            f"{sealed.path} has lost version {sealed.version}", None, "reembed run --fresh"
-        )
+        raise IntegrityError(f"{sealed.path} has lost version {sealed.version}", None, run.rebuild)
     if (result := run.result()) is not None and result["release"] is None:
         raise Conflict(
             f"run {run.id} was given up while this process was building it",

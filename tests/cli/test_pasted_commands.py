@@ -19,6 +19,7 @@ from tiny_models import bert_model
 
 from reembed import errors, faults
 from reembed.cli import cli as reembed_cli
+from reembed.encoders.hashing import HashingEncoder
 
 HOSTILE = ["$(touch PWNED)", "`touch PWNED`", "a b", "it's", "; touch PWNED", "-n"]
 
@@ -138,7 +139,8 @@ def write_settings(here: Path, column: str = "text", **sections: Any) -> None:
         "storage": {"root": str(here / "root")},
     }
     for name, values in sections.items():
-        settings[name] = {**settings.get(name, {}), **values}
+        merged = {**settings.get(name, {}), **values} if isinstance(values, dict) else values
+        settings[name] = merged
     (here / "reembed.yaml").write_text(yaml.safe_dump(settings))
 
 
@@ -351,6 +353,18 @@ def test_a_catch_up_whose_staged_files_are_gone_is_dropped_and_done_again(inline
     assert says("status")["live"]["lag"]["documents"] == 0
 
 
+def test_a_catch_up_whose_release_lost_files_meanwhile_is_not_done_again_but_built_again(
+    inline,
+) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    held = data_files(inline)
+    killed("table.after_receipt", "catch-up", release)
+    for file in held:
+        file.unlink()
+    repaired_by(inline, fails("catch-up", release))
+
+
 def test_a_table_whose_files_are_gone_is_not_caught_up_but_built_again(inline) -> None:
     release = serving(inline)
     late(inline, "one more")
@@ -419,3 +433,134 @@ def test_a_link_among_the_files_of_a_table_is_removed_alone(inline) -> None:
 def test_what_is_not_there_is_answered_with_what_is(inline, words) -> None:
     serving(inline)
     paste(inline, fails(*words))
+
+
+# --- a fault in what two releases of a table share ---
+
+
+def of_a_faulty_device(patch: pytest.MonkeyPatch) -> None:
+    """One document gets a wrong vector, and gets it again from every check on the same device."""
+    honest = HashingEncoder.embed
+
+    def embed(self: HashingEncoder, tokens: Any) -> Any:
+        vectors = honest(self, tokens)
+        (right,) = honest(self, self.tokenize(["wing 7 flutter heat"], "document"))
+        hit = (vectors == right).all(axis=1)
+        vectors[hit] = vectors[hit, ::-1]
+        return vectors
+
+    patch.setattr(HashingEncoder, "embed", embed)
+
+
+def grown(here: Path) -> tuple[str, str]:
+    """(rebuild, catch-up): the second serves, and shares files of the first, which once was verified."""
+    first = serving(here)
+    late(here, "one more")
+    paste(here, "reembed catch-up live")
+    live = str(says("status")["live"]["release"])
+    assert live != first
+    return first, live
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[40] ^= 1
+    file.write_bytes(content)
+
+
+def verified_as_printed(here: Path, release: str) -> None:
+    """`verify` finds a difference; the command that it prints makes a release without one."""
+    result = CliRunner().invoke(reembed_cli, ["verify", "--release", release])
+    assert result.exit_code == 1, result.output
+    said = re.search(r"^ *(?:Next|fix): (reembed .*)$", result.output, re.MULTILINE)
+    assert said, result.output
+    repaired_by(here, said[1])
+
+
+def repaired_by(here: Path, printed: str) -> None:
+    """The command that was printed makes a release in which nothing is wrong, at the first try."""
+    before = set(all_releases(here))
+    write_settings(here, encoder={"model": "hashing:24"})  # another release's by now
+    paste(here, printed)
+    (made,) = set(all_releases(here)) - before
+    record = json.loads((here / f"root/releases/docs/{made}.json").read_text())
+    assert record["space"]["model"] == "hashing:16"
+    assert says("verify", "--release", made)["passed"]
+
+
+def all_releases(here: Path) -> list[str]:
+    return [file.stem for file in (here / "root/releases/docs").glob("*.json")]
+
+
+@pytest.mark.parametrize("role", ["rebuild", "catch-up"])
+def test_wrong_vectors_are_not_copied_from_another_release_by_the_repair_that_is_printed(
+    inline, role
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        of_a_faulty_device(patch)
+        first, live = grown(inline)
+    verified_as_printed(inline, {"rebuild": first, "catch-up": live}[role])
+
+
+@pytest.mark.parametrize("role", ["rebuild", "catch-up"])
+def test_a_flipped_bit_in_a_shared_file_is_repaired_by_what_verify_prints(inline, role) -> None:
+    old = grown(inline)
+    table = lance.dataset(next(str(t) for t in (inline / "root/tables").iterdir()), version=2)
+    for fragment in table.get_fragments():
+        for file in fragment.data_files():
+            flip(Path(table.uri) / "data" / file.path)
+    verified_as_printed(inline, dict(zip(("rebuild", "catch-up"), old, strict=True))[role])
+
+
+def test_wrong_vectors_that_a_run_copied_are_not_copied_again_by_what_it_prints(inline) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        of_a_faulty_device(patch)
+        grown(inline)
+    repaired_by(inline, fails("run", "--set", "table.carry=[year]"))
+
+
+def test_wrong_vectors_that_a_catch_up_shares_are_not_copied_by_what_it_prints(inline) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        of_a_faulty_device(patch)
+        grown(inline)
+    late(inline, "two more")
+    repaired_by(inline, fails("catch-up", "live"))
+
+
+@pytest.mark.parametrize("verb", ["catch-up", "dead-letters", "verify"])
+def test_a_release_whose_record_of_files_is_gone_is_built_again_by_what_each_verb_prints(
+    inline, verb
+) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    (inline / f"root/runs/{release}/sealed.json").unlink()
+    words = {"verify": ["verify", "--release", release]}.get(verb, [verb, release])
+    repaired_by(inline, fails(*words))
+
+
+def test_a_flipped_bit_in_a_fragment_that_loses_a_row_is_repaired_by_what_catch_up_prints(
+    inline,
+) -> None:
+    release = serving(inline)
+    lance.dataset(str(inline / "s.lance")).delete("doc_id = 'd3'")
+    for file in data_files(inline):
+        flip(file)
+    repaired_by(inline, fails("catch-up", release))
+
+
+@pytest.mark.parametrize("lost", ["sealed.json", "manifest", "data"])
+def test_a_run_that_would_copy_from_what_is_damaged_prints_one_that_copies_nothing(
+    inline, lost
+) -> None:
+    settle(inline, alias="another")
+    other = built()
+    (table,) = (inline / "root/tables").iterdir()
+    for file in {
+        "sealed.json": [inline / f"root/runs/{other}/sealed.json"],
+        "manifest": list((table / "_versions").glob("*.manifest")),
+        "data": list(data_files(inline)),
+    }[lost]:
+        flip(file)
+    write_settings(inline)
+    repaired_by(inline, fails("run"))
+    assert newest_candidate().startswith("docs-")

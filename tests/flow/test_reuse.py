@@ -120,6 +120,26 @@ def test_a_release_whose_newest_verification_failed_gives_no_vector(corpus, make
     assert copied(quiet) == 0
 
 
+@pytest.mark.parametrize("failed", ["rebuild", "catch-up"])
+def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification(
+    corpus, make_config, quiet, failed
+):
+    source = corpus(300)
+    config = make_config(source)
+    first = build(config, quiet)
+    row = {"doc_id": "d-new", "title": "a", "text": "a text that is new"}
+    lance.write_dataset(pa.Table.from_pylist([row]), source, mode="append")
+    second = catch_up(config, first, quiet, executor=Inline())
+    storage = Storage.open(config.storage.root)
+    at = f"runs/{(first if failed == 'rebuild' else second).run_id}/verify.json"
+    record = storage.read(at)
+    storage.write(at, {**record, "passed": False})
+    build(make_config(source, table={"carry": ["title"]}), quiet)
+    assert copied(quiet) == 0
+    said = [f["what"] for stage, f in quiet.events if stage == "begin"]
+    assert any(f"no vectors are copied from line {first.id}" in what for what in said)
+
+
 def test_vectors_are_not_copied_from_a_damaged_file(corpus, make_config, quiet):
     source = corpus(300)
     config = make_config(source)

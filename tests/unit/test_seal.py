@@ -37,7 +37,7 @@ def staged(corpus, make_config, monkeypatch):
     def committed(*arguments):
         raise AssertionError("it went on to commit")
 
-    monkeypatch.setattr(table, "_check_files", lambda storage, plan, files: None)
+    monkeypatch.setattr(table, "_check_files", lambda run, plan, receipts, files: None)
     monkeypatch.setattr(table, "_commit", committed)
     return work
 
