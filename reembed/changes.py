@@ -33,6 +33,8 @@ class Changes:
     """files, or compare and why; for people."""
     embed: Int64
     """Source rows whose text is new or other, by row id."""
+    without_text: int
+    """Of `embed`: documents whose text is null, which will be dead letters."""
     refresh: Int64
     """Source rows with the same text and other carried values, by row id."""
     refreshed: Int64
@@ -131,6 +133,7 @@ def _compare(
     return Changes(
         how="",
         embed=found.row_ids[embed],
+        without_text=int((found.texts[embed] == _NO_TEXT).sum()),
         refresh=found.row_ids[moved],
         refreshed=held.row_ids[row_of_vector[moved]],
         copied=int(copied.sum()),

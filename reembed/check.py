@@ -148,10 +148,7 @@ def _verified(
     failed = before if not before.get("passed", True) else {}
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
-    lacking = found.lacking
-    if lacking is None and newest is not None:
-        lacking = newest.documents_changed_since(source)
-    standing = behind(source, newest, lacking, why)
+    standing = behind(source, newest, found.lacking, why)
     report = {"release": release.id, **found.to_json(), "lag": standing.to_json()}
     storage.remove(run.path(_JOURNAL))
     enough = level >= max(verify.ROWS, failed.get("level", 0))

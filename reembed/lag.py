@@ -67,35 +67,41 @@ def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
 def lag(catalog: Catalog, release: Release) -> Lag:
     """How far a release is behind; a source that cannot be read is not an error, but said."""
     source = caught_up(catalog, release)
-    try:
-        newest, why = newest_of(source)
-        new = newest is not None and not newest.is_same(source)
-        documents = newest.documents_changed_since(source) if newest and new else None
-        return behind(source, newest, documents, why)
-    except (OSError, ValueError) as error:  # Lance's, of files that are gone or damaged
-        why = f"{source.uri} cannot be read: {str(error).splitlines()[0]}"
-        return Lag(source.version, None, None, None, why)
+    newest, why = newest_of(source)
+    return behind(source, newest, None, why)
 
 
 def newest_of(source: Source) -> tuple[Source | None, str | None]:
     """The same documents at the newest version; None where they cannot be read there, and why."""
     try:
         return source.newest(), None
-    except SourceError as error:
-        return None, error.what
+    except (SourceError, OSError, ValueError) as error:
+        return None, _unread(source, error)
 
 
 def behind(source: Source, newest: Source | None, documents: int | None, why: str | None) -> Lag:
-    """What a release that equals `source` lacks of the newest version: so many documents."""
+    """What a release that equals `source` lacks of the newest version: `documents`, where they were
+    counted already.
+    """
     if newest is None:
         return Lag(source.version, None, None, None, why)
     if newest.is_same(source):
         return Lag(source.version, newest.version, 0, 0.0)
-    why = newest.why_no_delta(source)
-    since = newest.written_after(0 if why else source.version)
-    seconds = (dt.datetime.now(dt.UTC) - since).total_seconds() if since else None
+    try:
+        later = newest.later(source, count=documents is None)
+    except (SourceError, OSError, ValueError) as error:
+        return Lag(source.version, None, None, None, _unread(source, error))
+    counted = later.documents if documents is None else documents
+    seconds = (dt.datetime.now(dt.UTC) - later.since).total_seconds() if later.since else None
     age = None if seconds is None else round(max(0.0, seconds), 1)
-    return Lag(source.version, newest.version, documents, age, why)
+    return Lag(source.version, newest.version, counted, age, later.why)
+
+
+def _unread(source: Source, error: Exception) -> str:
+    """Why a version could not be read: in our words, or in Lance's, of files that are gone or damaged."""
+    if isinstance(error, SourceError):
+        return error.what
+    return f"{source.uri} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 @dataclass(frozen=True)

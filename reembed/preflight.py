@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reembed.catalog import Release
+from reembed.changes import Changes
 from reembed.config import Config
 from reembed.errors import RunFailed, TooManyDeadLetters, UsageError
 from reembed.progress import Listener
@@ -26,16 +28,42 @@ def require_texts(config: Config, source: Source, rows: int, say: Listener) -> N
     Raises:
         TooManyDeadLetters: they are more than embed.max_dead_letters allows.
     """
-    nulls, allowed = source.null_texts(), config.embed.max_dead_letters
-    if not nulls:
-        return
+    nulls = source.null_texts()
     what = f"{nulls:,} of {rows:,} documents have no text: {source.text} is null"
-    if nulls > allowed:
+    _allow(nulls, config, what, "reembed run")
+    if nulls:
+        _say_nulls(what, config, say)
+
+
+def require_changed_texts(
+    config: Config, release: Release, source: Source, changes: Changes, say: Listener
+) -> None:
+    """Count what a catch-up will have no vector of: changed documents whose text is null, and the
+    dead letters of its release that stay.
+
+    Raises:
+        TooManyDeadLetters: they are more than embed.max_dead_letters allows.
+    """
+    nulls, stay = changes.without_text, len(changes.dead_letters)
+    what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.text} is null"
+    both = f"{what}; {stay:,} dead letters of {release.id} stay" if stay else what
+    _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
+    if nulls:
+        _say_nulls(what, config, say)
+
+
+def _allow(count: int, config: Config, what: str, command: str) -> None:
+    allowed = config.embed.max_dead_letters
+    if count > allowed:
         raise TooManyDeadLetters(
             f"{what}; embed.max_dead_letters allows {allowed:,}",
             "a document without text has no vector: it is left out of the index, as a dead letter",
-            f"reembed run --set embed.max_dead_letters={nulls}",
+            f"{command} --set embed.max_dead_letters={count}",
         )
+
+
+def _say_nulls(what: str, config: Config, say: Listener) -> None:
+    allowed = config.embed.max_dead_letters
     say("begin", what=f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})")
 
 
@@ -67,15 +95,13 @@ def require_room(run: Run, plan: Plan, source: Source, say: Listener) -> None:
     if is_remote(run.storage.root):
         return
     staged = run.staged()
-    left = [u for u in plan.units if u.id not in staged]
-    rows = sum(u.rows for u in left)
+    rows = sum(u.rows for u in plan.units if u.id not in staged)
     if not rows:
         return
     item = np.dtype(plan.space.vector_dtype).itemsize
-    sample = source.read(left[0]).drop_columns([TEXT])
-    carried = sample.nbytes / max(1, sample.num_rows)
-    table = int(rows * (plan.space.dim * item + _ROW_BYTES + carried))
-    index = int((plan.rows + (plan.base.rows if plan.base else 0)) * plan.space.dim * 4 * _SLACK)
+    table = int(rows * (plan.space.dim * item + _ROW_BYTES + _carried_bytes(source)))
+    stay = plan.base.rows if plan.base else 0
+    index = int((sum(u.rows for u in plan.units) + stay) * plan.space.dim * 4 * _SLACK)
     free = shutil.disk_usage(run.storage.root).free
     need = (
         f"{rows:,} rows of {plan.space.dim} x {plan.space.vector_dtype} and what is carried take"
@@ -86,6 +112,12 @@ def require_room(run: Run, plan: Plan, source: Source, say: Listener) -> None:
         raise RunFailed(have, need, f"df -h {shlex.quote(run.storage.root)}")
     if table * _SLACK + index > free:
         say("begin", what=f"little room: {have}; {need}")
+
+
+def _carried_bytes(source: Source) -> float:
+    """Of a document's id and carried values, by the first few."""
+    sample = next(source.scan()).drop_columns([TEXT])
+    return float(sample.nbytes / max(1, sample.num_rows))
 
 
 def _size(count: int) -> str:

@@ -15,18 +15,19 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
+from obstore.exceptions import BaseError
 
 from reembed import source_delta
 from reembed.config import Config
-from reembed.errors import SourceError
+from reembed.errors import ReembedError, SourceError
 from reembed.lance_io import open_dataset, tags_of
 from reembed.records import decode
 from reembed.runs import Unit
 from reembed.source_columns import is_text, nearest, plain, require, set_to, template_columns
 from reembed.source_delta import Delta, fragments_of
-from reembed.source_filter import check_filter
+from reembed.source_filter import check_filter, require_condition
 from reembed.source_ids import check_ids
-from reembed.storage import absolute, is_remote
+from reembed.storage import Storage, absolute, is_remote
 
 TEXT = "reembed.text"
 """Name of the text among a unit's columns. Lance allows no dot in the name of a column, so that no
@@ -34,6 +35,18 @@ carried column can be called so."""
 _SCAN_ROWS = 4_096
 _MANY_UNITS = 4
 _COUNTED_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a version of the source has that an earlier one lacks."""
+
+    why: str | None
+    """Why the versions cannot be told apart by their files."""
+    documents: int | None
+    """At most how many were written or deleted; None where that was not counted."""
+    since: dt.datetime | None
+    """When the first version after the earlier one was written, UTC; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -99,29 +112,43 @@ class Source:
         """The same documents at the dataset's version now.
 
         Raises:
-            SourceError: a column is gone or has another type.
+            SourceError: a column is gone or has another type, or the filter names one that is gone.
         """
         dataset = _open(self.uri, None, self.options)
         source = replace(
             self, version=int(dataset.version), fingerprint=source_delta.fingerprint(dataset)
         )
         source._check_columns(dataset)
+        if source.filter is not None:
+            require_condition(dataset, f"{self.uri} version {source.version}", source.filter)
         return source
 
     def is_same(self, other: Source) -> bool:
         """Whether both are one version of one dataset; another made in its place is not."""
         return (self.version, self.fingerprint) == (other.version, other.fingerprint)
 
-    def written_after(self, version: int) -> dt.datetime | None:
+    def later(self, since: Source, *, count: bool) -> Later:
+        """What this version has that an earlier one of its dataset lacks; opens each version once.
+
+        Raises:
+            SourceError, OSError, ValueError: a version cannot be read.
+        """
+        older, newer = self._planned(since.to_json()), self.dataset()
+        if older is None:
+            return Later(_gone(since), None, self._written_after(newer, 0))
+        documents = self._documents_changed(since, older, newer) if count else None
+        return Later(None, documents, self._written_after(newer, since.version))
+
+    def _written_after(self, newest: lance.LanceDataset, version: int) -> dt.datetime | None:
         """When the first version after `version` was written, UTC.
 
         Where that one was cleaned up: when `version` was, which is earlier. None where neither is there.
         """
-        versions = [v["version"] for v in self.dataset().version_refs()]
+        versions = [v["version"] for v in newest.version_refs()]
         known = next((v for v in (version + 1, version) if v in versions), None)
         if known is None:
             return None
-        dataset = _open(self.uri, known, self.options)
+        dataset = newest if known == newest.version else _open(self.uri, known, self.options)
         return dataset.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
 
     def pin(self, tag: str) -> bool:
@@ -189,13 +216,17 @@ class Source:
 
     def is_as_planned(self, record: dict[str, Any]) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
+        return self._planned(record) is not None
+
+    def _planned(self, record: dict[str, Any]) -> lance.LanceDataset | None:
+        """The version that a record names; None where it is gone, or made of other files."""
+        if record["uri"] != self.uri:
+            return None
         try:
             dataset = open_dataset(self.uri, record["version"], dict(self.options))
         except FileNotFoundError:
-            return False
-        return bool(
-            record["uri"] == self.uri and record["fingerprint"] == source_delta.fingerprint(dataset)
-        )
+            return None
+        return dataset if record["fingerprint"] == source_delta.fingerprint(dataset) else None
 
     def units(self, size: int, actors: int = 1) -> list[Unit]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on.
@@ -303,9 +334,7 @@ class Source:
 
     def why_no_delta(self, since: Source) -> str | None:
         """Why an earlier version cannot be told from this one by its files; None if it can."""
-        if self.is_as_planned(since.to_json()):
-            return None
-        return f"version {since.version} of the source is gone, or another dataset took its place"
+        return None if self.is_as_planned(since.to_json()) else _gone(since)
 
     def delta(self, since: Source) -> Delta:
         """Where rows may differ from an earlier version of this dataset.
@@ -328,13 +357,12 @@ class Source:
             gone.append(rows.filter(pa.array(np.isin(rows["_rowaddr"].to_numpy(), addresses))))
         return pa.concat_tables(gone)["doc_id"]
 
-    def documents_changed_since(self, since: Source) -> int | None:
+    def _documents_changed(
+        self, since: Source, older: lance.LanceDataset, newer: lance.LanceDataset
+    ) -> int | None:
         """At most how many were written or deleted after an earlier version; None where finding out
         means reading many rows.
         """
-        if self.why_no_delta(since) is not None:
-            return None
-        older, newer = since.dataset(), self.dataset()  # opened once: each opening is two requests
         delta = self._delta(older, newer)
         new = fragments_of(newer, delta.written)
         old = fragments_of(older, (*delta.left, *delta.thinned))
@@ -382,11 +410,11 @@ class Source:
         return pa.array(texts, pa.large_binary())
 
     def _check_columns(self, dataset: lance.LanceDataset) -> None:
-        schema = dataset.schema
+        schema, where = dataset.schema, f"{self.uri} version {self.version}"
         for column in self._columns():
             if column not in schema.names:
                 raise SourceError(
-                    f"{self.uri} has no column {column!r}",
+                    f"{where} has no column {column!r}",
                     f"it has: {', '.join(schema.names)}",
                     self._fix_of_column(column, schema),
                 )
@@ -397,9 +425,10 @@ class Source:
                 "give the column another name, or name another one",
             )
         for column in self.text_columns:
-            require(schema, column, is_text, "text", "source.text")
+            require(schema, where, column, is_text, "text", "source.text")
         require(
             schema,
+            where,
             self.id_column,
             lambda t: is_text(t) or pa.types.is_integer(t),
             "ids",
@@ -435,6 +464,10 @@ class Source:
         return f"reembed run {set_to(setting, nearest(column, schema))}"
 
 
+def _gone(source: Source) -> str:
+    return f"version {source.version} of the source is gone, or another dataset took its place"
+
+
 def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
     for offset in range(first, first + rows, size):
         left = first + rows - offset
@@ -447,7 +480,7 @@ def _open(
     try:
         return open_dataset(uri, version, dict(options))
     except OSError as error:
-        if tables := _tables_in(uri):
+        if tables := _tables_in(uri, options):
             raise SourceError(
                 f"{uri} is a folder of {len(tables)} tables, as LanceDB keeps them",
                 f"source.uri must name one: {', '.join(tables)}",
@@ -463,11 +496,15 @@ def _open(
         ) from error
 
 
-def _tables_in(uri: str) -> list[str]:
-    """Datasets in a local folder, as LanceDB keeps its tables."""
-    if is_remote(uri) or not Path(uri).is_dir():
+def _tables_in(uri: str, options: tuple[tuple[str, str], ...]) -> list[str]:
+    """Datasets in a folder or below a prefix, as LanceDB keeps its tables; none where it cannot be listed."""
+    if not is_remote(uri) and not Path(uri).is_dir():
         return []
-    return sorted(str(f) for f in Path(uri).glob("*.lance") if f.is_dir())
+    try:
+        folders = Storage(uri.rstrip("/"), options).folders("")
+    except (OSError, BaseError, ReembedError):
+        return []
+    return [f"{uri.rstrip('/')}/{name}" for name in folders if name.endswith(".lance")]
 
 
 def _how_to_make(uri: str) -> str:

@@ -39,13 +39,13 @@ def template_columns(text: str) -> list[str]:
     return [name for _, name, _, _ in parts if name]
 
 
-def require(schema: pa.Schema, column: str, fits: Any, what: str, setting: str) -> None:
+def require(schema: pa.Schema, where: str, column: str, fits: Any, what: str, setting: str) -> None:
     """Refuse a column of a type that does not fit; says which would."""
     found = schema.field(column).type
     if not fits(plain(found)):
         usable = [f.name for f in schema if fits(plain(f.type))]
         raise SourceError(
-            f"column {column!r} is {found}, which cannot be {what}",
+            f"column {column!r} of {where} is {found}, which cannot be {what}",
             f"columns that can: {', '.join(usable) or 'none'}",
             f"reembed run {set_to(setting, usable[0])}" if usable else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Iterator
@@ -49,10 +50,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
             "documents would come and go while the dataset stays as it is, and nothing would notice",
             _example(dataset),
         )
-    if error := _error(dataset, condition):
-        raise SourceError(
-            f"source.filter = {condition!r} is not a filter over {where}", error, _example(dataset)
-        )
+    require_condition(dataset, where, condition)
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
         if _error(without_columns, part) is None:
@@ -61,6 +59,31 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
                 f"it is the same for every document; columns: {', '.join(names.values())}",
                 _example(dataset),
             )
+
+
+def require_condition(dataset: lance.LanceDataset, where: str, condition: str) -> None:
+    """Refuse what is not a condition over this dataset's columns; reads no row.
+
+    Raises:
+        SourceError: a column is not there, or of a type that cannot be compared so.
+    """
+    if error := _error(dataset, condition):
+        raise SourceError(
+            f"source.filter = {condition!r} is not a filter over {where}: {error}",
+            f"columns: {', '.join(dataset.schema.names)}",
+            _with_like_names(dataset, condition) or _example(dataset),
+        )
+
+
+def _with_like_names(dataset: lance.LanceDataset, condition: str) -> str | None:
+    """A run with the same filter, where one name in it can be taken for a column's."""
+    tokens = _TOKEN.findall(condition)
+    for token in dict.fromkeys(tokens):
+        for column in difflib.get_close_matches(token.strip("`"), dataset.schema.names, 1):
+            meant = "".join(f"`{column}`" if t == token else t for t in tokens)
+            if token.strip("`") != column and _error(dataset, meant) is None:
+                return f"reembed run --set {shlex.quote(f'source.filter={meant}')}"
+    return None
 
 
 def _example(dataset: lance.LanceDataset) -> str | None:
@@ -73,9 +96,9 @@ def _example(dataset: lance.LanceDataset) -> str | None:
 
 
 def _error(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """What Lance says against a condition."""
+    """What Lance says against a condition when it plans a scan by it; no row is read."""
     try:
-        dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=1).to_table()
+        dataset.scanner(columns=[], with_row_id=True, filter=condition).explain_plan()
     except (ValueError, OSError) as error:
         return str(error).split(", /home/")[0].splitlines()[0]
     return None

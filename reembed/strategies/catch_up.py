@@ -17,7 +17,7 @@ from reembed.changes import Changes, find_changes
 from reembed.config import Config, EncoderConfig, IndexConfig
 from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.executor import Executor, RayExecutor
-from reembed.lag import caught_up, lag, note, noted_place
+from reembed.lag import caught_up, lag, newest_of, note, noted_place
 from reembed.progress import Listener, changed_settings
 from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
 from reembed.source import Source
@@ -99,6 +99,7 @@ def _pass(
         if not changes.documents:
             note(catalog, release, number, after)
             return None
+        preflight.require_changed_texts(config, release, after, changes, say)
         run = Run(catalog.storage, f"{release.origin}-u{after.version}-{number}")
     with driving(run):
         plan = run.plan()
@@ -111,7 +112,8 @@ def _pass(
             # What is wrong with that version may be mended in a newer one: do not insist on it. The
             # first time it is kept, as the fix that was named needs what is staged.
             planned = Source.from_json(plan.source, run.storage.options)
-            if unfinished is None or planned.newest().is_same(planned):
+            newest, _ = newest_of(planned)
+            if unfinished is None or newest is None or newest.is_same(planned):
                 raise
             run.abandon()
             say("begin", what=f"{error.what}: given up for what came after {planned.version}")
@@ -129,6 +131,7 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
     preflight.require_rights(run.storage, plan)
+    preflight.require_room(run, plan, source, say)
     config = _with_planned_index(config, plan, say)
     with on.connected(config) as connected, stopping(say) as stop:
         say("ray", where=connected.where)

@@ -108,7 +108,7 @@ def test_a_column_that_is_not_text(tmp_path, config_file, refused):
     uri = str(tmp_path / "numbers.lance")
     lance.write_dataset(pa.table({"doc_id": ["a"], "text": [1.5], "body": ["x"]}), uri)
     said = refused(2, "run", "-c", config_file(uri))
-    assert "column 'text' is double, which cannot be text" in said
+    assert f"column 'text' of {uri} version 1 is double, which cannot be text" in said
     assert "source.text=doc_id" in said
 
 

@@ -93,19 +93,19 @@ def test_a_source_that_is_gone_is_said(behind):
 def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahead, seconds):
     catalog, release, _ = behind
 
-    def written_after(self, version):
+    def written_after(self, newest, version):
         return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead)
 
-    monkeypatch.setattr(Source, "written_after", written_after)
+    monkeypatch.setattr(Source, "_written_after", written_after)
     assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
 
 
 def test_seconds_count_from_the_first_version_that_the_release_lacks(behind, monkeypatch):
     catalog, release, _ = behind
     asked: list[int] = []
-    plain = Source.written_after
+    plain = Source._written_after
     monkeypatch.setattr(
-        Source, "written_after", lambda self, version: asked.append(version) or plain(self, version)
+        Source, "_written_after", lambda *given: asked.append(given[-1]) or plain(*given)
     )
     assert lag(catalog, release).why is None
     assert asked == [1]

@@ -18,11 +18,13 @@ import pytest
 from conftest import Quiet
 from inline import Inline
 
+from reembed.catalog import Release
 from reembed.config import Config
 from reembed.errors import ReembedError, RunFailed, TooManyDeadLetters
-from reembed.runs import find_runs
+from reembed.runs import find_runs, open_runs
 from reembed.source import Source
 from reembed.storage import Storage
+from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -130,6 +132,84 @@ def test_only_what_is_left_to_embed_needs_room(
         full_rebuild(config, quiet, executor=Dies())
     free(500_000)
     assert full_rebuild(config, quiet, executor=Inline()).rows == 300
+
+
+# The same before a catch-up
+
+
+@pytest.fixture
+def grown(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> Callable[..., tuple[Config, Release]]:
+    """grown(nulls, allowed) -> the config and a release with 1 dead letter; 20 documents came since."""
+
+    def grow(nulls: int, allowed: int = 9) -> tuple[Config, Release]:
+        uri = str(tmp_path / "grown.lance")
+
+        def rows(first: int, count: int, missing: int) -> pa.Table:
+            numbers = range(first, first + count)
+            texts = [None if n < first + missing else f"text {n}" for n in numbers]
+            ids = [f"d{n:02}" for n in numbers]
+            return pa.table({"doc_id": ids, "text": pa.array(texts, pa.string()), "title": ids})
+
+        lance.write_dataset(rows(0, 40, 1), uri, max_rows_per_file=10, enable_stable_row_ids=True)
+        sections: dict[str, Any] = {
+            "encoder": {"model": "hashing:512"},
+            "table": {"carry": ["title"]},
+        }
+        built = make_config(uri, embed={"max_dead_letters": 1}, **sections)
+        release = full_rebuild(built, Quiet(), executor=Inline())
+        lance.write_dataset(rows(40, 10, nulls), uri, mode="append")
+        lance.write_dataset(rows(50, 10, 0), uri, mode="append")
+        lance.dataset(uri).update({"title": "'other'"}, where="doc_id = 'd11'")
+        lance.dataset(uri).delete("doc_id = 'd21'")
+        return make_config(uri, embed={"max_dead_letters": allowed}, **sections), release
+
+    return grow
+
+
+def test_missing_texts_are_counted_before_a_catch_up_with_the_dead_letters_that_stay(
+    grown: Callable[..., tuple[Config, Release]], quiet: Quiet
+):
+    config, release = grown(nulls=3, allowed=3)
+    with pytest.raises(TooManyDeadLetters) as refused:
+        catch_up(config, release, quiet, executor=NoRay())
+    assert refused.value.what.startswith("3 of 20 documents to embed have no text: text is null")
+    assert f"1 dead letters of {release.id} stay" in refused.value.what
+    assert refused.value.fix == f"reembed catch-up {release.id} --set embed.max_dead_letters=4"
+    assert not open_runs(Storage.open(config.storage.root), config.alias)
+
+
+def test_dead_letters_that_stay_are_held_against_the_limit_before_a_catch_up(
+    grown: Callable[..., tuple[Config, Release]], quiet: Quiet
+):
+    config, release = grown(nulls=0, allowed=0)
+    with pytest.raises(TooManyDeadLetters, match=f"1 dead letters of {release.id} stay"):
+        catch_up(config, release, quiet, executor=NoRay())
+
+
+def test_missing_texts_that_a_catch_up_may_leave_out_are_said(
+    grown: Callable[..., tuple[Config, Release]], quiet: Quiet
+):
+    newer = catch_up(*grown(nulls=3, allowed=4), quiet, executor=Inline())
+    assert (newer.rows, newer.dead_letters) == (55, 4)
+    assert "3 of 20 documents to embed have no text: text is null; each is a dead" in said(quiet)
+
+
+def test_a_disk_too_small_for_a_catch_up_is_said_before_ray_starts(
+    grown: Callable[..., tuple[Config, Release]], quiet: Quiet, free: Callable[[int], None]
+):
+    """38 rows are written: 20 embedded, 1 refreshed, and what stays of two files that lost a row."""
+    config, release = grown(nulls=0)
+    free(38 * 512 * 4)
+    with pytest.raises(RunFailed) as refused:
+        catch_up(config, release, quiet, executor=NoRay())
+    assert refused.value.what == f"{config.storage.root} has 76.0 KiB free"
+    assert "39 rows of 512 x float32" in str(refused.value.why)
+    free(38 * 512 * 4 + 59 * 512 * 4)
+    newer = catch_up(config, release, quiet, executor=Inline())
+    assert (newer.rows, newer.verify["passed"]) == (58, True)
+    assert "little room" in said(quiet)
 
 
 _AS_NOBODY = """
