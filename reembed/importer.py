@@ -7,6 +7,7 @@ another reader, to compare every cell with what was written.
 from __future__ import annotations
 
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -226,11 +227,9 @@ def _refusal(column: Column) -> str | None:
 
 @contextmanager
 def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
-    """A folder that only its owner can read; where the block fails, nothing is left in it."""
-    storage, local = Storage(uri, tuple(sorted((options or {}).items()))), not is_remote(uri)
-    made = local and not Path(uri).exists()
-    if local:
-        Path(uri).mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A folder that no other user reads; where the block fails, nothing is left in it."""
+    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    made = _closed_folder(Path(uri)) if not is_remote(uri) else False
     try:
         yield
     except BaseException:  # Ctrl-C too: half a dataset looks like a whole one
@@ -238,6 +237,28 @@ def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
         if made:
             Path(uri).rmdir()
         raise
+
+
+def _closed_folder(folder: Path) -> bool:
+    """Make a folder of mode 0700, or close one that was there to all but its owner and its group; True if made.
+
+    Raises:
+        UsageError: it is open to everyone, and another user's.
+    """
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+        return True
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & stat.S_IRWXO:
+        try:
+            folder.chmod(mode & ~stat.S_IRWXO)
+        except PermissionError as error:
+            raise UsageError(
+                f"{folder} has mode {mode:04o} and belongs to user {folder.stat().st_uid}",
+                "every user of this machine could read what is imported there",
+                f"ls -ld {shlex.quote(str(folder))}     # import to a folder that is not there yet",
+            ) from error
+    return False
 
 
 def _write(

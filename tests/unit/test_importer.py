@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import io
 import json
+import stat
 from decimal import Decimal
 from pathlib import Path
 
@@ -419,6 +420,29 @@ def test_a_file_that_grows_meanwhile_is_found(tmp_path, monkeypatch):
 def test_only_the_owner_reads_what_was_imported(tmp_path):
     imported(tmp_path, "a.jsonl", lines({"id": "1"}))
     assert (tmp_path / "out.lance").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(0o755, 0o750), (0o777, 0o770), (0o2775, 0o2770), (0o700, 0o700)]
+)
+def test_an_empty_folder_that_import_fills_is_closed_to_everyone_else(tmp_path, before, after):
+    (tmp_path / "out.lance").mkdir()
+    (tmp_path / "out.lance").chmod(before)
+    imported(tmp_path, "a.jsonl", lines({"id": "1"}))
+    assert stat.S_IMODE((tmp_path / "out.lance").stat().st_mode) == after
+
+
+def test_an_empty_folder_of_another_user_that_everyone_reads_is_not_filled(tmp_path, monkeypatch):
+    def refuse(*given, **named):
+        raise PermissionError(1, "Operation not permitted")
+
+    folder = tmp_path / "out.lance"
+    folder.mkdir(mode=0o755)
+    (tmp_path / "a.jsonl").write_bytes(lines({"id": "1"}))
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(UsageError, match="has mode 0755 and belongs to user"):
+        importer.import_documents([str(tmp_path / "a.jsonl")], str(folder))
+    assert not any(folder.iterdir())
 
 
 def test_many_blocks_and_files_are_one_dataset_in_order(tmp_path, monkeypatch):

@@ -73,6 +73,38 @@ def test_a_folder_of_lancedb_tables_is_answered_with_its_tables(make_config, tmp
     assert shlex.split(error.fix)[-1] == f"source.uri={tmp_path}/db/one.lance"
 
 
+@pytest.mark.parametrize("below", ["", "/db", "/a/db/"])
+def test_a_prefix_of_lancedb_tables_in_an_object_store_is_answered_with_its_tables(
+    make_config, bucket, below
+):
+    place = f"{bucket.uri}{below}"
+    for table in ("two", "one"):
+        lance.write_dataset(
+            pa.table({"doc_id": ["a"], "text": ["t"]}),
+            f"{place.rstrip('/')}/{table}.lance",
+            storage_options=bucket.options,
+        )
+    config = make_config(place, storage={"options": bucket.options})
+    with pytest.raises(SourceError) as error:
+        Source.open(config)
+    assert "2 tables" in error.value.what
+    assert f"{place.rstrip('/')}/two.lance" in error.value.why
+    named = shlex.split(error.value.fix)[-1].removeprefix("source.uri=")
+    assert named == f"{place.rstrip('/')}/one.lance"
+    opened = Source.open(make_config(named, storage={"options": bucket.options}))
+    assert opened.check_documents() == 1
+
+
+def test_a_prefix_without_tables_or_that_cannot_be_listed_is_answered_with_an_import_or_the_keys(
+    make_config, bucket
+):
+    for uri in (f"{bucket.uri}/none", "s3://no-such-bucket/db"):
+        with pytest.raises(SourceError) as error:
+            Source.open(make_config(uri, storage={"options": bucket.options}))
+        assert f"cannot open the dataset {uri}" in error.value.what
+        assert error.value.fix.startswith(("reembed import", "reembed config"))
+
+
 def test_ids_that_are_not_utf8_are_refused_in_words(make_config, tmp_path):
     uri = str(tmp_path / "s.lance")
     bad = pa.array([b"ok", b"\xff\xfe"], pa.binary()).view(pa.string())
