@@ -73,11 +73,13 @@ def begin(run: Run, unit: str, rows: int) -> Attempt:
         return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
     alone = _died_alone(run, unit)
     if number > MAX_ATTEMPTS:
+        plan = run.plan()
+        assert plan is not None  # the unit is of it
         raise RunFailed(
             f"unit {unit} was begun {MAX_ATTEMPTS} times and never embedded",
             f"{len(alone)} of its workers died alone, the others with their node or their driver; no"
             " single document is to blame, the machine may be short of memory",
-            "reembed run --set embed.batch_tokens=2048 --set embed.unit_documents=256 --fresh",
+            f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
         )
     if len(alone) < _CARELESS_DEATHS:
         return Attempt(run, unit, number, frozenset(), ((0, rows),), False)

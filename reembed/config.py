@@ -114,7 +114,7 @@ class EncoderConfig(Section):
 
 
 class EmbedConfig(Section):
-    """Speed only; change freely, also when resuming."""
+    """Speed only; change freely, also when resuming (unit_documents and reuse: until the run is planned)."""
 
     actors: Annotated[int, Field(ge=1)] = 1
     """Model replicas."""

@@ -198,16 +198,26 @@ def _say_embedded(f: dict[str, Any]) -> str:
 
 
 def _say_ignored(f: dict[str, Any]) -> str:
-    each = ", ".join(
-        f"{name} {_set(now)} (planned: {_set(planned)})" for name, planned, now in f["settings"]
-    )
+    planned = [s for s in f["settings"] if not _is_built(s[0])]
+    built = [s for s in f["settings"] if _is_built(s[0])]
+    said = [f"fixed when the run was planned: {_each(planned, 'planned')}"] if planned else []
+    said += [f"built already: {_each(built, 'built with')}"] if built else []
     gate = [name.startswith("gate.") for name, _, _ in f["settings"]]
     ways = [] if all(gate) else ["`reembed run --fresh` plans again"]
     if any(gate):
         ways += [
             "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
         ]
-    return f"fixed when the run was planned: {each}; {' and '.join(ways)}"
+    return "; ".join([*said, " and ".join(ways)])
+
+
+def _is_built(setting: str) -> bool:
+    """Whether it counts until the table is sealed, or until the index is built."""
+    return setting.startswith("index.") or setting == "embed.max_dead_letters"
+
+
+def _each(settings: list[tuple[str, Any, Any]], word: str) -> str:
+    return ", ".join(f"{name} {_set(now)} ({word}: {_set(used)})" for name, used, now in settings)
 
 
 def _set(value: Any) -> Any:

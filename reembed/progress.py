@@ -67,11 +67,15 @@ class Listener(Protocol):
         ...
 
 
+Changed = tuple[str, Any, Any]
+"""A setting that is ignored: its dotted name, the value that was used, the value now."""
+
+
 def changed_settings(
-    section: str, planned: Mapping[str, Any], now: Mapping[str, Any]
-) -> list[tuple[str, Any, Any]]:
-    """(dotted name, value in the plan, value now) of each setting that differs."""
-    return [(f"{section}.{k}", planned[k], v) for k, v in now.items() if planned[k] != v]
+    section: str, used: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[Changed]:
+    """Each setting of a section that differs from what was used."""
+    return [(f"{section}.{k}", used[k], v) for k, v in now.items() if used[k] != v]
 
 
 class EmbedProgress:

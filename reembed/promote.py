@@ -299,7 +299,8 @@ def _advance(
     _require_complete(catalog, release)
     required = float(release.gate["ann_recall"])
     if force is None and _recall_bound(catalog, live.release) >= required:
-        fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: reembed run --fresh"
+        again = started_with(Run(catalog.storage, release.origin), "--fresh")
+        fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
         _require_recall(catalog, release, required, fix)
     faults.point("promote.before_follow")
     return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))

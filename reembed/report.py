@@ -14,6 +14,12 @@ from reembed.console import lag_words, one_line, plain
 from reembed.errors import ConfigError, ReembedError
 
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
+_LABELLED = re.compile(
+    r"""(\ *(?:fix|Next|or|Back):\ )    # what the command is for
+        ((?:'[^']*'|"[^"]*"|[^'"])*?)  # the command; what it quotes holds no comment
+        (\ {5}\#\ .*|)                  # a comment""",
+    re.VERBOSE,
+)
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -33,12 +39,23 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
     options = "".join(f" {g}" for g in given)
 
     def complete(line: str) -> str:
-        whole = line.lstrip().startswith(("fix:", "Next:", "or:", "Back:"))
-        begin = r"\b" if whole else "`"  # elsewhere a command stands in backquotes
-        pattern = rf"{begin}reembed ({'|'.join(_CONFIGURED)})\b"
-        return line if _OF_A_RUN.search(line) else re.sub(pattern, lambda m: m[0] + options, line)
+        if (labelled := _LABELLED.fullmatch(line)) is None:
+            return _completed(line, "`", options)
+        label, command, comment = labelled.groups()
+        return label + _completed(command, "^", options) + _completed(comment, r"\b", options)
 
     return "\n".join(complete(line) for line in lines.split("\n"))
+
+
+def _completed(words: str, before: str, options: str) -> str:
+    """The options after each `reembed VERB` that has the pattern `before` in front of it.
+
+    At the beginning and in backquotes it is a command; elsewhere it may be part of a query.
+    """
+    if _OF_A_RUN.search(words):
+        return words
+    verbs = "|".join(_CONFIGURED)
+    return re.sub(rf"{before}reembed ({verbs})\b", lambda m: m[0] + options, words)
 
 
 def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,7 +72,8 @@ def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, 
 
 def text(verb: str, result: dict[str, Any], given: Sequence[str] = ()) -> str:
     """A verb's result for people; ends with what to do next, with `given` options in it."""
-    return _pasteable(_TEXTS[verb](_harmless(result)), given)
+    said = _TEXTS[verb](_harmless(result))
+    return said if verb == "search" else _pasteable(said, given)  # a query may look like a command
 
 
 def _harmless(value: Any) -> Any:

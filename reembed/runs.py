@@ -204,6 +204,8 @@ class Plan:
     created_at: str
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""
+    reuse: bool = True
+    """Whether it was to copy vectors, where there are any to copy."""
     donors: tuple[Donor, ...] = ()
     """Whose vectors it copies."""
 

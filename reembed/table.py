@@ -214,7 +214,8 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         _check_receipts(plan, receipts, _fingerprint(columns))
         _check_staying(run, plan, columns)
         record = _sealed_record(run, plan, receipts)
-        _check_dead_letters(plan, record["dead_letters"], max_dead_letters)
+        found = [DeadLetter(**d) for d in record["dead_letters"]]
+        _check_dead_letters(plan, found, max_dead_letters)
         _check_files(run, plan, receipts, record["files"])
         if not run.storage.create(run.path(_SEALED), record):
             raise IntegrityError(
@@ -227,7 +228,10 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
     tag = f"reembed-{run.id}"
     version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
-    return read_sealed(run, plan.table, version)
+    sealed = read_sealed(run, plan.table, version)
+    # An interrupted call may have allowed more than this one.
+    _check_dead_letters(plan, sealed.dead_letters, max_dead_letters)
+    return sealed
 
 
 def read_sealed(run: Run, path: str, version: int) -> SealedTable:
@@ -316,9 +320,9 @@ def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
         )
 
 
-def _check_dead_letters(plan: Plan, dead: list[dict[str, Any]], limit: int) -> None:
+def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
     if len(dead) > limit:
-        listed = "; ".join(f"{d['doc_id']!r}: {d['reason']}" for d in dead[:_EXAMPLES])
+        listed = "; ".join(f"{d.doc_id!r}: {d.reason}" for d in dead[:_EXAMPLES])
         tried = plan.rows + (len(plan.base.dead_letters) if plan.base else 0)
         raise TooManyDeadLetters(
             f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",

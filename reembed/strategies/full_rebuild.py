@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from reembed import encoders, evalset, preflight, reuse, table
+from reembed import encoders, evalset, index_store, preflight, reuse, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict
 from reembed.executor import Executor, RayExecutor
-from reembed.progress import Listener, changed_settings
+from reembed.progress import Changed, Listener, changed_settings
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
 from reembed.source import Source
 from reembed.spaces import Space
@@ -48,7 +48,13 @@ def full_rebuild(
     with driving(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
-            _say_ignored(run.plan(), config, gate, say, built=True)
+            _say_ignored(
+                [
+                    *_planned_otherwise(run.plan(), config, gate),
+                    *_built_otherwise(release, run, config),
+                ],
+                say,
+            )
             return release
         plan = make_plan(run, config, gate, source, space, say)
         source = Source.from_json(plan.source, storage.options)
@@ -130,7 +136,7 @@ def make_plan(
         plan.space.require(
             space, f"run {run.id} was planned with another model (use --fresh to start over)"
         )
-        _say_ignored(plan, config, gate, say, built=False)
+        _say_ignored(_planned_otherwise(plan, config, gate), say)
         say(
             "resume",
             run=run.id,
@@ -165,6 +171,7 @@ def make_plan(
             rows=rows,
             units=units,
             created_at=now(),
+            reuse=config.embed.reuse,
             donors=reuse.find_donors(Catalog(run.storage, config.alias), space.id, say)
             if config.embed.reuse
             else (),
@@ -204,25 +211,43 @@ def _portable(section: EncoderConfig) -> EncoderConfig:
     return section
 
 
-def _say_ignored(
-    plan: Plan | None, config: Config, gate: FrozenGate, say: Listener, *, built: bool
-) -> None:
-    """Settings that were fixed when the run was planned (or `built`), and are different now.
+def _say_ignored(changed: list[Changed], say: Listener) -> None:
+    if changed:
+        say("ignored", settings=changed)
+
+
+def _planned_otherwise(plan: Plan | None, config: Config, gate: FrozenGate) -> list[Changed]:
+    """Settings that were fixed when the run was planned, and are different now.
 
     The gate is one of them, and so is what its judged queries hold.
     """
     if plan is None:
-        return
-    changed = changed_settings("gate", plan.gate, gate.model_dump())
-    if built:
-        changed += changed_settings("index", plan.index, config.index.model_dump())
-    planned, now_set = _unit_rows(plan), config.embed.unit_documents
-    if planned is not None and planned != now_set:
-        changed += changed_settings(
-            "embed", {"unit_documents": planned}, {"unit_documents": now_set}
+        return []
+    now_set = config.embed.model_dump(include={"unit_documents", "reuse"})
+    planned = dict(now_set)
+    if (rows := _unit_rows(plan)) is not None:
+        planned["unit_documents"] = rows
+    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
+        planned["reuse"] = plan.reuse
+    return [
+        *changed_settings("gate", plan.gate, gate.model_dump()),
+        *changed_settings("embed", planned, now_set),
+    ]
+
+
+def _built_otherwise(release: Release, run: Run, config: Config) -> list[Changed]:
+    """Settings that a release was built by, and are different now.
+
+    Raises:
+        IntegrityError: its index has no manifest, or a damaged one.
+    """
+    built = index_store.read_manifest(run.storage.store, release.index, release.index_sha256)
+    changed = changed_settings("index", built.settings, config.index.model_dump())
+    if release.dead_letters > config.embed.max_dead_letters:
+        changed.append(
+            ("embed.max_dead_letters", release.dead_letters, config.embed.max_dead_letters)
         )
-    if changed:
-        say("ignored", settings=changed)
+    return changed
 
 
 def _unit_rows(plan: Plan) -> int | None:

@@ -28,7 +28,7 @@ from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
-from reembed.progress import EmbedProgress, Listener
+from reembed.progress import EmbedProgress, Listener, changed_settings
 from reembed.runs import Donor, Plan, Run
 from reembed.source import Source
 from reembed.stop import Stop
@@ -171,10 +171,15 @@ def seal(work: Work) -> SealedTable:
 
 
 def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
-    """Build, tune and save the index, unless a finished one of this table version is there."""
+    """Build, tune and save the index, unless a finished one of this table version is there.
+
+    A finished one is taken, by whatever settings it was built; those that differ now are named.
+    """
     run, config, on = work.run, work.config, work.on
     finished = index_store.finished(run.storage.store, f"indexes/{run.id}", sealed.version)
     if finished is not None:
+        if changed := changed_settings("index", finished.settings, config.index.model_dump()):
+            work.say("ignored", settings=changed)
         return finished
     started = time.monotonic()
     work.say(

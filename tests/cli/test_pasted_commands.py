@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from inline import Inline
 from tiny_models import bert_model
 
-from reembed import errors, faults
+from reembed import attempts, errors, faults, promote, report
 from reembed.cli import cli as reembed_cli
 from reembed.encoders.hashing import HashingEncoder
 
@@ -564,3 +564,87 @@ def test_a_run_that_would_copy_from_what_is_damaged_prints_one_that_copies_nothi
     write_settings(inline)
     repaired_by(inline, fails("run"))
     assert newest_candidate().startswith("docs-")
+
+
+@pytest.mark.parametrize("words", [("run",), ("catch-up", "live")])
+def test_a_unit_that_was_begun_too_often_is_done_by_what_is_printed(inline, words) -> None:
+    if words[0] == "run":
+        settle(inline)
+    else:
+        serving(inline)
+        late(inline, "one more")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempts, "MAX_ATTEMPTS", 0)
+        patch.setattr(attempts, "_CARELESS_DEATHS", 0)
+        fix = fails(*words)
+    for command in fix.split("     # then: "):
+        paste(inline, command)
+    found = says("status")
+    if words[0] == "run":
+        assert len(found["candidates"]) == 1
+    else:
+        assert (found["live"]["lag"]["documents"], found["candidates"]) == (0, [])
+
+
+def test_a_catch_up_whose_index_finds_too_little_is_built_again_by_its_line_s_settings(
+    inline,
+) -> None:
+    release = serving(inline)
+    late(inline, "one more")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(promote, "_recall_bound", lambda _, of: 1.0 if of.id == release else 0.0)
+        fix = fails("catch-up", "live")
+    forced, again = fix.split("     # or: ")
+    assert forced.startswith("reembed promote ")
+    repaired_by(inline, again)
+
+
+# --- what the command line was given goes into the command, and not into what it quotes ---
+
+QUERIES = [
+    "reembed run",
+    "how do I `reembed run` it",
+    "it's about reembed run     # or: reembed status",
+    "Next: reembed search",
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_that_looks_like_a_command_is_pasted_as_it_is(inline, query) -> None:
+    serving(inline)
+    file = str((inline / "reembed.yaml").rename(inline / "another.yaml"))
+    fix = fails("search", query, "--show", "doc_id", "-c", file)
+    words = shlex.split(fix, comments=True)
+    assert words.count("-c") == 1
+    assert words[-1] == query
+    result = CliRunner().invoke(reembed_cli, words[1:])
+    assert result.exit_code == 0
+    assert query in result.output.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("fix", "completed"),
+    [
+        ("reembed run", "reembed run -c a.yaml"),
+        ("reembed search -- reembed run", "reembed search -c a.yaml -- reembed run"),
+        (
+            "reembed gc --yes     # it's so; then: reembed run",
+            "reembed gc -c a.yaml --yes     # it's so; then: reembed run -c a.yaml",
+        ),
+        (
+            "reembed promote r     # or: reembed run --fresh -c /x/runs/r/config.yaml",
+            "reembed promote -c a.yaml r     # or: reembed run --fresh -c /x/runs/r/config.yaml",
+        ),
+        (
+            "reembed run -c '/it is/runs/r/config.yaml'     # then: reembed status",
+            "reembed run -c '/it is/runs/r/config.yaml'     # then: reembed status -c a.yaml",
+        ),
+        ("write it again", "write it again"),
+    ],
+)
+def test_settings_that_were_given_go_into_each_command_that_has_none(fix, completed) -> None:
+    given = ["-c a.yaml"]
+    problem = errors.ReembedError("what", "`reembed status` says more", fix)
+    assert report.error_record(problem, given)["fix"] == completed
+    said = report.error(problem, given)
+    assert said.endswith(f"  `reembed status -c a.yaml` says more\n  fix: {completed}")

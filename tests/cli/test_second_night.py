@@ -122,7 +122,7 @@ def test_index_settings_count_until_the_index_is_built(corpus, config_file, cli)
     assert "IDMap,Flat" in done.stderr
     assert "the plan's count" not in done.stderr
     again = cli.process("run", "-c", file, "--set", "index.factory=Flat")
-    assert "fixed when the run was planned: index.factory Flat (planned: auto)" in again.stderr
+    assert "built already: index.factory Flat (built with: IDMap,Flat)" in again.stderr
 
 
 def test_a_beat_that_fails_once_does_not_end_the_heart():

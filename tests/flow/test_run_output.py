@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import lance
+import pyarrow as pa
 import pytest
-from inline import Inline
+from inline import Inline, Silent
 
 from reembed.console import Console
-from reembed.errors import RunFailed
+from reembed.errors import RunFailed, TooManyDeadLetters
+from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -23,8 +28,8 @@ def test_each_setting_that_a_planned_run_ignores_is_named_with_both_values(
     assert fields["settings"] == [
         ("gate.split", "test", "dev"),
         ("gate.margin", None, 0.3),
-        ("index.factory", "auto", "HNSW16"),
         ("embed.unit_documents", 64, 32),
+        ("index.factory", "auto", "HNSW16"),
     ]
 
 
@@ -46,6 +51,136 @@ def test_what_a_resumed_run_ignores_is_said_in_one_line_and_what_it_takes_is_not
     assert "embed.unit_documents 32 (planned: 64)" in line
     assert "index" not in line
     assert "batch_tokens" not in line
+
+
+class Killed(BaseException):
+    pass
+
+
+class DiesVerifying(Inline):
+    def call(self, function, *args, **where):
+        if function.__name__ == "_verify_task":
+            raise Killed
+        return super().call(function, *args, **where)
+
+
+class DiesEmbedding(Inline):
+    def order(self, units):
+        return units[:-1]
+
+
+def ignored(quiet) -> list[tuple]:
+    """Settings that were named as ignored since the last look."""
+    named = [s for stage, f in quiet.events if stage == "ignored" for s in f["settings"]]
+    quiet.events.clear()
+    return named
+
+
+def test_index_settings_that_come_after_the_index_was_built_are_named(corpus, make_config, quiet):
+    source = corpus(300)
+    with pytest.raises(Killed):
+        full_rebuild(make_config(source), quiet, executor=DiesVerifying())
+    assert not ignored(quiet)
+    other = {"factory": "HNSW16", "ann_recall": 0.9}
+    full_rebuild(make_config(source, index=other), quiet, executor=Inline())
+    expected = [("index.factory", "auto", "HNSW16"), ("index.ann_recall", 0.98, 0.9)]
+    assert sorted(ignored(quiet)) == sorted(expected)
+    full_rebuild(make_config(source, index=other), quiet, executor=Inline())
+    assert sorted(ignored(quiet)) == sorted(expected)
+
+
+def test_index_settings_that_a_resumed_run_built_by_are_held_against_nothing_else(
+    corpus, make_config, quiet
+):
+    source = corpus(300)
+    with pytest.raises(RunFailed):
+        full_rebuild(make_config(source), quiet, executor=DiesEmbedding())
+    built_by = make_config(source, index={"factory": "HNSW16"})
+    for _ in range(2):
+        full_rebuild(built_by, quiet, executor=Inline())
+        assert not ignored(quiet)
+    full_rebuild(make_config(source), quiet, executor=Inline())
+    assert ignored(quiet) == [("index.factory", "HNSW16", "auto")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"factory": "HNSW16"}])
+def test_a_catch_up_that_goes_on_names_index_settings_that_it_does_not_use(
+    corpus, make_config, quiet, settings
+):
+    source = corpus(300)
+    release = full_rebuild(make_config(source), quiet, executor=Inline())
+    lance.dataset(source).delete("doc_id = 'd00001'")
+    with pytest.raises(Killed):
+        catch_up(make_config(source), release, quiet, executor=DiesVerifying())
+    assert not ignored(quiet)
+    config = make_config(source, index={**settings, "device": "cpu"})
+    catch_up(config, release, quiet, executor=Inline())
+    named = {name: (used, now) for name, used, now in ignored(quiet)}
+    assert named.pop("index.device") == ("auto", "cpu")
+    assert named == {f"index.{k}": ("auto", v) for k, v in settings.items()}
+
+
+@pytest.mark.parametrize("staged", [DiesEmbedding, DiesVerifying, Inline])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_resumed_run_names_that_it_copies_or_does_not_as_planned(
+    corpus, make_config, quiet, first, staged
+):
+    source = corpus(300)
+    full_rebuild(make_config(source), quiet, executor=Inline())
+    planned, other = (
+        make_config(source, table={"carry": ["title"]}, embed={"reuse": reuse})
+        for reuse in (first, not first)
+    )
+    with contextlib.suppress(RunFailed, Killed):
+        full_rebuild(planned, quiet, executor=staged())
+    assert not ignored(quiet)
+    full_rebuild(other, quiet, executor=Inline())
+    assert ignored(quiet) == [("embed.reuse", first, not first)]
+    full_rebuild(planned, quiet, executor=Inline())
+    assert not ignored(quiet)
+
+
+def test_where_nothing_could_be_copied_the_choice_is_not_named(corpus, make_config, quiet):
+    source = corpus(300)
+    with pytest.raises(RunFailed):
+        full_rebuild(make_config(source), quiet, executor=DiesEmbedding())
+    full_rebuild(make_config(source, embed={"reuse": False}), quiet, executor=Inline())
+    assert not ignored(quiet)
+
+
+def test_a_resumed_run_that_allows_fewer_dead_letters_than_are_in_its_table_fails(
+    make_config, quiet, tmp_path
+):
+    source = str(tmp_path / "some.lance")
+    rows = [{"doc_id": str(i), "text": t} for i, t in enumerate(["a b", None, "c", None, "d e"])]
+    lance.write_dataset(pa.Table.from_pylist(rows), source)
+    with pytest.raises(Killed):
+        full_rebuild(
+            make_config(source, embed={"max_dead_letters": 2}), quiet, executor=DiesVerifying()
+        )
+    for allowed in (0, 1):
+        config = make_config(source, embed={"max_dead_letters": allowed})
+        with pytest.raises(TooManyDeadLetters, match=f"2 of 5 .* {allowed} are allowed") as failed:
+            full_rebuild(config, quiet, executor=Inline())
+        assert "embed.max_dead_letters=2" in failed.value.fix
+    done = make_config(source, embed={"max_dead_letters": 2})
+    assert full_rebuild(done, quiet, executor=Inline()).dead_letters == 2
+    assert not ignored(quiet)
+    full_rebuild(make_config(source), quiet, executor=Inline())
+    assert ignored(quiet) == [("embed.max_dead_letters", 2, 0)]
+
+
+def test_settings_that_the_plan_fixed_and_those_that_something_was_built_by_are_told_apart(
+    corpus, make_config, capsys
+):
+    source = corpus(100)
+    full_rebuild(make_config(source), Silent(), executor=Inline())
+    changed = {"gate": {"margin": 0.3}, "index": {"factory": "HNSW16"}}
+    full_rebuild(make_config(source, **changed), Console(), executor=Inline())
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if " ignored " in line)
+    assert "fixed when the run was planned: gate.margin 0.3 (planned: left out);" in line
+    assert "built already: index.factory HNSW16 (built with: auto);" in line
+    assert "`reembed run --fresh` plans again" in line
 
 
 def test_a_larger_unit_that_would_have_cut_nothing_is_not_said_to_be_ignored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from crash.killed import attempt_at
@@ -105,6 +106,7 @@ def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the
     run, monkeypatch
 ):
     monkeypatch.setattr(cluster, "outlived", lambda node, job: False)
+    monkeypatch.setattr(Run, "plan", lambda self: SimpleNamespace(restart="reembed run --fresh"))
     for _ in range(attempts.MAX_ATTEMPTS):
         attempt_at(run, ROWS, lambda tried: True)
     with pytest.raises(RunFailed, match=f"was begun {attempts.MAX_ATTEMPTS} times") as failed:
