@@ -17,7 +17,7 @@ import numpy.typing as npt
 from reembed import digests, provenance
 from reembed.catalog import Catalog
 from reembed.digests import Digests
-from reembed.errors import ReembedError
+from reembed.errors import IntegrityError, ReembedError
 from reembed.progress import Listener
 from reembed.runs import Donor, Plan, Run
 from reembed.storage import Storage
@@ -30,8 +30,8 @@ Int64 = npt.NDArray[np.int64]
 def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, ...]:
     """The newest verified release of each table of a space, over all aliases of the root.
 
-    What cannot be read of another alias gives no vectors, and neither does a line with a release whose
-    newest verification failed: releases of a line share files. Both are said.
+    What cannot be read of another alias gives no vectors, and that is said; so are the lines that
+    `_doubted` names.
 
     Raises:
         IntegrityError: a record of this alias is damaged.
@@ -48,15 +48,39 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
                 if alias == catalog.alias:
                     raise
                 say("begin", what=f"no vectors are copied from {name} of {alias}: {error.what}")
-    doubted = {r.origin: r.id for r, verified in found if not verified}
-    for origin, failed in doubted.items():
-        say("begin", what=f"no vectors are copied from line {origin}: {failed} failed verification")
+    failed = {r.origin: f"{r.id} failed verification" for r, verified in found if not verified}
+    doubted = _doubted(storage, failed, {r.origin for r, _ in found})
+    for line, why in doubted.items():
+        say("begin", what=f"no vectors are copied from line {line}: {why}")
     whole = [r for r, _ in found if r.origin not in doubted]
     newest = {r.table: r for r in sorted(whole, key=lambda r: (r.number, r.created_at, r.id))}
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)
         for _, r in sorted(newest.items())
     )
+
+
+def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[str, str]:
+    """Lines that give no vectors, and why: a release of theirs `failed`, or they copied from such a line.
+
+    Releases of a line share files, and a copy of a wrong vector is as wrong.
+    """
+    doubted, copied = dict(failed), dict[str, set[str]]()
+    for line in lines - failed.keys() if failed else ():
+        try:
+            plan = Run(storage, line).plan()
+        except IntegrityError as error:
+            doubted[line] = error.what
+        else:
+            copied[line] = {d.origin for d in plan.donors} if plan else set()
+    while new := {
+        line: f"it copied from {origin}"
+        for line, origins in copied.items()
+        for origin in origins & doubted.keys()
+        if line not in doubted
+    }:
+        doubted |= new
+    return doubted
 
 
 def proofs(storage: Storage, donor: Donor) -> dict[str, Proof]:

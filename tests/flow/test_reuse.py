@@ -140,6 +140,32 @@ def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification
     assert any(f"no vectors are copied from line {first.id}" in what for what in said)
 
 
+def test_copies_of_copies_of_what_failed_verification_are_not_copied(corpus, make_config, quiet):
+    source = corpus(300)
+    config = make_config(source)
+    apart = make_config(source, alias="apart", embed={"reuse": False})
+    first, alone = build(config, quiet), build(apart, quiet)
+    storage = Storage.open(config.storage.root)
+    hidden = f"runs/{alone.run_id}/verify.json"
+    sound = storage.read(hidden)
+    storage.write(hidden, {**sound, "passed": False})  # so that it gives nothing for now
+    lines = [first.id]
+    for alias in ("second", "third"):
+        lines.append(build(make_config(source, alias=alias), quiet).id)
+        assert copied(quiet) == 300
+    storage.write(hidden, sound)
+    record = storage.read(f"runs/{first.id}/verify.json")
+    storage.write(f"runs/{first.id}/verify.json", {**record, "passed": False})
+    last = build(make_config(source, alias="last"), quiet)
+    plan = Run(storage, last.run_id).plan()
+    assert plan is not None
+    assert [d.release for d in plan.donors] == [alone.id]
+    assert copied(quiet) == 300
+    said = "\n".join(f["what"] for stage, f in quiet.events if stage == "begin")
+    for line in lines:
+        assert f"no vectors are copied from line {line}: " in said
+
+
 def test_vectors_are_not_copied_from_a_damaged_file(corpus, make_config, quiet):
     source = corpus(300)
     config = make_config(source)

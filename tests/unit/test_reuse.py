@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from inline import Silent
 from unit.test_catalog import SPACE, make_release
@@ -9,6 +11,7 @@ from unit.test_catalog import SPACE, make_release
 from reembed.catalog import Catalog
 from reembed.errors import IntegrityError
 from reembed.reuse import find_donors
+from reembed.runs import Run
 from reembed.storage import Storage
 
 
@@ -30,3 +33,39 @@ def test_the_newest_release_of_each_table_gives_its_vectors(catalog):
         make_release(catalog, f"a-u{number}", table="tables/a.lance", number=number)
     make_release(catalog, "b")
     assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10", "b"]
+
+
+COPIED_FROM = {"a": "", "b": "a", "c": "b", "d": "c", "e": "", "f": "e"}
+
+
+@pytest.fixture
+def lines(catalog, monkeypatch):
+    """Six lines, each with the line that it copied from; none is verified that is in `failed`."""
+
+    def plan(run):
+        origin = COPIED_FROM[run.id]
+        return SimpleNamespace(donors=[SimpleNamespace(origin=origin)] if origin else [])
+
+    for line in COPIED_FROM:
+        make_release(catalog, line, table=f"tables/{line}.lance")
+    monkeypatch.setattr(Run, "plan", plan)
+    return catalog
+
+
+@pytest.mark.parametrize(
+    ("failed", "left"), [("", "abcdef"), ("a", "ef"), ("b", "aef"), ("d", "abcef"), ("ae", "")]
+)
+def test_lines_that_copied_from_one_that_failed_give_nothing_however_far(lines, failed, left):
+    for line in failed:
+        lines.storage.write(f"runs/{line}/verify.json", {"passed": False})
+    assert "".join(d.release for d in find_donors(lines, SPACE.id, Silent())) == left
+
+
+def test_a_line_whose_plan_cannot_be_read_gives_nothing_where_another_failed(lines, monkeypatch):
+    def unreadable(run):
+        raise IntegrityError("the plan is damaged")
+
+    monkeypatch.setattr(Run, "plan", unreadable)
+    assert len(find_donors(lines, SPACE.id, Silent())) == len(COPIED_FROM)
+    lines.storage.write("runs/a/verify.json", {"passed": False})
+    assert find_donors(lines, SPACE.id, Silent()) == ()
