@@ -1,16 +1,19 @@
 """How long promotion and rollback take with a long log, what `status` asks for, whether a race loses one.
 
 Two small real releases (`hashing:16`, built once without Ray) take turns: one is promoted, then the
-alias is rolled back to the other, 1,000 times each, in this process, by the same functions as the
-commands `promote` and `rollback` call; the commands add the start of a process and, before a
-promotion, a last look at the source. Every promotion checks the release's receipts, hashes its index
-and looks at every file of its table first. Once in a folder, once on an S3 emulator on the loopback
-(moto), which answers in milliseconds where a real store takes tens.
+alias is rolled back to the other, 1,000 times each, in this process. A rollback is all that the
+command does but the start of a process, up to what it says of documents that the old release lacks:
+the source has a newer version. A promotion is what the command does once it has caught up with the
+source: it checks the release's receipts, hashes its index and looks at every file of its table. Once
+in a folder, once on an S3 emulator on the loopback (moto), which answers in milliseconds where a real
+store takes tens.
 
 The log grows by a record a step, so the first and the last 20 are told apart. Requests are counted by
-the emulator: of one more rollback, and of `status` once there are 200 releases and 500 runs, 3 of them
-open; source and root are both in the bucket. `status_cpu_s` is of the whole command, in a folder;
-next to it stands what loading Lance takes, as processors differ.
+the emulator once there are 200 releases and 500 runs, 3 of them open; source and root are both in the
+bucket. `s3_requests_rollback` is of one more rollback until the alias has moved;
+`s3_requests_rollback_verb` is of another with its look at the source, which comes after that;
+`s3_requests_status` is of `status`. `status_cpu_s` is of the whole command, in a folder; next to it
+stands what loading Lance takes, as processors differ.
 
 Then 8 processes promote at the same moment, 200 times each: `lost` counts promotions that were
 acknowledged and are not in the log, or are there as something else. Exits 1 when there is one.
@@ -40,7 +43,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
-from reembed import promote
+from reembed import check, promote
 from reembed.catalog import Catalog, Release
 from reembed.config import Config
 from reembed.runs import Run
@@ -98,7 +101,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def build(place: str, options: dict[str, str], args: argparse.Namespace) -> Catalog:
-    """A root with two releases of the same documents, each with its own table version and index."""
+    """A root with two releases of the same documents, each with its own table version and index.
+
+    The source has one document more by now.
+    """
     from inline import Inline, Silent
 
     from reembed.strategies.full_rebuild import full_rebuild
@@ -113,6 +119,8 @@ def build(place: str, options: dict[str, str], args: argparse.Namespace) -> Cata
     config = Config.model_validate(_sections(place, options, args.model))
     for fresh in (False, True):
         full_rebuild(config, Silent(), fresh=fresh, executor=Inline())
+    row = pa.table({"doc_id": ["one more"], "text": ["of a newer version"]})
+    lance.write_dataset(row, f"{place}/source.lance", mode="append", storage_options=options)
     return Catalog(Storage.open(config.storage.root, options), ALIAS)
 
 
@@ -128,7 +136,7 @@ def _sections(place: str, options: dict[str, str], model: str) -> dict[str, obje
 def crowd(catalog: Catalog) -> None:
     """Records of more releases and runs of the same config: most runs ended, a few are open.
 
-    Every candidate was compared with the first release, and the source has a newer version.
+    Every candidate was compared with the first release.
     """
     from unit.test_catalog import comparison
 
@@ -143,9 +151,6 @@ def crowd(catalog: Catalog) -> None:
             comparison(catalog, candidate, release)
         if n <= RUNS - OPEN_RUNS:
             run.finish(run.id)
-    place, options = str(release.source["uri"]), dict(catalog.storage.options)
-    row = pa.table({"doc_id": ["one more"], "text": ["of a newer version"]})
-    lance.write_dataset(row, place, mode="append", storage_options=options)
 
 
 def cpu_of_status(catalog: Catalog, model: str, folder: Path) -> common.Figures:
@@ -171,9 +176,15 @@ def _cpu_s(command: list[str]) -> float:
 def s3_requests(catalog: Catalog, store: Store) -> common.Figures:
     """What a rollback and a status ask the store for, each with a connection of its own."""
     second = catalog.releases()[1].id
-    promote.promote(catalog, second, force_reason="measured")
     counted: common.Figures = {}
-    for name, verb in (("rollback", promote.rollback), ("status", status)):
+    verbs: dict[str, Callable[[Catalog], object]] = {
+        "rollback": promote.rollback,
+        "rollback_verb": roll_back,
+        "status": status,
+    }
+    for name, verb in verbs.items():
+        if name.startswith("rollback"):
+            promote.promote(catalog, second, force_reason="measured")
         fresh = Storage.open(catalog.storage.root, dict(catalog.storage.options))
         store.arm(None)
         verb(Catalog(fresh, ALIAS))
@@ -185,6 +196,14 @@ def s3_requests(catalog: Catalog, store: Store) -> common.Figures:
 # --- taking turns ---
 
 
+def roll_back(catalog: Catalog) -> object:
+    """What the command does."""
+    moved = check.rollback_release(catalog, None, None)
+    if moved["behind"]["documents"] != 1:
+        raise SystemExit(f"the source has one document more, and rollback said {moved['behind']}")
+    return moved
+
+
 def take_turns(catalog: Catalog, times: int) -> common.Figures:
     """Promote one release and roll back to the other, again and again."""
     first, second = (release.id for release in catalog.releases())
@@ -192,7 +211,7 @@ def take_turns(catalog: Catalog, times: int) -> common.Figures:
     forward, back = [], []
     for _ in range(times):
         forward.append(_ms(lambda: promote.promote(catalog, second, force_reason="measured")))
-        back.append(_ms(lambda: promote.rollback(catalog)))
+        back.append(_ms(lambda: roll_back(catalog)))
     log = catalog.log()
     if len(log) != 2 * times + 1 or log[-1].release.id != first:
         raise SystemExit(f"after {times} turns the log has {len(log)} records")

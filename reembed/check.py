@@ -18,6 +18,7 @@ from reembed.errors import (
     EncoderError,
     IntegrityError,
     NotVerified,
+    ReembedError,
     SourceError,
     UsageError,
 )
@@ -374,9 +375,9 @@ def _named(catalog: Catalog, which: str) -> Release:
 
 def rollback_release(catalog: Catalog, to: str | None, reason: str | None) -> dict[str, Any]:
     """Roll back, and say what the old release lacks."""
-    before = catalog.live()
-    record = rollback(catalog, to, reason=reason)
-    return _moved(before, record, catalog)
+    steps = catalog.last_steps()
+    record = rollback(catalog, to, reason=reason, steps=steps)
+    return _moved(steps[0], record, catalog)
 
 
 def search(
@@ -443,7 +444,14 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
 
 
 def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
-    """How far the source has moved since the release was caught up with it."""
-    from reembed.lag import lag
+    """How far the source has moved since the release was caught up with it.
 
-    return lag(catalog, release).to_json()
+    The alias has moved: what can no longer be read is said, as raising it would look as if it had not.
+    """
+    from reembed.lag import Lag, lag
+
+    try:
+        return lag(catalog, release).to_json()
+    except (ReembedError, OSError, BaseError) as error:
+        why = str(error).splitlines()[0]
+        return Lag(int(release.source["version"]), None, None, None, why).to_json()

@@ -196,15 +196,23 @@ def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     return f"whether it is better than {than}", f"how good its results are: {judged}"
 
 
-def rollback(catalog: Catalog, to: str | None = None, *, reason: str | None = None) -> AliasRecord:
+def rollback(
+    catalog: Catalog,
+    to: str | None = None,
+    *,
+    reason: str | None = None,
+    steps: tuple[AliasRecord | None, AliasRecord | None] | None = None,
+) -> AliasRecord:
     """Move the alias back: to the release that served before this one, or to `to`.
+
+    `steps` is what `Catalog.last_steps` gave, where the caller has read it already.
 
     Raises:
         UsageError: nothing served before, or that release is gone.
         Conflict: somebody else moved the alias at this moment.
         IntegrityError: that release is not verified, or its data is not there.
     """
-    live, before = catalog.last_steps()
+    live, before = steps or catalog.last_steps()
     if live is None:
         raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
     if to == live.release.id:

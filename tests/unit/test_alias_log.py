@@ -14,6 +14,7 @@ from unit.test_catalog import FIRST, make_release
 
 from reembed import catalog as catalog_module
 from reembed.catalog import AliasRecord, Catalog, Release, line_of
+from reembed.check import rollback_release
 from reembed.config import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lag import note
@@ -62,9 +63,10 @@ def steps(catalog: Catalog, *releases: Release) -> None:
 # --- bounded reading ---
 
 
+@pytest.mark.parametrize("roll_back", [rollback, lambda c: rollback_release(c, None, None)])
 @pytest.mark.parametrize("length", [3, 64, 65, 300])
 def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
-    catalog, reads, length
+    catalog, reads, length, roll_back
 ):
     a, b = make_release(catalog, "a"), make_release(catalog, "b")
     last: AliasRecord | None = None
@@ -74,7 +76,7 @@ def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
     assert catalog.live() == last
     assert sum(path.startswith("aliases/docs/") for path in reads) == 2
     reads.clear()
-    rollback(catalog)
+    roll_back(catalog)
     assert sum(n for path, n in reads.items() if path.startswith("aliases/")) <= 4
     assert sum(reads.values()) <= 6
 

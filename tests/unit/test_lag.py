@@ -11,6 +11,7 @@ import pytest
 from unit.test_catalog import make_release
 
 from reembed.catalog import Catalog
+from reembed.check import rollback_release
 from reembed.config import Config
 from reembed.lag import caught_up, lag, note, noted_place
 from reembed.source import Source
@@ -42,6 +43,34 @@ def test_versions_and_documents_that_came_since_are_counted(behind):
     assert (found.source_version, found.newest, found.versions, found.documents) == (1, 4, 3, 3)
     assert found.why is None
     assert 0 <= found.seconds < 3600
+
+
+@pytest.mark.parametrize("versions", [1, 4, 9])
+def test_each_version_is_opened_once_however_many_came_since(behind, monkeypatch, versions):
+    catalog, release, uri = behind
+    for n in range(versions):
+        lance.dataset(uri).update({"text": "'again'"}, where=f"doc_id = 'd{n:05}'")
+    opened: list[int | None] = []
+    plain = lance.dataset
+    monkeypatch.setattr(
+        lance, "dataset", lambda *a, **k: opened.append(k.get("version")) or plain(*a, **k)
+    )
+    assert lag(catalog, release).documents == 3 + versions - (versions > 1)
+    newest = 4 + versions
+    assert opened == [None, 1, newest, 2]
+
+
+def test_a_rollback_that_cannot_tell_what_is_missing_says_so_and_has_moved_the_alias(behind):
+    catalog, release, _ = behind
+    note(catalog, release, 1, caught_up(catalog, release).newest())
+    (noted,) = catalog.storage.names(f"runs/{release.run_id}/caught-up/")
+    catalog.storage.write_bytes(f"runs/{release.run_id}/caught-up/{noted}", b"{")
+    first = catalog.append(None, "promote", release)
+    catalog.append(first, "promote", catalog.release("docs-0-v1-1"))
+    moved = rollback_release(catalog, None, None)
+    assert moved["to"] == catalog.live().release.id == release.id
+    assert (moved["behind"]["newest"], moved["behind"]["documents"]) == (None, None)
+    assert "is not a record" in moved["behind"]["why"]
 
 
 def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):
