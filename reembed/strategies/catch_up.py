@@ -26,6 +26,7 @@ from reembed.strategies.steps import (
     Work,
     build_index,
     embed_documents,
+    embed_planned_otherwise,
     keep_rows,
     register,
     seal,
@@ -132,7 +133,7 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
     preflight.require_rights(run.storage, plan)
     preflight.require_room(run, plan, source, say)
-    config = _with_planned_index(config, plan, say)
+    config = _as_planned(config, plan, say)
     with on.connected(config) as connected, stopping(say) as stop:
         say("ray", where=connected.where)
         work = Work(run, plan, source, config, connected, say, stop)
@@ -144,10 +145,11 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
     return register(work, sealed, manifest, receipt)
 
 
-def _with_planned_index(config: Config, plan: Plan, say: Listener) -> Config:
-    """The config with its line's index settings; the device is that of this machine."""
+def _as_planned(config: Config, plan: Plan, say: Listener) -> Config:
+    """The config with its line's index settings, on this machine's device; what else was planned is said."""
     index = IndexConfig(**plan.index).model_copy(update={"device": config.index.device})
-    if changed := changed_settings("index", index.model_dump(), config.index.model_dump()):
+    changed = changed_settings("index", index.model_dump(), config.index.model_dump())
+    if changed := changed + embed_planned_otherwise(plan, config):
         say("ignored", settings=changed)
     return config.model_copy(update={"index": index})
 

@@ -20,6 +20,7 @@ from reembed.strategies.steps import (
     Work,
     build_index,
     embed_documents,
+    embed_planned_otherwise,
     register,
     seal,
     stopping,
@@ -223,16 +224,8 @@ def _planned_otherwise(plan: Plan | None, config: Config, gate: FrozenGate) -> l
     """
     if plan is None:
         return []
-    now_set = config.embed.model_dump(include={"unit_documents", "reuse"})
-    planned = dict(now_set)
-    if (rows := _unit_rows(plan)) is not None:
-        planned["unit_documents"] = rows
-    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
-        planned["reuse"] = plan.reuse
-    return [
-        *changed_settings("gate", plan.gate, gate.model_dump()),
-        *changed_settings("embed", planned, now_set),
-    ]
+    changed = changed_settings("gate", plan.gate, gate.model_dump())
+    return changed + embed_planned_otherwise(plan, config)
 
 
 def _built_otherwise(release: Release, run: Run, config: Config) -> list[Changed]:
@@ -248,10 +241,3 @@ def _built_otherwise(release: Release, run: Run, config: Config) -> list[Changed
             ("embed.max_dead_letters", release.dead_letters, config.embed.max_dead_letters)
         )
     return changed
-
-
-def _unit_rows(plan: Plan) -> int | None:
-    """Documents in a whole unit; None where no fragment was cut, and any larger number would do."""
-    largest = max(u.rows for u in plan.units)
-    whole = {(u.fragment, u.offset + u.rows) for u in plan.units if u.rows == largest}
-    return largest if any((u.fragment, u.offset) in whole for u in plan.units) else None

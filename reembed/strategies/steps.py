@@ -28,7 +28,7 @@ from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
 from reembed.index_search import SearchIndex
-from reembed.progress import EmbedProgress, Listener, changed_settings
+from reembed.progress import Changed, EmbedProgress, Listener, changed_settings
 from reembed.runs import Donor, Plan, Run
 from reembed.source import Source
 from reembed.stop import Stop
@@ -76,6 +76,28 @@ def tell_plan(run: Run, plan: Plan, say: Listener, *, pinned: bool, **more: Any)
         source=plan.source,
         pinned=pinned,
     )
+
+
+def embed_planned_otherwise(plan: Plan, config: Config) -> list[Changed]:
+    """Settings of the section embed that were fixed when the run was planned, and are different now."""
+    now_set = config.embed.model_dump(include={"unit_documents", "reuse"})
+    planned = dict(now_set)
+    if (rows := _unit_rows(plan)) is not None:
+        planned["unit_documents"] = rows
+    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
+        planned["reuse"] = plan.reuse
+    return changed_settings("embed", planned, now_set)
+
+
+def _unit_rows(plan: Plan) -> int | None:
+    """Documents in a whole unit; None where nothing was cut, and any larger number would do.
+
+    What stays of a table's fragment is one unit, however large.
+    """
+    cut = [u for u in plan.units if u.kind != "keep"]
+    largest = max((u.rows for u in cut), default=0)
+    whole = {(u.fragment, u.offset + u.rows) for u in cut if u.rows == largest}
+    return largest if any((u.fragment, u.offset) in whole for u in cut) else None
 
 
 def stopping(say: Listener) -> AbstractContextManager[Stop]:

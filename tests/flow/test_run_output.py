@@ -120,6 +120,24 @@ def test_a_catch_up_that_goes_on_names_index_settings_that_it_does_not_use(
     assert named == {f"index.{k}": ("auto", v) for k, v in settings.items()}
 
 
+@pytest.mark.parametrize("dies", [DiesEmbedding, DiesVerifying])
+def test_a_catch_up_that_goes_on_names_the_units_it_was_planned_in(
+    corpus, make_config, quiet, dies
+):
+    source = corpus(300)
+    release = full_rebuild(make_config(source), quiet, executor=Inline())
+    dataset = lance.dataset(source)
+    dataset.delete("doc_id < 'd00002'")  # what stays of its fragment is the largest unit
+    rows = [{"doc_id": f"x{n}", "title": "", "text": f"more {n}"} for n in range(100)]
+    lance.write_dataset(pa.Table.from_pylist(rows), source, mode="append")
+    with pytest.raises((RunFailed, Killed)):
+        catch_up(make_config(source), release, quiet, executor=dies())
+    assert not ignored(quiet)
+    other = make_config(source, embed={"unit_documents": 32, "reuse": False, "batch_tokens": 512})
+    catch_up(other, release, quiet, executor=Inline())
+    assert ignored(quiet) == [("embed.unit_documents", 64, 32)]
+
+
 @pytest.mark.parametrize("staged", [DiesEmbedding, DiesVerifying, Inline])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_resumed_run_names_that_it_copies_or_does_not_as_planned(

@@ -584,7 +584,7 @@ def unplanned(monkeypatch):
     """Catch-ups build by the config's settings: the check after is alone."""
     from reembed.strategies import catch_up as strategy
 
-    monkeypatch.setattr(strategy, "_with_planned_index", lambda config, plan, say: config)
+    monkeypatch.setattr(strategy, "_as_planned", lambda config, plan, say: config)
 
 
 @pytest.mark.usefixtures("unplanned")
