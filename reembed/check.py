@@ -85,6 +85,7 @@ def verify_release(
     """Verify a registered release again; a full report is kept in its run's folder.
 
     Raises:
+        IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
         NotVerified: the store, the source or the model could not be read.
     """
     release = _kept(catalog, release_id)
@@ -93,7 +94,8 @@ def verify_release(
     except IntegrityError as error:
         failed = {"release": release.id, "passed": False, "why": str(error), "at": now()}
         catalog.storage.write(verification_path(release.run_id), failed)
-        raise
+        again = Run(catalog.storage, release.run_id).rebuild
+        raise IntegrityError(error.what, error.why, again) from error
     except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         again = f"reembed verify --release {release.id} --resume     # goes on with what was not read yet"

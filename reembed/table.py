@@ -55,7 +55,7 @@ def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Sc
 def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
     """Create the table empty if it is not there; its newest version."""
     uri = storage.uri(path)
-    if not any(True for _ in storage.objects(f"{path}/_versions/")):
+    if not any(p.endswith(".manifest") for p, _ in storage.objects(f"{path}/_versions/")):
         try:
             lance.write_dataset(
                 columns.empty_table(),

@@ -527,6 +527,25 @@ def test_wrong_vectors_that_a_catch_up_shares_are_not_copied_by_what_it_prints(i
     repaired_by(inline, fails("catch-up", "live"))
 
 
+RECORDS = {
+    "index": "indexes/*/*.faiss",
+    "manifest of the index": "indexes/*/*.json",
+    "version of the table": "tables/*/_versions/*.manifest",
+    "record of files": "runs/*/sealed.json",
+}
+
+
+@pytest.mark.parametrize("hurt", ["flipped", "gone"])
+@pytest.mark.parametrize("what", RECORDS)
+def test_a_release_that_verify_cannot_look_into_is_built_again_by_what_it_prints(
+    inline, what, hurt
+) -> None:
+    release = serving(inline)
+    for file in (inline / "root").glob(RECORDS[what]):
+        flip(file) if hurt == "flipped" else file.unlink()
+    verified_as_printed(inline, release)
+
+
 @pytest.mark.parametrize("verb", ["catch-up", "dead-letters", "verify"])
 def test_a_release_whose_record_of_files_is_gone_is_built_again_by_what_each_verb_prints(
     inline, verb

@@ -764,9 +764,9 @@ def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair
         check.search(pair.catalog, ["a"], 1, release.id, [])
     with pytest.raises(IntegrityError) as from_verify:
         check.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
-    for refused in (from_search, from_verify):
-        assert printed_fix(refused.value) == ["status"]
-        assert "reembed run --fresh" in refused.value.fix
+    assert printed_fix(from_search.value) == ["status"]
+    assert printed_fix(from_verify.value)[:2] == ["run", "--fresh"]
+    assert "reembed run --fresh" in from_search.value.fix
 
 
 # --- promote looks itself: each line of defence without the one before it ---
