@@ -250,7 +250,7 @@ def _indexed(
     if texts:
         encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
         queries = encoder.embed(encoder.tokenize(texts, "query"))
-    built = index.build(vectors, config.index, queries, trained=_trained(run, plan))
+    built = index.build(vectors, config.index, queries, trained=_trained(run, plan, vectors.rows))
     return index_store.save(
         built,
         run.storage.store,
@@ -261,9 +261,9 @@ def _indexed(
     )
 
 
-def _trained(run: Run, plan: Plan) -> tuple[str, SearchIndex] | None:
-    """The base's index, for a catch-up: what it learned of the vectors holds for a few more."""
-    if plan.base is None:
+def _trained(run: Run, plan: Plan, rows: int) -> tuple[str, SearchIndex] | None:
+    """The base's index, for a catch-up: what it learned of the vectors holds while most of them stay."""
+    if plan.base is None or plan.rows > rows / 2:
         return None
     base, store = Catalog(run.storage, plan.alias).release(plan.base.release), run.storage.store
     manifest = index_store.read_manifest(store, base.index, base.index_sha256)

@@ -15,6 +15,7 @@ from reembed import changes, table
 from reembed.catalog import Catalog
 from reembed.digests import digest
 from reembed.errors import IntegrityError
+from reembed.live import OpenRelease
 from reembed.source import Source
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -78,6 +79,25 @@ def test_texts_written_by_column_are_embedded_by_a_catch_up(tmp_path, make_confi
     texts = {r["doc_id"]: r["text"] for r in lance.dataset(uri).to_table().to_pylist()}
     found = {i: r["text_hash"] for i, r in rows_of(config, release).items()}
     assert found == {i: digest(t.encode()) for i, t in texts.items()}
+
+
+def test_an_index_is_trained_again_once_most_of_its_vectors_are_others(tmp_path, make_config):
+    """Scalars outside the range that it learned would be cut off, and the scores with them."""
+    uri = write(tmp_path, pa.array(range(ROWS)))
+    config = make_config(uri, index={"factory": "SQ8"})
+    first = build(config)
+    rename_another_column(uri)
+    served = OpenRelease.open(catalog_of(config).storage, follow(config, first))
+    texts = {f"d{n:02d}": f"the body of {n}" for n in range(ROWS)}
+    found = served.search(list(texts.values()), k=ROWS)
+    own = {
+        h.doc_id: h.score
+        for i, hits in zip(texts, found, strict=True)
+        for h in hits
+        if h.doc_id == i
+    }
+    assert own.keys() == texts.keys()
+    assert min(own.values()) > 0.98
 
 
 STAMPS = [dt.datetime(2024, 1, 1) + dt.timedelta(days=n) for n in range(ROWS)]
