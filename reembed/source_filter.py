@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lance
 import pyarrow as pa
@@ -51,6 +51,8 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
             _example(dataset),
         )
     require_condition(dataset, where, condition)
+    if error := _fails(dataset, condition):
+        raise _not_a_filter(dataset, where, condition, error)
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
         if _error(without_columns, part) is None:
@@ -68,11 +70,17 @@ def require_condition(dataset: lance.LanceDataset, where: str, condition: str) -
         SourceError: a column is not there, or of a type that cannot be compared so.
     """
     if error := _error(dataset, condition):
-        raise SourceError(
-            f"source.filter = {condition!r} is not a filter over {where}: {error}",
-            f"columns: {', '.join(dataset.schema.names)}",
-            _with_like_names(dataset, condition) or _example(dataset),
-        )
+        raise _not_a_filter(dataset, where, condition, error)
+
+
+def _not_a_filter(
+    dataset: lance.LanceDataset, where: str, condition: str, error: str
+) -> SourceError:
+    return SourceError(
+        f"source.filter = {condition!r} is not a filter over {where}: {error}",
+        f"columns: {', '.join(dataset.schema.names)}",
+        _with_like_names(dataset, condition) or _example(dataset),
+    )
 
 
 def _with_like_names(dataset: lance.LanceDataset, condition: str) -> str | None:
@@ -97,8 +105,23 @@ def _example(dataset: lance.LanceDataset) -> str | None:
 
 def _error(dataset: lance.LanceDataset, condition: str) -> str | None:
     """What Lance says against a condition when it plans a scan by it; no row is read."""
+    return _said(lambda: _scanner(dataset, condition).explain_plan())
+
+
+def _fails(dataset: lance.LanceDataset, condition: str) -> str | None:
+    """What Lance says when it evaluates a condition, up to the first row that meets it."""
+    return _said(lambda: _scanner(dataset, condition, limit=1).to_table())
+
+
+def _scanner(
+    dataset: lance.LanceDataset, condition: str, limit: int | None = None
+) -> lance.LanceScanner:
+    return dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=limit)
+
+
+def _said(look: Callable[[], object]) -> str | None:
     try:
-        dataset.scanner(columns=[], with_row_id=True, filter=condition).explain_plan()
+        look()
     except (ValueError, OSError) as error:
         return str(error).split(", /home/")[0].splitlines()[0]
     return None

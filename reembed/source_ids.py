@@ -25,9 +25,16 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
     try:
         hashes, nulls = _id_hashes(dataset, where, column, condition)
     except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
+        why = str(error).split(", /home/")[0].splitlines()[0]
+        if condition and "UTF" not in why.upper():
+            raise SourceError(
+                f"source.filter = {condition!r} cannot be evaluated for every row of {where}",
+                why,
+                "reembed config     # shows source.filter; change it so that it fits every row",
+            ) from error
         raise SourceError(
             f"{column} of {where} cannot be read",
-            str(error).split(", /home/")[0].splitlines()[0],
+            why,
             "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
         ) from error
     if nulls:

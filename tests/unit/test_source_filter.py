@@ -97,6 +97,22 @@ def test_a_filter_over_columns_is_taken(dataset, condition):
     check_filter(dataset, "the source", condition)
 
 
+@pytest.mark.parametrize("condition", ["cast(Lang as int) > 3", "year / 0 > 1"])
+def test_a_filter_that_can_be_planned_and_not_evaluated_is_refused(dataset, condition):
+    with pytest.raises(SourceError, match="is not a filter over"):
+        check_filter(dataset, "here", condition)
+
+
+def test_a_filter_that_fails_at_a_later_row_is_named(dataset, make_config, quiet):
+    rows = {"doc_id": ["late"], "Lang": ["en"], "year": [12], "text": ["y"], "od d": ["one"]}
+    lance.write_dataset(pa.table(rows | {"s": [{"a": 1}]}), dataset.uri, mode="append")
+    config = make_config(
+        dataset.uri, source={"uri": dataset.uri, "filter": "cast(`od d` as int) = 1"}
+    )
+    with pytest.raises(SourceError, match="cannot be evaluated for every row"):
+        full_rebuild(config, quiet, executor=Inline())
+
+
 def test_the_fix_of_a_quoted_column_filters_by_the_column(dataset):
     with pytest.raises(SourceError) as found:
         check_filter(dataset, "the source", "\"Lang\" != 'en' AND year < 9")
