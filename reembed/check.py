@@ -288,13 +288,11 @@ def catch_up_release(
     from reembed.strategies import catch_up as strategy
 
     catalog = catalog_of(config)
-    began, before = catalog.last_steps()
-    if which == "live" and began and before:
-        _require_not_undone(catalog, began, before)
-    chosen = _named(catalog, which)
-    newest = strategy.catch_up(
-        config, newest_of(catalog, chosen), say, retry_dead_letters=retry_dead_letters
-    )
+    began, chosen = catalog.live(), _named(catalog, which)
+    newest = newest_of(catalog, chosen)
+    if which == "live" and began is not None:
+        _require_not_undone(catalog, began, newest)
+    newest = strategy.catch_up(config, newest, say, retry_dead_letters=retry_dead_letters)
     before = catalog.live()
     serves = before is not None and before.release.origin == newest.origin
     record = follow(catalog, newest, decided_on=began) if serves else None
@@ -312,15 +310,19 @@ def catch_up_release(
     }
 
 
-def _require_not_undone(catalog: Catalog, live: AliasRecord, before: AliasRecord) -> None:
-    """A catch-up of live is no longer asked for by itself once its last one was taken back."""
-    if live.action != "rollback" or live.release.origin != before.release.origin:
+def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) -> None:
+    """Refuse to catch up live after a rollback to older documents of its line.
+
+    Raises:
+        Conflict: `newest`, of the same line, has newer documents than what was rolled back to.
+    """
+    if live.action != "rollback" or newest.id == live.release.id:
         return
     reason = f": {live.grounds.reason}" if live.grounds.reason else ""
     raise Conflict(
-        f"{catalog.alias} was rolled back from {before.release.id} to {live.release.id} at {live.at}{reason}",
-        "both are of one model, and a catch-up of live would undo that",
-        f"reembed catch-up {shlex.quote(live.release.id)}     # if its source is as it should be now",
+        f"{catalog.alias} was rolled back to {live.release.id} at {live.at}{reason}",
+        f"{newest.id} has its model and newer documents, and a catch-up of live would go there",
+        f"reembed catch-up {shlex.quote(live.release.id)}     # goes there all the same",
     )
 
 

@@ -285,14 +285,20 @@ def follow(
         IntegrityError: it is not verified, or its data is not there.
     """
     live = catalog.require_live()
-    rolled_back = live.action == "rollback" and decided_on is not None
-    if live.release.origin != release.origin or (rolled_back and live != decided_on):
+    if live.release.origin != release.origin or _went_back_since(decided_on, live):
         raise Conflict(
             f"{catalog.alias} was moved to {live.release.id} meanwhile",
-            f"{release.id} grew out of what served before",
+            f"{release.id} grew out of what served before that",
             "reembed status",
         )
     return _advance(catalog, live, release)
+
+
+def _went_back_since(decided: AliasRecord | None, live: AliasRecord) -> bool:
+    """Whether the alias was rolled back within its line after a step."""
+    if decided is None or decided.release.origin != live.release.origin:
+        return False
+    return live.action == "rollback" and live.token != decided.token
 
 
 def _advance(

@@ -50,9 +50,8 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
             "documents would come and go while the dataset stays as it is, and nothing would notice",
             _example(dataset),
         )
-    require_condition(dataset, where, condition)
-    if error := _fails(dataset, condition):
-        raise _not_a_filter(dataset, where, condition, error)
+    if error := _error(dataset, condition) or _fails(dataset, condition):
+        raise _not_a_filter(dataset, where, condition, error, _example(dataset))
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
         if _error(without_columns, part) is None:
@@ -64,22 +63,23 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
 
 
 def require_condition(dataset: lance.LanceDataset, where: str, condition: str) -> None:
-    """Refuse what is not a condition over this dataset's columns; reads no row.
+    """Refuse a filter that was a condition over an earlier version's columns; reads no row.
 
     Raises:
         SourceError: a column is not there, or of a type that cannot be compared so.
     """
     if error := _error(dataset, condition):
-        raise _not_a_filter(dataset, where, condition, error)
+        otherwise = "reembed config     # shows source.filter; it must name columns that are there"
+        raise _not_a_filter(dataset, where, condition, error, otherwise)
 
 
 def _not_a_filter(
-    dataset: lance.LanceDataset, where: str, condition: str, error: str
+    dataset: lance.LanceDataset, where: str, condition: str, error: str, otherwise: str | None
 ) -> SourceError:
     return SourceError(
         f"source.filter = {condition!r} is not a filter over {where}: {error}",
         f"columns: {', '.join(dataset.schema.names)}",
-        _with_like_names(dataset, condition) or _example(dataset),
+        _with_like_names(dataset, condition) or otherwise,
     )
 
 

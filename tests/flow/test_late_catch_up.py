@@ -82,12 +82,37 @@ def test_a_catch_up_of_live_does_not_undo_a_rollback_within_its_line(
     second = catch_up_release(config, "live", quiet, retry_dead_letters=False)["to"]
     promote.rollback(catalog, first.id, reason="a is wrong")
     put(source, "b")
-    with pytest.raises(Conflict, match=f"rolled back from {second} to .*: a is wrong") as refused:
+    with pytest.raises(Conflict, match=f"rolled back to {first.id} at .*: a is wrong") as refused:
         catch_up_release(config, "live", quiet, retry_dead_letters=False)
+    assert second in str(refused.value)
     assert catalog.require_live().release.id == first.id
     named = refused.value.fix.split("  ")[0].removeprefix("reembed catch-up ")
     assert catch_up_release(config, named, quiet, retry_dead_letters=False)["serves"]
     assert catalog.require_live().release.rows == 62
+
+
+def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_catch_up(
+    line, corpus, make_config, quiet, monkeypatch
+):
+    catalog, first, newer, _late = line
+    source = str(newer.source["uri"])
+    config = make_config(source)
+    monkeypatch.setattr(strategy, "RayExecutor", Inline)
+    promote.promote(catalog, newer.id, initial_reason="a test")
+    catalog.append(catalog.live(), "rollback", first)
+    promote.rollback(catalog, newer.id, reason="forward again")
+    put(source, "c")
+    assert catch_up_release(config, "live", quiet, retry_dead_letters=False)["serves"]
+    assert catalog.require_live().action == "catch-up"
+
+
+def test_a_rollback_from_another_line_does_not_stop_what_it_went_back_to(line):
+    catalog, first, newer, late = line
+    other = catalog.register(replace(newer, id="passages-00000000-v1-1", run_id="x"))
+    catalog.append(None, "promote", first)
+    began = catalog.append(catalog.live(), "promote", other)
+    catalog.append(began, "rollback", late)
+    assert promote.follow(catalog, newer, decided_on=began).release.id == newer.id
 
 
 @pytest.mark.parametrize("reason", [None, "I insist"])

@@ -116,7 +116,7 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
     [
         ("lang", "language", "`language` = 'en' AND year > 2"),
         ("year", "the year", "lang = 'en' AND `the year` > 2"),
-        ("year", "written", "`doc_id` IS NOT NULL"),
+        ("year", "written", None),
     ],
 )
 def test_a_filter_over_a_renamed_column_is_answered_with_the_name_that_is_most_like_it(
@@ -126,7 +126,8 @@ def test_a_filter_over_a_renamed_column_is_answered_with_the_name_that_is_most_l
     renamed(column, to)(lance.dataset(config.source.uri))
     with pytest.raises(SourceError) as refused:
         catch_up(config, first, Silent(), executor=Inline())
-    assert shlex.split(refused.value.fix) == ["reembed", "run", "--set", f"source.filter={meant}"]
+    command = ["run", "--set", f"source.filter={meant}"] if meant else ["config"]
+    assert shlex.split(refused.value.fix, comments=True) == ["reembed", *command]
 
 
 def test_a_failing_catch_up_is_said_as_it_failed_where_the_source_lost_a_column_meanwhile(
