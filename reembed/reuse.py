@@ -36,10 +36,11 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
     Raises:
         IntegrityError: a record of this alias is damaged.
     """
-    storage, found = catalog.storage, []
+    storage, found, kept = catalog.storage, [], set()
     for alias in storage.folders("releases/"):
         other = Catalog(storage, alias)
-        for name in other.ids():
+        kept |= {(alias, name) for name in other.ids()}
+        for name in (*other.ids(), *other.retired()):  # what failed is in doubt when it is gone, too
             try:
                 release = other.release(name)
                 if release.space.id == space_id:
@@ -50,9 +51,10 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
                 say("begin", what=f"no vectors are copied from {name} of {alias}: {error.what}")
     failed = {r.origin: f"{r.id} failed verification" for r, verified in found if not verified}
     doubted = _doubted(storage, failed, {r.origin for r, _ in found})
-    for line, why in doubted.items():
-        say("begin", what=f"no vectors are copied from line {line}: {why}")
-    whole = [r for r, _ in found if r.origin not in doubted]
+    there = [r for r, _ in found if (r.alias, r.id) in kept]
+    for line in sorted(doubted.keys() & {r.origin for r in there}):
+        say("begin", what=f"no vectors are copied from line {line}: {doubted[line]}")
+    whole = [r for r in there if r.origin not in doubted]
     newest = {r.table: r for r in sorted(whole, key=lambda r: (r.number, r.created_at, r.id))}
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)

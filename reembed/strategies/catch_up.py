@@ -37,7 +37,7 @@ from reembed.strategies.steps import (
 from reembed.table import read_sealed
 from reembed.table_version import TableVersion
 
-_PASSES = 3
+_PASSES = 4
 
 
 def catch_up(
@@ -67,7 +67,9 @@ def catch_up(
         newer = _pass(config, release, say, on, unfinished, retry=retry)
         if newer is None:
             break
-        release, retry = newer, retry and _leaves_dead_letters(unfinished)
+        if newer is not release:
+            retry = retry and _leaves_dead_letters(unfinished)
+        release = newer
     say("lag", release=release.id, **lag(_catalog(config), release).to_json())
     return release
 
@@ -83,7 +85,8 @@ def _pass(
 ) -> Release | None:
     """One pass, or the end of one that was interrupted; None when nothing is left to do.
 
-    One that failed before and fails again gives way to a newer version of the source.
+    One that failed before and fails again gives way to a newer version of the source: it is abandoned,
+    and `release` itself is returned.
     """
     catalog = _catalog(config)
     # What stays is taken over as it is, and the next release's sample may miss what is wrong with it.
@@ -110,7 +113,7 @@ def _pass(
         try:
             return _carry_out(config, run, plan, say, on)
         except (TooManyDeadLetters, IntegrityError) as error:
-            # What is wrong with that version may be mended in a newer one: do not insist on it. The
+            # What is wrong with that version may be right in a newer one: do not insist on it. The
             # first time it is kept, as the fix that was named needs what is staged.
             planned = Source.from_json(plan.source, run.storage.options)
             newest, _ = newest_of(planned)
@@ -118,7 +121,7 @@ def _pass(
                 raise
             run.abandon()
             say("begin", what=f"{error.what}: given up for what came after {planned.version}")
-    return _pass(config, release, say, on, _unfinished(catalog, release), retry=retry)
+            return release
 
 
 def _leaves_dead_letters(run: Run | None) -> bool:

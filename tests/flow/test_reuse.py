@@ -120,9 +120,11 @@ def test_a_release_whose_newest_verification_failed_gives_no_vector(corpus, make
     assert copied(quiet) == 0
 
 
-@pytest.mark.parametrize("failed", ["rebuild", "catch-up"])
+@pytest.mark.parametrize(
+    ("failed", "retired"), [("rebuild", False), ("rebuild", True), ("catch-up", False)]
+)
 def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification(
-    corpus, make_config, quiet, failed
+    corpus, make_config, quiet, failed, retired
 ):
     source = corpus(300)
     config = make_config(source)
@@ -134,6 +136,8 @@ def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification
     at = f"runs/{(first if failed == 'rebuild' else second).run_id}/verify.json"
     record = storage.read(at)
     storage.write(at, {**record, "passed": False})
+    if retired:
+        Catalog(storage, first.alias).mark_retired(first.id)
     build(make_config(source, table={"carry": ["title"]}), quiet)
     assert copied(quiet) == 0
     said = [f["what"] for stage, f in quiet.events if stage == "begin"]
