@@ -57,6 +57,16 @@ _ON_GPU = re.compile(r"Flat|IVF\d+,(Flat|SQfp16|SQ8|PQ\d+(x8)?)")
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An index that learned the distribution of nearly the same vectors."""
+
+    factory: str
+    index: SearchIndex
+    rows_since: int
+    """Rows that were embedded since it was trained, those of the index to be made included."""
+
+
+@dataclass(frozen=True)
 class Built:
     """A tuned index and how well it does: recalls [Q] is ann_recall@10 of each query."""
 
@@ -69,6 +79,8 @@ class Built:
     build_seconds: float
     settings: IndexConfig = field(default_factory=IndexConfig)
     """What it was built by."""
+    rows_since_training: int = 0
+    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
 
 
 def gpu_available() -> bool:
@@ -101,13 +113,12 @@ def build(
     source: VectorSource,
     config: IndexConfig,
     queries: Float32 | None,
-    trained: tuple[str, SearchIndex] | None = None,
+    trained: Trained | None = None,
 ) -> Built:
     """Train, fill, check and tune an index over every row of `source`.
 
     Without queries [Q, D] it is tuned on random documents, which are easier than real queries.
-    `trained` is an index (and its factory string) of nearly the same vectors: it is emptied and
-    filled again without training, unless its kind would be another now.
+    `trained` is emptied and filled again without training, unless its kind would be another now.
 
     Raises:
         UsageError: the factory string is wrong, or does not fit the vectors.
@@ -127,8 +138,8 @@ def build(
     if factory == "auto":
         # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
         factory = choose_factory(source.rows, source.dim, gpu=config.device == "gpu")
-    again = trained is not None and trained[0] == factory
-    empty = trained[1].emptied() if trained and again else _create(factory, source.dim)
+    again = trained if trained and trained.factory == factory else None
+    empty = again.index.emptied() if again else _create(factory, source.dim)
     tuned_on = "queries"
     if queries is None or not len(queries):
         queries, tuned_on = source.sample(TUNING_DOCUMENTS, seed=1), "documents"
@@ -144,7 +155,8 @@ def build(
         index.operate(point)
         recalls = ann_recall(index, queries, exact_ids, exact_scores)
     seconds = time.monotonic() - started
-    return Built(index, factory, device, point, recalls, tuned_on, seconds, config)
+    since = again.rows_since if again else 0
+    return Built(index, factory, device, point, recalls, tuned_on, seconds, config, since)
 
 
 def tune(

@@ -61,6 +61,8 @@ class IndexManifest:
     build_seconds: float
     settings: dict[str, Any]
     """The section `index` of the config that it was built by; the line's catch-ups are built by it too."""
+    rows_since_training: int
+    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def save(
             table_version=table_version,
             build_seconds=round(built.build_seconds, 3),
             settings=built.settings.model_dump(),
+            rows_since_training=built.rows_since_training,
         )
         faults.point("index.before_save")
         # Equal names hold equal bytes, so overwriting replaces nothing, and repairs a damaged file.

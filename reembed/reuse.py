@@ -40,7 +40,10 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
     for alias in storage.folders("releases/"):
         other = Catalog(storage, alias)
         kept |= {(alias, name) for name in other.ids()}
-        for name in (*other.ids(), *other.retired()):  # what failed is in doubt when it is gone, too
+        for name in (
+            *other.ids(),
+            *other.retired(),
+        ):  # what failed is in doubt when it is gone, too
             try:
                 release = other.release(name)
                 if release.space.id == space_id:

@@ -27,7 +27,6 @@ from reembed.catalog import Catalog, Release
 from reembed.config import Config, EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.executor import Executor
-from reembed.index_search import SearchIndex
 from reembed.progress import Changed, EmbedProgress, Listener, changed_settings
 from reembed.runs import Donor, Plan, Run
 from reembed.source import Source
@@ -261,13 +260,16 @@ def _indexed(
     )
 
 
-def _trained(run: Run, plan: Plan, rows: int) -> tuple[str, SearchIndex] | None:
-    """The base's index, for a catch-up: what it learned of the vectors holds while most of them stay."""
-    if plan.base is None or plan.rows > rows / 2:
+def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
+    """The base's index, for a catch-up: what it learned holds while most vectors are those it learned from."""
+    if plan.base is None:
         return None
     base, store = Catalog(run.storage, plan.alias).release(plan.base.release), run.storage.store
     manifest = index_store.read_manifest(store, base.index, base.index_sha256)
-    return manifest.factory, index_store.load(store, base.index, manifest)
+    since = manifest.rows_since_training + plan.rows
+    if since > rows / 2:
+        return None
+    return index.Trained(manifest.factory, index_store.load(store, base.index, manifest), since)
 
 
 def verified(

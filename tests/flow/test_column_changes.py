@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import changes, table
+from reembed import changes, index_store, table
 from reembed.catalog import Catalog
 from reembed.digests import digest
 from reembed.errors import IntegrityError
@@ -98,6 +98,22 @@ def test_an_index_is_trained_again_once_most_of_its_vectors_are_others(tmp_path,
     }
     assert own.keys() == texts.keys()
     assert min(own.values()) > 0.98
+
+
+def test_an_index_is_trained_again_once_several_catch_ups_changed_most_of_its_vectors(
+    tmp_path, make_config
+):
+    uri = write(tmp_path, pa.array(range(ROWS)))
+    config = make_config(uri, index={"factory": "SQ8"})
+    release, since = build(config), []
+    for first in (0, 16, 32):
+        names = ", ".join(f"'d{n:02d}'" for n in range(first, min(first + 16, ROWS)))
+        lance.dataset(uri).update({"text": "body"}, where=f"doc_id in ({names})")
+        release = follow(config, release)
+        store = catalog_of(config).storage.store
+        manifest = index_store.read_manifest(store, release.index, release.index_sha256)
+        since.append(manifest.rows_since_training)
+    assert since == [16, 0, 8]
 
 
 STAMPS = [dt.datetime(2024, 1, 1) + dt.timedelta(days=n) for n in range(ROWS)]
