@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,9 +147,7 @@ def _verified(
         "sample": sample,
     }
     journal = _journal(run, key, resume=resume)
-    record = storage.read_if_there(verification_path(run.id))
-    before = checked(VerifyRecord, record) if record is not None else {}
-    failed = before if not before.get("passed", True) else {}
+    failed = _failed_before(storage, run)
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
     standing = behind(source, newest, found.lacking, why)
@@ -158,6 +157,15 @@ def _verified(
     if not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0)):
         storage.write(verification_path(run.id), report)
     return {**report, "rebuild": run.rebuild}
+
+
+def _failed_before(storage: Storage, run: Run) -> Mapping[str, Any]:
+    """The newest verification, if it failed; a damaged record of it is replaced by the next one."""
+    try:
+        record = storage.read_if_there(verification_path(run.id))
+        return {} if record is None or checked(VerifyRecord, record)["passed"] else record
+    except IntegrityError:
+        return {}
 
 
 def is_fresh(report: dict[str, Any], within_s: float) -> bool:
@@ -450,7 +458,7 @@ def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) ->
 def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
     """How far the source has moved since the release was caught up with it.
 
-    The alias has moved: what can no longer be read is said, as raising it would look as if it had not.
+    The alias has already moved, so a source that cannot be read is reported, not raised.
     """
     from reembed.lag import Lag, lag
 

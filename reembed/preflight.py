@@ -46,7 +46,7 @@ def require_changed_texts(
     """
     nulls, stay = changes.without_text, len(changes.dead_letters)
     what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.text} is null"
-    both = f"{what}; {stay:,} dead letters of {release.id} stay" if stay else what
+    both = f"{what}; dead letters of {release.id} that stay: {stay:,}" if stay else what
     _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
     if nulls:
         _say_nulls(what, config, say)

@@ -75,7 +75,7 @@ def changed_settings(
     section: str, used: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[Changed]:
     """Each setting of a section that differs from what was used."""
-    return [(f"{section}.{k}", used[k], v) for k, v in now.items() if used[k] != v]
+    return [(f"{section}.{k}", used[k], v) for k, v in now.items() if k in used and used[k] != v]
 
 
 class EmbedProgress:

@@ -18,7 +18,7 @@ _LABELLED = re.compile(
     r"""(\ *(?:fix|Next|or|Back):\ )    # what the command is for
         ((?:'[^']*'|"[^"]*"|[^'"])*?)  # the command; what it quotes holds no comment
         (\ {5}\#\ .*|)                  # a comment""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 _VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -37,14 +37,14 @@ def _pasteable(lines: str, given: Sequence[str]) -> str:
     go on with a run by its own settings, which a --set would overrule.
     """
     options = "".join(f" {g}" for g in given)
+    return "\n".join(_complete(line, options) for line in lines.split("\n"))
 
-    def complete(line: str) -> str:
-        if (labelled := _LABELLED.fullmatch(line)) is None:
-            return _completed(line, "`", options)
-        label, command, comment = labelled.groups()
-        return label + _completed(command, "^", options) + _completed(comment, r"\b", options)
 
-    return "\n".join(complete(line) for line in lines.split("\n"))
+def _complete(line: str, options: str) -> str:
+    if (labelled := _LABELLED.fullmatch(line)) is None:
+        return _completed(line, "`", options)
+    label, command, comment = labelled.groups()
+    return label + _completed(command, "^", options) + _completed(comment, r"\b", options)
 
 
 def _completed(words: str, before: str, options: str) -> str:
@@ -60,7 +60,9 @@ def _completed(words: str, before: str, options: str) -> str:
 
 def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, Any]:
     """The same for scripts."""
-    fix = _pasteable(f"fix: {problem.fix}", given)[5:] if problem.fix else None
+    options = "".join(f" {g}" for g in given)
+    # As a whole: what it quotes may have several lines.
+    fix = _complete(f"fix: {problem.fix}", options)[5:] if problem.fix else None
     return {
         "error": type(problem).__name__,
         "what": problem.what,

@@ -221,7 +221,7 @@ class Plan:
 
     @property
     def restart(self) -> str:
-        """The command after which it is done anew."""
+        """The command that starts it again."""
         dropped = f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
         return dropped if self.base else "reembed run --fresh"
 

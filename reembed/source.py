@@ -231,8 +231,8 @@ class Source:
     def units(self, size: int, actors: int = 1) -> list[Unit]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on.
 
-        Largest first. Where several actors share many units, the last ones are quarters: whoever
-        begins the last unit keeps the others waiting for a quarter of a unit's time at most.
+        Largest first. Where several actors share many units, the last ones are quarters: the one
+        that begins the last unit keeps the others waiting for a quarter of a unit's time at most.
         """
         units = [
             unit

@@ -149,7 +149,10 @@ def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor
 
 
 def _as_planned(config: Config, plan: Plan, say: Listener) -> Config:
-    """The config with its line's index settings, on this machine's device; what else was planned is said."""
+    """The config with its line's index settings, on this machine's device.
+
+    Reports the other settings that the plan fixed.
+    """
     index = IndexConfig(**plan.index).model_copy(update={"device": config.index.device})
     changed = changed_settings("index", index.model_dump(), config.index.model_dump())
     if changed := changed + embed_planned_otherwise(plan, config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import gc, preflight, promote, report, verify
+from reembed import gc, preflight, promote, provenance, report, verify
 from reembed.catalog import Catalog
 from reembed.check import catalog_of, dead_letters, meant, search, verify_release
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
@@ -155,6 +156,24 @@ def test_a_damaged_file_is_a_difference_and_never_a_crash(build, place):
     assert found["differences"]["damaged"]["examples"] == (file.name,)
     with pytest.raises(IntegrityError, match="is not verified"):
         promote.promote(build.catalog, release.id, initial_reason="a test")
+
+
+def test_a_damaged_record_of_a_verification_is_replaced_by_the_next_one(build):
+    release, storage = build(), build.catalog.storage
+    path = provenance.verification_path(release.run_id)
+    storage.write_bytes(path, b"{")
+    with pytest.raises(IntegrityError):
+        promote.promote(build.catalog, release.id, initial_reason="a test")
+    assert verify_release(build.catalog, release.id, level=3, sample=5, resume=False)["passed"]
+    assert storage.read(path)["passed"]
+    assert promote.promote(build.catalog, release.id, initial_reason="a test").release == release
+
+
+def test_a_fix_that_quotes_several_lines_is_completed_as_one_command():
+    why = shlex.quote("two\nlines with `reembed run` in them")
+    error = UsageError("what", "why", f"reembed promote r --force --reason {why}     # or not")
+    fix = report.error_record(error, ["-c x.yaml"])["fix"]
+    assert fix == f"reembed promote -c x.yaml r --force --reason {why}     # or not"
 
 
 def test_a_serving_process_survives_a_table_that_gc_removed_and_a_rebuild_made_again(build):

@@ -175,7 +175,7 @@ def test_missing_texts_are_counted_before_a_catch_up_with_the_dead_letters_that_
     with pytest.raises(TooManyDeadLetters) as refused:
         catch_up(config, release, quiet, executor=NoRay())
     assert refused.value.what.startswith("3 of 20 documents to embed have no text: text is null")
-    assert f"1 dead letters of {release.id} stay" in refused.value.what
+    assert f"dead letters of {release.id} that stay: 1" in refused.value.what
     assert refused.value.fix == f"reembed catch-up {release.id} --set embed.max_dead_letters=4"
     assert not open_runs(Storage.open(config.storage.root), config.alias)
 
@@ -184,7 +184,7 @@ def test_dead_letters_that_stay_are_held_against_the_limit_before_a_catch_up(
     grown: Callable[..., tuple[Config, Release]], quiet: Quiet
 ):
     config, release = grown(nulls=0, allowed=0)
-    with pytest.raises(TooManyDeadLetters, match=f"1 dead letters of {release.id} stay"):
+    with pytest.raises(TooManyDeadLetters, match=f"dead letters of {release.id} that stay: 1"):
         catch_up(config, release, quiet, executor=NoRay())
 
 
