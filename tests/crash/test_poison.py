@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import lance
 import pyarrow as pa
@@ -109,8 +110,11 @@ def test_the_killing_documents_are_found_in_few_attempts(
     assert count <= 3 + 5 * len(killers)
 
 
-def test_a_unit_that_always_dies_fails_the_run_in_the_end(tmp_path: Path, alone: None):
+def test_a_unit_that_always_dies_fails_the_run_in_the_end(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    monkeypatch.setattr(Run, "plan", lambda self: SimpleNamespace(restart="reembed run --fresh"))
     for _ in range(attempts.MAX_ATTEMPTS):
         attempts.begin(run, "u", 10)
     with pytest.raises(RunFailed, match="was begun 30 times"):
