@@ -23,7 +23,7 @@ from inline import Inline, Silent
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
-from reembed import check, digests, encoders, gc, index_store
+from reembed import check, digests, encoders, gc
 from reembed.catalog import AliasRecord, Catalog, Release
 from reembed.comparisons import Asked
 from reembed.config import Config, EncoderConfig
@@ -65,8 +65,8 @@ MODELS = ("hashing:16", "hashing:24")
 THIRD = "hashing:20"
 FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
 """No part of a run's identity: two drivers of one run may be set to two of them."""
-_ERRORS = {"Flat": 1e-4, "IDMap2,Flat": 1e-4, "SQ8": 0.3}
-"""How far a score may be off: SQ8 knows the range of the few vectors that it was trained on."""
+_SQ8 = 0.3
+"""How far a score of such an index may be off: it knows the range of the few vectors it learned from."""
 _KINDS: tuple[Kind, ...] = ("query", "document")
 YEARS = (pa.int64(), pa.int32(), pa.float64())
 _RUN = "reembed.run"
@@ -240,10 +240,8 @@ class History:
         query, own = (encoder.embed(encoder.tokenize([texts[doc_id]], k)) for k in _KINDS)
         hits = served.search([texts[doc_id]], k=len(texts))[0]
         scores = [h.score for h in hits if h.doc_id == doc_id]
-        index = index_store.read_manifest(
-            self.catalog.storage.store, release.index, release.index_sha256
-        )
-        if not np.allclose(scores or np.nan, query @ own.T, atol=_ERRORS[index.factory]):
+        error = 1e-4 if served.current.index.scores_are_exact else _SQ8
+        if not np.allclose(scores or np.nan, query @ own.T, atol=error):
             self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
 
     def _reader_failed(self, error: BaseException) -> None:
