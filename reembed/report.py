@@ -244,6 +244,11 @@ def _verify(r: dict[str, Any]) -> str:
         lines.append(behind + found)
     if not r["passed"]:
         return "\n".join([*lines, f"Next: {r['rebuild']}"])
+    if r["larger"]:
+        lines.append(
+            "an earlier verification that looked at more failed, so the release counts as failed"
+        )
+        return "\n".join([*lines, f"Next: {r['larger']}"])
     following = "status" if r["lag"]["documents"] == 0 else f"catch-up {r['release']}"
     return "\n".join([*lines, f"Next: reembed {following}"])
 

@@ -39,11 +39,10 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
     storage, found, kept = catalog.storage, [], set()
     for alias in storage.folders("releases/"):
         other = Catalog(storage, alias)
-        kept |= {(alias, name) for name in other.ids()}
-        for name in (
-            *other.ids(),
-            *other.retired(),
-        ):  # what failed is in doubt when it is gone, too
+        ids = other.ids()
+        kept |= {(alias, name) for name in ids}
+        # A release that failed puts its line in doubt also after gc has retired it.
+        for name in (*ids, *other.retired()):
             try:
                 release = other.release(name)
                 if release.space.id == space_id:

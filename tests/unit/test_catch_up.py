@@ -140,12 +140,8 @@ def failing(corpus, make_config, quiet, monkeypatch):
     return uri, config, first
 
 
-def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
-    failing, quiet, monkeypatch
-):
-    uri, config, first = failing
-    change(uri, "d00100")
-
+@contextlib.contextmanager
+def killed_after_its_plan(monkeypatch):
     def killed(point):
         if point == "run.after_plan":
             raise KeyboardInterrupt
@@ -153,7 +149,17 @@ def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
     with monkeypatch.context() as patch:
         patch.setattr(faults, "hook", killed)
         with pytest.raises(KeyboardInterrupt):
-            catch_up(config, first, quiet, executor=Inline())
+            yield
+
+
+def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
+    failing, quiet, monkeypatch
+):
+    uri, config, first = failing
+    change(uri, "d00100")
+
+    with killed_after_its_plan(monkeypatch):
+        catch_up(config, first, quiet, executor=Inline())
     (open_run,) = open_runs(catalog_of(config).storage, config.alias)
     again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     assert open_run.id in catalog_of(config).ids()
@@ -166,14 +172,8 @@ def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(
     uri, config, first = failing
     lance.dataset(uri).update({"text": "cast(null as string)"}, where="doc_id = 'd00100'")
 
-    def killed(point):
-        if point == "run.after_plan":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(faults, "hook", killed)
-        with pytest.raises(KeyboardInterrupt):
-            catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    with killed_after_its_plan(monkeypatch):
+        catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     assert (again.rows, again.dead_letters) == (299, 1)
     assert len(catalog_of(config).ids()) == 2

@@ -20,6 +20,7 @@ from reembed.catalog import Catalog
 from reembed.check import catalog_of, dead_letters, meant, search, verify_release
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.live import LiveAlias
+from reembed.report import text
 from reembed.runs import find_runs
 from reembed.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -223,6 +224,10 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     assert lower["passed"]
     with pytest.raises(IntegrityError, match="is not verified"):
         promote.promote(build.catalog, release.id, initial_reason="a test")
+    assert lower["larger"] == f"reembed verify --release {release.id} --level 3 --sample 5"
+    said = text("verify", lower)
+    assert "the release counts as failed" in said
+    assert said.endswith(f"Next: {lower['larger']}")
 
 
 def upsert(uri, texts):

@@ -194,7 +194,7 @@ def results(words: str) -> dict[str, dict[str, Any]]:
         },
         "history": {"alias": words, "steps": [step]},
         "verify": {
-            "release": words, "rebuild": words,
+            "release": words, "rebuild": words, "larger": None,
             "documents": 1, "rows": 1, "dead_letters": 1, "confidence": words, "passed": False,
             "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
             "behind": {"missing": {"count": 1, "examples": [words]}},
