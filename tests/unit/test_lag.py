@@ -118,6 +118,16 @@ def test_a_source_that_is_gone_is_said(behind):
     assert "cannot open the dataset" in found.why
 
 
+def test_why_a_version_cannot_be_read_is_told_in_the_words_of_the_store(behind, monkeypatch):
+    catalog, release, uri = behind
+
+    def refused(self):
+        raise OSError("403: this key may not list\nat a line of a library")
+
+    monkeypatch.setattr(Source, "newest", refused)
+    assert lag(catalog, release).why == f"{uri} cannot be read: 403: this key may not list"
+
+
 @pytest.mark.parametrize(("ahead", "seconds"), [(5.0, 0.0), (-0.2, 0.2), (-7.0, 7.0)])
 def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahead, seconds):
     catalog, release, _ = behind

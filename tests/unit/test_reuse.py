@@ -35,6 +35,13 @@ def test_the_newest_release_of_each_table_gives_its_vectors(catalog):
     assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10", "b"]
 
 
+def test_releases_of_every_alias_give_their_vectors(catalog):
+    for alias in ("a", "docs", "z"):
+        make_release(Catalog(catalog.storage, alias), f"{alias}-0-v1-1", alias=alias)
+    found = [d.release for d in find_donors(catalog, SPACE.id, Silent())]
+    assert found == ["a-0-v1-1", "docs-0-v1-1", "z-0-v1-1"]
+
+
 COPIED_FROM = {"a": "", "b": "a", "c": "b", "d": "c", "e": "", "f": "e"}
 
 
