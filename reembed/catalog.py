@@ -248,6 +248,8 @@ class AliasRecord:
     """Releases that rollback goes back over, the live one last; at most `STANDING` of them."""
     deeper: int | None
     """The record that holds the releases below those; None where there are none."""
+    rolled_back: int | None
+    """The last rollback since the last promotion: the generation of its record."""
     proven_at: str
     """`Storage.address` where it was written: there, create-only writes are known to work."""
     at: str
@@ -383,6 +385,14 @@ class Catalog:
         for part in self._parts(record):
             yield from reversed(part.standing)
 
+    def rolled_back(self, record: AliasRecord) -> tuple[AliasRecord, AliasRecord] | None:
+        """The last rollback since the last promotion, as of a step, and the step that it undid."""
+        if record.rolled_back is None:
+            return None
+        if not 1 < record.rolled_back <= record.generation:
+            raise self._broken(record.generation, "it names a rollback that cannot be one")
+        return self._step(record.rolled_back), self._step(record.rolled_back - 1)
+
     def append(
         self,
         after: AliasRecord | None,
@@ -402,8 +412,10 @@ class Catalog:
         standing, deeper = self._stack(after, action, release)
         if back_to is not None:
             standing, deeper = back_to.standing, back_to.deeper
+        generation = (after.generation if after else 0) + 1
+        rollbacks = {"rollback": generation, "catch-up": after.rolled_back if after else None}
         record = AliasRecord(
-            generation=(after.generation if after else 0) + 1,
+            generation=generation,
             token=uuid.uuid4().hex,
             previous_token=after.token if after else None,
             action=action,
@@ -411,6 +423,7 @@ class Catalog:
             grounds=grounds,
             standing=standing,
             deeper=deeper,
+            rolled_back=rollbacks.get(action),
             proven_at=self.storage.address,
             at=now(),
             by=who(),

@@ -96,8 +96,9 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    held_runs = [r for r in runs if r.result() is None and r.id != dropping]
-    held_tables = {p.table for r in held_runs if (p := r.plan())}
+    going_on = [r for r in runs if r.result() is None and r.id != dropping]
+    held = {r.id: p.table for r in going_on if (p := r.plan())}
+    held_tables = set(held.values())
     reasons = _reasons(catalog, keep, dropping)
     releases = catalog.releases()
     _require_own_places(catalog, releases)
@@ -130,7 +131,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
         tables=sorted(free.keys() - tables_kept),
         tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
         trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t, gone)],
-        held_runs=[r.id for r in held_runs],
+        held_runs=list(held),
     )
 
 

@@ -100,14 +100,17 @@ def _import(r: dict[str, Any]) -> str:
 
 def _after_import(r: dict[str, Any]) -> str:
     """The run of what was imported; reembed.yaml, or another file, says which model and where to."""
-    from reembed.source_columns import set_to
+    from reembed.source_columns import likely_text, set_to
 
     columns = r["columns"]
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
-    text = "text" if "text" in columns else columns[-1]
+    strings = [c for c in columns if r["types"][c].endswith("string") and c != id_column]
+    text = likely_text(strings or columns[-1:])
     uri = f"source.uri={r['uri']}"
     named = [set_to("source.id_column", id_column), set_to("source.text", text)]
-    return " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
+    command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
+    others = ", ".join(c for c in strings if c != text)
+    return f"{command}     # or another column as text: {others}" if others else command
 
 
 def _tune(r: dict[str, Any]) -> str:
@@ -177,7 +180,8 @@ def _status(r: dict[str, Any]) -> str:
         ]
         waiting = (run["progress"] or {}).get("waiting")
         lines += [f"{_INDENT}waiting: {waiting}"] if waiting else []
-    return "\n".join([*lines, f"Next: {_next(r)}"])
+    first, *others = _next(r)
+    return "\n".join([*lines, f"Next: {first}", *(f"  or: {other}" for other in others)])
 
 
 def _compared(c: dict[str, Any]) -> str:
@@ -201,13 +205,22 @@ def _release_line(role: str, c: dict[str, Any]) -> str:
     )
 
 
-def _next(r: dict[str, Any]) -> str:
+def _next(r: dict[str, Any]) -> list[str]:
+    """Commands that can follow, the usual first."""
     if any(run["driven"] for run in r["runs"]):
-        return "reembed status     # a run is under way"
-    if stopped := [run for run in r["runs"] if run["driven"] is False]:
-        return str(stopped[-1]["resume"])
-    if r["runs"]:
-        return f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"
+        return ["reembed status     # a run is under way"]
+    stopped = [run for run in r["runs"] if run["driven"] is False]
+    if r["runs"] and not stopped:
+        return [f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"]
+    of_candidates = [_next_of_candidates(r)] if r["candidates"] or not stopped else []
+    if not stopped:
+        return of_candidates
+    run = stopped[-1]
+    given_up = f"reembed gc --drop-run {run['run']} --yes     # gives the stopped run up"
+    return [run["resume"], *of_candidates, given_up]
+
+
+def _next_of_candidates(r: dict[str, Any]) -> str:
     if not r["candidates"]:
         return "reembed run" if not r["live"] else "reembed search 'some words'"
     if not r["live"]:
@@ -223,8 +236,8 @@ def _next(r: dict[str, Any]) -> str:
     if None in by_verdict:
         return f"reembed compare --candidate {by_verdict[None]}"
     if "inconclusive" in by_verdict:
-        more = "     # after judging more queries"
-        return f"reembed compare --candidate {by_verdict['inconclusive']}{more}"
+        more = "--changed-queries --reason 'WHY'     # after judging more queries"
+        return f"reembed compare --candidate {by_verdict['inconclusive']} {more}"
     return f"reembed run     # with another model: {why}"
 
 

@@ -23,7 +23,7 @@ from reembed.errors import ReembedError, SourceError
 from reembed.lance_io import open_dataset, tags_of
 from reembed.records import decode
 from reembed.runs import Unit
-from reembed.source_columns import is_text, nearest, plain, require, set_to, template_columns
+from reembed.source_columns import IDS, TEXTS, nearest, plain, require, set_to, template_columns
 from reembed.source_delta import Delta, fragments_of
 from reembed.source_filter import check_filter, require_condition
 from reembed.source_ids import check_ids
@@ -425,15 +425,8 @@ class Source:
                 "give the column another name, or name another one",
             )
         for column in self.text_columns:
-            require(schema, where, column, is_text, "text", "source.text")
-        require(
-            schema,
-            where,
-            self.id_column,
-            lambda t: is_text(t) or pa.types.is_integer(t),
-            "ids",
-            "source.id_column",
-        )
+            require(schema, where, column, TEXTS, taken=(self.id_column,))
+        require(schema, where, self.id_column, IDS, taken=self.text_columns)
         for column in self.carry:
             self._check_carried(dataset, column)
 
@@ -460,8 +453,11 @@ class Source:
     def _fix_of_column(self, column: str, schema: pa.Schema) -> str:
         if column not in (self.id_column, *self.text_columns):
             return f"reembed run --set table.carry={shlex.quote(self._carry_without(column))}"
-        setting = "source.id_column" if column == self.id_column else "source.text"
-        return f"reembed run {set_to(setting, nearest(column, schema))}"
+        if column == self.id_column:
+            role, usable = IDS, IDS.usable(schema, self.text_columns)
+        else:
+            role, usable = TEXTS, TEXTS.usable(schema, [self.id_column])
+        return f"reembed run {set_to(role.setting, nearest(column, usable or schema.names))}"
 
 
 def _gone(source: Source) -> str:
@@ -492,8 +488,21 @@ def _open(
         raise SourceError(
             f"cannot open the dataset {uri}{at}",
             str(error),
-            keys if refused else _how_to_make(uri),
+            keys if refused else _newest_instead(uri, version, options) or _how_to_make(uri),
         ) from error
+
+
+def _newest_instead(
+    uri: str, version: int | None, options: tuple[tuple[str, str], ...]
+) -> str | None:
+    """The run of the newest version, where only the one asked for is not there."""
+    if version is None:
+        return None
+    try:
+        newest = open_dataset(uri, None, dict(options)).version
+    except OSError:
+        return None
+    return f"reembed run --set source.version={newest}     # the newest version there is"
 
 
 def _tables_in(uri: str, options: tuple[tuple[str, str], ...]) -> list[str]:

@@ -7,7 +7,8 @@ import json
 import re
 import shlex
 import string
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -39,15 +40,58 @@ def template_columns(text: str) -> list[str]:
     return [name for _, name, _, _ in parts if name]
 
 
-def require(schema: pa.Schema, where: str, column: str, fits: Any, what: str, setting: str) -> None:
+_TEXT_NAMES = (
+    "text",
+    "body",
+    "content",
+    "contents",
+    "passage",
+    "document",
+    "abstract",
+    "description",
+)
+
+
+def likely_text(names: list[str]) -> str:
+    """Of columns that hold strings, the one whose name says that it is the text; else the first."""
+    return min(names, key=lambda n: (*_TEXT_NAMES, n.lower()).index(n.lower()))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is a string type."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return is_text(kind) or bool(pa.types.is_integer(kind))
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a column is read as."""
+
+    setting: str
+    what: str
+    fits: Callable[[pa.DataType], bool]
+
+    def usable(self, schema: pa.Schema, taken: Collection[str]) -> list[str]:
+        """Columns whose type fits, other than those that are `taken` already."""
+        return [f.name for f in schema if self.fits(plain(f.type)) and f.name not in taken]
+
+
+IDS = Role("source.id_column", "ids", _is_id)
+TEXTS = Role("source.text", "text", is_text)
+
+
+def require(schema: pa.Schema, where: str, column: str, role: Role, taken: Collection[str]) -> None:
     """Refuse a column of a type that does not fit; says which would."""
     found = schema.field(column).type
-    if not fits(plain(found)):
-        usable = [f.name for f in schema if fits(plain(f.type))]
+    if not role.fits(plain(found)):
+        usable = role.usable(schema, taken)
         raise SourceError(
-            f"column {column!r} of {where} is {found}, which cannot be {what}",
+            f"column {column!r} of {where} is {found}, which cannot be {role.what}",
             f"columns that can: {', '.join(usable) or 'none'}",
-            f"reembed run {set_to(setting, usable[0])}" if usable else None,
+            f"reembed run {set_to(role.setting, usable[0])}" if usable else None,
         )
 
 
@@ -58,14 +102,9 @@ def set_to(setting: str, column: str) -> str:
     return f"--set {shlex.quote(f'{setting}={value}')}"
 
 
-def nearest(column: str, schema: pa.Schema) -> str:
-    """The column whose name is most like this one."""
-    return str(difflib.get_close_matches(column, schema.names, 1, 0.0)[0])
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether it is a string type."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def nearest(column: str, names: list[str]) -> str:
+    """The name that is most like this one."""
+    return str(difflib.get_close_matches(column, names, 1, 0.0)[0])
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

@@ -21,7 +21,7 @@ _CANDIDATES, _RUNS = 5, 2
 
 def status(catalog: Catalog) -> dict[str, Any]:
     """One record for people and scripts; asks the source for its newest version, too."""
-    live, before = catalog.last_steps()
+    live = catalog.live()
     stood = previous(catalog, live) if live else None
     behind = lag(catalog, live.release).to_json() if live else None
     waiting, runs = candidates(catalog, live), open_runs(catalog.storage, catalog.alias)
@@ -34,19 +34,20 @@ def status(catalog: Catalog) -> dict[str, Any]:
         "unknown": live.grounds.unknown if live else (),
         "previous": catalog.release(stood).summary() if stood else None,
         "candidates": [_candidate(catalog, r, live, compared) for r in waiting[-_CANDIDATES:]],
-        "rolled_back": _rolled_back(live, before),
+        "rolled_back": _rolled_back(catalog, live) if live else None,
         "older_candidates": [_verdict(catalog, r, live, compared) for r in waiting[:-_CANDIDATES]],
         "retired": catalog.retired(),
-        "runs": [_run(run) for run in runs[-_RUNS:]],
+        "runs": [r for r in map(_run, runs[-_RUNS:]) if r["units"] or r["driven"] is not False],
         "older_runs": [run.id for run in runs[:-_RUNS]],
     }
 
 
-def _rolled_back(live: AliasRecord | None, before: AliasRecord | None) -> dict[str, Any] | None:
-    """What the last step went back from, when and why; None where that was no rollback."""
-    if live is None or before is None or live.action != "rollback":
+def _rolled_back(catalog: Catalog, live: AliasRecord) -> dict[str, Any] | None:
+    """What was rolled back from since the last promotion, when and why; None where nothing was."""
+    if (found := catalog.rolled_back(live)) is None:
         return None
-    return {"release": before.release.id, "at": live.at, "reason": live.grounds.reason}
+    step, undone = found
+    return {"release": undone.release.id, "at": step.at, "reason": step.grounds.reason}
 
 
 def _candidate(

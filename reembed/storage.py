@@ -212,15 +212,27 @@ class Storage:
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @classmethod
-    def open(cls, root: str, options: Mapping[str, str] | None = None) -> Storage:
+    def open(
+        cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
+    ) -> Storage:
         """The storage at a folder, which is made if need be, or URL.
 
         A folder made here is closed to other users, vectors being as good as their texts; one that
         was there keeps its mode.
+
+        Raises:
+            UsageError: a file is there.
         """
-        place = absolute(root).rstrip("/")
+        place = absolute(os.fspath(root)).rstrip("/")
         if not is_remote(place):
-            Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UsageError(
+                    f"storage.root {place} is not a folder",
+                    "there is a file in its place, or above it",
+                    f"ls -ld {shlex.quote(place)}     # and set storage.root to a folder",
+                ) from None
         return cls(place, tuple(sorted((options or {}).items())))
 
     @property

@@ -258,7 +258,7 @@ class _Loader:
                 f"{self._profile.layout.root} lacks {len(self._unloaded)} tensors that its vectors"
                 f" need: {names}{', ...' if len(self._unloaded) > _NAMED else ''}",
                 "loading would fill them with random or constant values; the checkpoint is incomplete,"
-                " or its tensors have other names than this architecture's",
+                " holds NaN, or its tensors have other names than this architecture's",
                 "download the model again, or save it again with save_pretrained()",
             )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -9,7 +11,7 @@ import yaml
 from reembed import encoders, evalset, index_store, preflight, reuse, table
 from reembed.catalog import Catalog, Release, now
 from reembed.config import Config, EncoderConfig, FrozenGate
-from reembed.errors import Conflict
+from reembed.errors import Conflict, ReembedError
 from reembed.executor import Executor, RayExecutor
 from reembed.progress import Changed, Listener, changed_settings
 from reembed.runs import Plan, Run, driving, find_runs, is_driven
@@ -46,7 +48,7 @@ def full_rebuild(
     space = encoders.describe(config.encoder, config.table.dtype)
     gate = evalset.freeze(config.gate, config.storage.options)
     run = choose_run(config, catalog, source, space, fresh=fresh)
-    with driving(run):
+    with driving(run), _given_up_unless_planned(run):
         if (release := finished(run, catalog)) is not None:
             say("already", run=run.id, release=release.id)
             _say_ignored(
@@ -71,6 +73,17 @@ def full_rebuild(
             manifest = build_index(work, sealed)
             receipt = verified(work, sealed, manifest)
         return register(work, sealed, manifest, receipt)
+
+
+@contextmanager
+def _given_up_unless_planned(run: Run) -> Iterator[None]:
+    """A run that is refused before it has a plan leaves nothing to go on with."""
+    try:
+        yield
+    except ReembedError:
+        if run.plan() is None:
+            run.abandon()
+        raise
 
 
 def choose_run(
@@ -104,7 +117,8 @@ def choose_run(
     unfinished = [r for r in candidates if r.result() is None]
     for run in reversed(unfinished):
         plan = run.plan()
-        if plan is None or source.is_as_planned(plan.source):
+        # One without a plan holds nothing; while it is driven, its plan is being made.
+        if source.is_as_planned(plan.source) if plan else run in at_version or is_driven(run):
             return run
     complete = [r for r in at_version if _is_complete(r, catalog, source, space)]
     return complete[-1] if complete else new

@@ -208,6 +208,36 @@ def test_a_record_that_names_a_later_one_as_deeper_ends_no_reader_in_a_loop(cata
         rollback(catalog)
 
 
+def rolled_back(catalog: Catalog) -> tuple[str, str] | None:
+    found = status(catalog)["rolled_back"]
+    return (found["release"], found["reason"]) if found else None
+
+
+def test_what_was_rolled_back_from_is_told_until_something_else_is_promoted(catalog):
+    a, b, c = (make_release(catalog, name) for name in "abc")
+    steps(catalog, a, b)
+    assert rolled_back(catalog) is None
+    rollback(catalog, reason="customers complain")
+    assert rolled_back(catalog) == ("b", "customers complain")
+    for night in (2, 3):
+        newer = make_release(catalog, f"a-u{night}-{night}")
+        catalog.append(catalog.live(), "catch-up", newer)
+        assert rolled_back(catalog) == ("b", "customers complain")
+    steps(catalog, c)
+    assert rolled_back(catalog) is None
+    rollback(catalog, reason="again")
+    assert rolled_back(catalog) == ("c", "again")
+
+
+@pytest.mark.parametrize("named", [0, 1, 3])
+def test_a_record_that_names_what_cannot_be_a_rollback_is_an_error(catalog, named):
+    steps(catalog, make_release(catalog, "a"), make_release(catalog, "b"))
+    record = catalog.storage.read("aliases/docs/00000002.json")
+    catalog.storage.write("aliases/docs/00000002.json", {**record, "rolled_back": named})
+    with pytest.raises(IntegrityError, match="a rollback that cannot be one"):
+        status(catalog)
+
+
 STRAYS = (
     ".DS_Store", "x.json.bak", "00000003.json.bak", "00000009.json~", "sub/00000007.json", "notes.json",
     "notes.retired", "docs-a-v1-1 (copy).json", "docs-a-v1.json", "other-a-v1-1.json",

@@ -16,15 +16,53 @@ from reembed.cli import cli
 from reembed.config import SourceConfig, load
 from reembed.errors import SourceError, UsageError
 from reembed.importer import import_documents
+from reembed.source import Source
 
 
 @pytest.mark.parametrize("name", ["007", "no", "true", "1e3", "a: b", "plain"])
 def test_the_run_after_an_import_is_taken_whatever_the_columns_are_called(name):
-    line = report._after_import({"columns": [name], "uri": "s.lance"})
+    line = report._after_import({"columns": [name], "types": {name: "string"}, "uri": "s.lance"})
     given = shlex.split(line)[3::2]
     rest = ["alias=a", "encoder.model=hashing:16", "storage.root=r"]
     source: SourceConfig = load([], [*given, *rest])[0].source
     assert (source.id_column, source.text) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "others"),
+    [
+        ({"docid": "string", "body": "string", "year": "int64"}, ("docid", "body"), ""),
+        ({"id": "int64", "title": "string", "text": "string"}, ("id", "text"), "title"),
+        ({"doc_id": "string", "title": "large_string", "Body": "string", "extra": "string"},
+         ("doc_id", "Body"), "title, extra"),
+        ({"id": "int64", "lang": "string", "words": "string"}, ("id", "lang"), "words"),
+        ({"id": "int64", "year": "int64"}, ("id", "year"), ""),
+    ],
+)  # fmt: skip
+def test_the_run_after_an_import_names_a_column_of_strings_and_the_others(columns, chosen, others):
+    line = report._after_import({"columns": list(columns), "types": columns, "uri": "s.lance"})
+    command, _, comment = line.partition("     # ")
+    id_column, text = (
+        f"--set source.{s}={c}" for s, c in zip(("id_column", "text"), chosen, strict=True)
+    )
+    assert command.endswith(f"{id_column} {text}")
+    assert comment == (f"or another column as text: {others}" if others else "")
+
+
+def test_the_column_that_holds_the_ids_is_not_advised_as_text(tmp_path, make_config):
+    uri = str(tmp_path / "s.lance")
+    columns = {"docid": ["007"], "body": ["hello"], "year": [1999]}
+    lance.write_dataset(pa.table(columns), uri)
+    for wrong in ("year", "docidd"):
+        with pytest.raises(SourceError) as said:
+            Source.open(make_config(uri, source={"id_column": "docid", "text": wrong}))
+        assert said.value.fix == "reembed run --set source.text=body"
+    for wrong in ("titel", "score"):
+        with pytest.raises(SourceError) as said:
+            Source.open(make_config(uri, source={"id_column": wrong, "text": "body"}))
+        assert said.value.fix in [
+            f"reembed run --set source.id_column={c}" for c in ("docid", "year")
+        ]
 
 
 def test_half_a_surrogate_pair_is_named_and_no_encoding_is_blamed(tmp_path):

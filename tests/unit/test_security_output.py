@@ -133,7 +133,7 @@ def page(words: str) -> str:
     )  # fmt: skip
     grounds = Grounds(words, forced=True, unknown=(words,))
     record = AliasRecord(
-        1, "t", None, "promote", release, grounds, (words,), None, words, words, words
+        1, "t", None, "promote", release, grounds, (words,), None, None, words, words, words
     )
     comparison = {
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,

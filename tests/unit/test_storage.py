@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import pickle
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -260,3 +261,12 @@ def test_a_root_where_nothing_may_be_deleted_is_proven_all_the_same(tmp_path, mo
     assert left.startswith("runs/")
     assert find_runs(storage) == []
     assert storage.create("b", {})
+
+
+def test_a_root_may_be_a_path_and_not_a_file(tmp_path):
+    assert Storage.open(tmp_path / "root") == Storage.open(str(tmp_path / "root"))
+    (tmp_path / "file").write_text("words")
+    for place in (tmp_path / "file", tmp_path / "file" / "root"):
+        with pytest.raises(UsageError, match="is not a folder") as refused:
+            Storage.open(place)
+        assert shlex.split(refused.value.fix, comments=True)[-1] == str(place)
