@@ -37,7 +37,7 @@ def status(catalog: Catalog) -> dict[str, Any]:
         "rolled_back": _rolled_back(catalog, live) if live else None,
         "older_candidates": [_verdict(catalog, r, live, compared) for r in waiting[:-_CANDIDATES]],
         "retired": catalog.retired(),
-        "runs": [r for r in map(_run, runs[-_RUNS:]) if r["units"] or r["driven"] is not False],
+        "runs": [r for r in map(_run, runs[-_RUNS:]) if _is_a_run(r)],
         "older_runs": [run.id for run in runs[:-_RUNS]],
     }
 
@@ -96,6 +96,11 @@ def _run(run: Run) -> dict[str, Any]:
         "workers": [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in workers(run)],
         "progress": _progress(run),
     }
+
+
+def _is_a_run(run: dict[str, Any]) -> bool:
+    """Whether it has a plan or is about to: one that was killed before holds nothing."""
+    return run["units"] is not None or run["driven"] is not False
 
 
 def _progress(run: Run) -> dict[str, Any] | None:

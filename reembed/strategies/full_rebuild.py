@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
+from obstore.exceptions import BaseError
 
 from reembed import encoders, evalset, index_store, preflight, reuse, table
 from reembed.catalog import Catalog, Release, now
@@ -81,8 +82,9 @@ def _given_up_unless_planned(run: Run) -> Iterator[None]:
     try:
         yield
     except ReembedError:
-        if run.plan() is None:
-            run.abandon()
+        with suppress(OSError, BaseError):  # a full disk must not hide what was refused
+            if run.plan() is None:
+                run.abandon()
         raise
 
 
