@@ -126,6 +126,8 @@ def test_why_a_version_cannot_be_read_is_told_in_the_words_of_the_store(behind, 
 
     monkeypatch.setattr(Source, "newest", refused)
     assert lag(catalog, release).why == f"{uri} cannot be read: 403: this key may not list"
+    monkeypatch.setattr(Source, "newest", lambda self: (_ for _ in ()).throw(TimeoutError))
+    assert lag(catalog, release).why == f"{uri} cannot be read: TimeoutError"
 
 
 @pytest.mark.parametrize(("ahead", "seconds"), [(5.0, 0.0), (-0.2, 0.2), (-7.0, 7.0)])

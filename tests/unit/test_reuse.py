@@ -35,6 +35,13 @@ def test_the_newest_release_of_each_table_gives_its_vectors(catalog):
     assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10", "b"]
 
 
+def test_a_release_that_gc_marked_gives_no_vectors(catalog):
+    make_release(catalog, "a")
+    make_release(catalog, "b")
+    catalog.mark_retired("a")
+    assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["b"]
+
+
 def test_releases_of_every_alias_give_their_vectors(catalog):
     for alias in ("a", "docs", "z"):
         make_release(Catalog(catalog.storage, alias), f"{alias}-0-v1-1", alias=alias)
