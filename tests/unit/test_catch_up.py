@@ -20,7 +20,7 @@ from reembed.lag import note
 from reembed.runs import Run, driving, find_runs, open_runs
 from reembed.source import Source
 from reembed.storage import Storage
-from reembed.strategies.catch_up import _next_number, _unfinished, catch_up
+from reembed.strategies.catch_up import _as_planned, _next_number, _unfinished, catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -232,6 +232,15 @@ def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line,
         runs += open_runs(catalog.storage, catalog.alias)
     assert len(runs) == 2
     assert runs[0].id == runs[1].id
+
+
+def test_a_catch_up_indexes_as_its_line_does_on_the_device_of_this_machine(line):
+    _, config, catalog, release = line
+    plan = Run(catalog.storage, release.run_id).plan()
+    assert plan.index["device"] == "auto"
+    other = config.index.model_copy(update={"device": "cpu", "ann_recall": 0.5})
+    used = _as_planned(config.model_copy(update={"index": other}), plan, Silent()).index
+    assert (used.device, used.ann_recall) == ("cpu", config.index.ann_recall)
 
 
 def test_a_catch_up_holds_the_source_version_it_reads_until_it_is_registered(line, monkeypatch):

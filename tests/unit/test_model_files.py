@@ -240,6 +240,17 @@ def test_a_model_folder_is_not_written_to_when_settings_of_another_machine_are_l
     assert config.read_bytes() == before
 
 
+def test_a_module_may_lie_in_a_folder_of_a_folder(tmp_path):
+    folder = bert_model(tmp_path / "bert")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = f"heads/{modules[1]['path']}"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "heads").mkdir()
+    (folder / "1_Pooling").rename(folder / modules[1]["path"])
+    with read_layout(folder).staged() as place:
+        assert (place / modules[1]["path"] / "config.json").is_file()
+
+
 def test_a_second_module_that_reads_texts_is_refused(tmp_path):
     folder = bert_model(tmp_path / "bert")
     modules = json.loads((folder / "modules.json").read_text())
