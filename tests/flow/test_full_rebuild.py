@@ -15,7 +15,7 @@ from flow_tables import rows_of, vectors_of
 from inline import Inline
 from tiny_models import bert_model
 
-from reembed import preflight
+from reembed import faults, preflight
 from reembed import table as tables
 from reembed.catalog import Catalog
 from reembed.check import dead_letters
@@ -353,14 +353,19 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
     assert (again.version, again.rows) == (release.table_version, 40)
 
 
-def test_gc_keeps_the_table_of_an_unfinished_run(tmp_path, make_config, quiet, corpus):
+def test_gc_keeps_the_table_of_an_unfinished_run(make_config, quiet, corpus, monkeypatch):
     from reembed import gc
+
+    def stopped(point):
+        if point == "run.after_plan":
+            raise KeyboardInterrupt
 
     source = corpus(60)
     config = make_config(source)
     full_rebuild(config, quiet, executor=Inline())
-    lance.dataset(source).update({"text": "NULL"}, where="doc_id = 'd00001'")
-    with pytest.raises(RunFailed):
+    lance.dataset(source).update({"text": "'another'"}, where="doc_id = 'd00001'")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(faults, "hook", stopped)
         full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     planned = gc.plan(catalog_of(config), keep=1)
