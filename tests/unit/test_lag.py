@@ -13,7 +13,8 @@ from unit.test_catalog import make_release
 from reembed.catalog import Catalog
 from reembed.check import rollback_release
 from reembed.config import Config
-from reembed.lag import caught_up, lag, note, noted_place
+from reembed.lag import Lag, caught_up, lag, note, noted_place
+from reembed.lag import behind as compared
 from reembed.source import Source
 from reembed.storage import Storage
 
@@ -78,6 +79,11 @@ def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):
     note(catalog, release, 1, caught_up(catalog, release).newest())
     found = lag(catalog, release)
     assert (found.versions, found.documents, found.seconds, found.why) == (0, 0, 0.0, None)
+
+
+def test_of_an_equal_version_nothing_is_read():
+    source = Source("nowhere.lance", 3, "f", "doc_id", "text", None, (), ())
+    assert compared(source, source, None, None) == Lag(3, 3, 0, 0.0)
 
 
 def test_what_a_release_was_found_to_equal_is_kept_for_this_release_alone(behind):

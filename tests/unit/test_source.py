@@ -76,6 +76,14 @@ def test_a_column_that_lies_elsewhere_in_its_file_is_another(opened):
     assert places([0, 1, 2]) != places([0, 1, 3])
 
 
+def test_ids_that_are_no_whole_numbers_are_refused(tmp_path, make_config):
+    uri = str(tmp_path / "s.lance")
+    lance.write_dataset(pa.table({"doc_id": [1.5], "number": [1], "text": ["x"]}), uri)
+    with pytest.raises(SourceError, match="cannot be ids") as refused:
+        Source.open(make_config(uri))
+    assert refused.value.fix == "reembed run --set source.id_column=number"
+
+
 def test_a_text_of_several_columns_has_each_of_them_and_a_null_is_empty(tmp_path, make_config):
     uri = str(tmp_path / "s.lance")
     rows = {"doc_id": ["a", "b"], "title": ["one", None], "body": [None, "two"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from types import SimpleNamespace
 
 import lance
 import numpy as np
@@ -234,6 +235,14 @@ def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):
     assert embedder._share == 1
     embedder._encoder.device = "cuda"
     assert embedder._share == 0.25
+
+
+def test_an_actor_that_reserves_half_a_gpu_has_half_its_peak():
+    embed = SimpleNamespace(gpus_per_actor=0.5)
+    half = SimpleNamespace(
+        _encoder=SimpleNamespace(device="cuda"), _job=SimpleNamespace(embed=embed)
+    )
+    assert units.UnitEmbedder._share.fget(half) == 0.5
 
 
 def test_no_error_of_the_reading_thread_goes_unheard():
