@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from reembed.import_columns import Cells, Column, first_other, not_utf8, require_names
+from reembed.import_columns import ID_COLUMNS, Cells, Column, first_other, not_utf8, require_names
 
 _ROWS = 8_192
 _SIMPLE = (
@@ -84,6 +84,8 @@ def _column(name: str, schemas: dict[str, pa.Schema]) -> Column:
         return _as_text(Column(name, kinds[0], files=files), schemas)
     kind = merged.field(0).type
     held = [k for k in kinds if not pa.types.is_null(k)]
+    if name in ID_COLUMNS and pa.types.is_floating(kind) and any(map(pa.types.is_integer, held)):
+        return _as_text(Column(name, kind, files=files), schemas)  # 1 is not 1.0
     why = f"the files have {', '.join(map(str, held))}" if len(held) > 1 else None
     return Column(name, kind, why, files=files)
 

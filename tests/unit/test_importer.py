@@ -231,6 +231,10 @@ KEEPS = {
         },
         {"id": ["-1", "18446744073709551615"]},
     ),
+    "parquet ids that are integers in one file and decimals in another": (
+        {"a.parquet": parquet(id=[1], n=[1]), "b.parquet": parquet(id=[4.5], n=[4.5])},
+        {"id": ["1", "4.5"], "n": [1.0, 4.5]},
+    ),
     "parquet numbers and texts": (
         {"a.parquet": parquet(id=[1]), "b.parquet": parquet(id=["01"])},
         {"id": ["1", "01"]},
