@@ -259,9 +259,9 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
 
 
 def _is_dropped(run: Run) -> bool:
-    """Whether it was given up, and what it left was not all taken away yet."""
+    """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing."""
     result = run.result()
-    if result is None or result.get("release"):
+    if result is None or result.get("release") or run.plan() is None:
         return False
     return run.storage.read_if_there(run.path(_CLEARED)) is None
 

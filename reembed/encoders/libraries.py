@@ -29,9 +29,9 @@ def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[No
         yield
     except but:
         raise
-    except BaseException as error:
+    except BaseException as error:  # Rust's panics have no type to import; all else goes on
         known = isinstance(error, (*_REFUSALS, StrictDataclassError, SafetensorError))
-        # tokenizers raises bare Exceptions, and Rust's panics, which have no type to import.
+        # tokenizers raises bare Exceptions.
         if not known and type(error).__name__ not in ("Exception", "PanicException"):
             raise
         raise EncoderError(what, f"{type(error).__name__}: {error}") from error

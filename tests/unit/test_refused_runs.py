@@ -63,6 +63,7 @@ def test_a_run_that_was_refused_is_nothing_to_go_on_with(place):
         with pytest.raises(ReembedError):
             build(config)
     assert open_runs(catalog.storage, catalog.alias) == []
+    assert plan_gc(catalog, 1).dropped_runs == [], "it staged nothing"
     assert status(catalog)["runs"] == []
     assert told(catalog).endswith("Next: reembed run")
 
