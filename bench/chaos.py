@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from bench import common  # noqa: E402 - the path comes first
 from reembed import faults  # noqa: E402
-from reembed.catalog import Catalog  # noqa: E402
-from reembed.storage import Storage  # noqa: E402
+from reembed.catalog.releases import Catalog  # noqa: E402
+from reembed.store.storage import Storage  # noqa: E402
 
 NAME = "chaos"
 README = ROOT / "README.md"

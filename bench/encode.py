@@ -179,7 +179,7 @@ class Done:
 
 
 def _row(name: str, times: Times, found: Vectors, done: Done) -> common.Figures:
-    from reembed.encoders.canary import cosines_of
+    from reembed.encoders.local.canary import cosines_of
 
     wall = statistics.median(t[0] for t in times[name])
     by_round = [
@@ -216,7 +216,7 @@ def _tell(figures: common.Figures) -> None:
 
 def _kinds() -> tuple[str, ...]:
     """Number types that this processor multiplies in by itself; oneDNN may refuse another."""
-    from reembed.encoders import linears
+    from reembed.encoders.local import linears
 
     return ("float32", "bfloat16") if linears.has_bfloat16() else ("float32",)
 
@@ -225,7 +225,7 @@ def peak(kind: str) -> float:
     """GFLOP/s of the fastest product of ten, by the fastest of torch's ways here."""
     import torch
 
-    from reembed.encoders import linears
+    from reembed.encoders.local import linears
 
     dtype = getattr(torch, kind)
     x, w = (torch.randn(_WIDTH, _WIDTH, dtype=dtype) for _ in range(2))
@@ -246,9 +246,9 @@ def _timed(work: Callable[[], Any]) -> float:
 
 def _work(model: str, texts: list[str]) -> tuple[int, float]:
     """Tokens, and FLOP of the transformer's products over them: linear layers and attention."""
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
     from reembed.encoders import load_tokenizer
-    from reembed.encoders.locate import locate
+    from reembed.encoders.local.locate import locate
 
     section = EncoderConfig(model=model)
     lengths = load_tokenizer(section).tokenize(texts, "document").lengths
@@ -265,8 +265,8 @@ def _work(model: str, texts: list[str]) -> tuple[int, float]:
 def _engines(
     model: str, folder: Path, threads: int, texts: list[str]
 ) -> tuple[dict[str, Engine], list[str]]:
-    from reembed.config import EncoderConfig
-    from reembed.encoders.locate import locate
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.locate import locate
 
     where = str(locate(EncoderConfig(model=model)))
     engines = {**_sentence_transformers(where, texts), **_reembed(model)}
@@ -311,10 +311,10 @@ def _sentence_transformers(where: str, texts: list[str]) -> dict[str, Engine]:
 
 
 def _reembed(model: str) -> dict[str, Engine]:
-    from reembed.config import EncoderConfig
-    from reembed.encoders.batches import Padded
-    from reembed.encoders.profile import read_profile
-    from reembed.encoders.sentence import SentenceEncoder, _Loader, load
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.batches import Padded
+    from reembed.encoders.local.profile import read_profile
+    from reembed.encoders.local.sentence import SentenceEncoder, _Loader, load
 
     section = EncoderConfig(model=model)
 
@@ -371,9 +371,9 @@ def _export(where: str, to: Path) -> None:
 
 def _padded(model: str, hidden: Callable[[dict[str, Any]], Any]) -> Engine:
     """Token-sorted padded batches through a runtime, mean-pooled."""
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
     from reembed.encoders import load_tokenizer
-    from reembed.encoders.batches import Padded, longest_first
+    from reembed.encoders.local.batches import Padded, longest_first
 
     tokenizer = load_tokenizer(EncoderConfig(model=model))
     form = Padded(0, type_ids=True)
@@ -448,8 +448,8 @@ def _fastembed(exported: Path, model: str, threads: int) -> Iterator[tuple[str, 
 
 def _longest(model: str) -> int:
     """Tokens that a text is cut to."""
-    from reembed.config import EncoderConfig
-    from reembed.encoders.profile import read_profile
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.profile import read_profile
 
     limit = read_profile(EncoderConfig(model=model)).tokenizer.max_length
     assert limit is not None
@@ -463,8 +463,8 @@ def _bert_base(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from reembed.config import EncoderConfig
-    from reembed.encoders.locate import locate
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.locate import locate
 
     shutil.copytree(str(locate(EncoderConfig(model=common.MODEL))), folder)
     torch.manual_seed(0)

@@ -185,7 +185,7 @@ def _embed_ahead(encoder: Any, tokens: Any, _: list[str]) -> npt.NDArray[np.floa
 
 
 def _embed_as_written(encoder: Any, tokens: Any, _: list[str]) -> npt.NDArray[np.float32]:
-    from reembed.encoders import compiled
+    from reembed.encoders.local import compiled
 
     with compiled.as_written(encoder._model[0]):
         return _embed_ahead(encoder, tokens, _)
@@ -247,7 +247,7 @@ def _engines(where: Path, shape: Shape, has_gpu: bool) -> tuple[dict[str, Engine
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from reembed.encoders import sentence
+    from reembed.encoders.local import sentence
 
     device = "cuda" if has_gpu else "cpu"
     plain = SentenceTransformer(str(where), device=device)

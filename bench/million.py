@@ -303,12 +303,13 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     """What a driver does with units, timed."""
     from inline import Inline, Silent
 
-    from reembed import encoders, table
-    from reembed.catalog import Catalog
-    from reembed.config import Config, FrozenGate
-    from reembed.source import Source
-    from reembed.storage import Storage
+    from reembed import encoders
+    from reembed.catalog.releases import Catalog
+    from reembed.config.settings import Config, FrozenGate
+    from reembed.source.dataset import Source
+    from reembed.store.storage import Storage
     from reembed.strategies import full_rebuild, steps
+    from reembed.table import write as table
 
     config = Config.model_validate(
         {
@@ -391,8 +392,9 @@ def _stage(job: Any, units: list[Any]) -> list[dict[str, Any]]:
     import numpy as np
     import pyarrow as pa
 
-    from reembed import digests, table
-    from reembed.table_version import from_vectors
+    from reembed import digests
+    from reembed.table import write as table
+    from reembed.table.read import from_vectors
 
     dim = job.plan.space.dim
     vector = from_vectors(np.full((1, dim), dim**-0.5, np.float32), pa.float32())

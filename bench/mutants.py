@@ -5,7 +5,7 @@ long as the code stays the same. A run that was ended goes on where it was. What
 counts until its file changes; what survived is tried again by tests that it did not meet yet, unless
 docs/mutants.md explains why it does no harm. Exits 1 where something survives that is not explained.
 
-    python bench/mutants.py --module reembed/gc.py --jobs 1       # one file, one core
+    python bench/mutants.py --module reembed/lifecycle/gc.py --jobs 1       # one file, one core
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ NAME = "mutants"
 MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
-        "attempts", "catalog", "changes", "comparisons", "encoders/files", "gc", "golden",
-        "index_store", "keep", "lag", "live", "promote", "provenance", "reuse", "runs", "source",
-        "source_delta", "storage", "strategies/catch_up", "table", "table_version", "units", "verify",
+        "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
+        "engine/attempts", "engine/reuse", "engine/worker", "evaluation/comparisons",
+        "index/files", "lifecycle/gc", "lifecycle/promote", "lifecycle/verify", "serving/live",
+        "source/dataset", "source/delta", "source/lag", "store/storage", "strategies/catch_up",
+        "strategies/changes", "strategies/keep", "table/provenance", "table/read", "table/write",
     )
 )  # fmt: skip
 EXPLAINED = ROOT / "docs" / "mutants.md"

@@ -185,7 +185,7 @@ def bare_loop(args: argparse.Namespace) -> common.Figures:
     """Tokenize and embed, window by window; loading is not counted."""
     import torch
 
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
     from reembed.encoders import load_encoder
 
     niceness = os.nice(RAY_NICENESS)

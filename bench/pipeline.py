@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, folder: Path, reembed: common.Reembed) -> common.Figures:
     """Every round: bare, job, example, peer, bare."""
-    from reembed.encoders import linears
+    from reembed.encoders.local import linears
 
     texts = common.paragraphs(args.limit or args.paragraphs)
     rows = [{"_id": str(n), "text": text} for n, text in enumerate(texts)]
@@ -221,8 +221,8 @@ def peer(args: argparse.Namespace) -> common.Figures:
 
 
 def _where(args: argparse.Namespace) -> str:
-    from reembed.config import EncoderConfig
-    from reembed.encoders.locate import locate
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.locate import locate
 
     return str(locate(EncoderConfig(model=args.model)))
 

@@ -43,12 +43,13 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
-from reembed import check, promote
-from reembed.catalog import Catalog, Release
-from reembed.config import Config
-from reembed.runs import Run
-from reembed.status import status
-from reembed.storage import Storage
+from reembed import api as check
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Run
+from reembed.config.settings import Config
+from reembed.lifecycle import promote
+from reembed.lifecycle.status import status
+from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
     from crash.s3_faults import Store
@@ -57,7 +58,7 @@ NAME = "promote"
 ALIAS = "raced"  # as the race of the tests calls it
 _ENDS = 20
 _BUCKET = "bench"
-_CLI = "from reembed.cli import main; main()"
+_CLI = "from reembed.cli.verbs import main; main()"
 RELEASES, RUNS, OPEN_RUNS = 200, 500, 3
 
 
@@ -138,7 +139,7 @@ def crowd(catalog: Catalog) -> None:
 
     Every candidate was compared with the first release.
     """
-    from unit.test_catalog import comparison
+    from releases import comparison
 
     release = catalog.releases()[0]
     line = release.id.rpartition("-")[0]

@@ -95,10 +95,12 @@ def measure(
 
 def search(root: Path, gate: dict[str, str]) -> common.Figures:
     """nDCG@10 of what is live, exactly and with its index."""
-    from reembed import evalset, index_search, index_store
-    from reembed.catalog import Catalog
-    from reembed.live import OpenRelease
-    from reembed.storage import Storage
+    from reembed.catalog.releases import Catalog
+    from reembed.evaluation import queries as evalset
+    from reembed.index import files as index_store
+    from reembed.index import search as index_search
+    from reembed.serving.live import OpenRelease
+    from reembed.store.storage import Storage
 
     storage = Storage.open(str(root))
     release = Catalog(storage, "bench").require_live().release
@@ -118,7 +120,7 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
 
 
 def _ndcg(queries: Any, doc_ids: list[list[str | int]]) -> float:
-    from reembed import metrics
+    from reembed.evaluation import metrics
 
     lists = [[str(d) for d in found] for found in doc_ids]
     judgements, (results,) = metrics.number_documents(queries, lists)

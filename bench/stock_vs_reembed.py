@@ -233,7 +233,7 @@ class Embed:
     """An actor of the stock pipeline: ids and texts to ids and vectors, by reembed's encoder."""
 
     def __init__(self, model: str, schema: Any) -> None:
-        from reembed.config import EncoderConfig
+        from reembed.config.settings import EncoderConfig
         from reembed.encoders import load_encoder
 
         self._encoder, self._schema = load_encoder(EncoderConfig(model=model)), schema

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/rebuild.py -c configs/gpu_cluster.
 
 import sys
 
-from reembed.cli import main
+from reembed.cli.verbs import main
 
 if __name__ == "__main__":
     main(["run", *sys.argv[1:]])

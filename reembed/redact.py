@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 SECRET_WORDS = (
     "secret",
@@ -47,6 +49,8 @@ _QUERY = re.compile(
 )
 _NOT_SECRET = ("_path", "_file", "_uri", "_url", "_dir")  # where it is kept, not what it is
 _LEAST_LENGTH = 8
+# Control, direction and other invisible characters, half surrogates, and the other two line ends.
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def is_secret_name(name: str) -> bool:
@@ -111,3 +115,25 @@ def _of_the_environment() -> list[str]:
         and len(value) >= _LEAST_LENGTH
     )
     return sorted(values, key=len, reverse=True)
+
+
+def plain(text: str) -> str:
+    """Text from documents and ids without characters that could fake output; line ends stay."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in _STEERING else f"\\x{ord(c):02x}"
+        for c in text
+    )
+
+
+def one_line(text: str) -> str:
+    """As `plain`, and no line of its own."""
+    return plain(text).replace("\n", "\\n")
+
+
+def harmless(value: Any) -> Any:
+    """Every string in a result made plain; colours are added after."""
+    if isinstance(value, dict):
+        return {harmless(k): harmless(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [harmless(v) for v in value]
+    return one_line(value) if isinstance(value, str) else value

@@ -38,9 +38,9 @@ import ray
 import yaml
 from click.testing import CliRunner
 
-from reembed.catalog import Catalog
-from reembed.cli import cli as reembed_cli
-from reembed.config import Config, load
+from reembed.catalog.releases import Catalog
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.config.settings import Config, load
 
 # Before Ray starts, so that its workers inherit it. The S3 server of `bucket` takes any keys: so no
 # test can reach a real bucket with the keys of whoever runs it, and without keys an S3 client asks

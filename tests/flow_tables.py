@@ -8,8 +8,8 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from reembed.catalog import Release
-from reembed.storage import Storage
+from reembed.catalog.releases import Release
+from reembed.store.storage import Storage
 
 
 def rows_of(storage: Storage, release: Release) -> pa.Table:

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from reembed import units as work
-from reembed.config import Config
-from reembed.runs import Unit
-from reembed.stop import Stop
-from reembed.units import EmbedJob, UnitEmbedder
+from reembed.catalog.runs import Unit
+from reembed.config.settings import Config
+from reembed.engine import worker as work
+from reembed.engine.signals import Stop
+from reembed.engine.worker import EmbedJob, UnitEmbedder
 
 T = TypeVar("T")
 
 
 class Inline:
-    """As `reembed.executor.Executor` asks."""
+    """As `reembed.engine.executor.Executor` asks."""
 
     where = "this process"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from reembed.encoders.base import Encoder, Kind, Tokenizer, Tokens, Vectors
 from reembed.encoders.hashing import HashingEncoder
-from reembed.encoders.profile import read_profile
-from reembed.spaces import Space
+from reembed.encoders.local.profile import read_profile
+from reembed.space import Space
 
 if TYPE_CHECKING:
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
 
 __all__ = [
     "Encoder",
@@ -85,7 +85,7 @@ def load_encoder(
     """
     if _is_hashing(config):
         return HashingEncoder(config)
-    from reembed.encoders.sentence import load
+    from reembed.encoders.local.sentence import load
 
     return load(config, device, dtype, batch_tokens, compile_layers=compile_layers)
 

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed.encoders.base import Kind, Tokens, Vectors, Work
-from reembed.encoders.profile import CHUNKING, check_truncate_dim
-from reembed.encoders.texts import MOST_CHARACTERS, clean
+from reembed.encoders.local.profile import CHUNKING, check_truncate_dim
+from reembed.encoders.local.texts import MOST_CHARACTERS, clean
 from reembed.errors import EncoderError
-from reembed.spaces import Space
+from reembed.space import Space
 
 if TYPE_CHECKING:
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
 
 _VERSION = "1"  # counts up when the features change, so that old vectors get another space
 _REFERENCE = re.compile(r"hashing:([1-9]\d{0,4})(?::(.+))?")

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reembed import encoders, index_store, preflight, provenance, table
-from reembed.catalog import Catalog, Release, line_of, now, place_in_line
-from reembed.changes import Changes, find_changes
-from reembed.config import Config, EncoderConfig, IndexConfig
+from reembed import encoders
+from reembed.catalog.releases import Catalog, Release, line_of, now, place_in_line
+from reembed.catalog.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
+from reembed.config.settings import Config, EncoderConfig, IndexConfig
+from reembed.engine.executor import Executor, RayExecutor
+from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import IntegrityError, TooManyDeadLetters
-from reembed.executor import Executor, RayExecutor
-from reembed.lag import caught_up, lag, newest_of, note, noted_place
-from reembed.progress import Listener, changed_settings
-from reembed.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
-from reembed.source import Source
-from reembed.storage import Storage, storage_errors
+from reembed.index import files as index_store
+from reembed.source.dataset import Source
+from reembed.source.lag import caught_up, lag, newest_of, note, noted_place
+from reembed.store.storage import Storage, storage_errors
+from reembed.strategies import preflight
+from reembed.strategies.changes import Changes, find_changes
 from reembed.strategies.steps import (
     Work,
     build_index,
@@ -34,8 +36,10 @@ from reembed.strategies.steps import (
     tell_plan,
     verified,
 )
-from reembed.table import read_sealed
-from reembed.table_version import TableVersion
+from reembed.table import provenance
+from reembed.table import write as table
+from reembed.table.read import TableVersion
+from reembed.table.write import read_sealed
 
 _PASSES = 4
 

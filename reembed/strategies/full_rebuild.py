@@ -9,16 +9,20 @@ from pathlib import Path
 import yaml
 from obstore.exceptions import BaseError
 
-from reembed import encoders, evalset, index_store, preflight, reuse, table
-from reembed.catalog import Catalog, Release, now
-from reembed.config import Config, EncoderConfig, FrozenGate
+from reembed import encoders
+from reembed.catalog.releases import Catalog, Release, now
+from reembed.catalog.runs import Plan, Run, driving, find_runs, is_driven
+from reembed.config.settings import Config, EncoderConfig, FrozenGate
+from reembed.engine import reuse
+from reembed.engine.executor import Executor, RayExecutor
+from reembed.engine.progress import Changed, Listener, changed_settings
 from reembed.errors import Conflict, ReembedError
-from reembed.executor import Executor, RayExecutor
-from reembed.progress import Changed, Listener, changed_settings
-from reembed.runs import Plan, Run, driving, find_runs, is_driven
-from reembed.source import Source
-from reembed.spaces import Space
-from reembed.storage import Storage, absolute
+from reembed.evaluation import queries as evalset
+from reembed.index import files as index_store
+from reembed.source.dataset import Source
+from reembed.space import Space
+from reembed.store.storage import Storage, absolute
+from reembed.strategies import preflight
 from reembed.strategies.steps import (
     Work,
     build_index,
@@ -30,6 +34,7 @@ from reembed.strategies.steps import (
     tell_plan,
     verified,
 )
+from reembed.table import write as table
 
 
 def full_rebuild(

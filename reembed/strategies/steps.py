@@ -11,30 +11,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reembed import (
-    embed,
-    encoders,
-    evalset,
-    faults,
-    index,
-    index_store,
-    keep,
-    reuse,
-    table,
-    verify,
-)
-from reembed.catalog import Catalog, Release
-from reembed.config import Config, EncoderConfig, FrozenGate
+from reembed import encoders, faults
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Donor, Plan, Run
+from reembed.config.settings import Config, EncoderConfig, FrozenGate
+from reembed.engine import pipeline as embed
+from reembed.engine import reuse
+from reembed.engine.executor import Executor
+from reembed.engine.progress import Changed, EmbedProgress, Listener, changed_settings
+from reembed.engine.signals import Stop
+from reembed.engine.worker import EmbedJob
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.executor import Executor
-from reembed.progress import Changed, EmbedProgress, Listener, changed_settings
-from reembed.runs import Donor, Plan, Run
-from reembed.source import Source
-from reembed.stop import Stop
-from reembed.storage import storage_errors
-from reembed.table import SealedTable
-from reembed.table_version import Proof, TableVersion, manifest_proof
-from reembed.units import EmbedJob
+from reembed.evaluation import queries as evalset
+from reembed.index import build as index
+from reembed.index import files as index_store
+from reembed.lifecycle import verify
+from reembed.source.dataset import Source
+from reembed.store.storage import storage_errors
+from reembed.strategies import keep
+from reembed.table import write as table
+from reembed.table.read import Proof, TableVersion, manifest_proof
+from reembed.table.write import SealedTable
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from inline import Inline
 from tiny_models import bert_model
 
-from reembed.catalog import Catalog
-from reembed.cli import cli as reembed_cli
-from reembed.promote import promote
-from reembed.runs import Run, driving
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run, driving
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.lifecycle.promote import promote
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -380,7 +380,7 @@ def test_an_index_of_another_space_is_refused(two_releases):
     import numpy as np
 
     from reembed.errors import IntegrityError, SpaceMismatch
-    from reembed.live import OpenRelease
+    from reembed.serving.live import OpenRelease
 
     storage, _, live, candidate, _ = two_releases
     with pytest.raises(SpaceMismatch):

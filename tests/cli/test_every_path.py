@@ -22,10 +22,10 @@ from click.testing import CliRunner
 from conftest import documents
 from inline import Inline, Silent
 
-from reembed.catalog import Catalog
-from reembed.cli import cli as reembed_cli
-from reembed.config import Config
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.config.settings import Config
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 DOCUMENTS, QUERIES = 160, 40

@@ -12,7 +12,7 @@ import pytest
 _HEAVY = ("ray", "torch", "transformers", "sentence_transformers", "faiss", "lancedb", "scipy")
 _PROGRAM = f"""
 import sys
-from reembed.cli import cli
+from reembed.cli.verbs import cli
 try:
     cli(sys.argv[1:], standalone_mode=False)
 finally:

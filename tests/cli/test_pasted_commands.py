@@ -17,9 +17,12 @@ from click.testing import CliRunner
 from inline import Inline
 from tiny_models import bert_model
 
-from reembed import attempts, errors, faults, promote, report
-from reembed.cli import cli as reembed_cli
+from reembed import errors, faults
+from reembed.cli import text as report
+from reembed.cli.verbs import cli as reembed_cli
 from reembed.encoders.hashing import HashingEncoder
+from reembed.engine import attempts
+from reembed.lifecycle import promote
 
 HOSTILE = ["$(touch PWNED)", "`touch PWNED`", "a b", "it's", "; touch PWNED", "-n"]
 
@@ -83,7 +86,7 @@ def test_a_file_or_model_folder_that_is_missing_is_answered_with_what_is_there(
 
 
 def fix_of_model(model: str) -> str:
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
     from reembed.encoders import describe
 
     with pytest.raises(errors.EncoderError) as refused:

@@ -17,8 +17,8 @@ import pytest
 
 import reembed
 from reembed import errors
-from reembed.cli import cli as reembed_cli
-from reembed.config import Config
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.config.settings import Config
 
 PACKAGE = Path(reembed.__file__).parent
 PROGRAMS = {
@@ -93,7 +93,7 @@ def printed() -> dict[str, ast.expr]:
                 taken = list(_fixes(node))
             elif isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in inner:
                 taken = [node] if _text(node).startswith("reembed ") else []
-            found |= {f"{file.name}:{e.lineno}:{e.col_offset}": e for e in taken}
+            found |= {f"{file.relative_to(PACKAGE)}:{e.lineno}:{e.col_offset}": e for e in taken}
     return found
 
 

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from conftest import documents
 
-from reembed.catalog import Catalog
-from reembed.cli import cli as reembed_cli
-from reembed.runs import repeating
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import repeating
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -68,7 +68,7 @@ def test_a_changed_byte_in_the_index_is_seen_by_promote_and_remembered_after_ver
 
 
 def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(nights, cli, monkeypatch):
-    from reembed import verify
+    from reembed.lifecycle import verify
 
     file, _, second = nights
     said = [cli("verify", "--level", str(level), "-c", file) for level in range(4)]

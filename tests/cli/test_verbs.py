@@ -12,10 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from reembed.catalog import Catalog
-from reembed.cli import cli as reembed_cli
-from reembed.promote import promote
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.lifecycle.promote import promote
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_hostile_ids_stay_text_on_the_terminal(
 
 def test_importing_the_command_line_loads_no_heavy_library_and_takes_under_300_ms():
     code = (
-        "import sys, time; t = time.perf_counter(); import reembed.cli;"
+        "import sys, time; t = time.perf_counter(); import reembed.cli.verbs;"
         "print(time.perf_counter() - t); print(*sys.modules)"
     )
     best = 9.0
@@ -156,7 +156,7 @@ def test_status_takes_under_a_second_of_cpu(released, cli):
 
 def test_what_was_imported_without_pandas_works_with_pandas_afterwards():
     code = (
-        "from reembed.command import lean_imports\n"
+        "from reembed.cli.command import lean_imports\n"
         "with lean_imports(): import pyarrow.dataset\n"
         "import pandas, pyarrow\n"
         "frame = pyarrow.table({'a': [1, 2]}).to_pandas()\n"

@@ -18,13 +18,13 @@ import pyarrow as pa
 from conftest import documents
 from inline import Inline, Silent
 
-from reembed import check
-from reembed.catalog import Catalog
-from reembed.config import Config
+from reembed import api as check
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
+from reembed.config.settings import Config
 from reembed.errors import IntegrityError
-from reembed.promote import promote
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed.lifecycle.promote import promote
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

@@ -83,7 +83,7 @@ class ForkServer:
 
 def _serve() -> None:
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
-    for name in ("crash.migration", "reembed.encoders.hashing", "reembed.index"):
+    for name in ("crash.migration", "reembed.encoders.hashing", "reembed.index.build"):
         importlib.import_module(name)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(vars(_ended(*json.loads(line)))) + "\n")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from reembed import attempts
-from reembed.attempts import Attempt, Range
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed.catalog.runs import Run
+from reembed.engine import attempts
+from reembed.engine.attempts import Attempt, Range
+from reembed.store.storage import Storage
 
 
 def attempt_at(run: Run, rows: int, kills: Callable[[Range], bool]) -> Attempt | None:

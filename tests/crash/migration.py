@@ -19,14 +19,15 @@ import lance
 import pyarrow as pa
 from inline import Inline, Silent
 
-from reembed import check, verify
-from reembed.catalog import AliasRecord, Catalog, Release
-from reembed.config import Config
+from reembed import api as check
+from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.config.settings import Config
 from reembed.digests import digest
 from reembed.errors import ReembedError
-from reembed.live import LiveAlias
-from reembed.promote import follow, newest_of, promote, rollback
-from reembed.storage import Storage, storage_errors
+from reembed.lifecycle import verify
+from reembed.lifecycle.promote import follow, newest_of, promote, rollback
+from reembed.serving.live import LiveAlias
+from reembed.store.storage import Storage, storage_errors
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

@@ -27,10 +27,10 @@ from flow_tables import rows_of
 from inline import Inline, Silent
 from ray.cluster_utils import Cluster
 
-from reembed.catalog import Catalog
-from reembed.config import Config
-from reembed.runs import find_runs, workers
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import find_runs, workers
+from reembed.config.settings import Config
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 KINDS = ("kill_actor", "stop_actor", "kill_worker", "kill_node", "kill_driver", "term_driver")

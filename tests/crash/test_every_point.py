@@ -10,10 +10,10 @@ import pytest
 from flow_tables import rows_of
 
 from reembed import faults
-from reembed.catalog import Catalog
-from reembed.promote import promote
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
+from reembed.lifecycle.promote import promote
+from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(300)]

@@ -12,8 +12,8 @@ from crash.slow_model import SLOW
 from crash.test_stopping import wait_for
 from ray.cluster_utils import Cluster
 
-from reembed.runs import find_runs, workers
-from reembed.storage import Storage
+from reembed.catalog.runs import find_runs, workers
+from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -14,10 +14,10 @@ from conftest import documents
 from crash.forks import search_path
 from crash.killed import attempt_at
 
-from reembed import attempts, cluster
+from reembed.catalog.runs import Run
+from reembed.engine import attempts, cluster
 from reembed.errors import RunFailed
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed.store.storage import Storage
 
 # Ray workers import this before anything of reembed runs: a model that some text is too much for.
 SITECUSTOMIZE = """
@@ -25,7 +25,7 @@ import importlib.abc, os, sys
 
 class Poison(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "reembed.embed":
+        if name != "reembed.engine.pipeline":
             return None
         sys.meta_path.remove(self)
         from reembed.encoders import hashing
@@ -45,7 +45,7 @@ class Poison(importlib.abc.MetaPathFinder):
         return None
 
 def _config():
-    from reembed.config import EncoderConfig
+    from reembed.config.settings import EncoderConfig
     return EncoderConfig(model="hashing:64")
 
 sys.meta_path.insert(0, Poison())

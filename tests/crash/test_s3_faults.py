@@ -14,11 +14,11 @@ from crash.s3_faults import KINDS, Store
 from inline import Inline, Silent
 from obstore.exceptions import BaseError
 
-from reembed.lance_io import open_dataset
-from reembed.promote import Reasons, admissible
-from reembed.source import Source
+from reembed.lifecycle.promote import Reasons, admissible
+from reembed.source.dataset import Source
+from reembed.store.lance import open_dataset
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.table_version import used_files
+from reembed.table.read import used_files
 
 pytestmark = [pytest.mark.deep, pytest.mark.s3, pytest.mark.timeout(600)]
 

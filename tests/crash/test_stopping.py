@@ -13,8 +13,8 @@ import pytest
 from crash.forks import search_path
 from crash.slow_model import SLOW
 
-from reembed.runs import find_runs, workers
-from reembed.storage import Storage
+from reembed.catalog.runs import find_runs, workers
+from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -99,7 +99,7 @@ import atexit, os, signal, sys
 
 class Finder:
     def find_spec(self, name, path, target=None):
-        if name != "reembed.cluster":
+        if name != "reembed.engine.cluster":
             return None
         sys.meta_path.remove(self)
         import ray

@@ -11,12 +11,12 @@ from conftest import documents
 from flow_tables import rows_of
 from inline import Inline
 
-from reembed.catalog import Catalog
-from reembed.check import catch_up_release
+from reembed.api import catch_up_release
+from reembed.catalog.releases import Catalog
 from reembed.digests import digest
 from reembed.errors import SourceError
-from reembed.promote import promote
-from reembed.storage import Storage
+from reembed.lifecycle.promote import promote
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

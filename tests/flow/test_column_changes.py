@@ -11,15 +11,17 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import changes, index_store, table
-from reembed.catalog import Catalog
+from reembed.catalog.releases import Catalog
 from reembed.digests import digest
 from reembed.errors import IntegrityError
-from reembed.live import OpenRelease
-from reembed.source import Source
-from reembed.storage import Storage
+from reembed.index import files as index_store
+from reembed.serving.live import OpenRelease
+from reembed.source.dataset import Source
+from reembed.store.storage import Storage
+from reembed.strategies import changes
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table import write as table
 
 ROWS = 40
 

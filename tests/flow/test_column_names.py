@@ -8,7 +8,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed.errors import SourceError
-from reembed.source import Source
+from reembed.source.dataset import Source
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

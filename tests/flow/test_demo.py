@@ -14,7 +14,10 @@ from typing import Any
 import click
 import pytest
 
-from reembed import cli, config, encoders, evalset
+from reembed import encoders
+from reembed.cli import verbs as cli
+from reembed.config import settings as config
+from reembed.evaluation import queries as evalset
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "demo"

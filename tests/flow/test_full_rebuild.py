@@ -15,17 +15,18 @@ from flow_tables import rows_of, vectors_of
 from inline import Inline
 from tiny_models import bert_model
 
-from reembed import faults, preflight
-from reembed import table as tables
-from reembed.catalog import Catalog
-from reembed.check import dead_letters
+from reembed import faults
+from reembed.api import dead_letters
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run, driving, find_runs
 from reembed.digests import digest as text_hash
 from reembed.errors import Conflict, RunFailed, SpaceMismatch, UsageError
-from reembed.live import LiveAlias
-from reembed.promote import promote, rollback
-from reembed.runs import Run, driving, find_runs
-from reembed.storage import Storage
+from reembed.lifecycle.promote import promote, rollback
+from reembed.serving.live import LiveAlias
+from reembed.store.storage import Storage
+from reembed.strategies import preflight
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table import write as tables
 
 
 def catalog_of(config):
@@ -354,7 +355,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
 
 
 def test_gc_keeps_the_table_of_an_unfinished_run(make_config, quiet, corpus, monkeypatch):
-    from reembed import gc
+    from reembed.lifecycle import gc
 
     def stopped(point):
         if point == "run.after_plan":

@@ -9,12 +9,12 @@ import pytest
 from flow_tables import rows_of
 from inline import Inline
 
-from reembed import gc
-from reembed.catalog import Catalog
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import driving, find_runs
 from reembed.errors import Conflict, UsageError
-from reembed.promote import candidates, promote
-from reembed.runs import driving, find_runs
-from reembed.storage import Storage
+from reembed.lifecycle import gc
+from reembed.lifecycle.promote import candidates, promote
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

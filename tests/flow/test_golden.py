@@ -8,13 +8,14 @@ import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed import check, golden
-from reembed.catalog import Catalog
-from reembed.config import EncoderConfig
+from reembed import api as check
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import EncoderConfig
+from reembed.encoders import golden
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import IntegrityError, SpaceMismatch
-from reembed.live import OpenRelease
-from reembed.storage import Storage
+from reembed.serving.live import OpenRelease
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

@@ -24,11 +24,11 @@ from typing import Any
 import lance
 import pytest
 
-from reembed import check
-from reembed.catalog import Catalog, Release
-from reembed.config import load
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed import api as check
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Run
+from reembed.config.settings import load
+from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]  # about 60 s where nothing else runs
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed import promote
-from reembed.catalog import Catalog
-from reembed.check import catch_up_release
+from reembed.api import catch_up_release
+from reembed.catalog.releases import Catalog
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.storage import Storage
+from reembed.lifecycle import promote
+from reembed.store.storage import Storage
 from reembed.strategies import catch_up as strategy
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

@@ -23,11 +23,11 @@ from typing import Any
 
 import pytest
 
-from reembed import promote
-from reembed.catalog import AliasRecord, Catalog, Release
+from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.errors import Conflict
-from reembed.spaces import Space
-from reembed.storage import Storage
+from reembed.lifecycle import promote
+from reembed.space import Space
+from reembed.store.storage import Storage
 
 PROCESSES, ROUNDS = 8, 200
 ALIAS = "raced"
@@ -183,7 +183,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     import lance  # here: a racer starts eight times faster without them
     import pyarrow as pa
 
-    from reembed.config import Config
+    from reembed.config.settings import Config
     from reembed.strategies.full_rebuild import full_rebuild
 
     folder = tmp_path_factory.mktemp("built")

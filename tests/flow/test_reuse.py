@@ -11,14 +11,15 @@ import pytest
 from flow_tables import rows_of, vectors_of
 from inline import Inline
 
-from reembed import digests, gc
-from reembed.catalog import Catalog
+from reembed import digests
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
 from reembed.encoders.hashing import HashingEncoder
+from reembed.engine.reuse import Known
 from reembed.errors import IntegrityError, SpaceMismatch
-from reembed.gc import _needed_by_runs
-from reembed.reuse import Known
-from reembed.runs import Run
-from reembed.storage import Storage
+from reembed.lifecycle import gc
+from reembed.lifecycle.gc import _needed_by_runs
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

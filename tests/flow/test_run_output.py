@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.console import Console
+from reembed.cli.progress import Console
 from reembed.errors import RunFailed, TooManyDeadLetters
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

@@ -13,10 +13,10 @@ from typing import Any
 import lance
 import pytest
 
-from reembed.catalog import Catalog
-from reembed.config import load
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import load
 from reembed.errors import ConfigError
-from reembed.storage import Storage
+from reembed.store.storage import Storage
 
 pytestmark = pytest.mark.s3
 

@@ -22,16 +22,17 @@ from click.testing import CliRunner
 from flow_tables import rows_of
 from inline import Inline
 
-from reembed import check, gc
-from reembed.catalog import Catalog, Release
-from reembed.cli import cli as reembed_cli
-from reembed.config import Config
+from reembed import api as check
+from reembed.catalog.releases import Catalog, Release
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.config.settings import Config
 from reembed.errors import IntegrityError, ReembedError
-from reembed.promote import follow, promote
-from reembed.storage import Storage
+from reembed.lifecycle import gc
+from reembed.lifecycle.promote import follow, promote
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.table_version import open_table
+from reembed.table.read import open_table
 
 pytestmark = pytest.mark.ray
 
@@ -251,8 +252,8 @@ def test_s12_a_source_of_another_user_is_read_and_not_tagged(short_folder: str) 
         place.chmod(0o755 if place.is_dir() else 0o644)
     program = f"""
 import os
-from reembed.source import Source
-from reembed.config import load
+from reembed.source.dataset import Source
+from reembed.config.settings import load
 settings = ["alias=a", "encoder.model=hashing:8", "storage.root=r", "source.uri={source}"]
 os.setgid(65534); os.setuid(65534)
 source = Source.open(load([], settings)[0])

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.catalog import Catalog
-from reembed.check import verify_release
+from reembed.api import verify_release
+from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError
-from reembed.lag import caught_up, lag, note
-from reembed.promote import promote
-from reembed.source import Source
-from reembed.source_delta import Delta
-from reembed.storage import Storage
+from reembed.lifecycle.promote import promote
+from reembed.lifecycle.verify import ROWS
+from reembed.source.dataset import Source
+from reembed.source.delta import Delta
+from reembed.source.lag import caught_up, lag, note
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.verify import ROWS
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_status_loads_no_model_and_no_engine(live, config_file):
     uri, *_ = live
     file = config_file(uri, table={"carry": ["title"]})
     code = (
-        "import sys; from reembed.cli import main\n"
+        "import sys; from reembed.cli.verbs import main\n"
         f"try: main(['status', '-c', {file!r}])\n"
         "except SystemExit: pass\n"
         "heavy = ['torch', 'ray', 'faiss', 'transformers', 'sentence_transformers']\n"

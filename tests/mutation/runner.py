@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = ("unit/test_packed.py", "unit/test_tune.py", "unit/test_bench.py", "unit/test_metrics.py",
-             "unit/test_cluster_yaml.py", "flow/test_demo.py", "flow/test_promotion_race.py",
-             "sim", "crash")  # fmt: skip
+ELSEWHERE = ("encoders/test_packed.py", "planning/test_tune.py", "benchmarks/test_bench.py",
+             "evaluation/test_metrics.py", "config/test_cluster_yaml.py", "flow/test_demo.py",
+             "flow/test_promotion_race.py", "sim", "crash")  # fmt: skip
 """Tests of other modules, or too slow to be run for every mutant."""
 MARKS = "not ray and not s3 and not deep and not slow and not gpu"
 HEAVY = ("numpy", "scipy.stats", "pyarrow", "pandas", "pydantic", "jinja2", "yaml", "click", "lance",

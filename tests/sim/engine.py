@@ -30,9 +30,10 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError
 
-from reembed import faults, runs
+from reembed import faults
+from reembed.catalog import runs
 from reembed.errors import ReembedError
-from reembed.storage import Storage, storage_errors
+from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import steps
 
 LONG_PAUSES, LONGEST_PAUSE = 0.3, 30

@@ -23,17 +23,19 @@ from inline import Inline, Silent
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
-from reembed import check, digests, encoders, gc
-from reembed.catalog import AliasRecord, Catalog, Release
-from reembed.comparisons import Asked
-from reembed.config import Config, EncoderConfig
+from reembed import api as check
+from reembed import digests, encoders
+from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.catalog.runs import find_runs
+from reembed.config.settings import Config, EncoderConfig
 from reembed.encoders.base import Kind
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
-from reembed.live import LiveAlias
-from reembed.promote import candidate, candidates, follow, newest_of, promote, rollback
-from reembed.runs import find_runs
-from reembed.storage import Storage
+from reembed.evaluation.comparisons import Asked
+from reembed.lifecycle import gc
+from reembed.lifecycle.promote import candidate, candidates, follow, newest_of, promote, rollback
+from reembed.serving.live import LiveAlias
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from sim.engine import Crash, World, attempt
@@ -412,7 +414,7 @@ class History:
         self._check_index(release, set(table["_rowid"].to_pylist()))
 
     def _check_index(self, release: Release, row_ids: set[int]) -> None:
-        from reembed import index_store
+        from reembed.index import files as index_store
 
         store = self.catalog.storage.store
         manifest = index_store.read_manifest(store, release.index, release.index_sha256)

@@ -19,25 +19,19 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from reembed import (
-    changes,
-    evalset,
-    faults,
-    gc,
-    index_store,
-    keep,
-    live,
-    promote,
-    strategies,
-    table,
-    units,
-    verify,
-)
-from reembed.catalog import Catalog, Grounds
+from reembed import faults, strategies
+from reembed.catalog.releases import Catalog, Grounds
+from reembed.catalog.runs import find_runs
+from reembed.engine import worker as units
 from reembed.errors import Conflict
-from reembed.runs import find_runs
-from reembed.source import Source
-from reembed.storage import Storage, from_bytes, to_bytes
+from reembed.evaluation import queries as evalset
+from reembed.index import files as index_store
+from reembed.lifecycle import gc, promote, verify
+from reembed.serving import live
+from reembed.source.dataset import Source
+from reembed.store.storage import Storage, from_bytes, to_bytes
+from reembed.strategies import changes, keep
+from reembed.table import write as table
 from sim.history import CALM, play
 
 Patch = Callable[[Any, str, Any], None]

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from inline import Inline, Silent
 
-from reembed import check, digests, faults, gc
-from reembed.catalog import Catalog, line_of
-from reembed.config import Config
+from reembed import api as check
+from reembed import digests, faults
+from reembed.catalog.releases import Catalog, line_of
+from reembed.config.settings import Config
 from reembed.errors import ReembedError, UsageError
-from reembed.promote import candidate, follow, newest_of, promote, rollback
-from reembed.storage import Storage
+from reembed.lifecycle import gc
+from reembed.lifecycle.promote import candidate, follow, newest_of, promote, rollback
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 

@@ -1,0 +1,97 @@
+"""The shape of the package at some commits: size, functions, untyped records, import contract.
+
+The targets are of docs/architecture.md. Nothing is run: the files of each commit are parsed.
+
+    python bench/structure.py 19e07f6 HEAD
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench import common  # noqa: E402 - the path comes first
+
+NAME = "structure"
+_UNTYPED = re.compile(r"dict\[str, Any\]")
+
+
+def main() -> None:
+    """Print a table with a column for each commit, and write the record."""
+    parser = common.parser(NAME, __doc__)
+    parser.add_argument("commits", nargs="+", help="what git takes as one")
+    args = common.parse(parser)
+    figures = {commit: shape(files_of(commit)) for commit in args.commits}
+    for line in table(figures):
+        common.say(line)
+    common.finish(NAME, args, {"commits": figures})
+
+
+def files_of(commit: str) -> dict[str, str]:
+    """Python files of the package at a commit, and pyproject.toml, by path."""
+    command = ["git", "archive", commit, "reembed", "pyproject.toml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        members = [m for m in archive if m.isfile() and m.name.endswith((".py", ".toml"))]
+        return {m.name: archive.extractfile(m).read().decode() for m in members}  # type: ignore[union-attr]
+
+
+def shape(files: dict[str, str]) -> common.Figures:
+    """The figures of one commit."""
+    modules = {name: text for name, text in files.items() if name.endswith(".py")}
+    trees = [ast.parse(text) for text in modules.values()]
+    lengths = [text.count("\n") for text in modules.values()]
+    functions = sorted(length for tree in trees for length in _functions(tree))
+    thousands = sum(lengths) / 1000
+    conditional = sum(isinstance(node, ast.IfExp) for tree in trees for node in ast.walk(tree))
+    untyped = sum(len(_UNTYPED.findall(text)) for text in modules.values())
+    return {
+        "lines": sum(lengths),
+        "modules": len(modules),
+        "folders": len({Path(name).parent for name in modules}),
+        "modules_over_400_lines": sum(length > 400 for length in lengths),
+        "function_lines_p90": statistics.quantiles(functions, n=10)[-1],
+        "function_lines_max": functions[-1],
+        "dict_str_any_per_kloc": round(untyped / thousands, 1),
+        "conditional_expressions_per_kloc": round(conditional / thousands, 1),
+        "import_contract_lines": contract_lines(files["pyproject.toml"]),
+    }
+
+
+def _functions(tree: ast.Module) -> Iterator[int]:
+    """Lines of each function, its docstring included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def contract_lines(pyproject: str) -> int:
+    """Layers of the import contract."""
+    contracts = tomllib.loads(pyproject)["tool"]["importlinter"]["contracts"]
+    return sum(len(c["layers"]) for c in contracts if c["type"] == "layers")
+
+
+def table(figures: dict[str, common.Figures]) -> list[str]:
+    """Markdown, a row for each figure."""
+    names = list(next(iter(figures.values())))
+    head = ["| |" + "".join(f" {commit} |" for commit in figures), "|---|" + "---|" * len(figures)]
+    rows = (
+        f"| {name.replace('_', ' ')} |" + "".join(f" {f[name]:,g} |" for f in figures.values())
+        for name in names
+    )
+    return [*head, *rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the root holds: releases, the alias log, runs with their plans and units."""

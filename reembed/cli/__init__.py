@@ -1,0 +1,1 @@
+"""The command line: verbs, results as text, progress. Nothing else prints."""

@@ -1,0 +1,317 @@
+"""Configuration: one YAML file is a migration; defaults < files left to right < --set left to right.
+
+`source` and `encoder` decide the vectors, `table` what is stored beside them; all other sections
+decide only speed or the gate and may be changed on a resumed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
+
+from reembed.config.files import load_sections
+from reembed.redact import HIDDEN, credentials_in, is_secret_name, shown_option
+
+_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+_MOST = 2**63 - 1
+
+
+def secret_keys(options: Iterable[str]) -> list[str]:
+    """Names among object-store settings that must come from the environment instead."""
+    return [key for key in options if is_secret_name(key)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings of a setting: itself, or those in its list or map."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (v for v in value.values() if isinstance(v, str))
+    elif isinstance(value, list | tuple):
+        yield from (v for v in value if isinstance(v, str))
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown settings, and credentials in any of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _no_credentials(cls, value: Any) -> Any:
+        for found in filter(None, map(credentials_in, _texts(value))):
+            raise ValueError(
+                f"holds {found}; settings are stored and printed: "
+                "export it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or use the instance role"
+            )
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _is_utf8(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, ensure_ascii=False, default=repr).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds text that is not UTF-8; settings are stored") from error
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_file_system_and_64_bits(cls, value: Any) -> Any:
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError("holds a zero byte, which no path, column or store can have")
+        if isinstance(value, int) and abs(value) > _MOST:
+            raise ValueError(f"is beyond {_MOST:,}")
+        return value
+
+
+class SourceConfig(Section):
+    """The documents."""
+
+    uri: StrictStr
+    """Lance dataset: a folder, s3://, gs:// or az://."""
+    version: Annotated[int, Field(ge=1)] | None = None
+    """Lance version to read; left out, the newest at the start, which is then pinned."""
+    id_column: StrictStr = "doc_id"
+    """Column of unique string or integer ids."""
+    text: StrictStr = "text"
+    """Text column, or a template over several: "{title} {text}"."""
+    filter: StrictStr | None = None
+    """SQL filter over the source's columns; only matching documents are embedded."""
+
+
+class Prompts(Section):
+    """Texts put before a query or a document."""
+
+    query: StrictStr | None = None
+    """Left out: the model's own query prompt."""
+    document: StrictStr | None = None
+    """Left out: the model's own document prompt."""
+
+
+class EncoderConfig(Section):
+    """The model. A change here is a new space: every vector is computed again."""
+
+    model: StrictStr
+    """A sentence-transformers folder, a hub id, `package:NAME/FOLDER` (a folder inside an
+    installed package) or `hashing:DIM` (deterministic, for tests)."""
+    revision: StrictStr | None = None
+    """Commit of a hub model; required for hub ids. Quote it: YAML reads 0123456 as a number."""
+    pooling: Literal["cls", "mean", "lasttoken"] | None = None
+    """Left out: the model's own pooling."""
+    normalize: bool | None = None
+    """Left out: unit length, unless the model itself says its similarity is the dot product."""
+    truncate_dim: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first dimensions only (Matryoshka models)."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens kept per text; left out: the model's own."""
+    prompts: Prompts = Prompts()
+    """Prompts, where they differ from the model's own."""
+
+
+class EmbedConfig(Section):
+    """Speed only; change freely, also when resuming (unit_documents and reuse: until the run is planned)."""
+
+    actors: Annotated[int, Field(ge=1)] = 1
+    """Model replicas."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    """GPUs each replica reserves; 0 runs on CPU, 0.5 puts two replicas on one GPU."""
+    cpus_per_actor: Annotated[int, Field(ge=1)] = 1
+    """CPU cores each replica reserves, and torch threads it uses on CPU."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 4_096
+    """Tokens per forward pass: 2k-4k on CPU, 16k-128k on a GPU; halved by itself, for good, where
+    the device's memory does not hold them."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number type the model computes in; auto: float16 on CUDA (bfloat16 where the checkpoint is),
+    float32 on CPU. One that does not keep the vectors' cosines is not used, and the output says so."""
+    tokenizer_workers: Annotated[int, Field(ge=0)] | None = None
+    """Reading tasks at once, which also tokenize; 0: each actor tokenizes for itself. Left out: 0 on
+    CPU, where it is a hundredth of the work, and beside GPUs two for every free core."""
+    unit_documents: Annotated[int, Field(ge=1)] = 2_048
+    """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
+    units_in_flight: Annotated[int, Field(ge=1)] = 8
+    """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
+    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a worker that embeds one unit is ended; left out: ten times the median, at
+    least 60, and 900 until some are finished."""
+    stall_s: Annotated[float, Field(gt=0)] = 1_800
+    """Seconds without any finished unit after which the run fails instead of waiting."""
+    drain_s: Annotated[float, Field(ge=0)] = 60
+    """Seconds that units already begun have to finish after Ctrl-C or SIGTERM."""
+    reuse: bool = True
+    """Copy the vector of a text that a verified release in this root has in the same space."""
+    max_dead_letters: Annotated[int, Field(ge=0)] = 0
+    """Documents that may stay without a vector before the run fails."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_eight_bits(cls, dtype: Any) -> Any:
+        if str(dtype).lower() in ("int8", "uint8", "fp8", "float8", "float8_e4m3", "8bit", "q8"):
+            raise ValueError(
+                "8 bits make other vectors (cosine 0.99 and less), a space of their own: no dtype of this one"
+            )
+        return dtype
+
+    @property
+    def actor_cpus(self) -> int:
+        """Cores a replica reserves: beside a GPU, one."""
+        return 1 if self.gpus_per_actor else self.cpus_per_actor
+
+    @property
+    def tokenizes_apart(self) -> bool:
+        """Whether the texts are tokenized before they come to an actor."""
+        if self.tokenizer_workers is None:
+            return self.gpus_per_actor > 0
+        return self.tokenizer_workers > 0
+
+
+class TableConfig(Section):
+    """The vector table."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """Stored number type of the vectors; part of the space."""
+    carry: tuple[StrictStr, ...] = ()
+    """Source columns copied beside the vector, for filtering and showing without a join; the text
+    column may be one. A change embeds nothing again: see embed.reuse."""
+
+
+class IndexConfig(Section):
+    """The FAISS index."""
+
+    factory: StrictStr = "auto"
+    """FAISS factory string, or auto (by the number of vectors and dimensions)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it is trained and filled; what is saved is portable either way."""
+    ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """ann_recall@10 against exact search that nprobe is tuned to."""
+    nprobe: Annotated[int, Field(ge=1)] | None = None
+    """Left out: tuned."""
+
+
+class GateConfig(Section):
+    """What `compare` must show before `promote`. Fixed in the run's plan before results exist."""
+
+    queries: StrictStr | None = None
+    """Judged queries: a BEIR folder, or a Lance, Parquet or JSONL of query_id, text and doc_ids."""
+    split: StrictStr = "test"
+    """Which qrels/SPLIT.tsv of a BEIR folder."""
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Left out: 0.01, or 2 % of
+    live's value where that is more."""
+    ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
+
+
+class FrozenGate(GateConfig):
+    """A gate as a plan keeps it: its settings, and by content which queries they name."""
+
+    sha256: StrictStr | None = None
+    """Digest of the queries and judgements; None where no queries are named."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """How many queries can be scored; None where none are named."""
+
+    @property
+    def settings(self) -> GateConfig:
+        """What a config says of it."""
+        return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
+
+
+class StorageConfig(Section):
+    """Where everything is kept."""
+
+    root: StrictStr
+    """Folder, s3://, gs:// or az:// that holds tables/, indexes/, aliases/, releases/, runs/."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """Releases that gc keeps per alias, live and previous included."""
+    options: dict[StrictStr, StrictStr] = {}
+    """Object-store settings that are no secrets (aws_endpoint, aws_region, allow_http); keys and
+    tokens come from the environment or the instance role."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
+        for key in secret_keys(options):
+            raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
+        for key in (k for k, v in options.items() if v == HIDDEN):
+            raise ValueError(
+                f"{key} was left out of this file; add --set storage.options.{key}=VALUE"
+            )
+        return options
+
+
+class RayConfig(Section):
+    """Where Ray runs. Under `ray job submit` and on a cluster the running one is used."""
+
+    address: StrictStr | None = None
+    """Cluster to connect to; left out: RAY_ADDRESS if set, else a private one on this machine."""
+    allow_unauthenticated: bool = False
+    """Use a cluster on other machines that asks for no token: whoever reaches it can run code in it."""
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    """Logical CPUs of the private cluster; left out: what the actors need and two more."""
+
+
+RESERVED_COLUMNS = frozenset({"doc_id", "vector", "space", "text_hash", "source_version"})
+"""Names of a vector table's own columns."""
+
+
+class Config(Section):
+    """One migration."""
+
+    alias: Annotated[StrictStr, Field(pattern=_NAME)]
+    """The name serving resolves."""
+    source: SourceConfig
+    encoder: EncoderConfig
+    storage: StorageConfig
+    embed: EmbedConfig = EmbedConfig()
+    table: TableConfig = TableConfig()
+    index: IndexConfig = IndexConfig()
+    gate: GateConfig = GateConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _carry_is_not_reserved(self) -> Config:
+        clash = set(self.table.carry) & RESERVED_COLUMNS
+        if len(set(self.table.carry)) < len(self.table.carry):
+            raise ValueError("table.carry names a column twice")
+        if clash:
+            raise ValueError(
+                f"table.carry: {', '.join(sorted(clash))} is a column reembed writes itself"
+            )
+        return self
+
+    def shown(self) -> dict[str, Any]:
+        """All settings as plain data, to be printed and kept: *** for what may hold a secret."""
+        settings = self.model_dump(mode="json")
+        options = settings["storage"]["options"]
+        settings["storage"]["options"] = {k: shown_option(k, v) for k, v in options.items()}
+        return settings
+
+    def result_key(self, uri: str) -> str:
+        """16 hex digits over the settings that decide what a run produces, without the version.
+
+        `uri` is the source's, absolute: another folder of the same relative name is another source.
+        """
+        decides = {
+            "alias": self.alias,
+            "source": self.source.model_dump(exclude={"version"}) | {"uri": uri},
+            "encoder": self.encoder.model_dump(),
+            "table": self.table.model_dump(),
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    def run_prefix(self, uri: str) -> str:
+        """What ids of its rebuilds begin with; a source version and a counter follow."""
+        return f"{self.alias}-{self.result_key(uri)[:8]}-v"
+
+
+def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:
+    """The checked config and, for each dotted setting, the file:line or --set it came from.
+
+    Raises:
+        ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
+    """
+    return load_sections(Config, files, overrides)

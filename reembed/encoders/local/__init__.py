@@ -1,0 +1,1 @@
+"""Local models. The only folder that imports torch, transformers and sentence-transformers."""

@@ -1,0 +1,223 @@
+"""From token ids to what one forward pass takes: which texts go together, and in which form.
+
+A form says how many of the texts that are left fit into `batch_tokens`, longest first, and makes the
+model's input of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reembed.encoders.base import Tokens
+from reembed.encoders.local.attention import Layout
+
+Rows = npt.NDArray[np.int64]
+_VECTOR = 16  # float32 values in the widest vector register
+
+
+class Form(Protocol):
+    """How the texts of a batch lie side by side."""
+
+    name: str
+    takes_empty: bool
+    """Whether a text without tokens can be among them."""
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        """How many of these texts, longest first, make a batch of `budget` tokens; at least one."""
+        ...
+
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """What the first module takes, by name, on `device`."""
+        ...
+
+
+class Padded:
+    """[N, longest], filled up on the right: so positions do not depend on a text's neighbours."""
+
+    name = "padded"
+    takes_empty = False
+
+    def __init__(self, pad_id: int, *, type_ids: bool) -> None:
+        self._pad_id, self._type_ids = pad_id, type_ids
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        """As many as have `budget` tokens, padded to the longest."""
+        return max(1, budget // max(1, int(lengths[0])))
+
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids, attention_mask (and token_type_ids) int64 [N, longest]."""
+        lengths = batch.lengths
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self._pad_id, np.int64)
+        ids[mask] = batch.ids
+        features: dict[str, Any] = {
+            "input_ids": on(device, ids),
+            "attention_mask": on(device, mask.astype(np.int64)),
+        }
+        if self._type_ids:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        if batch.prompt_length:
+            features["prompt_length"] = batch.prompt_length
+        return features
+
+
+class Packed:
+    """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
+
+    T is a whole multiple of 16, by texts of padding at the end: torch computes exp, sin and the like
+    otherwise where a tensor, or a thread's share of it, ends within a vector register, and so a
+    text's bits would depend on how many tokens lie beside it. On CUDA it is a multiple of a share of
+    the budget: products of few shapes, each always by the same kernel.
+    """
+
+    takes_empty = False
+
+    def __init__(
+        self,
+        pad_id: int,
+        padding_idx: int | None,
+        dtype: torch.dtype,
+        *,
+        type_ids: bool,
+        shapes: int | None = None,
+        is_compiled: bool = False,
+    ) -> None:
+        """Take what the model wants to know of its tokens.
+
+        `padding_idx`: of a model that counts positions from there, and not where this id stands;
+        None: from 0; `dtype`: that the attention computes in; `shapes`: how many sizes batches have;
+        `is_compiled`: whether the model's layers are.
+        """
+        self.name = "compiled packed" if is_compiled else "packed"
+        self._pad_id, self._padding_idx = pad_id, padding_idx
+        self.dtype, self._type_ids = dtype, type_ids
+        self._shapes = shapes
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        """As many as have `budget` tokens together."""
+        return _together(lengths, budget)
+
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids, position_ids (and token_type_ids) int64 [1, T], seq_idx int64 [1, T] by text,
+        cu_seq_lens_q int32 [N+1], layout."""
+        multiple = max(_VECTOR, budget // self._shapes) if self._shapes else _VECTOR
+        batch = _filled(batch, self._pad_id, multiple)
+        lengths = batch.lengths
+        starts = on(device, batch.offsets.astype(np.int32))
+        ids = on(device, batch.ids[None].astype(np.int64))
+        features: dict[str, Any] = {
+            "input_ids": ids,
+            "position_ids": on(device, _positions(batch, self._padding_idx)[None]),
+            "cu_seq_lens_q": starts,
+            # Pooling would count them out on the device, and wait for it.
+            "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
+            "layout": Layout(_runs(lengths), starts, _rounded(int(lengths.max())), self.dtype),
+        }
+        if self._type_ids:
+            features["token_type_ids"] = torch.zeros_like(ids)
+        if batch.prompt_length:
+            features["prompt_length"] = batch.prompt_length
+        return features
+
+
+class Flat:
+    """Ids and offsets of a static model."""
+
+    name = "static"
+    takes_empty = True
+
+    def fit(self, lengths: Rows, budget: int) -> int:
+        """As many as have `budget` tokens together."""
+        return _together(lengths, budget)
+
+    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
+        """input_ids int64 [T], offsets int64 [N]."""
+        return {
+            "input_ids": on(device, batch.ids.astype(np.int64)),
+            "offsets": on(device, batch.offsets[:-1]),
+        }
+
+
+def _together(lengths: Rows, budget: int) -> int:
+    return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+
+
+def longest_first(lengths: Rows, form: Form) -> Rows:
+    """Rows in the order in which they are embedded: so the first batch is the largest."""
+    order = np.argsort(-lengths, kind="stable")
+    return order if form.takes_empty else order[lengths[order] > 0]
+
+
+def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
+    """Each text once, and for every text the row of its like: equal ids have equal vectors."""
+    rows: dict[bytes, int] = {}
+    first: list[int] = []
+    like = np.empty(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        ids = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tobytes()
+        like[row] = rows.setdefault(ids, len(rows))
+        if like[row] == len(first):
+            first.append(row)
+    if len(first) == len(tokens):
+        return tokens, like
+    return tokens.take(np.array(first, np.int64)), like
+
+
+def _positions(batch: Tokens, padding_idx: int | None) -> Rows:
+    """Of every token in its text, int64 [T].
+
+    With a `padding_idx` as RoBERTa counts: from the one after it on, and a token with this id, also
+    one that stands in a text, has the position `padding_idx` and moves nothing.
+    """
+    if padding_idx is None:
+        return np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)
+    counts = (batch.ids != padding_idx).astype(np.int64)
+    upto = np.concatenate([[0], np.cumsum(counts)])
+    before = np.repeat(upto[batch.offsets[:-1]], batch.lengths)
+    positions: Rows = (upto[1:] - before) * counts + padding_idx
+    return positions
+
+
+def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:
+    """With texts of padding, none longer than the longest, up to a whole multiple of tokens."""
+    lacking = -len(batch.ids) % multiple
+    if not lacking:
+        return batch
+    ids = np.concatenate([batch.ids, np.full(lacking, pad_id, np.int32)])
+    ends = np.arange(len(batch.ids), len(ids), int(batch.lengths.max()))[1:]
+    return Tokens(ids, np.concatenate([batch.offsets, ends, [len(ids)]]), batch.prompt_length)
+
+
+def _rounded(longest: int) -> int:
+    """The next power of two: the attention's kernel is chosen by few values."""
+    return 1 << max(6, (longest - 1).bit_length())
+
+
+def on(device: str, array: npt.NDArray[Any]) -> torch.Tensor:
+    """On the device; to a GPU from pinned memory, which torch keeps and reuses, without waiting."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.startswith("cuda"):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def off(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """On the host; from a GPU into pinned memory, which is several times as fast."""
+    if not tensor.is_cuda:
+        return np.asarray(tensor.numpy())
+    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return np.asarray(held.copy_(tensor).numpy())
+
+
+def _runs(lengths: Rows) -> tuple[tuple[int, int, int], ...]:
+    """(first token, texts, tokens per text) of neighbours of one length."""
+    edges = np.flatnonzero(np.diff(lengths)) + 1
+    firsts = np.concatenate([[0], edges])
+    counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
+    each = lengths[firsts]
+    starts = np.concatenate([[0], np.cumsum(counts * each)[:-1]])
+    return tuple(zip(starts.tolist(), counts.tolist(), each.tolist(), strict=True))

@@ -1,0 +1,303 @@
+"""What a model folder holds: its modules, whether it is safe to load, and what it hashes to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reembed.encoders.local.json_files import read_json, tensors
+from reembed.errors import EncoderError
+
+SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
+
+_INPUTS = ("Transformer", "StaticEmbedding")
+_WITH_WEIGHTS = (*_INPUTS, "Dense")
+_WEIGHTS = "model.safetensors"
+_SHARDS = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# The names under which sentence-transformers looks for a Transformer's settings, in its order.
+_TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# What loading may read beside weights, and of these what decides no vector or is in the space by itself.
+_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_NOT_READ = ("generation_config.json",)
+_IN_THE_SPACE = "config_sentence_transformers.json"
+# Settings that are passed on to transformers: which keys may be there.
+_PASSED_ON = {
+    "model_args": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "model_kwargs": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "tokenizer_args": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "processor_kwargs": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "config_args": ("use_cache",),
+    "config_kwargs": ("use_cache",),
+}
+# Settings by which a file names other files to read, perhaps by the library's version.
+_NAMES_FILES = {
+    "config.json": ("transformers_weights",),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One step from text to vector: its kind (one of SUPPORTED), its folder and its settings."""
+
+    kind: str
+    folder: Path
+    settings: dict[str, Any]
+
+    def weights(self) -> list[Path]:
+        """The safetensors files that loading reads; empty where the kind has no weights.
+
+        Raises:
+            EncoderError: the weights are missing or in a pickle format.
+        """
+        if self.kind not in _WITH_WEIGHTS:
+            return []
+        if (self.folder / _WEIGHTS).is_file():
+            return [self.folder / _WEIGHTS]
+        if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
+            shards = (read_json(self.folder / _SHARDS).get("weight_map") or {}).values()
+            if outside := sorted(name for name in shards if Path(name).name != name):
+                raise EncoderError(
+                    f"{self.folder / _SHARDS} names {outside[0]}",
+                    "Shards lie beside the index; a path may lead out of the model folder.",
+                    "save the model again with save_pretrained()",
+                )
+            files = sorted({self.folder / name for name in shards})
+            missing = [file.name for file in files if not file.is_file()]
+            if files and not missing:
+                return files
+            raise EncoderError(f"{self.folder}: shards are missing: {', '.join(missing)}")
+        raise _no_weights(self.folder)
+
+    def header(self) -> dict[str, dict[str, Any]]:
+        """Name -> dtype and shape of every tensor, from the file headers alone."""
+        return {k: v for file in self.weights() for k, v in _safetensors_header(file).items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model folder, read but not loaded. `saved_by_st`: it has a modules.json."""
+
+    root: Path
+    modules: tuple[Module, ...]
+    settings: dict[str, Any]
+    saved_by_st: bool
+
+    def has(self, kind: str) -> bool:
+        """Whether a module of this kind takes part."""
+        return any(module.kind == kind for module in self.modules)
+
+    def files(self) -> list[Path]:
+        """Every file that loading may read: weights, and the data beside them."""
+        files = {file for module in self.modules for file in module.weights()}
+        folders = {self.root, *(m.folder for m in self.modules if m.folder.is_dir())}
+        for folder in folders:
+            files |= {f for f in folder.iterdir() if f.suffix in _READ and f.name not in _NOT_READ}
+        return sorted(file for file in files if file.is_file())
+
+    def weights_sha256(self) -> str:
+        """Over weights and every setting that changes vectors; the folder's own name is left out.
+
+        config_sentence_transformers.json is no part of it: what it decides (prompts, similarity,
+        truncation) is in the space by itself, and the rest is version numbers.
+        """
+        files = {self.root / "modules.json"}
+        for module in self.modules:
+            files.update(module.weights())
+            files.update(module.folder / name for name in ("config.json", *_TRANSFORMER_SETTINGS))
+        return self._sha256(files)
+
+    def tokenizer_sha256(self) -> str:
+        """Over all that may decide how texts become token ids: what lies beside the first module's weights."""
+        first = self.modules[0]
+        apart = {self.root / _IN_THE_SPACE, self.root / "modules.json", *first.weights()}
+        return self._sha256({f for f in self.files() if f.parent == first.folder} - apart)
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A folder of links to `files` alone, for the block: loading from it can read nothing else."""
+        with tempfile.TemporaryDirectory(prefix="reembed-model-") as place:
+            for file in self.files():
+                link = Path(place) / file.relative_to(self.root)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+            config = self.modules[0].folder / "tokenizer_config.json"
+            if config.is_file() and (gone := _foreign_files(config)):
+                link = Path(place) / config.relative_to(self.root)
+                kept = {k: v for k, v in read_json(config).items() if k not in gone}
+                link.unlink()
+                link.write_text(json.dumps(kept), encoding="utf-8")
+            yield Path(place)
+
+    def _sha256(self, files: set[Path]) -> str:
+        digest = hashlib.sha256()
+        for file in sorted(files):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest.update(f"{file.relative_to(self.root).as_posix()}\0{content}\n".encode())
+        return digest.hexdigest()
+
+
+def read_layout(root: Path) -> Layout:
+    """The modules of a model folder, checked to be loadable without running anyone's code.
+
+    Raises:
+        EncoderError: no model, no safetensors weights, or modules that are not SUPPORTED.
+    """
+    saved_by_st = (root / "modules.json").is_file()
+    if saved_by_st:
+        modules = tuple(_module(root, entry) for entry in read_json(root / "modules.json"))
+        settings = _optional_json(root / "config_sentence_transformers.json")
+    elif (root / "config.json").is_file():
+        modules, settings = _default_modules(root), {}
+    else:
+        raise EncoderError(
+            f"{root} is no model folder",
+            "It has neither modules.json nor config.json.",
+            f"ls {shlex.quote(str(root))}",
+        )
+    layout = Layout(root, modules, settings, saved_by_st)
+    _check(layout)
+    return layout
+
+
+def _optional_json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _module(root: Path, entry: dict[str, Any]) -> Module:
+    name, path = str(entry.get("type")), entry.get("path") or ""
+    package, _, kind = name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
+        raise EncoderError(
+            f"{root}: module {name} is not supported",
+            f"Supported are sentence_transformers' {', '.join(SUPPORTED)}; code that comes with a "
+            "model is never run.",
+        )
+    folder = root / path
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise EncoderError(f"{root}: modules.json points outside the folder: {path}")
+    if kind != "Transformer":
+        return Module(kind, folder, _optional_json(folder / "config.json"))
+    settings = (_optional_json(folder / name) for name in _TRANSFORMER_SETTINGS)
+    return Module(kind, folder, next((found for found in settings if found), {}))
+
+
+def _default_modules(root: Path) -> tuple[Module, ...]:
+    """What sentence-transformers makes of a plain transformers folder."""
+    config = read_json(root / "config.json")
+    architectures = config.get("architectures") or [""]
+    causal = architectures[0].endswith("ForCausalLM") and config.get("is_causal", True)
+    pooling = {"pooling_mode": "lasttoken" if causal else "mean"}
+    return Module("Transformer", root, {}), Module("Pooling", root, pooling)
+
+
+def _check(layout: Layout) -> None:
+    kinds = [module.kind for module in layout.modules]
+    if not kinds or kinds[0] not in _INPUTS or any(kind in _INPUTS for kind in kinds[1:]):
+        raise EncoderError(
+            f"{layout.root}: the modules {kinds} do not start with one of {list(_INPUTS)}"
+        )
+    if kinds[0] == "Transformer" and "Pooling" not in kinds:
+        raise EncoderError(f"{layout.root}: no Pooling module: it gives no vector per text")
+    family = layout.settings.get("model_type", "SentenceTransformer")
+    if family != "SentenceTransformer":
+        raise EncoderError(
+            f"{layout.root} is a {family}, not a SentenceTransformer",
+            "Only models that give one dense vector per text can be indexed.",
+        )
+    if (layout.modules[0].folder / "adapter_config.json").is_file():
+        raise EncoderError(
+            f"{layout.root} holds an adapter, not a whole model",
+            fix="merge it with peft's merge_and_unload() and save the result",
+        )
+    for module in layout.modules:
+        module.weights()
+    for file in layout.files():
+        if file.suffix == ".json":
+            _require_own_files(file, read_json(file))
+    _require_known_settings(layout.modules[0])
+
+
+def _require_own_files(file: Path, content: Any) -> None:
+    named = [k for k in _NAMES_FILES.get(file.name, ()) if content.get(k)]
+    if named:
+        raise EncoderError(
+            f"{file} sets {named[0]}",
+            "it names files to read in place of the usual ones, which no digest of the model covers",
+            f"remove {named[0]} from {file}, and give the file it names the usual name",
+        )
+    if file.name == "tokenizer_config.json":
+        for key, name in _foreign_files(file).items():
+            if Path(name).exists():
+                raise EncoderError(
+                    f"{file} sets {key} to {name}, outside the model folder",
+                    "the model must be in one folder, whose digest tells its versions apart",
+                    f"cp {shlex.quote(name)} {shlex.quote(str(file.parent))}     # and remove {key}",
+                )
+
+
+def _foreign_files(config: Path) -> dict[str, str]:
+    """Settings that name a file by a path; saved by a tokenizer on the machine it was trained on."""
+    return {
+        k: v
+        for k, v in read_json(config).items()
+        if k.endswith("_file") and isinstance(v, str) and Path(v).name != v
+    }
+
+
+def _require_known_settings(module: Module) -> None:
+    for name, known in _PASSED_ON.items():
+        given = module.settings.get(name) or {}
+        if unknown := sorted(set(given) - {*known, "trust_remote_code"}):
+            raise EncoderError(
+                f"{module.folder}: {name} sets {', '.join(unknown)}",
+                f"it may change which files are read; known are {', '.join(known)}",
+                f"remove it from {module.folder}/{_TRANSFORMER_SETTINGS[0]}",
+            )
+
+
+def _no_weights(folder: Path) -> EncoderError:
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if not pickles:
+        return EncoderError(
+            f"{folder} has no weights",
+            f"There is no {_WEIGHTS} in it; the copy or download is incomplete.",
+            f"ls {shlex.quote(str(folder))}",
+        )
+    return EncoderError(
+        f"{folder} has its weights only as {', '.join(pickles)}",
+        "Such files can run code when they are loaded; only safetensors is read. If you trust the "
+        "file, convert it once:",
+        f"python -c {shlex.quote(_convert(folder))}     # then: encoder.model = the new folder",
+    )
+
+
+def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(size))
+    except (OSError, ValueError, RecursionError, struct.error) as error:
+        raise EncoderError(f"{file} is no safetensors file", str(error)) from error
+    return tensors(file, header)
+
+
+def _convert(folder: Path) -> str:
+    made = f"S({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})"
+    return f"from sentence_transformers import SentenceTransformer as S; {made}"

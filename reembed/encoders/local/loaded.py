@@ -1,0 +1,102 @@
+"""Whether the tensors of a loaded model are those of its files.
+
+transformers gives a tensor that it does not find in the checkpoint random or constant values, and goes
+on. Every later check would load the same model the same way and agree with itself. So the tensors in
+memory are compared, by value, with those in the files; what is in none of them is filled with NaN, and
+the model is refused if its vectors then are NaN too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from reembed.encoders.local.files import Layout
+
+_SAMPLE = 64
+_LEAST_ROW = 8
+"""Shorter rows are equal by chance."""
+_PREFIX = 2
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+
+def poison_unloaded(model: torch.nn.Module, layout: Layout) -> list[str]:
+    """Fill the floating-point tensors that are in no file with NaN; their names."""
+    held = _Held(layout)
+    names = [n for n, t in _tensors(model) if not held.has(n, t)]
+    tensors = model.state_dict()
+    for name in names:
+        tensors[name].fill_(torch.nan)
+    return names
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((n, t) for n, t in model.state_dict().items() if t.is_floating_point())
+
+
+class _Held:
+    """The tensors of a model's files, by what a few of their values are."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._names: dict[Any, set[str]] = defaultdict(set)
+        for name, tensor in self._read():
+            self._names[_marks(tensor)].add(_plain(name))
+
+    def has(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a file has this tensor, whole, or its first and last row: some are cut or joined."""
+        found = self._names.get(_marks(tensor), set())
+        if _is_constant(tensor):  # many are all ones or all zeros, also those that were not loaded
+            return any(_is_same_name(_plain(name), other) for other in found)
+        return bool(found) or self._has_rows(tensor) or self._has_rows(tensor.transpose(0, -1))
+
+    def _has_rows(self, tensor: torch.Tensor) -> bool:
+        rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.unsqueeze(0)
+        if rows.shape[1] < _LEAST_ROW:
+            return False
+        ends = (rows[0].cpu(), rows[-1].cpu())
+        return all(any(_holds(t, row) for _, t in self._read()) for row in ends)
+
+    def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from safetensors import safe_open
+
+        for module in self._layout.modules:
+            for file in module.weights():
+                with safe_open(str(file), "pt") as held:
+                    yield from ((n, held.get_tensor(n)) for n in held.keys())  # noqa: SIM118
+
+
+def _holds(tensor: torch.Tensor, row: torch.Tensor) -> bool:
+    if tensor.dim() < 2:
+        if len(tensor.reshape(-1)) < len(row):
+            return False
+        return bool((tensor.float().unfold(0, len(row), 1) == row.float()).all(dim=1).any())
+    if tensor.shape[-1] != len(row):
+        return False
+    return bool((tensor.reshape(-1, len(row)).float() == row.float()).all(dim=1).any())
+
+
+def _marks(tensor: torch.Tensor) -> tuple[int, tuple[float, ...]]:
+    flat = tensor.detach().reshape(-1)
+    count = min(flat.numel(), _SAMPLE)
+    # Whole numbers: float32 does not hold the positions of a tensor of more than 2**24 values.
+    at = torch.arange(count) * (flat.numel() - 1) // max(1, count - 1)
+    return flat.numel(), tuple(flat[at].float().tolist())
+
+
+def _is_constant(tensor: torch.Tensor) -> bool:
+    return bool((tensor == tensor.reshape(-1)[0]).all()) if tensor.numel() else True
+
+
+def _plain(name: str) -> str:
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{_OLD_NAMES.get(last, last)}" if stem else last
+
+
+def _is_same_name(one: str, other: str) -> bool:
+    """Each may have a prefix that the other has not: `0.model.`, `bert.`."""
+    a, b = one.split("."), other.split(".")
+    return any(a[i:] == b[j:] for i in range(_PREFIX + 1) for j in range(_PREFIX + 1) if a[i:])

@@ -1,0 +1,171 @@
+"""How fast an encoder is here: one replica in this process, or several side by side."""
+
+from __future__ import annotations
+
+import gc
+import math
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reembed import encoders
+from reembed.encoders.base import Encoder, Tokens
+from reembed.encoders.local import linears
+from reembed.errors import EncoderError
+
+if TYPE_CHECKING:
+    from reembed.config.settings import EncoderConfig
+
+_FIRST = 16
+_LOAD_S = 120.0
+
+
+class DoesNotFit(EncoderError):
+    """So many replicas do not run side by side."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be tuned of one replica; `threads` count on the CPU alone."""
+
+    dtype: str
+    batch_tokens: int
+    threads: int
+    device: str = "auto"
+
+    def load(self, config: EncoderConfig) -> Encoder:
+        """A replica with this setting."""
+        torch.set_num_threads(self.threads)
+        return encoders.load_encoder(
+            config,
+            device=self.device,
+            dtype=self.dtype,
+            batch_tokens=self.batch_tokens,
+            compile_layers=True,
+        )
+
+
+def dtypes(config: EncoderConfig, asked: str) -> list[str]:
+    """Number types worth trying: that asked for, else the device's own and, on a CPU that has it,
+    bfloat16."""
+    if asked != "auto" or config.model.startswith("hashing:"):
+        return [asked]
+    if not torch.cuda.is_available() and linears.has_bfloat16():
+        return ["float32", "bfloat16"]
+    return ["auto"]
+
+
+def release() -> None:
+    """Give memory of encoders that are gone back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def gpus() -> int:
+    """Devices on this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
+    """Tokens/s over about so many seconds, on as many texts as that takes.
+
+    They are embedded once before, which does not count: the first batch of a shape makes kernels.
+    """
+    some = tokens.take(_spread(len(tokens), _FIRST))
+    encoder.embed(some)
+    guess = _once(encoder, some)
+    texts = int(len(tokens) * seconds * guess / max(1, int(tokens.lengths.sum())))
+    window = tokens.take(_spread(len(tokens), max(_FIRST, texts)))
+    encoder.embed(window)
+    times, started = 0, time.perf_counter()
+    while not times or time.perf_counter() - started < seconds:
+        encoder.embed(window)
+        times += 1
+    return times * float(window.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
+
+
+def together(
+    config: EncoderConfig,
+    setting: Setting,
+    replicas: int,
+    tokens: Tokens,
+    seconds: float,
+    until: float = math.inf,
+) -> float | None:
+    """Tokens/s of so many replicas at once, each in a process of its own, on all GPUs in turn.
+
+    None when they had not measured by `until`, of the monotonic clock: they are ended then.
+
+    Raises:
+        DoesNotFit: one of them ended before it had measured, had to halve its batches, or was not
+            ready in two minutes.
+    """
+    context = multiprocessing.get_context("spawn")
+    ready, rates = context.Barrier(replicas), context.SimpleQueue()
+    devices = gpus()
+    settings = [
+        replace(setting, device=f"cuda:{n % devices}") if devices > 1 else setting
+        for n in range(replicas)
+    ]
+    tasks = [(config, each, tokens, seconds, ready, rates) for each in settings]
+    processes = [context.Process(target=_replica, args=task, daemon=True) for task in tasks]
+    for process in processes:
+        process.start()
+    left: dict[Any, Any] = {process.sentinel: process for process in processes}
+    while left:
+        ended = wait(left, None if until == math.inf else max(0.0, until - time.monotonic()))
+        if not ended:
+            for process in processes:
+                process.kill()
+                process.join()
+            return None
+        for sentinel in ended:
+            left.pop(sentinel).join()
+        if any(process.exitcode for process in processes):
+            ready.abort()  # those that wait for it would wait on
+    if any(process.exitcode for process in processes):
+        raise DoesNotFit(
+            f"{replicas} replica(s) of {config.model} do not run here",
+            f"a process of them ended, most likely for want of memory, or was not ready within"
+            f" {_LOAD_S:.0f} s; its own words are above",
+            "reembed tune     # with more memory free on this machine",
+        )
+    return float(sum(rates.get() for _ in processes))
+
+
+def _replica(
+    config: EncoderConfig, setting: Setting, tokens: Tokens, seconds: float, ready: Any, rates: Any
+) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = setting.load(config)
+    batch_tokens = encoder.batch_tokens
+    encoder.embed(tokens.take(_spread(len(tokens), _FIRST)))
+    ready.wait(_LOAD_S)
+    done, started = 0, time.perf_counter()
+    chance = np.random.default_rng(os.getpid())
+    mean = max(1.0, float(tokens.lengths.mean()))
+    texts = min(len(tokens), max(len(tokens) // 8, math.ceil(2 * setting.batch_tokens / mean)))
+    while (elapsed := time.perf_counter() - started) < seconds:
+        window = tokens.take(chance.permutation(len(tokens))[:texts])
+        encoder.embed(window)
+        done += int(window.lengths.sum())
+    if encoder.batch_tokens < batch_tokens:
+        raise DoesNotFit(f"{setting.batch_tokens:,} tokens a batch do not fit beside the others")
+    rates.put(done / elapsed if elapsed else 0.0)
+
+
+def _spread(count: int, wanted: int) -> Any:
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
+
+
+def _once(encoder: Encoder, tokens: Tokens) -> float:
+    started = time.perf_counter()
+    encoder.embed(tokens)
+    return float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)

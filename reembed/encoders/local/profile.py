@@ -1,0 +1,189 @@
+"""What a model and its configuration come to: the settings that decide the vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reembed.encoders.base import Kind
+from reembed.encoders.local.files import Layout, Module, read_layout
+from reembed.encoders.local.json_files import read_json
+from reembed.encoders.local.locate import locate
+from reembed.encoders.local.texts import SentenceTokenizer, open_tokenizer
+from reembed.errors import EncoderError
+from reembed.space import Space
+
+if TYPE_CHECKING:
+    from reembed.config.settings import EncoderConfig
+
+CHUNKING = "none"
+"""One vector per document; what exceeds max_length is cut."""
+
+_LEGACY_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# Where the configurations of transformers keep the width of a token's vector.
+_WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A model folder with the configuration applied.
+
+    model_dim: dimensions the modules give; dim: those kept. pooling: modes joined by "+", or
+    "static" for a model without attention.
+    """
+
+    layout: Layout
+    tokenizer: SentenceTokenizer
+    pooling: str
+    normalize: bool
+    truncate_dim: int | None
+    model_dim: int
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the vectors that come out."""
+        return self.truncate_dim or self.model_dim
+
+    def space(self, config: EncoderConfig, vector_dtype: str) -> Space:
+        """The space of these vectors, stored as `vector_dtype`."""
+        return Space(
+            model=config.model,
+            revision=config.revision,
+            weights_sha256=self.layout.weights_sha256(),
+            tokenizer_sha256=self.layout.tokenizer_sha256(),
+            pooling=self.pooling,
+            prompt_query=self.tokenizer.prompts["query"],
+            prompt_document=self.tokenizer.prompts["document"],
+            normalize=self.normalize,
+            truncate_dim=self.truncate_dim,
+            max_length=self.tokenizer.max_length,
+            chunking=CHUNKING,
+            vector_dtype=vector_dtype,
+            dim=self.dim,
+        )
+
+
+def read_profile(config: EncoderConfig) -> Profile:
+    """Everything about the vectors that can be known without loading the weights.
+
+    Raises:
+        EncoderError: the model is missing, unsafe or unsupported, or a setting does not fit it.
+    """
+    layout = read_layout(locate(config))
+    pooling = _pooling(layout, config)
+    model_dim = _model_dim(layout, pooling)
+    truncate_dim = config.truncate_dim or layout.settings.get("truncate_dim")
+    check_truncate_dim(truncate_dim, model_dim)
+    return Profile(
+        layout=layout,
+        tokenizer=open_tokenizer(layout, config, _prompts(layout, config)),
+        pooling=pooling,
+        normalize=_normalize(layout, config),
+        truncate_dim=truncate_dim,
+        model_dim=model_dim,
+    )
+
+
+def check_truncate_dim(truncate_dim: int | None, dim: int) -> None:
+    """Refuse to keep more dimensions than there are.
+
+    Raises:
+        EncoderError: truncate_dim is larger than dim.
+    """
+    if truncate_dim is not None and truncate_dim > dim:
+        raise EncoderError(
+            f"encoder.truncate_dim {truncate_dim}: the model gives {dim} dimensions",
+            fix=f"reembed run --set encoder.truncate_dim={dim}",
+        )
+
+
+def _pooling(layout: Layout, config: EncoderConfig) -> str:
+    if not layout.has("Pooling"):
+        if config.pooling is not None:
+            raise EncoderError(
+                f"encoder.pooling {config.pooling}: {config.model} has no pooling to override",
+                "A static model averages its token vectors.",
+                "remove encoder.pooling",
+            )
+        return "static"
+    if config.pooling is not None:
+        return config.pooling
+    settings = next(m.settings for m in layout.modules if m.kind == "Pooling")
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
+    return modes if isinstance(modes, str) else "+".join(modes)
+
+
+def _model_dim(layout: Layout, pooling: str) -> int:
+    dim = 0
+    for module in layout.modules:
+        if module.kind in ("Transformer", "StaticEmbedding"):
+            dim = _input_dim(module)
+        elif module.kind == "Pooling":
+            dim *= len(pooling.split("+"))
+        elif module.kind == "Dense":
+            dim = _dense_dim(module, dim)
+    return dim
+
+
+def _input_dim(module: Module) -> int:
+    if module.kind == "StaticEmbedding":
+        tensors = module.header()
+        table = tensors.get("embedding.weight") or tensors.get("embeddings")
+        if table is None:
+            raise EncoderError(f"{module.folder}: no token vectors among {sorted(tensors)}")
+        return int(table["shape"][1])
+    config = read_json(module.folder / "config.json")
+    # Models of several kinds of input keep the text part's settings apart.
+    for settings in (config, config.get("text_config") or {}):
+        width = next((settings[key] for key in _WIDTHS if settings.get(key)), None)
+        if width is not None:
+            return int(width)
+    raise EncoderError(f"{module.folder}/config.json names no hidden_size")
+
+
+def _dense_dim(module: Module, before: int) -> int:
+    wanted, given = (module.settings.get(f"{side}_features") for side in ("in", "out"))
+    if wanted != before or given is None:
+        raise EncoderError(
+            f"{module.folder}: Dense takes {wanted} dimensions and gets {before}",
+            "encoder.pooling changed the number of dimensions, or the folder is damaged.",
+        )
+    return int(given)
+
+
+def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
+    """The prompts that SentenceTransformer.encode_query and encode_document put before texts.
+
+    Like these, only the names "query" and "document" count: sentence-transformers 6 has an empty
+    document prompt where the model names none, and so never comes to "passage".
+    """
+    own: dict[str, Any] = layout.settings.get("prompts") or {}
+    given = config.prompts
+    prompts: dict[Kind, str] = {
+        "query": given.query if given.query is not None else own.get("query") or "",
+        "document": given.document if given.document is not None else own.get("document") or "",
+    }
+    try:
+        "".join(prompts.values()).encode()
+    except UnicodeEncodeError as error:
+        raise EncoderError(
+            f"{layout.root}: a prompt of the model is not UTF-8 text",
+            f"{error.object[error.start : error.end]!a} cannot be tokenized or stored",
+            "reembed config     # set encoder.prompts.query and encoder.prompts.document",
+        ) from error
+    return prompts
+
+
+def _normalize(layout: Layout, config: EncoderConfig) -> bool:
+    if config.normalize is not None:
+        return config.normalize
+    return layout.settings.get("similarity_fn_name") != "dot" or layout.has("Normalize")

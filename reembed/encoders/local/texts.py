@@ -1,0 +1,254 @@
+"""From texts to token ids, exactly as sentence-transformers does it, without loading weights."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reembed.encoders.base import Kind, Tokens
+from reembed.encoders.local.json_files import read_json
+from reembed.encoders.local.libraries import refusing
+from reembed.errors import EncoderError
+
+if TYPE_CHECKING:
+    from reembed.config.settings import EncoderConfig
+    from reembed.encoders.local.files import Layout, Module
+
+_LEAST_CHARACTERS = 65_536
+_CHARACTERS_PER_TOKEN = 250
+MOST_CHARACTERS = 1_000_000
+"""Of one text, where the model itself sets no limit: one document must not exhaust a worker."""
+_UNLIMITED = 10**20  # transformers writes "no limit" as 1e30
+# Their position table begins after the padding id, so two of its rows hold no token.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
+_WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight")
+# Settings with which sentence-transformers tokenizes otherwise than in the plain way.
+_UNSUPPORTED = ("query_length", "document_length", "query_expansion", "processing_kwargs")
+
+
+@dataclass
+class SentenceTokenizer:
+    """The tokenizer of a model folder; safe to use from one thread at a time.
+
+    backend: a tokenizers.Tokenizer that cuts at max_length tokens and does not pad.
+    max_length: tokens, special ones included; None is no limit.
+    cut_left: texts that are too long lose their beginning instead of their end.
+    """
+
+    backend: Any
+    max_length: int | None
+    prompts: dict[Kind, str]
+    prompt_lengths: dict[Kind, int]
+    special_tokens: bool
+    pad_id: int = 0
+    type_ids: bool = False
+    cut_left: bool = False
+
+    def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
+        """Prompt put before, special tokens added, cut at max_length.
+
+        Half surrogate pairs become U+FFFD. Texts much longer than max_length (beyond 65,536
+        characters and 250 per token; a million where there is no max_length) are cut before
+        tokenizing, which is linear in the whole text.
+        """
+        prompt = self.prompts[kind]
+        rows = self._encode([prompt + clean(self._cut(text)) for text in texts])
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
+        return Tokens(ids, offsets, self.prompt_lengths[kind])
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def _cut(self, text: str) -> str:
+        most = MOST_CHARACTERS
+        if self.max_length is not None:
+            most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * self.max_length)
+        return text[-most:] if self.cut_left else text[:most]
+
+    def measure_prompts(self, special_ids: Sequence[int]) -> None:
+        """Set how many leading tokens are the prompt's, counted as sentence-transformers does."""
+        for kind, prompt in self.prompts.items():
+            ids = self._encode([prompt])[0] if prompt else []
+            self.prompt_lengths[kind] = len(ids) - bool(ids and ids[-1] in special_ids)
+
+
+def clean(text: str) -> str:
+    """The text with split surrogate pairs joined and lone halves replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def open_tokenizer(
+    layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
+) -> SentenceTokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        EncoderError: its files are missing or unreadable, or max_length does not fit the model.
+    """
+    module = layout.modules[0]
+    with refusing(f"{module.folder}: cannot load the tokenizer"):
+        opened = (
+            _open_static(module, config, prompts)
+            if module.kind == "StaticEmbedding"
+            else _open_transformer(layout, config, prompts)
+        )
+    special = opened.backend.num_special_tokens_to_add(False) if opened.special_tokens else 0
+    if opened.max_length is not None and opened.max_length <= special:
+        raise EncoderError(
+            f"encoder.max_length {opened.max_length} leaves no room for text",
+            f"The model adds {special} special tokens to every text.",
+            f"reembed run --set encoder.max_length={special + 1}",
+        )
+    return opened
+
+
+def _open_static(
+    module: Module, config: EncoderConfig, prompts: dict[Kind, str]
+) -> SentenceTokenizer:
+    from tokenizers import Tokenizer
+
+    file = module.folder / "tokenizer.json"
+    backend = Tokenizer.from_str(json.dumps(read_json(file)))
+    backend.no_padding()
+    if config.max_length is not None:
+        backend.enable_truncation(config.max_length)
+    cut = backend.truncation or {}
+    return SentenceTokenizer(
+        backend,
+        cut.get("max_length"),
+        prompts,
+        dict.fromkeys(prompts, 0),
+        special_tokens=False,
+        cut_left=cut.get("direction") == "left",
+    )
+
+
+def _open_transformer(
+    layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
+) -> SentenceTokenizer:
+    module = layout.modules[0]
+    _require_plain_settings(module)
+    with layout.staged() as root:
+        fast, positions = _load_fast(module, root / module.folder.relative_to(layout.root))
+    if not layout.saved_by_st and fast.chat_template is not None:
+        raise _chat(module)
+    if config.max_length is not None and config.max_length > (positions or config.max_length):
+        raise EncoderError(
+            f"encoder.max_length {config.max_length}: the model has positions for {positions}",
+            fix=f"reembed run --set encoder.max_length={positions}",
+        )
+    most = config.max_length or fast.model_max_length
+    _require_rows(module, fast, most)
+    max_length = int(most) if most < _UNLIMITED else None
+    backend = fast.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    if max_length is not None and max_length > backend.num_special_tokens_to_add(False):
+        backend.enable_truncation(max_length, direction=fast.truncation_side)
+    opened = SentenceTokenizer(
+        backend,
+        max_length,
+        prompts,
+        {},
+        special_tokens=True,
+        pad_id=fast.pad_token_id or 0,
+        type_ids="token_type_ids" in fast.model_input_names,
+        cut_left=fast.truncation_side == "left",
+    )
+    opened.measure_prompts(fast.all_special_ids)
+    return opened
+
+
+def _require_rows(module: Module, fast: Any, most: int) -> None:
+    """Every position and every added token has a row in the model's tables.
+
+    Raises:
+        EncoderError: a text that is long enough, or holds the token, would end the run.
+    """
+    rows = {name: t["shape"][0] for name, t in module.header().items() if t["shape"]}
+    positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
+    if positions is not None and _UNLIMITED > most > positions:
+        raise EncoderError(
+            f"{module.folder} cuts texts at {most:,} tokens",
+            f"it has positions for {positions:,}: longer texts cannot be embedded",
+            f"reembed run --set encoder.max_length={positions}",
+        )
+    words = next((r for n, r in rows.items() if n.endswith(_WORDS)), None)
+    last = max(fast.added_tokens_decoder, default=-1)
+    if words is not None and last >= words:
+        raise EncoderError(
+            f"the tokenizer of {module.folder} adds {str(fast.added_tokens_decoder[last])!r} as token {last:,}",
+            f"the model has vectors for {words:,} tokens: a text with this one cannot be embedded",
+            f"remove it from {module.folder}/tokenizer.json, or save the model with resized embeddings",
+        )
+
+
+def _require_plain_settings(module: Module) -> None:
+    given = [key for key in _UNSUPPORTED if module.settings.get(key)]
+    if given:
+        raise EncoderError(f"{module.folder}: the settings {', '.join(given)} are not supported")
+    modalities = module.settings.get("modality_config")
+    if modalities is not None and ("message" in modalities or "text" not in modalities):
+        raise _chat(module)
+    if module.settings.get("transformer_task", "feature-extraction") != "feature-extraction":
+        raise EncoderError(f"{module.folder} is no feature extractor, so it gives no vectors")
+
+
+def _chat(module: Module) -> EncoderError:
+    return EncoderError(
+        f"{module.folder} takes chat messages or images, not plain text",
+        "Its tokenizer has a chat template, through which sentence-transformers would send texts.",
+        "save it as a sentence-transformers model with a text modality",
+    )
+
+
+def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
+    """The tokenizer in `folder` as sentence-transformers sets it up, and the positions the model has."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    settings = module.settings
+    options = dict(settings.get("processor_kwargs") or settings.get("tokenizer_args") or {})
+    if settings.get("max_seq_length") is not None:
+        options.setdefault("model_max_length", settings["max_seq_length"])
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    load_config: Any = AutoConfig.from_pretrained
+    load_tokenizer: Any = AutoTokenizer.from_pretrained
+    model = load_config(folder, trust_remote_code=False, local_files_only=True)
+    fast = load_tokenizer(folder, **options)
+    if not fast.is_fast:
+        raise EncoderError(
+            f"{module.folder}: the tokenizer has no fast form",
+            fix="save it with a tokenizer.json",
+        )
+    positions = getattr(model, "max_position_embeddings", None)
+    positions = None if positions in (None, -1) else int(positions)
+    if positions is not None and "model_max_length" not in options:
+        fast.model_max_length = min(fast.model_max_length, positions)
+    if settings.get("do_lower_case"):
+        _lowercase(fast.backend_tokenizer)
+    offset = 2 if model.model_type in _OFFSET_POSITIONS else 0
+    return fast, None if positions is None else positions - offset
+
+
+def _lowercase(backend: Any) -> None:
+    """Put Lowercase first, unless the normalizer has it."""
+    from tokenizers import normalizers
+
+    kinds: Any = normalizers
+    old = backend.normalizer
+    steps = list(old) if isinstance(old, kinds.Sequence) else [old] * (old is not None)
+    if not any(isinstance(step, kinds.Lowercase) for step in steps):
+        backend.normalizer = kinds.Sequence([kinds.Lowercase(), *steps])

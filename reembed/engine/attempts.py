@@ -1,0 +1,139 @@
+"""Who began a unit, and how often it killed its process: finite attempts, and the document found.
+
+Ray restarts a dead actor and runs its unit again, for ever if let. Each attempt leaves a create-only
+record before it starts, and its worker a record that it takes back when the embedding ends, however
+it ends. A worker whose record is still there was killed in it. That counts against the unit only if
+the worker died alone: its node and its driver are still there. After two such deaths the unit is
+tried in ranges that are written down first, and each range that kills is cut into sixteen for the
+next attempt, until single documents are left; one that kills twice alone is poison.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from reembed.catalog.releases import now
+from reembed.catalog.runs import Run, Worker, workers
+from reembed.engine import cluster
+from reembed.errors import RunFailed
+from reembed.store.records import checked
+
+MAX_ATTEMPTS = 30
+_CARELESS_DEATHS = 2
+_CUT = 16
+_DEATHS_OF_POISON = 2
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _AttemptRecord:
+    trying: Range | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at one unit."""
+
+    run: Run
+    unit: str
+    number: int
+    poison: frozenset[int]
+    """Row numbers that must not be tried again."""
+    _ranges: tuple[Range, ...]
+    _careful: bool
+
+    def ranges(self) -> Iterator[Range]:
+        """Row ranges to embed, each written down before it is handed out once the unit is suspect."""
+        for start, stop in self._ranges:
+            if self._careful:
+                self.run.storage.write(
+                    _path(self.run, self.unit, self.number), {"trying": [start, stop]}
+                )
+            yield start, stop
+
+
+def begin(run: Run, unit: str, rows: int) -> Attempt:
+    """Record that this unit is begun, and say how to go about it.
+
+    Raises:
+        RunFailed: it was begun too often, and no single document explains why.
+    """
+    number = 1
+    # The token tells attempts apart: an equal record would be taken for our own lost answer.
+    token = uuid.uuid4().hex
+    while not run.storage.create(_path(run, unit, number), {"trying": None, "token": token}):
+        number = max(number, _newest(run, unit)) + 1
+    if number <= _CARELESS_DEATHS:
+        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
+    alone = _died_alone(run, unit)
+    if number > MAX_ATTEMPTS:
+        plan = run.plan()
+        assert plan is not None  # the unit is of it
+        raise RunFailed(
+            f"unit {unit} was begun {MAX_ATTEMPTS} times and never embedded",
+            f"{len(alone)} of its workers died alone, the others with their node or their driver; no"
+            " single document is to blame, the machine may be short of memory",
+            f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
+        )
+    if len(alone) < _CARELESS_DEATHS:
+        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
+    deaths = _deaths(run, unit, alone)
+    poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
+    ranges = tuple(
+        r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
+    )
+    return Attempt(run, unit, number, poison, ranges, True)
+
+
+@contextmanager
+def working(attempt: Attempt, worker: str) -> Iterator[None]:
+    """Say who works on a unit, during the block; whoever is killed in it goes on saying so."""
+    run, here = attempt.run, cluster.place()
+    path = run.path(f"workers/{worker}.json")
+    who = Worker(worker, attempt.unit, attempt.number, *here, os.getpid(), now())
+    run.storage.write(path, asdict(who))
+    try:
+        yield
+    finally:
+        run.storage.remove(path)
+
+
+def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterator[Range]:
+    start, stop = piece
+    if stop - start == 1 or not (whole or deaths[piece]):
+        yield piece
+        return
+    step = max(1, -(-(stop - start) // _CUT))
+    for a in range(start, stop, step):
+        yield from _cut((a, min(a + step, stop)), deaths)
+
+
+def _died_alone(run: Run, unit: str) -> list[int]:
+    """Attempts whose worker was killed while its node and its driver lived on.
+
+    A worker that went with its node (preempted, lost, drained) or with its driver says nothing of the
+    documents; neither does one that embedded all and failed later.
+    """
+    killed = [w for w in workers(run) if w.unit == unit]
+    return [w.attempt for w in killed if cluster.outlived(w.node, w.job)]
+
+
+def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
+    tried = (run.storage.read_if_there(_path(run, unit, n)) for n in attempts)
+    ranges = (checked(_AttemptRecord, t)["trying"] for t in tried if t is not None)
+    return Counter((r[0], r[1]) for r in ranges if r)
+
+
+def _newest(run: Run, unit: str) -> int:
+    names = run.numbered(f"attempts/{unit}/")
+    return int(names[-1].removesuffix(".json")) if names else 0
+
+
+def _path(run: Run, unit: str, number: int) -> str:
+    return run.path(f"attempts/{unit}/{number:04d}.json")

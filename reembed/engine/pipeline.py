@@ -1,0 +1,251 @@
+"""The Ray Data stages: read and tokenize (CPU tasks) -> embed (actors) -> write (CPU tasks).
+
+A row of the Ray dataset is one unit, its documents inside as Arrow IPC: Ray can neither split nor
+mix units, and what is inside an actor may be sorted and packed as the model likes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
+
+from reembed.catalog.runs import Plan, Unit
+from reembed.encoders.base import Tokenizer
+from reembed.engine import cluster
+from reembed.engine import worker as work
+from reembed.engine.cluster import reason, unwrapped
+from reembed.engine.signals import Stop
+from reembed.engine.watchdog import Watch
+from reembed.engine.worker import EmbedJob, UnitEmbedder
+from reembed.errors import ReembedError, RunFailed
+from reembed.store.storage import storage_errors
+
+# Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
+# are equal, and tokenizing inside the actor would leave the model waiting for it.
+_TASK_CPUS = 0.5
+_ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+_MIN_STORE_BYTES = 256 << 20
+_LOOK_S = 1.0
+_ASK_S = 1.0
+_DISK = "df -h     # there; then the same command resumes"
+
+
+def embed_units(
+    job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None], stop: Stop
+) -> None:
+    """Embed and stage these units; `on_receipt` hears of each as it is staged.
+
+    Raises:
+        RunFailed: the job stopped, or stands still; what is staged stays.
+        Interrupted: it was asked to stop.
+    """
+    _set_context(job, units)
+    dataset = ray.data.read_datasource(
+        _Units(job, units),
+        override_num_blocks=len(units),
+        num_cpus=_TASK_CPUS,
+        concurrency=job.embed.tokenizer_workers or None,
+    )
+    dataset = dataset.map_batches(
+        _Embedder,
+        **_ONE_UNIT,
+        fn_constructor_kwargs={"job": job},
+        compute=ActorPoolStrategy(size=job.embed.actors, max_tasks_in_flight_per_actor=2),
+        num_cpus=job.embed.actor_cpus,
+        num_gpus=job.embed.gpus_per_actor or None,
+    )
+    dataset = dataset.map_batches(
+        _write,
+        **_ONE_UNIT,
+        fn_kwargs={"job": job},
+        num_cpus=_TASK_CPUS,
+    )
+    watch = Watch(job, units, stop.say)
+
+    def look() -> None:
+        stop.check()
+        watch.look()
+
+    with stop.draining(job.drain, job.embed.drain_s):
+        for row in _rows(dataset, look):
+            watch.heard(row)
+            on_receipt(row)
+    stop.check(drained=True)
+
+
+def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """Rows as they come; `meanwhile` is called at least every second: waiting is never blind."""
+    arrived: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+
+    def consume() -> None:
+        try:
+            for row in dataset.iter_rows():
+                arrived.put(row)
+            arrived.put(None)
+        except Exception as error:  # noqa: BLE001 - handed on: none must end unheard
+            arrived.put(error)
+
+    threading.Thread(target=consume, name=cluster.READER, daemon=True).start()
+    while True:
+        try:
+            found = arrived.get(timeout=_LOOK_S)
+        except queue.Empty:
+            meanwhile()
+            continue
+        if found is None:
+            return
+        if isinstance(found, BaseException):
+            cause = unwrapped(found)
+            if cause is not found:
+                raise cause from found
+            if not isinstance(found, RayError):
+                raise found
+            raise RunFailed(
+                "the embedding job stopped",
+                reason(found),
+                "reembed status     # the same command resumes",
+            ) from found
+        yield found
+        meanwhile()
+
+
+def _set_context(job: EmbedJob, units: list[Unit]) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
+    context.checkpoint_config = None
+    context.raise_original_map_exception = True  # else "UDF failed", and what did is lost
+    context.execution_no_progress_timeout_s = -1  # how long nothing may move is embed.stall_s
+    context.target_max_block_size = None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    in_flight = job.embed.units_in_flight * job.embed.actors
+    limit = max(_MIN_STORE_BYTES, in_flight * _unit_bytes(job, units[0]))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=limit
+    )
+
+
+def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
+    with _reading(job, unit):
+        text = job.source.read(unit).nbytes
+    return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
+
+
+def _reading(job: EmbedJob, unit: Unit) -> AbstractContextManager[None]:
+    where = f"{job.source.uri} version {job.source.version}"
+    return storage_errors(f"unit {unit.id} could not be read from {where}")
+
+
+class _Units(Datasource):
+    """One read task, one block, one row per unit."""
+
+    def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._job = job
+        self._units = units
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(u.rows for u in self._units) * 1_024
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(functools.partial(_read, self._job, u), metadata) for u in self._units]
+
+
+def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
+    """One unit; tokenized in the same task, its text never enters the object store."""
+    if job.is_draining:
+        yield pa.table(
+            {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
+        )
+        return
+    with _reading(job, unit):
+        documents = work.read(job, unit)
+    if job.embed.tokenizes_apart:
+        documents = work.tokenized(documents, _tokenizer(job))
+    yield _row(unit.id, documents)
+
+
+def _tokenizer(job: EmbedJob) -> Tokenizer:
+    return work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
+
+
+def _row(unit: str, documents: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, documents.schema) as writer:
+        writer.write_table(documents)
+    body = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, body.size], np.int64))
+    payload = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, body])  # no copy
+    return pa.table({"unit": [unit], "payload": payload})
+
+
+def _documents(batch: pa.Table) -> tuple[str, pa.Table]:
+    body = batch["payload"].combine_chunks()[0].as_buffer()
+    return batch["unit"][0].as_py(), pa.ipc.open_stream(body).read_all()
+
+
+class _Embedder:
+    """A model replica as Ray Data's actor."""
+
+    def __init__(self, job: EmbedJob) -> None:
+        self._job = job
+        self._started: UnitEmbedder | ReembedError
+        try:
+            with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
+                self._started = UnitEmbedder(job)
+        except ReembedError as error:  # raised here it would end in words of Ray's alone
+            self._started = error
+        self._draining, self._asked = False, 0.0
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._is_draining():
+            return batch.slice(0, 0)
+        if isinstance(self._started, ReembedError):
+            raise self._started
+        unit, documents = _documents(batch)
+        with storage_errors(f"the records of unit {unit} could not be kept{_at(self._job)}"):
+            row = _row(unit, self._started.embed(unit, documents))
+        self._started.idle()
+        return row
+
+    def _is_draining(self) -> bool:
+        """Asked once a second: a request for each unit is much beside a GPU's milliseconds."""
+        if time.monotonic() - self._asked > _ASK_S:
+            self._draining, self._asked = self._job.is_draining, time.monotonic()
+        return self._draining
+
+
+def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
+    if not batch.num_rows:
+        return batch
+    unit, documents = _documents(batch)
+    with storage_errors(f"unit {unit} could not be written to {job.plan.table}{_at(job)}", _DISK):
+        done = work.write(job, unit, documents)
+    return pa.table({k: [v] for k, v in done.items()})
+
+
+def _at(job: EmbedJob) -> str:
+    return f" below {job.run.storage.root} on {socket.gethostname()}"
+
+
+def slim(plan: Plan) -> Plan:
+    """The plan without its units, to travel."""
+    return replace(plan, units=[])

@@ -1,0 +1,1 @@
+"""A FAISS index: built, searched, stored. The only folder that imports FAISS."""

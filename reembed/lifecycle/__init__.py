@@ -1,0 +1,1 @@
+"""What happens to a release: verified, promoted, rolled back, removed."""

@@ -1,0 +1,397 @@
+"""What can be deleted, why the rest is held, and deleting it. Lists first; marks before it deletes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from reembed import faults
+from reembed.catalog.releases import Catalog, Release, line_of, now
+from reembed.catalog.runs import Run, find_runs, is_driven
+from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
+from reembed.lifecycle.promote import candidates, newest_of
+from reembed.source.dataset import Source
+from reembed.store.lance import tags_of
+from reembed.store.records import DAMAGED
+from reembed.table import provenance
+from reembed.table.read import files_of, open_table, used_files
+from reembed.table.write import path_of
+
+log = logging.getLogger(__name__)
+
+_STAGING = ("units/", "attempts/", "leases/")
+_CLEARED = "cleared.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A release that stays."""
+
+    release: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A release whose data can go."""
+
+    release: str
+    why: str
+    index: str
+    index_bytes: int
+    table: str
+    table_version: int
+    whole_table: bool
+    """No other release or unfinished run uses the table."""
+    table_bytes: int
+    """What goes for certain: the whole table, or 0 where versions share files."""
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file that nothing names: of a table, no version and no receipt; of an index, not its release.
+
+    A process that died or came second left it.
+    """
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class GcPlan:
+    """What gc would do."""
+
+    keep: list[Kept]
+    remove: list[Removable]
+    orphans: list[Orphan]
+    dropped_runs: list[str]
+    """Runs that were given up and still have staged receipts, an index or a tag on the table."""
+    tables: list[str]
+    """Tables of given-up runs alone."""
+    tables_bytes: int
+    trim: list[str]
+    """Tables with versions that no release names any more."""
+    held_runs: list[str]
+    """Unfinished runs, whose tables are not touched."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For people and scripts."""
+        freed = sum(r.index_bytes + r.table_bytes for r in self.remove) + self.tables_bytes
+        return {**asdict(self), "bytes": freed + sum(o.size for o in self.orphans)}
+
+
+def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
+    """Decide, without touching anything.
+
+    Kept: live, what rollback goes back to, the `keep` releases that served last, every release that
+    never served and waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
+
+    Raises:
+        IntegrityError: a record names what another run or release made.
+    """
+    runs = find_runs(catalog.storage, catalog.alias)
+    # Before looking which runs are open: what is written later is not in this list.
+    files = _files_of_tables(catalog, runs)
+    going_on = [r for r in runs if r.result() is None and r.id != dropping]
+    held = {r.id: p.table for r in going_on if (p := r.plan())}
+    held_tables = set(held.values())
+    reasons = _reasons(catalog, keep, dropping)
+    releases = catalog.releases()
+    _require_own_places(catalog, releases)
+    kept = [r for r in releases if r.id in reasons]
+    for release in kept:
+        provenance.require_manifest(catalog.storage, release)
+    tables_kept = {r.table for r in kept} | held_tables
+    dropped = [r for r in runs if r.id == dropping or _is_dropped(r)]
+    gone = {f"reembed-{r.id}" for r in dropped}
+    proven = _proven_files(catalog, kept)
+    removable = [
+        _removable(catalog, r, whole=r.table not in tables_kept)
+        for r in releases
+        if r.id not in reasons and not _is_gone(catalog, r)
+    ]
+    going = {r.table for r in removable if r.whole_table}
+    free = {t: listed for t, listed in files.items() if t not in held_tables | going and listed}
+    return GcPlan(
+        keep=[Kept(k, v) for k, v in reasons.items()],
+        remove=removable,
+        orphans=[
+            o
+            for t, listed in free.items()
+            if t in tables_kept
+            for o in _orphans(catalog, t, listed)
+            if o.path not in proven
+        ]
+        + [o for r in kept for o in _unnamed_indexes(catalog, r)],
+        dropped_runs=[r.id for r in dropped],
+        tables=sorted(free.keys() - tables_kept),
+        tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
+        trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t, gone)],
+        held_runs=list(held),
+    )
+
+
+def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
+    """Delete what the plan lists, skipping what became needed since; running it again finishes it.
+
+    Raises:
+        IntegrityError: a symbolic link lies where something is to be deleted; then nothing is.
+    """
+    _require_own(catalog, planned)
+    removed = []
+    for item in planned.remove:
+        catalog.mark_retired(item.release)
+        faults.point("gc.after_mark")
+        if item.release in _reasons(catalog, keep):
+            catalog.unmark_retired(item.release)
+            continue
+        _untag(catalog, item.table, catalog.release(item.release).table_tag)
+        faults.point("gc.after_table")
+        release = catalog.release(item.release)
+        _clear(Run(catalog.storage, release.run_id), release.source)
+        catalog.storage.delete_tree(f"{item.index}/")
+        removed.append(item)
+    for name in planned.dropped_runs:
+        _clear_dropped(catalog, Run(catalog.storage, name))
+    # A run may have been started since: what it holds is not to be touched any more.
+    again = plan(catalog, keep)
+    for table in again.tables:
+        catalog.storage.delete_tree(f"{table}/")
+    for table in again.trim:
+        if table in plan(catalog, keep).trim:
+            _trim(catalog, table)
+    faults.point("gc.before_orphans")
+    still = {o.path for o in plan(catalog, keep).orphans}
+    for orphan in planned.orphans:
+        if orphan.path in still:
+            catalog.storage.remove(orphan.path)
+    return removed
+
+
+def _require_own(catalog: Catalog, planned: GcPlan) -> None:
+    runs = [catalog.release(r.release).run_id for r in planned.remove] + planned.dropped_runs
+    for path in (
+        *(r.index for r in planned.remove),
+        *(r.table for r in planned.remove),
+        *(f"indexes/{name}" for name in planned.dropped_runs),
+        *(f"runs/{name}" for name in runs),
+        *planned.tables,
+        *planned.trim,
+        *(o.path for o in planned.orphans),
+    ):
+        catalog.storage.require_own(path)
+
+
+def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
+    for r in releases:
+        own = (r.id, f"indexes/{r.id}", f"reembed-{r.id}", path_of(catalog.alias, r.space))
+        path = f"releases/{catalog.alias}/{r.id}.json"
+        _require_equal(catalog.storage.uri(path), own, (r.run_id, r.index, r.table_tag, r.table))
+
+
+def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> None:
+    """What a record names is deleted on its word: it must be what its own run made."""
+    for expected, found in zip(own, named, strict=True):
+        if found != expected:
+            raise IntegrityError(
+                f"{uri} names {found!r:.80} in place of {expected}",
+                "nothing is deleted on the word of a record that was damaged or made by someone else",
+                DAMAGED,
+            )
+
+
+def droppable(catalog: Catalog, name: str) -> Run:
+    """An unfinished run that can be given up: gc may then remove what it staged.
+
+    Raises:
+        UsageError: there is no such unfinished run.
+        Conflict: it is being driven.
+    """
+    found = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == name]
+    if not found or found[0].result() is not None:
+        raise UsageError(f"{catalog.alias} has no unfinished run {name}", None, "reembed status")
+    if is_driven(found[0]):
+        raise Conflict(f"run {name} is being driven", None, "reembed status")
+    return found[0]
+
+
+def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
+    """Files below every table that a run of this alias ever planned for.
+
+    Raises:
+        IntegrityError: a symbolic link lies among them, or a plan is not that of its run.
+    """
+    storage, plans = catalog.storage, {r.path("plan.json"): (r, p) for r in runs if (p := r.plan())}
+    for path, (run, p) in plans.items():
+        own = (run.id, catalog.alias, path_of(catalog.alias, p.space))
+        _require_equal(storage.uri(path), own, (p.run_id, p.alias, p.table))
+    tables = {p.table for _, p in plans.values()}
+    for table in tables:
+        storage.require_own(table)
+    return {
+        t: [Orphan(*f) for f in (*storage.objects(f"{t}/"), *storage.torn(f"{t}/"))]
+        for t in sorted(tables)
+    }
+
+
+def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
+    """Of a table's files, those that are in no version of it, and what torn commits left."""
+    used = used_files(catalog.storage, table)
+    data, torn = f"{table}/data/", f"{table}/_transactions/.tmp"
+    return [
+        f
+        for f in files
+        if (f.path.startswith(data) and f.path.removeprefix(data) not in used)
+        or f.path.startswith(torn)
+        or "#" in f.path
+    ]
+
+
+def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
+    """What other processes that drove the run of a release built, and the release does not name."""
+    named = f"{release.index}/{release.index_sha256}."
+    found = (Orphan(*f) for f in catalog.storage.objects(f"{release.index}/"))
+    return [o for o in found if not o.path.startswith(named)]
+
+
+def _is_dropped(run: Run) -> bool:
+    """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing."""
+    result = run.result()
+    if result is None or result.get("release") or run.plan() is None:
+        return False
+    return run.storage.read_if_there(run.path(_CLEARED)) is None
+
+
+def _clear_dropped(catalog: Catalog, run: Run) -> None:
+    """Take away all that a given-up run left outside its table's files."""
+    if planned := run.plan():
+        _untag(catalog, planned.table, f"reembed-{run.id}")
+    catalog.storage.delete_tree(f"indexes/{run.id}/")
+    _clear(run, planned.source if planned else None)
+    run.storage.create(run.path(_CLEARED), {"at": now()})
+
+
+def _clear(run: Run, source: dict[str, Any] | None) -> None:
+    """Take away a run's tag on the source, and its receipts."""
+    if source is not None:
+        _unpin(run, source)
+    for folder in _STAGING:
+        run.storage.delete_tree(run.path(folder))
+
+
+def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
+    """Paths of the data files that the records of kept releases name, whatever Lance says of them."""
+    found: set[str] = set()
+    for release in kept:
+        sealed = catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json")
+        found |= {f"{release.table}/data/{name}" for name in (sealed["files"] if sealed else ())}
+    return found
+
+
+def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[str, str]:
+    """Why each release stays. A mark alone takes nothing out: it is set before this is asked again."""
+    steps = catalog.log()
+    live = steps[-1] if steps else None
+    log = [r for r in steps if not _is_gone(catalog, r.release)]
+    ids = islice(catalog.standing(live), 2) if live else ()
+    stack = [r for r in map(catalog.release, ids) if not _is_gone(catalog, r)]
+    reasons = {
+        r.id: why for r, why in zip(stack, ("live", "previous: rollback goes here"), strict=False)
+    }
+    for record in reversed(log):
+        if len(reasons) >= keep:
+            break
+        reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
+    for release_id, why in _needed_by_runs(catalog, dropping):
+        reasons.setdefault(release_id, why)
+    for release in stack:
+        reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
+    served = {record.release.origin for record in steps}
+    for waiting in candidates(catalog, live):
+        if line_of(waiting) not in served:
+            reasons.setdefault(waiting, "candidate")
+    return reasons
+
+
+def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:
+    """Releases of this alias that unfinished runs, of any alias, build on or copy vectors from."""
+    for run in find_runs(catalog.storage):
+        if run.result() is not None or run.id == dropping or not (planned := run.plan()):
+            continue
+        if planned.base and planned.alias == catalog.alias:
+            yield planned.base.release, f"run {run.id} builds on it"
+        for donor in planned.donors:
+            if donor.alias == catalog.alias:
+                yield donor.release, f"run {run.id} copies vectors from it"
+
+
+def _is_gone(catalog: Catalog, release: Release) -> bool:
+    return catalog.is_retired(release.id) and not any(
+        True for _ in catalog.storage.objects(f"{release.index}/")
+    )
+
+
+def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
+    size = sum(s for _, s in catalog.storage.objects(f"{release.index}/"))
+    table = sum(s for _, s in catalog.storage.objects(f"{release.table}/")) if whole else 0
+    return Removable(
+        release.id,
+        "neither live nor previous nor kept",
+        release.index,
+        size,
+        release.table,
+        release.table_version,
+        whole,
+        table,
+    )
+
+
+def _untag(catalog: Catalog, table: str, tag: str) -> None:
+    catalog.storage.require_own(table)
+    if not any(True for _ in catalog.storage.objects(f"{table}/_versions/")):
+        return  # the table is gone
+    dataset = open_table(catalog.storage, table)
+    if tag in tags_of(dataset):
+        dataset.tags.delete(tag)
+
+
+def _is_trimmable(catalog: Catalog, table: str, gone: set[str]) -> bool:
+    """Whether versions that nothing names hold files that no named one has; tags `gone` do not count."""
+    return bool(used_files(catalog.storage, table) - _named_files(catalog, table, gone))
+
+
+def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
+    tags = tags_of(open_table(catalog.storage, table))
+    named = {int(t["version"]) for tag, t in tags.items() if tag not in gone}
+    return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
+
+
+def _trim(catalog: Catalog, table: str) -> None:
+    """Delete versions that nothing names.
+
+    Lance never deletes the newest: where that one is of a run that was given up, the newest that is
+    named is put on top of it.
+    """
+    catalog.storage.require_own(table)
+    dataset = open_table(catalog.storage, table)
+    if files_of(dataset) - _named_files(catalog, table, set()):
+        newest = max(int(t["version"]) for t in tags_of(dataset).values())
+        open_table(catalog.storage, table, newest).restore()
+    open_table(catalog.storage, table).cleanup_old_versions(
+        older_than=dt.timedelta(microseconds=1),  # a zero timedelta is falsy and means "two weeks"
+        delete_unverified=False,
+        error_if_tagged_old_versions=False,
+    )
+
+
+def _unpin(run: Run, source: dict[str, Any]) -> None:
+    """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
+    try:
+        Source.from_json(source, run.storage.options).unpin(run.pin_tag)
+    except (OSError, ValueError, SourceError) as error:
+        log.warning("the tag %s stays on %s: %s", run.pin_tag, source["uri"], error)

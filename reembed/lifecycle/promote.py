@@ -1,0 +1,484 @@
+"""promote and rollback: the only writers of the alias. Each is one create-only record."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from reembed import faults
+from reembed.catalog.releases import (
+    Action,
+    AliasRecord,
+    Catalog,
+    Grounds,
+    Release,
+    line_of,
+    place_in_line,
+)
+from reembed.catalog.runs import Run, order_of, started_with
+from reembed.config.settings import Config
+from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.evaluation import comparisons
+from reembed.source.lag import noted_place
+from reembed.store.records import Record, checked
+from reembed.store.storage import Storage, absolute, content_path
+from reembed.table import provenance
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why a promotion shall do without a passing comparison, in the operator's words."""
+
+    force: str | None = None
+    """The gate is overruled."""
+    initial: str | None = None
+    """Nothing is live yet to compare with."""
+
+    @property
+    def flags(self) -> str:
+        """The same for the command line, quoted."""
+        force = f" --force --reason {shlex.quote(self.force)}" if self.force else ""
+        initial = f" --initial --reason {shlex.quote(self.initial)}" if self.initial else ""
+        return force + initial
+
+
+def newest_of(catalog: Catalog, release: Release) -> Release:
+    """The release of the same line that has the newest documents, and whose data is there."""
+    line = [r for r in catalog.ids() if line_of(r) == release.origin]
+    newest = max(line, key=place_in_line, default=release.id)
+    return release if newest == release.id else catalog.release(newest)
+
+
+def candidates(catalog: Catalog, live: AliasRecord | None) -> list[str]:
+    """Releases that could be promoted: the newest of every line that does not stand, oldest first.
+
+    What served before the live release is what a rollback goes to, never a candidate by itself.
+    """
+    lines = {line_of(r) for r in catalog.standing(live)} if live else set()
+    newest: dict[str, str] = {}
+    for release in sorted(catalog.ids(), key=order_of):
+        if line_of(release) not in lines:
+            newest[line_of(release)] = release
+    return list(newest.values())
+
+
+def release_of(catalog: Catalog, config: Config) -> Release | None:
+    """The newest release built with a config's settings, as it was last caught up; None without one."""
+    prefix = config.run_prefix(absolute(config.source.uri))
+    if config.source.version is not None:
+        prefix = f"{prefix}{config.source.version}-"
+    mine = [r for r in catalog.ids() if r.startswith(prefix)]
+    return catalog.release(max(mine, key=order_of)) if mine else None
+
+
+def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:
+    """The release asked for, or the one that was built with the config's settings.
+
+    Raises:
+        UsageError: there is none, gc removed it, or it is live.
+    """
+    live = catalog.live()
+    chosen = release_of(catalog, config) if release_id is None else catalog.release(release_id)
+    if chosen is None:
+        raise none_built(catalog, live)
+    require_kept(catalog, chosen)
+    if live is not None and chosen.id == live.release.id:
+        waiting = candidates(catalog, live)
+        raise UsageError(
+            f"release {chosen.id} is live already",
+            f"candidates: {', '.join(waiting)}; name one" if waiting else "no other release waits",
+            "reembed status",
+        )
+    return chosen
+
+
+def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
+    """That no release is a config's own, and which others could be meant."""
+    waiting = candidates(catalog, live)
+    return UsageError(
+        f"{catalog.alias} has no release that was built with these settings",
+        f"candidates of other settings: {', '.join(waiting)}; name one" if waiting else None,
+        "reembed status" if waiting else "reembed run",
+    )
+
+
+def require_kept(catalog: Catalog, release: Release) -> None:
+    """Refuse a release that gc marked.
+
+    Raises:
+        UsageError: its data is going or gone.
+    """
+    if catalog.is_retired(release.id):
+        raise UsageError(
+            f"release {release.id} was removed by gc",
+            "its data is gone",
+            started_with(Run(catalog.storage, release.origin), "--fresh"),
+        )
+
+
+def promote(
+    catalog: Catalog,
+    release_id: str,
+    *,
+    force_reason: str | None = None,
+    initial_reason: str | None = None,
+    decided_on: AliasRecord | None = None,
+) -> AliasRecord:
+    """Move the alias to a candidate.
+
+    It needs a passing comparison of exactly this candidate against exactly what is live, or a reason,
+    which is recorded. `decided_on` is the step that was live when this was decided: since then the
+    alias may only have moved on in its line.
+
+    Raises:
+        GateFailed, Inconclusive: the comparison is missing or does not pass.
+        Conflict: something else became live since the comparison, or at this moment.
+        IntegrityError: the candidate is not verified, or its data is not there.
+        UsageError: its line has a release with newer documents.
+    """
+    live = catalog.live()
+    if decided_on is not None:
+        _require_same_line(catalog, decided_on, live)
+    chosen = catalog.release(release_id)
+    require_kept(catalog, chosen)
+    _require_newest(catalog, chosen)
+    if live is not None and live.release.origin == chosen.origin:
+        return _advance(catalog, live, chosen, force_reason)
+    grounds = admissible(catalog, chosen, live, Reasons(force_reason, initial_reason))
+    faults.point("promote.before_swap")
+    record = _swap(catalog, live, "promote", chosen, grounds)
+    faults.point("promote.after_swap")
+    return record
+
+
+def admissible(
+    catalog: Catalog,
+    chosen: Release,
+    live: AliasRecord | None,
+    reasons: Reasons,
+) -> Grounds:
+    """The grounds on which a release may become live: a comparison, or a reason in place of one.
+
+    Raises:
+        GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
+    """
+    if live is None and reasons.initial is None:
+        raise GateFailed(
+            f"{catalog.alias} serves nothing yet: no gate can hold the first promotion",
+            f"not known of {chosen.id}: {'; '.join(_unknown(chosen, live))}",
+            f"reembed promote {chosen.id} --initial --reason 'the first release'",
+        )
+    if live is not None and reasons.initial is not None:
+        raise Conflict(
+            f"{catalog.alias} serves {live.release.id}: this promotion is not the first",
+            "a comparison with what is live decides",
+            f"reembed compare --candidate {chosen.id}",
+        )
+    _require_complete(catalog, chosen)
+    if live is not None and live.release.origin == chosen.origin:
+        return Grounds()  # the same model with newer documents
+    if live is None:
+        return Grounds(reasons.initial, unknown=_unknown(chosen, live))
+    if reasons.force is not None:
+        compared = comparisons.last(catalog, live.release, chosen)
+        unknown = () if compared else _unknown(chosen, live)
+        return Grounds(reasons.force, forced=True, comparison=compared, unknown=unknown)
+    return Grounds(comparison=_passing_comparison(catalog, chosen, live.release))
+
+
+def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
+    """What nobody knows of a release that was never compared."""
+    than = live.release.id if live else "what searches used before: nothing was live here"
+    queries = chosen.gate.get("queries")
+    judged = (
+        f"its judged queries ({queries}) were not asked" if queries else "it has no judged queries"
+    )
+    return f"whether it is better than {than}", f"how good its results are: {judged}"
+
+
+def rollback(
+    catalog: Catalog,
+    to: str | None = None,
+    *,
+    reason: str | None = None,
+    steps: tuple[AliasRecord | None, AliasRecord | None] | None = None,
+) -> AliasRecord:
+    """Move the alias back: to the release that served before this one, or to `to`.
+
+    `steps` is what `Catalog.last_steps` gave, where the caller has read it already.
+
+    Raises:
+        UsageError: nothing served before, or that release is gone.
+        Conflict: somebody else moved the alias at this moment.
+        IntegrityError: that release is not verified, or its data is not there.
+    """
+    live, before = steps or catalog.last_steps()
+    if live is None:
+        raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
+    if to == live.release.id:
+        raise UsageError(f"release {to} is live already", None, "reembed history")
+    held = {r.release.id: r.release for r in (live, before) if r is not None}
+    target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
+    return _swap(catalog, live, "rollback", target, Grounds(reason))
+
+
+def previous(catalog: Catalog, live: AliasRecord) -> str | None:
+    """Id of the release that stood before the live one; None for the first."""
+    return next(islice(catalog.standing(live), 1, None), None)
+
+
+def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> Release:
+    stood = previous(catalog, live)
+    if stood is None:
+        raise UsageError(
+            f"{catalog.alias} has nothing to roll back to",
+            f"{live.release.id} is the first in line",
+            "reembed history",
+        )
+    line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
+    if not line:
+        require_kept(catalog, catalog.release(stood))
+    newest = max(line, key=place_in_line, default=stood)
+    try:
+        return _standing(catalog, _release(catalog, newest, held))
+    except IntegrityError as error:
+        if newest == stood:
+            raise
+        fix = f"reembed rollback --to {shlex.quote(stood)}     # it served before; its documents are older"
+        raise IntegrityError(error.what, error.why, fix) from error
+
+
+def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
+    """A release that served: one that stands, one of the last steps, or else one of the log."""
+    if to in held or to in catalog.standing(live):
+        release = _release(catalog, to, held)
+        require_kept(catalog, release)
+        return _standing(catalog, release)
+    served = {record.release.id: record.release for record in catalog.log()}
+    if to not in served:
+        known = ", ".join(served)
+        raise UsageError(
+            f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
+        )
+    require_kept(catalog, served[to])
+    return _standing(catalog, served[to])
+
+
+def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
+    return held[release_id] if release_id in held else catalog.release(release_id)
+
+
+def follow(
+    catalog: Catalog, release: Release, *, decided_on: AliasRecord | None = None
+) -> AliasRecord:
+    """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
+
+    Where live has these documents already, or newer ones, nothing moves.
+
+    Args:
+        catalog: of the alias.
+        release: the catch-up.
+        decided_on: the step that was live when the catch-up began.
+
+    Raises:
+        Conflict: another release went live meanwhile, or the alias was rolled back.
+        IntegrityError: it is not verified, or its data is not there.
+    """
+    live = catalog.require_live()
+    if live.release.origin != release.origin or _went_back_since(decided_on, live):
+        raise Conflict(
+            f"{catalog.alias} was moved to {live.release.id} meanwhile",
+            f"{release.id} grew out of what served before that",
+            "reembed status",
+        )
+    return _advance(catalog, live, release)
+
+
+def _went_back_since(decided: AliasRecord | None, live: AliasRecord) -> bool:
+    """Whether the alias was rolled back within its line after a step."""
+    if decided is None or decided.release.origin != live.release.origin:
+        return False
+    return live.action == "rollback" and live.token != decided.token
+
+
+def _advance(
+    catalog: Catalog, live: AliasRecord, release: Release, force: str | None = None
+) -> AliasRecord:
+    """The swap to a release of the same line, from the state that it is held against.
+
+    Its index must clear the gate's ann_recall, where live's own does.
+    """
+    if _reach(catalog, release) <= _reach(catalog, live.release):
+        return live
+    _require_complete(catalog, release)
+    required = float(release.gate["ann_recall"])
+    if force is None and _recall_bound(catalog, live.release) >= required:
+        again = started_with(Run(catalog.storage, release.origin), "--fresh")
+        fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
+        _require_recall(catalog, release, required, fix)
+    faults.point("promote.before_follow")
+    return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))
+
+
+def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
+    """How new the documents of a release are, among those of its line.
+
+    A release that was found to equal a newer version of the source reaches as far as that.
+    """
+    return max(place_in_line(release.id), noted_place(catalog, release))
+
+
+def _require_newest(catalog: Catalog, chosen: Release) -> None:
+    newest = newest_of(catalog, chosen)
+    if newest.id != chosen.id:
+        raise UsageError(
+            f"release {chosen.id} is behind {newest.id}, which has its model and newer documents",
+            "documents that were added or changed between them would be missing",
+            f"reembed promote {newest.id}",
+        )
+
+
+def _require_same_line(catalog: Catalog, decided: AliasRecord, live: AliasRecord | None) -> None:
+    if live is None or live.release.origin != decided.release.origin:
+        raise Conflict(
+            f"{catalog.alias} was moved from {decided.release.id} to "
+            f"{live.release.id if live else 'nothing'} meanwhile",
+            "what was decided was about the release that served before",
+            "reembed status",
+        )
+
+
+def _swap(
+    catalog: Catalog,
+    live: AliasRecord | None,
+    action: Action,
+    release: Release,
+    grounds: Grounds,
+) -> AliasRecord:
+    """The compare-and-swap, and a second look: gc may have marked the release at the same moment.
+
+    gc marks, then looks at the alias; we write the alias, then look for the mark. So at least one
+    of the two sees the other, and the release that lost its data never stays live.
+    """
+    record = catalog.append(live, action, release, grounds)
+    if catalog.is_retired(release.id) and live is not None:
+        undone = Grounds(f"gc was removing {release.id}")
+        catalog.append(record, "rollback", live.release, undone, back_to=live)
+        raise Conflict(
+            f"release {release.id} was being removed by gc",
+            f"{live.release.id} serves on",
+            "reembed status",
+        )
+    return record
+
+
+def _standing(catalog: Catalog, release: Release) -> Release:
+    """The release, which is still there, by the sizes of its index and of its table's manifest.
+
+    Size only: going back must be quick however large the index is, and serving hashes it anyway.
+    """
+    provenance.require_verified(catalog.storage, release)
+    storage, manifest = catalog.storage, release.table_manifest
+    if storage.size(_index_file(release)) != release.index_bytes:
+        raise _index_not_whole(storage, release)
+    if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
+        raise _no_table(storage, release)
+    return release
+
+
+def _index_file(release: Release) -> str:
+    return content_path(release.index, release.index_sha256, "faiss")
+
+
+def _index_not_whole(storage: Storage, release: Release) -> IntegrityError:
+    return IntegrityError(
+        f"the index of release {release.id} is not whole",
+        f"{_index_file(release)} is gone, cut short or changed",
+        Run(storage, release.run_id).rebuild,
+    )
+
+
+def _no_table(storage: Storage, release: Release) -> IntegrityError:
+    return IntegrityError(
+        f"release {release.id} has no table",
+        f"{release.table} version {release.table_version} cannot be opened",
+        Run(storage, release.run_id).rebuild,
+    )
+
+
+def _require_complete(catalog: Catalog, release: Release) -> None:
+    provenance.require_verified(catalog.storage, release)
+    manifest = _described_index(catalog, release)
+    if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
+        raise _index_not_whole(catalog.storage, release)
+    try:
+        provenance.require_table(catalog.storage, release)
+        provenance.require_files(catalog.storage, release)
+    except FileNotFoundError as error:
+        raise _no_table(catalog.storage, release) from error
+
+
+def _described_index(catalog: Catalog, release: Release) -> Record:
+    described = content_path(release.index, release.index_sha256, "json")
+    manifest = catalog.storage.read_if_there(described)
+    if manifest is None:
+        raise IntegrityError(
+            f"release {release.id} has no index",
+            f"{described} is gone",
+            Run(catalog.storage, release.run_id).rebuild,
+        )
+    provenance.require_index(release, checked(provenance.IndexRecord, manifest))
+    return manifest
+
+
+def _recall_bound(catalog: Catalog, release: Release) -> float:
+    """Lower 95 % bound of ann_recall@10 as it was measured when the index was built."""
+    index = _described_index(catalog, release)
+    # One query has no bound; finding all is enough.
+    return 1.0 if index["ann_recall_at_10"] == 1 else float(index["ann_recall_lower"])
+
+
+def _require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:
+    bound = _recall_bound(catalog, release)
+    if bound < required:
+        raise GateFailed(
+            f"the index of release {release.id}, which a catch-up built, finds less than its gate asks",
+            f"lower bound of ann_recall@10: {bound:.4f}, at least {required:.4f} needed",
+            fix,
+        )
+
+
+def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
+    # What was caught up has the model of what was compared: the newest verdict on the line stands.
+    record = comparisons.newest(catalog, live, chosen)
+    again = f"reembed compare --candidate {chosen.id}"
+    if record is None:
+        if others := comparisons.compared_with(catalog, chosen):
+            raise Conflict(
+                f"release {chosen.id} was compared with {', '.join(others)}, but {live.id} is live now",
+                "the comparison does not say whether it is better than what serves",
+                again,
+            )
+        raise GateFailed(
+            f"release {chosen.id} was never compared with {live.id}, which is live",
+            "without a comparison nobody knows whether it is better",
+            again,
+        )
+    compared = catalog.release(record["candidate"]["release"])
+    comparisons.require_sound(catalog, record, compared)
+    failing = "; ".join(str(r["detail"]) for r in record["rules"] if r["verdict"] != "pass")
+    again = f"{again}     # says what can be done"
+    if record["verdict"] == "fail":
+        raise GateFailed(
+            f"release {chosen.id} failed the comparison with {live.id}", failing, again
+        )
+    if record["verdict"] != "pass":
+        raise Inconclusive(
+            f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, again
+        )
+    if compared.id != chosen.id:  # the verdict is about another index
+        required = float(record["gate"]["ann_recall"])
+        _require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
+    return comparisons.evidence(record)

@@ -1,0 +1,231 @@
+"""`reembed tune`: the fastest settings of `embed` for this model, this corpus and this machine.
+
+In about a minute, on real documents: number type and tokens per batch with one replica, then replicas
+side by side, then how fast texts are tokenized. Nothing is written but the overlay.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import yaml
+
+from reembed import encoders
+from reembed.config.settings import Config
+from reembed.encoders.base import Tokens
+from reembed.encoders.local import measure
+from reembed.encoders.local.measure import Setting
+from reembed.errors import SourceError
+from reembed.source.dataset import TEXT, Source
+
+_SAMPLE = 2_048
+_BUDGETS = {"cpu": (1_024, 2_048, 4_096, 8_192), "gpu": (8_192, 16_384, 32_768, 65_536, 131_072)}
+_WITHIN = 0.97
+"""Of the fastest: the smallest such batch is taken, which leaves memory to others."""
+_WORTH_BFLOAT16 = 1.2
+_MOST_THREADS = 16
+_REPLICAS_PER_GPU = (1, 2, 3)
+_TRIAL_S = 2.0
+_MARK = "# reembed tune:"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What every search needs: the texts, the machine, until when, and who hears of it."""
+
+    config: Config
+    tokens: Tokens
+    say: Say
+    gpus: int
+    cores: int
+    half: float
+    """Of the time: the rest is for layouts. By the monotonic clock, as `end`."""
+    end: float
+
+
+def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
+    """The best settings among those that were tried until time was up, and all that was measured.
+
+    Only loading the model and measuring it once are not cut short.
+
+    Raises:
+        SourceError, EncoderError: the source or the model cannot be used.
+    """
+    started = time.monotonic()
+    tokens, per_core = _sample(config)
+    say(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average")
+    gpus, cores = measure.gpus(), len(os.sched_getaffinity(0))
+    half, end = started + seconds / 2, started + seconds
+    trials = _Trials(config, tokens, say, gpus, cores, half, end)
+    tried: list[dict[str, Any]] = []
+    loading = time.monotonic()
+    alone, setting = _of_one(trials, tried)
+    measure.release()
+    once = (time.monotonic() - loading) / len(tried)
+    layouts = _layouts(trials, setting, once) or [
+        _layout(1, setting.threads, float(gpus > 0), alone)  # as it was measured in this process
+    ]
+    best = max(layouts, key=lambda found: found["tokens_per_s"])
+    if gpus:
+        say(f"a core tokenizes {per_core:,.0f} tokens/s; embed.tokenizer_workers is left as it is")
+    embed = {
+        "dtype": setting.dtype,
+        "batch_tokens": setting.batch_tokens,
+        "actors": best["actors"],
+        "cpus_per_actor": best["threads"],
+        "gpus_per_actor": best["gpus_per_actor"],
+    }
+    mean = float(tokens.lengths.mean())
+    return {
+        "embed": embed,
+        "tokens_per_s": round(best["tokens_per_s"]),
+        "docs_per_s": round(best["tokens_per_s"] / mean, 1),
+        "one_replica": tried,
+        "layouts": [{**found, "tokens_per_s": round(found["tokens_per_s"])} for found in layouts],
+        "tokenizer_tokens_per_s_per_core": round(per_core),
+        "sample": {"documents": len(tokens), "tokens": int(tokens.lengths.sum())},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def is_overlay(text: str) -> bool:
+    """Whether this is what `overlay` makes, or nothing."""
+    return not text.strip() or text.startswith(_MARK)
+
+
+def overlay(result: dict[str, Any]) -> str:
+    """The YAML to give after the config."""
+    note = (
+        f"{_MARK} {result['docs_per_s']:,.1f} docs/s, {result['tokens_per_s']:,} tokens/s on this"
+        " machine; `actors` are of one machine.\n"
+    )
+    return note + yaml.safe_dump({"embed": result["embed"]}, sort_keys=False)
+
+
+def _sample(config: Config) -> tuple[Tokens, float]:
+    """Tokens of documents from all over the source, and tokens/s of one core tokenizing them."""
+    source = Source.open(config)
+    units = source.units(max(1, _SAMPLE // 8))
+    if not units:
+        raise SourceError(f"{source.uri} version {source.version} has no document to try")
+    wanted = math.ceil(_SAMPLE * len(units) / max(1, sum(unit.rows for unit in units)))
+    chosen = np.unique(np.linspace(0, len(units) - 1, min(len(units), wanted)).astype(int))
+    texts = [
+        (text or b"").decode("utf-8", "replace")
+        for number in chosen
+        for text in source.read(units[number])[TEXT].to_pylist()
+    ]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = encoders.load_tokenizer(config.encoder)
+    tokenizer.tokenize(texts[:16], "document")
+    started = time.perf_counter()
+    tokens = tokenizer.tokenize(texts, "document")
+    return tokens, float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
+
+
+def _of_one(trials: _Trials, tried: list[dict[str, Any]]) -> tuple[float, Setting]:
+    """Tokens/s of one replica in this process, and the number type and tokens per batch it took."""
+    best: list[tuple[float, Setting]] = []
+    took = 0.0
+    for dtype in measure.dtypes(trials.config.encoder, trials.config.embed.dtype):
+        if tried and time.monotonic() + took > trials.half:
+            trials.say(f"no time left to try {dtype}")
+            break
+        started = time.monotonic()
+        found = _of_dtype(trials, dtype, tried)
+        took = time.monotonic() - started
+        # bfloat16 is not as exact: it must be worth it.
+        if found and (not best or found[0] > _WORTH_BFLOAT16 * best[0][0]):
+            best.insert(0, found)
+    return best[0]
+
+
+def _of_dtype(
+    trials: _Trials, dtype: str, tried: list[dict[str, Any]]
+) -> tuple[float, Setting] | None:
+    """Tokens/s and the batch of one number type, at least one being measured; None: it is not used."""
+    budgets = _BUDGETS["gpu" if trials.gpus else "cpu"]
+    setting = Setting(dtype, budgets[0], min(trials.cores, _MOST_THREADS))
+    encoder = setting.load(trials.config.encoder)
+    for note in encoder.notes:
+        trials.say(note)
+    if tried and not encoder.path.endswith(dtype):
+        return None
+    rates: dict[int, float] = {}
+    took = 0.0
+    for budget in budgets:
+        if rates and time.monotonic() + took > trials.half:
+            trials.say(f"no time left to try {budget:,} tokens a batch")
+            break
+        started = time.monotonic()
+        encoder.batch_tokens = budget
+        rate = measure.rate(encoder, trials.tokens, _TRIAL_S / 2)
+        took = time.monotonic() - started
+        if encoder.batch_tokens < budget and rates:
+            trials.say(f"{encoder.path}: {budget:,} tokens a batch do not fit")
+            break
+        budget = encoder.batch_tokens  # what it came down to, where the first did not fit
+        rates[budget] = rate
+        trials.say(f"{encoder.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
+        tried.append({"path": encoder.path, "batch_tokens": budget, "tokens_per_s": round(rate)})
+    fastest = max(rates.values())
+    enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
+    return rates[enough], replace(setting, batch_tokens=enough)
+
+
+def _layouts(trials: _Trials, setting: Setting, took: float) -> list[dict[str, Any]]:
+    """How many replicas share this machine, measured side by side while there is time.
+
+    `took` is what one trial took so far.
+    """
+    found: list[dict[str, Any]] = []
+    for replicas, threads in _splits(trials.gpus, trials.cores):
+        if time.monotonic() + took > trials.end:
+            trials.say(f"no time left to try {replicas} replicas")
+            break
+        started = time.monotonic()
+        shared = replace(setting, threads=threads)
+        try:
+            tokens_per_s = measure.together(
+                trials.config.encoder, shared, replicas, trials.tokens, _TRIAL_S, trials.end
+            )
+        except measure.DoesNotFit as error:
+            trials.say(str(error))
+            break
+        if tokens_per_s is None:
+            trials.say(f"no time left to measure {replicas} replicas side by side")
+            break
+        took = time.monotonic() - started
+        share = round(trials.gpus / replicas, 3)
+        found.append(_layout(replicas, threads, min(1.0, share), tokens_per_s))
+        where = f"on {trials.gpus} GPU(s)" if trials.gpus else f"with {threads} cores each"
+        trials.say(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s")
+    return found
+
+
+def _layout(
+    actors: int, threads: int, gpus_per_actor: float, tokens_per_s: float
+) -> dict[str, Any]:
+    return {
+        "actors": actors,
+        "threads": threads,
+        "gpus_per_actor": gpus_per_actor,
+        "tokens_per_s": tokens_per_s,
+    }
+
+
+def _splits(gpus: int, cores: int) -> list[tuple[int, int]]:
+    """(replicas, threads of each) worth trying, fewest replicas first."""
+    if gpus:
+        return [(n * gpus, 1) for n in _REPLICAS_PER_GPU]
+    threads = [t for t in (16, 8, 4, 2, 1) if t <= cores] or [1]
+    first = [] if cores in threads or cores > _MOST_THREADS else [(1, cores)]
+    return (first + [(cores // t, t) for t in threads])[:4]

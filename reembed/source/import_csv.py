@@ -1,0 +1,138 @@
+"""CSV files: every cell is text; a column is numeric only where every cell survives it.
+
+Read by Python's csv module to find the types and to check, and by Arrow to write.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from reembed.errors import SourceError
+from reembed.source import import_columns
+from reembed.source.import_columns import (
+    Cells,
+    Column,
+    Numbers,
+    not_utf8,
+    numbers,
+    opened,
+    require_names,
+    text_differs,
+)
+
+_LONGEST_ROW = 64 << 20
+_ROWS = 8_192
+
+
+class Csv:
+    """As `Format` asks."""
+
+    def survey(self, files: list[str]) -> list[Column]:
+        """Every column of every file; text or a number type."""
+        found: dict[str, Numbers] = {}
+        held: dict[str, set[str]] = defaultdict(set)
+        for file in files:
+            for _, cells in self.cells(file):
+                for name, texts in cells.items():
+                    found.setdefault(name, Numbers()).add(texts)
+                    held[name].add(file)
+        columns = (seen.column(name, "every cell") for name, seen in found.items())
+        return [replace(c, files=frozenset(held[c.name])) for c in columns]
+
+    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
+        """The rows of one file, read by Arrow."""
+        wanted = {c.name: c.type for c in columns}
+        names = _header(file)
+        with opened(file) as stream:
+            reader = pacsv.open_csv(
+                stream,
+                pacsv.ReadOptions(block_size=_LONGEST_ROW),
+                pacsv.ParseOptions(newlines_in_values=True),
+                pacsv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()),
+                    include_columns=[n for n in names if n in wanted] or names[:1],
+                ),
+            )
+            for batch in reader:
+                made = {
+                    n: numbers(batch.column(n), kind)
+                    if n in names
+                    else pa.nulls(batch.num_rows, kind)
+                    for n, kind in wanted.items()
+                }
+                yield pa.table(made)
+
+    def cells(self, file: str) -> Iterator[Cells]:
+        """The rows of one file as text, read by Python's csv module."""
+        rows: list[list[str]] = []
+        names, size, first = None, 0, 2
+        for line, row in _rows(file):
+            if names is None:
+                names = row
+                require_names(file, names)
+                continue
+            if len(row) != len(names):
+                raise SourceError(
+                    f"{file}, line {line}: {len(row)} cells where the header has {len(names)}",
+                    "which cell is which column's cannot be known",
+                )
+            rows.append(row)
+            size += sum(map(len, row))
+            if size > import_columns.BLOCK_BYTES or len(rows) == _ROWS:
+                yield _as_text(file, names, rows, first)
+                rows, size, first = [], 0, line + 1
+        if names is None:
+            raise SourceError(f"{file}: there are no documents in it", "the file has no header")
+        yield _as_text(file, names, rows, first)
+
+    def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
+        """Index of the first cell that, written as text, is not the file's."""
+        return text_differs(cells, written)
+
+
+def _rows(file: str) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it ends, cells) of every row that is not blank."""
+    csv.field_size_limit(sys.maxsize)
+    with opened(file) as stream:
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(text, strict=True)
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise SourceError(
+                f"{file}, line {reader.line_num}: not CSV: {error}",
+                'a cell with a comma, a quote or a line end is "quoted", quotes in it are doubled',
+            ) from error
+
+
+def _header(file: str) -> list[str]:
+    return next(_rows(file), (0, []))[1]
+
+
+def _as_text(file: str, names: list[str], rows: list[list[str]], first: int) -> Cells:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    try:
+        cells = {n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)}
+    except UnicodeEncodeError as error:
+        raise _where(file, names, rows, first) from error
+    return len(rows), cells
+
+
+def _where(file: str, names: list[str], rows: list[list[str]], first: int) -> SourceError:
+    for row in rows:
+        for name, cell in zip(names, row, strict=True):
+            if any("\udc80" <= c <= "\udcff" for c in cell):
+                return not_utf8(file, f"line {first}", name)
+        first += 1 + sum(cell.count("\n") for cell in row)
+    return not_utf8(file, "line 1")

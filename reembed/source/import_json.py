@@ -1,0 +1,267 @@
+"""JSON lines: numbers, texts, lists and objects as they are; what shares no type becomes text.
+
+Read by Python's json module, since Arrow's own reader makes dates of texts and doubles of big
+integers, and DuckDB's cuts decimals: docs/decisions/013.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reembed.errors import SourceError
+from reembed.source import import_columns
+from reembed.source.import_columns import ID_COLUMNS, Cells, Column, first_other, not_utf8, opened
+
+_EXACT = 2**53
+"""Every integer up to it is a double."""
+_SHORT = 16
+"""A decimal of 15 digits and a point survives a double."""
+_MOST_FIELDS = 1_000
+_SEVERAL = "values of several kinds; those that are not text are written as JSON"
+
+Row = dict[str, Any]
+
+
+class Json:
+    """As `Format` asks."""
+
+    def survey(self, files: list[str]) -> list[Column]:
+        """Every key of every object, with a type that holds all its values."""
+        found: dict[str, _Seen] = {}
+        held: dict[str, set[str]] = defaultdict(set)
+        for file in files:
+            for _, cells in self.cells(file):
+                for name, values in cells.items():
+                    found.setdefault(name, _Seen()).add(values)
+                    held[name].add(file)
+        columns = (seen.column(name) for name, seen in found.items())
+        return [replace(c, files=frozenset(held[c.name])) for c in columns]
+
+    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
+        """The rows of one file."""
+        for rows in _blocks(file):
+            made = {}
+            for column in columns:
+                values = [row.get(column.name) for row in rows]
+                if pa.types.is_string(column.type):
+                    values = [_as_text(v) for v in values]
+                made[column.name] = pa.array(values, column.type)
+            yield pa.table(made)
+
+    def cells(self, file: str) -> Iterator[Cells]:
+        """The rows of one file."""
+        for rows in _blocks(file):
+            names = dict.fromkeys(name for row in rows for name in row)
+            yield len(rows), {n: [row.get(n) for row in rows] for n in names}
+
+    def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
+        """Index of the first value that is not what was written."""
+        back = written.to_pylist()
+        if not pa.types.is_string(written.type):
+            return first_other(cells, back)
+        if cells == back:
+            return None
+        parsed = [
+            c if c is None or isinstance(v, str) else _DECODER.decode(c)
+            for v, c in zip(cells, back, strict=True)
+        ]
+        return first_other(cells, parsed)
+
+
+@dataclass
+class _Seen:
+    """What was seen of a column: a type for all its values, or the reason why there is none."""
+
+    type: pa.DataType = field(default_factory=pa.null)
+    wide: bool = False
+    """There are integers that no double holds."""
+    text: str | None = None
+    whole: bool = False
+    """There are integers, perhaps beside decimals."""
+
+    def add(self, values: list[Any]) -> None:
+        if self.text is not None:
+            return
+        try:
+            array = pa.array(values)
+            self.whole = self.whole or any(type(v) is int for v in values)
+            self.wide = self.wide or _is_wide(array)
+            self._merge(array.type)
+        except OverflowError:
+            self.text = "integers beyond 64 bits"
+        except pa.ArrowException:
+            self.text = _SEVERAL
+        else:
+            # Arrow makes 1.0 of true.
+            if _has_double(array.type) and first_other(values, array.to_pylist()) is not None:
+                self.text = _SEVERAL
+
+    def _merge(self, kind: pa.DataType) -> None:
+        schemas = [pa.schema([("x", self.type)]), pa.schema([("x", kind)])]
+        merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        if self.wide and _mixes(self.type, kind):
+            self.text = "integers beyond 2^53 beside decimals"
+        elif _size(merged) > _MOST_FIELDS:
+            self.text = f"objects of more than {_MOST_FIELDS:,} different keys, written as JSON"
+        self.type = merged
+
+    def column(self, name: str) -> Column:
+        if self.text is not None:
+            return Column(name, pa.string(), self.text)
+        if _is_empty(self.type):
+            return Column(name, pa.null())
+        if _has_empty(self.type):
+            return Column(name, pa.string(), "objects with empty parts, written as JSON")
+        if not (self.whole and pa.types.is_floating(self.type)):
+            return Column(name, self.type)
+        if name in ID_COLUMNS:
+            return Column(
+                name, pa.string(), "ids that are integers beside decimals, as they are written"
+            )
+        return Column(name, self.type, "integers beside decimals, all written as decimals")
+
+
+def _blocks(file: str) -> Iterator[list[Row]]:
+    """The objects of a file, some MiB of lines at a time."""
+    number = 1
+    for block in _line_blocks(file):
+        lines = block.split(b"\n")
+        rows = [_object(file, number + at, line) for at, line in enumerate(lines) if line.strip()]
+        number += len(lines) - 1
+        if rows:
+            yield rows
+
+
+def _line_blocks(file: str) -> Iterator[bytes]:
+    """Whole lines, however long one is."""
+    with opened(file) as stream:
+        rest = b""
+        while block := stream.read(import_columns.BLOCK_BYTES):
+            lines, newline, tail = block.rpartition(b"\n")
+            if newline:
+                yield rest + lines + newline
+                rest = tail
+            else:
+                rest += tail
+        if rest:
+            yield rest
+
+
+def _object(file: str, number: int, line: bytes) -> Row:
+    where = f"{file}, line {number}"
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        row = _DECODER.decode(text)
+        if "\\ud" in text.lower():  # half a surrogate pair is no character
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, f"line {number}") from error
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            f"{where}: an escape such as \\ud83d is half a surrogate pair",
+            "the other half is missing, and half a pair is not a character",
+            f"complete the pair in line {number} of {file}, or remove it",
+        ) from error
+    except RecursionError as error:
+        raise SourceError(f"{where}: nested too deep") from error
+    except ValueError as error:
+        raise SourceError(f"{where}: not JSON: {error}", _ONE_OBJECT, _lines_of(file)) from error
+    if not isinstance(row, dict):
+        found = f"{where}: {type(row).__name__} in place of an object"
+        raise SourceError(found, _ONE_OBJECT, _lines_of(file))
+    return row
+
+
+_ONE_OBJECT = "each line is one JSON object"
+
+
+def _lines_of(file: str) -> str | None:
+    if file.endswith(import_columns.COMPRESSIONS):
+        return None
+    path = Path(file)
+    made = path.with_name(f"{path.stem}-lines.jsonl")
+    command = f"jq -c 'if type == \"array\" then .[] else . end' {shlex.quote(file)}"
+    return f"{command} > {shlex.quote(str(made))}     # one object a line"
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return row
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if digits != "-0" else -0.0
+
+
+def _decimal(digits: str) -> float | str:
+    """A double where it is the same number, else the digits as text."""
+    value = float(digits)
+    if len(digits) <= _SHORT and "e" not in digits and "E" not in digits:
+        return value
+    exact = Decimal(digits)
+    shown = (repr(value), f"{value:.17g}")
+    return value if any(Decimal(s) == exact for s in shown) else digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_decimal)
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_wide(array: pa.Array) -> bool:
+    kind = array.type
+    if pa.types.is_integer(kind):
+        ends = pc.min_max(array).as_py()
+        return any(abs(v or 0) > _EXACT for v in ends.values())
+    if pa.types.is_list(kind):
+        return _is_wide(array.flatten())
+    return pa.types.is_struct(kind) and any(map(_is_wide, array.flatten()))
+
+
+def _children(kind: pa.DataType) -> dict[str, pa.DataType]:
+    if pa.types.is_list(kind):
+        return {"": kind.value_type}
+    return {f.name: f.type for f in kind} if pa.types.is_struct(kind) else {}
+
+
+def _size(kind: pa.DataType) -> int:
+    return 1 + sum(map(_size, _children(kind).values()))
+
+
+def _has_double(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or any(map(_has_double, _children(kind).values()))
+
+
+def _mixes(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether an integer of one is a double of the other."""
+    if {one, other} == {pa.int64(), pa.float64()}:
+        return True
+    mine, its = _children(one), _children(other)
+    return any(_mixes(mine[name], its[name]) for name in mine.keys() & its.keys())
+
+
+def _is_empty(kind: pa.DataType) -> bool:
+    """Null, an object without keys or a list without values: nothing a column could hold."""
+    nothing = pa.types.is_struct(kind) and not kind.num_fields
+    return pa.types.is_null(kind) or nothing or kind == pa.list_(pa.null())
+
+
+def _has_empty(kind: pa.DataType) -> bool:
+    return _is_empty(kind) or any(map(_has_empty, _children(kind).values()))

@@ -1,0 +1,153 @@
+"""Parquet files: the types of the files, widened where they differ, if every cell survives it.
+
+Written by way of Arrow's datasets and checked by way of its Parquet reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from reembed.source.import_columns import (
+    ID_COLUMNS,
+    Cells,
+    Column,
+    first_other,
+    not_utf8,
+    require_names,
+)
+
+_ROWS = 8_192
+_SIMPLE = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+    pa.types.is_decimal,
+    pa.types.is_string,
+    pa.types.is_large_string,
+)
+
+
+class Parquet:
+    """As `Format` asks."""
+
+    def survey(self, files: list[str]) -> list[Column]:
+        """Every column of every file; the wider type where two files differ, or their clash."""
+        schemas = {file: pq.read_schema(file) for file in files}
+        for file, schema in schemas.items():
+            require_names(file, schema.names)
+        names = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
+        columns = {name: _column(name, schemas) for name in names}
+        for file in files:
+            at = 0
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS):
+                for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                    _require_text(file, at, name, values)
+                    if not columns[name].clash and not _survives(values, columns[name].type):
+                        columns[name] = _as_text(columns[name], schemas)
+                at += batch.num_rows
+        return list(columns.values())
+
+    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
+        """The rows of one file, read as a dataset."""
+        for batch in pads.dataset(file, format="parquet").to_batches(batch_size=_ROWS):
+            there = batch.schema.names
+            yield pa.table(
+                {
+                    c.name: batch.column(c.name).cast(c.type)
+                    if c.name in there
+                    else pa.nulls(batch.num_rows, c.type)
+                    for c in columns
+                }
+            )
+
+    def cells(self, file: str) -> Iterator[Cells]:
+        """The rows of one file, read without a dataset."""
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS):
+            yield batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True))
+
+    def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
+        """Index of the first value that is not what was written, in the type of the file."""
+        values = cells.cast(_plain(cells.type))
+        back = _narrowed(written, values.type)
+        if back.equals(pa.chunked_array([values])):
+            return None
+        return first_other(values.to_pylist(), back.to_pylist())
+
+
+def _column(name: str, schemas: dict[str, pa.Schema]) -> Column:
+    kinds = _kinds(name, schemas)
+    files = frozenset(f for f, s in schemas.items() if name in s.names)
+    try:
+        merged = pa.unify_schemas(
+            [pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive"
+        )
+    except pa.ArrowException:
+        return _as_text(Column(name, kinds[0], files=files), schemas)
+    kind = merged.field(0).type
+    held = [k for k in kinds if not pa.types.is_null(k)]
+    if name in ID_COLUMNS and pa.types.is_floating(kind) and any(map(pa.types.is_integer, held)):
+        return _as_text(Column(name, kind, files=files), schemas)  # 1 is not 1.0
+    why = f"the files have {', '.join(map(str, held))}" if len(held) > 1 else None
+    return Column(name, kind, why, files=files)
+
+
+def _as_text(column: Column, schemas: dict[str, pa.Schema]) -> Column:
+    """The column as text, where that is another way to write all its values; else with its clash."""
+    kinds = _kinds(column.name, schemas)
+    held = [k for k in kinds if not pa.types.is_null(k)]
+    if all(any(is_kind(k) for is_kind in _SIMPLE) for k in held):
+        why = f"the files have {', '.join(map(str, held))}"
+        return replace(column, type=pa.string(), why=why)
+    by_type = {str(schemas[f].field(column.name).type): f for f in schemas if f in column.files}
+    where = ", ".join(f"{kind} in {file}" for kind, file in by_type.items())
+    return replace(column, clash=f"is {where}: no type holds all of them unchanged")
+
+
+def _kinds(name: str, schemas: dict[str, pa.Schema]) -> list[pa.DataType]:
+    kinds = (_plain(s.field(name).type) for s in schemas.values() if name in s.names)
+    return list(dict.fromkeys(kinds))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Of the several forms of one type, the one that every reader knows."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    return pa.string() if pa.types.is_string_view(kind) else kind
+
+
+def _survives(values: pa.Array, kind: pa.DataType) -> bool:
+    values = values.cast(_plain(values.type))
+    if values.type == kind:
+        return True
+    try:
+        wide = values.cast(kind)
+    except pa.ArrowException:
+        return False
+    back = _narrowed(wide, values.type)
+    return bool(back.equals(values)) or first_other(values.to_pylist(), back.to_pylist()) is None
+
+
+def _narrowed(written: Any, kind: pa.DataType) -> Any:
+    """Back in the file's type, where there is a way; values are compared in any case."""
+    try:
+        return written.cast(kind)
+    except pa.ArrowException:
+        return written
+
+
+def _require_text(file: str, first: int, name: str, values: pa.Array) -> None:
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid as error:
+        for at in range(len(values)):
+            try:
+                values.take(pa.array([at])).validate(full=True)
+            except pa.ArrowInvalid:
+                raise not_utf8(file, f"row {first + at + 1}", name) from error
+        raise

@@ -1,0 +1,372 @@
+"""JSONL, CSV or Parquet -> a Lance dataset with stable row ids, streamed, every cell kept.
+
+The files are read three times: to find one type for each column over all files, to write, and, by
+another reader, to compare every cell with what was written.
+"""
+
+from __future__ import annotations
+
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import lance
+import pyarrow as pa
+
+from reembed.config.settings import secret_keys
+from reembed.errors import IntegrityError, SourceError, UsageError
+from reembed.source.import_columns import (
+    COMPRESSIONS,
+    Column,
+    Format,
+    Numbers,
+    first_false,
+    text_differs,
+)
+from reembed.source.import_csv import Csv
+from reembed.source.import_json import Json
+from reembed.source.import_parquet import Parquet
+from reembed.store.lance import open_dataset
+from reembed.store.storage import Storage, absolute, is_remote
+
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_READERS: dict[str, Format] = {"json": Json(), "csv": Csv(), "parquet": Parquet()}
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user asked for."""
+
+    files: list[str]
+    to: str
+    file_format: str | None
+    columns: list[str] | None
+    options: dict[str, str]
+
+    def again(self, **changes: Any) -> str:
+        """The command that asks for the same but for the changes; secrets come from the environment."""
+        asked = replace(self, **changes)
+        command = ["reembed", "import", *asked.files, "--to", asked.to]
+        command += ["--format", asked.file_format] if asked.file_format else []
+        command += ["--columns", ",".join(asked.columns)] if asked.columns else []
+        public = asked.options.keys() - secret_keys(asked.options)
+        for key in sorted(public):
+            command += ["--option", f"{key}={asked.options[key]}"]
+        return shlex.join(command)
+
+
+def import_documents(
+    files: list[str],
+    to: str,
+    *,
+    file_format: str | None = None,
+    columns: list[str] | None = None,
+    options: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write the rows of all files into a new Lance dataset at `to`, and compare every cell.
+
+    Raises:
+        UsageError: the target exists, a file is missing or of an unknown kind.
+        SourceError: a file cannot be read as what it is, or a column is missing.
+        IntegrityError: what was written is not what the files hold.
+    """
+    uri = absolute(to)
+    asked = _Asked(files, to, file_format, columns, options or {})
+    kind = file_format or _format(asked)
+    _require_files(files)
+    _require_new(asked, uri)
+    reader = _READERS[kind]
+    try:
+        own = [_with_folders(column, files) for column in reader.survey(files)]
+        found = [*own, *_path_columns(files, {c.name for c in own})]
+        chosen = _chosen(asked, found)
+        with _new_folder(uri, options):
+            written = _write(reader, files, uri, chosen, options)
+            if not written.count_rows():
+                raise _no_documents(asked)
+            _compare(reader, files, to, written, chosen)
+    except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
+        raise SourceError(
+            f"cannot import {', '.join(files)} as {kind} to {to}", str(error).splitlines()[0]
+        ) from error
+    names = [c.name for c in chosen]
+    return {
+        "uri": to,
+        "rows": written.count_rows(),
+        "columns": names,
+        "types": {c.name: str(c.type) for c in chosen},
+        "notes": {c.name: c.why for c in chosen if c.why},
+        "skipped": [c.name for c in found if c.name not in names],
+        "version": written.version,
+    }
+
+
+def _require_files(files: list[str]) -> None:
+    missing = [f for f in files if not Path(f).is_file()]
+    if missing:
+        raise UsageError(
+            f"no such file: {', '.join(missing)}",
+            None,
+            f"ls {shlex.quote(str(_nearest(Path(missing[0]).parent)))}",
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    return next((p for p in (folder, *folder.parents) if p.is_dir()), Path())
+
+
+def _require_new(asked: _Asked, uri: str) -> None:
+    to, place = asked.to, asked.to.rstrip("/") + "-documents.lance"
+    if _exists(uri, asked.options):
+        raise UsageError(
+            f"{to} is a Lance dataset already",
+            "import makes new datasets; existing documents are never overwritten",
+            asked.again(to=to.removesuffix(".lance") + "-2.lance"),
+        )
+    if not is_remote(uri) and Path(uri).is_file():
+        raise UsageError(
+            f"{to} is a file", "a dataset gets a folder of its own", asked.again(to=place)
+        )
+    if not _is_empty(uri, asked.options):
+        raise UsageError(
+            f"{to} is a folder with something else in it",
+            "a dataset gets a folder of its own",
+            asked.again(to=place),
+        )
+
+
+def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
+    """Whether nothing is there; a bucket's own root may be given, or a prefix of it."""
+    if not is_remote(uri):
+        return not Path(uri).exists() or not any(Path(uri).iterdir())
+    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    return not any(True for _ in storage.objects(""))
+
+
+def _with_folders(column: Column, files: list[str]) -> Column:
+    """The column; with a clash where a file lacks it and lies in a folder that is named after it."""
+    other = [f for f in files if f not in column.files and _path_values(f).get(column.name)]
+    if not other:
+        return column
+    folder = next(
+        p for p in Path(other[0]).parent.parts if unquote(p).startswith(f"{column.name}=")
+    )
+    clash = f"is in {min(column.files)}, and a folder's name for {other[0]}: {folder}"
+    return replace(column, clash=column.clash or clash)
+
+
+def _path_columns(files: list[str], own: set[str]) -> list[Column]:
+    """Columns that folders named KEY=VALUE stand for, as Hive and Spark write them.
+
+    A column that the files have themselves is not taken from the folders.
+    """
+    found: dict[str, Numbers] = {}
+    for file in files:
+        for key, value in _path_values(file).items():
+            found.setdefault(key, Numbers()).add(pa.array([value], pa.string()))
+    columns = (seen.column(key, "each") for key, seen in found.items() if key not in own)
+    return [replace(c, why="from the names of the folders", from_path=True) for c in columns]
+
+
+def _path_values(file: str) -> dict[str, str | None]:
+    pairs = (part.partition("=") for part in Path(file).parent.parts if "=" in part)
+    values = {unquote(key): unquote(value) for key, _, value in pairs if key}
+    return {key: None if value == _HIVE_NULL else value for key, value in values.items()}
+
+
+def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
+    """The columns to keep: those that hold something, or those asked for.
+
+    Raises:
+        SourceError: there is none, one is not there, or a dataset cannot have it.
+    """
+    by_name = {c.name: c for c in found}
+    if unknown := sorted(set(asked.columns or ()) - set(by_name)):
+        raise SourceError(
+            f"no column {', '.join(unknown)}",
+            f"there are: {', '.join(by_name)}",
+            asked.again(columns=[n for n in asked.columns or () if n in by_name]),
+        )
+    held = [c.name for c in found if c.clash or not pa.types.is_null(c.type)]
+    chosen = [by_name[n] for n in asked.columns or held]
+    if not chosen:
+        raise _no_documents(asked)
+    if refused := {c.name: why for c in chosen if (why := c.clash or _refusal(c))}:
+        rest = [c.name for c in chosen if c.name not in refused and "," not in c.name]
+        name, why = next(iter(refused.items()))
+        raise SourceError(
+            f"column {name!r} {why}",
+            "a dataset cannot have it as it is",
+            asked.again(columns=rest) if rest else None,
+        )
+    return chosen
+
+
+def _no_documents(asked: _Asked) -> SourceError:
+    return SourceError(
+        f"{', '.join(asked.files)}: there are no documents in it",
+        "no file has a row with a value",
+        f"ls -l {shlex.join(asked.files)}",
+    )
+
+
+def _refusal(column: Column) -> str | None:
+    """What Lance says to a column of this name and type; None when it takes it."""
+    try:
+        schema = pa.schema([(column.name, column.type)])
+        lance.write_dataset(schema.empty_table(), "memory://probe", mode="create").to_table()
+    except (OSError, ValueError) as error:
+        return f"cannot be in a Lance dataset: {str(error).split(', /home/')[0].splitlines()[0]}"
+    return None
+
+
+@contextmanager
+def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
+    """A folder that no other user reads; where the block fails, nothing is left in it."""
+    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    made = _closed_folder(Path(uri)) if not is_remote(uri) else False
+    try:
+        yield
+    except BaseException:  # Ctrl-C too: half a dataset looks like a whole one
+        storage.delete_tree("")
+        if made:
+            Path(uri).rmdir()
+        raise
+
+
+def _closed_folder(folder: Path) -> bool:
+    """Make a folder of mode 0700, or close one that was there to all but its owner and its group; True if made.
+
+    Raises:
+        UsageError: it is open to everyone, and another user's.
+    """
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+        return True
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & stat.S_IRWXO:
+        try:
+            folder.chmod(mode & ~stat.S_IRWXO)
+        except PermissionError as error:
+            raise UsageError(
+                f"{folder} has mode {mode:04o} and belongs to user {folder.stat().st_uid}",
+                "every user of this machine could read what is imported there",
+                f"ls -ld {shlex.quote(str(folder))}     # import to a folder that is not there yet",
+            ) from error
+    return False
+
+
+def _write(
+    reader: Format,
+    files: list[str],
+    uri: str,
+    columns: list[Column],
+    options: dict[str, str] | None,
+) -> lance.LanceDataset:
+    schema = pa.schema([(c.name, c.type) for c in columns])
+    batches = (
+        batch
+        for file in files
+        for table in reader.tables(file, [c for c in columns if not c.from_path])
+        for batch in _with_path(table, file, columns).select(schema.names).to_batches()
+    )
+    return lance.write_dataset(
+        pa.RecordBatchReader.from_batches(schema, batches),
+        uri,
+        mode="create",
+        enable_stable_row_ids=True,
+        storage_options=options or None,
+    )
+
+
+def _with_path(table: pa.Table, file: str, columns: list[Column]) -> pa.Table:
+    """The table with the columns that its folders' names stand for."""
+    for column in columns:
+        if column.from_path:
+            values = _path_texts(file, column.name, table.num_rows).cast(column.type)
+            table = table.append_column(column.name, values)
+    return table
+
+
+def _path_texts(file: str, key: str, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(_path_values(file).get(key), pa.string()), rows)
+
+
+def _compare(
+    reader: Format,
+    files: list[str],
+    to: str,
+    written: lance.LanceDataset,
+    columns: list[Column],
+) -> None:
+    """Every cell of every file with the dataset, some thousand rows at a time.
+
+    Raises:
+        IntegrityError: a cell or the number of rows differs; names the file, the row, the column.
+    """
+    start = 0
+    for file in files:
+        first = start
+        for count, cells in reader.cells(file):
+            rows = written.scanner(offset=start, limit=count, scan_in_order=True).to_table()
+            if rows.num_rows != count:
+                raise _lost(to, file, f"row {start - first + rows.num_rows + 1} is not there")
+            for column in columns:
+                at = _first_other(reader, file, cells, column, rows[column.name])
+                if at is not None:
+                    raise _lost(to, file, f"row {start - first + at + 1}: column {column.name!r}")
+            start += count
+    if start != (found := written.count_rows()):
+        raise _lost(to, ", ".join(files), f"{found:,} rows were written of {start:,}")
+
+
+def _first_other(
+    reader: Format, file: str, cells: dict[str, Any], column: Column, written: pa.ChunkedArray
+) -> int | None:
+    if column.from_path:
+        return text_differs(_path_texts(file, column.name, len(written)), written)
+    if column.name in cells:
+        return reader.differs(cells[column.name], written)
+    return first_false(written.is_null())
+
+
+def _lost(to: str, file: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{to} is not what {file} holds: {what}",
+        "either the file changed meanwhile, or a reader lost something; nothing of it was kept",
+    )
+
+
+def _format(asked: _Asked) -> str:
+    kinds = set()
+    for name in asked.files:
+        suffixes = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
+        kinds.add(FORMATS.get(suffixes[-1] if suffixes else ""))
+    if len(kinds) != 1 or None in kinds:
+        first, *others = _READERS
+        raise UsageError(
+            f"cannot tell the format of {', '.join(asked.files)}",
+            f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(COMPRESSIONS)})",
+            f"{asked.again(file_format=first)}     # or {', '.join(others)}",
+        )
+    return str(kinds.pop())
+
+
+def _exists(uri: str, options: dict[str, str] | None) -> bool:
+    try:
+        open_dataset(uri, options=options)
+    except FileNotFoundError:
+        return False
+    return True

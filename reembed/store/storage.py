@@ -1,0 +1,470 @@
+"""One root for everything reembed keeps: a local folder or an object store, through one API.
+
+Records are written create-only (`If-None-Match: *` on S3, a hard link locally): the one
+conditional write that every store has. No path leads out of the root, whatever a record says.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from reembed.config.settings import GateConfig
+from reembed.errors import IntegrityError, ReembedError, UsageError
+from reembed.redact import credentials_in, redacted, without_options
+from reembed.store.records import DAMAGED, Record, checked
+
+SCHEMA_VERSION = 3
+"""Of every record; a record that changes its meaning takes a new one."""
+
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 8 << 20
+_SHOWN = 30
+_SHA256 = "_sha256"
+_ROOT_RECORD = "root.json"
+_ENDPOINT = re.compile(
+    r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
+)
+_LANCE_IO = ("External error: ", "LanceError(IO)")
+"""How what Lance could not read or write begins, where it is a ValueError."""
+_CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Local paths made absolute, so that every process means the same folder.
+
+    Raises:
+        UsageError: it holds credentials, or a character that is escaped differently here and there.
+    """
+    if (found := credentials_in(uri)) is not None:
+        raise UsageError(
+            f"{redacted(uri)} holds {found}",
+            "addresses are stored and printed; keys and tokens come from the environment",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use the instance role",
+        )
+    if any(c in uri for c in "#%?"):
+        raise UsageError(
+            f"{uri} holds one of # % ?",
+            "Lance and the object store would each escape it in another way, and mean two places",
+            f"mv {shlex.quote(uri)} {shlex.quote(re.sub('[#%?]', '-', uri))}     # any name without these characters",
+        )
+    return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+def require_id(kind: str, given: str) -> str:
+    """An id that is a plain name: it becomes part of paths.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not _ID.fullmatch(given) or ".." in given:
+        raise UsageError(
+            f"{given[:80]!r} is no {kind}",
+            "ids are small letters, digits, dots and hyphens",
+            "reembed status",
+        )
+    return given
+
+
+def absolute_queries(section: GateConfig) -> GateConfig:
+    """The gate with its folder of queries made absolute: it must be found from anywhere."""
+    if not section.queries:
+        return section
+    return section.model_copy(update={"queries": absolute(section.queries)})
+
+
+def content_path(folder: str, sha256: str, ending: str) -> str:
+    """Path of an object that is named by a digest: equal names hold equal bytes.
+
+    Raises:
+        IntegrityError: it is not a sha256 in hex.
+    """
+    if not _HEX.fullmatch(sha256):
+        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, DAMAGED)
+    return f"{folder}/{sha256}.{ending}"
+
+
+@functools.cache
+def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
+    if not is_remote(root):
+        return LocalStore(root, automatic_cleanup=True)
+    config = {k: v for k, v in options if k not in _CLIENT_OPTIONS}
+    client = {
+        k: v == "true" if v in ("true", "false") else v for k, v in options if k in _CLIENT_OPTIONS
+    }
+    try:
+        return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type]
+    except (BaseError, ValueError) as error:
+        raise UsageError(
+            f"cannot open {root}",
+            without_options(str(error).splitlines()[0], options),
+            "reembed config --check",
+        ) from error
+
+
+@contextmanager
+def storage_errors(
+    failed: str = "the storage did not answer as it should",
+    fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
+) -> Iterator[None]:
+    """Say in one sentence what a disk or an object store would not do; `failed`, and where.
+
+    Raises:
+        ReembedError: in place of the operating system's or the store's own error.
+    """
+    try:
+        yield
+    except (OSError, BaseError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        if isinstance(error, ValueError) and not said.startswith(_LANCE_IO):
+            raise
+        first = said.split(", /home/")[0].splitlines()[0]  # then comes a line of Lance's code
+        raise ReembedError(
+            failed,
+            f"{type(error).__name__}: {first}",
+            fix,
+        ) from error
+
+
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`.
+
+    Raises:
+        UsageError: a text in it has no UTF-8 form; nothing that reads records would take it.
+    """
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(error.start - _SHOWN, 0) : error.end + _SHOWN]
+        raise UsageError(
+            f"a text to be stored is not UTF-8: ...{near.encode(errors='backslashreplace').decode()}...",
+            "the record could not be read again, so it is not written",
+            "locale     # and give the option, setting or file that holds this text in UTF-8",
+        ) from error
+    return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
+
+
+def from_bytes(body: bytes, uri: str) -> Record:
+    """The record that was stored.
+
+    Raises:
+        IntegrityError: not one byte of it may differ.
+        UsageError: a newer reembed wrote it.
+    """
+    try:
+        record = Record(json.loads(body))
+        record.uri = uri
+        record.pop(_SHA256, None)
+        intact = body == to_bytes(record)
+    except (ValueError, TypeError, RecursionError, UsageError) as error:
+        raise IntegrityError(
+            f"{uri} is not a record as reembed writes it", str(error), DAMAGED
+        ) from error
+    if not intact:
+        raise IntegrityError(
+            f"{uri} is not as it was written", "its sha256 is another than it says", DAMAGED
+        )
+    if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise UsageError(
+            f"{uri} was written by another version of reembed",
+            f"format {found}, this one knows {SCHEMA_VERSION}",
+            "pip install -U reembed-ray",
+        )
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _RootRecord:
+    root_id: str
+    create_only_at: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Small records by path under the root. Picklable: each process opens its own connection."""
+
+    root: str
+    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(
+        cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
+    ) -> Storage:
+        """The storage at a folder, which is made if need be, or URL.
+
+        A folder made here is closed to other users, vectors being as good as their texts; one that
+        was there keeps its mode.
+
+        Raises:
+            UsageError: a file is there.
+        """
+        place = absolute(os.fspath(root)).rstrip("/")
+        if not is_remote(place):
+            try:
+                Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UsageError(
+                    f"storage.root {place} is not a folder",
+                    "there is a file in its place, or above it",
+                    f"ls -ld {shlex.quote(place)}     # and set storage.root to a folder",
+                ) from None
+        return cls(place, tuple(sorted((options or {}).items())))
+
+    @property
+    def store(self) -> ObjectStore:
+        """The obstore handle of this process."""
+        return _open_store(self.root, self.options)
+
+    @functools.cached_property
+    def root_id(self) -> str:
+        """32 hex digits that name this root, whatever its address: read from `root.json`.
+
+        The first use makes the record, after a proof that the store refuses to overwrite. The proof
+        holds for one address: a root that was copied to another store is proven there again.
+
+        Raises:
+            UsageError: the store overwrites what it was asked to create.
+        """
+        record = self._root_record()
+        if record is not None and record["create_only_at"] == self.address:
+            return str(record["root_id"])
+        self._prove_create_only()
+        if record is None:
+            mine = {"root_id": uuid.uuid4().hex, "create_only_at": self.address}
+            with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
+                obstore.put(self.store, _ROOT_RECORD, to_bytes(mine), mode="create")
+            record = self._root_record()
+            assert record is not None
+        return str(record["root_id"])
+
+    def _root_record(self) -> Record | None:
+        record = self.read_if_there(_ROOT_RECORD)
+        return checked(_RootRecord, record) if record is not None else None
+
+    @property
+    def address(self) -> str:
+        """sha256 of what decides which store the root lies in."""
+        endpoints = {
+            k: v for k, v in (*self.options, *os.environ.items()) if _ENDPOINT.fullmatch(k)
+        }
+        return hashlib.sha256(json.dumps([self.root, endpoints]).encode()).hexdigest()
+
+    def _prove_create_only(self) -> None:
+        """Create an object twice: promotions, receipts and plans rest on the second being refused."""
+        path, first = f"runs/probe-{uuid.uuid4().hex}", b"first"  # where a run may also delete
+        for body in (first, b"second"):
+            try:
+                obstore.put(self.store, path, body, mode="create")
+            except AlreadyExistsError:
+                continue
+            except NotImplementedError as error:
+                raise self._careless("its settings, or what it is, rule them out") from error
+        found = self.read_bytes(path)
+        with suppress(OSError, BaseError, IntegrityError):  # not allowed to delete: the probe stays
+            self.remove(path)
+        if found != first:
+            raise self._careless("it ignores `If-None-Match: *` and overwrote an object")
+
+    def _careless(self, how: str) -> UsageError:
+        return UsageError(
+            f"the store of {self.root} has no create-only writes: {how}",
+            "of two promotions at once both would succeed, and one would be lost",
+            "set storage.root to a local folder, or to S3, GCS, Azure or MinIO: any with conditional writes",
+        )
+
+    @property
+    def lance_options(self) -> dict[str, str] | None:
+        """`storage_options` for Lance, which knows the same keys."""
+        return dict(self.options) or None
+
+    def uri(self, path: str) -> str:
+        """Full URI of a path, for Lance.
+
+        Raises:
+            IntegrityError: the path leads out of the root.
+        """
+        self._require_below(path)
+        return f"{self.root}/{path}"
+
+    def create(self, path: str, record: Mapping[str, Any], *, proven_at: str | None = None) -> bool:
+        """Write a JSON record unless one is there; False when another writer's is.
+
+        `proven_at` is the `address` at which the store is known to refuse to overwrite; without it,
+        or where it is another, the proof in `root.json` is read first.
+
+        A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
+        looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
+        """
+        if proven_at != self.address:
+            _ = self.root_id  # proves the store, once in the life of the root
+        body = to_bytes(record)
+        try:
+            obstore.put(self.store, path, body, mode="create")
+        except AlreadyExistsError:
+            return self.read_bytes(path) == body
+        return True
+
+    def write(self, path: str, record: Mapping[str, Any]) -> None:
+        """Write a JSON record, replacing one that is there."""
+        self.write_bytes(path, to_bytes(record))
+
+    def write_bytes(self, path: str, body: bytes) -> None:
+        """Write bytes, replacing what is there."""
+        obstore.put(self.store, path, body)
+
+    def read_bytes(self, path: str) -> bytes:
+        """All bytes of an object.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
+        return bytes(obstore.get(self.store, path).bytes())
+
+    def digest(self, path: str) -> tuple[int, str] | None:
+        """Size and sha256 of an object as it now is; None when it is not there."""
+        sha256, size = hashlib.sha256(), 0
+        try:
+            chunks = obstore.get(self.store, path).stream(min_chunk_size=_CHUNK_BYTES)
+        except FileNotFoundError:
+            return None
+        for chunk in chunks:
+            sha256.update(chunk)
+            size += len(chunk)
+        return size, sha256.hexdigest()
+
+    def size(self, path: str) -> int | None:
+        """Bytes of an object; None when it is not there."""
+        try:
+            return int(obstore.head(self.store, path)["size"])
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str) -> Record:
+        """A JSON record.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ReembedError: it is not JSON.
+        """
+        return from_bytes(self.read_bytes(path), self.uri(path))
+
+    def read_if_there(self, path: str) -> Record | None:
+        """A JSON record, or None."""
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(path, size in bytes) of every object below a prefix, sorted."""
+        found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
+        return iter(sorted(found))
+
+    def names(self, folder: str, after: str = "") -> list[str]:
+        """Names of what lies below a folder, sorted; only those above `after`, where it is given."""
+        offset = f"{folder}{after}" if after else None
+        found = (
+            o["path"] for page in obstore.list(self.store, folder, offset=offset) for o in page
+        )
+        return sorted(path.removeprefix(folder) for path in found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below a prefix, sorted."""
+        listing = obstore.list_with_delimiter(self.store, prefix)
+        return sorted(p.rsplit("/", 1)[-1] for p in listing["common_prefixes"])
+
+    def torn(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(path, size in bytes) of local files that a killed process left half written.
+
+        They end in #N, which the store's own listing leaves out. Object stores have none.
+        """
+        if is_remote(self.root):
+            return
+        for file in sorted(Path(self.uri(prefix)).rglob("*#*")):
+            if re.fullmatch(r".*#\d+", file.name) and file.is_file() and not file.is_symlink():
+                yield str(file.relative_to(self.root)), file.stat().st_size
+
+    def remove(self, path: str) -> None:
+        """Delete one object, if it is there.
+
+        Raises:
+            IntegrityError: as `require_own`.
+        """
+        self.require_own(path)
+        if not is_remote(self.root) and re.search(r"#\d+$", path):
+            Path(self.uri(path)).unlink(missing_ok=True)
+            return
+        with suppress(FileNotFoundError):
+            obstore.delete(self.store, path)
+
+    def delete_tree(self, prefix: str) -> int:
+        """Delete every object below a prefix, half written ones and empty folders too; the bytes freed.
+
+        Raises:
+            IntegrityError: as `require_own`.
+        """
+        self.require_own(prefix)
+        found, torn = list(self.objects(prefix)), list(self.torn(prefix))
+        for path, _ in torn:
+            Path(self.uri(path)).unlink(missing_ok=True)
+        if found:
+            obstore.delete(self.store, [path for path, _ in found])
+        folders = () if is_remote(self.root) else os.walk(f"{self.root}/{prefix}", topdown=False)
+        for folder, _, _ in folders:
+            with suppress(OSError):  # another process has written into it
+                if folder.rstrip("/") != self.root:
+                    os.rmdir(folder)
+        return sum(size for _, size in (*found, *torn))
+
+    def require_own(self, path: str) -> None:
+        """Refuse to delete at or behind a symbolic link: it leads to files of someone else, or of another
+        release, and both listing a local folder and Lance's clean-up follow it.
+
+        Raises:
+            IntegrityError: the path leads out of the root, or a link lies on it or below it.
+        """
+        self._require_below(path)
+        if is_remote(self.root):
+            return
+        root, parts = Path(self.root), PurePosixPath(path).parts
+        on_the_way = (root.joinpath(*parts[: n + 1]) for n in range(len(parts)))
+        below = (Path(f, n) for f, folders, names in os.walk(root / path) for n in folders + names)
+        for place in filter(Path.is_symlink, chain(on_the_way, below)):
+            raise IntegrityError(
+                f"{place} is a symbolic link to {place.readlink()}",
+                "nothing at or behind a link is deleted: what it leads to may belong to someone else",
+                f"rm {shlex.quote(str(place))}     # removes the link alone; then run the same command again",
+            )
+
+    def _require_below(self, path: str) -> None:
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise IntegrityError(
+                f"{path!r} is no path below {self.root}",
+                "a record names it that was damaged or made by someone else",
+                "reembed verify",
+            )

@@ -1,0 +1,235 @@
+"""What a vector table lacks of a newer version of its source: rows of new files, or all, compared.
+
+Both ways end in the same comparison, by digests of id and text: a row whose text is what its vector
+was made from keeps its vector, whatever else happened to the row (an update that changed nothing,
+A-B-A, deleted and inserted again, compaction). Where new files show no difference, all rows are
+compared before that is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed import digests
+from reembed.digests import Digests
+from reembed.source.dataset import TEXT, Source
+from reembed.table.read import TableVersion
+
+Int64 = npt.NDArray[np.int64]
+_NO_TEXT = digests.stack(digests.NULL)[0]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to embed, to refresh and to drop."""
+
+    how: str
+    """files, or compare and why; for people."""
+    embed: Int64
+    """Source rows whose text is new or other, by row id."""
+    without_text: int
+    """Of `embed`: documents whose text is null, which will be dead letters."""
+    refresh: Int64
+    """Source rows with the same text and other carried values, by row id."""
+    refreshed: Int64
+    """Table rows that hold the vectors of `refresh`, in the same order."""
+    copied: int
+    """Of `refresh`: documents that are new, whose text another document of the table has."""
+    removed: int
+    """Documents that are no longer in the source."""
+    dropped: dict[int, Int64]
+    """Table rows that do not stay where they are, by fragment."""
+    dead_letters: tuple[dict[str, Any], ...]
+    """Documents without a vector that are not tried again."""
+    forgotten: int
+    """Documents without a vector that are no longer in the source."""
+
+    @property
+    def documents(self) -> int:
+        """Documents that differ."""
+        return len(self.embed) + len(self.refresh) + self.removed + self.forgotten
+
+
+def find_changes(
+    before: Source,
+    after: Source,
+    table: TableVersion,
+    dead_letters: list[dict[str, Any]],
+    *,
+    retry: bool,
+) -> Changes:
+    """Compare `table`, made of version `before`, with version `after` of the same source.
+
+    Args:
+        before: the source as the table was made from it, or last caught up with.
+        after: the source as the table shall be.
+        table: the vectors.
+        dead_letters: documents that have none, with the digests of their texts.
+        retry: try dead letters again even where their text is the same.
+    """
+    held = _Held.read(table, list(after.carry))
+    retyped = after.retyped(table.dataset().schema)
+    why = after.why_no_delta(before)
+    if retyped:
+        why = f"{', '.join(retyped)}: every row is written again"
+    elif retry and dead_letters:
+        why = "dead letters are tried again"
+    if why is None:
+        delta = after.delta(before)
+        found = _Found.read(after.rows(delta))
+        left = digests.stack(digests.of_column(before.ids_left(delta)))
+        changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
+        if changes.documents:
+            return replace(changes, how="delta: rows of files that are new")
+        why = "new files hold no other document"
+    found = _Found.read(after.rows())
+    changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=bool(retyped))
+    return replace(changes, how=f"compare: {why}")
+
+
+def _compare(
+    held: _Held,
+    found: _Found,
+    left: Digests | None,
+    dead_letters: list[dict[str, Any]],
+    *,
+    retry: bool,
+    rewrite: bool,
+) -> Changes:
+    """What differs between a table and the rows of its source that were read.
+
+    Args:
+        held: the table.
+        found: rows of the source; all of them where `left` is None.
+        left: ids of rows that are gone or other than they were.
+        dead_letters: documents without a vector.
+        retry: try them again even where their text is the same.
+        rewrite: no row of the table may stay as it is.
+    """
+    everything = left is None
+    left = np.setdiff1d(held.ids if left is None else left, found.ids)
+    failed = digests.of_ids([d["doc_id"] for d in dead_letters])
+    gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
+    row = _row_of(held.ids, found.ids)
+    there = row >= 0
+    same = there & (held.texts[row] == found.texts)
+    moved = same & (rewrite | (held.carried[row] != found.carried))
+    dead = _among(found, [] if retry else dead_letters)
+    # A null text has no vector to copy.
+    twin = np.where(found.texts == _NO_TEXT, -1, _row_of(held.texts, found.texts))
+    copied = ~same & ~dead & (twin >= 0)
+    embed = ~same & ~dead & ~copied
+    moved |= copied
+    row_of_vector = np.where(copied, twin, row)
+    leaving = np.isin(held.ids, left)
+    removed = int(leaving.sum())
+    leaving[row[there & (embed | moved)]] = True
+    return Changes(
+        how="",
+        embed=found.row_ids[embed],
+        without_text=int((found.texts[embed] == _NO_TEXT).sum()),
+        refresh=found.row_ids[moved],
+        refreshed=held.row_ids[row_of_vector[moved]],
+        copied=int(copied.sum()),
+        removed=removed,
+        dropped={
+            int(f): held.row_ids[leaving & (held.fragments == f)]
+            for f in np.unique(held.fragments[leaving])
+        },
+        dead_letters=_remaining(dead_letters, found, dead, gone, everything=everything),
+        forgotten=len(gone),
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Rows of the table, in table order."""
+
+    ids: Digests
+    texts: Digests
+    carried: Digests
+    row_ids: Int64
+    fragments: Int64
+
+    @classmethod
+    def read(cls, table: TableVersion, carry: list[str]) -> _Held:
+        ids, texts, carried = bytearray(), bytearray(), bytearray()
+        rows, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for fragment, part in table.scan_fragments(["doc_id", "text_hash", *carry]):
+            ids += digests.of_column(part["doc_id"])
+            texts += b"".join(part["text_hash"].to_pylist())
+            carried += digests.of_rows([part[c] for c in carry], part.num_rows)
+            rows.append(part["_rowid"].to_numpy().astype(np.int64))
+            fragments.append(np.full(part.num_rows, fragment, np.int64))
+        return cls(
+            digests.stack(ids),
+            digests.stack(texts),
+            digests.stack(carried),
+            np.concatenate(rows),
+            np.concatenate(fragments),
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows of the source, as far as they were read."""
+
+    ids: Digests
+    texts: Digests
+    carried: Digests
+    row_ids: Int64
+
+    @classmethod
+    def read(cls, parts: Iterator[pa.Table]) -> _Found:
+        ids, texts, carried = bytearray(), bytearray(), bytearray()
+        rows = [np.empty(0, np.int64)]
+        for part in parts:
+            carry = [c for c in part.column_names if c not in ("doc_id", TEXT, "_rowid")]
+            ids += digests.of_column(part["doc_id"])
+            texts += digests.of_column(part[TEXT])
+            carried += digests.of_rows([part[c] for c in carry], part.num_rows)
+            rows.append(part["_rowid"].to_numpy().astype(np.int64))
+        return cls(
+            digests.stack(ids), digests.stack(texts), digests.stack(carried), np.concatenate(rows)
+        )
+
+
+def _row_of(among: Digests, wanted: Digests) -> Int64:
+    """Where in `among` each of `wanted` is; -1 where it is not."""
+    if not len(among):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(among)
+    ordered = among[order]
+    at = np.minimum(np.searchsorted(ordered, wanted), len(among) - 1)
+    return np.where(ordered[at] == wanted, order[at], -1).astype(np.int64)
+
+
+def _among(found: _Found, dead_letters: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
+    """Which rows are dead letters whose text is still the one that failed."""
+    if not dead_letters:
+        return np.zeros(len(found.ids), bool)
+    known = {digests.of_id(d["doc_id"]) + bytes.fromhex(d["text_hash"]) for d in dead_letters}
+    pairs = zip(found.ids, found.texts, strict=True)
+    return np.array([i.tobytes() + t.tobytes() in known for i, t in pairs], bool)
+
+
+def _remaining(
+    dead_letters: list[dict[str, Any]],
+    found: _Found,
+    dead: npt.NDArray[np.bool_],
+    gone: Digests,
+    *,
+    everything: bool,
+) -> tuple[dict[str, Any], ...]:
+    """Dead letters that stay: met with the same text, or not met because only changes were read."""
+    stay = {i.tobytes() for i in found.ids[dead]}
+    if not everything:
+        met = {i.tobytes() for i in (*found.ids, *gone)}
+        stay |= {digests.of_id(d["doc_id"]) for d in dead_letters} - met
+    return tuple(d for d in dead_letters if digests.of_id(d["doc_id"]) in stay)

@@ -1,0 +1,80 @@
+"""Rows of a table version that a catch-up writes again without embedding them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from reembed.catalog.runs import Plan, Run, Unit
+from reembed.errors import IntegrityError
+from reembed.source.dataset import TEXT, Source
+from reembed.store.storage import storage_errors
+from reembed.table.read import Proof, TableVersion, proof_of
+from reembed.table.write import Staged, read_sealed, stage
+
+
+def stage_unit(
+    run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit
+) -> dict[str, Any]:
+    """Stage a `keep` or `refresh` unit; its receipt.
+
+    Raises:
+        IntegrityError: a file it would be read from is not what its receipt proves: a damaged
+            vector would get a new, valid receipt.
+    """
+    with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
+        return _staged(run, plan, columns, source, unit)
+
+
+def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> dict[str, Any]:
+    assert plan.base is not None
+    version = plan.base.table_version
+    table = TableVersion(run.storage, plan.table, version, plan.space.dim)
+    proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).proofs
+    if unit.kind == "keep":
+        _require_sound(run, table, proofs, {unit.fragment})
+        rows = _kept(table, columns, unit)
+    else:
+        _require_sound(run, table, proofs, _fragments_of(table, unit.table_rows))
+        rows = _refreshed(table, source, unit)
+    return stage(run, plan, columns, Staged(unit.id, rows, [], {}))
+
+
+def _kept(table: TableVersion, columns: pa.Schema, unit: Unit) -> pa.Table:
+    held = table.fragment(unit.fragment, columns.names)
+    leaves = np.isin(held["_rowid"].to_numpy(), unit.row_ids)
+    return held.filter(pa.array(~leaves)).drop_columns(["_rowid"])
+
+
+def _refreshed(table: TableVersion, source: Source, unit: Unit) -> pa.Table:
+    held = table.take(np.array(unit.table_rows, np.int64), ["vector", "text_hash"])
+    rows = source.take(unit.row_ids).drop_columns([TEXT])
+    return rows.append_column("vector", held["vector"]).append_column(
+        "text_hash", held["text_hash"]
+    )
+
+
+def _fragments_of(table: TableVersion, row_ids: tuple[int, ...]) -> set[int]:
+    wanted = np.array(row_ids, np.int64)
+    return {
+        fragment
+        for fragment, rows in table.scan_fragments([])
+        if np.isin(rows["_rowid"].to_numpy().astype(np.int64), wanted).any()
+    }
+
+
+def _require_sound(
+    run: Run, table: TableVersion, proofs: dict[str, Proof], fragments: set[int]
+) -> None:
+    for fragment in table.dataset().get_fragments():
+        if fragment.fragment_id not in fragments:
+            continue
+        for file in fragment.data_files():
+            if proof_of(table.storage, table.path, file.path) != proofs.get(file.path):
+                raise IntegrityError(
+                    f"{table.path}/data/{file.path} is damaged",
+                    "its sha256 is not the one of its receipt",
+                    run.rebuild,
+                )

@@ -1,0 +1,130 @@
+"""What would stop a run after hours, found before Ray starts: texts that are missing, rights, room."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from reembed.catalog.releases import Release
+from reembed.catalog.runs import Plan, Run
+from reembed.config.settings import Config
+from reembed.engine.progress import Listener
+from reembed.errors import RunFailed, TooManyDeadLetters, UsageError
+from reembed.source.dataset import TEXT, Source
+from reembed.store.storage import Storage, is_remote
+from reembed.strategies.changes import Changes
+
+_ROW_BYTES = 40  # text_hash, space, source_version
+_SLACK = 1.1
+
+
+def require_texts(config: Config, source: Source, rows: int, say: Listener) -> None:
+    """Count documents whose text is null: each will be a dead letter.
+
+    Raises:
+        TooManyDeadLetters: they are more than embed.max_dead_letters allows.
+    """
+    nulls = source.null_texts()
+    what = f"{nulls:,} of {rows:,} documents have no text: {source.text} is null"
+    _allow(nulls, config, what, "reembed run")
+    if nulls:
+        _say_nulls(what, config, say)
+
+
+def require_changed_texts(
+    config: Config, release: Release, source: Source, changes: Changes, say: Listener
+) -> None:
+    """Count what a catch-up will have no vector of: changed documents whose text is null, and the
+    dead letters of its release that stay.
+
+    Raises:
+        TooManyDeadLetters: they are more than embed.max_dead_letters allows.
+    """
+    nulls, stay = changes.without_text, len(changes.dead_letters)
+    what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.text} is null"
+    both = f"{what}; dead letters of {release.id} that stay: {stay:,}" if stay else what
+    _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
+    if nulls:
+        _say_nulls(what, config, say)
+
+
+def _allow(count: int, config: Config, what: str, command: str) -> None:
+    allowed = config.embed.max_dead_letters
+    if count > allowed:
+        raise TooManyDeadLetters(
+            f"{what}; embed.max_dead_letters allows {allowed:,}",
+            "a document without text has no vector: it is left out of the index, as a dead letter",
+            f"{command} --set embed.max_dead_letters={count}",
+        )
+
+
+def _say_nulls(what: str, config: Config, say: Listener) -> None:
+    allowed = config.embed.max_dead_letters
+    say("begin", what=f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})")
+
+
+def require_rights(storage: Storage, plan: Plan) -> None:
+    """Every folder that the run will write to can be written to; of an object store nothing is known.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    if is_remote(storage.root):
+        return
+    root = Path(storage.root)
+    written = (f"{plan.table}/data", f"{plan.table}/_versions", "indexes", "releases", "runs")
+    for place in (root, *(root / name for name in (*written, f"releases/{plan.alias}"))):
+        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"{place} cannot be written to",
+                f"it belongs to user {place.stat().st_uid}, this process runs as {os.geteuid()}",
+                f"ls -ld {shlex.quote(str(place))}",
+            )
+
+
+def require_room(run: Run, plan: Plan, source: Source, say: Listener) -> None:
+    """Hold what is left to write against what is free in a local root.
+
+    Raises:
+        RunFailed: the vectors alone do not fit.
+    """
+    if is_remote(run.storage.root):
+        return
+    staged = run.staged()
+    rows = sum(u.rows for u in plan.units if u.id not in staged)
+    if not rows:
+        return
+    item = np.dtype(plan.space.vector_dtype).itemsize
+    table = int(rows * (plan.space.dim * item + _ROW_BYTES + _carried_bytes(source)))
+    stay = plan.base.rows if plan.base else 0
+    index = int((sum(u.rows for u in plan.units) + stay) * plan.space.dim * 4 * _SLACK)
+    free = shutil.disk_usage(run.storage.root).free
+    need = (
+        f"{rows:,} rows of {plan.space.dim} x {plan.space.vector_dtype} and what is carried take"
+        f" about {_size(table)}, the index up to {_size(index)}"
+    )
+    have = f"{run.storage.root} has {_size(free)} free"
+    if table > free:
+        raise RunFailed(have, need, f"df -h {shlex.quote(run.storage.root)}")
+    if table * _SLACK + index > free:
+        say("begin", what=f"little room: {have}; {need}")
+
+
+def _carried_bytes(source: Source) -> float:
+    """Of a document's id and carried values, by the first few."""
+    sample = next(source.scan()).drop_columns([TEXT])
+    return float(sample.nbytes / max(1, sample.num_rows))
+
+
+def _size(count: int) -> str:
+    """Bytes, for people."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"

@@ -1,0 +1,1 @@
+"""The table of vectors: written exactly once, read at a version."""

@@ -1,0 +1,147 @@
+"""Whether an index and a table are those that a release was registered with, and not another's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reembed.catalog.releases import Release, VerifyRecord
+from reembed.catalog.runs import Run
+from reembed.errors import IntegrityError
+from reembed.store.lance import tags_of
+from reembed.store.records import checked
+from reembed.store.storage import Storage
+from reembed.table.read import manifest_proof, missing_files, open_table
+
+FIX = "reembed status     # and promote or roll back to a release that is whole"
+
+
+def verification_path(run_id: str) -> str:
+    """Where the newest verification of a run's release is kept."""
+    return f"runs/{run_id}/verify.json"
+
+
+def is_verified(storage: Storage, release: Release) -> bool:
+    """Whether the release was admitted by a verification, and the newest one passed too."""
+    record = storage.read_if_there(verification_path(release.run_id))
+    newest = checked(VerifyRecord, record) if record is not None else release.verify
+    same = newest.get("table_version") == release.table_version
+    return bool(release.verify.get("passed") and newest["passed"] and same)
+
+
+def require_verified(storage: Storage, release: Release) -> None:
+    """Check that a release may serve, or grow into one that does.
+
+    Raises:
+        IntegrityError: it is not verified.
+    """
+    if not is_verified(storage, release):
+        raise IntegrityError(
+            f"release {release.id} is not verified",
+            "its newest verification found differences, or was of another version of its table",
+            f"reembed verify --release {release.id}",
+        )
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """What is held against a release of an index's manifest."""
+
+    sha256: str
+    size_bytes: int
+    table: str
+    table_version: int
+    space: str
+    ann_recall_at_10: float
+    ann_recall_lower: float
+
+
+def require_index(release: Release, manifest: Mapping[str, Any]) -> None:
+    """Hold an index's manifest against the release that names it, before FAISS reads a byte.
+
+    Raises:
+        IntegrityError: it is another index, or of another table or space.
+    """
+    if manifest["sha256"] != release.index_sha256:
+        raise IntegrityError(
+            f"the index of release {release.id} was replaced after the release was registered",
+            f"sha256 {manifest['sha256'][:12]} where the release records {release.index_sha256[:12]}",
+            FIX,
+        )
+    registered = (release.table, release.table_version, release.space.id)
+    found = (manifest["table"], manifest["table_version"], manifest["space"])
+    if found != registered:
+        raise IntegrityError(
+            f"release {release.id} names another table than its index was made from",
+            "the index is of {} version {} in space {}, the release of {} version {} in space {}".format(
+                *found, *registered
+            ),
+            FIX,
+        )
+
+
+def require_manifest(storage: Storage, release: Release) -> None:
+    """Hold the file that says what the table's version is against its sha256, before Lance reads it.
+
+    Lance has no checksum there either: a flipped bit is another table, or a panic.
+
+    Raises:
+        IntegrityError: it is gone or changed.
+    """
+    found = manifest_proof(storage, release.table, release.table_version)
+    if found != release.table_manifest:
+        raise IntegrityError(
+            f"version {release.table_version} of {release.table} is not what release {release.id} was registered with",
+            f"its manifest is {'another' if found else 'gone'}",
+            FIX,
+        )
+
+
+def require_sealed(release: Release, sha256: str) -> None:
+    """Hold the record of a sealed version's files against the release that names it.
+
+    Raises:
+        IntegrityError: the release was registered with another one.
+    """
+    if sha256 != release.sealed_sha256:
+        raise IntegrityError(
+            f"release {release.id} was registered with another record of its table's files",
+            f"sha256 {sha256[:12]} where the release records {release.sealed_sha256[:12]}",
+            FIX,
+        )
+
+
+def require_table(storage: Storage, release: Release) -> None:
+    """Look for the tag that sealing put on the release's version of its table.
+
+    Raises:
+        IntegrityError: the table's tag names another version, or there is none.
+        FileNotFoundError: the table is gone.
+    """
+    require_manifest(storage, release)
+    tags = tags_of(open_table(storage, release.table))
+    tagged = tags[release.table_tag]["version"] if release.table_tag in tags else None
+    if tagged != release.table_version:
+        raise IntegrityError(
+            f"version {release.table_version} of {release.table} was not sealed for release {release.id}",
+            f"its tag {release.table_tag} names version {tagged}"
+            if tagged
+            else f"it has no tag {release.table_tag}",
+            FIX,
+        )
+
+
+def require_files(storage: Storage, release: Release) -> None:
+    """Look for the data files of the release's table, by name and size.
+
+    Raises:
+        IntegrityError: some are gone or cut short.
+        FileNotFoundError: the table's version is gone.
+    """
+    if missing := missing_files(storage, release.table, release.table_version):
+        raise IntegrityError(
+            f"{len(missing)} files of the table of release {release.id} are gone or cut short",
+            ", ".join(missing[:3]),
+            Run(storage, release.run_id).rebuild,
+        )

@@ -1,0 +1,180 @@
+"""A vector table as the index, the comparison and `verify` read it: one immutable version."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed.errors import IntegrityError
+from reembed.store.lance import open_dataset
+from reembed.store.storage import Storage
+
+_BATCH_ROWS = 8_192
+
+Proof = dict[str, Any]
+"""size_bytes and sha256 of a data file, as its receipt records them."""
+
+
+def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
+    """A table, at a version or at its newest.
+
+    Raises:
+        FileNotFoundError: the table or the version is not there.
+        OSError: it cannot be read.
+    """
+    return open_dataset(storage.uri(path), version, storage.lance_options)
+
+
+def missing_files(storage: Storage, path: str, version: int) -> list[str]:
+    """Data files of a table version that are gone or have another size than the version says.
+
+    Raises:
+        FileNotFoundError: the version itself is gone.
+    """
+    there = dict(storage.objects(f"{path}/data/"))
+    files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
+    return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
+
+
+def manifest_proof(storage: Storage, path: str, version: int) -> Proof | None:
+    """Name, size and sha256 of the file that says what a version of a table is; None without it."""
+    names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
+    for name, _ in storage.objects(f"{path}/_versions/"):
+        if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):
+            return {"name": name.rsplit("/", 1)[-1], "size_bytes": found[0], "sha256": found[1]}
+    return None
+
+
+def used_files(storage: Storage, path: str) -> set[str]:
+    """Names of the data files of every version of a table; none when there is no table."""
+    try:
+        dataset = open_table(storage, path)
+    except FileNotFoundError:
+        return set()
+    versions = (open_table(storage, path, v["version"]) for v in dataset.versions())
+    return {name for version in versions for name in files_of(version)}
+
+
+def files_of(dataset: lance.LanceDataset) -> set[str]:
+    """Names of the data files of one version."""
+    return {f.path for m in dataset.get_fragments() for f in m.data_files()}
+
+
+def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list[str]:
+    """Data files whose bytes are no longer those their receipt proves; reads them all."""
+    return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
+
+
+def proof_of(storage: Storage, path: str, name: str) -> Proof | None:
+    """Size and sha256 of a data file as it now is in the store; None when it is not there."""
+    found = storage.digest(f"{path}/data/{name}")
+    return {"size_bytes": found[0], "sha256": found[1]} if found else None
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """One immutable version of a vector table, as the index and the comparison read it. Picklable."""
+
+    storage: Storage
+    path: str
+    version: int
+    dim: int
+
+    def dataset(self) -> lance.LanceDataset:
+        """The Lance dataset at this version."""
+        return self._opened
+
+    @functools.cached_property
+    def _opened(self) -> lance.LanceDataset:
+        """Opened once, which costs more than a look-up; not for all of the process: a table that gc
+        removed and a rebuild made again has the same path and version, and other files."""
+        return open_table(self.storage, self.path, self.version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def rows(self) -> int:
+        """Number of vectors."""
+        return int(self.dataset().count_rows())
+
+    def sample(self, n: int, seed: int) -> npt.NDArray[np.float32]:
+        """float32 [min(n, rows), dim]: a random sample without replacement."""
+        dataset = self.dataset()
+        rows = dataset.count_rows()
+        chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n, rows), replace=False))
+        return as_vectors(dataset.take(chosen.tolist(), columns=["vector"])["vector"])
+
+    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """(row ids int64 [B], vectors float32 [B, dim]), in table order."""
+        for batch in self.scan(["vector"]):
+            yield (
+                batch.column("_rowid").to_numpy().astype(np.int64),
+                as_vectors(batch.column("vector")),
+            )
+
+    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns and _rowid."""
+        scanner = self.dataset().scanner(
+            columns=columns, with_row_id=True, batch_size=_BATCH_ROWS, scan_in_order=True
+        )
+        yield from scanner.to_batches()
+
+    def scan_fragments(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """(fragment id, its rows: these columns and _rowid), fragment by fragment."""
+        for fragment in self.dataset().get_fragments():
+            yield fragment.fragment_id, self.fragment(fragment.fragment_id, columns)
+
+    def fragment(self, fragment_id: int, columns: list[str]) -> pa.Table:
+        """Rows of one fragment, in order: these columns and _rowid."""
+        dataset = self.dataset()
+        fragment = dataset.get_fragment(fragment_id)
+        assert fragment is not None  # a version is immutable, and the id is from it
+        return dataset.scanner(
+            columns=columns,
+            fragments=[fragment],
+            with_row_id=True,
+            scan_in_order=True,
+        ).to_table()
+
+    def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Rows by id, in the order asked.
+
+        Raises:
+            IntegrityError: an id names no row (Lance itself would leave it out silently).
+        """
+        table = self.dataset()._take_rows(row_ids.tolist(), columns=columns)
+        if table.num_rows != len(row_ids):
+            raise IntegrityError(
+                f"the index names rows that {self.path} version {self.version} does not have",
+                f"{len(row_ids)} asked, {table.num_rows} found",
+                "reembed verify",
+            )
+        return table
+
+
+def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """float32 [N, dim] of a fixed-size-list column."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
+
+
+def from_vectors(
+    vectors: npt.NDArray[np.float32],
+    value: pa.DataType,
+    valid: npt.NDArray[np.bool_] | None = None,
+) -> pa.FixedSizeListArray:
+    """A fixed-size-list column of float32 [N, dim], in the type the table stores; null where not `valid`."""
+    flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
+    mask = None if valid is None else pa.array(~valid)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(flat.reshape(-1)), vectors.shape[1], mask=mask
+    )

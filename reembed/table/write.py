@@ -1,0 +1,407 @@
+"""Vectors -> staged fragments with receipts -> one commit; and reading a table version back.
+
+Exactly once: a unit's fragments count only through its create-only receipt, and all receipts enter
+the table in a single Overwrite commit that carries the run's id in its transaction properties
+(facts: Lance has no idempotency key, and the same append committed twice doubles the rows).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata, write_fragments
+
+from reembed import digests, faults
+from reembed.catalog.runs import Plan, ProofRecord, Run
+from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
+from reembed.space import Space
+from reembed.store.lance import tags_of
+from reembed.store.records import checked
+from reembed.store.storage import SCHEMA_VERSION, Storage
+from reembed.table.read import Proof, open_table, proof_of
+
+STORAGE_VERSION: Literal["2.2"] = "2.2"
+_RUN_PROPERTY = "reembed.run"
+_SEALED_PROPERTY = "reembed.sealed"
+_SEALED = "sealed.json"
+_COMMIT_TRIES = 8
+_EXAMPLES = 5
+
+
+def path_of(alias: str, space: Space) -> str:
+    """Path under the root of the table that holds an alias's vectors of a space."""
+    return f"tables/{alias}-{space.id}.lance"
+
+
+def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Schema:
+    """Columns of a vector table: what identifies, proves and searches a row, then what is carried."""
+    value = pa.float16() if space.vector_dtype == "float16" else pa.float32()
+    own = [
+        pa.field("doc_id", id_type, nullable=False),
+        pa.field("vector", pa.list_(value, space.dim)),
+        pa.field("space", pa.string()),
+        pa.field("text_hash", pa.binary(digests.BYTES)),
+        pa.field("source_version", pa.int64()),
+    ]
+    return pa.schema([*own, *carried])
+
+
+def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
+    """Create the table empty if it is not there; its newest version."""
+    uri = storage.uri(path)
+    if not any(p.endswith(".manifest") for p, _ in storage.objects(f"{path}/_versions/")):
+        try:
+            lance.write_dataset(
+                columns.empty_table(),
+                uri,
+                mode="create",
+                enable_stable_row_ids=True,
+                data_storage_version=STORAGE_VERSION,
+                storage_options=storage.lance_options,
+            )
+        except OSError as error:  # another process created it in the meantime, or nobody can
+            try:
+                return open_table(storage, path).version
+            except FileNotFoundError:
+                raise error from None
+    return open_table(storage, path).version
+
+
+def newest_version(storage: Storage, path: str) -> int:
+    """Newest version of a table."""
+    return int(open_table(storage, path).version)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A document that has no vector, and why. Its text is not kept."""
+
+    doc_id: str | int
+    reason: str
+    text_hash: str
+    """Digest of the text that failed, in hex: another text is another try."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One unit's vectors on the way to the table."""
+
+    unit: str
+    rows: pa.Table
+    """doc_id, vector (float32), text_hash, carried columns."""
+    dead_letters: list[DeadLetter]
+    stats: dict[str, Any]
+
+
+def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str, Any]:
+    """Write one unit's fragments, prove them, and leave the receipt; the receipt that counts.
+
+    Of several attempts at one unit the first receipt wins; the others delete their files.
+    """
+    table = _with_constants(staged.rows, plan, columns)
+    fragments = _write(run.storage, plan.table, table) if table.num_rows else []
+    faults.point("table.after_fragments")
+    files = {f.path: _proof(run.storage, plan.table, f) for m in fragments for f in m.files}
+    receipt = {
+        "schema_version": SCHEMA_VERSION,
+        "unit": staged.unit,
+        "space": plan.space.id,
+        "columns": _fingerprint(columns),
+        "rows": table.num_rows,
+        "dead_letters": [vars(d) for d in staged.dead_letters],
+        "fragments": [m.to_json() for m in fragments],
+        "files": files,
+        **staged.stats,
+    }
+    path = run.path(f"units/{staged.unit}.json")
+    won = run.storage.create(path, receipt)
+    faults.point("table.after_receipt")
+    if won:
+        return receipt
+    for name in files:
+        run.storage.remove(f"{plan.table}/data/{name}")
+    return run.receipt(staged.unit)
+
+
+def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
+    """Rows in the table's columns; those kept from an earlier version bring all of them."""
+    n = rows.num_rows
+    constants = {
+        "space": pa.repeat(plan.space.id, n),
+        "source_version": pa.repeat(pa.scalar(plan.source["version"], pa.int64()), n),
+    }
+    given = rows.column_names
+    return pa.table(
+        [rows[f.name] if f.name in given else constants[f.name] for f in columns], columns
+    )
+
+
+def _write(storage: Storage, path: str, table: pa.Table) -> list[FragmentMetadata]:
+    fragments = write_fragments(
+        table,
+        storage.uri(path),
+        schema=table.schema,
+        mode="overwrite",  # "append" would hold the schema to the table's newest version
+        data_storage_version=STORAGE_VERSION,
+        storage_options=storage.lance_options,
+    )
+    written = sum(f.physical_rows for f in fragments)
+    if written != table.num_rows:
+        raise IntegrityError(f"{table.num_rows} rows were given to Lance and {written} written")
+    return list(fragments)
+
+
+def _proof(storage: Storage, path: str, file: Any) -> Proof:
+    """Size and sha256 of a data file as it now is in the store.
+
+    Lance has no checksums, and reports success on a file whose last write failed (disk full).
+    """
+    proof = proof_of(storage, path, file.path)
+    size = proof["size_bytes"] if proof else 0
+    if size != file.file_size_bytes:
+        raise IntegrityError(
+            f"{path}/data/{file.path} has {size:,} bytes where {file.file_size_bytes:,} were written",
+            "the disk is full, or the last write failed without an error",
+            "df -h",
+        )
+    assert proof is not None
+    return proof
+
+
+def _fingerprint(columns: pa.Schema) -> str:
+    return hashlib.sha256(columns.remove_metadata().to_string().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SealedTable:
+    """A committed, tagged table version."""
+
+    path: str
+    version: int
+    tag: str
+    rows: int
+    dead_letters: list[DeadLetter]
+    proofs: dict[str, Proof]
+    """Of every data file, by name."""
+    sha256: str
+    """Of the record of all this, `sealed.json`, which the commit names."""
+
+
+@dataclass(frozen=True)
+class _SealedRecord:
+    rows: int
+    dead_letters: list[DeadLetter]
+    files: dict[str, ProofRecord]
+
+
+def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
+    """Check every receipt, then bring all units into the table in one commit; once, however often called.
+
+    Raises:
+        RunFailed: units are missing, or more documents are dead letters than allowed.
+        IntegrityError: a staged file is missing or has another size.
+        Conflict: other runs kept committing to this table.
+    """
+    version = _committed(run, plan)
+    if version is None:
+        receipts = run.receipts()
+        _check_receipts(plan, receipts, _fingerprint(columns))
+        _check_staying(run, plan, columns)
+        record = _sealed_record(run, plan, receipts)
+        found = [DeadLetter(**d) for d in record["dead_letters"]]
+        _check_dead_letters(plan, found, max_dead_letters)
+        _check_files(run, plan, receipts, record["files"])
+        if not run.storage.create(run.path(_SEALED), record):
+            raise IntegrityError(
+                f"run {run.id} was sealed with other receipts than it has now",
+                "receipts were changed or removed since",
+                plan.restart,
+            )
+        faults.point("table.after_sealed")
+        version = _commit(run, plan, columns, receipts, record)
+    tag = f"reembed-{run.id}"
+    version = _tagged(open_table(run.storage, plan.table), tag, version)
+    faults.point("table.after_tag")
+    sealed = read_sealed(run, plan.table, version)
+    # An interrupted call may have allowed more than this one.
+    _check_dead_letters(plan, sealed.dead_letters, max_dead_letters)
+    return sealed
+
+
+def read_sealed(run: Run, path: str, version: int) -> SealedTable:
+    """What a run sealed, as the commit of that version names it.
+
+    Raises:
+        IntegrityError: the record is gone, or is not the one that was committed.
+    """
+    transaction = open_table(run.storage, path).read_transaction(version)
+    named = (
+        (transaction.transaction_properties or {}).get(_SEALED_PROPERTY) if transaction else None
+    )
+    record = run.storage.read_if_there(run.path(_SEALED))
+    if record is None or named != _sha256(record):
+        raise IntegrityError(
+            f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
+            "it was removed or changed, so nothing proves the table's files any more",
+            run.rebuild,
+        )
+    checked(_SealedRecord, record)
+    dead = [DeadLetter(**d) for d in record["dead_letters"]]
+    tag = f"reembed-{run.id}"
+    return SealedTable(path, version, tag, record["rows"], dead, record["files"], named)
+
+
+def _sealed_record(run: Run, plan: Plan, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows, dead letters and proven files of the version to be: what is staged, and what stays."""
+    files = {name: proof for r in receipts for name, proof in r["files"].items()}
+    dead = [d for r in receipts for d in r["dead_letters"]]
+    rows = sum(r["rows"] for r in receipts)
+    if plan.base:
+        base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
+        stay = [f.path for m in _staying(run, plan) for f in m.files]
+        files |= {name: base.proofs[name] for name in stay}
+        dead += plan.base.dead_letters
+        rows += plan.base.rows
+    return {"schema_version": SCHEMA_VERSION, "rows": rows, "dead_letters": dead, "files": files}
+
+
+def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
+    """Fragments of the base version that a catch-up leaves as they are, row ids included."""
+    if plan.base is None:
+        return []
+    base = open_table(run.storage, plan.table, plan.base.table_version)
+    stay = set(plan.base.fragments)
+    return [f.metadata for f in base.get_fragments() if f.fragment_id in stay]
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str) -> None:
+    planned = {u.id: u.rows for u in plan.units}
+    found = {r["unit"]: r["rows"] + len(r["dead_letters"]) for r in receipts}
+    if missing := sorted(set(planned) - set(found)):
+        raise RunFailed(
+            f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
+            "the run was interrupted",
+            f"{plan.resume}     # the same command resumes it",
+        )
+    wrong = [u for u, rows in found.items() if planned.get(u) != rows]
+    wrong += [
+        r["unit"] for r in receipts if (r["space"], r["columns"]) != (plan.space.id, fingerprint)
+    ]
+    if wrong:
+        raise IntegrityError(
+            f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
+            None,
+            plan.restart,
+        )
+
+
+def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
+    """Fragments that stay must have these columns: under another type, Lance reads other values."""
+    if plan.base is None or not plan.base.fragments:
+        return
+    held = open_table(run.storage, plan.table, plan.base.table_version).schema
+    found, needed = ([(f.name, f.type) for f in s] for s in (held, columns))
+    if found != needed:
+        other = ", ".join(f"{n}: {t}" for n, t in needed if (n, t) not in found)
+        raise IntegrityError(
+            f"run {run.id} keeps rows of {plan.table} version {plan.base.table_version} as they are",
+            f"it has other columns than the run writes ({other})",
+            plan.restart,
+        )
+
+
+def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
+    if len(dead) > limit:
+        listed = "; ".join(f"{d.doc_id!r}: {d.reason}" for d in dead[:_EXAMPLES])
+        tried = plan.rows + (len(plan.base.dead_letters) if plan.base else 0)
+        raise TooManyDeadLetters(
+            f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",
+            f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
+            f"{plan.resume} --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
+        )
+
+
+def _check_files(
+    run: Run, plan: Plan, receipts: list[dict[str, Any]], files: dict[str, Proof]
+) -> None:
+    there = dict(run.storage.objects(f"{plan.table}/data/"))
+    staged = {name for r in receipts for name in r["files"]}
+    for name, proof in files.items():
+        size = there.get(f"{plan.table}/data/{name}")
+        if size != proof["size_bytes"]:
+            found = (
+                "is gone" if size is None else f"has {size:,} bytes, not {proof['size_bytes']:,}"
+            )
+            raise IntegrityError(
+                f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
+                "somebody cleaned up or damaged the table while the run was under way",
+                plan.restart if name in staged else run.rebuild,
+            )
+
+
+def _commit(
+    run: Run,
+    plan: Plan,
+    columns: pa.Schema,
+    receipts: list[dict[str, Any]],
+    record: dict[str, Any],
+) -> int:
+    staged = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]]
+    operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
+    properties = {
+        _RUN_PROPERTY: run.id,
+        _SEALED_PROPERTY: _sha256(record),
+        "reembed.space": plan.space.id,
+    }
+    for _ in range(_COMMIT_TRIES):
+        # Only the newest state says whether ours is in: an answer may be lost, and a commit below
+        # versions that were cleaned away "succeeds" without effect.
+        if (version := _committed(run, plan)) is not None:
+            return version
+        newest = open_table(run.storage, plan.table).version
+        transaction = lance.Transaction(newest, operation, transaction_properties=properties)
+        faults.point("table.before_commit")
+        try:
+            lance.LanceDataset.commit(
+                run.storage.uri(plan.table), transaction, storage_options=run.storage.lance_options
+            )
+        except CommitConflictError:
+            continue
+        faults.point("table.after_commit")
+    raise Conflict(
+        f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
+        "other runs of the same alias and model commit to it at the same time",
+        f"{plan.resume}     # the staged vectors are kept",
+    )
+
+
+def _committed(run: Run, plan: Plan) -> int | None:
+    """Version of the table that this run's commit made, read from the newest state."""
+    dataset = open_table(run.storage, plan.table)
+    since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
+    for version in reversed(since):
+        transaction = dataset.read_transaction(version)
+        if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
+            return version
+    return None
+
+
+def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
+    """Tag the version; of two drivers that both committed, the first tag says which one counts."""
+    if tag not in tags_of(dataset):
+        try:
+            dataset.tags.create(tag, version)
+        except ValueError:
+            if tag not in tags_of(dataset):
+                raise
+    return int(tags_of(dataset)[tag]["version"])

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import getpass
+import os
+import pickle
+import platform
+
+import pytest
+from releases import FIRST, SPACE, comparison, make_release, sha256
+
+from reembed import errors
+from reembed.catalog.releases import Catalog, who
+from reembed.catalog.runs import Run, driving, is_driven, read_lease
+from reembed.cli import text as report
+from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
+from reembed.lifecycle import gc
+from reembed.lifecycle.promote import candidates, promote, rollback
+from reembed.lifecycle.status import status
+from reembed.space import Space, with_id
+from reembed.store.storage import SCHEMA_VERSION, Storage, from_bytes, to_bytes
+
+
+@pytest.fixture
+def catalog(tmp_path, short_ids):
+    return Catalog(Storage.open(str(tmp_path)), "docs")
+
+
+def standing(catalog: Catalog) -> list[str]:
+    """From the first promoted to the live one."""
+    return [*catalog.standing(catalog.require_live())][::-1]
+
+
+def test_a_release_comes_back_as_it_was_registered(catalog):
+    release = make_release(catalog, "a")
+    assert catalog.release("a") == release
+    assert catalog.register(dataclasses.replace(release, rows=99)) == release
+
+
+def test_an_unknown_release_names_those_there_are(catalog):
+    make_release(catalog, "a")
+    with pytest.raises(UsageError, match="it has: a"):
+        catalog.release("b")
+
+
+def test_the_first_release_needs_a_reason_and_the_second_a_comparison(catalog):
+    make_release(catalog, "a")
+    with pytest.raises(GateFailed, match="no gate can hold the first promotion") as refused:
+        promote(catalog, "a", force_reason="no queries yet")
+    assert refused.value.fix == "reembed promote a --initial --reason 'the first release'"
+    first = promote(catalog, "a", **FIRST)
+    assert (first.generation, first.grounds.reason, first.grounds.forced) == (1, "the first", False)
+    assert "nothing was live" in first.grounds.unknown[0]
+    assert "judged queries (q) were not asked" in first.grounds.unknown[1]
+    make_release(catalog, "b")
+    with pytest.raises(GateFailed, match="was never compared with a"):
+        promote(catalog, "b")
+    with pytest.raises(Conflict, match="is not the first"):
+        promote(catalog, "b", **FIRST)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"), [("fail", errors.GateFailed), ("inconclusive", errors.Inconclusive)]
+)
+def test_only_a_passing_comparison_promotes(catalog, verdict, error):
+    a = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    b = make_release(catalog, "b")
+    comparison(catalog, b, a, verdict)
+    with pytest.raises(error):
+        promote(catalog, "b")
+    comparison(catalog, b, a)
+    record = promote(catalog, "b")
+    assert (record.release.id, record.grounds.forced) == ("b", False)
+    assert record.grounds.comparison["verdict"] == "pass"
+
+
+def test_a_comparison_with_what_is_no_longer_live_does_not_count(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    b, c = make_release(catalog, "b"), make_release(catalog, "c")
+    comparison(catalog, b, a)
+    comparison(catalog, c, a)
+    promote(catalog, "c")
+    with pytest.raises(Conflict, match="was compared with a, but c is live now"):
+        promote(catalog, "b")
+
+
+def test_a_comparison_of_another_index_does_not_count(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    b = make_release(catalog, "b")
+    comparison(catalog, dataclasses.replace(b, index_sha256="other"), a)
+    with pytest.raises(IntegrityError, match="of another index"):
+        promote(catalog, "b")
+
+
+def test_force_is_recorded_with_its_reason(catalog):
+    make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    make_release(catalog, "b")
+    grounds = promote(catalog, "b", force_reason="no queries yet").grounds
+    assert (grounds.forced, grounds.reason) == (True, "no queries yet")
+    assert grounds.unknown[0] == "whether it is better than a"
+
+
+def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
+    live = make_release(catalog, "live")
+    promote(catalog, "live", **FIRST)
+    built = make_release(catalog, "built")
+    compared, again = (make_release(catalog, f"built-u{n}-{n}") for n in (2, 3))
+    with pytest.raises(GateFailed, match="never compared"):
+        promote(catalog, again.id)
+    comparison(catalog, built, live, "fail")
+    comparison(catalog, compared, live)
+    assert promote(catalog, again.id).grounds.comparison["candidate"] == compared.id
+
+
+def test_a_verification_of_another_table_version_does_not_count(catalog):
+    release = make_release(catalog, "a")
+    record = {"passed": True, "table_version": 2}
+    catalog.storage.write(f"runs/{release.run_id}/verify.json", record)
+    with pytest.raises(IntegrityError, match="is not verified"):
+        promote(catalog, "a", **FIRST)
+
+
+def test_an_unverified_release_is_not_promoted(catalog):
+    make_release(catalog, "a", verify={"passed": False})
+    with pytest.raises(IntegrityError, match="not verified"):
+        promote(catalog, "a", **FIRST)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"indexes/a/{sha256('a')}.json", f"indexes/a/{sha256('a')}.faiss", "tables/a.lance"],
+)
+def test_a_release_without_its_data_is_not_promoted(catalog, path):
+    make_release(catalog, "a")
+    if path.startswith("tables"):
+        catalog.storage.delete_tree(path)
+    else:
+        catalog.storage.remove(path)
+    with pytest.raises(IntegrityError):
+        promote(catalog, "a", **FIRST)
+
+
+def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    b = make_release(catalog, "b")
+    comparison(catalog, b, a)
+    promote(catalog, "b")
+    assert rollback(catalog).release.id == "a"
+    assert candidates(catalog, catalog.live()) == ["b"]
+    assert promote(catalog, "b").release.id == "b"
+    assert standing(catalog) == ["a", "b"]
+
+
+@pytest.mark.parametrize("days", [-15, 15])
+def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, monkeypatch, days):
+    monkeypatch.setattr(gc, "_require_own_places", lambda *_: None)  # each has a table of its own
+    make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    wrong = (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat(timespec="seconds")
+    b = make_release(catalog, "b", created_at=wrong)
+    assert candidates(catalog, catalog.live()) == ["b"]
+    assert gc.plan(catalog, 1).remove == []
+    catalog.append(catalog.live(), "promote", b)
+    make_release(catalog, "c")
+    assert candidates(catalog, catalog.live()) == ["c"]
+    assert [r.id for r in catalog.releases()] == ["a", "b", "c"]
+    assert {r.release for r in gc.plan(catalog, 1).remove} == set()
+
+
+def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(catalog):
+    a, b, c = (make_release(catalog, n) for n in "abc")
+    for release in (a, b, a, c):
+        catalog.append(catalog.live(), "promote", release)
+    catalog.append(catalog.live(), "rollback", a)
+    assert standing(catalog) == ["a", "b", "a"]
+
+
+def test_the_swap_refuses_a_state_that_moved_on(catalog):
+    release = make_release(catalog, "a")
+    first = catalog.append(None, "promote", release)
+    catalog.append(first, "promote", release)
+    with pytest.raises(Conflict, match="was moved to a by"):
+        catalog.append(first, "promote", release)
+
+
+def test_a_log_with_a_gap_is_not_believed(catalog):
+    release = make_release(catalog, "a")
+    for _ in range(3):
+        catalog.append(catalog.live(), "promote", release)
+    catalog.storage.remove("aliases/docs/00000002.json")
+    with pytest.raises(IntegrityError, match="gap"):
+        catalog.log()
+
+
+def test_a_release_marked_by_gc_at_the_same_moment_does_not_stay_live(catalog):
+    release = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    make_release(catalog, "b")
+    plain = Catalog.is_retired
+    answers = iter([False, True])  # gc marks between our look and our write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Catalog, "is_retired", lambda self, r: next(answers, plain(self, r)))
+        with pytest.raises(Conflict, match="was being removed by gc"):
+            promote(catalog, "b", force_reason="race")
+    assert catalog.require_live().release.id == release.id
+
+
+def test_create_only_records_have_one_winner_and_know_their_own_lost_answer(catalog):
+    assert catalog.storage.create("x.json", {"token": 1})
+    assert not catalog.storage.create("x.json", {"token": 2})
+    assert catalog.storage.create("x.json", {"token": 1})
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
+def test_a_record_of_another_format_is_refused_in_words(catalog, version):
+    body = to_bytes({"schema_version": version, "what_is_this": 1})
+    with pytest.raises(UsageError, match="by another version of reembed") as refused:
+        from_bytes(body, "runs/x/plan.json")
+    assert (refused.value.why, refused.value.exit_code) == (
+        f"format {version}, this one knows {SCHEMA_VERSION}",
+        2,
+    )
+
+
+def test_a_space_record_with_an_edited_field_is_refused():
+    record = {**SPACE.to_json(), "pooling": "cls"}
+    with pytest.raises(errors.SpaceMismatch):
+        with_id(record, lambda fields: Space(**fields))
+
+
+def test_every_error_is_picklable_with_all_it_says():
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.ReembedError):
+            error = kind(2) if kind is errors.Interrupted else kind("what", "why", "fix")
+            copy = pickle.loads(pickle.dumps(error))
+            assert (type(copy), str(copy), copy.exit_code) == (kind, str(error), error.exit_code)
+    assert str(errors.ReembedError("what", "why", "fix")) == "what\n  why\n  fix: fix"
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    with driving(run):
+        assert is_driven(run)
+        with pytest.raises(Conflict), driving(run):
+            pass
+    assert not is_driven(run)
+    with driving(run):
+        lease = dataclasses.asdict(read_lease(run))
+        run.storage.write(run.path("leases/00000002.json"), {**lease, "pid_started": "1"})
+        assert not is_driven(run), "the pid belongs to another process now"
+
+
+FAR = {
+    "number": 1,
+    "host": "far",
+    "machine": "far/1",
+    "pid": os.getpid(),
+    "pid_started": "1",
+    "beat": 1,
+    "released": False,
+}
+"""The lease of a driver on another machine."""
+
+
+def test_status_names_every_candidate_with_its_verdict_however_many_there_are(catalog):
+    live = make_release(catalog, "a")
+    promote(catalog, live.id, **FIRST)
+    for name, verdict in zip("bcdefgh", ["pass", *["fail"] * 5, "inconclusive"], strict=True):
+        comparison(catalog, make_release(catalog, name), live, verdict)
+    not_compared = make_release(catalog, "i")
+    found = status(catalog)
+    named = [*found["older_candidates"], *found["candidates"]]
+    assert [c["verdict"] for c in named] == ["pass", *["fail"] * 5, "inconclusive", None]
+    text = report.text("status", found, ())
+    assert "candidate  b  compared: pass" in text
+    assert text.endswith("Next: reembed promote b")
+    catalog.storage.remove(next(p for p in kept(catalog) if p.endswith(".pass")))
+    assert status(catalog)["older_candidates"][0]["verdict"] == "pass", "a writer killed before it"
+    assert named[-1]["release"] == not_compared.id
+
+
+def kept(catalog: Catalog) -> list[str]:
+    return [path for path, _ in catalog.storage.objects("comparisons/")]
+
+
+def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catalog):
+    run = Run(catalog.storage, "docs-0-v1-1")
+    run.storage.write(run.path("leases/00000001.json"), FAR)
+    found = status(catalog)
+    (told,) = found["runs"]
+    assert (told["driven"], told["host"]) == (None, "far")
+    said = report.text("status", found)
+    assert f"driven from far when last seen; is it gone? then: {told['resume']}" in said
+    assert "stopped" not in said
+    assert said.splitlines()[-1].startswith("Next: reembed status     # on far")
+    run.storage.write(run.path("leases/00000001.json"), {**FAR, "released": True})
+    assert status(catalog)["runs"] == [], "it had no plan yet"
+
+
+def test_status_knows_at_once_of_a_run_on_this_machine(catalog):
+    run = Run(catalog.storage, "docs-0-v1-1")
+    with driving(run):
+        (told,) = status(catalog)["runs"]
+    assert (told["driven"], told["host"]) == (True, platform.node())
+
+
+def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    run.storage.write(run.path("leases/00000001.json"), FAR)
+    assert not is_driven(run, watch_s=0.3)
+    import threading
+
+    threading.Timer(
+        0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**FAR, "beat": 2})
+    ).start()
+    assert is_driven(run, watch_s=0.6)
+
+
+def test_a_release_that_gc_marked_is_listed_once(catalog):
+    made = [make_release(catalog, name) for name in ("docs-0-v1-1", "docs-0-v1-2")]
+    catalog.mark_retired(made[0].id)
+    assert [r.id for r in catalog.releases()] == [r.id for r in made]
+    assert catalog.ids() == [made[1].id]
+
+
+def test_a_record_says_who_and_where():
+    assert who() == f"{getpass.getuser()}@{platform.node()}"

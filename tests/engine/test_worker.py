@@ -1,0 +1,378 @@
+"""One unit on its own: device memory, broken models, and replicas that do not sing the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from types import SimpleNamespace
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import documents
+from tiny_models import bert_model
+
+from reembed import encoders
+from reembed.catalog.runs import Plan, Run, Unit, workers
+from reembed.config.settings import Config, EncoderConfig
+from reembed.encoders.hashing import HashingEncoder
+from reembed.encoders.local.sentence import SentenceEncoder
+from reembed.engine import attempts
+from reembed.engine import worker as units
+from reembed.errors import RunFailed, SpaceMismatch
+from reembed.source.dataset import Source
+from reembed.store.storage import Storage
+from reembed.table import write as table
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(model="hashing:16", n=40) -> (job, tokenized documents of its only unit)."""
+
+    def make(model: str = "hashing:16", n: int = 40):
+        uri = str(tmp_path / f"s{n}.lance")
+        lance.write_dataset(pa.Table.from_pylist(documents(n, 0)), uri, mode="overwrite")
+        config = Config(
+            alias="a",
+            source={"uri": uri},
+            encoder={"model": model},
+            storage={"root": str(tmp_path / "root")},
+        )
+        storage, source = Storage.open(config.storage.root), Source.open(config)
+        space = encoders.describe(config.encoder, "float32")
+        columns = table.schema(space, *source.schema())
+        path = f"tables/a-{space.id}.lance"
+        version = table.ensure_table(storage, path, columns)
+        fields = {"source": source.to_json(), "table": path, "base_version": version}
+        rest = {"gate": {}, "index": {}, "rows": n, "created_at": "", "encoder": {}}
+        unit = Unit("u", 0, 0, n)
+        plan = Plan(run_id="r", alias="a", space=space, units=[unit], **fields, **rest)
+        made = units.EmbedJob(
+            Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
+        )
+        texts = units.tokenized(source.read(unit), encoders.load_tokenizer(config.encoder))
+        return made, texts
+
+    return make
+
+
+def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    whole = units.UnitEmbedder(made).embed("u", texts)
+    plain, batches = SentenceEncoder._forward, []
+
+    def forward(self, features):
+        rows, width = features["input_ids"].shape
+        if rows * width > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        batches.append(rows)
+        return plain(self, features)
+
+    embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    halved = embedder.embed("v", texts)
+    assert halved["reembed.error"].null_count == 40
+    ours, theirs = halved["vector"].to_pylist(), whole["vector"].to_pylist()
+    assert np.allclose(ours, theirs, atol=1e-5)
+    assert embedder._encoder.batch_tokens < made.embed.batch_tokens
+    remembered = embedder._encoder.batch_tokens
+    embedder.embed("w", texts)
+    assert embedder._encoder.batch_tokens == remembered
+    assert int(halved.schema.metadata[b"batch_tokens"]) == remembered
+
+
+def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    heavy = texts["reembed.tokens"].to_pylist()[3]
+    plain = SentenceEncoder._forward
+
+    def forward(self, features):
+        ids = features["input_ids"].flatten().tolist()
+        if any(ids[i : i + len(heavy)] == heavy for i in range(len(ids))):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, features)
+
+    embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    errors = embedder.embed("u", texts)["reembed.error"].to_pylist()
+    assert "out of memory" in errors[3]
+    assert sum(e is not None for e in errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda v: np.repeat(v[:1], len(v), axis=0), "got the same vector"),
+        (lambda v: v * 3, "could not be embedded"),
+        (
+            lambda v: np.where(np.arange(len(v))[:, None] % 3 > 0, np.nan, v),
+            "could not be embedded",
+        ),
+    ],
+    ids=["constant", "long", "nan"],
+)
+def test_a_model_that_is_broken_stops_the_run(job, monkeypatch, broken, said):
+    made, texts = job()
+    embedder = units.UnitEmbedder(made)
+    plain = HashingEncoder.embed
+    monkeypatch.setattr(HashingEncoder, "embed", lambda self, tokens: broken(plain(self, tokens)))
+    with pytest.raises(RunFailed) as failure:
+        embedder.embed("u", texts)
+    assert said in failure.value.what
+
+
+def test_a_vector_of_another_length_is_a_dead_letter_where_unit_length_is_promised(
+    job, monkeypatch
+):
+    made, texts = job()
+    plain = HashingEncoder.embed
+
+    def embed(self, tokens):
+        vectors = plain(self, tokens)
+        vectors[3] *= 1.5
+        return vectors
+
+    embedder = units.UnitEmbedder(made)
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    errors = embedder.embed("u", texts)["reembed.error"].to_pylist()
+    assert errors[3] == "its vector has length 1.500, not 1"
+    assert sum(e is not None for e in errors) == 1
+
+
+def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, monkeypatch):
+    made, _ = job()
+    units.UnitEmbedder(made)
+    units.UnitEmbedder(made)
+    plain = HashingEncoder.embed
+
+    def other(self, tokens):
+        return np.ascontiguousarray(plain(self, tokens)[:, ::-1])
+
+    monkeypatch.setattr(HashingEncoder, "embed", other)
+    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+        units.UnitEmbedder(made)
+    units.UnitEmbedder(
+        dataclasses.replace(made, plan=dataclasses.replace(made.plan, run_id="a-0-v1-2"))
+    )
+
+
+@pytest.mark.parametrize(("model", "stored"), [("bert", "uint16"), ("hashing:16", "int32")])
+def test_token_ids_travel_in_as_few_bytes_as_hold_them(job, tmp_path, model, stored):
+    _, texts = job(str(bert_model(tmp_path / "bert")) if model == "bert" else model)
+    column = texts["reembed.tokens"].combine_chunks()
+    assert str(column.type.value_type) == stored
+    tokens = units._tokens(texts)
+    assert tokens.ids.dtype == np.int32
+    assert tokens.lengths.tolist() == [len(row) for row in column.to_pylist()]
+
+
+def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
+    made, texts = job(str(bert_model(tmp_path / "bert")))
+    embedder = units.UnitEmbedder(made)
+    apart = embedder.embed("u", texts)
+    within = embedder.embed("v", made.source.read(made.plan.units[0]))
+    assert within["vector"].equals(apart["vector"])
+    assert within["text_hash"].equals(apart["text_hash"])
+
+
+def test_a_unit_says_how_it_was_embedded(job, tmp_path):
+    made, texts = job(str(bert_model(tmp_path / "bert")))
+    said = units.UnitEmbedder(made).embed("u", texts).schema.metadata
+    assert said[b"path"] == b"packed float32"
+    assert int(said[b"model_tokens"]) <= int(said[b"tokens"])  # equal texts once
+    assert int(said[b"computed_tokens"]) < int(said[b"model_tokens"]) + 16 * 8
+    assert float(said[b"flop"]) > 0
+    assert float(said[b"peak_flops"]) > 0
+
+
+def test_null_texts_between_others_do_not_shift_them(job):
+    made, _ = job()
+    source = made.source.read(made.plan.units[0])
+    texts = source["reembed.text"].to_pylist()
+    texts[0] = texts[7] = texts[-1] = None
+    holes = source.set_column(
+        source.column_names.index("reembed.text"),
+        "reembed.text",
+        pa.array(texts, source["reembed.text"].type),
+    )
+    whole, found = (
+        units.UnitEmbedder(made).embed(name, documents)
+        for name, documents in (("u", source), ("v", holes))
+    )
+    for row, text in enumerate(texts):
+        if text is None:
+            assert found["reembed.error"][row].as_py() == "its text is null"
+        else:
+            assert found["vector"][row].equals(whole["vector"][row])
+
+
+def test_a_node_with_another_tokenizer_tokenizes_nothing(job, tmp_path):
+    made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
+    planned = made.plan.space.tokenizer_sha256
+    units.tokenizer_of(made.encoder, planned)
+    units.tokenizer_of.cache_clear()
+    file = tmp_path / "bert" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"zz"', '"zzz"'))
+    with pytest.raises(SpaceMismatch, match="another tokenizer") as refused:
+        units.tokenizer_of(made.encoder, planned)
+    assert "every node needs the same model folder" in refused.value.fix
+
+
+def test_a_replica_that_goes_another_way_than_the_first_says_so(job, tmp_path, monkeypatch):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    first = units.UnitEmbedder(made).embed("u", texts)
+    assert b"first replica" not in first.schema.metadata[b"notes"]
+    monkeypatch.setattr(SentenceEncoder, "path", "packed bfloat16")
+    other = units.UnitEmbedder(made).embed("v", texts)
+    said = other.schema.metadata[b"notes"].decode()
+    assert "first replica computed by packed float32, this one by packed bfloat16" in said
+
+
+def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):
+    made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
+    shared = dataclasses.replace(made, embed=made.embed.model_copy(update={"gpus_per_actor": 0.25}))
+    embedder = units.UnitEmbedder(shared)
+    assert embedder._share == 1
+    embedder._encoder.device = "cuda"
+    assert embedder._share == 0.25
+
+
+def test_an_actor_that_reserves_half_a_gpu_has_half_its_peak():
+    embed = SimpleNamespace(gpus_per_actor=0.5)
+    half = SimpleNamespace(
+        _encoder=SimpleNamespace(device="cuda"), _job=SimpleNamespace(embed=embed)
+    )
+    assert units.UnitEmbedder._share.fget(half) == 0.5
+
+
+def test_no_error_of_the_reading_thread_goes_unheard():
+    """Ray Data raises more than RayErrors: its own patience ends with a plain Exception."""
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    from reembed.engine.pipeline import _rows
+
+    class Ends:
+        def iter_rows(self):
+            yield {"unit": "u"}
+            raise ExecutionTimeoutError("no progress")
+
+    rows = _rows(Ends(), lambda: None)
+    assert next(rows) == {"unit": "u"}
+    with pytest.raises(ExecutionTimeoutError):
+        next(rows)
+
+
+def test_documents_that_failed_already_are_not_given_to_the_model(job):
+    given = []
+
+    def work(rows):
+        given.append(rows.tolist())
+        if 6 in rows:
+            raise ValueError("a bad document")
+        return rows
+
+    errors = [None, "null", None, None, "null", None, None, None]
+    found = units._each(np.arange(8), work, errors)
+    assert not {1, 4} & {r for rows in given for r in rows}
+    assert sorted(r for rows, _ in found for r in rows.tolist()) == [0, 2, 3, 5, 7]
+    assert [n for n, e in enumerate(errors) if e] == [1, 4, 6]
+
+
+def test_time_of_a_unit_is_its_own_whatever_units_came_before(job, monkeypatch):
+    made, texts = job()
+    embedder = units.UnitEmbedder(made)
+    honest = HashingEncoder.embed
+
+    def embed(self, tokens):
+        time.sleep(0.2 if len(tokens) == 40 else 0.05)
+        return honest(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    for unit, part, least in (("u", texts, 0.2), ("v", texts.slice(0, 3), 0.05), ("w", texts, 0.2)):
+        said = embedder.embed(unit, part).schema.metadata
+        assert least <= float(said[b"model_s"]) <= float(said[b"embed_s"])
+
+
+def test_replicas_at_work_at_one_time_are_told_apart(job, monkeypatch):
+    made, texts = job()
+    one, other = units.UnitEmbedder(made), units.UnitEmbedder(made)
+    seen = []
+    honest = HashingEncoder.embed
+
+    def embed(self, tokens):
+        if not seen:
+            seen.append("first")
+            other.embed("v", texts.slice(0, 5))
+            seen.append({w.unit for w in workers(made.run)})
+        elif seen == ["first"]:
+            seen.append({w.unit for w in workers(made.run)})
+        return honest(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    one.embed("u", texts)
+    assert seen == ["first", {"u", "v"}, {"u"}]
+    assert not workers(made.run)
+
+
+def test_a_model_that_makes_vectors_of_another_size_than_its_folder_says_does_not_start(
+    job, monkeypatch
+):
+    made, _ = job("hashing:16")
+    other = HashingEncoder(EncoderConfig(model="hashing:24"))
+    monkeypatch.setattr(units.encoders, "load_encoder", lambda *a, **k: other)
+    with pytest.raises(SpaceMismatch) as refused:
+        units.UnitEmbedder(made)
+    assert refused.value.what == "hashing:16 makes vectors of 24 dimensions"
+
+
+@pytest.mark.parametrize(("cores", "parallel"), [(1, "false"), (2, "true")])
+def test_a_replica_tokenizes_on_as_many_cores_as_it_has(job, monkeypatch, cores, parallel):
+    made, _ = job()
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    embed = made.embed.model_copy(update={"cpus_per_actor": cores})
+    units.UnitEmbedder(dataclasses.replace(made, embed=embed))
+    assert os.environ["TOKENIZERS_PARALLELISM"] == parallel
+    assert os.environ["RAYON_NUM_THREADS"] == str(cores)
+
+
+def test_seconds_of_the_model_are_those_of_this_unit_alone(job, monkeypatch):
+    made, texts = job()
+    embedder, plain = units.UnitEmbedder(made), HashingEncoder.embed
+
+    def slow(self, tokens):
+        time.sleep(0.05)
+        return plain(self, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "embed", slow)
+    for unit in ("u", "v", "w"):
+        stats = embedder.embed(unit, texts).schema.metadata
+        assert 0.05 <= float(stats[b"model_s"]) <= float(stats[b"embed_s"])
+
+
+def test_every_document_that_kills_is_a_dead_letter_that_says_so(job, monkeypatch):
+    made, texts = job()
+    embedder, begin = units.UnitEmbedder(made), attempts.begin
+
+    def fourth(run, unit, rows):
+        return dataclasses.replace(
+            begin(run, unit, rows), poison=frozenset({3, 7}), _ranges=((0, 3), (4, 7), (8, rows))
+        )
+
+    monkeypatch.setattr(attempts, "begin", fourth)
+    found = embedder.embed("u", texts)
+    errors = found["reembed.error"].to_pylist()
+    assert {n for n, e in enumerate(errors) if e} == {3, 7}
+    assert errors[3] == errors[7] == "its embedding kills the process, or does not end"
+
+
+def test_only_the_driver_that_was_asked_to_end_drains(job):
+    made, _ = job()
+    other = dataclasses.replace(made, token="another start")
+    assert not made.is_draining
+    made.drain()
+    assert made.is_draining
+    assert not other.is_draining

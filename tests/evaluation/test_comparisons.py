@@ -1,0 +1,1018 @@
+"""Evidence is frozen by content, every comparison is kept, and what was judged otherwise is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import documents
+from inline import Inline, Silent
+from releases import make_release
+
+from reembed import api as check
+from reembed import faults
+from reembed.catalog.releases import Catalog, Release
+from reembed.cli import text
+from reembed.cli.verbs import cli as reembed_cli
+from reembed.config.settings import Config, FrozenGate, GateConfig, load
+from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.evaluation import comparisons, report
+from reembed.evaluation import queries as evalset
+from reembed.evaluation.compare import PLANNED
+from reembed.evaluation.comparisons import Asked, Change, Terms
+from reembed.index import files as index_store
+from reembed.lifecycle import promote as promotion
+from reembed.lifecycle.promote import follow, promote
+from reembed.lifecycle.status import status
+from reembed.store.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
+DOCUMENTS, QUERIES = 240, 52
+ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
+
+
+class Heard(Silent):
+    """A listener that keeps what was begun."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, stage: str, **fields: Any) -> None:
+        self.said += [fields["what"]] if stage == "begin" else []
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A live release and a candidate beside it, of 256 and of 16 dimensions."""
+
+    folder: Path
+    """Of the source and the judged queries."""
+    root: str
+    judged: str | None
+
+    @property
+    def source(self) -> str:
+        return str(self.folder / "source.lance")
+
+    @property
+    def catalog(self) -> Catalog:
+        return Catalog(Storage.open(self.root), "passages")
+
+    @property
+    def live(self) -> Release:
+        return self.catalog.releases()[0]
+
+    @property
+    def candidate(self) -> Release:
+        return self.catalog.releases()[1]
+
+    def sections(self, dim: int = 16, **gate: Any) -> dict[str, Any]:
+        return {
+            "alias": "passages",
+            "source": {"uri": self.source},
+            "encoder": {"model": f"hashing:{dim}"},
+            "storage": {"root": self.root},
+            "gate": {"queries": self.judged, "ann_recall": 0.5, **gate},
+        }
+
+    def config(self, dim: int = 16, **gate: Any) -> Config:
+        return Config.model_validate(self.sections(dim, **gate))
+
+    def build(self, dim: int, *, fresh: bool = False, **gate: Any) -> Release:
+        return full_rebuild(self.config(dim, **gate), Silent(), fresh=fresh, executor=Inline())
+
+    def compare(
+        self, asked: Asked = PLANNED, which: str | None = None, **gate: Any
+    ) -> dict[str, Any]:
+        config = self.config(**gate)
+        return check.compare_candidate(config, which or self.candidate.id, Silent(), asked)
+
+    def said(self, *arguments: str, code: int = 0) -> str:
+        """What a verb prints for people."""
+        file = self.folder / "reembed" / "reembed.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump(self.sections()))
+        result = CliRunner().invoke(reembed_cli, [*arguments, "-c", str(file)])
+        assert result.exit_code == code, result.output
+        return result.stdout
+
+    def kept(self) -> list[str]:
+        paths = [p for p, _ in self.catalog.storage.objects("comparisons/")]
+        return [p for p in paths if p.endswith(".json")]
+
+    def judge(self, queries: int) -> str:
+        """A BEIR folder: the titles of so many documents, each relevant to its own title alone."""
+        folder = self.folder / f"judged-{queries}"
+        (folder / "qrels").mkdir(parents=True)
+        rows = documents(DOCUMENTS, 0)[:queries]
+        lines = [json.dumps({"_id": f"q-{r['doc_id']}", "text": r["title"]}) for r in rows]
+        (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+        qrels = ["query-id\tcorpus-id\tscore"]
+        qrels += [f"q-{r['doc_id']}\t{r['doc_id']}\t1" for r in rows]
+        (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n")
+        return str(folder)
+
+
+def built(folder: Path, *, judged: bool) -> Pair:
+    pair = Pair(folder, str(folder / "root"), None)
+    table = pa.Table.from_pylist(documents(DOCUMENTS, 0))
+    lance.write_dataset(table, pair.source, enable_stable_row_ids=True, max_rows_per_file=100)
+    pair = dataclasses.replace(pair, judged=pair.judge(QUERIES) if judged else None)
+    pair.catalog.append(None, "promote", pair.build(256))
+    pair.build(16)
+    return pair
+
+
+@pytest.fixture(scope="module")
+def built_pair(tmp_path_factory) -> Pair:
+    return built(tmp_path_factory.mktemp("pair"), judged=True)
+
+
+@pytest.fixture(scope="module")
+def built_late(tmp_path_factory) -> Pair:
+    return built(tmp_path_factory.mktemp("late"), judged=False)
+
+
+def lent(pair: Pair, tmp_path: Path) -> Iterator[Pair]:
+    """The pair with a root of its own; its source and its judged queries are put back after."""
+    names = [p.name for p in pair.folder.iterdir() if p.name != "root"]
+    for name in (*names, "root"):
+        shutil.copytree(pair.folder / name, tmp_path / name)
+    yield dataclasses.replace(pair, root=str(tmp_path / "root"))
+    for place in pair.folder.iterdir():
+        if place.name != "root":
+            shutil.rmtree(place)
+    for name in names:
+        shutil.copytree(tmp_path / name, pair.folder / name)
+
+
+@pytest.fixture
+def pair(built_pair: Pair, tmp_path: Path) -> Iterator[Pair]:
+    yield from lent(built_pair, tmp_path)
+
+
+@pytest.fixture
+def late(built_late: Pair, tmp_path: Path) -> Iterator[Pair]:
+    """Planned without judged queries."""
+    yield from lent(built_late, tmp_path)
+
+
+def cut(folder: str, queries: int) -> None:
+    """Leave so many judged queries in a folder."""
+    path = Path(folder, "qrels", "test.tsv")
+    path.write_text("\n".join(path.read_text().splitlines()[: queries + 1]) + "\n")
+
+
+def relabel(folder: str) -> None:
+    """Judge another document for the first query."""
+    path = Path(folder, "qrels", "test.tsv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].rsplit("\t", 1)[0] + "\t2", *lines[2:]]) + "\n")
+
+
+def reword(folder: str) -> None:
+    """Another text for a query."""
+    path = Path(folder, "queries.jsonl")
+    first, *rest = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([json.dumps({**json.loads(first), "text": "other words"}), *rest]) + "\n"
+    )
+
+
+# --- the judged queries are what the plan's digest says, wherever they lie ---
+
+
+def test_the_plan_and_the_release_name_the_judged_queries_by_content(pair):
+    gate = pair.candidate.gate
+    assert (gate["queries"], gate["split"], gate["count"]) == (pair.judged, "test", QUERIES)
+    assert gate["sha256"] == pair.compare()["queries"]["sha256"]
+
+
+@pytest.mark.parametrize("edit", [lambda f: cut(f, 26), relabel, reword])
+def test_judged_queries_that_changed_in_their_place_are_refused(pair, edit):
+    edit(pair.judged)
+    with pytest.raises(UsageError, match="was planned with") as refused:
+        pair.compare()
+    assert f"planned: {QUERIES} queries" in refused.value.why
+    assert "--changed-queries --reason" in refused.value.fix
+    assert pair.kept() == []
+
+
+def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_and_told(pair):
+    before = pair.compare(margin=0.9)
+    cut(pair.judged, 26)
+    record = pair.compare(CHANGED)
+    (change,) = record["changes"]
+    assert (change["before"]["count"], change["after"]["count"]) == (QUERIES, 26)
+    assert (change["reason"], change["by"]) == ("the judges corrected them", record["by"])
+    assert (
+        record["gate"]["sha256"] == record["queries"]["sha256"] != record["planned_gate"]["sha256"]
+    )
+    page = Path(record["report"]).read_text()
+    for said in (text.text("compare", record), page):
+        assert f"changed from {QUERIES} queries" in said
+        assert "the judges corrected them" in said
+    verdict = before["verdict"]
+    assert f"{verdict}  on {QUERIES} queries" in text.text("compare", record)
+    assert f'<td class="{verdict}">{verdict}</td><td class="n">{QUERIES}</td>' in page
+
+
+def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_does(
+    pair, eval_folder
+):
+    other = pair.judge(40)
+    assert pair.compare(queries=other)["queries"]["count"] == QUERIES
+    changed = pair.compare(CHANGED, queries=other)
+    assert (changed["queries"]["count"], changed["gate"]["queries"]) == (40, other)
+
+
+def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
+    moved = shutil.move(pair.judged, pair.folder / "moved")
+    config, said = pair.config(queries=str(moved)), []
+    record = check.compare_candidate(
+        config, pair.candidate.id, lambda *stage, **f: said.append(stage), PLANNED
+    )
+    assert record["queries"]["place"] == {"queries": str(moved), "split": "test"}
+    assert (record["changes"], record["gate"], said) == ([], pair.candidate.gate, [])
+    comparisons.require_sound(pair.catalog, record, pair.candidate)
+
+
+@pytest.mark.parametrize(
+    "hurt", [shutil.rmtree, lambda folder: cut(folder, 26)], ids=["gone", "changed"]
+)
+def test_where_neither_place_has_the_planned_queries_the_flag_is_named_and_works(pair, hurt):
+    other = pair.judge(40)
+    hurt(pair.judged)
+    with pytest.raises(UsageError, match="was planned with") as refused:
+        pair.compare(queries=other)
+    assert "--changed-queries --reason" in refused.value.fix
+    assert pair.compare(CHANGED, queries=other)["queries"]["count"] == 40
+
+
+def test_the_planned_queries_are_found_in_their_place_where_the_config_names_one_that_is_gone(pair):
+    gone = pair.judge(5)
+    shutil.rmtree(gone)
+    assert pair.compare(queries=gone)["queries"]["count"] == QUERIES
+
+
+def test_without_queries_in_the_config_the_flag_takes_what_is_in_the_planned_place(pair):
+    (Path(pair.judged) / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq-d00001\td00001\t1\n"
+    )
+    assert pair.compare(CHANGED, queries=None)["queries"]["count"] == 1
+
+
+def test_other_queries_and_another_margin_change_nothing_else_of_the_gate():
+    planned = FrozenGate(queries="q", sha256="0", count=30, margin=0.01, ann_recall=0.9)
+    changes = [
+        Change(
+            {}, {"queries": "r", "sha256": "1", "count": 20, "split": "test"}, "why", "me", "now"
+        ),
+        Change({}, {"margin": 0.02}, "why", "me", "now"),
+    ]
+    gate = Terms(planned, False, GateConfig(queries="r"), tuple(changes)).gate
+    assert (gate.sha256, gate.count, gate.margin, gate.ann_recall) == ("1", 20, 0.02, 0.9)
+
+
+def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
+    qrels = Path(pair.judged, "qrels")
+    qrels.joinpath("dev.tsv").write_text("".join((qrels / "test.tsv").open().readlines()[:30]))
+    said: list[Any] = []
+    record = check.compare_candidate(
+        pair.config(split="dev"), pair.candidate.id, lambda _, **f: said.append(f), PLANNED
+    )
+    assert (record["queries"]["count"], record["queries"]["place"]["split"]) == (QUERIES, "test")
+    assert [name for name, _, _ in said[0]["settings"]] == ["gate.split"]
+
+
+def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
+    first, second = late.judge(52), late.judge(30)
+    assert late.compare(queries=first, margin=0.3)["gate_is_late"]
+    assert late.compare(queries=second, margin=0.9)["queries"]["count"] == 52
+    cut(first, 30)
+    with pytest.raises(UsageError, match="was planned with"):
+        late.compare(queries=first)
+    assert late.compare(CHANGED, queries=second)["changes"][0]["before"]["count"] == 52
+
+
+@pytest.mark.parametrize("looser", [{"margin": 0.9}, {"ann_recall": 0.1}])
+def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, looser):
+    config, said = late.config(queries=late.judge(52), **looser), []
+    record = check.compare_candidate(
+        config, late.candidate.id, lambda stage, **f: said.append((stage, f)), PLANNED
+    )
+    planned = late.candidate.gate
+    assert {k: record["gate"][k] for k in looser} == {k: planned[k] for k in looser}
+    assert (record["gate_is_late"], record["changes"]) == (True, [])
+    ((_, ignored),) = said
+    assert [name for name, _, _ in ignored["settings"]] == [f"gate.{k}" for k in looser]
+    for told in (text.text("compare", record), Path(record["report"]).read_text()):
+        assert "named only at the first comparison" in told
+
+
+def test_of_two_first_comparisons_at_once_the_gate_of_one_counts_for_both(late, monkeypatch):
+    first, second = late.judge(52), late.judge(30)
+    freeze, raced = evalset.freeze, []
+
+    def slow(section: Any, options: Any) -> Any:
+        frozen = freeze(section, options)
+        if not raced:
+            raced.append(1)
+            late.compare(queries=first)
+        return frozen
+
+    monkeypatch.setattr(evalset, "freeze", slow)
+    assert late.compare(queries=second)["queries"]["count"] == 52
+
+
+# --- every comparison is kept and counted, and the one that promotes says so ---
+
+
+def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_all(pair):
+    pair.compare()
+    cut(pair.judged, 40)
+    pair.compare(CHANGED)
+    passing = pair.compare(Asked(True, 0.9, "any loss will do"))
+    assert passing["verdict"] == "pass"
+    assert [p.rpartition("/")[2] for p in pair.kept()] == [f"0000000{n}.json" for n in (1, 2, 3)]
+    step = promote(pair.catalog, pair.candidate.id)
+    kept = step.grounds.comparison
+    assert (kept["number"], kept["queries"]["count"], kept["margin"]) == (3, 40, 0.9)
+    assert [(e["queries"]["count"], e["changed"]) for e in kept["earlier"]] == [
+        (QUERIES, []),
+        (40, ["queries"]),
+    ]
+    moved = text.text("promote", check._moved(None, step, pair.catalog))
+    history = pair.said("history")
+    for said in (moved, history):
+        assert "comparison 3 of this model with this live line" in said
+        assert f"on {QUERIES} queries" in said
+        assert "any loss will do" in said
+        assert "changed from margin 0.01 or 2 % of live to margin 0.9" in said
+
+
+def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
+    """Planned again with fewer queries: the comparisons of the first plan are told all the same."""
+    first = pair.compare()
+    cut(pair.judged, 26)
+    again = pair.build(16, fresh=True)
+    assert again.origin != pair.candidate.origin
+    with pytest.raises(UsageError, match=r"those that the model of .* was first compared by"):
+        pair.compare(which=again.id)
+    record = pair.compare(CHANGED, which=again.id)
+    assert [sorted(c["after"]) for c in record["changes"]] == [
+        ["count", "queries", "sha256", "split"]
+    ]
+    assert [(e["candidate"], e["verdict"]) for e in record["earlier"]] == [
+        (pair.candidate.id, first["verdict"])
+    ]
+    third = pair.build(24)
+    assert pair.compare(which=third.id)["earlier"] == [], "another model"
+
+
+@pytest.mark.parametrize("reason", [None, "half of it is noise"])
+def test_a_plan_made_after_a_comparison_moves_no_margin_without_a_reason(pair, reason):
+    """Planned again with another margin, which embeds nothing: all vectors are copied."""
+    first = pair.compare()
+    assert first["verdict"] != "pass"
+    again = pair.build(16, fresh=True, margin=0.9)
+    asked = Asked(margin=0.9, reason=reason) if reason else PLANNED
+    record = pair.compare(asked, which=again.id, margin=0.9)
+    assert record["verdict"] == ("pass" if reason else first["verdict"])
+    assert [c["reason"] for c in record["changes"]] == ([reason] if reason else [])
+    if reason:
+        grounds = promote(pair.catalog, again.id).grounds
+        assert grounds.comparison["changes"][0]["before"] == {"margin": None}
+
+
+OTHER_SPACES = {
+    "float16": {"table": {"dtype": "float16"}},
+    "dimensions": {"encoder": {"truncate_dim": 15}},
+    "a prompt": {"encoder": {"prompts": {"query": "q"}}},
+    "a length": {"encoder": {"max_length": 500}},
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SPACES.values(), ids=OTHER_SPACES)
+def test_the_same_weights_in_another_space_are_judged_by_the_gate_of_their_first_comparison(
+    pair, settings
+):
+    first = pair.compare()
+    assert first["verdict"] != "pass"
+    sections = pair.sections(16, margin=0.9)
+    merged = {
+        k: sections.get(k, {}) | settings.get(k, {}) for k in {*sections, *settings} - {"alias"}
+    }
+    config = Config.model_validate({"alias": sections["alias"], **merged})
+    again = full_rebuild(config, Silent(), executor=Inline())
+    assert again.space.id != pair.candidate.space.id
+    record = pair.compare(which=again.id, margin=0.9)
+    assert (record["gate"]["margin"], record["changes"]) == (None, [])
+    assert [e["candidate"] for e in record["earlier"]] == [pair.candidate.id]
+
+
+def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
+    third = pair.build(24)
+    assert promote(pair.catalog, third.id, force_reason="never compared").grounds.comparison is None
+    pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
+    pair.compare()
+    failed = pair.compare()
+    step = promote(pair.catalog, pair.candidate.id, force_reason="we must")
+    assert (step.grounds.forced, step.grounds.comparison["verdict"]) == (True, failed["verdict"])
+    assert len(step.grounds.comparison["earlier"]) == 1
+    assert "comparison 2 of this model" in pair.said("history")
+
+
+def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair):
+    record = {k: v for k, v in pair.compare().items() if k != "report"}
+    (path,) = pair.kept()
+    read, storage = 0, pair.catalog.storage
+    live, candidate = pair.live, pair.candidate
+    for field in record.keys() - {"schema_version"}:
+        edits = [{**record, field: value} for value in (None, 7, "x", {}, [7], {"count": "x"})]
+        for edited in (*edits, {k: v for k, v in record.items() if k != field}):
+            storage.write(path, edited)
+            try:
+                found = comparisons.newest(pair.catalog, live, candidate)
+                comparisons.require_sound(pair.catalog, found, candidate)
+            except IntegrityError:
+                continue
+            read += field in READ_BACK and (field, edited[field]) not in (("by", "x"), ("at", "x"))
+            assert status(pair.catalog)["candidates"]
+            assert report.told(comparisons.evidence(found))
+    assert read == 0
+
+
+READ_BACK = {
+    *("candidate", "live", "number", "verdict", "rules", "queries", "gate", "planned_gate"),
+    *("changes", "earlier", "by", "at", "candidate_index_sha256"),
+}
+
+
+def test_the_newest_comparison_decides_whatever_the_ones_before_it_said(pair):
+    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
+    assert pair.compare()["verdict"] != "pass"
+    with pytest.raises((GateFailed, Inconclusive)):
+        promote(pair.catalog, pair.candidate.id)
+
+
+def test_of_many_comparisons_of_a_pair_the_newest_alone_is_read_to_tell_of_it(pair, monkeypatch):
+    for _ in range(3):
+        pair.compare()
+    seen: list[str] = []
+    plain = comparisons.read
+    monkeypatch.setattr(comparisons, "read", lambda c, path: seen.append(path) or plain(c, path))
+    told = comparisons.last(pair.catalog, pair.live, pair.candidate)
+    assert told is not None
+    assert told["number"] == 3
+    assert [path.rpartition("/")[2] for path in seen] == ["00000003.json"]
+
+
+def test_a_comparison_that_was_removed_is_missed(pair):
+    for _ in range(3):
+        pair.compare(Asked(margin=0.9, reason="try"))
+    pair.catalog.storage.remove(pair.kept()[1])
+    with pytest.raises(IntegrityError, match="comparisons were removed"):
+        promote(pair.catalog, pair.candidate.id)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "notes.json",
+        "00000001 (copy).json",
+        "1.json",
+        "0000000\N{FULLWIDTH DIGIT TWO}.json",
+        "x/y.json",
+    ],
+)
+def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
+    pair.compare()
+    storage = pair.catalog.storage
+    storage.write_bytes(f"{pair.kept()[0].rpartition('/')[0]}/{stray}", b"{}")
+    assert pair.compare(Asked(margin=0.9, reason="try"))["number"] == 2
+    newest = comparisons.pairs(pair.catalog)[(pair.candidate.origin, pair.live.origin)]
+    assert (newest.path[-6:], newest.named) == ("2.json", "pass")
+    assert status(pair.catalog)["candidates"]
+    assert promote(pair.catalog, pair.candidate.id).release == pair.candidate
+
+
+def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
+    record = pair.compare()
+    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
+    numbers, raced = comparisons._numbers, []
+
+    def slow(catalog, folder):
+        found = numbers(catalog, folder)
+        if not raced:
+            raced.append(1)
+            comparisons.keep(catalog, pair.live, pair.candidate, {**plain, "by": "another"})
+        return found
+
+    monkeypatch.setattr(comparisons, "_numbers", slow)
+    kept, _ = comparisons.keep(pair.catalog, pair.live, pair.candidate, plain)
+    assert (kept["number"], len(kept["earlier"])) == (3, 2)
+
+
+# --- the index that was judged is the one that serves, however a catch-up is called ---
+
+POOR = {"factory": "IVF32,Flat", "nprobe": 1}
+
+
+def poor(pair: Pair, dim: int = 16) -> Config:
+    """A config with index settings that find little."""
+    return Config.model_validate({**pair.sections(dim), "index": POOR})
+
+
+def built_by(pair: Pair, release: Release) -> index_store.IndexManifest:
+    store = pair.catalog.storage.store
+    return index_store.read_manifest(store, release.index, release.index_sha256)
+
+
+def test_a_catch_up_builds_its_index_by_the_settings_of_its_line(pair, quiet):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    for line, dim in ((pair.candidate, 16), (pair.live, 256)):
+        newer = catch_up(poor(pair, dim), line, quiet, executor=Inline())
+        assert newer.id != line.id
+        manifest = built_by(pair, newer)
+        assert (manifest.factory, manifest.settings) == ("Flat", built_by(pair, line).settings)
+    ignored = [f["settings"] for stage, f in quiet.events if stage == "ignored"]
+    names = ["index.factory", "index.nprobe"]
+    assert [[name for name, _, _ in settings] for settings in ignored] == [names, names]
+
+
+def test_a_catch_up_that_is_resumed_builds_its_index_by_the_settings_of_its_line(
+    pair, quiet, monkeypatch
+):
+    lance.dataset(pair.source).insert(ONE_MORE)
+
+    def stop(point: str) -> None:
+        if point == "table.before_commit":
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", stop)
+        with pytest.raises(InterruptedError):
+            catch_up(pair.config(), pair.candidate, quiet, executor=Inline())
+    newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
+    assert built_by(pair, newer).factory == "Flat"
+
+
+def test_a_line_s_settings_are_those_its_index_was_built_by_and_not_those_first_planned(
+    pair, quiet
+):
+    config = Config.model_validate({**pair.sections(24), "index": {"factory": "PQ7"}})
+    with pytest.raises(UsageError, match="PQ7"):
+        full_rebuild(config, quiet, executor=Inline())
+    flat = full_rebuild(pair.config(24), quiet, executor=Inline())
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(pair.config(24), flat, quiet, executor=Inline())
+    assert built_by(pair, newer).factory == "Flat"
+
+
+@pytest.fixture
+def unplanned(monkeypatch):
+    """Catch-ups build by the config's settings: the check after is alone."""
+    from reembed.strategies import catch_up as strategy
+
+    monkeypatch.setattr(strategy, "_as_planned", lambda config, plan, say: config)
+
+
+@pytest.mark.usefixtures("unplanned")
+def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recall(pair, quiet):
+    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
+    with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+        promote(pair.catalog, newer.id)
+    assert refused.value.fix == f"reembed compare --candidate {newer.id}"
+    asked = Asked(margin=0.9, reason="try")
+    assert pair.compare(asked, which=newer.id)["verdict"] == "fail"
+    with pytest.raises(GateFailed, match="failed the comparison"):
+        promote(pair.catalog, newer.id)
+    assert promote(pair.catalog, newer.id, force_reason="we must").release.id == newer.id
+
+
+@pytest.mark.parametrize(
+    ("found", "lower", "bound"), [(1.0, 0.5, 1.0), (0.99, 0.97, 0.97), (0.99, 1.0, 1.0)]
+)
+def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound):
+    index = {"ann_recall_at_10": found, "ann_recall_lower": lower}
+    monkeypatch.setattr(promotion, "_described_index", lambda catalog, release: index)
+    assert promotion._recall_bound(None, None) == bound
+
+
+def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):
+    assert pair.compare(Asked(margin=0.9, reason="a test"))["verdict"] == "pass"
+    monkeypatch.setattr(promotion, "_recall_bound", lambda catalog, release: 0.0)
+    assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
+
+
+@pytest.mark.usefixtures("unplanned")
+def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    newer = catch_up(poor(pair, 256), pair.live, quiet, executor=Inline())
+    for move in (follow, lambda catalog, release: promote(catalog, release.id)):
+        with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+            move(pair.catalog, newer)
+    assert pair.catalog.live().release.id == pair.live.id
+    assert f"reembed promote {newer.id} --force" in refused.value.fix
+    step = promote(pair.catalog, newer.id, force_reason="newer documents matter more")
+    assert (step.release.id, step.grounds.forced) == (newer.id, True)
+    lance.dataset(pair.source).delete("doc_id = 'd00003'")
+    third = catch_up(poor(pair, 256), newer, quiet, executor=Inline())
+    assert follow(pair.catalog, third).release.id == third.id, "live is below it already"
+
+
+# --- both releases hold the same documents ---
+
+JUDGED = ", ".join(f"'{r['doc_id']}'" for r in documents(DOCUMENTS, 0)[:3])
+
+
+def same_documents(record: dict[str, Any]) -> list[str]:
+    return [r["verdict"] for r in record["rules"] if r["name"].startswith("same ")]
+
+
+def sourced(pair: Pair, **source: Any) -> Release:
+    sections = pair.sections(24)
+    config = Config.model_validate({**sections, "source": sections["source"] | source})
+    return full_rebuild(config, Silent(), executor=Inline())
+
+
+def test_a_candidate_is_not_compared_with_what_is_behind_it_by_judged_documents(pair):
+    lance.dataset(pair.source).delete(f"doc_id in ({JUDGED})")
+    third = sourced(pair)
+    asked = Asked(margin=0.9, reason="any loss will do")
+    record = pair.compare(asked, which=third.id)
+    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["inconclusive", "pass"])
+    assert report.choices(record)[0].startswith(f"reembed catch-up {pair.live.id} ")
+    assert "source.version is 1 in live, 2 in the candidate" in text.text("compare", record)
+    follow(pair.catalog, catch_up(pair.config(256), pair.live, Silent(), executor=Inline()))
+    again = pair.compare(asked, which=third.id)
+    assert (again["verdict"], same_documents(again)) == ("pass", ["pass", "pass"])
+
+
+def test_a_candidate_behind_live_by_judged_documents_is_caught_up_first(pair):
+    lance.dataset(pair.source).delete(f"doc_id in ({JUDGED})")
+    follow(pair.catalog, catch_up(pair.config(256), pair.live, Silent(), executor=Inline()))
+    record = pair.compare()
+    assert same_documents(record) == ["inconclusive", "pass"]
+    assert report.choices(record)[0].startswith(f"reembed catch-up {pair.candidate.id} ")
+
+
+def copied(pair: Pair) -> str:
+    """Another dataset: half of the documents under other ids."""
+    rows = documents(DOCUMENTS, 0)
+    others = [{**r, "doc_id": f"x{r['doc_id']}"} for r in rows[DOCUMENTS // 2 :]]
+    uri = str(pair.folder / "source.lance" / "copy.lance")
+    lance.write_dataset(pa.Table.from_pylist(rows[: DOCUMENTS // 2] + others), uri)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda pair: {"filter": "doc_id < 'd00100'"}, "source.filter is None in live"),
+        (lambda pair: {"uri": copied(pair)}, "source.uri is"),
+    ],
+)
+def test_a_candidate_of_other_documents_does_not_pass_for_its_easier_task(pair, source, said):
+    record = pair.compare(
+        Asked(margin=0.9, reason="any loss will do"), which=sourced(pair, **source(pair)).id
+    )
+    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["pass", "inconclusive"])
+    for told in (text.text("compare", record), Path(record["report"]).read_text()):
+        assert said in told
+    assert not any("catch-up" in choice for choice in report.choices(record))
+
+
+def test_live_may_be_a_few_documents_behind(pair):
+    lance.dataset(pair.source).insert(ONE_MORE)
+    record = pair.compare(Asked(margin=0.9, reason="try"), which=sourced(pair).id)
+    assert (record["verdict"], same_documents(record)) == ("pass", ["pass", "pass"])
+    assert "source.version is 1 in live" in text.text("compare", record), "it is said"
+
+
+# --- a damaged release: what is printed leads out ---
+
+
+def damage(pair: Pair, release: Release) -> None:
+    (file,) = Path(pair.root, release.index).glob("*.faiss")
+    body = bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    file.write_bytes(body)
+
+
+def printed_fix(error: IntegrityError) -> list[str]:
+    program, *words = shlex.split(error.fix, comments=True)
+    assert program == "reembed"
+    return words
+
+
+def lose(kind: str) -> Callable[[Pair, Release], None]:
+    """Remove what has this ending."""
+
+    def remove(pair: Pair, release: Release) -> None:
+        for top in (release.index, f"{release.table}/_versions", f"{release.table}/data"):
+            for file in Path(pair.root, top).glob(f"*.{kind}"):
+                file.unlink()
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    "hurt",
+    [damage, lose("faiss"), lose("json"), lose("manifest"), lose("lance")],
+    ids=["flipped", "no index", "no index manifest", "no version", "no data"],
+)
+def test_beside_a_damaged_live_release_compare_prints_the_promotion_that_replaces_it(pair, hurt):
+    hurt(pair, pair.live)
+    with pytest.raises(IntegrityError, match=f"live release {pair.live.id} is damaged") as refused:
+        pair.compare()
+    pair.said(*printed_fix(refused.value))
+    step = pair.catalog.live()
+    assert (step.release.id, step.grounds.reason) == (pair.candidate.id, "live is damaged")
+
+
+def test_a_damaged_candidate_moves_nothing_that_serves(pair):
+    damage(pair, pair.candidate)
+    with pytest.raises(
+        IntegrityError, match=f"candidate {pair.candidate.id} is damaged"
+    ) as refused:
+        pair.compare()
+    verb, *options, settings = printed_fix(refused.value)
+    assert [verb, *options] == ["run", "--fresh", "--set", "embed.reuse=false", "-c"]
+    assert load([settings], [])[0].encoder.model == "hashing:16"
+    again = pair.build(16, fresh=True)
+    assert pair.compare(which=again.id)["verdict"]
+
+
+@pytest.mark.parametrize("role", ["live", "candidate"])
+def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair, role):
+    release = getattr(pair, role)
+    damage(pair, release)
+    with pytest.raises(IntegrityError) as from_search:
+        check.search(pair.catalog, ["a"], 1, release.id, [])
+    with pytest.raises(IntegrityError) as from_verify:
+        check.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
+    assert printed_fix(from_search.value) == ["status"]
+    assert printed_fix(from_verify.value)[:2] == ["run", "--fresh"]
+    assert "reembed run --fresh" in from_search.value.fix
+
+
+# --- promote looks itself: each line of defence without the one before it ---
+
+
+def forge(pair: Pair, **edits: Any) -> None:
+    """Keep a passing comparison with some fields otherwise than `compare` writes them."""
+    record = pair.compare(Asked(margin=0.9, reason="try"))
+    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
+    comparisons.keep(pair.catalog, pair.live, pair.candidate, {**plain, **edits})
+
+
+def gate_of(pair: Pair, **edits: Any) -> dict[str, Any]:
+    return {**pair.candidate.gate, **edits}
+
+
+FORGED = {
+    "no change is recorded": (lambda p: {"changes": []}, "by another gate"),
+    "another margin planned": (
+        lambda p: {"changes": [], "planned_gate": gate_of(p, margin=0.9)},
+        "by another gate",
+    ),
+    "other queries": (lambda p: {"gate": gate_of(p, margin=0.9, sha256="0")}, "by another gate"),
+    "another target": (
+        lambda p: {"gate": gate_of(p, margin=0.9, ann_recall=0.1)},
+        "by another gate",
+    ),
+    "said to be late": (lambda p: {"gate_is_late": True}, "by another gate"),
+    "another index": (lambda p: {"candidate_index_sha256": "0"}, "of another index"),
+    "another verdict than its rules": (lambda p: {"verdict": "fail"}, "verdict is damaged"),
+    "another candidate": (
+        lambda p: {"candidate": p.live.summary()},
+        "comparison of other releases",
+    ),
+    "another live": (lambda p: {"live": p.candidate.summary()}, "comparison of other releases"),
+}
+
+
+@pytest.mark.parametrize(("edits", "said"), FORGED.values(), ids=FORGED)
+def test_promote_refuses_a_comparison_that_was_judged_otherwise_than_planned(pair, edits, said):
+    forge(pair)
+    assert promote(pair.catalog, pair.candidate.id).grounds.comparison["number"] == 2
+    pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
+    forge(pair, **edits(pair))
+    with pytest.raises(IntegrityError, match=said):
+        promote(pair.catalog, pair.candidate.id)
+
+
+def test_a_comparison_copied_from_another_pair_does_not_count(pair):
+    pair.compare(Asked(margin=0.9, reason="try"))
+    third = pair.build(24)
+    (path,) = pair.kept()
+    copy = path.replace(pair.candidate.origin, third.origin)
+    pair.catalog.storage.write(copy, pair.catalog.storage.read(path))
+    with pytest.raises(IntegrityError, match="comparison of other releases"):
+        promote(pair.catalog, third.id)
+
+
+# --- the plan's gate counts, in every path ---
+
+
+def test_margin_and_ann_recall_of_the_config_do_not_count_after_the_plan(pair):
+    record = pair.compare(margin=0.9, ann_recall=0.1)
+    assert (record["gate"]["margin"], record["gate"]["ann_recall"]) == (None, 0.5)
+    assert record["gate"] == record["planned_gate"] == pair.candidate.gate
+
+
+def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
+    class Stops(Inline):
+        def embed(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        full_rebuild(pair.config(24), Silent(), executor=Stops())
+    gate = dict(pair.candidate.gate)
+    cut(pair.judged, 26)
+    release = pair.build(24, margin=0.9, ann_recall=0.1)
+    assert release.gate == gate
+    with pytest.raises(UsageError, match="was planned with"):
+        pair.compare(which=release.id)
+
+
+def tuned_on(pair: Pair, release: Release) -> str:
+    return str(
+        pair.catalog.storage.read(f"{release.index}/{release.index_sha256}.json")["tuned_on"]
+    )
+
+
+@pytest.mark.parametrize("lose", [lambda f: cut(f, 26), shutil.rmtree], ids=["changed", "gone"])
+def test_an_index_is_tuned_on_the_planned_queries_or_said_to_be_tuned_on_documents(pair, lose):
+    assert tuned_on(pair, pair.candidate) == "queries"
+    lose(pair.judged)
+    lance.write_dataset(ONE_MORE, pair.source, mode="append")
+    heard = Heard()
+    newer = catch_up(pair.config(), pair.candidate, heard, executor=Inline())
+    assert tuned_on(pair, newer) == "documents"
+    assert any("tuned on documents" in words for words in heard.said)
+
+
+@pytest.mark.parametrize("planned", ["pair", "late"])
+def test_a_caught_up_release_is_judged_by_the_gate_of_its_line(planned, request):
+    chosen = request.getfixturevalue(planned)
+    judged = chosen.judged or chosen.judge(QUERIES)
+    first = chosen.compare(queries=judged, margin=0.3)
+    lance.write_dataset(ONE_MORE, chosen.source, mode="append")
+    newer = catch_up(chosen.config(margin=0.9), chosen.candidate, Silent(), executor=Inline())
+    assert newer.id != chosen.candidate.id
+    assert newer.gate == chosen.candidate.gate
+    record = chosen.compare(which=newer.id, queries=judged, margin=0.9)
+    assert record["gate"] == first["gate"]
+    assert [e["candidate"] for e in record["earlier"]] == [chosen.candidate.id]
+    cut(judged, 26)
+    with pytest.raises(UsageError, match="was planned with"):
+        chosen.compare(which=newer.id, queries=judged)
+
+
+def test_of_two_candidates_each_is_judged_by_its_own_plan(pair):
+    other = pair.judge(40)
+    second = pair.build(24, queries=other, margin=0.4)
+    for release, count, margin in ((pair.candidate, QUERIES, None), (second, 40, 0.4)):
+        record = pair.compare(which=release.id, queries=other, margin=0.9)
+        assert (record["queries"]["count"], record["gate"]["margin"]) == (count, margin)
+
+
+def verdicts(pair: Pair) -> dict[str, str | None]:
+    return {c["release"]: c["verdict"] for c in status(pair.catalog)["candidates"]}
+
+
+def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
+    pair.compare(Asked(margin=0.9, reason="try"))
+    third = pair.build(24)
+    promote(pair.catalog, third.id, force_reason="a test")
+    with pytest.raises(Conflict, match=f"compared with {pair.live.id}, but {third.id} is live now"):
+        promote(pair.catalog, pair.candidate.id)
+    assert verdicts(pair) == {pair.candidate.origin: None}
+    assert pair.compare()["earlier"] == [], "with another live line"
+    assert verdicts(pair)[pair.candidate.origin] is not None
+
+
+# --- a gate that cannot be passed: an audited change of margin, and choices that work ---
+
+
+def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair):
+    assert pair.compare()["verdict"] != "pass"
+    said = pair.said("compare", "--margin", "0.9", "--reason", "quality is not why we move")
+    assert "changed from margin 0.01 or 2 % of live to margin 0.9 by " in said
+    step = promote(pair.catalog, pair.candidate.id)
+    (change,) = step.grounds.comparison["changes"]
+    assert (change["before"], change["after"]) == ({"margin": None}, {"margin": 0.9})
+    assert change["reason"] == "quality is not why we move"
+    assert change["by"] == step.by
+    assert change["at"] <= step.at
+    assert pair.catalog.release(pair.candidate.id).gate["margin"] is None, "the plan stays"
+    assert "quality is not why we move" in pair.said("history")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--margin", "0.2"),
+        ("--changed-queries",),
+        ("--reason", "why"),
+        ("--margin", "0.2", "--reason", " "),
+        ("--margin", "1", "--reason", "why"),
+        ("--margin", "0", "--reason", "why"),
+    ],
+)
+def test_a_change_without_a_reason_or_out_of_range_is_refused(pair, options):
+    with pytest.raises(AssertionError, match=r"go together|not in the range"):
+        pair.said("compare", *options)
+    assert pair.kept() == []
+
+
+@pytest.mark.parametrize("dim", [16, 250], ids=["fail", "inconclusive"])
+@pytest.mark.parametrize("changed", [False, True], ids=["planned", "changed"])
+def test_every_choice_that_is_printed_works_and_embeds_nothing(pair, dim, changed):
+    release = pair.build(dim)
+    asked: tuple[str, ...] = ()
+    if changed:
+        cut(pair.judged, 40)
+        asked = ("--changed-queries", "--margin", "0.001", "--reason", "why")
+    code = {16: 3, 250: 6}[dim]
+    said = pair.said("compare", "--candidate", release.id, *asked, code=code)
+    lines = [re.match(r"(?:Next|  or): reembed (.*)", line) for line in said.splitlines()]
+    printed = [shlex.split(line[1], comments=True) for line in lines if line]
+    verbs = ["status", *(["compare"] if dim == 250 else []), "compare", "promote"]
+    assert [p[0] for p in printed] == verbs
+    if changed:  # what was accepted already is asked for again
+        assert all("--changed-queries" in p and "--margin" in p for p in printed[1:-1])
+    files = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
+    for number, (verb, *arguments) in enumerate(printed):
+        widens = "--margin" in arguments and number == len(printed) - 2
+        assert "-c" in arguments
+        result = CliRunner().invoke(reembed_cli, [verb, *arguments])
+        assert result.exit_code == (0 if verb != "compare" or widens else code), result.output
+    after = {p for p, _ in pair.catalog.storage.objects("") if p.startswith(("tables/", "runs/"))}
+    assert after == files
+    assert pair.catalog.live().release.id == release.id
+    assert pair.catalog.live().grounds.forced
+
+
+@pytest.mark.parametrize("asked", [PLANNED, Asked(margin=0.002, reason="strict")])
+def test_the_report_draws_the_loss_that_was_allowed_for_each_metric(pair, asked):
+    record = pair.compare(asked)
+    allowed = {r["name"]: r["margin"] for r in record["rules"] if r["margin"] is not None}
+    live = record["metrics"]["recall@10"]["live"]
+    floor = 0.02 * live
+    assert floor > 0.01
+    assert allowed["recall@10 change"] == pytest.approx(asked.margin or floor)
+    drawn = re.findall(r"allowed loss ([\d.]+)", Path(record["report"]).read_text())
+    assert drawn == [f"{margin:.4f}" for margin in allowed.values()]
+
+
+def test_ignored_gate_settings_are_answered_with_flags_and_not_with_embedding_again(pair):
+    with pytest.raises(AssertionError) as failed:
+        pair.said("compare", "--set", "gate.margin=0.9")
+    said = str(failed.value)
+    assert "fixed when the run was planned: gate.margin 0.9 (planned: left out)" in said
+    assert "`--margin X --reason WHY`" in said
+    assert "--fresh" not in said
+
+
+def test_what_to_do_is_in_the_report_too(pair):
+    page = Path(pair.compare()["report"]).read_text()
+    assert "--margin" in page
+    assert "--force --reason" in page
+    assert "reembed run" not in page
+
+
+@pytest.mark.parametrize("today", [{}, {"queries": "other"}, {"queries": "other", "margin": 0.9}])
+def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today):
+    catalog = Catalog(Storage.open(str(tmp_path)), "docs")
+    planned = FrozenGate(queries="planned", sha256="0", count=30)
+    releases = [make_release(catalog, n, gate=planned.model_dump()) for n in ("a", "b")]
+    for release in releases:
+        found = comparisons._planned(catalog, releases[0], release, GateConfig(**today))
+        assert found == (planned, False)
+
+
+def test_a_release_that_was_planned_without_queries_is_not_compared_without_them(tmp_path):
+    catalog = Catalog(Storage.open(str(tmp_path)), "docs")
+    release = make_release(catalog, "a", gate=FrozenGate().model_dump())
+    with pytest.raises(UsageError, match="planned without judged queries"):
+        comparisons._planned(catalog, release, release, GateConfig())

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reembed.config.settings import GateConfig
+from reembed.errors import IntegrityError
+from reembed.evaluation.gate import MIN_QUERIES, Relevance, Rule, Shared, Verdict, combine, judge
+
+GATE = GateConfig()
+EXACT = np.ones(200)
+
+
+def releases(change: float, n: int, seed: int = 0, sd: float = 0.18) -> Relevance:
+    """Two releases whose nDCG@10 and recall@10 truly differ by `change`."""
+    rng = np.random.default_rng(seed)
+    live = rng.uniform(0.1, 0.6, n)
+    shared = rng.normal(0, sd, n)
+    ndcg = live + change + shared
+    recall = live + change + 0.6 * shared + rng.normal(0, 0.8 * sd, n)
+    return Relevance(live, ndcg, live, recall)
+
+
+def decide(relevance: Relevance | None, **changed: object) -> Verdict:
+    arguments = {"verified": True, "ann_recall_Q": EXACT, "relevance": relevance, **changed}
+    return judge(GATE, **arguments)
+
+
+def rule_of(verdict: Verdict, name: str) -> Rule:
+    return next(rule for rule in verdict.rules if rule.name == name)
+
+
+def promoted(change: float, n: int, trials: int = 300) -> float:
+    return float(
+        np.mean([decide(releases(change, n, seed)).verdict == "pass" for seed in range(trials)])
+    )
+
+
+def test_a_worse_model_is_not_promoted():
+    assert promoted(-0.03, 200) < 0.05
+    assert promoted(-0.03, 1000, trials=100) == 0.0
+
+
+def test_a_model_worse_by_exactly_the_margin_is_promoted_in_at_most_five_percent():
+    assert promoted(-0.01, 200) < 0.07
+
+
+def test_a_better_model_is_promoted_with_enough_queries():
+    assert promoted(0.02, 1000) > 0.95
+
+
+def test_few_queries_leave_an_equal_model_undecided_rather_than_promoted_or_failed():
+    verdicts = [decide(releases(0.0, 50, seed)).verdict for seed in range(200)]
+    assert verdicts.count("inconclusive") / 200 > 0.8
+
+
+def test_a_much_worse_model_fails():
+    verdict = decide(releases(-0.2, 300))
+    assert verdict.verdict == "fail"
+    assert verdict.queries_needed is None
+    assert rule_of(verdict, "nDCG@10 change").observed == pytest.approx(-0.2, abs=0.05)
+
+
+def test_an_identical_release_passes():
+    live = np.random.default_rng(0).uniform(0, 1, 300)
+    verdict = decide(Relevance(live, live, live, live))
+    assert verdict.verdict == "pass"
+    assert [rule.verdict for rule in verdict.rules] == ["pass"] * 7
+
+
+def test_a_handful_of_identical_results_is_not_evidence():
+    live = np.full(MIN_QUERIES - 1, 0.5)
+    verdict = decide(Relevance(live, live, live, live))
+    assert verdict.verdict == "inconclusive"
+    assert verdict.queries_needed is not None
+    assert verdict.queries_needed > 100
+
+
+def test_one_query_is_inconclusive_and_its_record_is_json():
+    one = np.array([0.5])
+    verdict = decide(Relevance(one, one, one, one), ann_recall_Q=one)
+    assert verdict.verdict == "inconclusive"
+    assert rule_of(verdict, "nDCG@10 change").bound is None
+    json.dumps(verdict.to_json(), allow_nan=False)
+
+
+def test_inconclusive_says_how_many_queries_would_decide():
+    relevance = releases(0.0, 50)
+    verdict = decide(relevance)
+    sd = np.std(relevance.candidate_ndcg_Q - relevance.live_ndcg_Q, ddof=1)
+    rule = rule_of(verdict, "nDCG@10 change")
+    assert rule.queries_needed == pytest.approx((2.487 * sd / 0.01) ** 2, abs=1)
+    assert verdict.queries_needed == max(r.queries_needed or 0 for r in verdict.rules)
+    assert f"about {rule.queries_needed} queries" in rule.detail
+
+
+def test_inconclusive_with_queries_enough_does_not_ask_for_fewer_than_there_are():
+    rng = np.random.default_rng(0)
+    live = np.full(5000, 0.3)
+    noise = rng.normal(0, 0.2, 5000)
+    candidate = live - 0.01 + (noise - noise.mean())
+    verdict = decide(Relevance(live, candidate, live, candidate))
+    assert verdict.verdict == "inconclusive"
+    assert verdict.queries_needed is None
+    assert "too near the limit" in rule_of(verdict, "nDCG@10 change").detail
+
+
+def test_recall_alone_can_fail_the_gate():
+    good, bad = releases(0.05, 500), releases(-0.1, 500)
+    verdict = decide(
+        Relevance(
+            good.live_ndcg_Q, good.candidate_ndcg_Q, bad.live_recall_Q, bad.candidate_recall_Q
+        )
+    )
+    assert verdict.verdict == "fail"
+    assert rule_of(verdict, "nDCG@10 change").verdict == "pass"
+
+
+def test_a_margin_that_is_left_out_is_two_percent_of_live_where_that_is_more():
+    low, high = np.full(100, 0.2), np.full(100, 0.9)
+    verdict = decide(Relevance(low, low - 0.015, high, high - 0.015))
+    assert rule_of(verdict, "nDCG@10 change").required == pytest.approx(-0.01)
+    assert rule_of(verdict, "nDCG@10 change").verdict == "fail"
+    assert rule_of(verdict, "recall@10 change").margin == pytest.approx(0.018)
+    assert rule_of(verdict, "recall@10 change").verdict == "pass"
+
+
+def test_two_releases_that_find_nothing_are_not_equally_good():
+    zeros = np.zeros(100)
+    nothing = Relevance(zeros, zeros, zeros, zeros)
+    verdict = judge(GateConfig(), verified=True, ann_recall_Q=EXACT, relevance=nothing)
+    assert verdict.verdict == "inconclusive"
+    assert "0 for every query in both" in rule_of(verdict, "nDCG@10 change").detail
+
+
+@pytest.mark.parametrize("margin", [0.001, 0.01, 0.3])
+def test_a_margin_that_is_set_is_applied_as_it_is(margin):
+    live = np.full(100, 0.9)
+    loses = Relevance(live, live - 0.015, live, live - 0.015)
+    verdict = judge(GateConfig(margin=margin), verified=True, ann_recall_Q=EXACT, relevance=loses)
+    rule = rule_of(verdict, "nDCG@10 change")
+    assert (rule.margin, rule.required) == (margin, -margin)
+    assert rule.verdict == ("pass" if margin > 0.015 else "fail")
+
+
+def test_the_margin_that_is_said_to_pass_passes_and_a_thousandth_less_does_not():
+    for seed in range(20):
+        relevance = releases(-0.001, 1000, seed)
+        needed = decide(relevance).margin_needed
+        if decide(relevance).verdict == "pass":
+            assert needed is None
+            continue
+        for margin, expected in ((needed, True), (needed - 0.001, False)):
+            gate = GateConfig(margin=margin)
+            verdict = judge(gate, verified=True, ann_recall_Q=EXACT, relevance=relevance)
+            assert (verdict.verdict == "pass") is expected
+
+
+def test_no_margin_is_said_to_pass_where_something_else_stands_in_the_way():
+    worse = releases(-0.05, 300)
+    assert decide(worse).margin_needed is not None
+    assert decide(worse, verified=False).margin_needed is None
+    assert decide(worse, ann_recall_Q=np.full(300, 0.5)).margin_needed is None
+    assert decide(releases(-0.05, MIN_QUERIES - 1)).margin_needed is None
+    assert decide(None).margin_needed is None
+
+
+def test_without_judged_queries_the_verdict_is_inconclusive_and_says_so():
+    verdict = decide(None)
+    assert verdict.verdict == "inconclusive"
+    assert rule_of(verdict, "relevance").detail == ("no relevance evidence: structural checks only")
+
+
+def test_an_unverified_candidate_fails_whatever_its_relevance():
+    assert decide(releases(0.1, 1000), verified=False).verdict == "fail"
+    assert decide(None, verified=False).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("share_of_perfect", "expected"), [(1.0, "pass"), (0.97, "pass"), (0.5, "fail")]
+)
+def test_ann_recall_must_reach_its_target(share_of_perfect, expected):
+    ann_recall = np.where(np.random.default_rng(0).random(1000) < share_of_perfect, 1.0, 0.8)
+    verdict = decide(releases(0.05, 2000), ann_recall_Q=ann_recall)
+    assert rule_of(verdict, "ann_recall@10").verdict == expected
+    assert verdict.verdict == expected
+
+
+def test_ann_recall_near_its_target_is_inconclusive():
+    ann_recall = np.where(np.arange(100) % 4 == 0, 0.82, 1.0)
+    rule = rule_of(decide(None, ann_recall_Q=ann_recall), "ann_recall@10")
+    assert rule.verdict == "inconclusive"
+    assert rule.queries_needed is not None
+
+
+def test_exact_search_passes_even_a_target_of_one():
+    verdict = judge(GateConfig(ann_recall=1.0), verified=True, ann_recall_Q=EXACT, relevance=None)
+    assert rule_of(verdict, "ann_recall@10").verdict == "pass"
+
+
+def test_unmeasured_ann_recall_does_not_pass():
+    rule = rule_of(decide(None, ann_recall_Q=np.array([])), "ann_recall@10")
+    assert rule.verdict == "inconclusive"
+
+
+def test_unpaired_metrics_are_refused():
+    with pytest.raises(ValueError, match="no pairs"):
+        decide(Relevance(np.ones(3), np.ones(4), np.ones(3), np.ones(3)))
+
+
+outcomes = st.lists(st.sampled_from(["pass", "fail", "inconclusive"]), max_size=6)
+
+
+@given(outcomes)
+@settings(deadline=None)
+def test_the_worst_rule_decides(found):
+    verdict = combine(*(Rule(f"rule {i}", outcome, "") for i, outcome in enumerate(found)))
+    if "fail" in found:
+        assert verdict.verdict == "fail"
+    else:
+        assert verdict.verdict == (
+            "inconclusive" if "inconclusive" in found or not found else "pass"
+        )
+
+
+def test_a_verdict_survives_json():
+    for relevance in (None, releases(0.0, 60), releases(0.1, 600), releases(-0.3, 200)):
+        verdict = decide(relevance)
+        assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"verdict": "pass"},
+        {"rules": []},
+        {"rules": [{"name": "x"}]},
+        {"queries_needed": 1},
+    ],
+)
+def test_an_edited_verdict_is_refused(edit):
+    record = {**decide(releases(-0.3, 200)).to_json(), **edit}
+    with pytest.raises(IntegrityError, match="damaged"):
+        Verdict.from_json(record)
+
+
+def test_a_record_without_rules_is_refused():
+    with pytest.raises(IntegrityError, match="damaged"):
+        Verdict.from_json({"verdict": "pass", "queries_needed": None})
+
+
+@pytest.mark.parametrize(
+    ("judged", "every", "verdict"),
+    [(1, 1, "pass"), (0.98, 0.95, "pass"), (0.97, 1, "inconclusive"), (1, 0.94, "inconclusive")],
+)
+def test_releases_of_other_documents_are_not_compared(judged, every, verdict):
+    found, ones = Shared(judged, every, "source.filter is another"), np.ones(100)
+    decided = judge(
+        GateConfig(), verified=True, ann_recall_Q=ones,
+        relevance=Relevance(ones, ones, ones, ones), shared=found,
+    )  # fmt: skip
+    assert decided.verdict == verdict
+    assert decided.margin_needed is None
+    failing = [r.detail for r in decided.rules if r.verdict != "pass"]
+    assert all(detail.endswith(found.why) for detail in failing)
+
+
+def test_judgements_of_documents_that_are_not_there_do_not_pass():
+    zeros = np.zeros(300)
+    verdict = judge(
+        GateConfig(), verified=True, ann_recall_Q=np.ones(300),
+        relevance=Relevance(zeros, zeros, zeros, zeros), judged_present=0.2,
+    )  # fmt: skip
+    assert verdict.verdict == "inconclusive"

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ir_measures import RR, Judged, R, nDCG
+
+from reembed.errors import IntegrityError
+from reembed.evaluation.metrics import (
+    Judgements,
+    judged_at,
+    latency_ms,
+    mrr_at,
+    ndcg_at,
+    number_documents,
+    overlap_at,
+    paired_interval,
+    queries_needed,
+    recall_at,
+)
+from reembed.evaluation.queries import EvalSet, load_eval_set
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def eval_set(qrels: list[dict[str, int]]) -> EvalSet:
+    ids = [f"q{number}" for number in range(len(qrels))]
+    return EvalSet(ids, [f"text of {i}" for i in ids], qrels, "test", "0" * 64, 0)
+
+
+def ints(rows: list[list[int]]) -> np.ndarray:
+    return np.array(rows, dtype=np.int64)
+
+
+def random_case(
+    seed: int, num_queries: int = 40, num_docs: int = 150
+) -> tuple[EvalSet, list[list[str]]]:
+    """Grades -1..3, unjudged documents, and lists of 0 to 120 results."""
+    rng = np.random.default_rng(seed)
+    docs = [f"d{number}" for number in range(num_docs)]
+    qrels, results = [], []
+    for _ in range(num_queries):
+        judged = rng.choice(docs, size=int(rng.integers(1, 60)), replace=False)
+        grades = {str(doc): int(rng.integers(-1, 4)) for doc in judged}
+        grades[str(judged[0])] = 1
+        qrels.append(grades)
+        found = rng.choice(docs, size=int(rng.integers(0, 121)), replace=False)
+        results.append([str(doc) for doc in found])
+    return eval_set(qrels), results
+
+
+def oracle(judged: EvalSet, results: list[list[str]], measure: ir_measures.Measure) -> np.ndarray:
+    qrels = [
+        ir_measures.Qrel(query_id, doc, grade)
+        for query_id, grades in zip(judged.query_ids, judged.qrels, strict=True)
+        for doc, grade in grades.items()
+    ]
+    run = [
+        ir_measures.ScoredDoc(query_id, doc, 1000.0 - rank)
+        for query_id, docs in zip(judged.query_ids, results, strict=True)
+        for rank, doc in enumerate(docs)
+    ]
+    value = {m.query_id: m.value for m in ir_measures.iter_calc([measure], qrels, run)}
+    return np.array([value.get(query_id, 0.0) for query_id in judged.query_ids])
+
+
+METRICS = [
+    (ndcg_at, nDCG @ 10, 10),
+    (ndcg_at, nDCG @ 100, 100),
+    (recall_at, R @ 10, 10),
+    (recall_at, R @ 100, 100),
+    (mrr_at, RR @ 10, 10),
+    (judged_at, Judged @ 10, 10),
+]
+METRIC_IDS = [str(measure) for _, measure, _ in METRICS]
+
+
+@pytest.mark.parametrize(("metric", "measure", "k"), METRICS, ids=METRIC_IDS)
+def test_metrics_equal_ir_measures_on_random_lists(metric, measure, k):
+    for seed in range(8):
+        judged, results = random_case(seed)
+        judgements, (results_QK,) = number_documents(judged, results)
+        values_Q = metric(results_QK, judgements, k)
+        assert values_Q.dtype == np.float64
+        np.testing.assert_allclose(values_Q, oracle(judged, results, measure), atol=1e-9)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the judged collections lie outside the repository")
+@pytest.mark.parametrize("name", ["cranfield", "cisi", "scifact", "nfcorpus-prep"])
+def test_metrics_equal_ir_measures_on_real_judgements(name):
+    judged = load_eval_set(str(SHARED / name), "test", {})
+    rng = np.random.default_rng(5)
+    docs = np.array(sorted({doc for qrels in judged.qrels for doc in qrels}))
+    results = []
+    for qrels in judged.qrels:
+        mixed = [*rng.choice(list(qrels), size=min(8, len(qrels)), replace=False)]
+        mixed += [*rng.choice(docs, size=100, replace=False)]
+        results.append(list(dict.fromkeys(str(doc) for doc in rng.permutation(mixed))))
+    judgements, (results_QK,) = number_documents(judged, results)
+    for metric, measure, k in METRICS:
+        values_Q = metric(results_QK, judgements, k)
+        np.testing.assert_allclose(values_Q, oracle(judged, results, measure), atol=1e-9)
+
+
+def test_a_perfect_list_scores_one_and_an_empty_one_zero():
+    judged = eval_set([{"a": 3, "b": 1, "c": 0}, {"a": 1}])
+    judgements, (results_QK,) = number_documents(judged, [["a", "b"], []])
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        assert metric(results_QK, judgements, 10).tolist() == [1.0, 0.0]
+
+
+def test_no_results_at_all_score_zero():
+    judgements, (results_QK,) = number_documents(eval_set([{"a": 1}, {"b": 1}]), [[], []])
+    assert results_QK.shape == (2, 0)
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        assert metric(results_QK, judgements, 10).tolist() == [0.0, 0.0]
+    assert overlap_at(results_QK, results_QK, 10).tolist() == [1.0, 1.0]
+
+
+def test_a_judged_irrelevant_document_counts_as_judged_but_not_as_relevant():
+    judged = eval_set([{"a": 0, "b": -2, "c": 1}])
+    judgements, (results_QK,) = number_documents(judged, [["a", "b", "new", "newer"]])
+    assert judged_at(results_QK, judgements, 10).tolist() == [0.5]
+    assert judged_at(results_QK, judgements, 1).tolist() == [1.0]
+    assert ndcg_at(results_QK, judgements, 10).tolist() == [0.0]
+    assert recall_at(results_QK, judgements, 10).tolist() == [0.0]
+
+
+def test_a_relevant_document_below_k_does_not_count():
+    judgements, (results_QK,) = number_documents(eval_set([{"a": 1}]), [["x", "y", "a"]])
+    assert mrr_at(results_QK, judgements, 2).tolist() == [0.0]
+    assert mrr_at(results_QK, judgements, 3).tolist() == pytest.approx([1 / 3])
+    assert ndcg_at(results_QK, judgements, 3).tolist() == pytest.approx([1 / math.log2(4)])
+
+
+def test_judgements_of_one_query_do_not_leak_into_the_next():
+    judgements, (results_QK,) = number_documents(
+        eval_set([{"a": 1}, {"b": 1}]), [["b", "z"], ["a", "z"]]
+    )
+    assert recall_at(results_QK, judgements, 10).tolist() == [0.0, 0.0]
+
+
+def test_both_releases_share_one_numbering():
+    judgements, (live_QK, candidate_QK) = number_documents(
+        eval_set([{"a": 1}]), [["a", "b", "c"]], [["c", "d"]]
+    )
+    assert judgements.num_documents == 4
+    assert overlap_at(live_QK, candidate_QK, 10).tolist() == pytest.approx([1 / 3])
+
+
+def test_a_list_with_a_document_twice_is_refused():
+    with pytest.raises(IntegrityError, match="'q0' found document 'a' twice"):
+        number_documents(eval_set([{"a": 1}]), [["b", "a", "a"]])
+
+
+def test_results_of_another_numbering_are_refused():
+    judgements, _ = number_documents(eval_set([{"a": 1}]), [["a"]])
+    with pytest.raises(ValueError, match="not numbered together"):
+        ndcg_at(ints([[7]]), judgements, 10)
+    with pytest.raises(ValueError, match="2 result lists for 1 queries"):
+        number_documents(eval_set([{"a": 1}]), [["a"], ["b"]])
+
+
+cases = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from("abcdefgh"), st.integers(-1, 3), min_size=1),
+        st.lists(st.sampled_from("abcdefghxyz"), unique=True),
+        st.lists(st.sampled_from("abcdefghxyz"), unique=True),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(cases, st.integers(1, 12))
+@settings(deadline=None)
+def test_every_metric_lies_between_zero_and_one(case, k):
+    judged = eval_set([qrels for qrels, _, _ in case])
+    judgements, (a_QK, b_QK) = number_documents(
+        judged, [a for _, a, _ in case], [b for _, _, b in case]
+    )
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        values_Q = metric(a_QK, judgements, k)
+        assert values_Q.shape == (len(case),)
+        assert (values_Q >= 0).all()
+        assert (values_Q <= 1 + 1e-12).all()
+    overlap_Q = overlap_at(a_QK, b_QK, k)
+    assert ((overlap_Q >= 0) & (overlap_Q <= 1)).all()
+    np.testing.assert_array_equal(overlap_Q, overlap_at(b_QK, a_QK, k))
+    np.testing.assert_array_equal(overlap_at(a_QK, a_QK, k), 1.0)
+
+
+@given(cases, st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_order_of_queries_and_names_of_documents_do_not_matter(case, random):
+    order = list(range(len(case)))
+    random.shuffle(order)
+    name = dict(zip("abcdefghxyz", random.sample("ABCDEFGHXYZ", 11), strict=True))
+    shuffled = [case[i] for i in order]
+    renamed = eval_set([{name[doc]: grade for doc, grade in q.items()} for q, _, _ in shuffled])
+    plain, (plain_QK,) = number_documents(
+        eval_set([qrels for qrels, _, _ in case]), [results for _, results, _ in case]
+    )
+    other, (other_QK,) = number_documents(
+        renamed, [[name[doc] for doc in results] for _, results, _ in shuffled]
+    )
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        expected_Q = metric(plain_QK, plain, 5)[order]
+        np.testing.assert_allclose(metric(other_QK, other, 5), expected_Q, atol=1e-12)
+
+
+def test_no_judgements_score_zero_instead_of_nan():
+    none = ints([])
+    judgements = Judgements(1, 3, none, none, none)
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        assert metric(ints([[0, 1, -1]]), judgements, 10).tolist() == [0.0]
+
+
+def test_interval_equals_scipy():
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(0.01, 0.2, 37)
+    interval = paired_interval(values)
+    low, high = stats.t.interval(0.95, 36, values.mean(), stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+    test = stats.ttest_1samp(values, interval.lower, alternative="greater")
+    assert test.pvalue == pytest.approx(0.05)
+    assert interval.upper - interval.mean == pytest.approx(interval.mean - interval.lower)
+
+
+def test_interval_of_one_value_is_unbounded():
+    interval = paired_interval(np.array([0.3]))
+    assert (interval.mean, interval.lower, interval.upper) == (0.3, -math.inf, math.inf)
+    assert (interval.low, interval.high, interval.n) == (-math.inf, math.inf, 1)
+
+
+def test_interval_of_equal_values_has_no_width():
+    interval = paired_interval(np.ones(50))
+    assert (interval.low, interval.lower, interval.upper, interval.high) == (1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf, 0.0]])
+def test_interval_refuses_nothing_and_nan(values):
+    with pytest.raises(ValueError, match="at least one value"):
+        paired_interval(np.array(values, dtype=np.float64))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))
+@settings(deadline=None)
+def test_interval_mirrors_when_releases_swap_places(deltas):
+    there, back = paired_interval(np.array(deltas)), paired_interval(-np.array(deltas))
+    assert there.lower == pytest.approx(-back.upper)
+    assert there.low <= there.lower <= there.mean <= there.upper <= there.high
+
+
+def test_queries_needed_matches_the_formula_and_rounds_up():
+    assert queries_needed(0.2, 0.01) == math.ceil((2.487 * 20) ** 2) == 2475
+    assert queries_needed(0.0, 0.01) == 1
+
+
+def test_queries_needed_gives_80_percent_power_to_an_equal_system():
+    rng = np.random.default_rng(1)
+    n = queries_needed(0.2, 0.05)
+    cleared = [paired_interval(rng.normal(0, 0.2, n)).lower > -0.05 for _ in range(1500)]
+    assert 0.75 < np.mean(cleared) < 0.85
+
+
+def test_latency_percentiles_are_measured_values_in_milliseconds():
+    latencies_s = np.array([0.001] * 98 + [0.050, 0.2])
+    assert latency_ms(latencies_s) == pytest.approx({"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0})

@@ -1,0 +1,259 @@
+"""What gc takes and what it leaves, with several releases, tables and unfinished runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lance
+import pytest
+from inline import Inline, Silent
+
+from reembed import faults
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run, driving, open_runs
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.lifecycle import gc
+from reembed.store.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+@pytest.fixture
+def root(corpus, make_config):
+    """(catalog, releases, interrupted): three models that served, and `interrupted(dim, point)`."""
+    uri = corpus(130)
+    catalog, releases = None, []
+
+    def config(dim):
+        return make_config(uri, encoder={"model": f"hashing:{dim}"}, embed={"reuse": False})
+
+    for dim in (16, 24, 32):
+        catalog = Catalog(Storage.open(config(dim).storage.root), config(dim).alias)
+        releases.append(full_rebuild(config(dim), Silent(), executor=Inline()))
+        catalog.append(catalog.live(), "promote", releases[-1])
+
+    def interrupted(dim, point, what=None):
+        def hook(name):
+            if name == point:
+                raise Killed
+
+        before = open_runs(catalog.storage, catalog.alias)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(faults, "hook", hook)
+            with pytest.raises(Killed):
+                (what or (lambda: full_rebuild(config(dim), Silent(), executor=Inline())))()
+        (run,) = [r for r in open_runs(catalog.storage, catalog.alias) if r not in before]
+        return run
+
+    interrupted.config, interrupted.uri = config, uri
+    return catalog, releases, interrupted
+
+
+def files(storage, prefix):
+    return {path for path, _ in storage.objects(prefix)}
+
+
+def test_files_that_any_kept_releases_record_names_stay_whatever_lance_says(root, monkeypatch):
+    catalog, releases, _ = root
+    monkeypatch.setattr(gc, "used_files", lambda storage, table: set())
+    planned = gc.plan(catalog, 3)
+    assert not planned.remove
+    assert not [o for o in planned.orphans if o.path.startswith(tuple(r.table for r in releases))]
+
+
+def test_only_what_no_unfinished_run_needs_is_taken(root):
+    catalog, releases, interrupted = root
+    runs = [interrupted(40, "table.before_commit"), interrupted(48, "run.before_register")]
+    before = {r.id: files(catalog.storage, f"{r.plan().table}/") for r in runs}
+    planned = gc.plan(catalog, 1)
+    assert set(planned.held_runs) == {r.id for r in runs}
+    assert (planned.dropped_runs, planned.tables, planned.trim, planned.orphans) == ([], [], [], [])
+    assert [r.release for r in planned.remove] == [releases[0].id]
+    gc.apply(catalog, planned, 1)
+    for run in runs:
+        assert files(catalog.storage, f"{run.plan().table}/") == before[run.id]
+        assert run.staged()
+    assert not files(catalog.storage, f"{releases[0].table}/")
+    assert not files(catalog.storage, f"{releases[0].index}/")
+    assert gc.plan(catalog, 1).remove == []
+
+
+def test_of_several_unfinished_runs_only_the_one_that_is_given_up_goes(root):
+    catalog, _releases, interrupted = root
+    one, other = interrupted(40, "run.before_register"), interrupted(48, "table.before_commit")
+    planned = gc.plan(catalog, 3, dropping=one.id)
+    assert (planned.dropped_runs, planned.held_runs) == ([one.id], [other.id])
+    assert planned.tables == [one.plan().table]
+    assert planned.tables_bytes == sum(
+        n for _, n in catalog.storage.objects(f"{one.plan().table}/")
+    )
+    one.abandon()
+    pin = one.pin_tag
+    assert {pin, other.pin_tag} <= lance.dataset(interrupted.uri).tags.list().keys()
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    for place in (one.plan().table, f"indexes/{one.id}", one.path("units"), one.path("attempts")):
+        assert not files(catalog.storage, f"{place}/")
+    assert files(catalog.storage, f"{other.plan().table}/data/")
+    assert other.staged()
+    left = lance.dataset(interrupted.uri).tags.list()
+    assert pin not in left
+    assert other.pin_tag in left
+    again = gc.plan(catalog, 3)
+    assert (again.dropped_runs, again.tables, again.trim, again.orphans) == ([], [], [], [])
+
+
+def test_what_can_be_given_up_is_an_unfinished_run_that_nobody_drives(root):
+    catalog, releases, interrupted = root
+    one, other = interrupted(40, "run.before_register"), interrupted(48, "table.before_commit")
+    assert [gc.droppable(catalog, r.id).id for r in (one, other)] == [one.id, other.id]
+    with pytest.raises(UsageError, match=f"no unfinished run {releases[1].run_id}"):
+        gc.droppable(catalog, releases[1].run_id)
+    with pytest.raises(UsageError, match="no unfinished run docs-0-v9-9"):
+        gc.droppable(catalog, "docs-0-v9-9")
+    with driving(other):
+        with pytest.raises(Conflict, match=f"{other.id} is being driven"):
+            gc.droppable(catalog, other.id)
+        assert gc.droppable(catalog, one.id).id == one.id
+
+
+def test_what_an_unfinished_catch_up_builds_on_stays_until_it_is_given_up(root):
+    catalog, releases, interrupted = root
+    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
+    run = interrupted(
+        16,
+        "table.before_commit",
+        lambda: catch_up(interrupted.config(16), releases[0], Silent(), executor=Inline()),
+    )
+    planned = gc.plan(catalog, 1)
+    assert planned.remove == []
+    assert f"run {run.id} builds on it" in {
+        k.why for k in planned.keep if k.release == releases[0].id
+    }
+    dropping = gc.plan(catalog, 1, dropping=run.id)
+    assert [r.release for r in dropping.remove] == [releases[0].id]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_as_are_asked_for_stay_and_never_less_than_live_and_previous(root, keep):
+    catalog, releases, _ = root
+    planned = gc.plan(catalog, keep)
+    gone = [r.release for r in planned.remove]
+    assert gone == ([releases[0].id] if keep < 3 else [])
+    assert [k.release for k in planned.keep][:2] == [releases[2].id, releases[1].id]
+    sizes = {r.release: (r.index_bytes, r.table_bytes) for r in planned.remove}
+    for release in releases[: len(gone)]:
+        index, table = (
+            sum(n for _, n in catalog.storage.objects(f"{p}/"))
+            for p in (release.index, release.table)
+        )
+        assert sizes[release.id] == (index, table)
+        assert planned.to_json()["bytes"] == index + table
+
+
+def test_a_release_that_became_needed_after_the_listing_stays(root):
+    catalog, releases, _ = root
+    planned = gc.plan(catalog, 1)
+    catalog.append(catalog.live(), "rollback", releases[0])
+    assert gc.apply(catalog, planned, 1) == []
+    assert not catalog.is_retired(releases[0].id)
+    assert files(catalog.storage, f"{releases[0].table}/data/")
+    assert files(catalog.storage, f"{releases[0].index}/")
+
+
+def test_files_that_the_records_of_any_kept_release_name_are_proven(root):
+    catalog, releases, _ = root
+    proven = gc._proven_files(catalog, releases)
+    for release in releases:
+        dataset = lance.dataset(catalog.storage.uri(release.table), release.table_version)
+        files = {
+            f"{release.table}/data/{f.path}"
+            for m in dataset.get_fragments()
+            for f in m.data_files()
+        }
+        assert len(files) > 1
+        assert files <= proven
+
+
+def test_only_an_unfinished_run_can_be_dropped(root):
+    catalog, releases, _ = root
+    for name in ("none-0-v1-1", releases[0].run_id, releases[1].run_id):
+        with pytest.raises(UsageError, match=f"has no unfinished run {name}"):
+            gc.droppable(catalog, name)
+
+
+def test_of_the_files_of_a_table_those_of_no_version_are_orphans_and_no_other(root):
+    catalog, releases, _ = root
+    table = releases[1].table
+    catalog.storage.write_bytes(f"{table}/data/stray.lance", b"stray")
+    listed = [gc.Orphan(*f) for f in catalog.storage.objects(f"{table}/")]
+    assert [o.path for o in gc._orphans(catalog, table, listed)] == [f"{table}/data/stray.lance"]
+
+
+def test_bytes_of_a_table_count_where_all_of_it_goes(root):
+    catalog, releases, _ = root
+    whole, part = (gc._removable(catalog, releases[1], whole=w) for w in (True, False))
+    assert (whole.index_bytes, part.table_bytes) == (part.index_bytes, 0)
+    assert whole.table_bytes == sum(s for _, s in catalog.storage.objects(f"{releases[1].table}/"))
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        *(("index", path) for path in ("aliases", "indexes/{other}", "indexes", "runs/{other}")),
+        *(("table", path) for path in ("releases", "tables", "{table}")),
+        ("run_id", "{other}"),
+        ("table_tag", "reembed-{other}"),
+    ],
+)
+def test_gc_deletes_nothing_on_the_word_of_a_release_that_names_what_is_not_its_own(
+    root, field, named
+):
+    """The record has the right form and sha256: someone wrote it."""
+    catalog, (first, other, _), _ = root
+    named = named.format(other=other.id, table=other.table)
+    planted = f"{first.id}-u1-1"
+    places = {"run_id": planted, "index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
+    release = replace(first, id=planted, **places | {field: named})
+    path = f"releases/{catalog.alias}/{planted}.json"
+    catalog.storage.create(path, release.to_json())
+    before = files(catalog.storage, "")
+    with pytest.raises(IntegrityError, match=f"{planted}.json names '{named}' in place of"):
+        gc.plan(catalog, 1)
+    assert files(catalog.storage, "") == before
+    catalog.storage.write(
+        path, replace(release, **{field: places.get(field, first.table)}).to_json()
+    )
+    assert planted in {r.release for r in gc.plan(catalog, 1).remove}
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [("table", "releases"), ("table", "{table}"), ("run_id", "x"), ("alias", "x")],
+)
+def test_gc_deletes_nothing_on_the_word_of_a_plan_that_names_what_is_not_its_own(
+    root, field, named
+):
+    catalog, (first, other, _), _ = root
+    named = named.format(table=other.table)
+    planted = Run(catalog.storage, first.id.replace("-v1-", "-v1-9"))
+    plan = replace(Run(catalog.storage, first.id).plan(), run_id=planted.id)
+    planted.write_plan(replace(plan, **{field: named}))
+    planted.abandon()
+    with pytest.raises(IntegrityError, match=f"{planted.id}/plan.json names '{named}' in place of"):
+        gc.plan(catalog, 3)
+    catalog.storage.write(planted.path("plan.json"), plan.to_json())
+    assert planted.id in gc.plan(catalog, 3).dropped_runs
+
+
+def test_a_file_among_the_tags_of_a_table_that_is_not_one_is_named(root):
+    catalog, releases, _ = root
+    stray = f"{releases[1].table}/_refs/tags/stray.json"
+    catalog.storage.write_bytes(stray, b"not a tag")
+    with pytest.raises(IntegrityError, match="its tags cannot be read"):
+        gc.apply(catalog, gc.plan(catalog, 0), 0)
+    catalog.storage.remove(stray)
+    assert gc.apply(catalog, gc.plan(catalog, 0), 0) is not None

@@ -1,0 +1,351 @@
+"""Every way a table can differ from its source is named, counted and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from reembed import encoders
+from reembed.config.settings import Config
+from reembed.digests import digest as text_hash
+from reembed.lifecycle import verify as verify_module
+from reembed.lifecycle.verify import FILES, ROWS, Difference, Journal, Subject, Verification, verify
+from reembed.lifecycle.verify import IDS as IDS_LEVEL
+from reembed.source.dataset import Source
+from reembed.store.storage import Storage
+from reembed.table import write as table
+from reembed.table.read import TableVersion, from_vectors, proof_of
+
+IDS = [f"d{i}" for i in range(30)]
+TEXTS = {d: f"the text of document number {d}" for d in IDS}
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """subject(rows) -> what verify takes, for a table of (id, text hash, space, vector) rows."""
+    uri = str(tmp_path / "source.lance")
+    lance.write_dataset(pa.table({"doc_id": IDS, "text": [TEXTS[d] for d in IDS]}), uri)
+    config = Config(
+        alias="a",
+        source={"uri": uri},
+        encoder={"model": "hashing:16"},
+        storage={"root": str(tmp_path / "root")},
+    )
+    space = encoders.describe(config.encoder, "float32")
+    storage = Storage.open(config.storage.root)
+
+    def make(rows, dead=(), index_ids=None):
+        columns = table.schema(space, pa.string(), [])
+        names, hashes, spaces, vectors = zip(*rows, strict=True)
+        data = [
+            list(names),
+            from_vectors(np.stack(vectors), pa.float32()),
+            list(spaces),
+            list(hashes),
+            [1] * len(rows),
+        ]
+        written = lance.write_dataset(
+            pa.table(data, columns),
+            storage.uri("tables/t.lance"),
+            mode="overwrite",
+            enable_stable_row_ids=True,
+        )
+        version = TableVersion(storage, "tables/t.lance", written.version, space.dim)
+        return Subject(Source.open(config), version, space, config.encoder, tuple(dead), index_ids)
+
+    def rows():
+        encoder = encoders.load_encoder(config.encoder)
+        vectors = encoder.embed(encoder.tokenize([TEXTS[d] for d in IDS], "document"))
+        return [
+            [d, text_hash(TEXTS[d].encode()), space.id, v]
+            for d, v in zip(IDS, vectors, strict=True)
+        ]
+
+    make.rows = rows
+    return make
+
+
+def found(report):
+    return {k: (d.count, d.examples) for k, d in report.differences.items() if d.count}
+
+
+def test_an_exact_table_passes_and_says_how_much_was_looked_at(subject):
+    report = verify(subject(subject.rows()))
+    assert report.passed
+    assert report.confidence == "every vector was re-embedded"
+    assert (report.documents, report.rows, report.sampled) == (30, 30, 30)
+
+
+def test_a_sample_states_its_confidence(subject):
+    assert verify(subject(subject.rows()), sample=10).confidence.startswith(
+        "10 re-embedded: with 99 % confidence under 46"
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (0, "files only, by name and size"),
+        (1, "files and ids only"),
+        (2, "no vector was re-embedded"),
+    ],
+)
+def test_a_level_below_vectors_says_what_was_looked_at(subject, level, said):
+    assert verify(subject(subject.rows()), level=level).confidence == said
+
+
+def test_a_sample_with_wrong_vectors_says_how_many_and_promises_nothing(subject):
+    rows = subject.rows()
+    for row in rows[:15]:
+        row[3] = -row[3]
+    report = verify(subject(rows), sample=20, seed=1)
+    wrong = report.differences["wrong_vector"].count
+    assert 5 <= wrong <= 15
+    assert report.confidence == f"{wrong} of 20 re-embedded have another vector"
+    assert report.to_json()["confidence"] == report.confidence
+    assert verify(subject(rows)).confidence == "15 of 30 re-embedded have another vector"
+
+
+def test_every_verification_draws_other_rows_and_says_by_which_seed(subject):
+    rows = subject.rows()
+    for row in rows:
+        row[3] = -row[3]
+    table = subject(rows)
+    one, other = (verify(table, sample=5) for _ in range(2))
+    assert one.seed != other.seed
+    again = verify(table, sample=5, seed=one.seed)
+    assert again.differences == one.differences
+    assert again.to_json()["seed"] == one.seed
+    assert len({verify(table, sample=5, seed=s).differences["wrong_vector"] for s in range(9)}) > 1
+    assert verify(table, level=ROWS, seed=1).seed is None
+
+
+def test_a_resumed_verification_names_the_seed_of_the_rows_it_took_over(subject):
+    table, done = subject(subject.rows()), {}
+    first = verify(table, sample=5, journal=Journal(done))
+    assert verify(table, sample=5, journal=Journal(done)).seed == first.seed
+
+
+def test_missing_and_extra_documents(subject):
+    rows = subject.rows()
+    rows[3][0] = "ghost"
+    assert found(verify(subject(rows), sample=0)) == {
+        "missing": (1, ("d3",)),
+        "extra": (1, ("ghost",)),
+    }
+
+
+def test_a_document_twice(subject):
+    rows = subject.rows()
+    assert found(verify(subject([*rows, rows[7]]), sample=0)) == {"duplicate": (1, ("d7",))}
+
+
+def test_two_documents_swapped_for_each_other(subject):
+    rows = subject.rows()
+    rows[1][1:], rows[2][1:] = rows[2][1:], rows[1][1:]
+    kinds = found(verify(subject(rows)))
+    assert set(kinds) == {"stale", "wrong_vector"}
+    assert set(kinds["stale"][1]) == {"d1", "d2"}
+
+
+def test_vectors_shuffled_under_their_ids_are_only_seen_by_embedding_again(subject):
+    rows = subject.rows()
+    rows[1][3], rows[2][3] = rows[2][3], rows[1][3]
+    assert verify(subject(rows), sample=0).passed
+    kinds = found(verify(subject(rows)))
+    assert kinds["wrong_vector"][0] == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_vectors_that_no_search_would_find(subject, value):
+    rows = subject.rows()
+    rows[4][3] = np.full(16, value, np.float32)
+    assert found(verify(subject(rows), sample=0)) == {"corrupt": (1, ("d4",))}
+
+
+def test_a_row_of_another_space(subject):
+    rows = subject.rows()
+    rows[9][2] = "000000000000"
+    assert found(verify(subject(rows), sample=0)) == {"mismatched": (1, ("d9",))}
+
+
+def test_dead_letters_excuse_a_missing_document_and_only_that(subject):
+    rows = subject.rows()
+    assert verify(subject(rows[1:], dead=["d0"]), sample=0).passed
+    assert found(verify(subject(rows, dead=["d0"]), sample=0)) == {"extra": (1, ("d0",))}
+
+
+def test_an_index_that_lacks_a_row_or_has_one_too_many(subject):
+    make = subject(subject.rows())
+    ids = np.sort(np.concatenate([i for i, _ in make.table.batches()]))
+    whole = subject(subject.rows(), index_ids=ids)
+    ids = np.sort(np.concatenate([i for i, _ in whole.table.batches()]))
+    assert verify(Subject(**{**vars(whole), "index_ids": ids}), sample=0).passed
+    short = Subject(**{**vars(whole), "index_ids": np.append(ids[1:], ids[-1] + 1)})
+    assert found(verify(short, sample=0))["unindexed"][0] == 2
+
+
+def test_carried_values_and_types_are_compared_with_the_source(tmp_path):
+    uri = str(tmp_path / "carried.lance")
+    years = [float("nan") if i == 5 else i / 4 for i in range(30)]
+    source = pa.table(
+        {"doc_id": IDS, "text": [TEXTS[d] for d in IDS], "year": years, "at": [{"a": 1}] * 30}
+    )
+    lance.write_dataset(source, uri)
+    config = Config(
+        alias="a",
+        source={"uri": uri},
+        encoder={"model": "hashing:16"},
+        table={"carry": ["year", "at"]},
+        storage={"root": str(tmp_path / "root")},
+    )
+    space = encoders.describe(config.encoder, "float32")
+    storage = Storage.open(config.storage.root)
+
+    def differences(found, kind, level=ROWS):
+        columns = table.schema(
+            space, pa.string(), [pa.field("year", kind), source.schema.field("at")]
+        )
+        data = [
+            IDS,
+            from_vectors(np.ones((30, 16), np.float32), pa.float32()),
+            [space.id] * 30,
+            [text_hash(TEXTS[d].encode()) for d in IDS],
+            [1] * 30,
+            found,
+            source["at"],
+        ]
+        version = lance.write_dataset(
+            pa.table(data, columns), storage.uri("t.lance"), mode="overwrite"
+        ).version
+        subject = Subject(
+            Source.open(config),
+            TableVersion(storage, "t.lance", version, 16),
+            space,
+            config.encoder,
+            (),
+        )
+        return {k: d for k, d in verify(subject, level=level).differences.items() if d.count}
+
+    assert differences(years, pa.float64()) == {}
+    other = [99.0, *years[1:7], 98.0, *years[8:]]
+    changed = differences(other, pa.float64())["carried"]
+    assert (changed.count, set(changed.examples)) == (2, {"d0", "d7"})
+    assert differences(other, pa.float64(), level=IDS_LEVEL) == {}
+    retyped = differences(years, pa.float32())["carried"]
+    assert retyped.count == 30
+    assert retyped.examples == ("year is float in the table and double in the source",)
+
+
+def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path, monkeypatch):
+    """Damage in each file alone, with more files than one step takes, a last short step included."""
+    count = 64 * 2 + 7
+    storage = Storage.open(str(tmp_path))
+    names = [f"{n:03d}.lance" for n in range(count)]
+    for name in names:
+        storage.write_bytes(f"t.lance/data/{name}", name.encode())
+    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
+    hashed = []
+    honest = verify_module.damaged_files
+
+    def damaged_files(storage, path, some):
+        hashed.extend(some)
+        return honest(storage, path, some)
+
+    monkeypatch.setattr(verify_module, "damaged_files", damaged_files)
+    damaged = names[3::17]
+    for name in damaged:
+        storage.write_bytes(f"t.lance/data/{name}", b"x")
+    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    done = {}
+    assert verify_module._damaged(subject, Journal(done), whole=True) == damaged
+    assert sorted(hashed) == names
+    assert len(done) == 3
+
+
+def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    names = [f"{n:03d}.lance" for n in range(130)]
+    for name in names:
+        storage.write_bytes(f"t.lance/data/{name}", name.encode())
+    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
+    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    done = {}
+    verify_module._damaged(subject, Journal(done), whole=True)
+    for group in list(done):
+        left = {k: v for k, v in done.items() if k != group}
+        first = int(group.removeprefix("files-"))
+        storage.write_bytes(f"t.lance/data/{names[first]}", b"x")
+        assert names[first] in verify_module._damaged(subject, Journal(left), whole=True)
+
+
+def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_receipt(subject):
+    whole = subject(subject.rows())
+    dataset = whole.table.dataset()
+    columns = dataset.schema
+    rows = dataset.to_table()
+    made = lance.write_dataset(
+        rows.slice(0, 0), whole.table.storage.uri("many.lance"), mode="create"
+    )
+    fragments = [
+        lance.fragment.write_fragments(rows.slice(i % 30, 1), made.uri, schema=columns)[0]
+        for i in range(70)
+    ]
+    made = lance.LanceDataset.commit(
+        made.uri, lance.LanceOperation.Overwrite(columns, fragments), read_version=1
+    )
+    version = TableVersion(whole.table.storage, "many.lance", made.version, 16)
+    names = sorted(f.path for m in made.get_fragments() for f in m.data_files())
+    proofs = {n: proof_of(version.storage, version.path, n) for n in names}
+    many = Subject(**{**vars(whole), "table": version, "proofs": proofs})
+    assert verify(many, sample=0).differences["damaged"].count == 0
+    for name in (names[0], names[63], names[64], names[69]):
+        changed = {**proofs, name: {**proofs[name], "sha256": "0" * 64}}
+        report = verify(Subject(**{**vars(many), "proofs": changed}), sample=0)
+        assert report.differences["damaged"].examples == (name,)
+        unproven = {n: p for n, p in proofs.items() if n != name}
+        report = verify(Subject(**{**vars(many), "proofs": unproven}), level=FILES)
+        assert report.differences["damaged"].examples == (name,)
+
+
+def test_a_row_of_no_document_is_extra_and_is_not_embedded_again(subject):
+    rows = subject.rows()
+    rows[3][0], rows[20][0] = "ghost", "spirit"
+    report = verify(subject(rows), sample=30)
+    assert found(report) == {"missing": (2, ("d20", "d3")), "extra": (2, ("ghost", "spirit"))}
+    assert (report.rows, report.sampled) == (30, 28)
+
+
+def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
+    whole = subject(subject.rows())
+    made = lance.write_dataset(
+        whole.table.dataset().schema.empty_table(), whole.table.storage.uri("empty.lance")
+    )
+    version = TableVersion(whole.table.storage, "empty.lance", made.version, 16)
+    empty = Subject(**{**vars(whole), "table": version})
+    for level in (IDS_LEVEL, ROWS, 3):
+        assert verify(empty, level=level).differences["missing"].count == 30
+
+
+def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
+    behind = {"missing": 1, "extra": 2, "stale": 4, "carried": 8, "duplicate": 16, "corrupt": 32}
+    differences = {k: Difference(n) for k, n in behind.items()}
+    report = Verification("t", 1, 1, ROWS, 9, 9, 0, {}, differences, 0)
+    assert report.lacking == 1 + 2 + 4 + 8
+    assert dataclasses.replace(report, behind=None).lacking is None
+    assert dataclasses.replace(report, level=IDS_LEVEL).lacking is None, "texts were not compared"
+
+
+@pytest.mark.parametrize(("level", "columns"), [(IDS_LEVEL, 1), (ROWS, 4)])
+def test_a_level_reads_no_column_that_it_does_not_compare(subject, monkeypatch, level, columns):
+    made, scanned = subject(subject.rows()), []
+    plain = TableVersion.scan
+    monkeypatch.setattr(
+        TableVersion, "scan", lambda self, names: scanned.append(names) or plain(self, names)
+    )
+    assert verify(made, level=level).passed
+    assert [len(names) for names in scanned] == [columns]

@@ -1,0 +1,64 @@
+"""Releases and comparisons that are registered without being built."""
+
+from __future__ import annotations
+
+import hashlib
+
+import lance
+import pyarrow as pa
+
+from reembed.catalog.releases import Catalog, Release
+from reembed.config.settings import FrozenGate
+from reembed.evaluation import comparisons
+from reembed.evaluation.gate import Rule, combine
+from reembed.space import Space
+from reembed.table.read import manifest_proof
+
+SOURCE = {
+    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
+}  # fmt: skip
+SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
+
+
+def sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
+    catalog.storage.write_bytes(f"indexes/{name}/{sha256(name)}.faiss", name.encode())
+    table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
+    recall = {"ann_recall_at_10": 1.0, "ann_recall_lower": 1.0}
+    manifest = {"sha256": sha256(name), "size_bytes": len(name), **table, **recall}
+    catalog.storage.write(f"indexes/{name}/{sha256(name)}.json", manifest)
+    uri = catalog.storage.uri(f"tables/{name}.lance")
+    dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
+    dataset.tags.create(f"reembed-{name}", 1)
+    fields = {
+        "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
+        "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
+        "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
+        "rows": 1, "dead_letters": 0,
+        "source": SOURCE, "verify": {"passed": True, "table_version": 1},
+        "gate": FrozenGate(queries="q", sha256="0", count=30).model_dump(),
+        "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
+        "sealed_sha256": "s",
+        "number": catalog.next_number(),
+    }  # fmt: skip
+    return catalog.register(Release(**{**fields, **changes}))
+
+
+def comparison(
+    catalog: Catalog, new: Release, live: Release, verdict: str = "pass", **changes: object
+) -> None:
+    judged = combine(Rule("nDCG@10 change", verdict, "d"))
+    gate = FrozenGate(queries="q", sha256="0", count=30).model_dump()
+    record = {
+        "live": live.summary(), "candidate": new.summary(), "at": "now", "by": "me", **judged.to_json(),
+        "candidate_index_sha256": new.index_sha256, "planned_gate": gate, "gate": gate,
+        "gate_is_late": False, "changes": [],
+        "queries": {"source": "q", "place": {"queries": "q"}, "sha256": "0", "count": 30},
+    }  # fmt: skip
+    comparisons.keep(catalog, live, new, record | changes)
+
+
+FIRST = {"initial_reason": "the first"}

