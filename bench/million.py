@@ -378,36 +378,31 @@ def _embed(
                 on_receipt(receipt)
 
 
-# What an actor says of its work, for the figures of the run.
-_NOTHING_DONE = {
-    **dict.fromkeys(("tokens", "computed_tokens", "model_tokens"), 2),
-    **dict.fromkeys(("flop", "peak_flops", "waited_s", "model_s", "embed_s"), 0.0),
-    **dict.fromkeys(("path", "notes"), ""),
-    "device": "none",
-    "copied": 0,
-}
-
-
-def _stage(job: Any, units: list[Any]) -> list[dict[str, Any]]:
+def _stage(job: Any, units: list[Any]) -> list[Any]:
     import numpy as np
     import pyarrow as pa
 
     from reembed import digests
+    from reembed.catalog.runs import UnitStats
+    from reembed.engine.progress import UnitDone
     from reembed.table import write as table
     from reembed.table.read import from_vectors
 
     dim = job.plan.space.dim
     vector = from_vectors(np.full((1, dim), dim**-0.5, np.float32), pa.float32())
     text_hash = pa.array([digests.digest(b"a b")], pa.binary(digests.BYTES))
-    receipts = []
+    done = []
     for unit in units:
         started = time.time()
         rows = {"doc_id": [f"d{unit.offset}"], "text_hash": text_hash, "vector": vector}
-        staged = table.Staged(unit.id, pa.table(rows), [], {})
-        table.stage(job.run, job.plan, job.columns, staged)
-        counts = {"rows": 1, "dead_letters": 0, **_NOTHING_DONE}
-        receipts.append({"unit": unit.id, "started_at": started, **counts})
-    return receipts
+        stats = UnitStats(
+            device="none", path="", notes="", batch_tokens=0, attempt=1, copied=0, tokens=2,
+            model_tokens=2, computed_tokens=2, flop=0, peak_flops=0.0, started_at=started,
+            waited_s=0.0, embed_s=0.0, model_s=0.0,
+        )  # fmt: skip
+        table.stage(job.run, job.plan, job.columns, table.Staged(unit.id, pa.table(rows)))
+        done.append(UnitDone(unit.id, 1, 0, stats))
+    return done
 
 
 if __name__ == "__main__":

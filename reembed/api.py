@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -372,7 +373,7 @@ def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None
     for run in reversed(open_runs(catalog.storage, catalog.alias)):
         if which not in (None, run.id) or not (plan := run.plan()):
             continue
-        found = [d for r in run.receipts() for d in r["dead_letters"]]
+        found = [asdict(d) for r in run.receipts() for d in r.dead_letters]
         found += plan.base.dead_letters if plan.base else ()
         if found or which:
             return _dead_letters(run.id, plan.source["version"], found) | {"finished": False}

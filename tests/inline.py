@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from reembed.catalog.runs import Unit
 from reembed.config.settings import Config
 from reembed.engine import worker as work
+from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.worker import EmbedJob, UnitEmbedder
 
@@ -31,7 +32,7 @@ class Inline:
         self,
         job: EmbedJob,
         units: list[Unit],
-        on_receipt: Callable[[dict[str, Any]], None],
+        on_receipt: Callable[[UnitDone], None],
         stop: Stop,
     ) -> None:
         embedder = UnitEmbedder(job)

@@ -89,12 +89,13 @@ class _Units:
 
 
 @dataclass(frozen=True)
-class DeadLetterRecord:
-    """A document without a vector."""
+class DeadLetter:
+    """A document that has no vector, and why. Its text is not kept."""
 
     doc_id: str | int
     reason: str
     text_hash: str
+    """Digest of the text that failed, in hex: another text is another try."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,57 @@ class FragmentRecord:
 
 
 @dataclass(frozen=True)
-class ReceiptRecord:
-    """What is read of a receipt; its figures are beside it."""
+class UnitStats:
+    """How a unit was embedded."""
+
+    device: str
+    path: str
+    """How the model computes: packed or padded, and in which type."""
+    notes: str
+    batch_tokens: int
+    attempt: int
+    copied: int
+    """Documents whose vector was copied from another release."""
+    tokens: int
+    model_tokens: int
+    """That went through the model: those of equal texts do once."""
+    computed_tokens: int
+    """The same with padding."""
+    flop: float
+    peak_flops: float
+    """A second, of the part of the device that is its own; 0 where it is not known."""
+    started_at: float
+    """Seconds since the epoch, by its host's clock."""
+    waited_s: float
+    """For the unit, since the one before."""
+    embed_s: float
+    model_s: float
+    """Of them, the model's."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A unit is staged: by these files, of these bytes."""
 
     unit: str
     space: str
     columns: str
+    """Digest of the table's columns."""
     rows: int
-    dead_letters: list[DeadLetterRecord]
-    fragments: list[FragmentRecord]
-    files: dict[str, ProofRecord]
+    dead_letters: tuple[DeadLetter, ...]
+    fragments: list[Annotated[dict[str, Any], holds(FragmentRecord)]]
+    files: dict[str, Annotated[dict[str, Any], holds(ProofRecord)]]
+    stats: UnitStats | None
+    """None for rows that were kept."""
+
+    @property
+    def documents(self) -> int:
+        """Those that were tried."""
+        return self.rows + len(self.dead_letters)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as stored."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +207,7 @@ class Base:
     """Those that stay."""
     rows: int
     """In them."""
-    dead_letters: tuple[Annotated[dict[str, Any], holds(DeadLetterRecord)], ...]
+    dead_letters: tuple[Annotated[dict[str, Any], holds(DeadLetter)], ...]
     """Documents that still have no vector and are not tried again."""
     how: str
     """How the changes were found, in words."""
@@ -319,15 +361,15 @@ class Run:
         paths = (path for path, _ in self.storage.objects(self.path("units/")))
         return {p.rsplit("/", 1)[-1].removesuffix(".json") for p in paths}
 
-    def receipts(self) -> list[dict[str, Any]]:
+    def receipts(self) -> list[Receipt]:
         """Every receipt, by unit id."""
         ids = sorted(self.staged())
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
             return list(pool.map(self.receipt, ids))
 
-    def receipt(self, unit: str) -> dict[str, Any]:
+    def receipt(self, unit: str) -> Receipt:
         """The receipt of a staged unit."""
-        return checked(ReceiptRecord, self.storage.read(self.path(f"units/{unit}.json")))
+        return decode(Receipt, self.storage.read(self.path(f"units/{unit}.json")))
 
     def event(self, stage: str, **fields: Any) -> None:
         """Append to events.jsonl. The driver is its one writer; stores cannot append, so it is rewritten."""

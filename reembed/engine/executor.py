@@ -10,6 +10,7 @@ from reembed.catalog.runs import Unit
 from reembed.config.settings import Config
 from reembed.engine import cluster
 from reembed.engine import pipeline as embed
+from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.worker import EmbedJob
 
@@ -29,7 +30,7 @@ class Executor(Protocol):
         self,
         job: EmbedJob,
         units: list[Unit],
-        on_receipt: Callable[[dict[str, Any]], None],
+        on_receipt: Callable[[UnitDone], None],
         stop: Stop,
     ) -> None:
         """Embed and stage units; `on_receipt` hears of each; ends early when `stop` says so."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from reembed.encoders.base import Tokenizer
 from reembed.engine import cluster
 from reembed.engine import worker as work
 from reembed.engine.cluster import reason, unwrapped
+from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.watchdog import Watch
 from reembed.engine.worker import EmbedJob, UnitEmbedder
@@ -46,7 +47,7 @@ _DISK = "df -h     # there; then the same command resumes"
 
 
 def embed_units(
-    job: EmbedJob, units: list[Unit], on_receipt: Callable[[dict[str, Any]], None], stop: Stop
+    job: EmbedJob, units: list[Unit], on_receipt: Callable[[UnitDone], None], stop: Stop
 ) -> None:
     """Embed and stage these units; `on_receipt` hears of each as it is staged.
 
@@ -83,8 +84,9 @@ def embed_units(
 
     with stop.draining(job.drain, job.embed.drain_s):
         for row in _rows(dataset, look):
-            watch.heard(row)
-            on_receipt(row)
+            done = UnitDone.from_row(row)
+            watch.heard(done)
+            on_receipt(done)
     stop.check(drained=True)
 
 
@@ -238,8 +240,7 @@ def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
         return batch
     unit, documents = _documents(batch)
     with storage_errors(f"unit {unit} could not be written to {job.plan.table}{_at(job)}", _DISK):
-        done = work.write(job, unit, documents)
-    return pa.table({k: [v] for k, v in done.items()})
+        return pa.Table.from_pylist([asdict(work.write(job, unit, documents))])
 
 
 def _at(job: EmbedJob) -> str:

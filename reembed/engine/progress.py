@@ -5,16 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog.runs import Run, repeating
+from reembed.catalog.runs import Run, UnitStats, repeating
 
 _ETA_FROM = 0.01
 _QUIET_S = 30.0
 _WINDOW_S = 60.0
+
+
+@dataclass(frozen=True)
+class UnitDone:
+    """A unit that was embedded and staged."""
+
+    unit: str
+    rows: int
+    dead_letters: int
+    stats: UnitStats
+
+    @property
+    def documents(self) -> int:
+        """Those that were tried."""
+        return self.rows + self.dead_letters
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> UnitDone:
+        """As `dataclasses.asdict` gives it."""
+        return cls(**{**row, "stats": UnitStats(**row["stats"])})
 
 
 class _Finished(NamedTuple):
@@ -107,36 +128,36 @@ class EmbedProgress:
         self._flop = self._peak_s = 0.0
         self._path = ""
 
-    def receipt(self, row: dict[str, Any]) -> None:
+    def receipt(self, done: UnitDone) -> None:
         """A unit was staged."""
+        stats = done.stats
         self._last = time.monotonic()
         if self._first is None:
             # The actor's clock may be another host's: its word is held to what is possible.
             age = min(
-                max(time.time() - row["started_at"], row["embed_s"]), self._last - self._started
+                max(time.time() - stats.started_at, stats.embed_s), self._last - self._started
             )
             self._first = self._last - age
-        documents = row["rows"] + row["dead_letters"]
-        actor_s = row["embed_s"] + row["waited_s"]
-        finished = _Finished(self._last, documents, row["tokens"], actor_s)
+        actor_s = stats.embed_s + stats.waited_s
+        finished = _Finished(self._last, done.documents, stats.tokens, actor_s)
         self._recent = _recent([*self._recent, finished], self._actors)
-        self._done += documents
-        self._new += documents
+        self._done += done.documents
+        self._new += done.documents
         self._units_done += 1
-        self._tokens += row["tokens"]
-        self._busy_s += row["embed_s"]
-        self._model_s += row["model_s"]
-        self._waited_s += row["waited_s"]
-        self._dead += row["dead_letters"]
-        self._copied += row["copied"]
-        self._computed += row["computed_tokens"]
-        self._real += row["model_tokens"]
-        self._flop += row["flop"]
-        self._peak_s += row["peak_flops"] * row["embed_s"]
-        self._path = f"{row['path']} on {row['device']}"
-        if row["notes"] and row["notes"] not in self._noted:
-            self._noted.add(row["notes"])
-            self._listener("begin", what=f"embedding goes {self._path}: {row['notes']}")
+        self._tokens += stats.tokens
+        self._busy_s += stats.embed_s
+        self._model_s += stats.model_s
+        self._waited_s += stats.waited_s
+        self._dead += done.dead_letters
+        self._copied += stats.copied
+        self._computed += stats.computed_tokens
+        self._real += stats.model_tokens
+        self._flop += stats.flop
+        self._peak_s += stats.peak_flops * stats.embed_s
+        self._path = f"{stats.path} on {stats.device}"
+        if stats.notes and stats.notes not in self._noted:
+            self._noted.add(stats.notes)
+            self._listener("begin", what=f"embedding goes {self._path}: {stats.notes}")
 
     def figures(self) -> dict[str, Any]:
         """The figures now; rates are those of the last minute."""

@@ -11,11 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from reembed.catalog import runs
 from reembed.catalog.runs import Unit, Worker
 from reembed.engine import cluster
+from reembed.engine.progress import UnitDone
 from reembed.engine.worker import EmbedJob
 from reembed.errors import NoCapacity, RunFailed
 
@@ -45,11 +45,11 @@ class Watch:
         self._heard = self._looked = time.monotonic()
         self._said_no_room = False
 
-    def heard(self, row: dict[str, Any]) -> None:
+    def heard(self, done: UnitDone) -> None:
         """A unit was staged."""
         self._heard = time.monotonic()
-        self._left.discard(row["unit"])
-        self._times.append(row["embed_s"])
+        self._left.discard(done.unit)
+        self._times.append(done.stats.embed_s)
 
     @property
     def deadline_s(self) -> float:

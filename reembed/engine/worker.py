@@ -7,13 +7,14 @@ Documents travel as Arrow tables: doc_id, text_hash, carried columns, then token
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import digests, encoders, faults
-from reembed.catalog.runs import Plan, Run, Unit
+from reembed.catalog.runs import DeadLetter, Plan, Run, Unit, UnitStats
 from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
 from reembed.engine import attempts, reuse
+from reembed.engine.progress import UnitDone
 from reembed.errors import RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT, Source
 from reembed.table import write as table
@@ -43,6 +45,7 @@ DOCUMENT_ERRORS = (
 )
 # With a dot, as TEXT: no carried column can be called so.
 _TOKENS, _ERROR, _GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
+_STATS = "reembed.stats"
 _SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
 _SYSTEMATIC_ROWS = 8
 _NO_TEXT = "its text is null"
@@ -223,7 +226,7 @@ class UnitEmbedder:
         """Tokens, or texts, to `vector`, a list of dim floats; documents that fail get a
         `reembed.error`.
 
-        Figures of the unit are in the metadata.
+        `UnitStats`, as JSON, are in the metadata.
 
         Raises:
             RunFailed: so many fail, or all vectors are the same, that it is the set-up.
@@ -252,23 +255,23 @@ class UnitEmbedder:
         self._check(unit, vectors, errors)
         self._check_variety(unit, vectors, documents)
         done = self._encoder.work - before
-        stats = {
-            "copied": documents.num_rows - len(todo),
-            "tokens": int(tokens.lengths.sum()),
-            "computed_tokens": done.computed,
-            "model_tokens": done.tokens,
-            "flop": done.flop,
-            "peak_flops": self._encoder.peak_flops * self._share,
-            "path": self._encoder.path,
-            "notes": "; ".join([*self._encoder.notes, *self._other_path]),
-            "waited_s": waited,
-            "started_at": started_at,
-            "model_s": self._model_s - model_s,
-            "embed_s": time.perf_counter() - started,
-            "attempt": attempt.number,
-            "device": self._encoder.device,
-            "batch_tokens": self._encoder.batch_tokens,
-        }
+        stats = UnitStats(
+            device=self._encoder.device,
+            path=self._encoder.path,
+            notes="; ".join([*self._encoder.notes, *self._other_path]),
+            batch_tokens=self._encoder.batch_tokens,
+            attempt=attempt.number,
+            copied=documents.num_rows - len(todo),
+            tokens=int(tokens.lengths.sum()),
+            model_tokens=done.tokens,
+            computed_tokens=done.computed,
+            flop=done.flop,
+            peak_flops=self._encoder.peak_flops * self._share,
+            started_at=started_at,
+            waited_s=waited,
+            embed_s=time.perf_counter() - started,
+            model_s=self._model_s - model_s,
+        )
         faults.point("embed.before_write")
         return self._embedded(documents, vectors, errors, stats)
 
@@ -336,7 +339,7 @@ class UnitEmbedder:
         documents: pa.Table,
         vectors: npt.NDArray[np.float32],
         errors: list[str | None],
-        stats: dict[str, Any],
+        stats: UnitStats,
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
@@ -344,7 +347,7 @@ class UnitEmbedder:
         out = documents.drop_columns(internal)
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(_ERROR, pa.array(errors, pa.string()))
-        return out.replace_schema_metadata({k: str(v) for k, v in stats.items()})
+        return out.replace_schema_metadata({_STATS: json.dumps(asdict(stats))})
 
 
 def _tokens(documents: pa.Table) -> Tokens:
@@ -354,26 +357,19 @@ def _tokens(documents: pa.Table) -> Tokens:
     return Tokens(ids, column.offsets.to_numpy(), prompt_length)
 
 
-def write(job: EmbedJob, unit: str, documents: pa.Table) -> dict[str, Any]:
-    """Stage an embedded unit; one row for the driver's progress."""
-    stats = {k.decode(): _number(v.decode()) for k, v in (documents.schema.metadata or {}).items()}
+def stats_of(documents: pa.Table) -> UnitStats:
+    """How an embedded unit was made."""
+    return UnitStats(**json.loads(documents.schema.metadata[_STATS.encode()]))
+
+
+def write(job: EmbedJob, unit: str, documents: pa.Table) -> UnitDone:
+    """Stage an embedded unit, for the driver's progress."""
+    stats = stats_of(documents)
     failed = documents[_ERROR].is_valid()
     rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
-    dead = [
-        table.DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
+    dead = tuple(
+        DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
         for d in documents.filter(failed).select(["doc_id", _ERROR, "text_hash"]).to_pylist()
-    ]
+    )
     receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
-    counts = {"rows": receipt["rows"], "dead_letters": len(receipt["dead_letters"])}
-    return {"unit": unit, **counts, **stats}
-
-
-def _number(text: str) -> int | float | str:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return UnitDone(unit, receipt.rows, len(receipt.dead_letters), stats)

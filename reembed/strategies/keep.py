@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
-from reembed.catalog.runs import Plan, Run, Unit
+from reembed.catalog.runs import Plan, Receipt, Run, Unit
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import storage_errors
@@ -15,9 +13,7 @@ from reembed.table.read import Proof, TableVersion, proof_of
 from reembed.table.write import Staged, read_sealed, stage
 
 
-def stage_unit(
-    run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit
-) -> dict[str, Any]:
+def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> Receipt:
     """Stage a `keep` or `refresh` unit; its receipt.
 
     Raises:
@@ -28,7 +24,7 @@ def stage_unit(
         return _staged(run, plan, columns, source, unit)
 
 
-def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> dict[str, Any]:
+def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> Receipt:
     assert plan.base is not None
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
@@ -39,7 +35,7 @@ def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit
     else:
         _require_sound(run, table, proofs, _fragments_of(table, unit.table_rows))
         rows = _refreshed(table, source, unit)
-    return stage(run, plan, columns, Staged(unit.id, rows, [], {}))
+    return stage(run, plan, columns, Staged(unit.id, rows))
 
 
 def _kept(table: TableVersion, columns: pa.Schema, unit: Unit) -> pa.Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import lance
@@ -18,7 +18,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
-from reembed.catalog.runs import Plan, ProofRecord, Run
+from reembed.catalog.runs import DeadLetter, Plan, ProofRecord, Receipt, Run, UnitStats
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.space import Space
 from reembed.store.lance import tags_of
@@ -79,27 +79,18 @@ def newest_version(storage: Storage, path: str) -> int:
 
 
 @dataclass(frozen=True)
-class DeadLetter:
-    """A document that has no vector, and why. Its text is not kept."""
-
-    doc_id: str | int
-    reason: str
-    text_hash: str
-    """Digest of the text that failed, in hex: another text is another try."""
-
-
-@dataclass(frozen=True)
 class Staged:
     """One unit's vectors on the way to the table."""
 
     unit: str
     rows: pa.Table
     """doc_id, vector (float32), text_hash, carried columns."""
-    dead_letters: list[DeadLetter]
-    stats: dict[str, Any]
+    dead_letters: tuple[DeadLetter, ...] = ()
+    stats: UnitStats | None = None
+    """None for rows that are kept."""
 
 
-def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str, Any]:
+def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
     """Write one unit's fragments, prove them, and leave the receipt; the receipt that counts.
 
     Of several attempts at one unit the first receipt wins; the others delete their files.
@@ -108,19 +99,18 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> dict[str,
     fragments = _write(run.storage, plan.table, table) if table.num_rows else []
     faults.point("table.after_fragments")
     files = {f.path: _proof(run.storage, plan.table, f) for m in fragments for f in m.files}
-    receipt = {
-        "schema_version": SCHEMA_VERSION,
-        "unit": staged.unit,
-        "space": plan.space.id,
-        "columns": _fingerprint(columns),
-        "rows": table.num_rows,
-        "dead_letters": [vars(d) for d in staged.dead_letters],
-        "fragments": [m.to_json() for m in fragments],
-        "files": files,
-        **staged.stats,
-    }
+    receipt = Receipt(
+        unit=staged.unit,
+        space=plan.space.id,
+        columns=_fingerprint(columns),
+        rows=table.num_rows,
+        dead_letters=staged.dead_letters,
+        fragments=[m.to_json() for m in fragments],
+        files=files,
+        stats=staged.stats,
+    )
     path = run.path(f"units/{staged.unit}.json")
-    won = run.storage.create(path, receipt)
+    won = run.storage.create(path, receipt.to_json())
     faults.point("table.after_receipt")
     if won:
         return receipt
@@ -257,11 +247,11 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
     return SealedTable(path, version, tag, record["rows"], dead, record["files"], named)
 
 
-def _sealed_record(run: Run, plan: Plan, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+def _sealed_record(run: Run, plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
     """Rows, dead letters and proven files of the version to be: what is staged, and what stays."""
-    files = {name: proof for r in receipts for name, proof in r["files"].items()}
-    dead = [d for r in receipts for d in r["dead_letters"]]
-    rows = sum(r["rows"] for r in receipts)
+    files = {name: proof for r in receipts for name, proof in r.files.items()}
+    dead = [asdict(d) for r in receipts for d in r.dead_letters]
+    rows = sum(r.rows for r in receipts)
     if plan.base:
         base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
         stay = [f.path for m in _staying(run, plan) for f in m.files]
@@ -284,9 +274,9 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str) -> None:
+def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> None:
     planned = {u.id: u.rows for u in plan.units}
-    found = {r["unit"]: r["rows"] + len(r["dead_letters"]) for r in receipts}
+    found = {r.unit: r.documents for r in receipts}
     if missing := sorted(set(planned) - set(found)):
         raise RunFailed(
             f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
@@ -294,9 +284,7 @@ def _check_receipts(plan: Plan, receipts: list[dict[str, Any]], fingerprint: str
             f"{plan.resume}     # the same command resumes it",
         )
     wrong = [u for u, rows in found.items() if planned.get(u) != rows]
-    wrong += [
-        r["unit"] for r in receipts if (r["space"], r["columns"]) != (plan.space.id, fingerprint)
-    ]
+    wrong += [r.unit for r in receipts if (r.space, r.columns) != (plan.space.id, fingerprint)]
     if wrong:
         raise IntegrityError(
             f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
@@ -331,11 +319,9 @@ def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
         )
 
 
-def _check_files(
-    run: Run, plan: Plan, receipts: list[dict[str, Any]], files: dict[str, Proof]
-) -> None:
+def _check_files(run: Run, plan: Plan, receipts: list[Receipt], files: dict[str, Proof]) -> None:
     there = dict(run.storage.objects(f"{plan.table}/data/"))
-    staged = {name for r in receipts for name in r["files"]}
+    staged = {name for r in receipts for name in r.files}
     for name, proof in files.items():
         size = there.get(f"{plan.table}/data/{name}")
         if size != proof["size_bytes"]:
@@ -353,10 +339,10 @@ def _commit(
     run: Run,
     plan: Plan,
     columns: pa.Schema,
-    receipts: list[dict[str, Any]],
+    receipts: list[Receipt],
     record: dict[str, Any],
 ) -> int:
-    staged = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r["fragments"]]
+    staged = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r.fragments]
     operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
     properties = {
         _RUN_PROPERTY: run.id,

@@ -61,7 +61,7 @@ def test_a_node_that_dies_and_one_that_comes_cost_only_the_units_in_flight(
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert json.loads(out)["rows"] == 300
-    again = sum(r["attempt"] > 1 for r in run.receipts())
+    again = sum(r.stats.attempt > 1 for r in run.receipts())
     assert again <= 2
 
 
@@ -84,14 +84,14 @@ def test_without_any_node_a_job_waits_says_so_and_ends_with_75_and_a_new_node_re
     assert (said["error"], said["exit_code"]) == ("NoCapacity", 75)
     assert "no node of the cluster has the 1 CPUs and 0 GPUs of an actor" in said["why"]
     assert "waiting for one, 20 s in all" in err
-    before = {r["unit"]: r for r in run.receipts()}
+    before = {r.unit: r for r in run.receipts()}
     assert len(before) >= 2
     cluster.add_node(num_cpus=3)
     process = start(cli, file, cluster)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert json.loads(out)["rows"] == 300
-    assert before.items() <= {r["unit"]: r for r in run.receipts()}.items()
+    assert before.items() <= {r.unit: r for r in run.receipts()}.items()
 
 
 def test_when_the_head_dies_the_job_ends_and_the_same_command_resumes_on_a_new_cluster(
@@ -108,8 +108,8 @@ def test_when_the_head_dies_the_job_ends_and_the_same_command_resumes_on_a_new_c
     cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
     out, err = process.communicate(timeout=150)
     assert process.returncode != 0, out + err
-    before = {r["unit"]: r for r in run.receipts()}
+    before = {r.unit: r for r in run.receipts()}
     done = cli.process("run", "-c", file, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 300
-    assert before.items() <= {r["unit"]: r for r in run.receipts()}.items()
+    assert before.items() <= {r.unit: r for r in run.receipts()}.items()

@@ -73,9 +73,9 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
     assert (release["rows"], release["dead_letters"]) == (126, 2)
     storage = Storage.open(str(tmp_path / "root"))
     dead = {
-        d["doc_id"]: d["reason"]
+        d.doc_id: d.reason
         for r in Run(storage, release["run_id"]).receipts()
-        for d in r["dead_letters"]
+        for d in r.dead_letters
     }
     assert dead == {
         "d00005": "its embedding kills the process, or does not end",

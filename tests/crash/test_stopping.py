@@ -76,7 +76,7 @@ def test_a_signal_lets_the_begun_units_finish_and_the_same_command_resumes(
     done = cli.process("run", "-c", file, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 300
-    assert all(r["attempt"] == 1 for r in run.receipts())
+    assert all(r.stats.attempt == 1 for r in run.receipts())
 
 
 def test_sigterm_while_it_starts_ends_with_75_too(corpus, config_file, cli, tmp_path):
@@ -183,7 +183,7 @@ def test_a_stopped_worker_is_ended_at_its_deadline_and_its_unit_done_again(
     assert "over its deadline of 3 s: its worker is ended; trying it again" in err
     (ended,) = [e for e in events if e["stage"] == "deadline"]
     assert (ended["unit"], ended["ended"]) == (worker.unit, True)
-    again = {r["unit"]: r["attempt"] for r in run.receipts()}
+    again = {r.unit: r.stats.attempt for r in run.receipts()}
     assert again[worker.unit] == 2
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from inline import Silent
 
-from reembed.catalog.runs import Run
+from reembed.catalog.runs import Run, UnitStats
 from reembed.cli.progress import Console
-from reembed.engine.progress import EmbedProgress
+from reembed.engine.progress import EmbedProgress, UnitDone
 from reembed.store.storage import Storage
 
 FIGURES: dict[str, Any] = {
@@ -181,25 +181,13 @@ def progress_of(tmp_path: Path, actors: int, units: int, unit: int = 100) -> Emb
 
 
 def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 100) -> None:
-    progress.receipt(
-        {
-            "rows": unit,
-            "dead_letters": 0,
-            "started_at": clock.now - seconds,
-            "embed_s": seconds,
-            "waited_s": 0.0,
-            "copied": 0,
-            "model_s": seconds,
-            "tokens": 20 * unit,
-            "computed_tokens": 20 * unit,
-            "model_tokens": 20 * unit,
-            "flop": 0,
-            "peak_flops": 0,
-            "path": "padded",
-            "device": "cpu",
-            "notes": "",
-        }
-    )
+    tokens = 20 * unit
+    stats = UnitStats(
+        device="cpu", path="padded", notes="", batch_tokens=1, attempt=1, copied=0, tokens=tokens,
+        model_tokens=tokens, computed_tokens=tokens, flop=0, peak_flops=0.0,
+        started_at=clock.now - seconds, waited_s=0.0, embed_s=seconds, model_s=seconds,
+    )  # fmt: skip
+    progress.receipt(UnitDone("u", unit, 0, stats))
 
 
 @pytest.mark.parametrize("lag", [0.0, 2.5, 0.01], ids=["in step", "one after the other", "nearly"])

@@ -81,7 +81,7 @@ def test_too_large_a_batch_is_halved_for_good_and_no_row_is_lost(job, tmp_path, 
     remembered = embedder._encoder.batch_tokens
     embedder.embed("w", texts)
     assert embedder._encoder.batch_tokens == remembered
-    assert int(halved.schema.metadata[b"batch_tokens"]) == remembered
+    assert units.stats_of(halved).batch_tokens == remembered
 
 
 def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_path, monkeypatch):
@@ -224,10 +224,10 @@ def test_a_node_with_another_tokenizer_tokenizes_nothing(job, tmp_path):
 def test_a_replica_that_goes_another_way_than_the_first_says_so(job, tmp_path, monkeypatch):
     made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
     first = units.UnitEmbedder(made).embed("u", texts)
-    assert b"first replica" not in first.schema.metadata[b"notes"]
+    assert "first replica" not in units.stats_of(first).notes
     monkeypatch.setattr(SentenceEncoder, "path", "packed bfloat16")
     other = units.UnitEmbedder(made).embed("v", texts)
-    said = other.schema.metadata[b"notes"].decode()
+    said = units.stats_of(other).notes
     assert "first replica computed by packed float32, this one by packed bfloat16" in said
 
 

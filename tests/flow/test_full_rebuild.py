@@ -255,9 +255,9 @@ def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet
     release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
     receipts = Run(storage, release.run_id).receipts()
-    assert sum(r["rows"] for r in receipts) == 150
+    assert sum(r.rows for r in receipts) == 150
     for receipt in receipts:
-        for name, proof in receipt["files"].items():
+        for name, proof in receipt.files.items():
             body = storage.read_bytes(f"{release.table}/data/{name}")
             assert (len(body), hashlib.sha256(body).hexdigest()) == (
                 proof["size_bytes"],

@@ -214,7 +214,7 @@ def test_a_job_submitted_twice_at_once_and_once_more_makes_one_release(
     [release] = catalog.releases()
     assert_whole(catalog, release)
     run = Run(catalog.storage, release.run_id)
-    assert [r["device"] for r in run.receipts()] == ["cpu"] * len(run.staged())
+    assert [r.stats.device for r in run.receipts()] == ["cpu"] * len(run.staged())
 
     before = {path: size for path, size in catalog.storage.objects("") if "/leases/" not in path}
     assert head.run("third", "-c", settings)[:2] == (0, 0)

@@ -23,6 +23,7 @@ from reembed import faults, strategies
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.runs import find_runs
 from reembed.engine import worker as units
+from reembed.engine.progress import UnitDone
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
 from reembed.index import files as index_store
@@ -119,7 +120,7 @@ def receipt_before_its_files(patch: Patch) -> None:
 
     def late(run: Any, plan: Any, columns: Any, staged: Any) -> Any:
         receipt = stage(run, plan, columns, staged)
-        for name in (f"{plan.table}/data/{n}" for n in receipt["files"]):
+        for name in (f"{plan.table}/data/{n}" for n in receipt.files):
             if name in held:
                 run.storage.write_bytes(name, held.pop(name))
         return receipt
@@ -137,9 +138,7 @@ def seals_without_all_units(patch: Patch) -> None:
 
     def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
         if unit.endswith("4"):
-            stats = (documents.schema.metadata or {}).items()
-            said = {k.decode(): units._number(v.decode()) for k, v in stats}
-            return {"unit": unit, "rows": 0, "dead_letters": 0, **said}
+            return UnitDone(unit, 0, 0, units.stats_of(documents))
         return honest(job, unit, documents)
 
     patch(units, "write", forgetful)

@@ -45,7 +45,7 @@ def again(corpus, make_config, monkeypatch):
         found = dataclasses.replace(sealed, proofs=proofs)
         monkeypatch.setattr(keep, "read_sealed", lambda *arguments: found)
         receipt = keep.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
-        fragments = [lance.FragmentMetadata.from_json(json.dumps(f)) for f in receipt["fragments"]]
+        fragments = [lance.FragmentMetadata.from_json(json.dumps(f)) for f in receipt.fragments]
         made = lance.LanceOperation.Overwrite(columns, fragments)
         uri = storage.uri(release.table)
         return lance.LanceDataset.commit(
