@@ -180,12 +180,12 @@ def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
 
 def test_a_unit_says_how_it_was_embedded(job, tmp_path):
     made, texts = job(str(bert_model(tmp_path / "bert")))
-    said = units.UnitEmbedder(made).embed("u", texts).schema.metadata
-    assert said[b"path"] == b"packed float32"
-    assert int(said[b"model_tokens"]) <= int(said[b"tokens"])  # equal texts once
-    assert int(said[b"computed_tokens"]) < int(said[b"model_tokens"]) + 16 * 8
-    assert float(said[b"flop"]) > 0
-    assert float(said[b"peak_flops"]) > 0
+    said = units.stats_of(units.UnitEmbedder(made).embed("u", texts))
+    assert said.path == "packed float32"
+    assert said.model_tokens <= said.tokens  # equal texts once
+    assert said.computed_tokens < said.model_tokens + 16 * 8
+    assert said.flop > 0
+    assert said.peak_flops > 0
 
 
 def test_null_texts_between_others_do_not_shift_them(job):
@@ -292,8 +292,8 @@ def test_time_of_a_unit_is_its_own_whatever_units_came_before(job, monkeypatch):
 
     monkeypatch.setattr(HashingEncoder, "embed", embed)
     for unit, part, least in (("u", texts, 0.2), ("v", texts.slice(0, 3), 0.05), ("w", texts, 0.2)):
-        said = embedder.embed(unit, part).schema.metadata
-        assert least <= float(said[b"model_s"]) <= float(said[b"embed_s"])
+        said = units.stats_of(embedder.embed(unit, part))
+        assert least <= said.model_s <= said.embed_s
 
 
 def test_replicas_at_work_at_one_time_are_told_apart(job, monkeypatch):
@@ -349,8 +349,8 @@ def test_seconds_of_the_model_are_those_of_this_unit_alone(job, monkeypatch):
 
     monkeypatch.setattr(HashingEncoder, "embed", slow)
     for unit in ("u", "v", "w"):
-        stats = embedder.embed(unit, texts).schema.metadata
-        assert 0.05 <= float(stats[b"model_s"]) <= float(stats[b"embed_s"])
+        stats = units.stats_of(embedder.embed(unit, texts))
+        assert 0.05 <= stats.model_s <= stats.embed_s
 
 
 def test_every_document_that_kills_is_a_dead_letter_that_says_so(job, monkeypatch):
