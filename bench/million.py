@@ -383,7 +383,7 @@ def _stage(job: Any, units: list[Any]) -> list[Any]:
     import pyarrow as pa
 
     from reembed import digests
-    from reembed.catalog.runs import UnitStats
+    from reembed.catalog.receipts import UnitStats
     from reembed.engine.progress import UnitDone
     from reembed.table import write as table
     from reembed.table.read import from_vectors

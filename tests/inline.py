@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from reembed.catalog.runs import Unit
+from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import Config
 from reembed.engine import worker as work
 from reembed.engine.progress import UnitDone
@@ -31,7 +31,7 @@ class Inline:
     def embed(
         self,
         job: EmbedJob,
-        units: list[Unit],
+        units: list[EmbedUnit],
         on_receipt: Callable[[UnitDone], None],
         stop: Stop,
     ) -> None:
@@ -41,7 +41,7 @@ class Inline:
             documents = work.tokenized(work.read(job, unit), tokenizer)
             on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
 
-    def order(self, units: list[Unit]) -> list[Unit]:
+    def order(self, units: list[EmbedUnit]) -> list[EmbedUnit]:
         """In which they are done."""
         return units
 

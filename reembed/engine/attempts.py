@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from reembed.catalog.lease import Worker, workers
 from reembed.catalog.releases import now
-from reembed.catalog.runs import Run, Worker, workers
+from reembed.catalog.runs import Run
 from reembed.engine import cluster
 from reembed.errors import RunFailed
 from reembed.store.records import checked

@@ -20,7 +20,7 @@ from ray._private.state import state as ray_state
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reembed.catalog.runs import parent_of
+from reembed.catalog.lease import parent_of
 from reembed.config.settings import Config
 from reembed.engine import access
 from reembed.engine import signals as stop

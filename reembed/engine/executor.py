@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
-from reembed.catalog.runs import Unit
+from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import Config
 from reembed.engine import cluster
 from reembed.engine import pipeline as embed
@@ -29,7 +29,7 @@ class Executor(Protocol):
     def embed(
         self,
         job: EmbedJob,
-        units: list[Unit],
+        units: list[EmbedUnit],
         on_receipt: Callable[[UnitDone], None],
         stop: Stop,
     ) -> None:

@@ -24,7 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
-from reembed.catalog.runs import Plan, Unit
+from reembed.catalog.plan import EmbedUnit, Plan
 from reembed.encoders.base import Tokenizer
 from reembed.engine import cluster
 from reembed.engine import worker as work
@@ -47,7 +47,7 @@ _DISK = "df -h     # there; then the same command resumes"
 
 
 def embed_units(
-    job: EmbedJob, units: list[Unit], on_receipt: Callable[[UnitDone], None], stop: Stop
+    job: EmbedJob, units: list[EmbedUnit], on_receipt: Callable[[UnitDone], None], stop: Stop
 ) -> None:
     """Embed and stage these units; `on_receipt` hears of each as it is staged.
 
@@ -126,7 +126,7 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
         meanwhile()
 
 
-def _set_context(job: EmbedJob, units: list[Unit]) -> None:
+def _set_context(job: EmbedJob, units: list[EmbedUnit]) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
@@ -142,13 +142,13 @@ def _set_context(job: EmbedJob, units: list[Unit]) -> None:
     )
 
 
-def _unit_bytes(job: EmbedJob, unit: Unit) -> int:
+def _unit_bytes(job: EmbedJob, unit: EmbedUnit) -> int:
     with _reading(job, unit):
         text = job.source.read(unit).nbytes
     return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
 
 
-def _reading(job: EmbedJob, unit: Unit) -> AbstractContextManager[None]:
+def _reading(job: EmbedJob, unit: EmbedUnit) -> AbstractContextManager[None]:
     where = f"{job.source.uri} version {job.source.version}"
     return storage_errors(f"unit {unit.id} could not be read from {where}")
 
@@ -156,7 +156,7 @@ def _reading(job: EmbedJob, unit: Unit) -> AbstractContextManager[None]:
 class _Units(Datasource):
     """One read task, one block, one row per unit."""
 
-    def __init__(self, job: EmbedJob, units: list[Unit]) -> None:
+    def __init__(self, job: EmbedJob, units: list[EmbedUnit]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._job = job
         self._units = units
@@ -171,7 +171,7 @@ class _Units(Datasource):
         return [ReadTask(functools.partial(_read, self._job, u), metadata) for u in self._units]
 
 
-def _read(job: EmbedJob, unit: Unit) -> Iterator[pa.Table]:
+def _read(job: EmbedJob, unit: EmbedUnit) -> Iterator[pa.Table]:
     """One unit; tokenized in the same task, its text never enters the object store."""
     if job.is_draining:
         yield pa.table(

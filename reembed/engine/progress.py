@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog.runs import Run, UnitStats, repeating
+from reembed.catalog.lease import repeating
+from reembed.catalog.receipts import UnitStats
+from reembed.catalog.runs import Run
 
 _ETA_FROM = 0.01
 _QUIET_S = 30.0

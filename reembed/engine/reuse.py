@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed import digests
+from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Donor, Plan, Run
+from reembed.catalog.runs import Run
 from reembed.digests import Digests
 from reembed.engine.progress import Listener
 from reembed.errors import IntegrityError, ReembedError

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reembed.catalog import runs
-from reembed.catalog.runs import Unit, Worker
+from reembed.catalog import lease
+from reembed.catalog.lease import Worker
+from reembed.catalog.plan import EmbedUnit
 from reembed.engine import cluster
 from reembed.engine.progress import UnitDone
 from reembed.engine.worker import EmbedJob
@@ -37,7 +38,7 @@ class _Seen:
 class Watch:
     """Looks after the workers of one job."""
 
-    def __init__(self, job: EmbedJob, units: list[Unit], say: Callable[[str], None]) -> None:
+    def __init__(self, job: EmbedJob, units: list[EmbedUnit], say: Callable[[str], None]) -> None:
         """Nothing was heard yet; `say` hears of workers that were ended."""
         self._job, self._left, self._say = job, {u.id for u in units}, say
         self._times: list[float] = []
@@ -71,7 +72,7 @@ class Watch:
         if now - self._looked < min(_EVERY_S, self.deadline_s / 4):
             return
         self._looked = now
-        workers = runs.workers(self._job.run)
+        workers = lease.workers(self._job.run)
         for worker in workers:
             seen = self._seen.get(worker.id)
             if seen is None or seen.attempt != (worker.unit, worker.attempt):

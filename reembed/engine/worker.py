@@ -22,7 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import digests, encoders, faults
-from reembed.catalog.runs import DeadLetter, Plan, Run, Unit, UnitStats
+from reembed.catalog.plan import EmbedUnit, Plan
+from reembed.catalog.receipts import DeadLetter, UnitStats
+from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder, Tokenizer, Tokens
@@ -97,7 +99,7 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
     return encoders.load_tokenizer(config)
 
 
-def read(job: EmbedJob, unit: Unit) -> pa.Table:
+def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
     """The unit's documents; `reembed.given` beside those whose vector the run's donors hold."""
     documents = job.source.read(unit)
     known = reuse.known(job.run.storage, job.plan)

@@ -10,8 +10,9 @@ from itertools import islice
 from typing import Any
 
 from reembed import faults
+from reembed.catalog.lease import is_driven
 from reembed.catalog.releases import Catalog, Release, line_of, now
-from reembed.catalog.runs import Run, find_runs, is_driven
+from reembed.catalog.runs import Run, find_runs
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.promote import candidates, newest_of
 from reembed.source.dataset import Source

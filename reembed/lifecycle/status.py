@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from reembed.catalog.lease import Lease, read_lease, workers
 from reembed.catalog.releases import AliasRecord, Catalog, line_of
-from reembed.catalog.runs import Lease, Run, open_runs, read_lease, started_with, workers
+from reembed.catalog.runs import Run, open_runs, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.promote import candidates, previous

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from obstore.exceptions import BaseError
 
-from reembed.catalog.runs import Unit
+from reembed.catalog.plan import EmbedRange, EmbedRows, EmbedUnit
 from reembed.config.settings import Config
 from reembed.errors import ReembedError, SourceError
 from reembed.source import delta as source_delta
@@ -228,7 +228,7 @@ class Source:
             return None
         return dataset if record["fingerprint"] == source_delta.fingerprint(dataset) else None
 
-    def units(self, size: int, actors: int = 1) -> list[Unit]:
+    def units(self, size: int, actors: int = 1) -> list[EmbedRange]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on.
 
         Largest first. Where several actors share many units, the last ones are quarters: the one
@@ -246,7 +246,7 @@ class Source:
         quarter = max(1, size // 4)
         return [*whole, *(p for u in last for p in _cut(u.fragment, u.offset, u.rows, quarter))]
 
-    def read(self, unit: Unit) -> pa.Table:
+    def read(self, unit: EmbedUnit) -> pa.Table:
         """doc_id, TEXT (binary: UTF-8 as stored) and carried columns of one unit, in row order.
 
         Raises:
@@ -269,8 +269,8 @@ class Source:
                 "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
             ) from error
 
-    def _read(self, unit: Unit) -> pa.Table:
-        if unit.row_ids:
+    def _read(self, unit: EmbedUnit) -> pa.Table:
+        if isinstance(unit, EmbedRows):
             return self.take(unit.row_ids)
         dataset = self.dataset()
         fragment = dataset.get_fragment(unit.fragment)
@@ -464,10 +464,10 @@ def _gone(source: Source) -> str:
     return f"version {source.version} of the source is gone, or another dataset took its place"
 
 
-def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[Unit]:
+def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[EmbedRange]:
     for offset in range(first, first + rows, size):
         left = first + rows - offset
-        yield Unit(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
+        yield EmbedRange(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
 
 
 def _open(

@@ -29,7 +29,7 @@ from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted, without_options
 from reembed.store.records import DAMAGED, Record, checked
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of every record; a record that changes its meaning takes a new one."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from reembed import encoders
+from reembed.catalog.lease import driving, is_driven
+from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
 from reembed.catalog.releases import Catalog, Release, line_of, now, place_in_line
-from reembed.catalog.runs import Base, Plan, Run, Unit, driving, find_runs, is_driven, open_runs
+from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.config.settings import Config, EncoderConfig, IndexConfig
 from reembed.engine.executor import Executor, RayExecutor
 from reembed.engine.progress import Listener, changed_settings
@@ -223,6 +225,7 @@ def _write_plan(
     staying = tuple(f for f in held if f not in changes.dropped)
     plan = run.write_plan(
         Plan(
+            kind="catch_up",
             run_id=run.id,
             alias=release.alias,
             space=release.space,
@@ -255,17 +258,17 @@ def _units(vectors: TableVersion, changes: Changes, size: int) -> Iterator[Unit]
     """Documents to embed, documents to refresh, and what stays of fragments that lost rows."""
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
-        yield Unit(f"embed-{start:09d}", -1, start, len(rows), "embed", rows)
+        yield EmbedRows(f"embed-{start:09d}", rows)
     for start in range(0, len(changes.refresh), size):
         rows = tuple(changes.refresh[start : start + size].tolist())
         held = tuple(changes.refreshed[start : start + size].tolist())
-        yield Unit(f"refresh-{start:09d}", -1, start, len(rows), "refresh", rows, held)
+        yield RefreshRows(f"refresh-{start:09d}", rows, held)
     counts = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
     for fragment, dropped in changes.dropped.items():
         left = counts[fragment] - len(dropped)
         if left:
             rows = tuple(dropped.tolist())
-            yield Unit(f"keep-{fragment:06d}", fragment, 0, left, "keep", rows)
+            yield KeepFragment(f"keep-{fragment:06d}", fragment, left, rows)
 
 
 def _figures(changes: Changes) -> dict[str, Any]:

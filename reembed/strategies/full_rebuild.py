@@ -10,8 +10,10 @@ import yaml
 from obstore.exceptions import BaseError
 
 from reembed import encoders
+from reembed.catalog.lease import driving, is_driven
+from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Catalog, Release, now
-from reembed.catalog.runs import Plan, Run, driving, find_runs, is_driven
+from reembed.catalog.runs import Run, find_runs
 from reembed.config.settings import Config, EncoderConfig, FrozenGate
 from reembed.engine import reuse
 from reembed.engine.executor import Executor, RayExecutor
@@ -179,6 +181,7 @@ def make_plan(
     run.storage.write_bytes(run.path("config.yaml"), yaml.safe_dump(config.shown()).encode())
     plan = run.write_plan(
         Plan(
+            kind="rebuild",
             run_id=run.id,
             alias=config.alias,
             space=space,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from reembed.catalog.runs import Plan, Receipt, Run, Unit
+from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows
+from reembed.catalog.receipts import Receipt
+from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import storage_errors
@@ -13,8 +15,8 @@ from reembed.table.read import Proof, TableVersion, proof_of
 from reembed.table.write import Staged, read_sealed, stage
 
 
-def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> Receipt:
-    """Stage a `keep` or `refresh` unit; its receipt.
+def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
+    """Stage a unit that a catch-up takes over; its receipt.
 
     Raises:
         IntegrityError: a file it would be read from is not what its receipt proves: a damaged
@@ -24,12 +26,12 @@ def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: U
         return _staged(run, plan, columns, source, unit)
 
 
-def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit) -> Receipt:
+def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
     assert plan.base is not None
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
     proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).proofs
-    if unit.kind == "keep":
+    if isinstance(unit, KeepFragment):
         _require_sound(run, table, proofs, {unit.fragment})
         rows = _kept(table, columns, unit)
     else:
@@ -38,13 +40,13 @@ def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Unit
     return stage(run, plan, columns, Staged(unit.id, rows))
 
 
-def _kept(table: TableVersion, columns: pa.Schema, unit: Unit) -> pa.Table:
+def _kept(table: TableVersion, columns: pa.Schema, unit: KeepFragment) -> pa.Table:
     held = table.fragment(unit.fragment, columns.names)
-    leaves = np.isin(held["_rowid"].to_numpy(), unit.row_ids)
+    leaves = np.isin(held["_rowid"].to_numpy(), unit.leaving)
     return held.filter(pa.array(~leaves)).drop_columns(["_rowid"])
 
 
-def _refreshed(table: TableVersion, source: Source, unit: Unit) -> pa.Table:
+def _refreshed(table: TableVersion, source: Source, unit: RefreshRows) -> pa.Table:
     held = table.take(np.array(unit.table_rows, np.int64), ["vector", "text_hash"])
     rows = source.take(unit.row_ids).drop_columns([TEXT])
     return rows.append_column("vector", held["vector"]).append_column(

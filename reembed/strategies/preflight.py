@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Release
-from reembed.catalog.runs import Plan, Run
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.engine.progress import Listener
 from reembed.errors import RunFailed, TooManyDeadLetters, UsageError

@@ -12,8 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from reembed import encoders, faults
+from reembed.catalog.plan import (
+    Donor,
+    EmbedRange,
+    EmbedRows,
+    EmbedUnit,
+    KeepFragment,
+    Plan,
+    RefreshRows,
+)
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.runs import Donor, Plan, Run
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EncoderConfig, FrozenGate
 from reembed.engine import pipeline as embed
 from reembed.engine import reuse
@@ -90,10 +99,16 @@ def _unit_rows(plan: Plan) -> int | None:
 
     What stays of a table's fragment is one unit, however large.
     """
-    cut = [u for u in plan.units if u.kind != "keep"]
-    largest = max((u.rows for u in cut), default=0)
-    whole = {(u.fragment, u.offset + u.rows) for u in cut if u.rows == largest}
-    return largest if any((u.fragment, u.offset) in whole for u in cut) else None
+    ranges = [u for u in plan.units if isinstance(u, EmbedRange)]
+    largest = max((u.rows for u in ranges), default=0)
+    ends = {(u.fragment, u.offset + u.rows) for u in ranges if u.rows == largest}
+    if any((u.fragment, u.offset) in ends for u in ranges):
+        return largest
+    for kind in (EmbedRows, RefreshRows):
+        rows = [u.rows for u in plan.units if isinstance(u, kind)]
+        if len(rows) > 1:
+            return max(rows)
+    return None
 
 
 def stopping(say: Listener) -> AbstractContextManager[Stop]:
@@ -105,7 +120,7 @@ def embed_documents(work: Work) -> None:
     """Embed and stage every unit that has no receipt yet."""
     run, plan, config = work.run, work.plan, work.config
     staged = run.staged()
-    units = [u for u in plan.units if u.kind == "embed"]
+    units = [u for u in plan.units if isinstance(u, EmbedUnit)]
     todo = [u for u in units if u.id not in staged]
     done = plan.rows - sum(u.rows for u in todo)
     if not todo:
@@ -165,7 +180,8 @@ def keep_rows(work: Work) -> None:
     """Stage what a catch-up takes over from its base without embedding it."""
     run, plan = work.run, work.plan
     staged = run.staged()
-    todo = [u for u in plan.units if u.kind != "embed" and u.id not in staged]
+    kept = [u for u in plan.units if isinstance(u, KeepFragment | RefreshRows)]
+    todo = [u for u in kept if u.id not in staged]
     common = (run, embed.slim(plan), work.columns, work.source)
     work.on.each(keep.stage_unit, ((*common, unit) for unit in todo))
     run.event("kept", units=len(todo))

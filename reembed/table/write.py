@@ -18,7 +18,9 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
-from reembed.catalog.runs import DeadLetter, Plan, ProofRecord, Receipt, Run, UnitStats
+from reembed.catalog.plan import Plan
+from reembed.catalog.receipts import DeadLetter, ProofRecord, Receipt, UnitStats
+from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.space import Space
 from reembed.store.lance import tags_of

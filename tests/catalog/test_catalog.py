@@ -11,8 +11,9 @@ import pytest
 from releases import FIRST, SPACE, comparison, make_release, sha256
 
 from reembed import errors
+from reembed.catalog.lease import driving, is_driven, read_lease
 from reembed.catalog.releases import Catalog, who
-from reembed.catalog.runs import Run, driving, is_driven, read_lease
+from reembed.catalog.runs import Run
 from reembed.cli import text as report
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.lifecycle import gc

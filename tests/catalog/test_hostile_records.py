@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from inline import Inline
 
 from reembed import api as check
+from reembed.catalog.lease import is_driven, workers
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.runs import Run, find_runs, is_driven, workers
+from reembed.catalog.runs import Run, find_runs
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, EncoderConfig, load
 from reembed.encoders import golden, load_encoder

@@ -16,8 +16,9 @@ from typing import Any, cast
 import pytest
 import ray
 
-from reembed.catalog import runs
-from reembed.catalog.runs import Lease, Run, Worker, driving, machine, read_lease
+from reembed.catalog import lease
+from reembed.catalog.lease import Lease, Worker, driving, machine, read_lease
+from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig
 from reembed.engine import attempts, cluster
 from reembed.engine.watchdog import Watch
@@ -27,7 +28,8 @@ RUN = "docs-0-v1-1"
 _CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc"]
 _OTHER_CONTAINER = f"""
 import json, sys
-from reembed.catalog.runs import Run, is_driven, read_lease
+from reembed.catalog.lease import is_driven, read_lease
+from reembed.catalog.runs import Run
 from reembed.store.storage import Storage
 run = Run(Storage.open(sys.argv[1]), "{RUN}")
 print(json.dumps([read_lease(run).on_this_machine, is_driven(run, watch_s=8)]))
@@ -52,7 +54,7 @@ def run(tmp_path: Path) -> Run:
 def test_a_driver_in_another_container_of_the_same_host_is_not_taken_for_dead(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(runs, "BEAT_S", 0.5)
+    monkeypatch.setattr(lease, "BEAT_S", 0.5)
     with driving(run):
         said = in_a_container(sys.executable, "-c", _OTHER_CONTAINER, run.storage.root)
     assert json.loads(said) == [False, True]
@@ -116,7 +118,7 @@ def plant(run: Run, name: str, place: cluster.Place, pid: int, **more: Any) -> N
     """A worker's record as anyone who can write to the root can write it."""
     known = {f.name for f in dataclasses.fields(Worker)}
     record = {"id": name, "unit": "u", "attempt": 1, **place._asdict(), "pid": pid, "at": ""}
-    record |= {"pid_started": runs.process_started(pid), **more}
+    record |= {"pid_started": lease.process_started(pid), **more}
     file = f"workers/{name.encode().hex():0>32}.json"
     run.storage.write(run.path(file), {k: v for k, v in record.items() if k in known})
 
@@ -130,7 +132,7 @@ def end_the_late(run: Run) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    return runs.process_started(pid) is not None
+    return lease.process_started(pid) is not None
 
 
 @pytest.mark.ray

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from inline import Inline
 from tiny_models import bert_model
 
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Run, driving
+from reembed.catalog.runs import Run
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage

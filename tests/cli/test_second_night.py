@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from conftest import documents
 
+from reembed.catalog.lease import repeating
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import repeating
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild

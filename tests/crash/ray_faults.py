@@ -27,8 +27,9 @@ from flow_tables import rows_of
 from inline import Inline, Silent
 from ray.cluster_utils import Cluster
 
+from reembed.catalog.lease import workers
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import find_runs, workers
+from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild

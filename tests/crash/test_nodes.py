@@ -12,7 +12,8 @@ from crash.slow_model import SLOW
 from crash.test_stopping import wait_for
 from ray.cluster_utils import Cluster
 
-from reembed.catalog.runs import find_runs, workers
+from reembed.catalog.lease import workers
+from reembed.catalog.runs import find_runs
 from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(300)]

@@ -13,7 +13,8 @@ import pytest
 from crash.forks import search_path
 from crash.slow_model import SLOW
 
-from reembed.catalog.runs import find_runs, workers
+from reembed.catalog.lease import workers
+from reembed.catalog.runs import find_runs
 from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(240)]

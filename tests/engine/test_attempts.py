@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from crash.killed import attempt_at
 
-from reembed.catalog.runs import Run, driving, read_lease, workers
+from reembed.catalog.lease import driving, read_lease, workers
+from reembed.catalog.runs import Run
 from reembed.engine import attempts, cluster
 from reembed.errors import RunFailed
 from reembed.lifecycle import status

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from inline import Silent
 
-from reembed.catalog.runs import Run, UnitStats
+from reembed.catalog.receipts import UnitStats
+from reembed.catalog.runs import Run
 from reembed.cli.progress import Console
 from reembed.engine.progress import EmbedProgress, UnitDone
 from reembed.store.storage import Storage

@@ -16,7 +16,9 @@ from conftest import documents
 from tiny_models import bert_model
 
 from reembed import encoders
-from reembed.catalog.runs import Plan, Run, Unit, workers
+from reembed.catalog.lease import workers
+from reembed.catalog.plan import EmbedRange, Plan
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EncoderConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.sentence import SentenceEncoder
@@ -48,8 +50,10 @@ def job(tmp_path):
         version = table.ensure_table(storage, path, columns)
         fields = {"source": source.to_json(), "table": path, "base_version": version}
         rest = {"gate": {}, "index": {}, "rows": n, "created_at": "", "encoder": {}}
-        unit = Unit("u", 0, 0, n)
-        plan = Plan(run_id="r", alias="a", space=space, units=[unit], **fields, **rest)
+        unit = EmbedRange("u", 0, 0, n)
+        plan = Plan(
+            kind="rebuild", run_id="r", alias="a", space=space, units=[unit], **fields, **rest
+        )
         made = units.EmbedJob(
             Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
         )

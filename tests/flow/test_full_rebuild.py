@@ -17,8 +17,9 @@ from tiny_models import bert_model
 
 from reembed import faults
 from reembed.api import dead_letters
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Run, driving, find_runs
+from reembed.catalog.runs import Run, find_runs
 from reembed.digests import digest as text_hash
 from reembed.errors import Conflict, RunFailed, SpaceMismatch, UsageError
 from reembed.lifecycle.promote import promote, rollback

@@ -9,8 +9,9 @@ import pytest
 from flow_tables import rows_of
 from inline import Inline
 
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import driving, find_runs
+from reembed.catalog.runs import find_runs
 from reembed.errors import Conflict, UsageError
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidates, promote

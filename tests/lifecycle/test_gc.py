@@ -9,8 +9,9 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import faults
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Run, driving, open_runs
+from reembed.catalog.runs import Run, open_runs
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
 from reembed.store.storage import Storage

@@ -31,7 +31,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 
 from reembed import faults
-from reembed.catalog import runs
+from reembed.catalog import lease
 from reembed.errors import ReembedError
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import steps
@@ -229,10 +229,10 @@ class World:
             patch(vars(Storage)["root_id"], "lock", contextlib.nullcontext())
             for name in ("read_bytes", "remove", "delete_tree"):
                 patch(Storage, name, self._faulty(name, getattr(Storage, name)))
-            patch(runs, "repeating", _nothing)
-            patch(runs, "process_started", lambda pid: threading.current_thread().name)
+            patch(lease, "repeating", _nothing)
+            patch(lease, "process_started", lambda pid: threading.current_thread().name)
             patch(
-                runs.Lease,
+                lease.Lease,
                 "process_lives",
                 property(lambda lease: self.is_alive(lease.pid_started)),
             )

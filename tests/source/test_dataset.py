@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reembed.catalog.runs import Unit
+from reembed.catalog.plan import EmbedRange
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError, SourceError
 from reembed.source import dataset as source_module
@@ -144,7 +144,7 @@ def test_a_dataset_that_is_not_there_is_answered_with_the_import_that_makes_it(
 def test_a_fragment_that_is_gone_is_named(opened):
     source, uri = opened
     with pytest.raises(SourceError) as refused:
-        source.read(Unit("000099-000000000", 99, 0, 10))
+        source.read(EmbedRange("000099-000000000", 99, 0, 10))
     assert refused.value.what == f"{uri} version 1 has lost fragment 99"
 
 

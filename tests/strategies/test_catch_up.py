@@ -13,8 +13,9 @@ from inline import Inline, Silent
 
 from reembed import faults
 from reembed.api import catalog_of
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Run, driving, find_runs, open_runs
+from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import Conflict, IntegrityError, TooManyDeadLetters
 from reembed.source.dataset import Source

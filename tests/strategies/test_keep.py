@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.catalog.runs import Base, Run, Unit
+from reembed.catalog.plan import Base, KeepFragment, RefreshRows
+from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -60,7 +61,7 @@ def again(corpus, make_config, monkeypatch):
 
 def kept(again, fragment, leaving=()):
     rows = again.rows[fragment]
-    return Unit(f"keep-{fragment}", fragment, 0, len(rows) - len(leaving), "keep", tuple(leaving))
+    return KeepFragment(f"keep-{fragment}", fragment, len(rows) - len(leaving), tuple(leaving))
 
 
 def refreshed(again, rows):
@@ -70,7 +71,7 @@ def refreshed(again, rows):
     there = again.source.to_table(columns=["doc_id"], with_row_id=True).to_pylist()
     row_of = {r["doc_id"]: r["_rowid"] for r in there}
     ids = tuple(row_of[n] for n in names)
-    return Unit("refresh-0", -1, 0, len(ids), "refresh", ids, tuple(held)), names
+    return RefreshRows("refresh-0", ids, tuple(held)), names
 
 
 @pytest.mark.parametrize("fragment", range(FRAGMENTS))

@@ -10,8 +10,9 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import faults
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Run, driving, find_runs, open_runs
+from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.cli import text as report
 from reembed.errors import Conflict, ReembedError, SourceError
 from reembed.lifecycle.gc import plan as plan_gc

@@ -8,8 +8,8 @@ import lance
 import pytest
 from inline import Inline, Silent
 
+from reembed.catalog.plan import Donor
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import Donor
 from reembed.engine import reuse
 from reembed.errors import IntegrityError
 from reembed.lifecycle import promote

@@ -1,0 +1,209 @@
+"""Who is at work on a run: the process that drives it, and the workers that embed.
+
+runs/RUN/leases/00000001.json    who drives it; the newest counts
+runs/RUN/workers/WORKER.json     who embeds which unit now
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from obstore.exceptions import BaseError
+
+from reembed.catalog.runs import Run
+from reembed.errors import Conflict
+from reembed.store.records import decode
+
+BEAT_S = 5.0
+_WORKER = re.compile(r"[0-9a-f]{32}\.json")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who drives a run. Advisory: it saves work; exactness rests on create-only receipts."""
+
+    number: int
+    host: str
+    machine: str
+    """Where its pid means a process: as `machine` says."""
+    pid: int
+    pid_started: str
+    beat: int = 0
+    released: bool = False
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether its process can be looked up here; where in doubt, not."""
+        return self.machine == machine() != "" and not _is_hidden(self.pid)
+
+    @property
+    def process_lives(self) -> bool:
+        """Whether its process still runs (only meaningful on this machine)."""
+        return process_started(self.pid) == self.pid_started
+
+
+def machine() -> str:
+    """Host, boot and pid namespace of this process, within which a pid names one process.
+
+    Containers of one host share its boot id, and may share its name. Empty where any part is unknown,
+    or where /proc shows the processes of another namespace.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        own = os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return ""
+    return f"{platform.node()}/{boot}/{namespace}" if boot and own else ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process exists that this user may not look at: /proc mounted with hidepid."""
+    if process_started(pid) is not None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False
+
+
+def process_started(pid: int) -> str | None:
+    """Start time in clock ticks since boot, so that a reused pid is not mistaken for its owner."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] == "Z" else fields[19]
+
+
+def parent_of(pid: int) -> int | None:
+    """Pid of the process that started it, or that it was left to."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc says of a process, from its state on."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rsplit(")", 1)[-1].split()
+
+
+def read_lease(run: Run) -> Lease | None:
+    """The newest lease, if any was ever taken."""
+    names = run.numbered("leases/")
+    return decode(Lease, run.storage.read(run.path(f"leases/{names[-1]}"))) if names else None
+
+
+def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:
+    """Whether a live process drives the run.
+
+    On this machine its process is looked up. Elsewhere its beat is watched for `watch_s` seconds:
+    hosts' clocks are never compared.
+    """
+    lease = read_lease(run)
+    if lease is None or lease.released:
+        return False
+    if lease.on_this_machine:
+        return lease.process_lives
+    deadline = time.monotonic() + watch_s
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT_S / 2, watch_s))
+        newest = read_lease(run)
+        if newest is not None and (newest.number, newest.beat) != (lease.number, lease.beat):
+            return not newest.released
+    return False
+
+
+@contextmanager
+def driving(run: Run) -> Iterator[None]:
+    """Hold the run's lease while the block runs.
+
+    Raises:
+        Conflict: another live process drives this run.
+    """
+    held = read_lease(run)
+    if held is not None and is_driven(run):
+        raise Conflict(
+            f"run {run.id} is already being driven by process {held.pid} on {held.host}",
+            "two drivers of one plan would embed every unit twice",
+            "reembed status",
+        )
+    mine = Lease(
+        number=(held.number if held else 0) + 1,
+        host=platform.node(),
+        machine=machine(),
+        pid=os.getpid(),
+        pid_started=process_started(os.getpid()) or "",
+    )
+    if not run.storage.create(_lease_path(run, mine), asdict(mine)):
+        raise Conflict(
+            f"run {run.id} was taken by another process just now", None, "reembed status"
+        )
+    beats = itertools.count(1)
+
+    def beat() -> None:
+        run.storage.write(_lease_path(run, mine), asdict(replace(mine, beat=next(beats))))
+
+    try:
+        with repeating(BEAT_S, beat):
+            yield
+    finally:
+        with suppress(OSError, BaseError):  # a full disk must not hide what ended the block
+            run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
+
+
+@contextmanager
+def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` every so many seconds, in a thread, while the block runs."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            with suppress(OSError, BaseError):  # the store hiccups: the next one will do
+                work()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _lease_path(run: Run, lease: Lease) -> str:
+    return run.path(f"leases/{lease.number:08d}.json")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that embeds a unit now, as it says itself."""
+
+    id: str
+    unit: str
+    attempt: int
+    node: str
+    """Ray's id of its node, of the driver's job and of its actor; empty outside of Ray."""
+    job: str
+    actor: str
+    pid: int
+    at: str
+
+
+def workers(run: Run) -> list[Worker]:
+    """Who embeds now, and who died at it."""
+    names = filter(_WORKER.fullmatch, run.storage.names(run.path("workers/")))
+    found = (run.storage.read_if_there(run.path(f"workers/{name}")) for name in names)
+    return [decode(Worker, w) for w in found if w is not None]

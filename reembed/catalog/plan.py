@@ -1,0 +1,191 @@
+"""What a run will do: its units, what it builds on, what it copies from.
+
+runs/RUN/plan.json               create-only: any number of attempts agree on it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+from reembed.catalog.receipts import DeadLetter
+from reembed.catalog.releases import SourceRecord, StoredSpace
+from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
+from reembed.store.records import decode, holds, where
+from reembed.store.storage import SCHEMA_VERSION
+
+Kind = Literal["rebuild", "catch_up"]
+
+
+@dataclass(frozen=True)
+class EmbedRange:
+    """Live rows [offset, offset + rows) of a source fragment are embedded."""
+
+    id: str
+    fragment: int
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class EmbedRows:
+    """Source rows of these ids are embedded."""
+
+    id: str
+    row_ids: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.row_ids)
+
+
+@dataclass(frozen=True)
+class KeepFragment:
+    """The rows of a table fragment are taken over, but for those that leave."""
+
+    id: str
+    fragment: int
+    rows: int
+    """How many stay."""
+    leaving: tuple[int, ...]
+    """Their row ids."""
+
+
+@dataclass(frozen=True)
+class RefreshRows:
+    """What is carried is read again from source rows, and laid beside the vectors of table rows."""
+
+    id: str
+    row_ids: tuple[int, ...]
+    table_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.row_ids)
+
+
+EmbedUnit = EmbedRange | EmbedRows
+KeptUnit = KeepFragment | RefreshRows
+Unit = EmbedRange | EmbedRows | KeepFragment | RefreshRows
+"""Rows that are staged and resumed as one. A rebuild has ranges alone, a catch-up the others."""
+
+_TAGS: dict[str, type[Any]] = {
+    "range": EmbedRange, "rows": EmbedRows, "keep": KeepFragment, "refresh": RefreshRows
+}  # fmt: skip
+_Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Units as a plan's record holds them: lists, to stay small at 100,000 of them."""
+
+    units: list[
+        tuple[Literal["range"], str, int, int, int]
+        | tuple[Literal["rows"], str, _Ids]
+        | tuple[Literal["keep"], str, int, int, _Ids]
+        | tuple[Literal["refresh"], str, _Ids, _Ids]
+    ]
+
+
+def _as_list(unit: Unit) -> list[Any]:
+    tag = next(t for t, kind in _TAGS.items() if isinstance(unit, kind))
+    return [tag, *vars(unit).values()]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a catch-up builds on: a table version whose other fragments stay as they are."""
+
+    release: str
+    run_id: str
+    origin: str
+    """The rebuild that the release descends from."""
+    table_version: int
+    fragments: tuple[int, ...]
+    """Those that stay."""
+    rows: int
+    """In them."""
+    dead_letters: tuple[Annotated[dict[str, Any], holds(DeadLetter)], ...]
+    """Documents that still have no vector and are not tried again."""
+    how: str
+    """How the changes were found, in words."""
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A verified release of the same space, whose vectors a run copies where the text is equal."""
+
+    release: str
+    alias: str
+    origin: str
+    table: str
+    table_version: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, fixed before it starts. Any number of attempts agree on it."""
+
+    kind: Kind
+    run_id: str
+    alias: str
+    space: StoredSpace
+    encoder: Annotated[dict[str, Any], holds(EncoderConfig)]
+    source: Annotated[dict[str, Any], holds(SourceRecord)]
+    """uri, version, and the settings that read it."""
+    table: str
+    """Path under the root."""
+    base_version: int
+    """Version of the table the seal must find unchanged."""
+    gate: Annotated[dict[str, Any], holds(FrozenGate)]
+    index: Annotated[dict[str, Any], holds(IndexConfig)]
+    rows: int
+    units: Sequence[Unit]
+    created_at: str
+    base: Base | None = None
+    """What a catch-up builds on; None for a rebuild."""
+    reuse: bool = True
+    """Whether it was to copy vectors, where there are any to copy."""
+    donors: tuple[Donor, ...] = ()
+    """Whose vectors it copies."""
+
+    @property
+    def origin(self) -> str:
+        """The rebuild at the beginning of the line: its own, unless it is a catch-up's."""
+        return self.base.origin if self.base else self.run_id
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return f"reembed catch-up {self.base.release}" if self.base else "reembed run"
+
+    @property
+    def restart(self) -> str:
+        """The command that starts it again."""
+        dropped = f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
+        return dropped if self.base else "reembed run --fresh"
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as stored."""
+        fields = {
+            k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base", "donors")
+        }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **fields,
+            "space": self.space.to_json(),
+            "units": [_as_list(u) for u in self.units],
+            "base": asdict(self.base) if self.base else None,
+            "donors": [asdict(d) for d in self.donors],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Plan:
+        """The plan a record describes."""
+        plan = decode(cls, {**record, "units": []}, where(record))
+        units = decode(_Units, {"units": record["units"]}, where(record)).units
+        return replace(plan, units=[_TAGS[tag](*values) for tag, *values in units])
