@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release, VerifyRecord, now
 from reembed.catalog.runs import Run, open_runs
-from reembed.config.settings import RESERVED_COLUMNS, Config, EncoderConfig, FrozenGate
+from reembed.config.settings import RESERVED_COLUMNS, Config, FrozenGate
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import (
     Conflict,
@@ -123,7 +123,7 @@ def _verified(
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     provenance.require_manifest(storage, release)
     manifest = index_store.read_manifest(storage.store, release.index, release.index_sha256)
-    provenance.require_index(release, manifest.to_json())
+    provenance.require_index(release, manifest)
     with_index = level >= verify.ROWS
     index = index_store.load(storage.store, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
@@ -135,7 +135,7 @@ def _verified(
         source,
         TableVersion(storage, release.table, release.table_version, release.space.dim),
         release.space,
-        EncoderConfig(**release.encoder),
+        release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
         np.sort(index.ids()) if index else None,
         sealed.proofs,
@@ -206,9 +206,9 @@ def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
     from reembed.source.dataset import Source
     from reembed.source.lag import caught_up
 
-    made_from = Source.from_json(release.source, catalog.storage.options)
+    made_from = Source.of(release.source, catalog.storage.options)
     noted = caught_up(catalog, release)
-    if not read or noted.is_as_planned(noted.to_json()):
+    if not read or noted.is_as_planned(noted):
         return noted
     if made_from.is_as_planned(release.source):
         return made_from
@@ -365,7 +365,7 @@ def dead_letters(config: Config, which: str | None) -> dict[str, Any]:
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
     found = [vars(d) for d in sealed.dead_letters]
-    return _dead_letters(release.id, release.source["version"], found) | {"finished": True}
+    return _dead_letters(release.id, release.source.version, found) | {"finished": True}
 
 
 def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None:
@@ -376,7 +376,7 @@ def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None
         found = [asdict(d) for r in run.receipts() for d in r.dead_letters]
         found += plan.base.dead_letters if plan.base else ()
         if found or which:
-            return _dead_letters(run.id, plan.source["version"], found) | {"finished": False}
+            return _dead_letters(run.id, plan.source.version, found) | {"finished": False}
     return None
 
 
@@ -477,4 +477,4 @@ def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
         return lag(catalog, release).to_json()
     except (ReembedError, OSError, BaseError) as error:
         why = str(error).splitlines()[0]
-        return Lag(int(release.source["version"]), None, None, None, why).to_json()
+        return Lag(int(release.source.version), None, None, None, why).to_json()

@@ -7,16 +7,15 @@ import hashlib
 import lance
 import pyarrow as pa
 
-from reembed.catalog.releases import Catalog, Release
-from reembed.config.settings import FrozenGate
+from reembed.catalog.releases import Catalog, Release, SourceRef
+from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.evaluation import comparisons
 from reembed.evaluation.gate import Rule, combine
 from reembed.space import Space
 from reembed.table.read import manifest_proof
 
-SOURCE = {
-    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
-}  # fmt: skip
+GATE = FrozenGate(queries="q", sha256="0", count=30)
+SOURCE = SourceRef("s", 1, "f", "i", "t", None, ())
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
 
 
@@ -34,12 +33,12 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)
     fields = {
-        "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": {"model": "m"},
+        "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": EncoderConfig(model="m"),
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
         "rows": 1, "dead_letters": 0,
         "source": SOURCE, "verify": {"passed": True, "table_version": 1},
-        "gate": FrozenGate(queries="q", sha256="0", count=30).model_dump(),
+        "gate": GATE,
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s",
         "number": catalog.next_number(),
@@ -51,7 +50,7 @@ def comparison(
     catalog: Catalog, new: Release, live: Release, verdict: str = "pass", **changes: object
 ) -> None:
     judged = combine(Rule("nDCG@10 change", verdict, "d"))
-    gate = FrozenGate(queries="q", sha256="0", count=30).model_dump()
+    gate = GATE.model_dump()
     record = {
         "live": live.summary(), "candidate": new.summary(), "at": "now", "by": "me", **judged.to_json(),
         "candidate_index_sha256": new.index_sha256, "planned_gate": gate, "gate": gate,

@@ -6,14 +6,13 @@ runs/RUN/plan.json               create-only: any number of attempts agree on it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from reembed.catalog.receipts import DeadLetter
-from reembed.catalog.releases import SourceRecord, StoredSpace
+from reembed.catalog.releases import SourceRef, StoredSpace
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
-from reembed.store.records import decode, holds, where
-from reembed.store.storage import SCHEMA_VERSION
+from reembed.store.records import decode, encode, holds, where
 
 Kind = Literal["rebuild", "catch_up"]
 
@@ -134,15 +133,14 @@ class Plan:
     run_id: str
     alias: str
     space: StoredSpace
-    encoder: Annotated[dict[str, Any], holds(EncoderConfig)]
-    source: Annotated[dict[str, Any], holds(SourceRecord)]
-    """uri, version, and the settings that read it."""
+    encoder: EncoderConfig
+    source: SourceRef
     table: str
     """Path under the root."""
     base_version: int
     """Version of the table the seal must find unchanged."""
-    gate: Annotated[dict[str, Any], holds(FrozenGate)]
-    index: Annotated[dict[str, Any], holds(IndexConfig)]
+    gate: FrozenGate
+    index: IndexConfig
     rows: int
     units: Sequence[Unit]
     created_at: str
@@ -171,17 +169,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The record as stored."""
-        fields = {
-            k: v for k, v in self.__dict__.items() if k not in ("units", "space", "base", "donors")
-        }
-        return {
-            "schema_version": SCHEMA_VERSION,
-            **fields,
-            "space": self.space.to_json(),
-            "units": [_as_list(u) for u in self.units],
-            "base": asdict(self.base) if self.base else None,
-            "donors": [asdict(d) for d in self.donors],
-        }
+        return encode(replace(self, units=())) | {"units": [_as_list(u) for u in self.units]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:

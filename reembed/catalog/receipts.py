@@ -5,11 +5,10 @@ runs/RUN/units/UNIT.json         create-only: of several attempts at one unit th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from reembed.store.records import holds
-from reembed.store.storage import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,3 @@ class Receipt:
     def documents(self) -> int:
         """Those that were tried."""
         return self.rows + len(self.dead_letters)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as stored."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}

@@ -20,16 +20,16 @@ import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import WrapValidator
+from pydantic import PlainSerializer, WrapValidator
 
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
-from reembed.store.records import decode, holds, where
-from reembed.store.storage import SCHEMA_VERSION, Storage, require_id
+from reembed.store.records import decode, encode, holds
+from reembed.store.storage import Storage, require_id
 
 _READERS = 16
 RUN_ID = re.compile(r"([a-z0-9-]+)-([0-9a-z]+)-v([0-9]+)-([0-9]+)(?:-u([0-9]+)-([0-9]+))?")
@@ -73,21 +73,22 @@ def place_in_line(release_id: str) -> tuple[int, int]:
     return (int(found[3]), int(found[2])) if found else (0, 0)
 
 
-StoredSpace = Annotated[Space, WrapValidator(with_id)]
+StoredSpace = Annotated[Space, WrapValidator(with_id), PlainSerializer(Space.to_json)]
 """A space within another record."""
 
 
 @dataclass(frozen=True)
-class SourceRecord:
-    """What `Source.to_json` gives."""
+class SourceRef:
+    """Everything that decides which documents are read, without the store's settings."""
 
     uri: str
     version: int
     fingerprint: str
+    """Over the names of the version's data files: a dataset made again in the same place differs."""
     id_column: str
     text: str
     filter: str | None
-    carry: list[str]
+    carry: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Release:
     alias: str
     run_id: str
     space: StoredSpace
-    encoder: Annotated[dict[str, Any], holds(EncoderConfig)]
+    encoder: EncoderConfig
     """The encoder section that loads this space's model."""
     table: str
     """Path under the root."""
@@ -134,11 +135,10 @@ class Release:
     index_bytes: int
     rows: int
     dead_letters: int
-    source: Annotated[dict[str, Any], holds(SourceRecord)]
-    """uri, version and the settings that read it."""
+    source: SourceRef
     verify: Annotated[dict[str, Any], holds(VerifyRecord)]
     """The receipt of the verification that admitted it."""
-    gate: Annotated[dict[str, Any], holds(FrozenGate)]
+    gate: FrozenGate
     """The gate section, fixed before results existed."""
     number: int = 0
     """One more than of any release that was there before: their order, whatever clocks say."""
@@ -148,10 +148,6 @@ class Release:
     def origin(self) -> str:
         """The rebuild it descends from by catch-ups: itself, if it is one."""
         return line_of(self.id)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as stored."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "space": self.space.to_json()}
 
     def summary(self) -> dict[str, Any]:
         """What tells releases apart, for reports."""
@@ -163,14 +159,9 @@ class Release:
             "dim": self.space.dim,
             "rows": self.rows,
             "dead_letters": self.dead_letters,
-            "source_version": self.source["version"],
+            "source_version": self.source.version,
             "created_at": self.created_at,
         }
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Release:
-        """The release a record describes."""
-        return decode(cls, record)
 
 
 @dataclass(frozen=True)
@@ -255,22 +246,6 @@ class AliasRecord:
     at: str
     by: str
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as stored."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "release": self.release.to_json()}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> AliasRecord:
-        """The step a record describes."""
-        fields = {**record, "release": _without_schema(record["release"])}
-        return decode(cls, fields, where(record))
-
-
-def _without_schema(record: Any) -> Any:
-    """A record within another: only the outer one is checked for its format."""
-    is_record = isinstance(record, dict)
-    return {k: v for k, v in record.items() if k != "schema_version"} if is_record else record
-
 
 _NONE = Grounds()
 
@@ -284,7 +259,7 @@ class Catalog:
 
     def register(self, release: Release) -> Release:
         """Record a built release; registering the same run twice keeps the first."""
-        self.storage.create(f"releases/{self.alias}/{release.id}.json", release.to_json())
+        self.storage.create(f"releases/{self.alias}/{release.id}.json", encode(release))
         return self.release(release.id)
 
     def release(self, release_id: str) -> Release:
@@ -304,7 +279,7 @@ class Catalog:
             raise IntegrityError(
                 f"{release_id} is not a release of {self.alias}: its record was copied"
             )
-        return Release.from_json(record)
+        return decode(Release, record)
 
     def ids(self) -> list[str]:
         """Ids of the registered releases that gc has not marked: one listing, no record is read."""
@@ -429,7 +404,7 @@ class Catalog:
             by=who(),
         )
         path, proven_at = self._path(record.generation), after.proven_at if after else None
-        if not self.storage.create(path, record.to_json(), proven_at=proven_at):
+        if not self.storage.create(path, encode(record), proven_at=proven_at):
             winner = self.require_live()
             raise Conflict(
                 f"{self.alias} was moved to {winner.release.id} by {winner.by} at {winner.at}",
@@ -502,7 +477,7 @@ class Catalog:
                 "is another record" if record else "is gone, or those after it are not of this log"
             )
             raise self._broken(generation, f"it {why}")
-        return AliasRecord.from_json(record)
+        return decode(AliasRecord, record)
 
     def _require_chain(self, before: AliasRecord | None, record: AliasRecord) -> None:
         expected = (before.generation + 1, before.token) if before else (1, None)

@@ -111,11 +111,12 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
 
     say = Console()
     say("begin", what="loading Ray, Lance and the model's libraries")
+    from reembed.store.records import encode
     from reembed.strategies.full_rebuild import full_rebuild
 
     release = full_rebuild(config, say, fresh=fresh)
     live = _catalog(config).live()
-    return {**release.to_json(), "live": live.release.id if live else None}, 0
+    return {**encode(release), "live": live.release.id if live else None}, 0
 
 
 @cli.command()

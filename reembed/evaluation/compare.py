@@ -23,7 +23,7 @@ from reembed.evaluation.comparisons import Asked
 from reembed.index import search as index_search
 from reembed.serving.live import OpenRelease
 from reembed.source.lag import caught_up
-from reembed.store.storage import SCHEMA_VERSION
+from reembed.store.records import SCHEMA_VERSION
 from reembed.table import provenance
 
 DEPTH = 100
@@ -192,7 +192,7 @@ class _Between:
     @classmethod
     def sources(cls, catalog: Catalog, live: Release, candidate: Release) -> _Between:
         """From what both were last found to equal."""
-        old, new = (caught_up(catalog, r).to_json() for r in (live, candidate))
+        old, new = (vars(caught_up(catalog, r)) for r in (live, candidate))
         chosen = [k for k in ("uri", "id_column", "filter") if old[k] != new[k]]
         differ = [k for k in (*chosen, "version") if old[k] != new[k]]
         words = tuple(f"source.{k} is {old[k]} in live, {new[k]} in the candidate" for k in differ)

@@ -170,8 +170,8 @@ def _planned(
         )
     if fixed is None:
         named = evalset.freeze(configured, dict(catalog.storage.options))
-        gate = {**candidate.gate, **named.model_dump(include=_OF_QUERIES)}
-        catalog.storage.create(_late_path(catalog, candidate), gate)
+        gate = candidate.gate.model_copy(update=named.model_dump(include=_OF_QUERIES))
+        catalog.storage.create(_late_path(catalog, candidate), gate.model_dump())
         return _planned(catalog, live, candidate, configured)
     return fixed, late
 
@@ -184,9 +184,8 @@ def _fixed(catalog: Catalog, live: Release, candidate: Release) -> tuple[FrozenG
     for record in _of_model(catalog, live, candidate):
         if catalog.release(record["candidate"]["release"]).origin != candidate.origin:
             return FrozenGate(**record["planned_gate"]), record["gate_is_late"]
-    planned = FrozenGate(**candidate.gate)
-    if planned.queries:
-        return planned, False
+    if candidate.gate.queries:
+        return candidate.gate, False
     kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
     return (decode(FrozenGate, kept) if kept is not None else None), True
 
@@ -197,7 +196,7 @@ def _late_path(catalog: Catalog, candidate: Release) -> str:
 
 def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) -> UsageError:
     whose = f"release {candidate.id} was planned with"
-    if candidate.gate["queries"] and planned != FrozenGate(**candidate.gate):
+    if candidate.gate.queries and planned != candidate.gate:
         whose = f"the model of {candidate.id} was first compared by"
     return UsageError(
         f"{found.source}: the judged queries are not those that {whose}",

@@ -14,9 +14,7 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 from obstore.exceptions import AlreadyExistsError
@@ -24,59 +22,15 @@ from obstore.store import ObjectStore
 from scipy.special import stdtrit
 
 from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.errors import IntegrityError
 from reembed.index.build import Built
 from reembed.index.search import FIX, Float64, SearchIndex, read, write
-from reembed.store.records import decode
-from reembed.store.storage import SCHEMA_VERSION, content_path, from_bytes, to_bytes
+from reembed.store.records import decode, encode
+from reembed.store.storage import content_path, from_bytes, to_bytes
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class IndexManifest:
-    """What an index file is, how to search it, and how well that was measured to do."""
-
-    factory: str
-    metric: str
-    dim: int
-    rows: int
-    operating_point: dict[str, int]
-    """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""
-    ann_recall_at_10: float
-    """Mean over the queries."""
-    ann_recall_lower: float
-    """One-sided 95 % bound of the mean (Student t)."""
-    tuned_on: str
-    """queries, or documents where there were none: documents are easier."""
-    num_queries: int
-    faiss_version: str
-    device: str
-    sha256: str
-    size_bytes: int
-    space: str
-    table: str
-    table_version: int
-    build_seconds: float
-    settings: dict[str, Any]
-    """The section `index` of the config that it was built by; the line's catch-ups are built by it too."""
-    rows_since_training: int
-    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
-    schema_version: int = SCHEMA_VERSION
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Any) -> IndexManifest:
-        """The manifest a record describes.
-
-        Raises:
-            IntegrityError: a field is missing, unknown or of another type.
-        """
-        return decode(cls, record)
 
 
 def save(
@@ -107,7 +61,7 @@ def save(
             table=table,
             table_version=table_version,
             build_seconds=round(built.build_seconds, 3),
-            settings=built.settings.model_dump(),
+            settings=built.settings,
             rows_since_training=built.rows_since_training,
         )
         faults.point("index.before_save")
@@ -117,7 +71,7 @@ def save(
     faults.point("index.before_manifest")
     named = content_path(path, manifest.sha256, "json")
     with suppress(AlreadyExistsError):
-        store.put(named, to_bytes(manifest.to_json()), mode="create")
+        store.put(named, to_bytes(encode(manifest)), mode="create")
     return read_manifest(store, path, manifest.sha256)
 
 
@@ -144,7 +98,7 @@ def read_manifest(store: ObjectStore, path: str, sha256: str) -> IndexManifest:
             "it was never finished, or was removed",
             FIX,
         ) from error
-    manifest = IndexManifest.from_json(record)
+    manifest = decode(IndexManifest, record)
     if manifest.sha256 != sha256:
         raise IntegrityError(f"{place} is the manifest of index {manifest.sha256[:12]}", None, FIX)
     return manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 from reembed import faults
 from reembed.catalog.lease import is_driven
-from reembed.catalog.releases import Catalog, Release, line_of, now
+from reembed.catalog.releases import Catalog, Release, SourceRef, line_of, now
 from reembed.catalog.runs import Run, find_runs
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.promote import candidates, newest_of
@@ -277,7 +277,7 @@ def _clear_dropped(catalog: Catalog, run: Run) -> None:
     run.storage.create(run.path(_CLEARED), {"at": now()})
 
 
-def _clear(run: Run, source: dict[str, Any] | None) -> None:
+def _clear(run: Run, source: SourceRef | None) -> None:
     """Take away a run's tag on the source, and its receipts."""
     if source is not None:
         _unpin(run, source)
@@ -390,9 +390,9 @@ def _trim(catalog: Catalog, table: str) -> None:
     )
 
 
-def _unpin(run: Run, source: dict[str, Any]) -> None:
+def _unpin(run: Run, source: SourceRef) -> None:
     """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
     try:
-        Source.from_json(source, run.storage.options).unpin(run.pin_tag)
+        Source.of(source, run.storage.options).unpin(run.pin_tag)
     except (OSError, ValueError, SourceError) as error:
-        log.warning("the tag %s stays on %s: %s", run.pin_tag, source["uri"], error)
+        log.warning("the tag %s stays on %s: %s", run.pin_tag, source.uri, error)

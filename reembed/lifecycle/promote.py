@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import (
     Action,
     AliasRecord,
@@ -22,7 +23,7 @@ from reembed.config.settings import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons
 from reembed.source.lag import noted_place
-from reembed.store.records import Record, checked
+from reembed.store.records import decode
 from reembed.store.storage import Storage, absolute, content_path
 from reembed.table import provenance
 
@@ -191,7 +192,7 @@ def admissible(
 def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """What nobody knows of a release that was never compared."""
     than = live.release.id if live else "what searches used before: nothing was live here"
-    queries = chosen.gate.get("queries")
+    queries = chosen.gate.queries
     judged = (
         f"its judged queries ({queries}) were not asked" if queries else "it has no judged queries"
     )
@@ -313,7 +314,7 @@ def _advance(
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
     _require_complete(catalog, release)
-    required = float(release.gate["ann_recall"])
+    required = release.gate.ann_recall
     if force is None and _recall_bound(catalog, live.release) >= required:
         again = started_with(Run(catalog.storage, release.origin), "--fresh")
         fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
@@ -411,7 +412,7 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
 def _require_complete(catalog: Catalog, release: Release) -> None:
     provenance.require_verified(catalog.storage, release)
     manifest = _described_index(catalog, release)
-    if catalog.storage.digest(_index_file(release)) != (manifest["size_bytes"], manifest["sha256"]):
+    if catalog.storage.digest(_index_file(release)) != (manifest.size_bytes, manifest.sha256):
         raise _index_not_whole(catalog.storage, release)
     try:
         provenance.require_table(catalog.storage, release)
@@ -420,16 +421,17 @@ def _require_complete(catalog: Catalog, release: Release) -> None:
         raise _no_table(catalog.storage, release) from error
 
 
-def _described_index(catalog: Catalog, release: Release) -> Record:
+def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
     described = content_path(release.index, release.index_sha256, "json")
-    manifest = catalog.storage.read_if_there(described)
-    if manifest is None:
+    record = catalog.storage.read_if_there(described)
+    if record is None:
         raise IntegrityError(
             f"release {release.id} has no index",
             f"{described} is gone",
             Run(catalog.storage, release.run_id).rebuild,
         )
-    provenance.require_index(release, checked(provenance.IndexRecord, manifest))
+    manifest = decode(IndexManifest, record)
+    provenance.require_index(release, manifest)
     return manifest
 
 
@@ -437,7 +439,7 @@ def _recall_bound(catalog: Catalog, release: Release) -> float:
     """Lower 95 % bound of ann_recall@10 as it was measured when the index was built."""
     index = _described_index(catalog, release)
     # One query has no bound; finding all is enough.
-    return 1.0 if index["ann_recall_at_10"] == 1 else float(index["ann_recall_lower"])
+    return 1.0 if index.ann_recall_at_10 == 1 else index.ann_recall_lower
 
 
 def _require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:

@@ -26,8 +26,7 @@ from reembed.digests import Digests
 from reembed.encoders import golden
 from reembed.source.dataset import TEXT, Source
 from reembed.space import Space
-from reembed.store.records import holds
-from reembed.store.storage import SCHEMA_VERSION
+from reembed.store.records import SCHEMA_VERSION, holds
 from reembed.table.read import (
     Proof,
     TableVersion,

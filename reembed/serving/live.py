@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from reembed import digests, encoders
 from reembed.catalog.releases import Catalog, Release
-from reembed.config.settings import RESERVED_COLUMNS, EncoderConfig
+from reembed.config.settings import RESERVED_COLUMNS
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, UsageError
@@ -56,11 +56,11 @@ class OpenRelease:
         # Everything is opened first: what is checked is what answers, whatever is put in its place later.
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
         table.dataset()
-        section = EncoderConfig(**release.encoder)
+        section = release.encoder
         encoder = encoders.load_encoder(section)
         manifest = index_store.read_manifest(storage.store, release.index, release.index_sha256)
         index = index_store.load(storage.store, release.index, manifest)
-        provenance.require_index(release, manifest.to_json())
+        provenance.require_index(release, manifest)
         provenance.require_manifest(storage, release)
         release.space.require(
             encoders.describe(section, release.space.vector_dtype),
@@ -180,7 +180,7 @@ def require_carried(release: Release, columns: Sequence[str]) -> None:
     Raises:
         UsageError: naming them, and those that are carried.
     """
-    carried = release.source["carry"]
+    carried = release.source.carry
     named = [columns] if isinstance(columns, str) else list(columns)
     if unknown := [str(c) for c in named if c not in carried]:
         if own := [c for c in unknown if c in RESERVED_COLUMNS]:

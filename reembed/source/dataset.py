@@ -8,7 +8,7 @@ import shlex
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 from obstore.exceptions import BaseError
 
 from reembed.catalog.plan import EmbedRange, EmbedRows, EmbedUnit
+from reembed.catalog.releases import SourceRef
 from reembed.config.settings import Config
 from reembed.errors import ReembedError, SourceError
 from reembed.source import delta as source_delta
@@ -26,7 +27,6 @@ from reembed.source.delta import Delta, fragments_of
 from reembed.source.filter import check_filter, require_condition
 from reembed.source.ids import check_ids
 from reembed.store.lance import open_dataset, tags_of
-from reembed.store.records import decode
 from reembed.store.storage import Storage, absolute, is_remote
 
 TEXT = "reembed.text"
@@ -50,17 +50,9 @@ class Later:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(SourceRef):
     """Documents of one dataset version: live rows that pass the filter. Picklable."""
 
-    uri: str
-    version: int
-    fingerprint: str
-    """Over the names of the version's data files: a dataset made anew in the same place differs."""
-    id_column: str
-    text: str
-    filter: str | None
-    carry: tuple[str, ...]
     options: tuple[tuple[str, str], ...] = field(repr=False)
 
     @classmethod
@@ -89,16 +81,14 @@ class Source:
         return source
 
     @classmethod
-    def from_json(cls, record: dict[str, Any], options: tuple[tuple[str, str], ...]) -> Source:
-        """The source a plan or release describes."""
-        given = decode(cls, {**record, "options": []}, "source")
-        return replace(given, options=options)
+    def of(cls, ref: SourceRef, options: tuple[tuple[str, str], ...]) -> Source:
+        """The source of a plan or release."""
+        return cls(**vars(ref), options=options)
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything that decides which documents are read, without the store's settings."""
-        return {k: v for k, v in asdict(self).items() if k != "options"} | {
-            "carry": list(self.carry)
-        }
+    @property
+    def ref(self) -> SourceRef:
+        """The source as a plan keeps it."""
+        return SourceRef(**{f.name: getattr(self, f.name) for f in fields(SourceRef)})
 
     def dataset(self) -> lance.LanceDataset:
         """The dataset at the pinned version."""
@@ -133,7 +123,7 @@ class Source:
         Raises:
             SourceError, OSError, ValueError: a version cannot be read.
         """
-        older, newer = self._planned(since.to_json()), self.dataset()
+        older, newer = self._planned(since), self.dataset()
         if older is None:
             return Later(_gone(since), None, self._written_after(newer, 0))
         documents = self._documents_changed(since, older, newer) if count else None
@@ -214,19 +204,19 @@ class Source:
         with self._readable():
             return sum(batch.column(0).null_count for batch in scanner.to_batches())
 
-    def is_as_planned(self, record: dict[str, Any]) -> bool:
+    def is_as_planned(self, planned: SourceRef) -> bool:
         """Whether the version a plan pinned is still there, and still the same files."""
-        return self._planned(record) is not None
+        return self._planned(planned) is not None
 
-    def _planned(self, record: dict[str, Any]) -> lance.LanceDataset | None:
-        """The version that a record names; None where it is gone, or made of other files."""
-        if record["uri"] != self.uri:
+    def _planned(self, planned: SourceRef) -> lance.LanceDataset | None:
+        """The version that a plan names; None where it is gone, or made of other files."""
+        if planned.uri != self.uri:
             return None
         try:
-            dataset = open_dataset(self.uri, record["version"], dict(self.options))
+            dataset = open_dataset(self.uri, planned.version, dict(self.options))
         except FileNotFoundError:
             return None
-        return dataset if record["fingerprint"] == source_delta.fingerprint(dataset) else None
+        return dataset if planned.fingerprint == source_delta.fingerprint(dataset) else None
 
     def units(self, size: int, actors: int = 1) -> list[EmbedRange]:
         """The documents cut into units of at most `size`, with ids every attempt agrees on.
@@ -334,7 +324,7 @@ class Source:
 
     def why_no_delta(self, since: Source) -> str | None:
         """Why an earlier version cannot be told from this one by its files; None if it can."""
-        return None if self.is_as_planned(since.to_json()) else _gone(since)
+        return None if self.is_as_planned(since) else _gone(since)
 
     def delta(self, since: Source) -> Delta:
         """Where rows may differ from an earlier version of this dataset.

@@ -7,10 +7,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reembed.catalog.releases import Catalog, Release, SourceRecord
+from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.errors import SourceError
 from reembed.source.dataset import Source
-from reembed.store.records import Record, checked
+from reembed.store.records import decode, encode
 
 _NOTE = re.compile(r"[0-9]{8}-[0-9]{20}\.json")
 
@@ -44,9 +44,7 @@ class Lag:
 def caught_up(catalog: Catalog, release: Release) -> Source:
     """The source at the newest version that the release is known to equal."""
     noted = _noted(catalog, release)
-    return Source.from_json(
-        noted["source"] if noted is not None else release.source, catalog.storage.options
-    )
+    return Source.of(noted.source if noted else release.source, catalog.storage.options)
 
 
 def note(catalog: Catalog, release: Release, number: int, source: Source) -> None:
@@ -55,13 +53,13 @@ def note(catalog: Catalog, release: Release, number: int, source: Source) -> Non
     Create-only, one for each number and version: who notes late takes nothing back.
     """
     path = f"{_notes_of(release)}{number:08d}-{source.version:020d}.json"
-    catalog.storage.create(path, {"number": number, "source": source.to_json()})
+    catalog.storage.create(path, encode(_Note(number, source.ref)))
 
 
 def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
     """Number and source version of the note, as `catalog.place_in_line` has them; zeros without one."""
     noted = _noted(catalog, release)
-    return (int(noted["number"]), int(noted["source"]["version"])) if noted is not None else (0, 0)
+    return (noted.number, noted.source.version) if noted else (0, 0)
 
 
 def lag(catalog: Catalog, release: Release) -> Lag:
@@ -107,14 +105,14 @@ def _unread(source: Source, error: Exception) -> str:
 @dataclass(frozen=True)
 class _Note:
     number: int
-    source: SourceRecord
+    source: SourceRef
 
 
-def _noted(catalog: Catalog, release: Release) -> Record | None:
+def _noted(catalog: Catalog, release: Release) -> _Note | None:
     """The note of the highest number, and of those of the highest version."""
     folder = _notes_of(release)
     names = [n for n in catalog.storage.names(folder) if _NOTE.fullmatch(n)]
-    return checked(_Note, catalog.storage.read(f"{folder}{names[-1]}")) if names else None
+    return decode(_Note, catalog.storage.read(f"{folder}{names[-1]}")) if names else None
 
 
 def _notes_of(release: Release) -> str:

@@ -12,11 +12,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from reembed.errors import IntegrityError
 
 T = TypeVar("T")
+
+SCHEMA_VERSION = 4
+"""Of every record; a record that changes its meaning takes a new one."""
 
 DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _MAX_SHOWN = 120
@@ -46,6 +49,17 @@ def decode(kind: type[T], record: Any, at: str = "") -> T:
         fields = {k: v for k, v in record.items() if k != "schema_version"}
         _require_whole(kind, fields, at or _place(record, kind))
     return cast(T, _validated(kind, "forbid", fields, at or _place(record, kind)))
+
+
+def encode(record: Any) -> dict[str, Any]:
+    """A dataclass as it is stored; `decode` makes the same of it again."""
+    fields = cast(dict[str, Any], _writer(cast(Any, type(record))).dump_python(record, mode="json"))
+    return {"schema_version": SCHEMA_VERSION, **fields}
+
+
+@functools.cache
+def _writer(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def checked(kind: type[Any], record: Record) -> Record:

@@ -27,10 +27,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted, without_options
-from reembed.store.records import DAMAGED, Record, checked
-
-SCHEMA_VERSION = 4
-"""Of every record; a record that changes its meaning takes a new one."""
+from reembed.store.records import DAMAGED, SCHEMA_VERSION, Record, checked
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _HEX = re.compile(r"[0-9a-f]{64}")

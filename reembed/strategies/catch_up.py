@@ -16,7 +16,7 @@ from reembed.catalog.lease import driving, is_driven
 from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
 from reembed.catalog.releases import Catalog, Release, line_of, now, place_in_line
 from reembed.catalog.runs import Run, find_runs, open_runs
-from reembed.config.settings import Config, EncoderConfig, IndexConfig
+from reembed.config.settings import Config
 from reembed.engine.executor import Executor, RayExecutor
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import IntegrityError, TooManyDeadLetters
@@ -121,7 +121,7 @@ def _pass(
         except (TooManyDeadLetters, IntegrityError) as error:
             # What is wrong with that version may be right in a newer one: do not insist on it. The
             # first time it is kept, as the fix that was named needs what is staged.
-            planned = Source.from_json(plan.source, run.storage.options)
+            planned = Source.of(plan.source, run.storage.options)
             newest, _ = newest_of(planned)
             if unfinished is None or newest is None or newest.is_same(planned):
                 raise
@@ -137,8 +137,8 @@ def _leaves_dead_letters(run: Run | None) -> bool:
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:
-    source = Source.from_json(plan.source, run.storage.options)
-    here = encoders.describe(EncoderConfig(**plan.encoder), plan.space.vector_dtype)
+    source = Source.of(plan.source, run.storage.options)
+    here = encoders.describe(plan.encoder, plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
     preflight.require_rights(run.storage, plan)
     preflight.require_room(run, plan, source, say)
@@ -159,7 +159,7 @@ def _as_planned(config: Config, plan: Plan, say: Listener) -> Config:
 
     Reports the other settings that the plan fixed.
     """
-    index = IndexConfig(**plan.index).model_copy(update={"device": config.index.device})
+    index = plan.index.model_copy(update={"device": config.index.device})
     changed = changed_settings("index", index.model_dump(), config.index.model_dump())
     if changed := changed + embed_planned_otherwise(plan, config):
         say("ignored", settings=changed)
@@ -178,7 +178,7 @@ def _unfinished(catalog: Catalog, release: Release) -> Run | None:
         plan = run.plan()
         if plan is None or plan.base is None or plan.base.release != release.id:
             continue
-        source = Source.from_json(plan.source, catalog.storage.options)
+        source = Source.of(plan.source, catalog.storage.options)
         if source.is_as_planned(plan.source):
             return run
         source.newest()  # away for a moment, and not replaced: raises
@@ -230,7 +230,7 @@ def _write_plan(
             alias=release.alias,
             space=release.space,
             encoder=release.encoder,
-            source=source.to_json(),
+            source=source.ref,
             table=release.table,
             base_version=table.newest_version(run.storage, release.table),
             gate=release.gate,

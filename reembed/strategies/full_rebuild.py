@@ -68,7 +68,7 @@ def full_rebuild(
             )
             return release
         plan = make_plan(run, config, gate, source, space, say)
-        source = Source.from_json(plan.source, storage.options)
+        source = Source.of(plan.source, storage.options)
         preflight.require_rights(storage, plan)
         preflight.require_room(run, plan, source, say)
         executor = executor or RayExecutor()
@@ -138,7 +138,7 @@ def _is_complete(run: Run, catalog: Catalog, source: Source, space: Space) -> bo
     plan, result = run.plan(), run.result() or {}
     if plan is None or not result.get("release") or catalog.is_retired(result["release"]):
         return False
-    return plan.space.id == space.id and plan.source["fingerprint"] == source.fingerprint
+    return plan.space.id == space.id and plan.source.fingerprint == source.fingerprint
 
 
 def finished(run: Run, catalog: Catalog) -> Release | None:
@@ -185,14 +185,14 @@ def make_plan(
             run_id=run.id,
             alias=config.alias,
             space=space,
-            encoder=_portable(config.encoder).model_dump(),
-            source=source.to_json(),
+            encoder=_portable(config.encoder),
+            source=source.ref,
             table=path,
             base_version=table.ensure_table(
                 run.storage, path, table.schema(space, *source.schema())
             ),
-            gate=gate.model_dump(),
-            index=config.index.model_dump(),
+            gate=gate,
+            index=config.index,
             rows=rows,
             units=units,
             created_at=now(),
@@ -248,7 +248,7 @@ def _planned_otherwise(plan: Plan | None, config: Config, gate: FrozenGate) -> l
     """
     if plan is None:
         return []
-    changed = changed_settings("gate", plan.gate, gate.model_dump())
+    changed = changed_settings("gate", plan.gate.model_dump(), gate.model_dump())
     return changed + embed_planned_otherwise(plan, config)
 
 
@@ -259,7 +259,7 @@ def _built_otherwise(release: Release, run: Run, config: Config) -> list[Changed
         IntegrityError: its index has no manifest, or a damaged one.
     """
     built = index_store.read_manifest(run.storage.store, release.index, release.index_sha256)
-    changed = changed_settings("index", built.settings, config.index.model_dump())
+    changed = changed_settings("index", built.settings.model_dump(), config.index.model_dump())
     if release.dead_letters > config.embed.max_dead_letters:
         changed.append(
             ("embed.max_dead_letters", release.dead_letters, config.embed.max_dead_letters)

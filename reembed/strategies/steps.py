@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from reembed import encoders, faults
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.plan import (
     Donor,
     EmbedRange,
@@ -23,7 +24,7 @@ from reembed.catalog.plan import (
 )
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
-from reembed.config.settings import Config, EncoderConfig, FrozenGate
+from reembed.config.settings import Config
 from reembed.engine import pipeline as embed
 from reembed.engine import reuse
 from reembed.engine.executor import Executor
@@ -36,6 +37,7 @@ from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.lifecycle import verify
 from reembed.source.dataset import Source
+from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import keep
 from reembed.table import write as table
@@ -68,7 +70,7 @@ class Work:
 
 def tell_plan(run: Run, plan: Plan, say: Listener, *, pinned: bool, **more: Any) -> None:
     """A plan was written: in the run's events, and to whoever listens."""
-    version, units = plan.source["version"], len(plan.units)
+    version, units = plan.source.version, len(plan.units)
     more = {"rows": plan.rows, "units": units, "source_version": version, **more}
     run.event("plan", space=plan.space.id, pinned=pinned, **more)
     faults.point("run.after_plan")
@@ -135,7 +137,7 @@ def embed_documents(work: Work) -> None:
         actors=config.embed.actors,
     )
     run.event("embed", todo=len(todo), reused=len(staged))
-    encoder = EncoderConfig(**plan.encoder)
+    encoder = plan.encoder
     job = EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
     with progress.reporting():
         work.on.embed(job, todo, progress.receipt, work.stop)
@@ -204,7 +206,7 @@ def seal(work: Work) -> SealedTable:
     return sealed
 
 
-def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
+def build_index(work: Work, sealed: SealedTable) -> IndexManifest:
     """Build, tune and save the index, unless a finished one of this table version is there.
 
     A finished one is taken, by whatever settings it was built; those that differ now are named.
@@ -212,7 +214,8 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     run, config, on = work.run, work.config, work.on
     finished = index_store.finished(run.storage.store, f"indexes/{run.id}", sealed.version)
     if finished is not None:
-        if changed := changed_settings("index", finished.settings, config.index.model_dump()):
+        used, now_set = finished.settings.model_dump(), config.index.model_dump()
+        if changed := changed_settings("index", used, now_set):
             work.say("ignored", settings=changed)
         return finished
     started = time.monotonic()
@@ -225,7 +228,7 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
     manifest = on.call(
         _index_task, run, work.plan, work.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
     )
-    fields = manifest.to_json() | {"seconds": round(time.monotonic() - started, 1)}
+    fields = encode(manifest) | {"seconds": round(time.monotonic() - started, 1)}
     run.event("index", **fields)
     work.say("index", **fields)
     return manifest
@@ -233,7 +236,7 @@ def build_index(work: Work, sealed: SealedTable) -> index_store.IndexManifest:
 
 def _tuning_texts(work: Work) -> list[str]:
     """The planned queries to tune the index on; none where they changed or cannot be read now."""
-    gate = FrozenGate(**work.plan.gate)
+    gate = work.plan.gate
     if not gate.queries:
         return []
     try:
@@ -250,17 +253,17 @@ def _tuning_texts(work: Work) -> list[str]:
 
 def _index_task(
     run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
-) -> index_store.IndexManifest:
+) -> IndexManifest:
     with storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}"):
         return _indexed(run, plan, vectors, config, texts)
 
 
 def _indexed(
     run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
-) -> index_store.IndexManifest:
+) -> IndexManifest:
     queries = None
     if texts:
-        encoder = encoders.load_encoder(EncoderConfig(**plan.encoder), dtype=config.embed.dtype)
+        encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
         queries = encoder.embed(encoder.tokenize(texts, "query"))
     built = index.build(vectors, config.index, queries, trained=_trained(run, plan, vectors.rows))
     return index_store.save(
@@ -285,9 +288,7 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
     return index.Trained(manifest.factory, index_store.load(store, base.index, manifest), since)
 
 
-def verified(
-    work: Work, sealed: SealedTable, manifest: index_store.IndexManifest
-) -> dict[str, Any]:
+def verified(work: Work, sealed: SealedTable, manifest: IndexManifest) -> dict[str, Any]:
     """Row-exact, or it is not a candidate.
 
     Raises:
@@ -298,7 +299,7 @@ def verified(
         work.source,
         work.vectors(sealed),
         plan.space,
-        EncoderConfig(**plan.encoder),
+        plan.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
         proofs=sealed.proofs,
         origin=plan.origin,
@@ -317,9 +318,7 @@ def verified(
     return report
 
 
-def _verify_task(
-    subject: verify.Subject, path: str, manifest: index_store.IndexManifest
-) -> dict[str, Any]:
+def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) -> dict[str, Any]:
     storage = subject.table.storage
     with storage_errors(f"{subject.table.path} below {storage.root} could not be verified"):
         ids = np.sort(index_store.load(storage.store, path, manifest).ids())
@@ -329,7 +328,7 @@ def _verify_task(
 def register(
     work: Work,
     sealed: SealedTable,
-    manifest: index_store.IndexManifest,
+    manifest: IndexManifest,
     receipt: dict[str, Any],
 ) -> Release:
     """Make it a candidate. Serving does not notice."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Release, VerifyRecord
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
@@ -44,33 +41,20 @@ def require_verified(storage: Storage, release: Release) -> None:
         )
 
 
-@dataclass(frozen=True)
-class IndexRecord:
-    """What is held against a release of an index's manifest."""
-
-    sha256: str
-    size_bytes: int
-    table: str
-    table_version: int
-    space: str
-    ann_recall_at_10: float
-    ann_recall_lower: float
-
-
-def require_index(release: Release, manifest: Mapping[str, Any]) -> None:
+def require_index(release: Release, manifest: IndexManifest) -> None:
     """Hold an index's manifest against the release that names it, before FAISS reads a byte.
 
     Raises:
         IntegrityError: it is another index, or of another table or space.
     """
-    if manifest["sha256"] != release.index_sha256:
+    if manifest.sha256 != release.index_sha256:
         raise IntegrityError(
             f"the index of release {release.id} was replaced after the release was registered",
-            f"sha256 {manifest['sha256'][:12]} where the release records {release.index_sha256[:12]}",
+            f"sha256 {manifest.sha256[:12]} where the release records {release.index_sha256[:12]}",
             FIX,
         )
     registered = (release.table, release.table_version, release.space.id)
-    found = (manifest["table"], manifest["table_version"], manifest["space"])
+    found = (manifest.table, manifest.table_version, manifest.space)
     if found != registered:
         raise IntegrityError(
             f"release {release.id} names another table than its index was made from",

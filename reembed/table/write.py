@@ -24,8 +24,8 @@ from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.space import Space
 from reembed.store.lance import tags_of
-from reembed.store.records import checked
-from reembed.store.storage import SCHEMA_VERSION, Storage
+from reembed.store.records import SCHEMA_VERSION, checked, encode
+from reembed.store.storage import Storage
 from reembed.table.read import Proof, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
@@ -112,7 +112,7 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
         stats=staged.stats,
     )
     path = run.path(f"units/{staged.unit}.json")
-    won = run.storage.create(path, receipt.to_json())
+    won = run.storage.create(path, encode(receipt))
     faults.point("table.after_receipt")
     if won:
         return receipt
@@ -126,7 +126,7 @@ def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
     n = rows.num_rows
     constants = {
         "space": pa.repeat(plan.space.id, n),
-        "source_version": pa.repeat(pa.scalar(plan.source["version"], pa.int64()), n),
+        "source_version": pa.repeat(pa.scalar(plan.source.version, pa.int64()), n),
     }
     given = rows.column_names
     return pa.table(

@@ -23,6 +23,7 @@ from reembed.cli.text import text
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.lifecycle import gc, promote, verify
 from reembed.serving.live import LiveAlias
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
 from reembed.strategies.catch_up import catch_up
@@ -112,7 +113,7 @@ def test_left_out_both_take_the_configs_own_release_until_it_serves_and_then_wha
 def test_dead_letters_are_of_the_record_that_the_release_was_registered_with(build):
     release = build()
     path = f"releases/{release.alias}/{release.id}.json"
-    build.catalog.storage.write(path, {**release.to_json(), "sealed_sha256": "0" * 64})
+    build.catalog.storage.write(path, {**encode(release), "sealed_sha256": "0" * 64})
     with pytest.raises(IntegrityError, match="registered with another record"):
         dead_letters(build.config(), release.id)
 

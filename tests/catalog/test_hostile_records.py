@@ -19,7 +19,7 @@ from reembed.catalog.lease import is_driven, workers
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, find_runs
 from reembed.cli.verbs import cli as reembed_cli
-from reembed.config.settings import Config, EncoderConfig, load
+from reembed.config.settings import Config, load
 from reembed.encoders import golden, load_encoder
 from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
@@ -103,7 +103,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     )
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), {"trying": [0, 20]})
     check.verify_release(catalog, first.id, level=2, sample=0, resume=False)
-    lag.note(catalog, first, 1, Source.from_json(first.source, ()))
+    lag.note(catalog, first, 1, Source.of(first.source, ()))
     key = {"level": 2}
     rows = {"differences": {"missing": [0, []]}, "behind": {}, "figures": {
         "documents": 1, "rows": 1, "sampled": 0, "seed": None}}  # fmt: skip
@@ -121,7 +121,7 @@ def readers(r: Root) -> dict[str, Reader]:
     storage, first, newer = r.catalog.storage, r.first, r.newer
     pair = f"comparisons/{r.config.alias}/{r.candidate.origin}/{first.origin}"
     plain = Run(storage, first.run_id)
-    model = EncoderConfig(**first.encoder)
+    model = first.encoder
     sealed = f"runs/{newer.run_id}/sealed.json"
     unit = f"units/{min(r.unfinished.staged())}.json"
     lease = next(p for p, _ in storage.objects(r.unfinished.path("leases/")))

@@ -163,7 +163,7 @@ def _of_the_log(place: Place, log: list[AliasRecord]) -> Iterator[str]:
 
 def _of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[str]:
     """Its rows are its source's, by ids and texts; it passes the strictest verification."""
-    texts = place.texts(release.source["version"])
+    texts = place.texts(release.source.version)
     expected = sorted((d, digest(t.encode())) for d, t in texts.items())
     uri, options = catalog.storage.uri(release.table), place.options or None
     rows = lance.dataset(uri, version=release.table_version, storage_options=options).to_table()
@@ -186,8 +186,8 @@ def _of_serving(place: Place, catalog: Catalog) -> Iterator[str]:
     alias = LiveAlias(catalog)
     release = alias.current.release
     newest = lance.dataset(place.source, storage_options=place.options or None).version
-    version = newest if place.models == 2 else catalog.log()[0].release.source["version"]
-    if (release.space.model, release.source["version"]) != (OLD, version):
+    version = newest if place.models == 2 else catalog.log()[0].release.source.version
+    if (release.space.model, release.source.version) != (OLD, version):
         yield f"{release.id} is live after the rollback"
     texts = place.texts(version)
     if alias.current.table.rows != len(texts):

@@ -19,7 +19,7 @@ from reembed import encoders
 from reembed.catalog.lease import workers
 from reembed.catalog.plan import EmbedRange, Plan
 from reembed.catalog.runs import Run
-from reembed.config.settings import Config, EncoderConfig
+from reembed.config.settings import Config, EncoderConfig, FrozenGate, IndexConfig
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.sentence import SentenceEncoder
 from reembed.engine import attempts
@@ -48,8 +48,14 @@ def job(tmp_path):
         columns = table.schema(space, *source.schema())
         path = f"tables/a-{space.id}.lance"
         version = table.ensure_table(storage, path, columns)
-        fields = {"source": source.to_json(), "table": path, "base_version": version}
-        rest = {"gate": {}, "index": {}, "rows": n, "created_at": "", "encoder": {}}
+        fields = {"source": source.ref, "table": path, "base_version": version}
+        rest = {
+            "gate": FrozenGate(),
+            "index": IndexConfig(),
+            "rows": n,
+            "created_at": "",
+            "encoder": config.encoder,
+        }
         unit = EmbedRange("u", 0, 0, n)
         plan = Plan(
             kind="rebuild", run_id="r", alias="a", space=space, units=[unit], **fields, **rest

@@ -23,6 +23,7 @@ from releases import make_release
 
 from reembed import api as check
 from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli import text
 from reembed.cli.verbs import cli as reembed_cli
@@ -198,8 +199,8 @@ def reword(folder: str) -> None:
 
 def test_the_plan_and_the_release_name_the_judged_queries_by_content(pair):
     gate = pair.candidate.gate
-    assert (gate["queries"], gate["split"], gate["count"]) == (pair.judged, "test", QUERIES)
-    assert gate["sha256"] == pair.compare()["queries"]["sha256"]
+    assert (gate.queries, gate.split, gate.count) == (pair.judged, "test", QUERIES)
+    assert gate.sha256 == pair.compare()["queries"]["sha256"]
 
 
 @pytest.mark.parametrize("edit", [lambda f: cut(f, 26), relabel, reword])
@@ -247,7 +248,7 @@ def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
         config, pair.candidate.id, lambda *stage, **f: said.append(stage), PLANNED
     )
     assert record["queries"]["place"] == {"queries": str(moved), "split": "test"}
-    assert (record["changes"], record["gate"], said) == ([], pair.candidate.gate, [])
+    assert (record["changes"], record["gate"], said) == ([], gate_of(pair), [])
     comparisons.require_sound(pair.catalog, record, pair.candidate)
 
 
@@ -315,7 +316,7 @@ def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, loos
     record = check.compare_candidate(
         config, late.candidate.id, lambda stage, **f: said.append((stage, f)), PLANNED
     )
-    planned = late.candidate.gate
+    planned = gate_of(late)
     assert {k: record["gate"][k] for k in looser} == {k: planned[k] for k in looser}
     assert (record["gate_is_late"], record["changes"]) == (True, [])
     ((_, ignored),) = said
@@ -538,7 +539,7 @@ def poor(pair: Pair, dim: int = 16) -> Config:
     return Config.model_validate({**pair.sections(dim), "index": POOR})
 
 
-def built_by(pair: Pair, release: Release) -> index_store.IndexManifest:
+def built_by(pair: Pair, release: Release) -> IndexManifest:
     store = pair.catalog.storage.store
     return index_store.read_manifest(store, release.index, release.index_sha256)
 
@@ -785,7 +786,7 @@ def forge(pair: Pair, **edits: Any) -> None:
 
 
 def gate_of(pair: Pair, **edits: Any) -> dict[str, Any]:
-    return {**pair.candidate.gate, **edits}
+    return {**pair.candidate.gate.model_dump(), **edits}
 
 
 FORGED = {
@@ -836,7 +837,7 @@ def test_a_comparison_copied_from_another_pair_does_not_count(pair):
 def test_margin_and_ann_recall_of_the_config_do_not_count_after_the_plan(pair):
     record = pair.compare(margin=0.9, ann_recall=0.1)
     assert (record["gate"]["margin"], record["gate"]["ann_recall"]) == (None, 0.5)
-    assert record["gate"] == record["planned_gate"] == pair.candidate.gate
+    assert record["gate"] == record["planned_gate"] == gate_of(pair)
 
 
 def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
@@ -846,7 +847,7 @@ def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
 
     with pytest.raises(KeyboardInterrupt):
         full_rebuild(pair.config(24), Silent(), executor=Stops())
-    gate = dict(pair.candidate.gate)
+    gate = pair.candidate.gate
     cut(pair.judged, 26)
     release = pair.build(24, margin=0.9, ann_recall=0.1)
     assert release.gate == gate
@@ -924,7 +925,7 @@ def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair)
     assert change["reason"] == "quality is not why we move"
     assert change["by"] == step.by
     assert change["at"] <= step.at
-    assert pair.catalog.release(pair.candidate.id).gate["margin"] is None, "the plan stays"
+    assert pair.catalog.release(pair.candidate.id).gate.margin is None, "the plan stays"
     assert "quality is not why we move" in pair.said("history")
 
 

@@ -95,7 +95,7 @@ def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_c
     line, corpus, make_config, quiet, monkeypatch
 ):
     catalog, first, newer, _late = line
-    source = str(newer.source["uri"])
+    source = str(newer.source.uri)
     config = make_config(source)
     monkeypatch.setattr(strategy, "RayExecutor", Inline)
     promote.promote(catalog, newer.id, initial_reason="a test")
@@ -181,5 +181,5 @@ def test_what_grew_out_of_a_release_is_not_behind_it_where_the_source_was_made_a
     shutil.rmtree(source)
     lance.write_dataset(rows.slice(0, 290), source, enable_stable_row_ids=True)
     newer = catch_up(config, first, quiet, executor=Inline())
-    assert newer.source["version"] < first.source["version"]
+    assert newer.source.version < first.source.version
     assert promote.follow(catalog, newer).release.id == newer.id

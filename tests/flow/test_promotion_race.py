@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from releases import SOURCE
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict
 from reembed.lifecycle import promote
 from reembed.space import Space
@@ -63,11 +65,6 @@ def race_promote(catalog: Catalog, me: str, attempts: int) -> None:
             say(conflict=conflict.exit_code)
 
 
-SOURCE = {
-    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
-}  # fmt: skip
-
-
 def a_release(name: str) -> Release:
     """A release record as valid as any; its data is never looked at."""
     space = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
@@ -76,7 +73,7 @@ def a_release(name: str) -> Release:
         alias=ALIAS,
         run_id=name,
         space=space,
-        encoder={"model": "hashing:8"},
+        encoder=EncoderConfig(model="hashing:8"),
         table="tables/t.lance",
         table_version=1,
         table_tag="t",
@@ -87,7 +84,7 @@ def a_release(name: str) -> Release:
         dead_letters=0,
         source=SOURCE,
         verify={"passed": True, "table_version": 1},
-        gate={},
+        gate=FrozenGate(),
         sealed_sha256="0",
         table_manifest={"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
         number=1,

@@ -29,6 +29,7 @@ from reembed.config.settings import Config
 from reembed.errors import IntegrityError, ReembedError
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import follow, promote
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -326,7 +327,7 @@ def test_s17_a_release_with_parts_of_another_is_not_promoted(
 ) -> None:
     catalog, first, second = pair
     swapped = dataclasses.replace(first, **{part: getattr(second, part) for part in parts})
-    catalog.storage.write(f"releases/passages/{first.id}.json", swapped.to_json())
+    catalog.storage.write(f"releases/passages/{first.id}.json", encode(swapped))
     with pytest.raises(IntegrityError):
         promote(catalog, first.id, initial_reason="a test")
     assert catalog.live() is None
@@ -338,7 +339,7 @@ def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
 ) -> None:
     catalog, first, second = pair
     swapped = dataclasses.replace(first, sealed_sha256=second.sealed_sha256)
-    catalog.storage.write(f"releases/passages/{first.id}.json", swapped.to_json())
+    catalog.storage.write(f"releases/passages/{first.id}.json", encode(swapped))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
         check.verify_release(catalog, first.id, level=0, sample=0, resume=False)
     with pytest.raises(IntegrityError):

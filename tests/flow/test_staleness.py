@@ -185,7 +185,7 @@ def test_another_change_after_a_backup_was_put_back_is_another_version(
     shutil.rmtree(uri)
     shutil.copytree(tmp_path / "backup", uri)
     make[change](1)
-    assert lance.dataset(uri).version == first.source["version"]
+    assert lance.dataset(uri).version == first.source.version
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     assert lag(catalog, first).documents != 0
     second = catch_up(config, first, Silent(), executor=Inline())
@@ -212,7 +212,7 @@ def test_a_pass_that_finds_nothing_compares_every_row_before_it_says_so(live, mo
     monkeypatch.setattr(Source, "delta", lambda self, since: Delta((), (), {}))
     newer = catch_up(config, release, Silent(), executor=Inline())
     assert newer.id != release.id
-    assert newer.source["version"] == caught_up(catalog, newer).version == 5
+    assert newer.source.version == caught_up(catalog, newer).version == 5
 
 
 def test_status_shows_how_far_live_is_behind(live, cli, config_file):

@@ -12,6 +12,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
@@ -21,6 +22,7 @@ from reembed.index.search import SearchIndex
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import promote
 from reembed.serving.live import OpenRelease
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import full_rebuild as strategy
 
@@ -95,7 +97,7 @@ def built(operating_point: dict[str, int], recall: float) -> Built:
     return Built(SearchIndex(outer), "HNSW8", "cpu", operating_point, recalls, "documents", 0.1)
 
 
-def saved(storage: Storage, *of: Any) -> index_store.IndexManifest:
+def saved(storage: Storage, *of: Any) -> IndexManifest:
     where: dict[str, Any] = {"space": "s", "table": "t", "table_version": 1}
     return index_store.save(built(*of), storage.store, "indexes/r", **where)
 
@@ -112,7 +114,7 @@ def test_a_manifest_under_the_name_of_another_index_is_refused(tmp_path):
     storage = Storage.open(str(tmp_path))
     manifest = saved(storage, {"ef_search": 64}, 1.0)
     other = dataclasses.replace(manifest, sha256="0" * 64)
-    storage.write(f"indexes/r/{manifest.sha256}.json", other.to_json())
+    storage.write(f"indexes/r/{manifest.sha256}.json", encode(other))
     with pytest.raises(IntegrityError, match="is the manifest of index 000000000000"):
         index_store.read_manifest(storage.store, "indexes/r", manifest.sha256)
 

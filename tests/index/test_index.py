@@ -31,6 +31,7 @@ from reembed.index.build import (
 )
 from reembed.index.files import IndexManifest, load, lower_bound, read_manifest, save
 from reembed.index.search import ADD_ROWS, Float32, Int64, checked_batches, read
+from reembed.store.records import decode, encode
 from reembed.store.storage import to_bytes
 
 CPU = IndexConfig(device="cpu")
@@ -411,7 +412,7 @@ def test_saved_and_loaded_is_the_same_index(ivf: Built, queries: Float32, tmp_pa
 
 def test_manifest_survives_json(flat: Built) -> None:
     manifest = save_to(MemoryStore(), flat)
-    assert IndexManifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert decode(IndexManifest, json.loads(json.dumps(encode(manifest)))) == manifest
 
 
 def test_a_damaged_cache_is_fetched_again(flat: Built, tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def test_a_tampered_manifest_is_refused(
 ) -> None:
     store = LocalStore(str(tmp_path))
     saved = save_to(store, flat)
-    (tmp_path / PATH / f"{saved.sha256}.json").write_bytes(to_bytes(saved.to_json() | change))
+    (tmp_path / PATH / f"{saved.sha256}.json").write_bytes(to_bytes(encode(saved) | change))
     with pytest.raises((IntegrityError, UsageError)):
         load(store, PATH, read_manifest(store, PATH, saved.sha256))
 

@@ -14,6 +14,7 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, open_runs
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -220,14 +221,12 @@ def test_gc_deletes_nothing_on_the_word_of_a_release_that_names_what_is_not_its_
     places = {"run_id": planted, "index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
     release = replace(first, id=planted, **places | {field: named})
     path = f"releases/{catalog.alias}/{planted}.json"
-    catalog.storage.create(path, release.to_json())
+    catalog.storage.create(path, encode(release))
     before = files(catalog.storage, "")
     with pytest.raises(IntegrityError, match=f"{planted}.json names '{named}' in place of"):
         gc.plan(catalog, 1)
     assert files(catalog.storage, "") == before
-    catalog.storage.write(
-        path, replace(release, **{field: places.get(field, first.table)}).to_json()
-    )
+    catalog.storage.write(path, encode(replace(release, **{field: places.get(field, first.table)})))
     assert planted in {r.release for r in gc.plan(catalog, 1).remove}
 
 

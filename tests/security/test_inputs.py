@@ -19,19 +19,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
+from releases import SOURCE
 from tiny_models import bert_model, static_model
 
 from reembed import encoders
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import find_runs
 from reembed.cli.verbs import cli as reembed_cli
-from reembed.config.settings import Config, EncoderConfig, load
+from reembed.config.settings import Config, EncoderConfig, FrozenGate, load
 from reembed.errors import ConfigError, EncoderError, IntegrityError, UsageError
 from reembed.index import files as index_store
 from reembed.index.build import Built
 from reembed.index.search import SearchIndex
 from reembed.lifecycle.promote import promote, rollback
 from reembed.space import Space
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 
 COMMIT = "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a"
@@ -246,7 +249,7 @@ def test_s5_an_endless_file_is_refused() -> None:
 # S6: index files
 
 
-def saved(folder: Path) -> tuple[Storage, index_store.IndexManifest]:
+def saved(folder: Path) -> tuple[Storage, IndexManifest]:
     storage = Storage.open(str(folder))
     flat = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
     vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
@@ -299,17 +302,12 @@ def test_s6_no_mutation_of_an_index_reaches_faiss(
 SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
 
 
-SOURCE = {
-    "uri": "s", "version": 1, "fingerprint": "f", "id_column": "i", "text": "t", "filter": None, "carry": [],
-}  # fmt: skip
-
-
 def a_release(**changes: Any) -> Release:
     fields: dict[str, Any] = {
-        "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": {"model": "hashing:8"},
+        "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": EncoderConfig(model="hashing:8"),
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
         "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": SOURCE,
-        "verify": {"passed": True, "table_version": 1}, "gate": {}, "sealed_sha256": "0",
+        "verify": {"passed": True, "table_version": 1}, "gate": FrozenGate(), "sealed_sha256": "0",
         "table_manifest": {"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
         "index_bytes": 1, "number": 1,
     }  # fmt: skip
@@ -326,7 +324,7 @@ TRAVERSALS = [
 
 @pytest.mark.parametrize("name", TRAVERSALS)
 def test_s8_a_release_id_is_a_plain_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / "x.json").write_text(json.dumps(a_release().to_json()))
+    (tmp_path / "x.json").write_text(json.dumps(encode(a_release())))
     catalog = Catalog(Storage.open(str(tmp_path / "root")), "docs")
     catalog.register(a_release())
     for use in (catalog.release, lambda n: promote(catalog, n)):
@@ -424,7 +422,7 @@ def test_s8_folders_among_the_runs_that_are_none_are_passed_over(tmp_path: Path)
 
 def test_s17_a_release_copied_to_another_alias_is_refused(tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path))
-    record = a_release().to_json()
+    record = encode(a_release())
     storage.write("releases/other/r.json", record)
     storage.write("releases/docs/renamed.json", record)
     for alias, name in (("other", "r"), ("docs", "renamed")):
@@ -437,7 +435,7 @@ def test_s17_an_index_of_another_table_is_refused(tmp_path: Path, field: str) ->
     from reembed.table import provenance
 
     _, manifest = saved(tmp_path)
-    there = manifest.to_json() | {"space": SPACE.id}
+    there = encode(manifest) | {"space": SPACE.id}
     release = a_release(index_sha256=manifest.sha256)
     provenance.require_index(release, there)
     other = {"table": "tables/u.lance", "table_version": 2, "index_sha256": "1" * 64}

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from reembed.catalog.releases import AliasRecord, Grounds, Release
+from reembed.catalog.releases import AliasRecord, Grounds, Release, SourceRef
 from reembed.cli import text
 from reembed.cli.progress import Console
+from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.redact import one_line, plain
@@ -126,10 +127,11 @@ def page(words: str) -> str:
         words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
     )
     release = Release(
-        id=words, alias=words, run_id=words, space=space, encoder={"model": words}, table=words, table_version=1,
-        table_tag=words, sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
+        id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig(model=words),
+        table=words, table_version=1, table_tag=words,
+        sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
         rows=1, dead_letters=0, number=1, index_bytes=1,
-        source={"uri": words, "version": 1}, gate={},
+        source=SourceRef(words, 1, "f", words, words, None, ()), gate=FrozenGate(),
         verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip

@@ -27,7 +27,7 @@ from reembed import api as check
 from reembed import digests, encoders
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import find_runs
-from reembed.config.settings import Config, EncoderConfig
+from reembed.config.settings import Config
 from reembed.encoders.base import Kind
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
@@ -168,7 +168,7 @@ class History:
         chosen = newest_of(self.catalog, candidate(self.catalog, config))
         newest = catch_up(config, chosen, Silent(), executor=Inline())
         record = promote(self.catalog, newest.id, **_reason(before), decided_on=before)
-        if (found := record.release.encoder["model"]) != (asked := config.encoder.model):
+        if (found := record.release.encoder.model) != (asked := config.encoder.model):
             self.model.violations.append(f"promote: of {asked} was asked, {found} went live")
         return record
 
@@ -308,7 +308,7 @@ class History:
     # --- what must hold ---
 
     def _expected(self, release: Release) -> dict[str, str]:
-        texts = self.model.versions[release.source["version"]]
+        texts = self.model.versions[release.source.version]
         return _usable(texts)
 
     def check(self) -> list[str]:
@@ -335,7 +335,7 @@ class History:
                 self.model.violations.append(f"log: generation {record.generation} follows another")
             previous = record.token
         for before, record in pairwise(log):
-            versions = [r.release.source["version"] for r in (before, record)]
+            versions = [r.release.source.version for r in (before, record)]
             if record.action == "catch-up" and versions[1] < versions[0]:
                 self.model.violations.append(
                     f"log: generation {record.generation} moved live back to version {versions[1]}"
@@ -397,7 +397,7 @@ class History:
                 f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}"
             )
             return
-        kind, years = self.model.years[release.source["version"]]
+        kind, years = self.model.years[release.source.version]
         if table.schema.field("year").type != kind:
             self.model.violations.append(f"{name}: its year is of another type than the source's")
         vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
@@ -425,7 +425,7 @@ class History:
     def _vector(self, release: Release, text: str) -> np.ndarray:
         key = (release.space.model, text)
         if key not in self._cache:
-            encoder = encoders.load_encoder(EncoderConfig(**release.encoder))
+            encoder = encoders.load_encoder(release.encoder)
             self._cache[key] = encoder.embed(encoder.tokenize([text], "document"))[0].tobytes()
         return np.frombuffer(self._cache[key], np.float32)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from reembed import faults, strategies
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.runs import find_runs
 from reembed.engine import worker as units
@@ -30,6 +31,7 @@ from reembed.index import files as index_store
 from reembed.lifecycle import gc, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
+from reembed.store.records import decode, encode
 from reembed.store.storage import Storage, from_bytes, to_bytes
 from reembed.strategies import changes, keep
 from reembed.table import write as table
@@ -290,9 +292,9 @@ def index_of_the_version_before(patch: Patch) -> None:
             return honest(run, plan, vectors, config, texts)
         old = dataclasses.replace(vectors, version=plan.base.table_version)
         built = honest(run, plan, old, config, texts)
-        manifest = {**built.to_json(), "table_version": vectors.version}
+        manifest = {**encode(built), "table_version": vectors.version}
         run.storage.write(f"indexes/{run.id}/{built.sha256}.json", manifest)
-        return type(built).from_json(manifest)
+        return decode(type(built), manifest)
 
     patch(strategies.steps, "_index_task", stale)
 
@@ -319,7 +321,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
 
     def manifest_of(store: Any, path: str, sha256: str | None = None) -> Any:
         body = bytes(store.get(f"{path}/manifest.json").bytes())
-        return index_store.IndexManifest.from_json(from_bytes(body, path))
+        return decode(IndexManifest, from_bytes(body, path))
 
     def finished(store: Any, path: str, table_version: int) -> Any:
         with contextlib.suppress(FileNotFoundError):

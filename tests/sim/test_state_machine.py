@@ -188,7 +188,7 @@ class Migration(RuleBasedStateMachine):
         assert [line_of(r) for r in reversed(stack)] == self.expected_live
         for release in map(self.catalog.release, stack[:2]):
             newest = newest_of(self.catalog, release)
-            texts = self.versions[newest.source["version"]]
+            texts = self.versions[newest.source.version]
             expected = {d: digests.digest(t.encode()) for d, t in texts.items() if t is not None}
             path = str(self.folder / "root" / newest.table)
             table = lance.dataset(path, version=newest.table_version).to_table(

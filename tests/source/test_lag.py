@@ -30,7 +30,7 @@ def behind(corpus, tmp_path):
         storage={"root": str(tmp_path / "root")},
     )
     catalog = Catalog(Storage.open(config.storage.root), "docs")
-    source = Source.open(config).to_json()
+    source = Source.open(config).ref
     make_release(catalog, "docs-0-v1-1", source=source)
     release = make_release(catalog, "docs-0-v1-2", source=source)
     for name in ("d00001", "d00150", "d00299"):

@@ -72,7 +72,7 @@ def test_the_version_of_an_interrupted_catch_up_cannot_be_cleaned_away(line, qui
         lambda: catch_up(config, release, quiet, executor=Inline()),
     )
     (run,) = open_runs(catalog.storage, catalog.alias)
-    planned = run.plan().source["version"]
+    planned = run.plan().source.version
     assert lance.dataset(uri).tags.list()[run.pin_tag]["version"] == planned
     (told,) = [
         fields for stage, fields in quiet.events if stage == "plan" and fields["run"] == run.id
@@ -80,7 +80,7 @@ def test_the_version_of_an_interrupted_catch_up_cannot_be_cleaned_away(line, qui
     assert told["pinned"] is True
     change(uri, "d00002")
     newer = catch_up(config, release, quiet, executor=Inline())
-    assert newer.source["version"] == lance.dataset(uri).version
+    assert newer.source.version == lance.dataset(uri).version
     assert newer.verify["passed"]
     done = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == run.id]
     assert done[0].result()["release"] == run.id, "it was not resumed"
@@ -217,12 +217,12 @@ def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_sour
         with pytest.raises(TooManyDeadLetters):
             again()
     (run,) = open_runs(catalog.storage, catalog.alias)
-    assert run.plan().source["version"] == lance.dataset(uri).version - 1
+    assert run.plan().source.version == lance.dataset(uri).version - 1
     change(uri, "d00001", "d00250", text="'a text at last'")
     newer = again()
     assert run.result()["release"] is None, "it was not given up"
     assert (newer.rows, newer.dead_letters) == (300, 0)
-    assert newer.source["version"] == lance.dataset(uri).version
+    assert newer.source.version == lance.dataset(uri).version
 
 
 def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line, found_late):
@@ -240,7 +240,7 @@ def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line,
 def test_a_catch_up_indexes_as_its_line_does_on_the_device_of_this_machine(line):
     _, config, catalog, release = line
     plan = Run(catalog.storage, release.run_id).plan()
-    assert plan.index["device"] == "auto"
+    assert plan.index.device == "auto"
     other = config.index.model_copy(update={"device": "cpu", "ann_recall": 0.5})
     used = _as_planned(config.model_copy(update={"index": other}), plan, Silent()).index
     assert (used.device, used.ann_recall) == ("cpu", config.index.ann_recall)

@@ -50,7 +50,7 @@ def test_a_release_is_named_after_the_version_it_was_made_from_though_a_run_was_
         build(config)
     set_text(uri, "'a text'")
     release = build(config)
-    assert release.source["version"] == 3
+    assert release.source.version == 3
     assert "-v3-" in release.id
     assert build(config) == release, "it is complete already"
     for version, found in ((2, None), (3, release)):

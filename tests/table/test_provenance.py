@@ -14,6 +14,7 @@ from reembed.engine import reuse
 from reembed.errors import IntegrityError
 from reembed.lifecycle import promote
 from reembed.source.dataset import Source
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import catch_up
 from reembed.strategies.changes import Changes
@@ -92,12 +93,12 @@ def donor(release):
 def test_a_release_of_other_files_gives_no_vector_and_is_not_caught_up(built, monkeypatch):
     """The record of its files is the one that the table names, and not the one of the release."""
     catalog, release = built
-    source = Source.from_json(release.source, {})
+    source = Source.of(release.source, ())
     assert len(reuse.proofs(catalog.storage, donor(release))) == 5
     changes = catch_up._changes(catalog, release, source, source, retry=False)
     assert isinstance(changes, Changes)
     other = dataclasses.replace(release, sealed_sha256="0" * 64)
-    catalog.storage.write(f"releases/{other.alias}/{other.id}.json", other.to_json())
+    catalog.storage.write(f"releases/{other.alias}/{other.id}.json", encode(other))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
         reuse.proofs(catalog.storage, donor(other))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
@@ -123,7 +124,7 @@ def test_a_table_of_another_manifest_gives_no_vector(built):
     catalog, release = built
     manifest = {**release.table_manifest, "sha256": "0" * 64}
     other = dataclasses.replace(release, table_manifest=manifest)
-    catalog.storage.write(f"releases/{other.alias}/{other.id}.json", other.to_json())
+    catalog.storage.write(f"releases/{other.alias}/{other.id}.json", encode(other))
     with pytest.raises(IntegrityError, match="is not what release"):
         reuse.proofs(catalog.storage, donor(other))
 
