@@ -7,11 +7,13 @@ import hashlib
 import lance
 import pyarrow as pa
 
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release, SourceRef
-from reembed.config.settings import EncoderConfig, FrozenGate
+from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.gate import Rule, combine
 from reembed.space import Space
+from reembed.store.records import encode
 from reembed.table.read import manifest_proof
 
 GATE = FrozenGate(queries="q", sha256="0", count=30)
@@ -23,12 +25,21 @@ def sha256(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def index_manifest(name: str) -> IndexManifest:
+    """What goes with an index file that holds the release's name alone."""
+    return IndexManifest(
+        factory="Flat", metric="inner_product", dim=SPACE.dim, rows=1, operating_point={},
+        ann_recall_at_10=1.0, ann_recall_lower=1.0, tuned_on="documents", num_queries=1,
+        faiss_version="1", device="cpu", sha256=sha256(name), size_bytes=len(name), space=SPACE.id,
+        table=f"tables/{name}.lance", table_version=1, build_seconds=0.0, settings=IndexConfig(),
+        rows_since_training=0,
+    )  # fmt: skip
+
+
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     catalog.storage.write_bytes(f"indexes/{name}/{sha256(name)}.faiss", name.encode())
-    table = {"table": f"tables/{name}.lance", "table_version": 1, "space": SPACE.id}
-    recall = {"ann_recall_at_10": 1.0, "ann_recall_lower": 1.0}
-    manifest = {"sha256": sha256(name), "size_bytes": len(name), **table, **recall}
-    catalog.storage.write(f"indexes/{name}/{sha256(name)}.json", manifest)
+    manifest = index_manifest(name)
+    catalog.storage.write(f"indexes/{name}/{manifest.sha256}.json", encode(manifest))
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)

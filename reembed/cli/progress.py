@@ -75,13 +75,13 @@ def _say_plan(f: dict[str, Any]) -> str:
     space = f["space"]
     pinned = "" if f["pinned"] else "; the source is read-only, so its version could not be tagged"
     return (
-        f"run {f['run']}: {f['rows']:,} documents of {f['source']['uri']} version {f['source']['version']}"
+        f"run {f['run']}: {f['rows']:,} documents of {f['source'].uri} version {f['source'].version}"
         f" in {f['units']:,} units -> {space['model']} (space {space['id']}, {space['dim']} dimensions){pinned}"
     )
 
 
 def _say_resume(f: dict[str, Any]) -> str:
-    version = f["source"]["version"]
+    version = f["source"].version
     return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged, source version {version}"
 
 

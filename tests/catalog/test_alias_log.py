@@ -427,7 +427,7 @@ def test_what_is_live_is_found_without_listing_the_whole_log(catalog, monkeypatc
 @pytest.mark.parametrize("moved", ["promote", "rollback"])
 def test_a_catch_up_does_not_follow_an_alias_that_another_line_took_meanwhile(catalog, moved):
     a, b = make_release(catalog, "a"), make_release(catalog, "b")
-    newer = make_release(catalog, "b-u2-1", source={**b.source, "version": 2})
+    newer = make_release(catalog, "b-u2-1", source=replace(b.source, version=2))
     steps(catalog, a, b)
     if moved == "promote":
         steps(catalog, make_release(catalog, "c"))

@@ -32,7 +32,7 @@ def line(corpus, make_config, quiet):
     newer = catch_up(config, first, quiet, executor=Inline())
     # As if it had been planned before `newer`, from `first` as well, and had ended after it.
     planned = f"{first.id}-u{paused}-1"
-    source = {**newer.source, "version": paused}
+    source = replace(newer.source, version=paused)
     late = replace(newer, id=planned, run_id=planned, source=source, number=newer.number + 1)
     catalog.register(late)
     return catalog, first, newer, late
