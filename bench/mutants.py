@@ -32,7 +32,7 @@ NAME = "mutants"
 MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
-        "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
+        "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
         "engine/attempts", "engine/reuse", "engine/worker", "evaluation/comparisons",
         "index/files", "lifecycle/gc", "lifecycle/promote", "lifecycle/verify", "serving/live",
         "source/dataset", "source/delta", "source/lag", "store/storage", "strategies/catch_up",

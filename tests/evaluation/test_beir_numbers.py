@@ -24,7 +24,7 @@ from reembed import api as check
 from reembed import encoders
 from reembed.catalog.releases import Catalog
 from reembed.cli import text as report
-from reembed.config.settings import Config
+from reembed.config.settings import Config, EncoderConfig
 from reembed.errors import UsageError
 from reembed.evaluation.comparisons import Asked
 from reembed.evaluation.metrics import ranking
@@ -116,7 +116,7 @@ def beir_results(folder: Path, dim: int, k: int) -> dict[str, dict[str, float]]:
     """DenseRetrievalExactSearch.search: the best k + 1, without the query's own document."""
     queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
     rows = lance.dataset(str(folder / "source.lance")).to_table().to_pylist()
-    encoder = encoders.load_encoder(check.EncoderConfig(model=f"hashing:{dim}"))
+    encoder = encoders.load_encoder(EncoderConfig(model=f"hashing:{dim}"))
     asked, held = (
         encoder.embed(encoder.tokenize([r["text"] for r in texts], kind))
         for texts, kind in ((queries, "query"), (rows, "document"))

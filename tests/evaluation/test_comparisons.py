@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import documents
 from inline import Inline, Silent
-from releases import make_release
+from releases import index_manifest, make_release
 
 from reembed import api as check
 from reembed import faults
@@ -612,7 +612,7 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
     ("found", "lower", "bound"), [(1.0, 0.5, 1.0), (0.99, 0.97, 0.97), (0.99, 1.0, 1.0)]
 )
 def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound):
-    index = {"ann_recall_at_10": found, "ann_recall_lower": lower}
+    index = dataclasses.replace(index_manifest("a"), ann_recall_at_10=found, ann_recall_lower=lower)
     monkeypatch.setattr(promotion, "_described_index", lambda catalog, release: index)
     assert promotion._recall_bound(None, None) == bound
 
@@ -1006,7 +1006,7 @@ def test_what_to_do_is_in_the_report_too(pair):
 def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today):
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
     planned = FrozenGate(queries="planned", sha256="0", count=30)
-    releases = [make_release(catalog, n, gate=planned.model_dump()) for n in ("a", "b")]
+    releases = [make_release(catalog, n, gate=planned) for n in ("a", "b")]
     for release in releases:
         found = comparisons._planned(catalog, releases[0], release, GateConfig(**today))
         assert found == (planned, False)
@@ -1014,6 +1014,6 @@ def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today
 
 def test_a_release_that_was_planned_without_queries_is_not_compared_without_them(tmp_path):
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
-    release = make_release(catalog, "a", gate=FrozenGate().model_dump())
+    release = make_release(catalog, "a", gate=FrozenGate())
     with pytest.raises(UsageError, match="planned without judged queries"):
         comparisons._planned(catalog, release, release, GateConfig())

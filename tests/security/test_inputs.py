@@ -435,7 +435,7 @@ def test_s17_an_index_of_another_table_is_refused(tmp_path: Path, field: str) ->
     from reembed.table import provenance
 
     _, manifest = saved(tmp_path)
-    there = encode(manifest) | {"space": SPACE.id}
+    there = dataclasses.replace(manifest, space=SPACE.id)
     release = a_release(index_sha256=manifest.sha256)
     provenance.require_index(release, there)
     other = {"table": "tables/u.lance", "table_version": 2, "index_sha256": "1" * 64}

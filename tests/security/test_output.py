@@ -127,7 +127,7 @@ def page(words: str) -> str:
         words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
     )
     release = Release(
-        id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig(model=words),
+        id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
         sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
         rows=1, dead_letters=0, number=1, index_bytes=1,
