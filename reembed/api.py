@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog.releases import AliasRecord, Catalog, Release, VerifyRecord, now
+from reembed.catalog.releases import AliasRecord, Catalog, Release, VerifyRecord
 from reembed.catalog.runs import Run, open_runs
+from reembed.clock import now
 from reembed.config.settings import RESERVED_COLUMNS, Config, FrozenGate
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import (

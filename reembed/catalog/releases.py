@@ -12,7 +12,6 @@ holds what rollback needs. Files of other names in these folders are ignored.
 
 from __future__ import annotations
 
-import datetime as dt
 import getpass
 import os
 import platform
@@ -25,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
+from reembed.clock import now
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
@@ -41,11 +41,6 @@ _HINT_EVERY = 64
 STANDING = 128
 """Releases that one record of the log holds; those below are in the record that it names."""
 Action = Literal["promote", "rollback", "catch-up"]
-
-
-def now() -> str:
-    """The time, UTC, ISO 8601, to the second."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def who() -> str:

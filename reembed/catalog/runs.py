@@ -25,7 +25,8 @@ from typing import Any
 
 from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import Receipt
-from reembed.catalog.releases import RUN_ID, line_of, now, place_in_line
+from reembed.catalog.releases import RUN_ID, line_of, place_in_line
+from reembed.clock import now
 from reembed.store.records import checked, decode
 from reembed.store.storage import Storage, is_remote
 

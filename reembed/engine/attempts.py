@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from reembed.catalog.lease import Worker, workers
-from reembed.catalog.releases import now
 from reembed.catalog.runs import Run
+from reembed.clock import now
 from reembed.engine import cluster
 from reembed.errors import RunFailed
 from reembed.store.records import checked

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reembed.catalog.releases import Catalog, Release, now, who
+from reembed.catalog.releases import Catalog, Release, who
 from reembed.catalog.runs import Run
+from reembed.clock import now
 from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import comparisons, gate, metrics

@@ -20,7 +20,8 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from reembed.catalog.releases import Catalog, EvidenceRecord, Release, now, who
+from reembed.catalog.releases import Catalog, EvidenceRecord, Release, who
+from reembed.clock import now
 from reembed.config.settings import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import queries as evalset

@@ -11,8 +11,9 @@ from typing import Any
 
 from reembed import faults
 from reembed.catalog.lease import is_driven
-from reembed.catalog.releases import Catalog, Release, SourceRef, line_of, now
+from reembed.catalog.releases import Catalog, Release, SourceRef, line_of
 from reembed.catalog.runs import Run, find_runs
+from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.promote import candidates, newest_of
 from reembed.source.dataset import Source

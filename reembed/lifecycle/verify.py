@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed import digests, encoders
-from reembed.catalog.releases import now
+from reembed.clock import now
 from reembed.config.settings import EncoderConfig
 from reembed.digests import Digests
 from reembed.encoders import golden

@@ -14,8 +14,9 @@ from typing import Any
 from reembed import encoders
 from reembed.catalog.lease import driving, is_driven
 from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
-from reembed.catalog.releases import Catalog, Release, line_of, now, place_in_line
+from reembed.catalog.releases import Catalog, Release, line_of, place_in_line
 from reembed.catalog.runs import Run, find_runs, open_runs
+from reembed.clock import now
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor, RayExecutor
 from reembed.engine.progress import Listener, changed_settings

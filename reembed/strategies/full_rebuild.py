@@ -12,8 +12,9 @@ from obstore.exceptions import BaseError
 from reembed import encoders
 from reembed.catalog.lease import driving, is_driven
 from reembed.catalog.plan import Plan
-from reembed.catalog.releases import Catalog, Release, now
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, find_runs
+from reembed.clock import now
 from reembed.config.settings import Config, EncoderConfig, FrozenGate
 from reembed.engine import reuse
 from reembed.engine.executor import Executor, RayExecutor

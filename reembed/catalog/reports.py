@@ -1,0 +1,162 @@
+"""What verifications and comparisons found, as a release and the alias's log keep it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from reembed.clock import now
+from reembed.store.records import encode
+
+FILES, IDS, ROWS, VECTORS = range(4)
+"""Levels of a verification; each includes those below it."""
+
+DifferenceKind = Literal[
+    "missing",
+    "extra",
+    "duplicate",
+    "stale",
+    "carried",
+    "mismatched",
+    "corrupt",
+    "unindexed",
+    "damaged",
+    "wrong_vector",
+]
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One kind of difference: how many rows, documents or files have it, and the first few of them."""
+
+    count: int
+    examples: tuple[str | int, ...] = ()
+
+
+Differences = dict[DifferenceKind, Difference]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification compared, and what differs."""
+
+    table: str
+    table_version: int
+    source_version: int
+    level: int
+    documents: int
+    """Of the source; 0 below level 1, which does not read it."""
+    rows: int
+    """Of the table."""
+    dead_letters: int
+    """Documents without a vector."""
+    differences: Differences
+    """missing, extra, duplicate, stale (other text), carried (same text, other values or types of
+    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, damaged (files
+    whose sha256 is not the receipt's), and wrong_vector (re-embedded, another vector)."""
+    behind: Differences | None
+    """What differs from the newest version of the source; None if no newer version was read."""
+    sampled: int
+    """Rows re-embedded."""
+    seed: int | None = None
+    """The seed these rows were drawn with; None below level 3, which draws none."""
+    why: str | None = None
+    """Why the verification could not finish; None if it did."""
+    at: str = field(default_factory=now)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the verification finished and nothing differs."""
+        return self.why is None and not any(d.count for d in self.differences.values())
+
+    @property
+    def lacking(self) -> int | None:
+        """Documents that differ from the newest version; None if it was not read, or only for its ids."""
+        if self.behind is None or self.level < ROWS:
+            return None
+        kinds = ("missing", "extra", "stale", "carried")
+        return sum(d.count for kind, d in self.behind.items() if kind in kinds)
+
+    @property
+    def confidence(self) -> str:
+        """What the re-embedded sample shows, in words."""
+        if self.level < ROWS:
+            return "files and ids only" if self.level else "files only, by name and size"
+        if not self.sampled:
+            return "no vector was re-embedded"
+        if wrong := self.differences["wrong_vector"].count:
+            return f"{wrong:,} of {self.sampled:,} re-embedded have another vector"
+        if self.sampled >= self.rows:
+            return "every vector was re-embedded"
+        bound = -math.log(0.01) / self.sampled
+        return f"{self.sampled} re-embedded: with 99 % confidence under {bound:.1%} are wrong"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report with what follows from it, for people and scripts."""
+        return encode(self) | {"passed": self.passed, "confidence": self.confidence}
+
+
+@dataclass(frozen=True)
+class JudgedQueries:
+    """Judged queries, by content."""
+
+    source: str
+    sha256: str
+    count: int
+
+
+@dataclass(frozen=True)
+class GateMargin:
+    """The part of a gate that says which loss may pass."""
+
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class GateQueries:
+    """The part of a gate that says which queries judge."""
+
+    queries: str | None
+    split: str | None
+    sha256: str | None
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Gate settings that a comparison judged by instead of the planned ones, and why."""
+
+    before: GateMargin | GateQueries
+    after: GateMargin | GateQueries
+    reason: str
+    by: str
+    at: str
+
+
+@dataclass(frozen=True)
+class ComparisonSummary:
+    """A comparison in short."""
+
+    candidate: str
+    live: str
+    number: int
+    verdict: Outcome
+    queries: JudgedQueries
+    margin: float | None
+    changed: tuple[Literal["margin", "queries"], ...]
+    """Which of them differ from the planned ones."""
+    by: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Evidence(ComparisonSummary):
+    """The comparison behind a promotion, as the alias's log keeps it."""
+
+    sha256: str
+    """Of the comparison's record."""
+    changes: tuple[Change, ...]
+    earlier: tuple[ComparisonSummary, ...]
+    """Comparisons of the same model with the same live line that were made before it."""
