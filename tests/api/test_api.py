@@ -328,7 +328,7 @@ def test_only_what_the_same_command_resumes_ends_with_75(build, tmp_path, verb, 
     (tmp_path / "sitecustomize.py").write_text(
         "import reembed.config.settings, time\n"
         "load = reembed.config.settings.load\n"
-        "def slow(*a, **k):\n    print('loading', flush=True)\n    time.sleep(30)\n"
+        "def slow(*a, **k):\n    print('loading', flush=True)\n    time.sleep(200)\n"
         "reembed.config.settings.load = slow\n"
     )
     file = tmp_path / "reembed.yaml"
@@ -341,7 +341,7 @@ def test_only_what_the_same_command_resumes_ends_with_75(build, tmp_path, verb, 
     line = process.stderr.readline() or process.stdout.readline()
     assert "loading" in line
     process.terminate()
-    assert process.wait(20) == code
+    assert process.wait(100) == code
 
 
 def test_a_result_is_json_whatever_numbers_its_columns_hold(tmp_path, make_config):

@@ -123,10 +123,10 @@ def test_hostile_ids_stay_text_on_the_terminal(
     assert "x' OR '1'='1" in said.stdout
 
 
-def test_importing_the_command_line_loads_no_heavy_library_and_takes_under_300_ms():
+def test_importing_the_command_line_loads_no_heavy_library_and_takes_under_300_ms_of_cpu():
     code = (
-        "import sys, time; t = time.perf_counter(); import reembed.cli.verbs;"
-        "print(time.perf_counter() - t); print(*sys.modules)"
+        "import sys, time; t = time.process_time(); import reembed.cli.verbs;"
+        "print(time.process_time() - t); print(*sys.modules)"
     )
     best = 9.0
     for _ in range(3):  # the best of three: other tests' processes may be ending still

@@ -142,7 +142,7 @@ def free_ports(n: int) -> list[int]:
     raise OSError(f"fewer than {n} of 200 ports are free")
 
 
-def wait_for_answer(head: Head, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
+def wait_for_answer(head: Head, process: subprocess.Popen[bytes], limit_s: float = 200) -> None:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError):

@@ -187,7 +187,7 @@ def test_s9_s18_a_run_leaves_no_secret_anywhere_and_listens_on_the_loopback_alon
                 p.name for p in Path(short_folder).iterdir() if p.stat().st_mode & 0o077
             }
             time.sleep(0.5)
-        said += process.communicate(timeout=120)[0]
+        said += process.communicate(timeout=230)[0]
         assert process.returncode == 0, said
     wrong = config_file(source, "wrong.yaml", storage=storage | {"root": "s3://no-such-bucket/x"})
     failed = cli.process("run", "-v", "-c", wrong, **{k: v for k, v in env.items() if v == CANARY})

@@ -255,14 +255,14 @@ def test_of_threads_that_refresh_one_loads_and_the_others_go_on(place, monkeypat
     def slow(*args: Any) -> Any:
         loads.append(args)
         inside.set()
-        go.wait(20)
+        go.wait(100)
         return plain(*args)
 
     monkeypatch.setattr(OpenRelease, "open", slow)
     said: list[bool] = []
     first = threading.Thread(target=lambda: said.append(live.refresh()))
     first.start()
-    inside.wait(20)
+    inside.wait(100)
     others = [threading.Thread(target=lambda: said.append(live.refresh())) for _ in range(4)]
     for thread in others:
         thread.start()
