@@ -1,3 +1,83 @@
-"""reembed: change the embedding model behind a live vector index, safely and fast."""
+"""reembed: change the embedding model behind a live vector index, safely and fast.
+
+    import reembed
+
+    index = reembed.open("s3://vectors/passages", "passages")
+    hits = index.search(["how do vaccines work"], k=10)[0]
+
+Names are loaded when they are first used: `import reembed` loads no heavy library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reembed import api
+    from reembed.config.settings import Config
+    from reembed.errors import (
+        ConfigError,
+        Conflict,
+        EncoderError,
+        GateFailed,
+        Inconclusive,
+        IntegrityError,
+        Interrupted,
+        NoCapacity,
+        NotVerified,
+        ReembedError,
+        RunFailed,
+        SourceError,
+        SpaceMismatch,
+        TooManyDeadLetters,
+        UsageError,
+    )
+    from reembed.serving.index import Index, open
+    from reembed.serving.live import Hit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Conflict",
+    "EncoderError",
+    "GateFailed",
+    "Hit",
+    "Inconclusive",
+    "Index",
+    "IntegrityError",
+    "Interrupted",
+    "NoCapacity",
+    "NotVerified",
+    "ReembedError",
+    "RunFailed",
+    "SourceError",
+    "SpaceMismatch",
+    "TooManyDeadLetters",
+    "UsageError",
+    "__version__",
+    "api",
+    "open",
+]
+
+_HOMES = {
+    "open": "reembed.serving.index",
+    "Index": "reembed.serving.index",
+    "Hit": "reembed.serving.live",
+    "Config": "reembed.config.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it; every other one is an error."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "api":
+        return importlib.import_module("reembed.api")
+    return getattr(importlib.import_module(_HOMES.get(name, "reembed.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

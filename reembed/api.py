@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
@@ -41,7 +40,7 @@ from reembed.lifecycle.promote import (
     rollback,
 )
 from reembed.store.records import checked
-from reembed.store.storage import Storage, absolute, absolute_queries, is_remote
+from reembed.store.storage import Storage, absolute_queries
 from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
@@ -57,12 +56,8 @@ def catalog_of(config: Config) -> Catalog:
     Raises:
         UsageError: the root does not exist.
     """
-    root = config.storage.root
-    if not is_remote(root) and not Path(absolute(root)).is_dir():
-        raise UsageError(
-            f"storage.root {root} does not exist", "nothing was built there", "reembed run"
-        )
-    return Catalog(Storage.open(root, config.storage.options), config.alias)
+    storage = Storage.existing(config.storage.root, config.storage.options)
+    return Catalog(storage, config.alias)
 
 
 def meant(config: Config, release_id: str | None) -> str:

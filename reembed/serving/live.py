@@ -1,10 +1,9 @@
-"""What a serving process uses: an alias opened as one unit of table version, index and query model."""
+"""`OpenRelease`: a release's table version, index and query model, opened and checked as one."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import digests, encoders
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.releases import Release
 from reembed.config.settings import RESERVED_COLUMNS
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, UsageError
 from reembed.index import files as index_store
 from reembed.index.search import SearchIndex, require_k
-from reembed.store.storage import Storage, require_id
+from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.read import TableVersion
 
@@ -199,44 +198,3 @@ def require_carried(release: Release, columns: Sequence[str]) -> None:
         raise UsageError(
             f"columns must be a list of names, not {columns!r}", None, f"columns=[{columns!r}]"
         )
-
-
-class LiveAlias:
-    """The release an alias names, reopened by `refresh` when a promote or rollback moved it."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        """Open what is live now.
-
-        Raises:
-            UsageError: nothing was promoted yet, or the alias is not a plain name.
-        """
-        self._catalog = catalog
-        self._loading = threading.Lock()
-        require_id("alias", catalog.alias)
-        record = catalog.require_live()
-        self.token = record.token
-        self.current = OpenRelease.open(catalog.storage, record.release)
-
-    def refresh(self) -> bool:
-        """Follow the alias; True when it moved. A reader sees the old release or the new one whole.
-
-        One thread loads at a time: a call during a load returns False at once, and searches go on in
-        the old release. Its memory is freed when the last search that began in it ends.
-        """
-        if not self._loading.acquire(blocking=False):
-            return False
-        try:
-            record = self._catalog.require_live()
-            if record.token == self.token:
-                return False
-            opened = OpenRelease.open(self._catalog.storage, record.release)
-            self.token, self.current = record.token, opened
-            return True
-        finally:
-            self._loading.release()
-
-    def search(
-        self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()
-    ) -> list[list[Hit]]:
-        """Search what was live at the last refresh."""
-        return self.current.search(texts, k, columns)

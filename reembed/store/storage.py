@@ -195,6 +195,14 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def _not_a_folder(place: str) -> UsageError:
+    return UsageError(
+        f"storage.root {place} is not a folder",
+        "there is a file in its place, or above it",
+        f"ls -ld {shlex.quote(place)}     # and set storage.root to a folder",
+    )
+
+
 @dataclass(frozen=True)
 class _RootRecord:
     root_id: str
@@ -212,25 +220,45 @@ class Storage:
     def open(
         cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
     ) -> Storage:
-        """The storage at a folder, which is made if need be, or URL.
+        """Return the storage at a URL, or at a folder, which is created if it does not exist.
 
-        A folder made here is closed to other users, vectors being as good as their texts; one that
-        was there keeps its mode.
+        A new folder is closed to other users, because vectors reveal their texts; an existing one
+        keeps its mode.
 
         Raises:
             UsageError: a file is there.
         """
-        place = absolute(os.fspath(root)).rstrip("/")
-        if not is_remote(place):
+        storage = cls._at(root, options)
+        if not is_remote(storage.root):
             try:
-                Path(place).mkdir(mode=0o700, parents=True, exist_ok=True)
+                Path(storage.root).mkdir(mode=0o700, parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise UsageError(
-                    f"storage.root {place} is not a folder",
-                    "there is a file in its place, or above it",
-                    f"ls -ld {shlex.quote(place)}     # and set storage.root to a folder",
-                ) from None
-        return cls(place, tuple(sorted((options or {}).items())))
+                raise _not_a_folder(storage.root) from None
+        return storage
+
+    @classmethod
+    def existing(
+        cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
+    ) -> Storage:
+        """Return the storage at a URL, or at a folder that exists: for readers, which create nothing.
+
+        Raises:
+            UsageError: the folder does not exist, or is a file.
+        """
+        storage = cls._at(root, options)
+        if not is_remote(storage.root) and not Path(storage.root).is_dir():
+            if Path(storage.root).exists():
+                raise _not_a_folder(storage.root)
+            raise UsageError(
+                f"storage.root {storage.root} does not exist",
+                "nothing was built there",
+                "reembed run",
+            )
+        return storage
+
+    @classmethod
+    def _at(cls, root: str | os.PathLike[str], options: Mapping[str, str] | None) -> Storage:
+        return cls(absolute(os.fspath(root)).rstrip("/"), tuple(sorted((options or {}).items())))
 
     @property
     def store(self) -> ObjectStore:

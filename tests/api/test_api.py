@@ -22,7 +22,7 @@ from reembed.cli import text as report
 from reembed.cli.text import text
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.lifecycle import gc, promote, verify
-from reembed.serving.live import LiveAlias
+from reembed.serving.index import Index
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
@@ -183,7 +183,7 @@ def test_a_fix_that_quotes_several_lines_is_completed_as_one_command():
 
 def test_a_serving_process_survives_a_table_that_gc_removed_and_a_rebuild_made_again(build):
     promote.promote(build.catalog, build(16).id, initial_reason="a test")
-    served = LiveAlias(build.catalog)
+    served = Index(build.catalog)
     assert served.search(["text 3"], k=1)
     for dim in (24, 32):
         promote.promote(build.catalog, build(dim).id, force_reason="a test")

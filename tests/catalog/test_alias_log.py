@@ -29,7 +29,7 @@ from reembed.lifecycle.promote import (
     rollback,
 )
 from reembed.lifecycle.status import status
-from reembed.serving.live import LiveAlias
+from reembed.serving.index import Index
 from reembed.source.dataset import Source
 from reembed.source.lag import note
 from reembed.store.storage import Storage, to_bytes
@@ -190,7 +190,7 @@ def test_a_gap_in_the_log_is_an_error_for_every_reader(catalog, plant):
     plant(catalog)
     readers = {
         "live": catalog.live, "log": catalog.log, "status": lambda: status(catalog),
-        "serving": lambda: LiveAlias(catalog),
+        "serving": lambda: Index(catalog),
         "rollback": lambda: rollback(catalog), "promote": lambda: promote(catalog, "a", **FORCE),
         "follow": lambda: follow(catalog, a),
     }  # fmt: skip

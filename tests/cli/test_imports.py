@@ -1,4 +1,4 @@
-"""What a verb that reads small records imports: no library that embeds, indexes or distributes."""
+"""What is imported for what: `import reembed`, `--help` and verbs on small records load no heavy library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import reembed
 
 _HEAVY = ("ray", "torch", "transformers", "sentence_transformers", "faiss", "lancedb", "scipy")
 _PROGRAM = f"""
@@ -32,3 +34,37 @@ def test_a_verb_that_reads_small_records_loads_no_heavy_library(
         check=False,
     )
     assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import reembed; reembed.__version__; dir(reembed)",
+        "import reembed; reembed.Config; reembed.UsageError",
+        "import sys; sys.argv = ['reembed', '--help']; from reembed.cli.verbs import main\n"
+        "try: main()\nexcept SystemExit: pass",
+    ],
+)
+def test_the_package_its_config_and_its_help_load_no_heavy_library(program: str):
+    heavy = (*_HEAVY, "lance", "pyarrow", "numpy")
+    said = f"{program}\nimport sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert all(getattr(reembed, name) is not None for name in reembed.__all__)
+    assert set(dir(reembed)) == set(reembed.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'LiveAlias'"):
+        _ = reembed.LiveAlias
+
+
+def test_every_error_is_public():
+    from reembed import errors
+
+    defined = {
+        n
+        for n, v in vars(errors).items()
+        if isinstance(v, type) and v.__module__ == errors.__name__
+    }
+    assert defined <= set(reembed.__all__)

@@ -26,7 +26,7 @@ from reembed.digests import digest
 from reembed.errors import ReembedError
 from reembed.lifecycle import verify
 from reembed.lifecycle.promote import follow, newest_of, promote, rollback
-from reembed.serving.live import LiveAlias
+from reembed.serving.index import Index
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -183,7 +183,7 @@ def _of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[
 
 def _of_serving(place: Place, catalog: Catalog) -> Iterator[str]:
     """What is live opens, has the rows it should, and finds documents by their own texts."""
-    alias = LiveAlias(catalog)
+    alias = Index(catalog)
     release = alias.current.release
     newest = lance.dataset(place.source, storage_options=place.options or None).version
     version = newest if place.models == 2 else catalog.log()[0].release.source.version

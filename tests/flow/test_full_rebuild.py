@@ -23,7 +23,7 @@ from reembed.catalog.runs import Run, find_runs
 from reembed.digests import digest as text_hash
 from reembed.errors import Conflict, RunFailed, SpaceMismatch, UsageError
 from reembed.lifecycle.promote import promote, rollback
-from reembed.serving.live import LiveAlias
+from reembed.serving.index import Index
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
 from reembed.strategies.full_rebuild import full_rebuild
@@ -318,7 +318,7 @@ def test_a_serving_process_follows_the_alias_as_a_whole(corpus, make_config, qui
     catalog = catalog_of(old)
     first = full_rebuild(old, quiet, executor=Inline())
     promote(catalog, first.id, initial_reason="test")
-    alias = LiveAlias(catalog)
+    alias = Index(catalog)
     wanted = documents(60, 0)[11]
     (hits,) = alias.search([wanted["text"]], k=3, columns=["title"])
     assert (hits[0].doc_id, hits[0].columns) == (wanted["doc_id"], {"title": wanted["title"]})

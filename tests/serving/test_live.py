@@ -21,7 +21,8 @@ from reembed import encoders
 from reembed.catalog.releases import Catalog
 from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
 from reembed.lifecycle.promote import promote
-from reembed.serving.live import LiveAlias, OpenRelease
+from reembed.serving.index import Index
+from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table import provenance
@@ -125,7 +126,7 @@ def test_a_model_replaced_after_its_check_does_not_encode_the_queries(place, tmp
 def test_a_refresh_opens_the_table_that_it_checked(place, monkeypatch):
     of = place()
     promote(of.catalog, of.build().id, initial_reason="test")
-    live = LiveAlias(of.catalog)
+    live = Index(of.catalog)
     old = live.current
     second = of.build(fresh=True)
     promote(of.catalog, second.id, force_reason="test")
@@ -190,7 +191,7 @@ def shared(tmp_path_factory):
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(shared, asked, error, words):
-    live = LiveAlias(shared.catalog)
+    live = Index(shared.catalog)
     with pytest.raises(error, match=words) as said:
         live.search(**{"texts": ["bada"], **asked})
     assert isinstance(said.value, ReembedError)
@@ -199,7 +200,7 @@ def test_what_cannot_be_answered_is_refused_in_words(shared, asked, error, words
 
 @pytest.mark.parametrize("kind", [iter, tuple, np.array, lambda v: map(str, v)])
 def test_texts_and_columns_that_can_be_read_once_are_answered_in_full(shared, kind):
-    live = LiveAlias(shared.catalog)
+    live = Index(shared.catalog)
     asked = live.search(["bada", "x"], 1, ["title"])
     assert live.search(kind(["bada", "x"]), 1, kind(["title"])) == asked
     assert asked[0][0].columns["title"]
@@ -207,7 +208,7 @@ def test_texts_and_columns_that_can_be_read_once_are_answered_in_full(shared, ki
 
 def test_an_alias_that_leaves_its_folder_is_refused_in_words(shared):
     with pytest.raises(UsageError):
-        LiveAlias(Catalog(shared.catalog.storage, "../x"))
+        Index(Catalog(shared.catalog.storage, "../x"))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_vectors_that_fit_no_index_are_refused(shared, vectors, error):
 
 
 def test_what_is_few_or_much_is_answered(shared):
-    live = LiveAlias(shared.catalog)
+    live = Index(shared.catalog)
     assert live.search([]) == []
     assert live.current.encode_queries([]).shape == (0, 16)
     assert live.current.index.search([], 3)[0].shape == (0, 3)
@@ -240,10 +241,10 @@ def test_what_is_few_or_much_is_answered(shared):
 # Who loads, and when
 
 
-def moved(place: Any) -> LiveAlias:
+def moved(place: Any) -> Index:
     """A reader of a release that is not live any more."""
     promote(place.catalog, place.build().id, initial_reason="test")
-    live = LiveAlias(place.catalog)
+    live = Index(place.catalog)
     promote(place.catalog, place.build(fresh=True).id, force_reason="test")
     return live
 
@@ -329,7 +330,7 @@ def test_carried_columns_named_like_parts_of_the_answer_are_kept_apart(
 
 def test_what_adds_a_missing_column_names_those_that_are_carried_too(shared):
     with pytest.raises(UsageError) as said:
-        LiveAlias(shared.catalog).search(["bada"], columns=["text", "title", "body"])
+        Index(shared.catalog).search(["bada"], columns=["text", "title", "body"])
     wanted = """'table.carry=["title", "text", "body"]'"""
     assert said.value.fix == f"reembed run --set {wanted}"
 

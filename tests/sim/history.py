@@ -34,7 +34,7 @@ from reembed.errors import ReembedError
 from reembed.evaluation.comparisons import Asked
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidate, candidates, follow, newest_of, promote, rollback
-from reembed.serving.live import LiveAlias
+from reembed.serving.index import Index
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -225,7 +225,7 @@ class History:
             for _ in range(looks):
                 self.world.step("reader")
                 try:
-                    served = LiveAlias(self.catalog)
+                    served = Index(self.catalog)
                 except (ReembedError, OSError, ValueError) as error:
                     self._reader_failed(error)
                     continue
@@ -234,7 +234,7 @@ class History:
 
         return work
 
-    def _ask(self, served: LiveAlias) -> None:
+    def _ask(self, served: Index) -> None:
         """One document by its own text: it must be found, with the score that this text has."""
         release, encoder = served.current.release, served.current.encoder
         texts = self._expected(release)
@@ -381,7 +381,7 @@ class History:
                 return
             self._check_release(newest_of(self.catalog, release))
         if live:
-            LiveAlias(self.catalog)
+            Index(self.catalog)
 
     def _check_release(self, release: Release) -> None:
         expected = self._expected(release)
@@ -546,7 +546,7 @@ class History:
         """A reader opens what is live; three promotions later gc takes it, and it is built again."""
         self.world.quiet = True
         self._promote_one(self._run(MODELS[0]).id)
-        self._held = LiveAlias(self.catalog)
+        self._held = Index(self.catalog)
         self.world.quiet = False
 
         def work() -> None:

@@ -1,0 +1,158 @@
+"""`Index`: what an alias serves, open for queries in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.errors import UsageError
+from reembed.serving.live import Hit, OpenRelease
+from reembed.store.storage import Storage, require_id
+
+
+def open(
+    root: str | os.PathLike[str], alias: str, *, options: Mapping[str, str] | None = None
+) -> Index:
+    """Open what an alias serves: its index, its table and its query model, loaded and checked.
+
+    Args:
+        root: `storage.root` of the config: a folder, or an s3://, gs:// or az:// URL. Nothing is
+            created or written there.
+        alias: the name that was promoted to.
+        options: `storage.options` of the config, for object stores. Keys and tokens come from the
+            environment or the instance role.
+
+    Raises:
+        UsageError: the root does not exist, or nothing was promoted to the alias.
+        IntegrityError: a record, the index or the table is not what was registered.
+        SpaceMismatch: the model found here does not make the vectors of the release.
+    """
+    return Index(Catalog(Storage.existing(root, options), alias))
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """A step of the alias and its open release, replaced together."""
+
+    token: str
+    release: OpenRelease
+
+
+class Index:
+    """The release that an alias names, open for queries; `refresh` follows the alias.
+
+    Threads may share it. It is a context manager that closes itself.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        """Open what is live now.
+
+        Raises:
+            UsageError: nothing was promoted yet, or the alias is not a plain name.
+        """
+        self._catalog = catalog
+        self._loading = threading.Lock()
+        self._closing = threading.Lock()
+        require_id("alias", catalog.alias)
+        self._serving: _Serving | None = self._load(catalog.require_live())
+
+    @property
+    def alias(self) -> str:
+        """The name that it follows."""
+        return self._catalog.alias
+
+    @property
+    def release(self) -> Release:
+        """The release that answers: its id, rows, space (with the model), source and more.
+
+        Raises:
+            UsageError: the index was closed.
+        """
+        return self.current.release
+
+    @property
+    def current(self) -> OpenRelease:
+        """The open release that answers, with its index, table and encoder.
+
+        It stays usable after a `refresh`, for a caller that asks one release several things.
+
+        Raises:
+            UsageError: the index was closed.
+        """
+        return self._open().release
+
+    def search(
+        self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()
+    ) -> list[list[Hit]]:
+        """Return the k best documents of each query, best first; fewer if the release has fewer.
+
+        Args:
+            texts: the queries. An empty list gives an empty list.
+            k: hits per query.
+            columns: carried columns (`table.carry`) to return with each hit.
+
+        Raises:
+            UsageError: `texts`, `k` or `columns` are not valid, or the index was closed.
+            IntegrityError: gc removed the release; `refresh` opens what is live now.
+        """
+        return self.current.search(texts, k, columns)
+
+    def refresh(self) -> bool:
+        """Follow the alias; return True if it moved.
+
+        A search sees the old release or the new one, never a mix. One thread loads at a time: a call
+        during a load returns False at once, and searches continue in the old release. The memory of
+        the old release is freed when the last search in it ends.
+
+        Raises:
+            UsageError: the index was closed.
+            IntegrityError, SpaceMismatch: as `open`; the old release continues to serve.
+        """
+        if not self._loading.acquire(blocking=False):
+            return False
+        try:
+            token = self._open().token
+            record = self._catalog.require_live()
+            if record.token == token:
+                return False
+            loaded = self._load(record)
+            with self._closing:
+                self._open()
+                self._serving = loaded
+            return True
+        finally:
+            self._loading.release()
+
+    def close(self) -> None:
+        """Free the index and the model once the searches under way have ended. May be called again."""
+        with self._closing:
+            self._serving = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _load(self, record: AliasRecord) -> _Serving:
+        return _Serving(record.token, OpenRelease.open(self._catalog.storage, record.release))
+
+    def _open(self) -> _Serving:
+        serving = self._serving
+        if serving is None:
+            raise UsageError(
+                f"the index of {self.alias} is closed",
+                "close() freed its index and its model",
+                f"reembed.open({self._catalog.storage.root!r}, {self.alias!r})",
+            )
+        return serving
