@@ -43,11 +43,10 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
-from reembed import api as check
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
-from reembed.lifecycle import promote
+from reembed.lifecycle import moves, promote
 from reembed.lifecycle.status import status
 from reembed.store.storage import Storage
 
@@ -199,9 +198,9 @@ def s3_requests(catalog: Catalog, store: Store) -> common.Figures:
 
 def roll_back(catalog: Catalog) -> object:
     """What the command does."""
-    moved = check.rollback_release(catalog, None, None)
-    if moved["behind"]["documents"] != 1:
-        raise SystemExit(f"the source has one document more, and rollback said {moved['behind']}")
+    moved = moves.roll_back(catalog)
+    if moved.behind.documents != 1:
+        raise SystemExit(f"the source has one document more, and rollback said {moved.behind}")
     return moved
 
 

@@ -1,57 +1,71 @@
-"""What the verbs do beyond building: look at a release, compare it, move the alias, search it."""
+"""Every verb as a function: it takes a `Config`, prints nothing, and returns a frozen result.
+
+`to_json()` of a result is what the verb prints with `--json`. `reembed.open` is the way to search in a
+serving process.
+"""
 
 from __future__ import annotations
 
-import math
-import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog.releases import AliasRecord, Catalog, Release, VerifyRecord
-from reembed.catalog.runs import Run, open_runs
+from reembed.catalog.releases import Catalog, Release, VerifyRecord
+from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import RESERVED_COLUMNS, Config, FrozenGate
+from reembed.config.settings import Config, FrozenGate
 from reembed.engine.progress import Listener, changed_settings
-from reembed.errors import (
-    Conflict,
-    EncoderError,
-    IntegrityError,
-    NotVerified,
-    ReembedError,
-    SourceError,
-    UsageError,
-)
+from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import Asked
-from reembed.lifecycle.promote import (
-    Reasons,
-    admissible,
-    candidate,
-    follow,
-    newest_of,
-    none_built,
-    previous,
-    promote,
-    release_of,
-    require_kept,
-    rollback,
-)
+from reembed.lifecycle import chosen, moves
+from reembed.lifecycle import dead_letters as letters
+from reembed.lifecycle import gc as collecting
+from reembed.lifecycle import status as standing
+from reembed.lifecycle.dead_letters import DeadLetters
+from reembed.lifecycle.gc import GcPlan
+from reembed.lifecycle.moves import History, Moved
+from reembed.lifecycle.promote import Reasons, candidate
+from reembed.lifecycle.status import Status
 from reembed.store.records import checked
 from reembed.store.storage import Storage, absolute_queries
 from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
     from reembed.lifecycle.verify import Journal
+    from reembed.serving.result import SearchResult
     from reembed.source.dataset import Source
+    from reembed.strategies.up_to_date import CaughtUp
 
 _JOURNAL = "verifying.json"
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What gc would delete, or did."""
+
+    plan: GcPlan
+    removed: tuple[str, ...]
+    """Releases that were removed."""
+    deleted: bool
+    """Whether anything was to be deleted; if not, this is the plan alone."""
+    drop_run: str | None
+    """The unfinished run that was given up."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed gc --json` prints."""
+        return {
+            **self.plan.to_json(),
+            "removed": self.removed,
+            "deleted": self.deleted,
+            "drop_run": self.drop_run,
+        }
+
+
 def catalog_of(config: Config) -> Catalog:
-    """The alias under its root, which must be there.
+    """Return the config's alias under its root.
 
     Raises:
         UsageError: the root does not exist.
@@ -60,21 +74,50 @@ def catalog_of(config: Config) -> Catalog:
     return Catalog(storage, config.alias)
 
 
-def meant(config: Config, release_id: str | None) -> str:
-    """Id of the release asked for; or of the config's own, if it never served; or else of what is live.
+def status(config: Config) -> Status:
+    """Return where the alias stands: live, previous, candidates, unfinished runs.
 
     Raises:
-        UsageError: gc removed it, or nothing was built.
+        UsageError: the root does not exist.
+    """
+    return standing.status(catalog_of(config))
+
+
+def history(config: Config) -> History:
+    """Return every promote, rollback and catch-up of the alias, oldest first.
+
+    Raises:
+        UsageError: the root does not exist.
+        IntegrityError: the log has a gap.
+    """
+    return History(config.alias, tuple(catalog_of(config).log()))
+
+
+def verify(
+    config: Config,
+    release: str | None = None,
+    *,
+    level: int = 3,
+    sample: int = 459,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Compare a release with its source again, and keep the report.
+
+    Args:
+        config: the settings.
+        release: an id; None: what was built with these settings if it never served, else what is live.
+        level: 0 files by name and size, 1 and ids, 2 and every row, index and file, 3 and a sample.
+        sample: rows to embed again at level 3.
+        resume: continue a verification of the same kind that was interrupted.
+
+    Raises:
+        UsageError: the release does not exist, or gc removed it.
+        IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
+        NotVerified: the store, the source or the model could not be read.
     """
     catalog = catalog_of(config)
-    if release_id:
-        return _kept(catalog, release_id).id
-    own, log = release_of(catalog, config), catalog.log()
-    if own is not None and own.origin not in {step.release.origin for step in log}:
-        return own.id
-    if not log:
-        raise none_built(catalog, None)
-    return log[-1].release.id
+    asked = chosen.kept(catalog, release) if release else chosen.by_default(catalog, config)
+    return verify_release(catalog, asked.id, level=level, sample=sample, resume=resume)
 
 
 def verify_release(
@@ -86,7 +129,7 @@ def verify_release(
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
         NotVerified: the store, the source or the model could not be read.
     """
-    release = _kept(catalog, release_id)
+    release = chosen.kept(catalog, release_id)
     try:
         return _verified(catalog, release, level=level, sample=sample, resume=resume)
     except IntegrityError as error:
@@ -239,9 +282,9 @@ def compare_candidate(
 
     catalog = catalog_of(config)
     live = catalog.require_live()
-    chosen = candidate(catalog, config, release_id)
+    new = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
-    record = compare(catalog, live.release, chosen, configured, asked)
+    record = compare(catalog, live.release, new, configured, asked)
     read = configured.model_dump(include=comparisons.PLACE) == record["queries"]["place"]
     judged = comparisons.PLACE if read else set()
     planned = FrozenGate(**record["planned_gate"])
@@ -252,225 +295,138 @@ def compare_candidate(
     )
     if changed:
         say("ignored", settings=changed)
-    record, page = comparisons.keep(catalog, live.release, chosen, record)
-    catalog.storage.write_bytes(page, report.html(record, chosen, catalog.log()).encode())
+    record, page = comparisons.keep(catalog, live.release, new, record)
+    catalog.storage.write_bytes(page, report.html(record, new, catalog.log()).encode())
     return {**record, "report": catalog.storage.uri(page)}
 
 
-def promote_release(
+def promote(
     config: Config,
-    release_id: str | None,
-    reasons: Reasons,
+    release: str | None = None,
     *,
-    catch_up: bool,
+    initial: str | None = None,
+    force: str | None = None,
+    catch_up: bool = True,
     say: Listener,
-) -> dict[str, Any]:
-    """Catch up with the source, promote, and say what is still missing.
+) -> Moved:
+    """Catch up with the source, then make a release live.
 
-    The gate is asked first: a release that may not become live is not worth a pass.
+    The gate is asked first: a release that may not become live does not need a pass.
+
+    Args:
+        config: the settings.
+        release: an id; None: what was built with these settings.
+        initial: the reason for the record, if nothing is live yet to compare with.
+        force: the reason for the record, to overrule the gate.
+        catch_up: embed first what changed in the source since the release was built.
+        say: hears of the progress.
+
+    Raises:
+        GateFailed, Inconclusive: the comparison is missing or does not pass.
+        Conflict: something else became live since the comparison, or at this moment.
+        SourceError: the source cannot be read; `catch_up=False` promotes without it.
+        IntegrityError: the release is not verified, or its data is not there.
     """
-    from reembed.strategies import catch_up as strategy
+    from reembed.strategies.up_to_date import promote_up_to_date
 
-    catalog = catalog_of(config)
-    before = catalog.live()
-    chosen = candidate(catalog, config, release_id)
-    admissible(catalog, chosen, before, reasons)
-    if catch_up and config.source.version is None:
-        try:
-            chosen = strategy.catch_up(config, newest_of(catalog, chosen), say)
-        except SourceError as error:
-            again = f"reembed promote {chosen.id} --no-catch-up{reasons.flags}"
-            fix = f"{again}     # documents changed since the build are missing"
-            raise SourceError(error.what, error.why, fix) from error
-    record = promote(
-        catalog,
-        chosen.id,
-        force_reason=reasons.force,
-        initial_reason=reasons.initial,
-        decided_on=before,
-    )
-    return _moved(before, record, catalog)
+    catalog, reasons = catalog_of(config), Reasons(force, initial)
+    return promote_up_to_date(catalog, config, release, reasons, catch_up=catch_up, say=say)
 
 
-def catch_up_release(
-    config: Config, which: str, say: Listener, *, retry_dead_letters: bool
-) -> dict[str, Any]:
+def catch_up(
+    config: Config, which: str = "live", *, retry_dead_letters: bool = False, say: Listener
+) -> CaughtUp:
     """Bring live, previous or a release by id up to date; live moves on to the result.
+
+    Args:
+        config: the settings.
+        which: live, previous or the id of a release.
+        retry_dead_letters: try documents without a vector once more.
+        say: hears of the progress.
 
     Raises:
         Conflict: live was rolled back to older documents of its model, before or meanwhile.
+        SourceError: the source cannot be read.
+        RunFailed: the pass stopped; the same call resumes it.
     """
-    from reembed.strategies import catch_up as strategy
+    from reembed.strategies.up_to_date import catch_up_and_follow
 
     catalog = catalog_of(config)
-    began, chosen = catalog.live(), _named(catalog, which)
-    newest = newest_of(catalog, chosen)
-    if which == "live" and began is not None:
-        _require_not_undone(catalog, began, newest)
-    newest = strategy.catch_up(config, newest, say, retry_dead_letters=retry_dead_letters)
-    before = catalog.live()
-    serves = before is not None and before.release.origin == newest.origin
-    record = follow(catalog, newest, decided_on=began) if serves else None
-    moved = record is not None and before is not None and record.token != before.token
-    newest = record.release if record else newest
-    return {
-        "alias": catalog.alias,
-        "from": chosen.id,
-        "to": newest.id,
-        "rows": newest.rows,
-        "dead_letters": newest.dead_letters,
-        "generation": record.generation if record and moved else None,
-        "serves": serves,
-        "behind": _behind(catalog, newest),
-    }
+    return catch_up_and_follow(catalog, config, which, say, retry_dead_letters=retry_dead_letters)
 
 
-def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) -> None:
-    """Refuse to catch up live after a rollback to older documents of its line.
+def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
+    """Return the documents without a vector, with reasons: of a release, or of a run so far.
 
-    Raises:
-        Conflict: `newest`, of the same line, has newer documents than what was rolled back to.
-    """
-    if live.action != "rollback" or newest.id == live.release.id:
-        return
-    reason = f": {live.grounds.reason}" if live.grounds.reason else ""
-    raise Conflict(
-        f"{catalog.alias} was rolled back to {live.release.id} at {live.at}{reason}",
-        f"{newest.id} has its model and newer documents, and a catch-up of live would go there",
-        f"reembed catch-up {shlex.quote(live.release.id)}     # goes there all the same",
-    )
-
-
-def dead_letters(config: Config, which: str | None) -> dict[str, Any]:
-    """Documents without a vector, by id and reason: of a release, or of a run as far as it got.
-
-    `which` is live, previous, a release or an unfinished run; None: the newest unfinished run that
-    has some, or else what `verify` takes.
+    Args:
+        config: the settings.
+        which: live, previous, or the id of a release or an unfinished run. None: the newest
+            unfinished run that has some, or else the release that `verify` takes.
 
     Raises:
         UsageError: no release and no run has that id, or nothing was built.
         IntegrityError: the record of the release's table is not the one it was made with.
     """
-    from reembed.table import provenance
-    from reembed.table.write import read_sealed
-
     catalog = catalog_of(config)
-    if (unfinished := _of_unfinished(catalog, which)) is not None:
+    if (unfinished := letters.of_unfinished(catalog, which)) is not None:
         return unfinished
-    release = _named(catalog, which or meant(config, None))
-    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
-    provenance.require_sealed(release, sealed.sha256)
-    found = [vars(d) for d in sealed.dead_letters]
-    return _dead_letters(release.id, release.source.version, found) | {"finished": True}
+    release = chosen.named(catalog, which) if which else chosen.by_default(catalog, config)
+    return letters.of_release(catalog, release)
 
 
-def _of_unfinished(catalog: Catalog, which: str | None) -> dict[str, Any] | None:
-    """Dead letters so far of the run asked for, or of the newest that has some; None: no such run."""
-    for run in reversed(open_runs(catalog.storage, catalog.alias)):
-        if which not in (None, run.id) or not (plan := run.plan()):
-            continue
-        found = [asdict(d) for r in run.receipts() for d in r.dead_letters]
-        found += plan.base.dead_letters if plan.base else ()
-        if found or which:
-            return _dead_letters(run.id, plan.source.version, found) | {"finished": False}
-    return None
+def rollback(config: Config, to: str | None = None, reason: str | None = None) -> Moved:
+    """Make the release that served before, or `to`, live again.
 
-
-def _dead_letters(of: str, version: int, found: list[dict[str, Any]]) -> dict[str, Any]:
-    shown = [{"doc_id": d["doc_id"], "reason": d["reason"]} for d in found]
-    return {"of": of, "source_version": version, "count": len(found), "dead_letters": shown}
-
-
-def _named(catalog: Catalog, which: str) -> Release:
-    if which == "live":
-        return catalog.require_live().release
-    if which == "previous":
-        stood = previous(catalog, catalog.require_live())
-        if stood is None:
-            raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
-        return catalog.release(stood)
-    return _kept(catalog, which)
-
-
-def rollback_release(catalog: Catalog, to: str | None, reason: str | None) -> dict[str, Any]:
-    """Roll back, and say what the old release lacks."""
-    steps = catalog.last_steps()
-    record = rollback(catalog, to, reason=reason, steps=steps)
-    return _moved(steps[0], record, catalog)
+    Raises:
+        UsageError: nothing served before, or that release is gone.
+        Conflict: another process moved the alias at this moment.
+        IntegrityError: that release is not verified, or its data is not there.
+    """
+    return moves.roll_back(catalog_of(config), to, reason)
 
 
 def search(
-    catalog: Catalog, queries: list[str], k: int, release_id: str | None, show: list[str]
-) -> dict[str, Any]:
-    """The k best documents of each query in one release."""
-    from reembed.serving.live import OpenRelease, require_carried
+    config: Config,
+    queries: Sequence[str],
+    k: int = 10,
+    release: str | None = None,
+    columns: Sequence[str] = (),
+) -> SearchResult:
+    """Return the k best documents of each query, in a release or in what is live.
 
-    if own := [c for c in show if c in RESERVED_COLUMNS]:
-        shown = [word for c in show if c not in own for word in ("--show", c)]
-        chosen = ["--release", release_id] if release_id else []
-        raise UsageError(
-            f"{', '.join(own)} is not a carried column",
-            "every result has its doc_id; the other columns of reembed's own are not shown",
-            shlex.join(["reembed", "search", "-k", str(k), *chosen, *shown, "--", *queries]),
-        )
-    release = _kept(catalog, release_id) if release_id else catalog.require_live().release
-    require_carried(release, show)
-    results = OpenRelease.open(catalog.storage, release).search(queries, k, show)
-    hits = [
-        [
-            {"doc_id": h.doc_id, "score": round(h.score, 6), "columns": _finite(h.columns)}
-            for h in hits
-        ]
-        for hits in results
-    ]
-    return {
-        "release": release.id,
-        "model": release.space.model,
-        "space": release.space.id,
-        "results": [{"query": q, "hits": h} for q, h in zip(queries, hits, strict=True)],
-    }
+    It opens the release for this one call; `reembed.open` keeps it open.
 
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for, at every depth."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _kept(catalog: Catalog, release_id: str) -> Release:
-    release = catalog.release(release_id)
-    require_kept(catalog, release)
-    return release
-
-
-def _moved(before: AliasRecord | None, record: AliasRecord, catalog: Catalog) -> dict[str, Any]:
-    return {
-        "alias": catalog.alias,
-        "action": record.action,
-        "generation": record.generation,
-        "from": before.release.id if before else None,
-        "to": record.release.id,
-        "model": record.release.space.model,
-        "reason": record.grounds.reason,
-        "forced": record.grounds.forced,
-        "comparison": record.grounds.comparison,
-        "unknown": record.grounds.unknown,
-        "behind": _behind(catalog, record.release),
-    }
-
-
-def _behind(catalog: Catalog, release: Release) -> dict[str, Any]:
-    """How far the source has moved since the release was caught up with it.
-
-    The alias has already moved, so a source that cannot be read is reported, not raised.
+    Raises:
+        UsageError: nothing is live, the release does not exist, or a column is not carried.
+        IntegrityError: a record, the index or the table is not what was registered.
     """
-    from reembed.source.lag import Lag, lag
+    from reembed.serving.live import OpenRelease, require_carried
+    from reembed.serving.result import SearchResult
 
-    try:
-        return lag(catalog, release).to_json()
-    except (ReembedError, OSError, BaseError) as error:
-        why = str(error).splitlines()[0]
-        return Lag(int(release.source.version), None, None, None, why).to_json()
+    catalog = catalog_of(config)
+    asked = chosen.kept(catalog, release) if release else catalog.require_live().release
+    require_carried(asked, columns)
+    hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns)
+    return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))
+
+
+def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:
+    """List what no release needs any more, and delete it if `delete`.
+
+    Args:
+        config: the settings; `storage.keep` says how many releases stay.
+        delete: without it, nothing is changed.
+        drop_run: an unfinished run to give up as well.
+
+    Raises:
+        UsageError: no unfinished run has that id.
+        Conflict: a process drives that run.
+        IntegrityError: a record names what another run or release made; then nothing is deleted.
+    """
+    catalog, keep = catalog_of(config), config.storage.keep
+    dropped = collecting.droppable(catalog, drop_run) if drop_run else None
+    if dropped and delete:
+        dropped.abandon()
+    planned = collecting.plan(catalog, keep, dropping=drop_run)
+    removed = collecting.apply(catalog, planned, keep) if delete else []
+    return Collected(planned, tuple(r.release for r in removed), delete, drop_run)

@@ -122,7 +122,8 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
     @functools.wraps(function)
     def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
-        from reembed.cli import text
+        from reembed.cli import paste
+        from reembed.cli.text import text
         from reembed.store.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
@@ -137,14 +138,19 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
         except ReembedError as error:
             if verbose:
                 click.echo(plain(redacted(traceback.format_exc())), err=True)
-            click.echo(text.error(error, given), err=True)
+            click.echo(paste.error(error, given), err=True)
             if as_json:
-                click.echo(json.dumps(text.error_record(error, given)))
+                click.echo(json.dumps(paste.error_record(error, given)))
             sys.exit(error.exit_code)
-        click.echo(json.dumps(result, default=str) if as_json else text.text(name, result, given))
+        click.echo(_json(result) if as_json else text(name, result, given))
         sys.exit(code)
 
     return verb
+
+
+def _json(result: Any) -> str:
+    record = result if isinstance(result, dict) else result.to_json()
+    return json.dumps(record, default=str)
 
 
 @contextlib.contextmanager

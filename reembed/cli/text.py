@@ -1,428 +1,349 @@
-"""Results of verbs as text."""
+"""Results as text for people."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from reembed.catalog.releases import line_of
+from reembed.cli.next import after_import, after_run, after_status
+from reembed.cli.paste import pasteable
 from reembed.cli.progress import lag_words
-from reembed.errors import ConfigError, ReembedError
 from reembed.evaluation.report import choices, evidence, notes, told
-from reembed.redact import harmless, one_line, plain
+from reembed.redact import one_line
 
-_OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
-_LABELLED = re.compile(
-    r"""(\ *(?:fix|Next|or|Back):\ )    # what the command is for
-        ((?:'[^']*'|"[^"]*"|[^'"])*?)  # the command; what it quotes holds no comment
-        (\ {5}\#\ .*|)                  # a comment""",
-    re.VERBOSE | re.DOTALL,
-)
-_VERDICT_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+if TYPE_CHECKING:
+    from reembed.api import Collected
+    from reembed.catalog.releases import Grounds, Release
+    from reembed.lifecycle.dead_letters import DeadLetters
+    from reembed.lifecycle.moves import History, Moved
+    from reembed.lifecycle.status import Candidate, OpenRun, Status
+    from reembed.serving.result import SearchResult
+    from reembed.source.lag import Lag
+    from reembed.strategies.up_to_date import CaughtUp
 
-
-def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
-    """What, why, fix."""
-    # A name out of a document must not add a line, least of all one that begins with "fix:".
-    parts = [plain(problem.what) if isinstance(problem, ConfigError) else one_line(problem.what)]
-    parts += [f"  {one_line(problem.why)}"] if problem.why else []
-    parts += [f"  fix: {one_line(problem.fix)}"] if problem.fix else []
-    return click.style("error: ", fg="red") + _pasteable("\n".join(parts), given)
+Lines = Iterable[str]
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_EXAMPLES = 5
+_INDENT = " " * 13
 
 
-def _pasteable(lines: str, given: Sequence[str]) -> str:
-    """Commands to paste name the config files and settings that this command was given; not those that
-    go on with a run by its own settings, which a --set would overrule.
-    """
-    options = "".join(f" {g}" for g in given)
-    return "\n".join(_complete(line, options) for line in lines.split("\n"))
+class _Coloured(str):
+    """A line that is harmless already, and holds a colour."""
+
+    __slots__ = ()
 
 
-def _complete(line: str, options: str) -> str:
-    if (labelled := _LABELLED.fullmatch(line)) is None:
-        return _completed(line, "`", options)
-    label, command, comment = labelled.groups()
-    return label + _completed(command, "^", options) + _completed(comment, r"\b", options)
+def text(verb: str, result: Any, given: Sequence[str] = ()) -> str:
+    """Return a verb's result for people; what to do next has the `given` options in it."""
+    lines = (x if isinstance(x, _Coloured) else one_line(x) for x in _TEXTS[verb](result))
+    said = "\n".join(lines)
+    return said if verb == "search" else pasteable(said, given)  # a query may look like a command
 
 
-def _completed(words: str, before: str, options: str) -> str:
-    """The options after each `reembed VERB` that has the pattern `before` in front of it.
-
-    At the beginning and in backquotes it is a command; elsewhere it may be part of a query.
-    """
-    if _OF_A_RUN.search(words):
-        return words
-    verbs = "|".join(_CONFIGURED)
-    return re.sub(rf"{before}reembed ({verbs})\b", lambda m: m[0] + options, words)
+def _coloured(verdict: str, words: str, before: str = "", after: str = "") -> _Coloured:
+    """Return a line whose `words` have the colour of a verdict."""
+    shown = click.style(one_line(words), fg=_COLOURS[verdict])
+    return _Coloured(one_line(before) + shown + one_line(after))
 
 
-def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, Any]:
-    """The same for scripts."""
-    options = "".join(f" {g}" for g in given)
-    # As a whole: what it quotes may have several lines.
-    fix = _complete(f"fix: {problem.fix}", options)[5:] if problem.fix else None
-    return {
-        "error": type(problem).__name__,
-        "what": problem.what,
-        "why": problem.why,
-        "fix": fix,
-        "exit_code": problem.exit_code,
-    }
+def _table(rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[str]:
+    """Return rows as indented lines with aligned columns; those in `right` to the right."""
+    from tabulate import tabulate
+
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    sides = ["right" if n in right else "left" for n in range(len(rows[0]))] if rows else None
+    lines = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=sides).splitlines()
+    return [f"  {line}".rstrip() for line in lines]
 
 
-def text(verb: str, result: dict[str, Any], given: Sequence[str] = ()) -> str:
-    """A verb's result for people; ends with what to do next, with `given` options in it."""
-    said = _TEXTS[verb](harmless(result))
-    return said if verb == "search" else _pasteable(said, given)  # a query may look like a command
+def _next(first: str, *others: str) -> list[str]:
+    return [f"Next: {first}", *(f"  or: {other}" for other in others)]
 
 
-def _import(r: dict[str, Any]) -> str:
-    width = max(map(len, r["columns"]))
-    lines = [f"{r['uri']}: {r['rows']:,} rows, every cell read back and compared"]
-    for name in r["columns"]:
-        note = f"  ({r['notes'][name]})" if name in r["notes"] else ""
-        lines.append(f"  {name:{width}}  {r['types'][name]}{note}")
+def _import(r: dict[str, Any]) -> Lines:
+    yield f"{r['uri']}: {r['rows']:,} rows, every cell read back and compared"
+    why = {c: f"({note})" for c, note in r["notes"].items()}
+    yield from _table([(c, r["types"][c], why.get(c, "")) for c in r["columns"]])
     if r["skipped"]:
-        lines.append(f"Left out (no values, or not asked for): {', '.join(r['skipped'])}")
-    return "\n".join(one_line(line) for line in lines) + f"\nNext: {_after_import(r)}"
+        yield f"Left out (no values, or not asked for): {', '.join(r['skipped'])}"
+    yield from _next(after_import(r))
 
 
-def _after_import(r: dict[str, Any]) -> str:
-    """The run of what was imported; reembed.yaml, or another file, says which model and where to."""
-    from reembed.source.columns import likely_text, set_to
+def _tune(r: dict[str, Any]) -> Lines:
+    yield (
+        f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
+        f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)"
+    )
+    yield "embed:"
+    yield from (f"  {name}: {value}" for name, value in r["embed"].items())
+    import shlex
 
-    columns = r["columns"]
-    id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
-    strings = [c for c in columns if r["types"][c].endswith("string") and c != id_column]
-    text = likely_text(strings or columns[-1:])
-    uri = f"source.uri={r['uri']}"
-    named = [set_to("source.id_column", id_column), set_to("source.text", text)]
-    command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
-    others = ", ".join(c for c in strings if c != text)
-    return f"{command}     # or another column as text: {others}" if others else command
-
-
-def _tune(r: dict[str, Any]) -> str:
-    settings = "".join(f"  {name}: {value}\n" for name, value in r["embed"].items())
     last = (
         f" -c {shlex.quote(r['out'])}" if r["out"] else "     # with the lines above in its config"
     )
-    return (
-        f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
-        f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)\n"
-        f"embed:\n{settings}Next: reembed run{last}"
-    )
+    yield from _next(f"reembed run{last}")
 
 
-def _run(r: dict[str, Any]) -> str:
-    return (
-        f"release {r['id']}: {r['rows']:,} vectors, model {r['space']['model']} (space {r['space']['id']})\n"
-        f"Next: {_after_run(r)}"
-    )
+def _run(r: dict[str, Any]) -> Lines:
+    space = r["space"]
+    yield f"release {r['id']}: {r['rows']:,} vectors, model {space['model']} (space {space['id']})"
+    yield from _next(after_run(r["id"], r["live"]))
 
 
-def _after_run(r: dict[str, Any]) -> str:
-    if r["live"] is None:
-        return _first_promotion(r["id"])
-    if line_of(r["live"]) == line_of(r["id"]):
-        return "reembed status"
-    return f"reembed compare --candidate {r['id']}"
+def _lag(lag: Lag) -> Lines:
+    if words := lag_words(lag.to_json()):
+        yield f"{_INDENT}{words}"
 
 
-def _first_promotion(release: str) -> str:
-    return f"reembed promote {release} --initial --reason 'the first release'"
+def _status(r: Status) -> Lines:
+    yield r.alias
+    if r.live and r.lag:
+        yield _release("live", r.live.release)
+        yield from _lag(r.lag)
+    if r.previous:
+        yield _release("previous", r.previous)
+    if not r.live:
+        yield "  live       nothing yet"
+    if r.forced:
+        yield "  the live release was promoted with --force"
+    yield from (f"  not known: {words}" for words in r.unknown)
+    for old in r.older_candidates:
+        yield f"  candidate  {old.release}  compared: {old.verdict or 'not with what is live'}"
+    yield from (f"{_release('candidate', c.release)}  {_compared(c)}" for c in r.candidates)
+    if back := r.rolled_back:
+        yield f"  rolled back from {back.release} at {back.at}{_because(back.reason)}"
+    if r.older_runs:
+        yield f"  runs       {', '.join(r.older_runs)}  open"
+    for run in r.runs:
+        yield from _open_run(run)
+    yield from _next(*after_status(r))
 
 
-def _lag(lag: dict[str, Any]) -> list[str]:
-    return [f"{_INDENT}{words}"] if (words := lag_words(lag)) else []
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
 
 
-def _status(r: dict[str, Any]) -> str:
-    lines = [f"{r['alias']}"]
-    for role in ("live", "previous"):
-        if r[role]:
-            lines.append(_release_line(role, r[role]))
-            lines += _lag(r[role]["lag"]) if "lag" in r[role] else []
-    if not r["live"]:
-        lines.append("  live       nothing yet")
-    if r["forced"]:
-        lines.append("  the live release was promoted with --force")
-    lines += [f"  not known: {words}" for words in r["unknown"]]
-    lines += [
-        f"  candidate  {c['release']}  compared: {c['verdict'] or 'not with what is live'}"
-        for c in r["older_candidates"]
-    ]
-    lines += [_release_line("candidate", c) + f"  {_compared(c)}" for c in r["candidates"]]
-    if back := r["rolled_back"]:
-        why = f": {back['reason']}" if back["reason"] else ""
-        lines.append(f"  rolled back from {back['release']} at {back['at']}{why}")
-    if r["older_runs"]:
-        lines.append(f"  runs       {', '.join(r['older_runs'])}  open")
-    for run in r["runs"]:
-        lines.append(
-            f"  run        {run['run']}  {run['staged']:,} of {run['units'] or '?'} units staged  {_driven(run)}"
-        )
-        at_work = "embedding" if run["driven"] else "was embedding"
-        lines += [
-            f"{_INDENT}{at_work} unit {w['unit']}, attempt {w['attempt']}, since {w['since']}"
-            for w in run["workers"]
-        ]
-        waiting = (run["progress"] or {}).get("waiting")
-        lines += [f"{_INDENT}waiting: {waiting}"] if waiting else []
-    first, *others = _next(r)
-    return "\n".join([*lines, f"Next: {first}", *(f"  or: {other}" for other in others)])
-
-
-def _compared(c: dict[str, Any]) -> str:
-    if c["verdict"]:
-        return f"compared: {c['verdict']}"
-    if c["compared_with"]:
-        return f"compared with {', '.join(c['compared_with'])}, which is not live any more"
+def _compared(c: Candidate) -> str:
+    if c.verdict:
+        return f"compared: {c.verdict}"
+    if c.compared_with:
+        return f"compared with {', '.join(c.compared_with)}, which is not live any more"
     return "compared: not yet"
 
 
-def _driven(run: dict[str, Any]) -> str:
-    if run["driven"] is None:
-        return f"driven from {run['host']} when last seen; is it gone? then: {run['resume']}"
-    return "running" if run["driven"] else f"stopped; {run['resume']} resumes it"
+def _open_run(run: OpenRun) -> Lines:
+    yield f"  run        {run.run}  {run.staged:,} of {run.units or '?'} units staged  {_driven(run)}"
+    at_work = "embedding" if run.driven else "was embedding"
+    for w in run.workers:
+        yield f"{_INDENT}{at_work} unit {w.unit}, attempt {w.attempt}, since {w.at}"
+    if run.waiting:
+        yield f"{_INDENT}waiting: {run.waiting}"
 
 
-def _release_line(role: str, c: dict[str, Any]) -> str:
+def _driven(run: OpenRun) -> str:
+    if run.driven is None:
+        return f"driven from {run.host} when last seen; is it gone? then: {run.resume}"
+    return "running" if run.driven else f"stopped; {run.resume} resumes it"
+
+
+def _release(role: str, r: Release) -> str:
     return (
-        f"  {role:9}  {c['release']}  {c['model']}  space {c['space']}  {c['rows']:,} rows"
-        f"  source version {c['source_version']}"
+        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {r.rows:,} rows"
+        f"  source version {r.source.version}"
     )
 
 
-def _next(r: dict[str, Any]) -> list[str]:
-    """Commands that can follow, the usual first."""
-    if any(run["driven"] for run in r["runs"]):
-        return ["reembed status     # a run is under way"]
-    stopped = [run for run in r["runs"] if run["driven"] is False]
-    if r["runs"] and not stopped:
-        return [f"reembed status     # on {r['runs'][-1]['host']}, which may be driving a run"]
-    of_candidates = [_next_of_candidates(r)] if r["candidates"] or not stopped else []
-    if not stopped:
-        return of_candidates
-    run = stopped[-1]
-    given_up = f"reembed gc --drop-run {run['run']} --yes     # gives the stopped run up"
-    return [run["resume"], *of_candidates, given_up]
-
-
-def _next_of_candidates(r: dict[str, Any]) -> str:
-    if not r["candidates"]:
-        return "reembed run" if not r["live"] else "reembed search 'some words'"
-    if not r["live"]:
-        return _first_promotion(r["candidates"][-1]["release"])
-    left = (r["rolled_back"] or {}).get("release")
-    waiting = [*r["older_candidates"], *r["candidates"]]
-    by_verdict = {c["verdict"]: c["release"] for c in waiting if c["release"] != left}
-    if not by_verdict:
-        return "reembed history"
-    why = "the candidates failed" if left is None else "no other candidate passed"
-    if "pass" in by_verdict:
-        return f"reembed promote {by_verdict['pass']}"
-    if None in by_verdict:
-        return f"reembed compare --candidate {by_verdict[None]}"
-    if "inconclusive" in by_verdict:
-        more = "--changed-queries --reason 'WHY'     # after judging more queries"
-        return f"reembed compare --candidate {by_verdict['inconclusive']} {more}"
-    return f"reembed run     # with another model: {why}"
-
-
-def _verify(r: dict[str, Any]) -> str:
-    lines = [
-        f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows, {r['dead_letters']:,} dead letters"
-    ]
-    for kind, d in r["differences"].items():
-        examples = f"  e.g. {', '.join(map(repr, d['examples']))}" if d["count"] else ""
-        lines.append(f"  {kind:13} {d['count']:>9,}{examples}")
-    word = "equal to" if r["passed"] else "differs from"
-    verdict = f"{word} source version {r['source_version']}"
-    lines += [f"  {r['confidence']}", _colour(verdict, "pass" if r["passed"] else "fail")]
+def _verify(r: dict[str, Any]) -> Lines:
+    yield (
+        f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows,"
+        f" {r['dead_letters']:,} dead letters"
+    )
+    kinds = r["differences"].items()
+    yield from _table([(k, f"{d['count']:,}", _examples(d)) for k, d in kinds], right=(1,))
+    yield f"  {r['confidence']}"
+    if r["passed"]:
+        yield _coloured("pass", f"equal to source version {r['source_version']}")
+    else:
+        yield _coloured("fail", f"differs from source version {r['source_version']}")
     if behind := lag_words(r["lag"]):
-        kinds = {k: d["count"] for k, d in (r["behind"] or {}).items() if d["count"]}
-        found = f": {', '.join(f'{n:,} {k}' for k, n in kinds.items())}" if kinds else ""
-        lines.append(behind + found)
+        found = [f"{d['count']:,} {k}" for k, d in (r["behind"] or {}).items() if d["count"]]
+        yield f"{behind}: {', '.join(found)}" if found else behind
+    yield from _after_verify(r)
+
+
+def _examples(difference: dict[str, Any]) -> str:
+    if not difference["count"]:
+        return ""
+    return f"e.g. {', '.join(map(repr, difference['examples']))}"
+
+
+def _after_verify(r: dict[str, Any]) -> Lines:
     if not r["passed"]:
-        return "\n".join([*lines, f"Next: {r['rebuild']}"])
+        return _next(r["rebuild"])
     if r["larger"]:
-        lines.append(
-            "an earlier verification that looked at more failed, so the release counts as failed"
-        )
-        return "\n".join([*lines, f"Next: {r['larger']}"])
+        failed = "an earlier verification that looked at more failed"
+        return [f"{failed}, so the release counts as failed", *_next(r["larger"])]
     following = "status" if r["lag"]["documents"] == 0 else f"catch-up {r['release']}"
-    return "\n".join([*lines, f"Next: reembed {following}"])
+    return _next(f"reembed {following}")
 
 
-def _compare(r: dict[str, Any]) -> str:
+def _compare(r: dict[str, Any]) -> Lines:
     live, new = r["live"], r["candidate"]
-    queries = r["queries"]
-    lines = [
-        f"{r['alias']}: {new['release']} (candidate) against {live['release']} (live), {queries['count']:,} queries",
-        f"  candidate  {new['model']}  {new['dim']} dimensions  {new['rows']:,} rows",
-        f"  live       {live['model']}  {live['dim']} dimensions  {live['rows']:,} rows",
-        "",
-        f"  {'':12} {'live':>8} {'candidate':>10}   difference (95 % interval)     worse / same / better",
-    ]
+    yield (
+        f"{r['alias']}: {new['release']} (candidate) against {live['release']} (live),"
+        f" {r['queries']['count']:,} queries"
+    )
+    sides = (("candidate", new), ("live", live))
+    yield from _table(
+        [(n, s["model"], f"{s['dim']} dimensions", f"{s['rows']:,} rows") for n, s in sides]
+    )
+    yield ""
+    yield from _table([*_metrics(r)], right=(1, 2))
+    yield ""
+    yield from (f"  {line}" for line in notes(r))
+    for rule in r["rules"]:
+        yield _coloured(rule["verdict"], rule["verdict"], before="  ", after=f"  {rule['detail']}")
+    yield from (f"  {line}" for line in evidence(r))
+    yield from (f"  the sources differ: {words}" for words in r["documents"]["differ"])
+    report = f"   report: {r['report']}"
+    yield _coloured(r["verdict"], r["verdict"], before="verdict: ", after=report)
+    yield from _next(*choices(r))
+
+
+def _metrics(r: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield "", "live", "candidate", "difference (95 % interval)", "worse / same / better"
     for name, m in r["metrics"].items():
-        change = m["change"]
-        lines.append(
-            f"  {name:12} {m['live']:8.3f} {m['candidate']:10.3f}   {change['mean']:+.3f}"
-            f" ({_signed(change['low'])} .. {_signed(change['high'])})"
-            f"        {m['worse']:>5,} / {m['same']:,} / {m['better']:,}"
-        )
+        change, counts = m["change"], (m["worse"], m["same"], m["better"])
+        interval = f"({_signed(change['low'])} .. {_signed(change['high'])})"
+        difference = f"{change['mean']:+.3f} {interval}"
+        shown = " / ".join(f"{count:,}" for count in counts)
+        yield name, f"{m['live']:.3f}", f"{m['candidate']:.3f}", difference, shown
     ann = r["ann_recall@10"]
-    lines.append(f"  {'ann_recall@10':13}{ann['live']:8.3f} {ann['candidate']:10.3f}")
-    lines.append(f"  {'overlap@10':12} {'':8} {r['overlap@10']:10.3f}   (different is not worse)")
-    if r["latency"]:
-        for p in ("p50_ms", "p95_ms"):
-            a, b = r["latency"]["live"][p], r["latency"]["candidate"][p]
-            lines.append(
-                f"  {p.replace('_ms', ' latency'):12} {a:6.2f}ms {b:8.2f}ms   x{b / a:.2f}"
-            )
-    lines += ["", *(f"  {line}" for line in notes(r))]
-    lines += [
-        f"  {_colour(rule['verdict'], rule['verdict'])}  {rule['detail']}" for rule in r["rules"]
-    ]
-    lines += [f"  {line}" for line in evidence(r)]
-    lines += [f"  the sources differ: {words}" for words in r["documents"]["differ"]]
-    lines.append(f"verdict: {_colour(r['verdict'], r['verdict'])}   report: {r['report']}")
-    first, *others = choices(r)
-    return "\n".join([*lines, f"Next: {first}", *(f"  or: {other}" for other in others)])
+    yield "ann_recall@10", f"{ann['live']:.3f}", f"{ann['candidate']:.3f}", "", ""
+    yield "overlap@10", "", f"{r['overlap@10']:.3f}", "(different is not worse)", ""
+    for p in ("p50_ms", "p95_ms") if r["latency"] else ():
+        a, b = r["latency"]["live"][p], r["latency"]["candidate"][p]
+        yield p.replace("_ms", " latency"), f"{a:.2f}ms", f"{b:.2f}ms", f"x{b / a:.2f}", ""
 
 
 def _signed(value: float | None) -> str:
     return "?" if value is None else f"{value:+.3f}"
 
 
-def _caught_up(r: dict[str, Any]) -> str:
-    if r["from"] == r["to"]:
-        head = f"{r['to']} has every document as the source has it; nothing was embedded"
-    elif r["generation"]:
-        head = f"{r['to']} serves {r['alias']} now, in the place of {r['from']}"
+def _caught_up(r: CaughtUp) -> Lines:
+    if r.before == r.release.id:
+        yield f"{r.before} has every document as the source has it; nothing was embedded"
+    elif r.generation:
+        yield f"{r.release.id} now serves {r.alias} in place of {r.before}"
     else:
-        head = f"{r['to']} takes the place of {r['from']}, which does not serve"
-    return f"{head}\n  {r['rows']:,} rows, {r['dead_letters']:,} dead letters"
+        yield f"{r.release.id} takes the place of {r.before}, which does not serve"
+    yield f"  {r.release.rows:,} rows, {r.release.dead_letters:,} dead letters"
 
 
-def _dead_letters(r: dict[str, Any]) -> str:
-    so_far = "" if r["finished"] else " so far"
-    lines = [
-        f"{r['of']}: {r['count']:,} dead letters{so_far}, of source version {r['source_version']}",
-        *(f"  {d['doc_id']}  {d['reason']}" for d in r["dead_letters"]),
-    ]
-    if r["count"] and r["finished"]:
-        lines.append(f"Next: reembed catch-up {r['of']} --retry-dead-letters")
-    return "\n".join(lines)
+def _dead_letters(r: DeadLetters) -> Lines:
+    so_far = "" if r.finished else " so far"
+    count = len(r.dead_letters)
+    yield f"{r.of}: {count:,} dead letters{so_far}, of source version {r.source_version}"
+    yield from (f"  {d.doc_id}  {d.reason}" for d in r.dead_letters)
+    if count and r.finished:
+        yield from _next(f"reembed catch-up {r.of} --retry-dead-letters")
 
 
-def _moved(r: dict[str, Any]) -> str:
-    lines = [
-        f"{r['alias']}: {r['from'] or 'nothing'} -> {r['to']} ({r['model']}), generation {r['generation']}"
-    ]
-    lines += [f"  not known: {words}" for words in r["unknown"]]
-    if r["forced"]:
-        lines.append(
-            "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
-        )
-    if r["comparison"]:
-        lines += [
-            f"  compared: {told(r['comparison'])}",
-            *(f"  {e}" for e in evidence(r["comparison"])),
-        ]
-    lines += _lag(r["behind"])
-    lines.append("Next: reembed search 'some words'")
-    if r["from"] is None:
-        lines.append("  there is nothing to go back to: no release served before")
-    elif r["from"] != r["to"]:
-        lines.append(f"Back: reembed rollback --to {r['from']}")
-    return "\n".join(lines)
-
-
-def _history(r: dict[str, Any]) -> str:
-    lines = [f"{r['alias']}: {len(r['steps'])} steps"]
-    for s in r["steps"]:
-        why = (
-            f"  forced: {s['reason']}" if s["forced"] else f"  {s['reason']}" if s["reason"] else ""
-        )
-        lines.append(
-            f"  {s['generation']:>4}  {s['at']}  {s['action']:8}  {s['release']}  {s['model']}  by {s['by']}{why}"
-        )
-        if compared := s["comparison"]:
-            lines += [f"        compared: {told(compared)}"]
-            lines += [f"        {e}" for e in evidence(compared)]
-    return "\n".join([*lines, "Next: reembed status"])
-
-
-def _search(r: dict[str, Any]) -> str:
-    lines = [f"release {r['release']} ({r['model']})"]
-    for result in r["results"]:
-        lines.append(f"{result['query']}")
-        for rank, hit in enumerate(result["hits"], 1):
-            shown = "  ".join(str(v)[:80] for v in hit["columns"].values())
-            lines.append(f"  {rank:>3}  {hit['score']:.4f}  {hit['doc_id']}  {shown}".rstrip())
-    return "\n".join(lines)
-
-
-def _gc(r: dict[str, Any]) -> str:
-    lines = [f"  keep    {k['release']}  {k['why']}" for k in r["keep"]]
-    lines += [
-        f"  keep    the table of run {run}, which is not finished     # gc --drop-run {run} gives it up"
-        for run in r["held_runs"]
-    ]
-    lines += [
-        f"  {'removed' if r['deleted'] else 'remove '} {x['release']}  index {_bytes(x['index_bytes'])}"
-        f"{', table ' + _bytes(x['table_bytes']) if x['whole_table'] else ', its version of ' + x['table']}  {x['why']}"
-        for x in r["remove"]
-    ]
-    done = "removed" if r["deleted"] else "remove "
-    lines += [f"  {done} what run {run} staged; it was given up" for run in r["dropped_runs"]]
-    lines += [f"  {done} {table}; only runs that were given up used it" for table in r["tables"]]
-    lines += [f"  {done} versions of {table} that no release names" for table in r["trim"]]
-    if r["orphans"]:
-        size = _bytes(sum(o["size"] for o in r["orphans"]))
-        lines.append(
-            f"  {done} {len(r['orphans'])} files ({size}) that no version of a table uses:"
-        )
-        lines += [f"            {o['path']}" for o in r["orphans"][:_EXAMPLES]]
-    if not any(r[k] for k in ("remove", "dropped_runs", "tables", "trim", "orphans")):
-        return "\n".join([*lines, "Nothing to remove."])
-    if r["deleted"]:
-        return "\n".join([*lines, f"{_bytes(r['bytes'])} freed.", "Next: reembed status"])
-    return "\n".join(
-        [
-            *lines,
-            f"Nothing was removed; this would free {_bytes(r['bytes'])}.",
-            f"Next: reembed gc{f' --drop-run {dropped}' if (dropped := r['drop_run']) else ''} --yes",
-        ]
+def _moved(r: Moved) -> Lines:
+    new = r.release
+    yield (
+        f"{r.alias}: {r.before or 'nothing'} -> {new.id} ({new.space.model}), generation {r.generation}"
     )
+    yield from (f"  not known: {words}" for words in r.grounds.unknown)
+    if r.grounds.forced:
+        yield "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
+    if compared := r.grounds.comparison:
+        yield f"  compared: {told(compared)}"
+        yield from (f"  {line}" for line in evidence(compared))
+    yield from _lag(r.behind)
+    yield from _next("reembed search 'some words'")
+    if r.before is None:
+        yield "  nothing served before, so a rollback has no release to go back to"
+    elif r.before != new.id:
+        yield f"Back: reembed rollback --to {r.before}"
 
 
-def _config(r: dict[str, Any]) -> str:
+def _history(r: History) -> Lines:
+    yield f"{r.alias}: {len(r.steps)} steps"
+    rows = [
+        (s.generation, s.at, s.action, s.release.id, s.release.space.model, f"by {s.by}", _why(s.grounds))
+        for s in r.steps
+    ]  # fmt: skip
+    for step, line in zip(r.steps, _table(rows, right=(0,)), strict=True):
+        yield line
+        if compared := step.grounds.comparison:
+            yield f"        compared: {told(compared)}"
+            yield from (f"        {line}" for line in evidence(compared))
+    yield from _next("reembed status")
+
+
+def _why(grounds: Grounds) -> str:
+    return f"forced: {grounds.reason}" if grounds.forced else grounds.reason or ""
+
+
+def _search(r: SearchResult) -> Lines:
+    yield f"release {r.release.id} ({r.release.space.model})"
+    for query, hits in zip(r.queries, r.hits, strict=True):
+        yield query
+        yield from _table(
+            [
+                (rank, f"{hit.score:.4f}", hit.doc_id, *(str(v)[:80] for v in hit.columns.values()))
+                for rank, hit in enumerate(hits, 1)
+            ],
+            right=(0,),
+        )
+
+
+def _gc(r: Collected) -> Lines:
+    plan, done = r.plan, "removed" if r.deleted else "remove "
+    yield from _table([("keep", k.release, k.why) for k in plan.keep])
+    for run in plan.held_runs:
+        give_up = f"gc --drop-run {run} gives it up"
+        yield f"  keep    the table of run {run}, which is not finished     # {give_up}"
+    for x in plan.remove:
+        table = f"table {_bytes(x.table_bytes)}" if x.whole_table else f"its version of {x.table}"
+        yield f"  {done} {x.release}  index {_bytes(x.index_bytes)}, {table}  {x.why}"
+    yield from (f"  {done} what run {run} staged; it was given up" for run in plan.dropped_runs)
+    yield from (f"  {done} {t}; only runs that were given up used it" for t in plan.tables)
+    yield from (f"  {done} versions of {t} that no release names" for t in plan.trim)
+    if plan.orphans:
+        size = _bytes(sum(o.size for o in plan.orphans))
+        yield f"  {done} {len(plan.orphans)} files ({size}) that no version of a table uses:"
+        yield from (f"            {o.path}" for o in plan.orphans[:_EXAMPLES])
+    yield from _after_gc(r)
+
+
+def _after_gc(r: Collected) -> Lines:
+    plan = r.plan
+    if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans)):
+        return ["Nothing to remove."]
+    if r.deleted:
+        return [f"{_bytes(plan.bytes)} freed.", *_next("reembed status")]
+    dropped = f" --drop-run {r.drop_run}" if r.drop_run else ""
+    would = f"Nothing was removed; this would free {_bytes(plan.bytes)}."
+    return [would, *_next(f"reembed gc{dropped} --yes")]
+
+
+def _config(r: dict[str, Any]) -> Lines:
     if r["check"]:
-        return "The config is valid.\nNext: reembed run"
-    flat = dict(_flat(r["settings"]))
-    width = max(len(k) for k in flat)
-    return "\n".join(
-        f"{k:{width}}  {v!r:40}  # {r['origins'].get(k, 'default')}" for k, v in flat.items()
-    )
+        return ["The config is valid.", *_next("reembed run")]
+    origins = r["origins"]
+    return _table([(k, repr(v), f"# {origins.get(k, 'default')}") for k, v in _flat(r["settings"])])
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> Any:
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in section.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _colour(words: str, verdict: str) -> str:
-    return click.style(words, fg=_VERDICT_COLOURS[verdict])
 
 
 def _bytes(size: float) -> str:
@@ -433,7 +354,7 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
-_TEXTS = {
+_TEXTS: dict[str, Callable[[Any], Lines]] = {
     "import": _import,
     "run": _run,
     "tune": _tune,
@@ -449,8 +370,3 @@ _TEXTS = {
     "gc": _gc,
     "config": _config,
 }
-
-
-_EXAMPLES = 5
-_INDENT = " " * 13
-_CONFIGURED = tuple(verb for verb in _TEXTS if verb != "import")

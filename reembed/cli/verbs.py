@@ -5,34 +5,29 @@ Heavy libraries are imported inside the verbs: `reembed --help` and `reembed sta
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import sys
-import traceback
-from dataclasses import asdict
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reembed import __version__
+from reembed.cli import process
 from reembed.cli.command import DURATION, UTF8, configured, lean_imports, output
 from reembed.errors import UsageError
-from reembed.redact import redacted
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from reembed.catalog.releases import Catalog
+    from reembed.api import Collected
     from reembed.config.settings import Config
+    from reembed.lifecycle.dead_letters import DeadLetters
+    from reembed.lifecycle.moves import History, Moved
+    from reembed.lifecycle.status import Status
+    from reembed.serving.result import SearchResult
+    from reembed.strategies.up_to_date import CaughtUp
 
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another promote or run
 won), 5 difference found (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM or without
 a node left, 130 by Ctrl-C (the same command resumes)."""
-
-_INTERRUPTED = 130
 
 
 class _Group(click.Group):
@@ -50,12 +45,6 @@ def cli() -> None:
 
     `run` builds, `promote` serves: only promote and rollback change the model that serves.
     """
-
-
-def _catalog(config: Config) -> Catalog:
-    from reembed.api import catalog_of
-
-    return catalog_of(config)
 
 
 @cli.command("import")
@@ -111,11 +100,12 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
 
     say = Console()
     say("begin", what="loading Ray, Lance and the model's libraries")
+    from reembed import api
     from reembed.store.records import encode
     from reembed.strategies.full_rebuild import full_rebuild
 
     release = full_rebuild(config, say, fresh=fresh)
-    live = _catalog(config).live()
+    live = api.catalog_of(config).live()
     return {**encode(release), "live": live.release.id if live else None}, 0
 
 
@@ -134,46 +124,21 @@ def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any
     from reembed.planning import tune as tuning
 
     if out is not None:
-        _can_hold_overlay(Path(out))
+        tuning.require_overlay(Path(out))
     result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
     if out is not None:
         Path(out).write_text(tuning.overlay(result))
     return {**result, "out": out, "overlay": tuning.overlay(result)}, 0
 
 
-def _can_hold_overlay(path: Path) -> None:
-    """Before anything is measured.
-
-    Raises:
-        UsageError: it cannot be written, or is a file that is not an overlay.
-    """
-    from reembed.planning import tune as tuning
-
-    out, nothing = f"--out {path}", "nothing was measured"
-    if not path.absolute().parent.is_dir():
-        fix = f"mkdir -p {shlex.quote(str(path.parent))}"
-        raise UsageError(f"{out}: there is no such folder", nothing, fix)
-    there = path.exists()
-    if not os.access(path if there else path.absolute().parent, os.W_OK):
-        raise UsageError(
-            f"{out}: it cannot be written", nothing, "reembed tune --out /tmp/tuned.yaml"
-        )
-    if there and not tuning.is_overlay(path.read_text(errors="replace")):
-        raise UsageError(
-            f"{out}: this file was not written by tune, and would be lost",
-            nothing,
-            f"reembed tune --out {shlex.quote(str(path.with_suffix('.tuned.yaml')))}",
-        )
-
-
 @cli.command()
 @configured
-def status(config: Config) -> tuple[dict[str, Any], int]:
+def status(config: Config) -> tuple[Status, int]:
     """What is live, previous, candidate, and what is being built."""
     with lean_imports():
-        from reembed.lifecycle import status as status_module
+        from reembed import api
 
-    return status_module.status(_catalog(config)), 0
+    return api.status(config), 0
 
 
 @cli.command()
@@ -214,15 +179,12 @@ def verify(
     that is behind the newest version is said too. Exits 0 when they are equal, 1 when anything
     differs, 2 when it could not be found out, 5 when it is equal but not --fresh-within.
     """
-    from reembed import api as check
+    from reembed import api
 
-    chosen = check.meant(config, release_id)
-    result = check.verify_release(
-        _catalog(config), chosen, level=level, sample=sample, resume=resume
-    )
+    result = api.verify(config, release_id, level=level, sample=sample, resume=resume)
     if not result["passed"]:
         return result, 1
-    if fresh_within is None or check.is_fresh(result, fresh_within):
+    if fresh_within is None or api.is_fresh(result, fresh_within):
         return result, 0
     return {**result, "fresh": False}, 5
 
@@ -254,14 +216,14 @@ def compare(
 
     Every comparison is kept, and promote says how many there were.
     """
-    from reembed import api as check
+    from reembed import api
     from reembed.cli.progress import Console
     from reembed.evaluation.comparisons import Asked
 
     if (changed_queries or margin is not None) != bool(reason and reason.strip()):
         raise click.UsageError("--changed-queries or --margin X, and --reason TEXT, go together")
     asked = Asked(changed_queries, margin, reason)
-    result = check.compare_candidate(config, release_id, Console(), asked)
+    result = api.compare_candidate(config, release_id, Console(), asked)
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result["verdict"]]
 
 
@@ -292,21 +254,20 @@ def promote(
     force: bool,
     reason: str | None,
     catch_up: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Moved, int]:
     """Make a candidate live: RELEASE, or what was built with these settings.
 
     Needs a passing comparison with exactly what is live now.
     """
-    from reembed import api as check
+    from reembed import api
     from reembed.cli.progress import Console
-    from reembed.lifecycle.promote import Reasons
 
     if initial and force:
         raise click.UsageError("--initial is for the first promotion, --force for any other")
     if (initial or force) != bool(reason and reason.strip()):
         raise click.UsageError("--initial or --force, and --reason TEXT, go together")
-    reasons = Reasons(force=reason if force else None, initial=reason if initial else None)
-    return check.promote_release(config, release, reasons, catch_up=catch_up, say=Console()), 0
+    why = {"initial": reason if initial else None, "force": reason if force else None}
+    return api.promote(config, release, **why, catch_up=catch_up, say=Console()), 0
 
 
 @cli.command("catch-up")
@@ -315,61 +276,50 @@ def promote(
     "--retry-dead-letters", is_flag=True, help="Try documents that have no vector once more."
 )
 @configured
-def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[dict[str, Any], int]:
+def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[CaughtUp, int]:
     """Embed what changed in the source: for live, previous, or a release by id.
 
     Live moves on to the result; nothing is compared, since the model is the same.
     """
-    from reembed import api as check
+    from reembed import api
     from reembed.cli.progress import Console
 
-    result = check.catch_up_release(
-        config, release, Console(), retry_dead_letters=retry_dead_letters
-    )
-    return result, 0
+    say = Console()
+    return api.catch_up(config, release, retry_dead_letters=retry_dead_letters, say=say), 0
 
 
 @cli.command("dead-letters")
 @click.argument("release", required=False)
 @configured
-def dead_letters(config: Config, release: str | None) -> tuple[dict[str, Any], int]:
+def dead_letters(config: Config, release: str | None) -> tuple[DeadLetters, int]:
     """Documents that could not be embedded, by id and reason.
 
     Of live, previous, a release or an unfinished run by id; left out: of the newest unfinished run
     that has some, or else of what `verify` takes.
     """
-    from reembed import api as check
+    from reembed import api
 
-    return check.dead_letters(config, release), 0
+    return api.dead_letters(config, release), 0
 
 
 @cli.command()
 @click.option("--to", help="Release to go back to. [the one that served before]")
 @click.option("--reason", type=UTF8, help="Why, for the record.")
 @configured
-def rollback(config: Config, to: str | None, reason: str | None) -> tuple[dict[str, Any], int]:
+def rollback(config: Config, to: str | None, reason: str | None) -> tuple[Moved, int]:
     """Make the previous release live again: one write, no data is moved."""
-    from reembed import api as check
+    from reembed import api
 
-    return check.rollback_release(_catalog(config), to, reason), 0
+    return api.rollback(config, to, reason), 0
 
 
 @cli.command()
 @configured
-def history(config: Config) -> tuple[dict[str, Any], int]:
+def history(config: Config) -> tuple[History, int]:
     """Every promote and rollback: when, who, what, why."""
-    records = _catalog(config).log()
-    keys = ("generation", "action", "at", "by", "token")
-    steps = [
-        {
-            **{k: getattr(r, k) for k in keys},
-            **asdict(r.grounds),
-            "release": r.release.id,
-            "model": r.release.space.model,
-        }
-        for r in records
-    ]
-    return {"alias": config.alias, "steps": steps}, 0
+    from reembed import api
+
+    return api.history(config), 0
 
 
 @cli.command()
@@ -384,29 +334,31 @@ def history(config: Config) -> tuple[dict[str, Any], int]:
 @configured
 def search(
     config: Config, queries: tuple[str, ...], k: int, release_id: str | None, show: tuple[str, ...]
-) -> tuple[dict[str, Any], int]:
+) -> tuple[SearchResult, int]:
     """Search what is live, with the model that is live."""
-    from reembed import api as check
+    from reembed import api
+    from reembed.config.settings import RESERVED_COLUMNS
 
-    return check.search(_catalog(config), list(queries), k, release_id, list(show)), 0
+    if own := [c for c in show if c in RESERVED_COLUMNS]:
+        shown = [word for c in show if c not in own for word in ("--show", c)]
+        chosen = ["--release", release_id] if release_id else []
+        raise UsageError(
+            f"{', '.join(own)} is not a carried column",
+            "every result has its doc_id; the other columns of reembed's own are not shown",
+            shlex.join(["reembed", "search", "-k", str(k), *chosen, *shown, "--", *queries]),
+        )
+    return api.search(config, queries, k, release_id, show), 0
 
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
 @click.option("--drop-run", metavar="RUN", help="An unfinished run to give up, too.")
 @configured
-def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[dict[str, Any], int]:
+def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[Collected, int]:
     """List what no release needs any more; delete it with --yes."""
-    from reembed.lifecycle import gc as gc_module
+    from reembed import api
 
-    catalog, keep = _catalog(config), config.storage.keep
-    dropped = gc_module.droppable(catalog, drop_run) if drop_run else None
-    if dropped and yes:
-        dropped.abandon()
-    planned = gc_module.plan(catalog, keep, dropping=drop_run)
-    removed = gc_module.apply(catalog, planned, keep) if yes else []
-    done = {"removed": [r.release for r in removed], "deleted": yes}
-    return {**planned.to_json(), **done, "drop_run": drop_run}, 0
+    return api.gc(config, delete=yes, drop_run=drop_run), 0
 
 
 @cli.command("config")
@@ -424,43 +376,5 @@ def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `reembed` command; of its jobs, with their arguments."""
-    sys.excepthook = _unexpected
-    try:
-        _run_verb(arguments)
-    except SystemExit as end:
-        if not end.code or "reembed.engine.cluster" not in sys.modules:
-            raise
-        # A Ray that was stopped while it started, or under a job that was given up, aborts in Python's
-        # own way out, and the exit code would be the abort's.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code))
-
-
-def _run_verb(arguments: list[str] | None) -> NoReturn:
-    try:
-        sys.exit(cli(arguments, prog_name="reembed", standalone_mode=False))
-    except click.UsageError as error:
-        error.show()
-        _end({"error": "UsageError", "what": error.format_message()}, error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped; `reembed status` says where things stand.", err=True)
-        _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
-
-
-def _unexpected(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """A mistake of ours: its traceback, without credentials."""
-    click.echo(redacted("".join(traceback.format_exception(kind, error, trace))), err=True)
-
-
-def _end(record: dict[str, Any], code: int) -> NoReturn:
-    """The error for scripts too, where --json asked for it but no verb got to print."""
-    if "--json" in sys.argv:
-        click.echo(json.dumps({**record, "exit_code": code}))
-    sys.exit(code)
+    """Run the `reembed` command; the jobs pass their arguments."""
+    process.run(cli, arguments)

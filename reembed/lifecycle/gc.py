@@ -81,10 +81,15 @@ class GcPlan:
     held_runs: list[str]
     """Unfinished runs, whose tables are not touched."""
 
+    @property
+    def bytes(self) -> int:
+        """What deleting it frees for certain."""
+        releases = sum(r.index_bytes + r.table_bytes for r in self.remove)
+        return releases + self.tables_bytes + sum(o.size for o in self.orphans)
+
     def to_json(self) -> dict[str, Any]:
-        """For people and scripts."""
-        freed = sum(r.index_bytes + r.table_bytes for r in self.remove) + self.tables_bytes
-        return {**asdict(self), "bytes": freed + sum(o.size for o in self.orphans)}
+        """Return all fields, and `bytes`."""
+        return {**asdict(self), "bytes": self.bytes}
 
 
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:

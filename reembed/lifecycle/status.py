@@ -1,77 +1,190 @@
-"""Where an alias stands: live, previous, candidates, and the runs that are under way.
+"""Where an alias stands: live, previous, candidates, and unfinished runs.
 
-However many releases and runs there are, few records are read: names say which wait or are open and what
-their verdicts are, and only the newest of each are looked into.
+However many releases and runs exist, few records are read: names give all candidates with their verdicts
+and all open runs, and only the newest of each are read.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from reembed.catalog.lease import Lease, read_lease, workers
-from reembed.catalog.releases import AliasRecord, Catalog, line_of
+from reembed.catalog.lease import Lease, Worker, read_lease, workers
+from reembed.catalog.releases import AliasRecord, Catalog, Release, line_of
 from reembed.catalog.runs import Run, open_runs, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.promote import candidates, previous
-from reembed.source.lag import lag
+from reembed.source.lag import Lag, lag
 
 _CANDIDATES, _RUNS = 5, 2
-"""How many are looked into; the rest are named, candidates with their verdicts."""
+"""How many are read; the rest are named, candidates with their verdicts."""
 
 
-def status(catalog: Catalog) -> dict[str, Any]:
-    """One record for people and scripts; asks the source for its newest version, too."""
+@dataclass(frozen=True)
+class Candidate:
+    """A release that could be promoted."""
+
+    release: Release
+    verdict: str | None
+    """Of the newest comparison with what is live; None without one."""
+    compared_with: tuple[str, ...]
+    """Lines of the other releases that it was compared with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the release's summary and the verdict."""
+        return {
+            **self.release.summary(),
+            "verdict": self.verdict,
+            "compared_with": self.compared_with,
+        }
+
+
+@dataclass(frozen=True)
+class OlderCandidate:
+    """A candidate whose record is not read: its id, and the verdict against what is live."""
+
+    release: str
+    verdict: str | None
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What was rolled back from since the last promotion."""
+
+    release: str
+    at: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run without a result."""
+
+    run: str
+    driven: bool | None
+    """Whether a process drives it; None if only its own machine can tell at once."""
+    host: str | None
+    """Where it was driven last."""
+    resume: str
+    """The command that resumes it, with the settings it was started with."""
+    units: int | None
+    """How many it has; None before it has a plan."""
+    staged: int
+    workers: tuple[Worker, ...]
+    progress: dict[str, Any] | None
+    """Its latest figures, as `progress.json` has them."""
+
+    @property
+    def waiting(self) -> str | None:
+        """Why it waits, in words; None if it does not."""
+        return (self.progress or {}).get("waiting")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields; of a worker its unit, its attempt and since when."""
+        shown = [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in self.workers]
+        return {**asdict(self), "workers": shown}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where an alias stands."""
+
+    alias: str
+    live: AliasRecord | None
+    """The step that made the live release live."""
+    lag: Lag | None
+    """How far the live release is behind its source; None if nothing is live."""
+    previous: Release | None
+    candidates: tuple[Candidate, ...]
+    """The newest, oldest first."""
+    rolled_back: RolledBack | None
+    older_candidates: tuple[OlderCandidate, ...]
+    retired: tuple[str, ...]
+    """Releases that gc removed."""
+    runs: tuple[OpenRun, ...]
+    """The newest unfinished runs, oldest first."""
+    older_runs: tuple[str, ...]
+
+    @property
+    def forced(self) -> bool:
+        """Whether the live release was promoted with --force."""
+        return self.live is not None and self.live.grounds.forced
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What was not known when the live release was promoted, in words."""
+        return self.live.grounds.unknown if self.live else ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed status --json` prints."""
+        live, lag = self.live, self.lag
+        return {
+            "alias": self.alias,
+            "live": {**live.release.summary(), "lag": lag.to_json()} if live and lag else None,
+            "generation": live.generation if live else 0,
+            "forced": self.forced,
+            "unknown": self.unknown,
+            "previous": self.previous.summary() if self.previous else None,
+            "candidates": [c.to_json() for c in self.candidates],
+            "rolled_back": asdict(self.rolled_back) if self.rolled_back else None,
+            "older_candidates": [asdict(c) for c in self.older_candidates],
+            "retired": self.retired,
+            "runs": [r.to_json() for r in self.runs],
+            "older_runs": self.older_runs,
+        }
+
+
+def status(catalog: Catalog) -> Status:
+    """Return where the alias stands; also asks the source for its newest version.
+
+    Raises:
+        IntegrityError: a record is damaged, or the alias's log has a gap.
+    """
     live = catalog.live()
     stood = previous(catalog, live) if live else None
-    behind = lag(catalog, live.release).to_json() if live else None
     waiting, runs = candidates(catalog, live), open_runs(catalog.storage, catalog.alias)
     compared = comparisons.pairs(catalog)
-    return {
-        "alias": catalog.alias,
-        "live": {**live.release.summary(), "lag": behind} if live else None,
-        "generation": live.generation if live else 0,
-        "forced": bool(live and live.grounds.forced),
-        "unknown": live.grounds.unknown if live else (),
-        "previous": catalog.release(stood).summary() if stood else None,
-        "candidates": [_candidate(catalog, r, live, compared) for r in waiting[-_CANDIDATES:]],
-        "rolled_back": _rolled_back(catalog, live) if live else None,
-        "older_candidates": [_verdict(catalog, r, live, compared) for r in waiting[:-_CANDIDATES]],
-        "retired": catalog.retired(),
-        "runs": [r for r in map(_run, runs[-_RUNS:]) if _is_a_run(r)],
-        "older_runs": [run.id for run in runs[:-_RUNS]],
-    }
+    newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
+    return Status(
+        alias=catalog.alias,
+        live=live,
+        lag=lag(catalog, live.release) if live else None,
+        previous=catalog.release(stood) if stood else None,
+        candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
+        rolled_back=_rolled_back(catalog, live) if live else None,
+        older_candidates=tuple(_older(catalog, r, live, compared) for r in older),
+        retired=tuple(catalog.retired()),
+        runs=tuple(r for r in map(_run, runs[-_RUNS:]) if _is_a_run(r)),
+        older_runs=tuple(run.id for run in runs[:-_RUNS]),
+    )
 
 
-def _rolled_back(catalog: Catalog, live: AliasRecord) -> dict[str, Any] | None:
-    """What was rolled back from since the last promotion, when and why; None where nothing was."""
+def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
     if (found := catalog.rolled_back(live)) is None:
         return None
     step, undone = found
-    return {"release": undone.release.id, "at": step.at, "reason": step.grounds.reason}
+    return RolledBack(undone.release.id, step.at, step.grounds.reason)
 
 
 def _candidate(
     catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
-) -> dict[str, Any]:
-    """A candidate, the verdict against what is live, and what else it was compared with."""
+) -> Candidate:
     release = catalog.release(release_id)
     with_lines = sorted(other for line, other in compared if line == release.origin)
     found = compared.get((release.origin, live.release.origin)) if live else None
     verdict = str(comparisons.read(catalog, found.path)["verdict"]) if found else None
-    return {**release.summary(), "verdict": verdict, "compared_with": with_lines}
+    return Candidate(release, verdict, tuple(with_lines))
 
 
-def _verdict(
+def _older(
     catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
-) -> dict[str, Any]:
-    """A candidate that is not looked into, and the verdict against what is live."""
+) -> OlderCandidate:
     found = compared.get((line_of(release_id), live.release.origin)) if live else None
-    return {"release": release_id, "verdict": found.verdict(catalog) if found else None}
+    return OlderCandidate(release_id, found.verdict(catalog) if found else None)
 
 
 def _resume(run: Run) -> str:
-    """The command that goes on with a run: by the settings it was started with."""
     if run.is_catch_up:
         plan = run.plan()
         return f"reembed catch-up {plan.base.release if plan and plan.base else 'live'}"
@@ -79,33 +192,32 @@ def _resume(run: Run) -> str:
 
 
 def _driven(lease: Lease | None) -> bool | None:
-    """Whether a process drives a run; None where only its own machine could tell at once."""
     if lease is None or lease.released:
         return False
     return lease.process_lives if lease.on_this_machine else None
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run) -> OpenRun:
     plan, lease = run.plan(), read_lease(run)
-    return {
-        "run": run.id,
-        "driven": _driven(lease),
-        "host": lease.host if lease else None,
-        "resume": _resume(run),
-        "units": len(plan.units) if plan else None,
-        "staged": len(run.staged()),
-        "workers": [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in workers(run)],
-        "progress": _progress(run),
-    }
+    return OpenRun(
+        run=run.id,
+        driven=_driven(lease),
+        host=lease.host if lease else None,
+        resume=_resume(run),
+        units=len(plan.units) if plan else None,
+        staged=len(run.staged()),
+        workers=tuple(workers(run)),
+        progress=_progress(run),
+    )
 
 
-def _is_a_run(run: dict[str, Any]) -> bool:
-    """Whether it has a plan or is about to: one that was killed before holds nothing."""
-    return run["units"] is not None or run["driven"] is not False
+def _is_a_run(run: OpenRun) -> bool:
+    """Return whether it has a plan or is about to: one that was killed before holds nothing."""
+    return run.units is not None or run.driven is not False
 
 
 def _progress(run: Run) -> dict[str, Any] | None:
-    """The run's latest figures; nothing depends on them, so a damaged file is reported and status goes on."""
+    """Return the run's latest figures; nothing depends on them, so a damaged file is only reported."""
     try:
         return run.storage.read_if_there(run.path("progress.json"))
     except IntegrityError as error:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from reembed.config.settings import Config
 from reembed.encoders.base import Tokens
 from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
-from reembed.errors import SourceError
+from reembed.errors import SourceError, UsageError
 from reembed.source.dataset import TEXT, Source
 
 _SAMPLE = 2_048
@@ -96,8 +98,31 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
     }
 
 
-def is_overlay(text: str) -> bool:
-    """Whether this is what `overlay` makes, or nothing."""
+def require_overlay(path: Path) -> None:
+    """Refuse a place for the overlay, before anything is measured.
+
+    Raises:
+        UsageError: the file cannot be written, or holds something else.
+    """
+    out, nothing = f"--out {path}", "nothing was measured"
+    if not path.absolute().parent.is_dir():
+        fix = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise UsageError(f"{out}: there is no such folder", nothing, fix)
+    there = path.exists()
+    if not os.access(path if there else path.absolute().parent, os.W_OK):
+        raise UsageError(
+            f"{out}: it cannot be written", nothing, "reembed tune --out /tmp/tuned.yaml"
+        )
+    if there and not _is_overlay(path.read_text(errors="replace")):
+        raise UsageError(
+            f"{out}: this file was not written by tune, and would be lost",
+            nothing,
+            f"reembed tune --out {shlex.quote(str(path.with_suffix('.tuned.yaml')))}",
+        )
+
+
+def _is_overlay(text: str) -> bool:
+    """Return whether this is what `overlay` makes, or nothing."""
     return not text.strip() or text.startswith(_MARK)
 
 

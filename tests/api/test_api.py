@@ -15,10 +15,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.api import catalog_of, dead_letters, meant, search, verify_release
+from reembed import api
+from reembed.api import catalog_of, dead_letters, search, verify_release
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import find_runs
-from reembed.cli import text as report
+from reembed.cli import paste
 from reembed.cli.text import text
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.lifecycle import gc, promote, verify
@@ -53,12 +54,11 @@ def build(tmp_path, make_config):
 
 
 def checked(build, dim=16):
-    chosen = meant(build.config(dim), None)
-    return verify_release(build.catalog, chosen, level=0, sample=0, resume=False)["release"]
+    return api.verify(build.config(dim), level=0, sample=0)["release"]
 
 
 def listed(build, which=None, dim=16):
-    return dead_letters(build.config(dim), which)["of"]
+    return dead_letters(build.config(dim), which).of
 
 
 def test_with_nothing_built_both_say_to_build(build):
@@ -80,7 +80,7 @@ def test_dead_letters_are_of_the_run_that_they_stopped(build, found_late):
         build(allowed=0)
     (run,) = find_runs(build.catalog.storage)
     found = dead_letters(build.config(), None)
-    assert (found["of"], found["count"], found["finished"]) == (run.id, 2, False)
+    assert (found.of, len(found.dead_letters), found.finished) == (run.id, 2, False)
 
 
 def test_an_unfinished_run_without_dead_letters_is_passed_over(build, found_late):
@@ -91,7 +91,7 @@ def test_an_unfinished_run_without_dead_letters_is_passed_over(build, found_late
     assert listed(build) == stopped.id
     build.catalog.storage.delete_tree(stopped.path("units/"))
     assert listed(build) == first.id
-    assert dead_letters(build.config(), stopped.id)["count"] == 0
+    assert dead_letters(build.config(), stopped.id).dead_letters == ()
 
 
 def test_left_out_both_take_the_configs_own_release_until_it_serves_and_then_what_is_live(build):
@@ -177,7 +177,7 @@ def test_a_damaged_record_of_a_verification_is_replaced_by_the_next_one(build):
 def test_a_fix_that_quotes_several_lines_is_completed_as_one_command():
     why = shlex.quote("two\nlines with `reembed run` in them")
     error = UsageError("what", "why", f"reembed promote r --force --reason {why}     # or not")
-    fix = report.error_record(error, ["-c x.yaml"])["fix"]
+    fix = paste.error_record(error, ["-c x.yaml"])["fix"]
     assert fix == f"reembed promote -c x.yaml r --force --reason {why}     # or not"
 
 
@@ -198,7 +198,7 @@ def test_a_serving_process_survives_a_table_that_gc_removed_and_a_rebuild_made_a
 
 
 def test_commands_in_an_error_name_the_config_wherever_they_stand():
-    said = report.error(
+    said = paste.error(
         RunFailed("w", "a, b (`reembed dead-letters r` lists all)", "reembed run"), ["-c f"]
     )
     assert "`reembed dead-letters -c f r` lists all" in said
@@ -358,7 +358,7 @@ def test_a_result_is_json_whatever_numbers_its_columns_hold(tmp_path, make_confi
     release = full_rebuild(config, Silent(), executor=Inline())
     catalog = catalog_of(config)
     promote.promote(catalog, release.id, initial_reason="a test")
-    found = search(catalog, ["one"], 2, None, list(columns))
+    found = search(config, ["one"], 2, columns=list(columns)).to_json()
     json.dumps(found, allow_nan=False)
     (hits,) = (r["hits"] for r in found["results"])
     shown = {h["doc_id"]: h["columns"] for h in hits}

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from releases import FIRST, make_release
 
-from reembed.api import rollback_release
 from reembed.catalog import releases as catalog_module
 from reembed.catalog.releases import AliasRecord, Catalog, Release, line_of
 from reembed.catalog.runs import order_of
 from reembed.config.settings import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.lifecycle.moves import roll_back
 from reembed.lifecycle.promote import (
     candidate,
     candidates,
@@ -64,10 +64,10 @@ def steps(catalog: Catalog, *releases: Release) -> None:
 # --- bounded reading ---
 
 
-@pytest.mark.parametrize("roll_back", [rollback, lambda c: rollback_release(c, None, None)])
+@pytest.mark.parametrize("back", [rollback, roll_back])
 @pytest.mark.parametrize("length", [3, 64, 65, 300])
 def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
-    catalog, reads, length, roll_back
+    catalog, reads, length, back
 ):
     a, b = make_release(catalog, "a"), make_release(catalog, "b")
     last: AliasRecord | None = None
@@ -77,7 +77,7 @@ def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
     assert catalog.live() == last
     assert sum(path.startswith("aliases/docs/") for path in reads) == 2
     reads.clear()
-    roll_back(catalog)
+    back(catalog)
     assert sum(n for path, n in reads.items() if path.startswith("aliases/")) <= 4
     assert sum(reads.values()) <= 6
 
@@ -210,8 +210,8 @@ def test_a_record_that_names_a_later_one_as_deeper_ends_no_reader_in_a_loop(cata
 
 
 def rolled_back(catalog: Catalog) -> tuple[str, str] | None:
-    found = status(catalog)["rolled_back"]
-    return (found["release"], found["reason"]) if found else None
+    found = status(catalog).rolled_back
+    return (found.release, found.reason) if found else None
 
 
 def test_what_was_rolled_back_from_is_told_until_something_else_is_promoted(catalog):

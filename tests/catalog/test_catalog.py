@@ -277,14 +277,14 @@ def test_status_names_every_candidate_with_its_verdict_however_many_there_are(ca
         comparison(catalog, make_release(catalog, name), live, verdict)
     not_compared = make_release(catalog, "i")
     found = status(catalog)
-    named = [*found["older_candidates"], *found["candidates"]]
-    assert [c["verdict"] for c in named] == ["pass", *["fail"] * 5, "inconclusive", None]
+    named = [*found.older_candidates, *found.candidates]
+    assert [c.verdict for c in named] == ["pass", *["fail"] * 5, "inconclusive", None]
     text = report.text("status", found, ())
     assert "candidate  b  compared: pass" in text
     assert text.endswith("Next: reembed promote b")
     catalog.storage.remove(next(p for p in kept(catalog) if p.endswith(".pass")))
-    assert status(catalog)["older_candidates"][0]["verdict"] == "pass", "a writer killed before it"
-    assert named[-1]["release"] == not_compared.id
+    assert status(catalog).older_candidates[0].verdict == "pass", "a writer killed before it"
+    assert named[-1].release.id == not_compared.id
 
 
 def kept(catalog: Catalog) -> list[str]:
@@ -295,21 +295,21 @@ def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catal
     run = Run(catalog.storage, "docs-0-v1-1")
     run.storage.write(run.path("leases/00000001.json"), FAR)
     found = status(catalog)
-    (told,) = found["runs"]
-    assert (told["driven"], told["host"]) == (None, "far")
+    (told,) = found.runs
+    assert (told.driven, told.host) == (None, "far")
     said = report.text("status", found)
-    assert f"driven from far when last seen; is it gone? then: {told['resume']}" in said
+    assert f"driven from far when last seen; is it gone? then: {told.resume}" in said
     assert "stopped" not in said
     assert said.splitlines()[-1].startswith("Next: reembed status     # on far")
     run.storage.write(run.path("leases/00000001.json"), {**FAR, "released": True})
-    assert status(catalog)["runs"] == [], "it had no plan yet"
+    assert status(catalog).runs == (), "it had no plan yet"
 
 
 def test_status_knows_at_once_of_a_run_on_this_machine(catalog):
     run = Run(catalog.storage, "docs-0-v1-1")
     with driving(run):
-        (told,) = status(catalog)["runs"]
-    assert (told["driven"], told["host"]) == (True, platform.node())
+        (told,) = status(catalog).runs
+    assert (told.driven, told.host) == (True, platform.node())
 
 
 def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):

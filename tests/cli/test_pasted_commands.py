@@ -18,7 +18,7 @@ from inline import Inline
 from tiny_models import bert_model
 
 from reembed import errors, faults
-from reembed.cli import text as report
+from reembed.cli.paste import error, error_record
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.encoders.hashing import HashingEncoder
 from reembed.engine import attempts
@@ -667,6 +667,6 @@ def test_a_query_that_looks_like_a_command_is_pasted_as_it_is(inline, query) -> 
 def test_settings_that_were_given_go_into_each_command_that_has_none(fix, completed) -> None:
     given = ["-c a.yaml"]
     problem = errors.ReembedError("what", "`reembed status` says more", fix)
-    assert report.error_record(problem, given)["fix"] == completed
-    said = report.error(problem, given)
+    assert error_record(problem, given)["fix"] == completed
+    said = error(problem, given)
     assert said.endswith(f"  `reembed status -c a.yaml` says more\n  fix: {completed}")

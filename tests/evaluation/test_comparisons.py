@@ -34,9 +34,11 @@ from reembed.evaluation import queries as evalset
 from reembed.evaluation.compare import PLANNED
 from reembed.evaluation.comparisons import Asked, Change, Terms
 from reembed.index import files as index_store
+from reembed.lifecycle import moves
 from reembed.lifecycle import promote as promotion
 from reembed.lifecycle.promote import follow, promote
 from reembed.lifecycle.status import status
+from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -357,7 +359,7 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
         (QUERIES, []),
         (40, ["queries"]),
     ]
-    moved = text.text("promote", check._moved(None, step, pair.catalog))
+    moved = text.text("promote", moves.moved(pair.catalog, None, step))
     history = pair.said("history")
     for said in (moved, history):
         assert "comparison 3 of this model with this live line" in said
@@ -453,7 +455,7 @@ def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair
             except IntegrityError:
                 continue
             read += field in READ_BACK and (field, edited[field]) not in (("by", "x"), ("at", "x"))
-            assert status(pair.catalog)["candidates"]
+            assert status(pair.catalog).candidates
             assert report.told(comparisons.evidence(found))
     assert read == 0
 
@@ -508,7 +510,7 @@ def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
     assert pair.compare(Asked(margin=0.9, reason="try"))["number"] == 2
     newest = comparisons.pairs(pair.catalog)[(pair.candidate.origin, pair.live.origin)]
     assert (newest.path[-6:], newest.named) == ("2.json", "pass")
-    assert status(pair.catalog)["candidates"]
+    assert status(pair.catalog).candidates
     assert promote(pair.catalog, pair.candidate.id).release == pair.candidate
 
 
@@ -767,7 +769,7 @@ def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair
     release = getattr(pair, role)
     damage(pair, release)
     with pytest.raises(IntegrityError) as from_search:
-        check.search(pair.catalog, ["a"], 1, release.id, [])
+        OpenRelease.open(pair.catalog.storage, release).search(["a"], 1)
     with pytest.raises(IntegrityError) as from_verify:
         check.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
     assert printed_fix(from_search.value) == ["status"]
@@ -898,7 +900,7 @@ def test_of_two_candidates_each_is_judged_by_its_own_plan(pair):
 
 
 def verdicts(pair: Pair) -> dict[str, str | None]:
-    return {c["release"]: c["verdict"] for c in status(pair.catalog)["candidates"]}
+    return {c.release.id: c.verdict for c in status(pair.catalog).candidates}
 
 
 def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):

@@ -11,7 +11,7 @@ from conftest import documents
 from flow_tables import rows_of
 from inline import Inline
 
-from reembed.api import catch_up_release
+from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.digests import digest
 from reembed.errors import SourceError
@@ -227,7 +227,7 @@ def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, ma
     assert embedded in ([], [0])
     lance.dataset(uri).delete("true")
     with pytest.raises(SourceError, match="has no documents"):
-        catch_up_release(config, "live", quiet, retry_dead_letters=False)
+        api.catch_up(config, "live", say=quiet)
     assert catalog_of(config).require_live().release.origin == first.id
 
 

@@ -123,15 +123,15 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     (run,) = find_runs(catalog_of(config).storage)
     null = {f"d{i}": "its text is null" for i in (4, 9)}
     listed = dead_letters(config, run.id)
-    assert (listed["of"], listed["finished"]) == (run.id, False)
-    assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
+    assert (listed.of, listed.finished) == (run.id, False)
+    assert {d.doc_id: d.reason for d in listed.dead_letters} == null
     release = full_rebuild(
         make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}), quiet
     )
     assert (release.rows, release.dead_letters) == (38, 2)
     listed = dead_letters(config, None)
-    assert (listed["of"], listed["count"], listed["finished"]) == (release.id, 2, True)
-    assert {d["doc_id"]: d["reason"] for d in listed["dead_letters"]} == null
+    assert (listed.of, len(listed.dead_letters), listed.finished) == (release.id, 2, True)
+    assert {d.doc_id: d.reason for d in listed.dead_letters} == null
     with pytest.raises(UsageError, match="no release"):
         dead_letters(config, "docs-00000000-v1-1")
     assert release.verify["differences"]["missing"]["count"] == 0

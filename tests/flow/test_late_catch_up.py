@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed.api import catch_up_release
+from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import promote
@@ -79,15 +79,15 @@ def test_a_catch_up_of_live_does_not_undo_a_rollback_within_its_line(
     promote.promote(catalog, first.id, initial_reason="a test")
     monkeypatch.setattr(strategy, "RayExecutor", Inline)
     put(source, "a")
-    second = catch_up_release(config, "live", quiet, retry_dead_letters=False)["to"]
+    second = api.catch_up(config, "live", say=quiet).release.id
     promote.rollback(catalog, first.id, reason="a is wrong")
     put(source, "b")
     with pytest.raises(Conflict, match=f"rolled back to {first.id} at .*: a is wrong") as refused:
-        catch_up_release(config, "live", quiet, retry_dead_letters=False)
+        api.catch_up(config, "live", say=quiet)
     assert second in str(refused.value)
     assert catalog.require_live().release.id == first.id
     named = refused.value.fix.split("  ")[0].removeprefix("reembed catch-up ")
-    assert catch_up_release(config, named, quiet, retry_dead_letters=False)["serves"]
+    assert api.catch_up(config, named, say=quiet).serves
     assert catalog.require_live().release.rows == 62
 
 
@@ -102,7 +102,7 @@ def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_c
     catalog.append(catalog.live(), "rollback", first)
     promote.rollback(catalog, newer.id, reason="forward again")
     put(source, "c")
-    assert catch_up_release(config, "live", quiet, retry_dead_letters=False)["serves"]
+    assert api.catch_up(config, "live", say=quiet).serves
     assert catalog.require_live().action == "catch-up"
 
 

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
+from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import AliasRecord, Grounds, Release, SourceRef
-from reembed.cli import text
+from reembed.cli import paste
 from reembed.cli.progress import Console
+from reembed.cli.text import text
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
+from reembed.lifecycle.dead_letters import DeadLetters
+from reembed.lifecycle.moves import History, Moved
+from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
 from reembed.redact import one_line, plain
+from reembed.serving.live import Hit
+from reembed.serving.result import SearchResult
+from reembed.source.lag import Lag
 from reembed.space import Space
 
 PAYLOADS = [
@@ -119,14 +127,11 @@ def overruled(words: str) -> dict[str, Any]:
     return {"changes": [margin, queries], "earlier": [told(words)]}
 
 
-def page(words: str) -> str:
-    """A report with `words` wherever text comes from outside."""
-    change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
-    metric = {"live": 0.5, "candidate": 0.6, "change": change, "worse": 1, "same": 2, "better": 3}
+def release(words: str) -> Release:
     space = Space(
         words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
     )
-    release = Release(
+    return Release(
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
         sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
@@ -135,10 +140,19 @@ def page(words: str) -> str:
         verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
                 "differences": {words: {"count": 1, "examples": [words]}}},
     )  # fmt: skip
-    grounds = Grounds(words, forced=True, unknown=(words,))
-    record = AliasRecord(
-        1, "t", None, "promote", release, grounds, (words,), None, None, words, words, words
+
+
+def step(words: str, comparison: dict[str, Any] | None = None) -> AliasRecord:
+    grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,))
+    return AliasRecord(
+        1, "t", None, "promote", release(words), grounds, (words,), None, None, words, words, words
     )
+
+
+def page(words: str) -> str:
+    """A report with `words` wherever text comes from outside."""
+    change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
+    metric = {"live": 0.5, "candidate": 0.6, "change": change, "worse": 1, "same": 2, "better": 3}
     comparison = {
         "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
         "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
@@ -150,7 +164,7 @@ def page(words: str) -> str:
         "latency": {k: {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0} for k in ("live", "candidate")},
         "rules": [{"verdict": "pass", "name": words, "detail": words, "margin": 0.02}],
     }  # fmt: skip
-    return report.html(comparison, release, [record])
+    return report.html(comparison, release(words), [step(words)])
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
@@ -183,20 +197,26 @@ def test_s10_the_page_may_load_and_run_nothing() -> None:
 # the verbs
 
 
-def results(words: str) -> dict[str, dict[str, Any]]:
+def results(words: str) -> dict[str, Any]:
     """One result of each verb that shows text from outside, with `words` in its place."""
-    hit = {"doc_id": words, "score": 0.5, "columns": {"title": words}}
-    step = {
-        "generation": 1, "at": words, "action": "promote", "release": words, "model": words, "by": words,
-        "forced": True, "reason": words, "comparison": {**told(words), **overruled(words)}, "unknown": [words],
-        "token": "t",
-    }  # fmt: skip
+    hits = (Hit(words, 0.5, {"title": words}),) * 2
+    compared = {**told(words), **overruled(words)}
+    moved = step(words, compared)
+    dead = (DeadLetter(words, words, words),)
     lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
+    behind = Lag(1, 2, 1, 1.0, words)
     return {
-        "search": {
-            "release": words, "model": words, "space": words, "results": [{"query": words, "hits": [hit, hit]}],
-        },
-        "history": {"alias": words, "steps": [step]},
+        "search": SearchResult(moved.release, (words,), (hits,)),
+        "history": History(words, (moved,)),
+        "promote": Moved(words, "promote", 1, words, moved.release, moved.grounds, behind),
+        "dead-letters": DeadLetters(words, 1, dead, finished=True),
+        "status": Status(
+            alias=words, live=moved, lag=behind, previous=moved.release,
+            candidates=(Candidate(moved.release, words, (words,)),),
+            rolled_back=RolledBack(words, words, words), older_candidates=(OlderCandidate(words, words),),
+            retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), {"waiting": words}),),
+            older_runs=(words,),
+        ),
         "verify": {
             "release": words, "rebuild": words, "larger": None,
             "documents": 1, "rows": 1, "dead_letters": 1, "confidence": words, "passed": False,
@@ -218,17 +238,15 @@ def results(words: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("verb", list(results("word")))
 def test_s10_no_payload_steers_a_verbs_output(verb: str) -> None:
-    usual = text.text(verb, results("word")[verb])
+    usual = text(verb, results("word")[verb])
     for payload in PAYLOADS:
-        assert not steers(text.text(verb, results(payload)[verb]), usual.count("\n")), ascii(
-            payload
-        )
+        assert not steers(text(verb, results(payload)[verb]), usual.count("\n")), ascii(payload)
 
 
 @pytest.mark.parametrize("kind", [ReembedError, SourceError, GateFailed])
 def test_s10_no_payload_adds_a_line_to_an_error(kind: type[ReembedError]) -> None:
     for payload in PAYLOADS:
-        said = text.error(kind(payload, payload, f"reembed run --set source.text={payload}"))
+        said = paste.error(kind(payload, payload, f"reembed run --set source.text={payload}"))
         assert not steers(said, 2), ascii(payload)
         assert [line.strip().startswith("fix:") for line in said.split("\n")] == [
             False,
@@ -239,7 +257,7 @@ def test_s10_no_payload_adds_a_line_to_an_error(kind: type[ReembedError]) -> Non
 
 def test_s10_an_error_in_settings_keeps_its_lines() -> None:
     assert (
-        text.error(ConfigError("a.yaml: 2 settings are wrong\n  line 1: x\n  line 2: y")).count(
+        paste.error(ConfigError("a.yaml: 2 settings are wrong\n  line 1: x\n  line 2: y")).count(
             "\n"
         )
         == 2
@@ -256,13 +274,19 @@ def test_s10_progress_is_one_line_for_each_event(capsys: pytest.CaptureFixture[s
     assert said.count("\n") == 2 * len(PAYLOADS)
 
 
+def lists(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists."""
+    if isinstance(value, dict):
+        return {k: lists(v) for k, v in value.items()}
+    return [lists(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def test_s10_json_output_is_one_line_of_ascii() -> None:
     for payload in PAYLOADS:
-        for value in (
-            results(payload),
-            text.error_record(ReembedError(payload, payload, payload)),
-        ):
-            line = json.dumps(value, default=str)
+        error = paste.error_record(ReembedError(payload, payload, payload))
+        for value in (error, *results(payload).values()):
+            record = value if isinstance(value, dict) else value.to_json()
+            line = json.dumps(record, default=str)
             assert line.isascii()
             assert "\n" not in line
-            assert json.loads(line) == value
+            assert json.loads(line) == lists(record)

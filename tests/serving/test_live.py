@@ -16,8 +16,7 @@ import pytest
 from inline import Inline, Silent
 from tiny_models import static_model
 
-from reembed import api as check
-from reembed import encoders
+from reembed import api, encoders
 from reembed.catalog.releases import Catalog
 from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
 from reembed.lifecycle.promote import promote
@@ -319,7 +318,7 @@ def test_carried_columns_named_like_parts_of_the_answer_are_kept_apart(
     names = ["score", "query", "release", "hits", "number"]
     of = Place(uri, make_config(uri, source={"id_column": "id"}, table={"carry": names}))
     release = of.build()
-    (found,) = check.search(of.catalog, ["bada"], 2, release.id, names)["results"]
+    (found,) = api.search(of.config, ["bada"], 2, release.id, names).to_json()["results"]
     assert found["query"] == "bada"
     for hit in found["hits"]:
         assert isinstance(hit["score"], float)

@@ -10,9 +10,9 @@ import lance
 import pytest
 from releases import make_release
 
-from reembed.api import rollback_release
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
+from reembed.lifecycle.moves import roll_back
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, caught_up, lag, note, noted_place
 from reembed.source.lag import behind as compared
@@ -68,10 +68,10 @@ def test_a_rollback_that_cannot_tell_what_is_missing_says_so_and_has_moved_the_a
     catalog.storage.write_bytes(f"runs/{release.run_id}/caught-up/{noted}", b"{")
     first = catalog.append(None, "promote", release)
     catalog.append(first, "promote", catalog.release("docs-0-v1-1"))
-    moved = rollback_release(catalog, None, None)
-    assert moved["to"] == catalog.live().release.id == release.id
-    assert (moved["behind"]["newest"], moved["behind"]["documents"]) == (None, None)
-    assert "is not a record" in moved["behind"]["why"]
+    moved = roll_back(catalog)
+    assert moved.release.id == catalog.live().release.id == release.id
+    assert (moved.behind.newest, moved.behind.documents) == (None, None)
+    assert "is not a record" in moved.behind.why
 
 
 def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.api import meant, promote_release, rollback_release, verify_release
+from reembed import api
+from reembed.api import verify_release
 from reembed.catalog.releases import Catalog
 from reembed.errors import SourceError, TooManyDeadLetters
-from reembed.lifecycle.promote import Reasons, promote
+from reembed.lifecycle.chosen import by_default
+from reembed.lifecycle.moves import roll_back
+from reembed.lifecycle.promote import promote
 from reembed.lifecycle.status import status
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
@@ -92,7 +95,7 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
     newest = lance.dataset(config.source.uri).version
     for verb in (
         lambda: catch_up(config, first, Silent(), executor=Inline()),
-        lambda: promote_release(config, second.id, Reasons(force="a test"), catch_up=True, say=Silent()),
+        lambda: api.promote(config, second.id, force="a test", say=Silent()),
     ):  # fmt: skip
         with pytest.raises(SourceError) as refused:
             verb()
@@ -103,12 +106,12 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
     report = verify_release(catalog, first.id, level=3, sample=5, resume=False)
     assert report["passed"]
     assert said in report["lag"]["why"]
-    assert said in status(catalog)["live"]["lag"]["why"]
-    moved = promote_release(config, second.id, Reasons(force="b"), catch_up=False, say=Silent())
-    back = rollback_release(catalog, None, "c")
+    assert said in status(catalog).lag.why
+    moved = api.promote(config, second.id, force="b", catch_up=False, say=Silent())
+    back = roll_back(catalog, None, "c")
     for step in (moved, back):
-        assert said in step["behind"]["why"]
-    assert meant(config, None) == back["to"] == first.id
+        assert said in step.behind.why
+    assert by_default(catalog, config).id == back.release.id == first.id
 
 
 @pytest.mark.parametrize(

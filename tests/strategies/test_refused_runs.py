@@ -66,7 +66,7 @@ def test_a_run_that_was_refused_is_nothing_to_go_on_with(place):
             build(config)
     assert open_runs(catalog.storage, catalog.alias) == []
     assert plan_gc(catalog, 1).dropped_runs == [], "it staged nothing"
-    assert status(catalog)["runs"] == []
+    assert status(catalog).runs == ()
     assert told(catalog).endswith("Next: reembed run")
 
 
@@ -74,8 +74,8 @@ def test_a_run_killed_before_its_plan_is_shown_while_it_is_driven_and_not_after(
     uri, config, catalog = place
     run = Run(catalog.storage, f"{config.run_prefix(uri)}1-1")
     with driving(run):
-        assert [r["run"] for r in status(catalog)["runs"]] == [run.id]
-    assert status(catalog)["runs"] == []
+        assert [r.run for r in status(catalog).runs] == [run.id]
+    assert status(catalog).runs == ()
     assert plan_gc(catalog, 1).held_runs == []
     assert build(config).id == run.id, "the run of this version goes on"
 

@@ -1,0 +1,58 @@
+"""Documents without a vector: of a release, or of an unfinished run so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reembed.catalog.receipts import DeadLetter
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Run, open_runs
+from reembed.table import provenance
+from reembed.table.write import read_sealed
+
+
+@dataclass(frozen=True)
+class DeadLetters:
+    """The dead letters of a release or of an unfinished run."""
+
+    of: str
+    """The release's or the run's id."""
+    source_version: int
+    dead_letters: tuple[DeadLetter, ...]
+    finished: bool
+    """False for a run that is not finished: more may follow."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed dead-letters --json` prints."""
+        return {
+            "of": self.of,
+            "source_version": self.source_version,
+            "count": len(self.dead_letters),
+            "dead_letters": [{"doc_id": d.doc_id, "reason": d.reason} for d in self.dead_letters],
+            "finished": self.finished,
+        }
+
+
+def of_release(catalog: Catalog, release: Release) -> DeadLetters:
+    """Return the dead letters of a release.
+
+    Raises:
+        IntegrityError: the record of its table is not the one it was registered with.
+    """
+    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
+    found = tuple(sealed.dead_letters)
+    return DeadLetters(release.id, release.source.version, found, finished=True)
+
+
+def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
+    """Return those of an unfinished run: `which`, or the newest that has some; None without one."""
+    for run in reversed(open_runs(catalog.storage, catalog.alias)):
+        if which not in (None, run.id) or not (plan := run.plan()):
+            continue
+        found = [d for r in run.receipts() for d in r.dead_letters]
+        found += [DeadLetter(**d) for d in plan.base.dead_letters] if plan.base else ()
+        if found or which:
+            return DeadLetters(run.id, plan.source.version, tuple(found), finished=False)
+    return None

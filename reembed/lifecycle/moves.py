@@ -1,0 +1,101 @@
+"""Steps of an alias as results: from which release to which, on what grounds, and what the new one lacks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from obstore.exceptions import BaseError
+
+from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
+from reembed.errors import ReembedError
+from reembed.lifecycle.promote import rollback
+from reembed.source.lag import Lag, lag
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A promotion or a rollback that was made."""
+
+    alias: str
+    action: Action
+    generation: int
+    """The number of the step in the alias's log."""
+    before: str | None
+    """The release that served before; None if nothing did."""
+    release: Release
+    """The release that serves now."""
+    grounds: Grounds
+    behind: Lag
+    """How far the release is behind its source."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed promote --json` and `reembed rollback --json` print."""
+        return {
+            "alias": self.alias,
+            "action": self.action,
+            "generation": self.generation,
+            "from": self.before,
+            "to": self.release.id,
+            "model": self.release.space.model,
+            "reason": self.grounds.reason,
+            "forced": self.grounds.forced,
+            "comparison": self.grounds.comparison,
+            "unknown": self.grounds.unknown,
+            "behind": self.behind.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class History:
+    """Every step of an alias."""
+
+    alias: str
+    steps: tuple[AliasRecord, ...]
+    """Oldest first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed history --json` prints."""
+        return {"alias": self.alias, "steps": [_step(r) for r in self.steps]}
+
+
+def _step(record: AliasRecord) -> dict[str, Any]:
+    shown = ("generation", "action", "at", "by", "token")
+    return {
+        **{name: getattr(record, name) for name in shown},
+        **asdict(record.grounds),
+        "release": record.release.id,
+        "model": record.release.space.model,
+    }
+
+
+def moved(catalog: Catalog, before: AliasRecord | None, record: AliasRecord) -> Moved:
+    """Return the step `record`, which followed `before`, as a result."""
+    return Moved(
+        alias=catalog.alias,
+        action=record.action,
+        generation=record.generation,
+        before=before.release.id if before else None,
+        release=record.release,
+        grounds=record.grounds,
+        behind=behind(catalog, record.release),
+    )
+
+
+def roll_back(catalog: Catalog, to: str | None = None, reason: str | None = None) -> Moved:
+    """Roll back as `lifecycle.promote.rollback`, and find out what the old release lacks."""
+    steps = catalog.last_steps()
+    record = rollback(catalog, to, reason=reason, steps=steps)
+    return moved(catalog, steps[0], record)
+
+
+def behind(catalog: Catalog, release: Release) -> Lag:
+    """Return how far the source has moved since the release was caught up with it.
+
+    The alias has already moved, so a source that cannot be read is reported, not raised.
+    """
+    try:
+        return lag(catalog, release)
+    except (ReembedError, OSError, BaseError) as error:
+        why = str(error).splitlines()[0]
+        return Lag(release.source.version, None, None, None, why)

@@ -1,0 +1,128 @@
+"""What `promote` and `catch-up` do: catch up with the source, then move the alias."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.config.settings import Config
+from reembed.engine.progress import Listener
+from reembed.errors import Conflict, SourceError
+from reembed.lifecycle.chosen import named
+from reembed.lifecycle.moves import Moved, behind, moved
+from reembed.lifecycle.promote import Reasons, admissible, candidate, follow, newest_of, promote
+from reembed.source.lag import Lag
+from reembed.strategies import catch_up as strategy
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """A release brought up to date with its source."""
+
+    alias: str
+    before: str
+    """The release that was named."""
+    release: Release
+    """The release that has its model and the newest documents; the same one if nothing changed."""
+    generation: int | None
+    """The number of the alias's step to it; None if the alias did not move."""
+    serves: bool
+    """Whether the alias serves its model."""
+    behind: Lag
+    """How far the source has moved on meanwhile."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed catch-up --json` prints."""
+        return {
+            "alias": self.alias,
+            "from": self.before,
+            "to": self.release.id,
+            "rows": self.release.rows,
+            "dead_letters": self.release.dead_letters,
+            "generation": self.generation,
+            "serves": self.serves,
+            "behind": self.behind.to_json(),
+        }
+
+
+def promote_up_to_date(
+    catalog: Catalog,
+    config: Config,
+    release_id: str | None,
+    reasons: Reasons,
+    *,
+    catch_up: bool,
+    say: Listener,
+) -> Moved:
+    """Catch up with the source, then make a release, or the config's own, live.
+
+    The gate is asked first: a release that may not become live does not need a pass.
+
+    Raises:
+        SourceError: the source cannot be read.
+        GateFailed, Inconclusive, Conflict, IntegrityError, UsageError: as `lifecycle.promote.promote`.
+    """
+    before = catalog.live()
+    asked = candidate(catalog, config, release_id)
+    admissible(catalog, asked, before, reasons)
+    if catch_up and config.source.version is None:
+        try:
+            asked = strategy.catch_up(config, newest_of(catalog, asked), say)
+        except SourceError as error:
+            again = f"reembed promote {asked.id} --no-catch-up{reasons.flags}"
+            fix = f"{again}     # documents changed since the build are missing"
+            raise SourceError(error.what, error.why, fix) from error
+    record = promote(
+        catalog,
+        asked.id,
+        force_reason=reasons.force,
+        initial_reason=reasons.initial,
+        decided_on=before,
+    )
+    return moved(catalog, before, record)
+
+
+def catch_up_and_follow(
+    catalog: Catalog, config: Config, which: str, say: Listener, *, retry_dead_letters: bool
+) -> CaughtUp:
+    """Bring live, previous or a release by id up to date; live moves on to the result.
+
+    Raises:
+        Conflict: live was rolled back to older documents of its model, before or meanwhile.
+    """
+    began, asked = catalog.live(), named(catalog, which)
+    newest = newest_of(catalog, asked)
+    if which == "live" and began is not None:
+        _require_not_undone(catalog, began, newest)
+    newest = strategy.catch_up(config, newest, say, retry_dead_letters=retry_dead_letters)
+    before = catalog.live()
+    serves = before is not None and before.release.origin == newest.origin
+    record = follow(catalog, newest, decided_on=began) if serves else None
+    went = record is not None and before is not None and record.token != before.token
+    newest = record.release if record else newest
+    return CaughtUp(
+        alias=catalog.alias,
+        before=asked.id,
+        release=newest,
+        generation=record.generation if record and went else None,
+        serves=serves,
+        behind=behind(catalog, newest),
+    )
+
+
+def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) -> None:
+    """Refuse to catch up live after a rollback to older documents of its line.
+
+    Raises:
+        Conflict: `newest`, of the same line, has newer documents than what was rolled back to.
+    """
+    if live.action != "rollback" or newest.id == live.release.id:
+        return
+    reason = f": {live.grounds.reason}" if live.grounds.reason else ""
+    raise Conflict(
+        f"{catalog.alias} was rolled back to {live.release.id} at {live.at}{reason}",
+        f"{newest.id} has its model and newer documents, and a catch-up of live would go there",
+        f"reembed catch-up {shlex.quote(live.release.id)}     # goes there all the same",
+    )
