@@ -27,8 +27,8 @@ lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/chaos.json and the README's table
-	$(BIN)/python bench/chaos.py --readme
+chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/chaos.json and the table of docs/faults.md
+	$(BIN)/python bench/chaos.py --page
 
 mutants: $(STAMP) ## change the code by the hundred: each change fails a test, or docs/mutants.md explains it
 	$(BIN)/python bench/mutants.py

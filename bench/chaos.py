@@ -1,4 +1,4 @@
-"""Faults of every kind by the hundred, and planted bugs that must be caught; the README's table.
+"""Faults of every kind by the hundred, and planted bugs that must be caught; the table of docs/faults.md.
 
 Layers, each with its own script or test to replay a single case: histories of a simulator
 (tests/sim/run.py --seed N), kills and faults in file operations and in S3 requests
@@ -27,7 +27,7 @@ from reembed.catalog.releases import Catalog  # noqa: E402
 from reembed.store.storage import Storage  # noqa: E402
 
 NAME = "chaos"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/faults.md"
 START, END = "<!-- chaos: made by bench/chaos.py -->", "<!-- end of chaos -->"
 POINTS = ("tests/crash/test_every_point.py",)
 OTHERS = (
@@ -52,7 +52,7 @@ def main() -> None:
     figures = measure(args.times, args.first)
     figures["seconds"] = round(time.monotonic() - started, 1)
     common.finish(NAME, args, figures)
-    if args.readme:
+    if args.page:
         write_table(figures)
     sys.exit(0 if not figures["violations"] else 1)
 
@@ -65,7 +65,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--times", type=float, default=1, help="as many as in CI [%(default)s]")
     parser.add_argument("--first", type=int, default=1_000_000, help="first seed [%(default)s]")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--page", action="store_true", help="put the table into docs/faults.md")
     parser.add_argument(
         "--out", type=Path, help=f"where the record goes [bench/results/{NAME}.json]"
     )
@@ -198,11 +198,11 @@ def _empty(folder: Path) -> Path:
 
 
 def write_table(figures: common.Figures) -> None:
-    """The README's table, between its two marks."""
-    text = README.read_text(encoding="utf-8")
+    """The table of the page, between its two marks."""
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}", encoding="utf-8")
 
 
 def table(figures: common.Figures) -> str:

@@ -3,12 +3,10 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -17,9 +15,6 @@ from reembed.cli.verbs import cli as reembed_cli
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -164,23 +159,3 @@ def test_what_was_imported_without_pandas_works_with_pandas_afterwards():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "[1, 2] 3\n"
-
-
-def test_every_verb_is_in_the_readme_and_has_help():
-    for name, command in reembed_cli.commands.items():
-        assert f"`reembed {name}" in README or f"reembed {name}" in README
-        assert command.help
-
-
-def test_every_reembed_command_of_the_readme_parses():
-    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", README, re.S)
-    lines = [
-        line.removeprefix("$ ")
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
-    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("reembed ")]
-    assert commands
-    for _, verb, *arguments in commands:
-        command = reembed_cli.commands[verb]
-        command.make_context(verb, arguments, parent=click.Context(reembed_cli))

@@ -83,9 +83,9 @@ def test_the_cluster_config_fits_on_it(cluster: dict[str, Any]) -> None:
 
 def commands() -> list[tuple[str, list[str]]]:
     """Every `ray job submit` that a shipped file names, and where."""
-    files = ["README.md", "cluster.yaml", *(f"configs/{p.name}" for p in ROOT.glob("configs/*"))]
     found = []
-    for name in (*files, *(f"jobs/{p.name}" for p in ROOT.glob("jobs/*.py"))):
+    patterns = ("*.md", "docs/*.md", "cluster.yaml", "configs/*", "jobs/*.py")
+    for name in (str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern)):
         for line in (ROOT / name).read_text().splitlines():
             if "ray job submit --" in line:
                 found.append((name, shlex.split(line.lstrip("# "))))
@@ -94,7 +94,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 def test_every_shipped_job_command_fits_on_it(cluster: dict[str, Any]) -> None:
     found = commands()
-    assert {name for name, _ in found} >= {"README.md", "cluster.yaml", "configs/gpu_cluster.yaml"}
+    named = {name for name, _ in found}
+    assert named >= {"docs/cluster.md", "cluster.yaml", "configs/gpu_cluster.yaml"}
     for name, words in found:
         assert (ROOT / words[words.index("python") + 1]).is_file(), name
         files = [words[i + 1] for i, word in enumerate(words) if word == "-c"]
@@ -104,15 +105,15 @@ def test_every_shipped_job_command_fits_on_it(cluster: dict[str, Any]) -> None:
         assert embed.actors * embed.gpus_per_actor <= cluster["max_workers"], name
 
 
-def test_the_readme_names_each_step_that_the_file_itself_names() -> None:
+def test_the_page_names_each_step_that_the_file_itself_names() -> None:
     """The job is submitted through a tunnel, with the token: without them it reaches nothing."""
     steps = re.findall(
         r"^#   (ray .*?|export .*?)(?:  +#.*)?$", (ROOT / "cluster.yaml").read_text(), re.M
     )
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/cluster.md").read_text()
     needed = [s for s in steps if not s.startswith("ray down")]
     assert len(needed) >= 5
-    assert [s for s in needed if s not in readme] == []
+    assert [s for s in needed if s not in page] == []
 
 
 def test_nothing_is_open_but_ssh_and_everything_asks_for_the_token(
