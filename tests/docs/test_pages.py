@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+import reembed
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config
 
@@ -51,10 +53,27 @@ def test_the_readme_shows_a_whole_migration() -> None:
     ]
 
 
+def test_python_that_a_page_shows_uses_the_public_names() -> None:
+    shown = [
+        body for text in TEXT.values() for kind, body in BLOCK.findall(text) if kind == "python"
+    ]
+    assert len(shown) >= 2
+    for body in shown:
+        nodes = list(ast.walk(ast.parse(body)))
+        used = {
+            (node.value.id, node.attr)
+            for node in nodes
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        assert {n.names[0].name for n in nodes if isinstance(n, ast.Import)} == {"reembed"}
+        assert all(hasattr(reembed, attribute) for name, attribute in used if name == "reembed")
+        assert all(hasattr(reembed.Index, method) for name, method in used if name == "index")
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_every_setting_that_a_page_names_exists(name: str) -> None:
     sections = {n: f.annotation for n, f in Config.model_fields.items() if n != "alias"}
-    named = re.findall(rf"`({'|'.join(sections)})\.([a-z_]+)", TEXT[name])
+    named = re.findall(rf"`({'|'.join(sections)})\.([a-z_]+)\b(?!\()", TEXT[name])
     unknown = [(s, n) for s, n in named if n not in getattr(sections[s], "model_fields", {})]
     assert unknown == []
 
