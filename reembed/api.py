@@ -71,7 +71,7 @@ def catalog_of(config: Config) -> Catalog:
         UsageError: the root does not exist.
     """
     storage = Storage.existing(config.storage.root, config.storage.options)
-    return Catalog(storage, config.alias)
+    return Catalog(storage, config.alias, config.stores)
 
 
 def status(config: Config) -> Status:
@@ -245,9 +245,9 @@ def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
     from reembed.source.dataset import Source
     from reembed.source.lag import caught_up
 
-    made_from = Source.of(release.source, catalog.storage.options)
+    made_from = Source(release.source, catalog.source_options)
     noted = caught_up(catalog, release)
-    if not read or noted.is_as_planned(noted):
+    if not read or noted.is_as_planned(noted.ref):
         return noted
     if made_from.is_as_planned(release.source):
         return made_from

@@ -38,6 +38,11 @@ _HARMLESS_OPTION = re.compile(
     re.IGNORECASE,
 )
 HIDDEN = "***"
+REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+"""An object-store setting that names the variable of the environment which holds its value."""
+_OPTIONS = ("source.options", "gate.options", "storage.options")
+_VARIABLES: set[str] = set()
+"""Variables of the environment that hold a secret, whatever they are called."""
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # container@account is no user name there
 # S3 keys may hold slashes, so what stands before the @ is looked for past them; a port is none.
 _PASSWORD = re.compile(r"([\w+.-]+://)[^\s/@'\":]*:(?!\d+(?:[/\s'\"]|$))[^\s'\"]*@")
@@ -59,8 +64,13 @@ def is_secret_name(name: str) -> bool:
 
 
 def shown_option(name: str, value: str) -> str:
-    """The value of an object-store setting, or *** unless its name is known to hold nothing secret."""
-    return value if _HARMLESS_OPTION.fullmatch(name) else HIDDEN
+    """Return the value of an object-store setting; *** unless it is known to hold nothing secret."""
+    return value if _HARMLESS_OPTION.fullmatch(name) or REFERENCE.fullmatch(value) else HIDDEN
+
+
+def hide_variable(name: str) -> None:
+    """Black out the value of this variable of the environment from now on."""
+    _VARIABLES.add(name)
 
 
 def without_options(text: str, options: Iterable[tuple[str, str]]) -> str:
@@ -75,9 +85,9 @@ def shown_override(override: str) -> str:
     """A `--set NAME=VALUE` as it may be printed."""
     name, _, value = override.partition("=")
     options, _, option = name.strip().rpartition(".")
-    if name.strip() == "storage.options":
+    if name.strip() in _OPTIONS:
         return f"{name}={HIDDEN}"
-    if options == "storage.options":
+    if options in _OPTIONS:
         return f"{name}={shown_option(option, value)}"
     return override
 
@@ -110,11 +120,13 @@ def _of_the_environment() -> list[str]:
     values = (
         value
         for name, value in os.environ.items()
-        if is_secret_name(name)
-        and not name.lower().endswith(_NOT_SECRET)
-        and len(value) >= _LEAST_LENGTH
+        if len(value) >= _LEAST_LENGTH and (name in _VARIABLES or _names_a_secret(name))
     )
     return sorted(values, key=len, reverse=True)
+
+
+def _names_a_secret(variable: str) -> bool:
+    return is_secret_name(variable) and not variable.lower().endswith(_NOT_SECRET)
 
 
 def plain(text: str) -> str:

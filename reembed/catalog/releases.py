@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainSerializer, WrapValidator
 
 from reembed.clock import now
+from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
@@ -251,6 +252,18 @@ class Catalog:
 
     storage: Storage
     alias: str
+    stores: Stores | None = field(default=None, repr=False)
+    """How sources and judged queries are reached; None: as the root's store."""
+
+    @property
+    def source_options(self) -> Options:
+        """How the stores of the releases' sources are reached."""
+        return self.stores.source if self.stores else self.storage.options
+
+    @property
+    def query_options(self) -> Options:
+        """How the stores of judged queries are reached."""
+        return self.stores.queries if self.stores else self.storage.options
 
     def register(self, release: Release) -> Release:
         """Record a built release; registering the same run twice keeps the first."""

@@ -74,15 +74,15 @@ def import_verb(
     as_json: bool,
 ) -> tuple[dict[str, Any], int]:
     """Make a Lance dataset from JSONL, CSV or Parquet files."""
-    from reembed.config.settings import secret_keys
+    from reembed.config.options import secrets_in
     from reembed.source import importer
 
     store_options = dict(o.partition("=")[::2] for o in options)
-    for key in secret_keys(store_options):
+    for key in secrets_in(store_options):
         raise UsageError(
             f"--option {key} is a secret, and command lines are public on a machine",
             "keys and tokens come from the environment or the instance role",
-            f"set {key.upper()} in the environment, and leave --option {key} out",
+            f"export {key.upper()}=VALUE     # and give --option {key}=env:{key.upper()}, or leave it out",
         )
     names = [name.strip() for name in columns.split(",")] if columns else None
     result = importer.import_documents(

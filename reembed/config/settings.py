@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
 from reembed.config.files import load_sections
-from reembed.redact import HIDDEN, credentials_in, is_secret_name, shown_option
+from reembed.config.options import Stores, as_options, checked
+from reembed.redact import credentials_in, shown_option
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 _MOST = 2**63 - 1
-
-
-def secret_keys(options: Iterable[str]) -> list[str]:
-    """Names among object-store settings that must come from the environment instead."""
-    return [key for key in options if is_secret_name(key)]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -82,6 +78,8 @@ class SourceConfig(Section):
     """Text column, or a template over several: "{title} {text}"."""
     filter: StrictStr | None = None
     """SQL filter over the source's columns; only matching documents are embedded."""
+    options: Annotated[dict[StrictStr, StrictStr] | None, checked("source")] = None
+    """Object-store settings of the source, as `storage.options`. Left out: those of `storage`."""
 
 
 class Prompts(Section):
@@ -205,6 +203,18 @@ class GateConfig(Section):
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
 
+    @property
+    def settings(self) -> GateConfig:
+        """These settings alone, of a config's section or of a plan's gate."""
+        return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
+
+
+class GateSection(GateConfig):
+    """The section of a config: also how the store that holds the queries is reached."""
+
+    options: Annotated[dict[StrictStr, StrictStr] | None, checked("gate")] = None
+    """Object-store settings of the queries, as `storage.options`. Left out: those of the source."""
+
 
 class FrozenGate(GateConfig):
     """A gate as a plan keeps it: its settings, and by content which queries they name."""
@@ -214,11 +224,6 @@ class FrozenGate(GateConfig):
     count: Annotated[int, Field(ge=1)] | None = None
     """How many queries can be scored; None where none are named."""
 
-    @property
-    def settings(self) -> GateConfig:
-        """What a config says of it."""
-        return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
-
 
 class StorageConfig(Section):
     """Where everything is kept."""
@@ -227,20 +232,9 @@ class StorageConfig(Section):
     """Folder, s3://, gs:// or az:// that holds tables/, indexes/, aliases/, releases/, runs/."""
     keep: Annotated[int, Field(ge=1)] = 3
     """Releases that gc keeps per alias, live and previous included."""
-    options: dict[StrictStr, StrictStr] = {}
-    """Object-store settings that are no secrets (aws_endpoint, aws_region, allow_http); keys and
-    tokens come from the environment or the instance role."""
-
-    @field_validator("options")
-    @classmethod
-    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
-        for key in secret_keys(options):
-            raise ValueError(f"{key} is a secret; export it as {key.upper()} instead")
-        for key in (k for k, v in options.items() if v == HIDDEN):
-            raise ValueError(
-                f"{key} was left out of this file; add --set storage.options.{key}=VALUE"
-            )
-        return options
+    options: Annotated[dict[StrictStr, StrictStr], checked("storage")] = {}
+    """Object-store settings (aws_endpoint, aws_region, allow_http). Keys and tokens come from the
+    environment or the instance role, or are written as env:NAME, the variable that holds them."""
 
 
 class RayConfig(Section):
@@ -269,7 +263,7 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     table: TableConfig = TableConfig()
     index: IndexConfig = IndexConfig()
-    gate: GateConfig = GateConfig()
+    gate: GateSection = GateSection()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -286,9 +280,17 @@ class Config(Section):
     def shown(self) -> dict[str, Any]:
         """All settings as plain data, to be printed and kept: *** for what may hold a secret."""
         settings = self.model_dump(mode="json")
-        options = settings["storage"]["options"]
-        settings["storage"]["options"] = {k: shown_option(k, v) for k, v in options.items()}
+        for section in ("source", "gate", "storage"):
+            if options := settings[section]["options"]:
+                settings[section]["options"] = {k: shown_option(k, v) for k, v in options.items()}
         return settings
+
+    @property
+    def stores(self) -> Stores:
+        """How the stores of the source and of the judged queries are reached."""
+        source, queries = self.source.options, self.gate.options
+        source = self.storage.options if source is None else source
+        return Stores(as_options(source), as_options(source if queries is None else queries))
 
     def result_key(self, uri: str) -> str:
         """16 hex digits over the settings that decide what a run produces, without the version.
@@ -297,7 +299,7 @@ class Config(Section):
         """
         decides = {
             "alias": self.alias,
-            "source": self.source.model_dump(exclude={"version"}) | {"uri": uri},
+            "source": self.source.model_dump(exclude={"version", "options"}) | {"uri": uri},
             "encoder": self.encoder.model_dump(),
             "table": self.table.model_dump(),
         }

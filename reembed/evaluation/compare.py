@@ -193,7 +193,7 @@ class _Between:
     @classmethod
     def sources(cls, catalog: Catalog, live: Release, candidate: Release) -> _Between:
         """From what both were last found to equal."""
-        old, new = (vars(caught_up(catalog, r)) for r in (live, candidate))
+        old, new = (vars(caught_up(catalog, r).ref) for r in (live, candidate))
         chosen = [k for k in ("uri", "id_column", "filter") if old[k] != new[k]]
         differ = [k for k in (*chosen, "version") if old[k] != new[k]]
         words = tuple(f"source.{k} is {old[k]} in live, {new[k]} in the candidate" for k in differ)

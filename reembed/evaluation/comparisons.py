@@ -112,7 +112,7 @@ def agree(
     Raises:
         UsageError: no queries are named, or they are no longer those that were planned.
     """
-    options = dict(catalog.storage.options)
+    options = dict(catalog.query_options)
     planned, late = _planned(catalog, live, candidate, configured)
     named, queries = _read_queries(planned, configured, asked, options)
     found = {
@@ -170,7 +170,7 @@ def _planned(
             f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
         )
     if fixed is None:
-        named = evalset.freeze(configured, dict(catalog.storage.options))
+        named = evalset.freeze(configured, dict(catalog.query_options))
         gate = candidate.gate.model_copy(update=named.model_dump(include=_OF_QUERIES))
         catalog.storage.create(_late_path(catalog, candidate), gate.model_dump())
         return _planned(catalog, live, candidate, configured)

@@ -160,7 +160,7 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         _untag(catalog, item.table, catalog.release(item.release).table_tag)
         faults.point("gc.after_table")
         release = catalog.release(item.release)
-        _clear(Run(catalog.storage, release.run_id), release.source)
+        _clear(catalog, Run(catalog.storage, release.run_id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
         removed.append(item)
     for name in planned.dropped_runs:
@@ -279,14 +279,14 @@ def _clear_dropped(catalog: Catalog, run: Run) -> None:
     if planned := run.plan():
         _untag(catalog, planned.table, f"reembed-{run.id}")
     catalog.storage.delete_tree(f"indexes/{run.id}/")
-    _clear(run, planned.source if planned else None)
+    _clear(catalog, run, planned.source if planned else None)
     run.storage.create(run.path(_CLEARED), {"at": now()})
 
 
-def _clear(run: Run, source: SourceRef | None) -> None:
+def _clear(catalog: Catalog, run: Run, source: SourceRef | None) -> None:
     """Take away a run's tag on the source, and its receipts."""
     if source is not None:
-        _unpin(run, source)
+        _unpin(catalog, run, source)
     for folder in _STAGING:
         run.storage.delete_tree(run.path(folder))
 
@@ -396,9 +396,9 @@ def _trim(catalog: Catalog, table: str) -> None:
     )
 
 
-def _unpin(run: Run, source: SourceRef) -> None:
+def _unpin(catalog: Catalog, run: Run, source: SourceRef) -> None:
     """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
     try:
-        Source.of(source, run.storage.options).unpin(run.pin_tag)
+        Source(source, catalog.source_options).unpin(run.pin_tag)
     except (OSError, ValueError, SourceError) as error:
         log.warning("the tag %s stays on %s: %s", run.pin_tag, source.uri, error)

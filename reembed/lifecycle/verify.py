@@ -350,7 +350,7 @@ class _Table:
 
 
 def _scan_table(subject: Subject, level: int) -> _Table:
-    carry = list(subject.source.carry)
+    carry = list(subject.source.ref.carry)
     columns = ["doc_id", *(["text_hash", "space", "vector", *carry] if level >= ROWS else [])]
     ids, texts, carried = bytearray(), bytearray(), bytearray()
     row_ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -418,7 +418,7 @@ def _scan_source(source: Source, level: int, chosen: Digests | None = None) -> _
         if level < ROWS:
             continue
         texts += digests.of_column(part[TEXT])
-        carried += digests.of_rows([part[c] for c in source.carry], part.num_rows)
+        carried += digests.of_rows([part[c] for c in source.ref.carry], part.num_rows)
         if chosen is not None and len(chosen):
             for row in np.flatnonzero(np.isin(digests.stack(found), chosen)).tolist():
                 text = part[TEXT][row].as_py() or b""

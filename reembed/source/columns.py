@@ -1,4 +1,4 @@
-"""Columns of a dataset that hold ids and text: which they may be, and templates over them."""
+"""Columns of a dataset that hold ids, text and what is carried: which they may be, and templates over them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import string
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import lance
 import pyarrow as pa
 
+from reembed.catalog.releases import SourceRef
 from reembed.errors import SourceError
+from reembed.store.lance import first_line
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 """Which YAML reads as something else than a text."""
+
+
+def text_columns(ref: SourceRef) -> list[str]:
+    """Return the columns that the text is made of."""
+    return template_columns(ref.text) or [ref.text]
 
 
 def template_columns(text: str) -> list[str]:
@@ -93,6 +101,65 @@ def require(schema: pa.Schema, where: str, column: str, role: Role, taken: Colle
             f"columns that can: {', '.join(usable) or 'none'}",
             f"reembed run {set_to(role.setting, usable[0])}" if usable else None,
         )
+
+
+def check_columns(dataset: lance.LanceDataset, ref: SourceRef) -> None:
+    """Refuse a version that lacks a column, or in which one has a type that does not fit.
+
+    Raises:
+        SourceError: with the columns that would fit.
+    """
+    schema, where, texts = dataset.schema, f"{ref.uri} version {ref.version}", text_columns(ref)
+    for column in (ref.id_column, *texts, *ref.carry):
+        if column not in schema.names:
+            raise SourceError(
+                f"{where} has no column {column!r}",
+                f"it has: {', '.join(schema.names)}",
+                _instead_of(column, ref, texts, schema),
+            )
+    if quoted := [c for c in (ref.id_column, *texts) if "`" in c]:
+        raise SourceError(
+            f"{ref.uri}: the column {quoted[0]!r} has a backtick in its name",
+            "Lance reads no such column",
+            "give the column another name, or name another one",
+        )
+    for column in texts:
+        require(schema, where, column, TEXTS, taken=(ref.id_column,))
+    require(schema, where, ref.id_column, IDS, taken=texts)
+    for column in ref.carry:
+        _check_carried(dataset, ref, column)
+
+
+def _check_carried(dataset: lance.LanceDataset, ref: SourceRef, column: str) -> None:
+    """Refuse a column that a scan returns in another type than the schema has: of a blob, its place."""
+    stored = dataset.schema.field(column).type
+    try:
+        read = dataset.scanner(columns=[column]).projected_schema.field(column).type
+        pa.schema([(column, read)]).empty_table()  # pyarrow cannot make some tensors
+    except (ValueError, OSError, NotImplementedError) as error:
+        why = first_line(error)
+    else:
+        why = "" if read == stored else f"reading it gives {read}"
+    if why:
+        raise SourceError(
+            f"column {column!r} cannot be carried",
+            f"it is {stored}: {why}",
+            _carry_without(ref, column),
+        )
+
+
+def _instead_of(column: str, ref: SourceRef, texts: list[str], schema: pa.Schema) -> str:
+    """Return the command that names another column, or carries one less."""
+    if column not in (ref.id_column, *texts):
+        return _carry_without(ref, column)
+    role, taken = (IDS, texts) if column == ref.id_column else (TEXTS, [ref.id_column])
+    usable = role.usable(schema, taken)
+    return f"reembed run {set_to(role.setting, nearest(column, usable or schema.names))}"
+
+
+def _carry_without(ref: SourceRef, column: str) -> str:
+    carried = f"[{', '.join(json.dumps(c) for c in ref.carry if c != column)}]"
+    return f"reembed run --set table.carry={shlex.quote(carried)}"
 
 
 def set_to(setting: str, column: str) -> str:

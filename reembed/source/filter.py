@@ -11,6 +11,7 @@ import lance
 import pyarrow as pa
 
 from reembed.errors import SourceError
+from reembed.store.lance import first_line
 
 _TOKEN = re.compile(
     r"'(?:[^']|'')*'"
@@ -123,7 +124,7 @@ def _said(look: Callable[[], object]) -> str | None:
     try:
         look()
     except (ValueError, OSError) as error:
-        return str(error).split(", /home/")[0].splitlines()[0]
+        return first_line(error)
     return None
 
 

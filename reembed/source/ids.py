@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed.errors import SourceError
+from reembed.store.lance import first_line
 
 _MAX_ID = 2**63 - 1
 _EXAMPLES = 5
@@ -25,7 +26,7 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
     try:
         hashes, nulls = _id_hashes(dataset, where, column, condition)
     except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
-        why = str(error).split(", /home/")[0].splitlines()[0]
+        why = first_line(error)
         if condition and "UTF" not in why.upper():
             raise SourceError(
                 f"source.filter = {condition!r} cannot be evaluated for every row of {where}",

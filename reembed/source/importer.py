@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import lance
 import pyarrow as pa
 
-from reembed.config.settings import secret_keys
+from reembed.config.options import as_options, resolved, secrets_in
 from reembed.errors import IntegrityError, SourceError, UsageError
 from reembed.source.import_columns import (
     COMPRESSIONS,
@@ -31,7 +31,7 @@ from reembed.source.import_columns import (
 from reembed.source.import_csv import Csv
 from reembed.source.import_json import Json
 from reembed.source.import_parquet import Parquet
-from reembed.store.lance import open_dataset
+from reembed.store.lance import first_line, open_dataset
 from reembed.store.storage import Storage, absolute, is_remote
 
 FORMATS = {
@@ -61,7 +61,7 @@ class _Asked:
         command = ["reembed", "import", *asked.files, "--to", asked.to]
         command += ["--format", asked.file_format] if asked.file_format else []
         command += ["--columns", ",".join(asked.columns)] if asked.columns else []
-        public = asked.options.keys() - secret_keys(asked.options)
+        public = asked.options.keys() - set(secrets_in(asked.options))
         for key in sorted(public):
             command += ["--option", f"{key}={asked.options[key]}"]
         return shlex.join(command)
@@ -151,7 +151,7 @@ def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
     """Whether nothing is there; a bucket's own root may be given, or a prefix of it."""
     if not is_remote(uri):
         return not Path(uri).exists() or not any(Path(uri).iterdir())
-    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    storage = Storage(uri, as_options(options))
     return not any(True for _ in storage.objects(""))
 
 
@@ -228,14 +228,14 @@ def _refusal(column: Column) -> str | None:
         schema = pa.schema([(column.name, column.type)])
         lance.write_dataset(schema.empty_table(), "memory://probe", mode="create").to_table()
     except (OSError, ValueError) as error:
-        return f"cannot be in a Lance dataset: {str(error).split(', /home/')[0].splitlines()[0]}"
+        return f"cannot be in a Lance dataset: {first_line(error)}"
     return None
 
 
 @contextmanager
 def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
     """A folder that no other user reads; where the block fails, nothing is left in it."""
-    storage = Storage(uri, tuple(sorted((options or {}).items())))
+    storage = Storage(uri, as_options(options))
     made = _closed_folder(Path(uri)) if not is_remote(uri) else False
     try:
         yield
@@ -287,7 +287,7 @@ def _write(
         uri,
         mode="create",
         enable_stable_row_ids=True,
-        storage_options=options or None,
+        storage_options=resolved(options or {}) or None,
     )
 
 

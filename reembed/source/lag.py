@@ -10,6 +10,7 @@ from typing import Any
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.errors import SourceError
 from reembed.source.dataset import Source
+from reembed.source.versions import later
 from reembed.store.records import decode, encode
 
 _NOTE = re.compile(r"[0-9]{8}-[0-9]{20}\.json")
@@ -44,7 +45,7 @@ class Lag:
 def caught_up(catalog: Catalog, release: Release) -> Source:
     """The source at the newest version that the release is known to equal."""
     noted = _noted(catalog, release)
-    return Source.of(noted.source if noted else release.source, catalog.storage.options)
+    return Source(noted.source if noted else release.source, catalog.source_options)
 
 
 def note(catalog: Catalog, release: Release, number: int, source: Source) -> None:
@@ -86,13 +87,15 @@ def behind(source: Source, newest: Source | None, documents: int | None, why: st
     if newest.is_same(source):
         return Lag(source.version, newest.version, 0, 0.0)
     try:
-        later = newest.later(source, count=documents is None)
+        found = later(source, newest, count=documents is None)
     except (SourceError, OSError, ValueError) as error:
         return Lag(source.version, None, None, None, _unread(source, error))
-    counted = later.documents if documents is None else documents
-    seconds = (dt.datetime.now(dt.UTC) - later.since).total_seconds() if later.since else None
-    age = None if seconds is None else round(max(0.0, seconds), 1)
-    return Lag(source.version, newest.version, counted, age, later.why)
+    counted = found.documents if documents is None else documents
+    age = None
+    if found.since:
+        seconds = (dt.datetime.now(dt.UTC) - found.since).total_seconds()
+        age = round(max(0.0, seconds), 1)
+    return Lag(source.version, newest.version, counted, age, found.why)
 
 
 def _unread(source: Source, error: Exception) -> str:

@@ -13,7 +13,13 @@ from typing import Any
 
 import lance
 
+from reembed.config.options import resolved
 from reembed.errors import IntegrityError
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error without Lance's note of the place in its own code."""
+    return (str(error) or type(error).__name__).split(", /home/")[0].splitlines()[0]
 
 
 @contextmanager
@@ -27,7 +33,7 @@ def told_apart() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        said = str(error).split(", /home/")[0].splitlines()[0]
+        said = first_line(error)
         if said.startswith("Dataset at path") and "was not found" in said:
             raise FileNotFoundError(said) from error
         raise OSError(said) from error
@@ -42,7 +48,7 @@ def open_dataset(
         FileNotFoundError, OSError: as `told_apart`.
     """
     with told_apart():
-        return lance.dataset(uri, version=version, storage_options=dict(options or {}) or None)
+        return lance.dataset(uri, version=version, storage_options=resolved(options or {}) or None)
 
 
 def tags_of(dataset: lance.LanceDataset) -> dict[str, Any]:

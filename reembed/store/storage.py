@@ -24,6 +24,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from reembed.config.options import resolved
 from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted, without_options
@@ -85,10 +86,11 @@ def require_id(kind: str, given: str) -> str:
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:
-    """The gate with its folder of queries made absolute: it must be found from anywhere."""
-    if not section.queries:
-        return section
-    return section.model_copy(update={"queries": absolute(section.queries)})
+    """The gate's settings with the place of the queries made absolute: they must be found from anywhere."""
+    settings = section.settings
+    if not settings.queries:
+        return settings
+    return settings.model_copy(update={"queries": absolute(settings.queries)})
 
 
 def content_path(folder: str, sha256: str, ending: str) -> str:
@@ -106,16 +108,17 @@ def content_path(folder: str, sha256: str, ending: str) -> str:
 def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
     if not is_remote(root):
         return LocalStore(root, automatic_cleanup=True)
-    config = {k: v for k, v in options if k not in _CLIENT_OPTIONS}
+    found = resolved(options).items()
+    config = {k: v for k, v in found if k not in _CLIENT_OPTIONS}
     client = {
-        k: v == "true" if v in ("true", "false") else v for k, v in options if k in _CLIENT_OPTIONS
+        k: v == "true" if v in ("true", "false") else v for k, v in found if k in _CLIENT_OPTIONS
     }
     try:
         return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type]
     except (BaseError, ValueError) as error:
         raise UsageError(
             f"cannot open {root}",
-            without_options(str(error).splitlines()[0], options),
+            without_options(str(error).splitlines()[0], found),
             "reembed config --check",
         ) from error
 
@@ -295,7 +298,9 @@ class Storage:
     def address(self) -> str:
         """sha256 of what decides which store the root lies in."""
         endpoints = {
-            k: v for k, v in (*self.options, *os.environ.items()) if _ENDPOINT.fullmatch(k)
+            k: v
+            for k, v in (*resolved(self.options).items(), *os.environ.items())
+            if _ENDPOINT.fullmatch(k)
         }
         return hashlib.sha256(json.dumps([self.root, endpoints]).encode()).hexdigest()
 
@@ -325,7 +330,7 @@ class Storage:
     @property
     def lance_options(self) -> dict[str, str] | None:
         """`storage_options` for Lance, which knows the same keys."""
-        return dict(self.options) or None
+        return resolved(self.options) or None
 
     def uri(self, path: str) -> str:
         """Full URI of a path, for Lance.

@@ -122,7 +122,7 @@ def _pass(
         except (TooManyDeadLetters, IntegrityError) as error:
             # What is wrong with that version may be right in a newer one: do not insist on it. The
             # first time it is kept, as the fix that was named needs what is staged.
-            planned = Source.of(plan.source, run.storage.options)
+            planned = Source(plan.source, config.stores.source)
             newest, _ = newest_of(planned)
             if unfinished is None or newest is None or newest.is_same(planned):
                 raise
@@ -138,7 +138,7 @@ def _leaves_dead_letters(run: Run | None) -> bool:
 
 
 def _carry_out(config: Config, run: Run, plan: Plan, say: Listener, on: Executor) -> Release:
-    source = Source.of(plan.source, run.storage.options)
+    source = Source(plan.source, config.stores.source)
     here = encoders.describe(plan.encoder, plan.space.vector_dtype)
     plan.space.require(here, f"run {run.id} embeds with the model of its release")
     preflight.require_rights(run.storage, plan)
@@ -168,7 +168,8 @@ def _as_planned(config: Config, plan: Plan, say: Listener) -> Config:
 
 
 def _catalog(config: Config) -> Catalog:
-    return Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+    storage = Storage.open(config.storage.root, config.storage.options)
+    return Catalog(storage, config.alias, config.stores)
 
 
 def _unfinished(catalog: Catalog, release: Release) -> Run | None:
@@ -179,7 +180,7 @@ def _unfinished(catalog: Catalog, release: Release) -> Run | None:
         plan = run.plan()
         if plan is None or plan.base is None or plan.base.release != release.id:
             continue
-        source = Source.of(plan.source, catalog.storage.options)
+        source = Source(plan.source, catalog.source_options)
         if source.is_as_planned(plan.source):
             return run
         source.newest()  # away for a moment, and not replaced: raises

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from reembed import digests
 from reembed.digests import Digests
+from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.table.read import TableVersion
 
@@ -73,17 +74,17 @@ def find_changes(
         dead_letters: documents that have none, with the digests of their texts.
         retry: try dead letters again even where their text is the same.
     """
-    held = _Held.read(table, list(after.carry))
+    held = _Held.read(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
-    why = after.why_no_delta(before)
+    why = versions.why_no_delta(before, after)
     if retyped:
         why = f"{', '.join(retyped)}: every row is written again"
     elif retry and dead_letters:
         why = "dead letters are tried again"
     if why is None:
-        delta = after.delta(before)
+        delta = versions.delta(before, after)
         found = _Found.read(after.rows(delta))
-        left = digests.stack(digests.of_column(before.ids_left(delta)))
+        left = digests.stack(digests.of_column(versions.ids_left(before, delta)))
         changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
         if changes.documents:
             return replace(changes, how="delta: rows of files that are new")

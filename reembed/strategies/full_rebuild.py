@@ -51,11 +51,11 @@ def full_rebuild(
         RunFailed: it stopped; the same command resumes it.
     """
     storage = Storage.open(config.storage.root, config.storage.options)
-    catalog = Catalog(storage, config.alias)
+    catalog = Catalog(storage, config.alias, config.stores)
     source = Source.open(config)
     say("begin", what=f"reading the model's files: {config.encoder.model}")
     space = encoders.describe(config.encoder, config.table.dtype)
-    gate = evalset.freeze(config.gate, config.storage.options)
+    gate = evalset.freeze(config.gate, dict(config.stores.queries))
     run = choose_run(config, catalog, source, space, fresh=fresh)
     with driving(run), _given_up_unless_planned(run):
         if (release := finished(run, catalog)) is not None:
@@ -69,7 +69,7 @@ def full_rebuild(
             )
             return release
         plan = make_plan(run, config, gate, source, space, say)
-        source = Source.of(plan.source, storage.options)
+        source = Source(plan.source, config.stores.source)
         preflight.require_rights(storage, plan)
         preflight.require_room(run, plan, source, say)
         executor = executor or RayExecutor()
@@ -139,7 +139,7 @@ def _is_complete(run: Run, catalog: Catalog, source: Source, space: Space) -> bo
     plan, result = run.plan(), run.result() or {}
     if plan is None or not result.get("release") or catalog.is_retired(result["release"]):
         return False
-    return plan.space.id == space.id and plan.source.fingerprint == source.fingerprint
+    return plan.space.id == space.id and plan.source.fingerprint == source.ref.fingerprint
 
 
 def finished(run: Run, catalog: Catalog) -> Release | None:
@@ -172,7 +172,7 @@ def make_plan(
         return plan
     say("begin", what=f"reading every id of {source.uri} version {source.version}")
     rows = source.check_documents()
-    if source.filter is not None:
+    if source.ref.filter is not None:
         say("begin", what=f"source.filter keeps {rows:,} of {source.count_rows():,} rows")
     preflight.require_texts(config, source, rows, say)
     pinned = source.pin(run.pin_tag)

@@ -30,7 +30,7 @@ def require_texts(config: Config, source: Source, rows: int, say: Listener) -> N
         TooManyDeadLetters: they are more than embed.max_dead_letters allows.
     """
     nulls = source.null_texts()
-    what = f"{nulls:,} of {rows:,} documents have no text: {source.text} is null"
+    what = f"{nulls:,} of {rows:,} documents have no text: {source.ref.text} is null"
     _allow(nulls, config, what, "reembed run")
     if nulls:
         _say_nulls(what, config, say)
@@ -46,7 +46,7 @@ def require_changed_texts(
         TooManyDeadLetters: they are more than embed.max_dead_letters allows.
     """
     nulls, stay = changes.without_text, len(changes.dead_letters)
-    what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.text} is null"
+    what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.ref.text} is null"
     both = f"{what}; dead letters of {release.id} that stay: {stay:,}" if stay else what
     _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
     if nulls:

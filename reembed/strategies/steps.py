@@ -240,7 +240,7 @@ def _tuning_texts(work: Work) -> list[str]:
     if not gate.queries:
         return []
     try:
-        found = evalset.load_eval_set(gate.queries, gate.split, dict(work.run.storage.options))
+        found = evalset.load_eval_set(gate.queries, gate.split, dict(work.config.stores.queries))
     except UsageError as error:  # a catch-up of what serves must not depend on them
         work.say("begin", what=f"{error.what}: the index is tuned on documents, not on queries")
         return []

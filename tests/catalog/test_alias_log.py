@@ -316,7 +316,7 @@ def test_a_promotion_does_not_go_to_an_older_release_of_a_line(catalog, reason):
 
 
 def noted(catalog: Catalog, release: Release, number: int, version: int) -> None:
-    note(catalog, release, number, Source.of(replace(release.source, version=version), ()))
+    note(catalog, release, number, Source(replace(release.source, version=version), ()))
 
 
 def test_a_release_known_to_equal_a_newer_source_is_not_left_for_an_older_one(catalog):

@@ -103,7 +103,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     )
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), {"trying": [0, 20]})
     check.verify_release(catalog, first.id, level=2, sample=0, resume=False)
-    lag.note(catalog, first, 1, Source.of(first.source, ()))
+    lag.note(catalog, first, 1, Source(first.source, ()))
     key = {"level": 2}
     rows = {"differences": {"missing": [0, []]}, "behind": {}, "figures": {
         "documents": 1, "rows": 1, "sampled": 0, "seed": None}}  # fmt: skip

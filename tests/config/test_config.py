@@ -276,7 +276,8 @@ def test_secrets_are_refused_and_never_repeated() -> None:
     assert said == (
         "bad.yaml: 1 setting is wrong\n"
         "  line 5: storage.options: aws_secret_access_key is a secret; "
-        "export it as AWS_SECRET_ACCESS_KEY instead"
+        "export it, for example as AWS_SECRET_ACCESS_KEY, "
+        "and write aws_secret_access_key: env:AWS_SECRET_ACCESS_KEY"
     )
     number = mistakes(GOOD, "storage.options.aws_secret_access_key=31337")
     assert "should be text" in number

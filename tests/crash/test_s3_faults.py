@@ -94,7 +94,7 @@ def test_a_refused_request_is_not_taken_for_a_dataset_that_is_gone(store, monkey
     place.write_source()
     release = full_rebuild(place.config(OLD), Silent(), executor=Inline())
     catalog = place.catalog()
-    source = Source.of(release.source, catalog.storage.options)
+    source = Source(release.source, catalog.source_options)
     with pytest.raises(FileNotFoundError):
         open_dataset(f"{place.source}-of-nobody", None, place.options)
     with pytest.raises(FileNotFoundError):

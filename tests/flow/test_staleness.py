@@ -19,6 +19,7 @@ from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError
 from reembed.lifecycle.promote import promote
 from reembed.lifecycle.verify import ROWS
+from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta
 from reembed.source.lag import caught_up, lag, note
@@ -209,7 +210,7 @@ def test_a_release_that_claims_to_be_caught_up_with_a_version_must_equal_it(live
 def test_a_pass_that_finds_nothing_compares_every_row_before_it_says_so(live, monkeypatch):
     uri, config, catalog, release = live
     move_on(uri)
-    monkeypatch.setattr(Source, "delta", lambda self, since: Delta((), (), {}))
+    monkeypatch.setattr(versions, "delta", lambda before, after: Delta((), (), {}))
     newer = catch_up(config, release, Silent(), executor=Inline())
     assert newer.id != release.id
     assert newer.source.version == caught_up(catalog, newer).version == 5

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from reembed.catalog.plan import EmbedRange
+from reembed.catalog.releases import SourceRef
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError, SourceError
-from reembed.source import dataset as source_module
+from reembed.source import opening
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta, _places
 
@@ -56,11 +57,11 @@ def test_units_of_one_reader_are_whole_and_hold_every_document_once(opened):
 def test_a_dataset_that_is_not_there_is_named_with_its_version_where_one_was_asked_for(opened):
     _, uri = opened
     with pytest.raises(SourceError) as refused:
-        Source(uri, 9, "", "doc_id", "text", None, (), ()).dataset()
+        Source(SourceRef(uri, 9, "", "doc_id", "text", None, ()), ()).dataset()
     assert refused.value.what == f"cannot open the dataset {uri} version 9"
     gone = uri.replace(".lance", "-gone.lance")
     with pytest.raises(SourceError) as refused:
-        Source(gone, 1, "", "doc_id", "text", None, (), ()).newest()
+        Source(SourceRef(gone, 1, "", "doc_id", "text", None, ()), ()).newest()
     assert refused.value.what == f"cannot open the dataset {gone}"
 
 
@@ -96,7 +97,7 @@ def test_a_text_of_several_columns_has_each_of_them_and_a_null_is_empty(tmp_path
 
 def test_a_record_of_a_source_holds_no_store_setting(opened):
     source, _ = opened
-    secret = Source.of(source.ref, (("aws_secret_access_key", "s"),))
+    secret = Source(source.ref, (("aws_secret_access_key", "s"),))
     assert "aws" not in str(secret.ref)
     assert secret.ref == source.ref
 
@@ -118,9 +119,9 @@ def test_a_dataset_that_may_not_be_read_is_answered_with_where_the_keys_are(monk
     def refuse(*args):
         raise OSError(said)
 
-    monkeypatch.setattr(source_module, "open_dataset", refuse)
+    monkeypatch.setattr(opening, "open_dataset", refuse)
     with pytest.raises(SourceError) as refused:
-        Source("s3://bucket/s.lance", 1, "", "doc_id", "text", None, (), ()).dataset()
+        Source(SourceRef("s3://bucket/s.lance", 1, "", "doc_id", "text", None, ()), ()).dataset()
     assert refused.value.fix.startswith("reembed config ")
 
 
@@ -137,7 +138,7 @@ def test_a_dataset_that_is_not_there_is_answered_with_the_import_that_makes_it(
     tmp_path, named, fix
 ):
     with pytest.raises(SourceError) as refused:
-        Source(str(tmp_path / named), 1, "", "doc_id", "text", None, (), ()).dataset()
+        Source(SourceRef(str(tmp_path / named), 1, "", "doc_id", "text", None, ()), ()).dataset()
     assert refused.value.fix == "reembed " + fix.format(here=tmp_path)
 
 

@@ -10,7 +10,7 @@ import lance
 import pytest
 from releases import make_release
 
-from reembed.catalog.releases import Catalog
+from reembed.catalog.releases import Catalog, SourceRef
 from reembed.config.settings import Config
 from reembed.lifecycle.moves import roll_back
 from reembed.source.dataset import Source
@@ -82,7 +82,7 @@ def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):
 
 
 def test_of_an_equal_version_nothing_is_read():
-    source = Source("nowhere.lance", 3, "f", "doc_id", "text", None, (), ())
+    source = Source(SourceRef("nowhere.lance", 3, "f", "doc_id", "text", None, ()), ())
     assert compared(source, source, None, None) == Lag(3, 3, 0, 0.0)
 
 

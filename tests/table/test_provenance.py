@@ -93,7 +93,7 @@ def donor(release):
 def test_a_release_of_other_files_gives_no_vector_and_is_not_caught_up(built, monkeypatch):
     """The record of its files is the one that the table names, and not the one of the release."""
     catalog, release = built
-    source = Source.of(release.source, ())
+    source = Source(release.source, ())
     assert len(reuse.proofs(catalog.storage, donor(release))) == 5
     changes = catch_up._changes(catalog, release, source, source, retry=False)
     assert isinstance(changes, Changes)

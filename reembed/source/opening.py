@@ -1,0 +1,120 @@
+"""Open a source's dataset; errors name the dataset, what is wrong with it, and what helps."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lance
+from obstore.exceptions import BaseError
+
+from reembed.catalog.releases import SourceRef
+from reembed.config.options import Options
+from reembed.errors import ConfigError, ReembedError, SourceError
+from reembed.source.delta import fingerprint
+from reembed.store.lance import open_dataset
+from reembed.store.storage import Storage, is_remote
+
+_KEPT_OPEN = 8
+_WHERE = (
+    "reembed config     # source.uri, source.options (left out: storage.options), "
+    "and the keys in the environment"
+)
+
+
+def open_source(uri: str, version: int | None, options: Options) -> lance.LanceDataset:
+    """Return the dataset at a version, or at its newest.
+
+    Raises:
+        SourceError: it cannot be opened, or the environment lacks a variable that the options name.
+    """
+    try:
+        with _naming(uri):
+            return open_dataset(uri, version, dict(options))
+    except OSError as error:
+        raise _cannot_open(uri, version, options, error) from error
+
+
+@functools.lru_cache(maxsize=_KEPT_OPEN)
+def open_pinned(uri: str, version: int, made_of: str, options: Options) -> lance.LanceDataset:
+    """Return the dataset at a version, which this process opens once.
+
+    `made_of` is the version's fingerprint: a dataset made again in its place is another one.
+
+    Raises:
+        SourceError: as `open_source`.
+    """
+    return open_source(uri, version, options)
+
+
+def planned_dataset(planned: SourceRef, options: Options) -> lance.LanceDataset | None:
+    """Return the version that a record names; None if it is gone, or made of other files.
+
+    Raises:
+        OSError: the store did not answer.
+        SourceError: the environment lacks a variable that the options name.
+    """
+    try:
+        with _naming(planned.uri):
+            dataset = open_dataset(planned.uri, planned.version, dict(options))
+    except FileNotFoundError:
+        return None
+    return dataset if planned.fingerprint == fingerprint(dataset) else None
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        what = f"cannot open the dataset {uri}: {error.what}"
+        raise SourceError(what, error.why, error.fix) from error
+
+
+def _cannot_open(uri: str, version: int | None, options: Options, error: OSError) -> SourceError:
+    if tables := _tables_in(uri, options):
+        return SourceError(
+            f"{uri} is a folder of {len(tables)} tables, as LanceDB keeps them",
+            f"source.uri must name one: {', '.join(tables)}",
+            f"reembed run --set {shlex.quote(f'source.uri={tables[0]}')}",
+        )
+    at = f" version {version}" if version else ""
+    elsewhere = _WHERE if is_remote(uri) else _how_to_make(uri)
+    return SourceError(
+        f"cannot open the dataset {uri}{at}",
+        str(error),
+        _newest_instead(uri, version, options) or elsewhere,
+    )
+
+
+def _newest_instead(uri: str, version: int | None, options: Options) -> str | None:
+    """Return the run of the newest version, if only the one asked for is missing."""
+    if version is None:
+        return None
+    try:
+        newest = open_dataset(uri, None, dict(options)).version
+    except OSError:
+        return None
+    return f"reembed run --set source.version={newest}     # the newest version there is"
+
+
+def _tables_in(uri: str, options: Options) -> list[str]:
+    """Return datasets in a folder or below a prefix, as LanceDB keeps its tables; none if it cannot be listed."""
+    if not is_remote(uri) and not Path(uri).is_dir():
+        return []
+    try:
+        folders = Storage(uri.rstrip("/"), options).folders("")
+    except (OSError, BaseError, ReembedError):
+        return []
+    return [f"{uri.rstrip('/')}/{name}" for name in folders if name.endswith(".lance")]
+
+
+def _how_to_make(uri: str) -> str:
+    """Return the import that would make this dataset, from the file that the URI names or resembles."""
+    stem, _, ending = uri.rpartition(".")
+    if stem and ending.lower() in ("jsonl", "json", "csv", "parquet"):
+        return f"reembed import {shlex.quote(uri)} --to {shlex.quote(stem + '.lance')}"
+    return f"reembed import documents.jsonl --to {shlex.quote(uri)}"

@@ -1,0 +1,116 @@
+"""What differs between two versions of a source: where rows may differ, how many, and since when."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from reembed.source import delta as files
+from reembed.source.dataset import Source
+from reembed.source.delta import Delta, fragments_of
+from reembed.source.documents import columns_read, doc_ids
+from reembed.source.opening import open_source, planned_dataset
+
+_COUNTED_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a version of the source has that an earlier one lacks."""
+
+    why: str | None
+    """Why the versions cannot be told apart by their files."""
+    documents: int | None
+    """At most how many were written or deleted; None where that was not counted."""
+    since: dt.datetime | None
+    """When the first version after the earlier one was written, UTC; None where that is not known."""
+
+
+def later(since: Source, newest: Source, *, count: bool) -> Later:
+    """Return what `newest` has that an earlier version of its dataset lacks.
+
+    Raises:
+        SourceError, OSError, ValueError: a version cannot be read.
+    """
+    older, newer = planned_dataset(since.ref, newest.options), newest.dataset()
+    if older is None:
+        return Later(_gone(since), None, _written_after(newest, 0))
+    documents = _documents_changed(since, older, newest, newer) if count else None
+    return Later(None, documents, _written_after(newest, since.version))
+
+
+def why_no_delta(before: Source, after: Source) -> str | None:
+    """Return why an earlier version cannot be told from a later one by its files; None if it can."""
+    return None if after.is_as_planned(before.ref) else _gone(before)
+
+
+def delta(before: Source, after: Source) -> Delta:
+    """Return where rows may differ between two versions of one dataset."""
+    return _delta(after, before.dataset(), after.dataset())
+
+
+def ids_left(source: Source, delta: Delta) -> pa.ChunkedArray:
+    """Return ids of rows of this version that a delta to a later one says are gone or changed."""
+    return _ids_left(source, source.dataset(), delta)
+
+
+def _gone(source: Source) -> str:
+    return f"version {source.version} of the source is gone, or another dataset took its place"
+
+
+def _delta(source: Source, older: lance.LanceDataset, newer: lance.LanceDataset) -> Delta:
+    """Compare by files; with a filter every column counts, as it may name any."""
+    return files.delta(older, newer, None if source.ref.filter else columns_read(source.ref))
+
+
+def _written_after(newest: Source, version: int) -> dt.datetime | None:
+    """Return when the first version after `version` was written, UTC.
+
+    If that one was cleaned up: when `version` was, which is earlier. None if neither is there.
+    """
+    dataset = newest.dataset()
+    versions = [v["version"] for v in dataset.version_refs()]
+    known = next((v for v in (version + 1, version) if v in versions), None)
+    if known is None:
+        return None
+    if known != dataset.version:
+        dataset = open_source(newest.uri, known, newest.options)
+    return dataset.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
+
+
+def _documents_changed(
+    since: Source, older: lance.LanceDataset, newest: Source, newer: lance.LanceDataset
+) -> int | None:
+    """Return at most how many documents were written or deleted; None if counting reads many rows."""
+    found = _delta(newest, older, newer)
+    new = fragments_of(newer, found.written)
+    old = fragments_of(older, (*found.left, *found.thinned))
+    if sum(f.count_rows() for f in (*new, *old)) > _COUNTED_ROWS:
+        return None
+    written = _ids(newest, newer, found.written)["doc_id"].to_pylist()
+    return len({*written, *_ids_left(since, older, found).to_pylist()})
+
+
+def _ids_left(source: Source, dataset: lance.LanceDataset, delta: Delta) -> pa.ChunkedArray:
+    gone = [_ids(source, dataset, delta.left)]
+    for fragment, addresses in delta.thinned.items():
+        rows = _ids(source, dataset, [fragment])
+        gone.append(rows.filter(pa.array(np.isin(rows["_rowaddr"].to_numpy(), addresses))))
+    return pa.concat_tables(gone)["doc_id"]
+
+
+def _ids(source: Source, dataset: lance.LanceDataset, fragments: Sequence[int]) -> pa.Table:
+    """Return doc_id and `_rowaddr` of the documents in these fragments."""
+    scanner = dataset.scanner(
+        columns=[source.ref.id_column],
+        filter=source.ref.filter,
+        fragments=fragments_of(dataset, fragments),
+        with_row_address=True,
+    )
+    rows = scanner.to_table() if fragments else scanner.projected_schema.empty_table()
+    return pa.table({"doc_id": doc_ids(source.ref, rows), "_rowaddr": rows["_rowaddr"]})
