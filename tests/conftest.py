@@ -48,6 +48,8 @@ from reembed.config.settings import Config, load
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "a-secret-of-nobody",
+    "CORPUS_ID": "an-id-of-the-corpus",  # of the store in tests/flow/test_two_stores.py
+    "CORPUS_PASS": "a-password-of-the-corpus",
     "HF_HUB_OFFLINE": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
