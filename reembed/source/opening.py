@@ -54,14 +54,16 @@ def planned_dataset(planned: SourceRef, options: Options) -> lance.LanceDataset 
     """Return the version that a record names; None if it is gone, or made of other files.
 
     Raises:
-        OSError: the store did not answer.
-        SourceError: the environment lacks a variable that the options name.
+        SourceError: the store did not answer or refused, or the environment lacks a variable that
+            the options name.
     """
     try:
         with _naming(planned.uri):
             dataset = open_dataset(planned.uri, planned.version, dict(options))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _cannot_open(planned.uri, planned.version, options, error) from error
     return dataset if planned.fingerprint == fingerprint(dataset) else None
 
 

@@ -15,6 +15,7 @@ from inline import Inline, Silent
 from obstore.exceptions import BaseError
 
 from reembed.lifecycle.promote import Reasons, admissible
+from reembed.errors import SourceError
 from reembed.source.dataset import Source
 from reembed.store.lance import open_dataset
 from reembed.strategies.full_rebuild import full_rebuild
@@ -107,7 +108,7 @@ def test_a_refused_request_is_not_taken_for_a_dataset_that_is_gone(store, monkey
             store.arm("expired", len(found) + 1)
             try:
                 said = asks()
-            except (OSError, BaseError) as error:
+            except (OSError, BaseError, SourceError) as error:
                 said = "no answer" if not isinstance(error, FileNotFoundError) else "gone"
             if store.report()["injected"] is None:
                 return found

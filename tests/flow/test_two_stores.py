@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import lance
 import obstore
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from conftest import Bucket
 from inline import Inline, Silent
 from moto.moto_server.werkzeug_app import create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.test import EnvironBuilder
 
 from reembed.api import catalog_of
+from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
 from reembed.errors import SourceError
 from reembed.source.dataset import Source
@@ -31,10 +35,15 @@ KEYS = {"aws_access_key_id": "env:CORPUS_ID", "aws_secret_access_key": "env:CORP
 _REFUSED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
+class _Silent(WSGIRequestHandler):
+    def log_request(self, *_: Any) -> None:
+        pass
+
+
 @pytest.fixture
 def corpora() -> Iterator[Bucket]:
     """An empty bucket of another S3 server, which answers to the keys of the corpus alone."""
-    app = create_backend_app("s3")
+    app, name = create_backend_app("s3"), f"corpora-{uuid.uuid4().hex[:12]}"
 
     def guarded(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
         if "Credential=an-id-of-the-corpus/" in environ.get("HTTP_AUTHORIZATION", ""):
@@ -42,7 +51,7 @@ def corpora() -> Iterator[Bucket]:
         start("403 Forbidden", [("Content-Type", "application/xml")])
         return [_REFUSED]
 
-    server = make_server("127.0.0.1", 0, guarded, threaded=True)
+    server = make_server("127.0.0.1", 0, guarded, threaded=True, request_handler=_Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options = {
         "aws_endpoint": f"http://127.0.0.1:{server.server_port}",
@@ -51,15 +60,10 @@ def corpora() -> Iterator[Bucket]:
         **KEYS,
     }
     with server:
-        app({**_request("PUT", "/corpora")}, lambda *_: None)
-        yield Bucket("s3://corpora", options)
+        request = EnvironBuilder(method="PUT", path=f"/{name}", base_url="http://127.0.0.1")
+        app(request.get_environ(), lambda *_: None)
+        yield Bucket(f"s3://{name}", options)
         server.shutdown()
-
-
-def _request(method: str, path: str) -> dict[str, Any]:
-    from werkzeug.test import EnvironBuilder
-
-    return EnvironBuilder(method=method, path=path, base_url="http://127.0.0.1").get_environ()
 
 
 def documents(bucket: Bucket, rows: pa.Table, mode: str = "create") -> str:
@@ -130,10 +134,10 @@ def test_every_verb_reaches_a_source_in_another_store_with_its_own_keys(
     assert cli("status", "-c", new)["live"]["lag"]["documents"] == 1
     third = catch_up(config, second, Silent(), executor=Inline())
     assert third.rows == 151
-    assert cli("promote", "-c", new, "--release", third.id)["behind"]["documents"] == 0
+    assert cli("promote", third.id, "-c", new)["behind"]["documents"] == 0
     assert cli("verify", "-c", new, "--release", third.id)["passed"]
     pins = Source(third.source, config.stores.source).dataset().tags.list().keys()
-    assert first in cli("gc", "-c", new, "--yes")["removed"]
+    assert cli("gc", "-c", new, "--yes")["removed"] == [second.id], f"{first} is the previous one"
     left = Source(third.source, config.stores.source).dataset().tags.list().keys()
     assert len(left) < len(pins), "the source keeps a version for a release that is gone"
     holds_no_key(catalog_of(config).storage)
@@ -143,10 +147,10 @@ def test_every_verb_reaches_a_source_in_another_store_with_its_own_keys(
     assert lag["newest"] is None
     assert lag["why"].startswith(f"cannot open the dataset {uri}")
     for verb in (["verify", "--release", third.id], ["run"], ["catch-up", third.id]):
-        said = cli.process(*verb, "-c", lost)
-        assert said.returncode in (1, 2), said.stdout + said.stderr
-        assert "source.options" in said.stderr.replace("\n", " "), (verb, said.stderr)
-        assert "-of-the-corpus" not in said.stdout + said.stderr
+        said = CliRunner().invoke(reembed_cli, [*verb, "-c", lost])
+        assert said.exit_code in (1, 2), (verb, said.output)
+        assert "source.options" in said.output, (verb, said.output)
+        assert "-of-the-corpus" not in said.output
 
 
 def test_a_source_with_wrong_keys_is_answered_with_where_they_are_set(
