@@ -13,6 +13,7 @@ from releases import make_release
 from reembed.catalog.releases import Catalog, SourceRef
 from reembed.config.settings import Config
 from reembed.lifecycle.moves import roll_back
+from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, caught_up, lag, note, noted_place
 from reembed.source.lag import behind as compared
@@ -106,7 +107,8 @@ def test_who_notes_late_takes_nothing_back(behind):
         for path, _ in [*catalog.storage.objects(f"runs/{release.run_id}/")]:
             catalog.storage.remove(path)
         for done, (number, version) in enumerate(order, 1):
-            note(catalog, release, number, replace(newest, version=version))
+            ref = replace(newest.ref, version=version)
+            note(catalog, release, number, replace(newest, ref=ref))
             assert noted_place(catalog, release) == max(order[:done])
             assert caught_up(catalog, release).version == max(order[:done])[1]
     folder = f"runs/{release.run_id}/caught-up"
@@ -140,19 +142,19 @@ def test_why_a_version_cannot_be_read_is_told_in_the_words_of_the_store(behind, 
 def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahead, seconds):
     catalog, release, _ = behind
 
-    def written_after(self, newest, version):
+    def written_after(newest, version):
         return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead)
 
-    monkeypatch.setattr(Source, "_written_after", written_after)
+    monkeypatch.setattr(versions, "_written_after", written_after)
     assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
 
 
 def test_seconds_count_from_the_first_version_that_the_release_lacks(behind, monkeypatch):
     catalog, release, _ = behind
     asked: list[int] = []
-    plain = Source._written_after
+    plain = versions._written_after
     monkeypatch.setattr(
-        Source, "_written_after", lambda *given: asked.append(given[-1]) or plain(*given)
+        versions, "_written_after", lambda *given: asked.append(given[-1]) or plain(*given)
     )
     assert lag(catalog, release).why is None
     assert asked == [1]
