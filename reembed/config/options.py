@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-
 from dataclasses import dataclass, field
 
 from pydantic import AfterValidator

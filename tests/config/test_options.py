@@ -27,7 +27,9 @@ def test_each_store_has_its_own_settings_and_takes_the_next_ones_where_it_has_no
     pairs = {name: tuple(value.items()) for name, value in (("r", root), ("s", own), ("q", other))}
 
     def stores(source, gate):
-        found = config(source={"options": source}, gate={"options": gate}, storage={"options": root})
+        found = config(
+            source={"options": source}, gate={"options": gate}, storage={"options": root}
+        )
         return found.stores.source, found.stores.queries
 
     assert stores(None, None) == (pairs["r"], pairs["r"])
@@ -46,7 +48,9 @@ def test_a_secret_is_looked_up_in_the_environment_when_a_store_is_opened(monkeyp
         "aws_secret_access_key": "a-password-of-the-corpus",
         "aws_region": "s",
     }
-    kept = (pickle.dumps(source) + repr(made).encode() + str(made.shown()).encode()).decode("latin-1")
+    kept = (pickle.dumps(source) + repr(made).encode() + str(made.shown()).encode()).decode(
+        "latin-1"
+    )
     assert "of-the-corpus" not in kept
     assert made.shown()["source"]["options"] == {**KEYS, "aws_region": "s"}
     assert redacted("refused: an-id-of-the-corpus") == "refused: ***"
@@ -76,13 +80,17 @@ def test_keys_are_not_sent_with_the_session_token_of_others(monkeypatch):
 
 
 @pytest.mark.parametrize("section", ["source", "gate", "storage"])
-def test_a_secret_itself_is_refused_in_every_section_and_one_that_was_left_out_is_asked_for(section):
+def test_a_secret_itself_is_refused_in_every_section_and_one_that_was_left_out_is_asked_for(
+    section,
+):
     with pytest.raises(ValueError, match="aws_secret_access_key is a secret; export it") as refused:
         config(**{section: {"options": {"aws_secret_access_key": "hunter2"}}})
     assert "hunter2" not in str(refused.value.errors()[0]["msg"])
     with pytest.raises(ValueError, match=rf"add --set {section}.options.proxy_url=VALUE"):
         config(**{section: {"options": {"proxy_url": "***"}}})
-    assert shown_override(f"{section}.options.proxy_url=hunter2") == f"{section}.options.proxy_url=***"
+    assert (
+        shown_override(f"{section}.options.proxy_url=hunter2") == f"{section}.options.proxy_url=***"
+    )
     named = f"{section}.options.aws_access_key_id=env:NAME"
     assert shown_override(named) == named
 

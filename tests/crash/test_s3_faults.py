@@ -14,8 +14,8 @@ from crash.s3_faults import KINDS, Store
 from inline import Inline, Silent
 from obstore.exceptions import BaseError
 
-from reembed.lifecycle.promote import Reasons, admissible
 from reembed.errors import SourceError
+from reembed.lifecycle.promote import Reasons, admissible
 from reembed.source.dataset import Source
 from reembed.store.lance import open_dataset
 from reembed.strategies.full_rebuild import full_rebuild

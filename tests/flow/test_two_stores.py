@@ -69,9 +69,7 @@ def corpora() -> Iterator[Bucket]:
 def documents(bucket: Bucket, rows: pa.Table, mode: str = "create") -> str:
     uri = f"{bucket.uri}/passages.lance"
     options = Storage(bucket.uri, tuple(bucket.options.items())).lance_options
-    lance.write_dataset(
-        rows, uri, mode=mode, enable_stable_row_ids=True, storage_options=options
-    )
+    lance.write_dataset(rows, uri, mode=mode, enable_stable_row_ids=True, storage_options=options)
     return uri
 
 
@@ -88,6 +86,18 @@ def holds_no_key(storage: Storage) -> None:
     assert any(path.endswith("config.yaml") for path in paths)
     kept = b"".join(storage.read_bytes(path) for path in paths)
     assert b"-of-the-corpus" not in kept
+
+
+def names_its_settings(cli: Any, lost: str, uri: str, release: str) -> None:
+    """What verbs say where the config names the source, and not how its store is reached."""
+    lag = cli("status", "-c", lost)["live"]["lag"]
+    assert lag["newest"] is None
+    assert lag["why"].startswith(f"cannot open the dataset {uri}")
+    for verb in (["verify", "--release", release], ["run"], ["catch-up", release]):
+        said = CliRunner().invoke(reembed_cli, [*verb, "-c", lost])
+        assert said.exit_code in (1, 2), (verb, said.output)
+        assert "source.options" in said.output, (verb, said.output)
+        assert "-of-the-corpus" not in said.output
 
 
 @pytest.mark.ray
@@ -142,15 +152,7 @@ def test_every_verb_reaches_a_source_in_another_store_with_its_own_keys(
     assert len(left) < len(pins), "the source keeps a version for a release that is gone"
     holds_no_key(catalog_of(config).storage)
 
-    lost = file(256, None)  # where the source is named, and not how its store is reached
-    lag = cli("status", "-c", lost)["live"]["lag"]
-    assert lag["newest"] is None
-    assert lag["why"].startswith(f"cannot open the dataset {uri}")
-    for verb in (["verify", "--release", third.id], ["run"], ["catch-up", third.id]):
-        said = CliRunner().invoke(reembed_cli, [*verb, "-c", lost])
-        assert said.exit_code in (1, 2), (verb, said.output)
-        assert "source.options" in said.output, (verb, said.output)
-        assert "-of-the-corpus" not in said.output
+    names_its_settings(cli, file(256, None), uri, third.id)
 
 
 def test_a_source_with_wrong_keys_is_answered_with_where_they_are_set(
