@@ -179,7 +179,7 @@ class Done:
 
 
 def _row(name: str, times: Times, found: Vectors, done: Done) -> common.Figures:
-    from reembed.encoders.local.canary import cosines_of
+    from reembed.encoders.probes import cosines_of
 
     wall = statistics.median(t[0] for t in times[name])
     by_round = [
@@ -313,8 +313,9 @@ def _sentence_transformers(where: str, texts: list[str]) -> dict[str, Engine]:
 def _reembed(model: str) -> dict[str, Engine]:
     from reembed.config.settings import EncoderConfig
     from reembed.encoders.local.batches import Padded
+    from reembed.encoders.local.load import _Loader, load
     from reembed.encoders.local.profile import read_profile
-    from reembed.encoders.local.sentence import SentenceEncoder, _Loader, load
+    from reembed.encoders.local.sentence import SentenceEncoder
 
     section = EncoderConfig(model=model)
 
@@ -322,7 +323,7 @@ def _reembed(model: str) -> dict[str, Engine]:
         return lambda given: encoder.embed(encoder.tokenize(given, "document"))
 
     profile = read_profile(section)
-    stock = _Loader(profile, section, "cpu", TOKENS).model()
+    stock = _Loader(profile, "cpu", TOKENS).model()
     form = Padded(profile.tokenizer.pad_id, type_ids=profile.tokenizer.type_ids)
     found = {
         "token-sorted padded float32": embed(SentenceEncoder(profile, stock, "cpu", TOKENS, form))

@@ -158,11 +158,8 @@ def measure(shape: Shape, folder: Path, args: argparse.Namespace, has_gpu: bool)
     found: common.Figures = {"batch_tokens": encoder.batch_tokens, "path": encoder.path}
     found["load_s"] = round(load_s, 1)
     found["notes"] = list(encoder.notes)
-    from reembed.encoders.base import Work
-
     for kind in args.lengths.split(","):
         texts, tokens = _texts(kind, shape)
-        encoder.work = Work()
         ahead = encoder.tokenize(texts, "document")
         engines["reembed embed"] = partial(_embed_ahead, encoder, ahead)
         engines["reembed embed, not compiled"] = partial(_embed_as_written, encoder, ahead)
@@ -174,7 +171,7 @@ def measure(shape: Shape, folder: Path, args: argparse.Namespace, has_gpu: bool)
                 some = texts if whole else texts[: max(256, len(texts) // 16)]
                 share = len(some) / len(texts)
                 rates[name].append(share * tokens / _timed(engine, some))
-        found[kind] = _rows(rates, encoder, tokens)
+        found[kind] = _rows(rates, encoder, ahead)
         common.say(f"{shape.name}, {kind}: " + ", ".join(_words(found[kind])))
     return found
 
@@ -191,10 +188,10 @@ def _embed_as_written(encoder: Any, tokens: Any, _: list[str]) -> npt.NDArray[np
         return _embed_ahead(encoder, tokens, _)
 
 
-def _rows(rates: dict[str, list[float]], encoder: Any, tokens: int) -> common.Figures:
+def _rows(rates: dict[str, list[float]], encoder: Any, tokens: Any) -> common.Figures:
     best = {name: float(np.median(found)) for name, found in rates.items()}
-    work = encoder.work
-    per_token = work.flop / max(1, work.tokens)
+    stats = encoder.embed_tokens(tokens).stats
+    per_token = stats.flop / max(1, stats.model_tokens)
     rows: common.Figures = {
         name: {"tokens_per_s": round(rate), "tflops": round(rate * per_token / 1e12, 1)}
         for name, rate in best.items()
@@ -247,7 +244,7 @@ def _engines(where: Path, shape: Shape, has_gpu: bool) -> tuple[dict[str, Engine
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from reembed.encoders.local import sentence
+    from reembed.encoders.local.load import load
 
     device = "cuda" if has_gpu else "cpu"
     plain = SentenceTransformer(str(where), device=device)
@@ -265,7 +262,7 @@ def _engines(where: Path, shape: Shape, has_gpu: bool) -> tuple[dict[str, Engine
     )
     started = time.perf_counter()
     budget = _BUDGETS[0] if has_gpu else 4_096
-    encoder = sentence.load(section, device, "auto", budget, compile_layers=True)
+    encoder = load(section, device, "auto", budget, for_job=True)
     load_s = time.perf_counter() - started
     if has_gpu:
         encoder.batch_tokens = _best_budget(encoder, shape)

@@ -187,12 +187,13 @@ def bare_loop(args: argparse.Namespace) -> common.Figures:
 
     from reembed.config.settings import EncoderConfig
     from reembed.encoders import load_encoder
+    from reembed.encoders.tokens import require_tokens
 
     niceness = os.nice(RAY_NICENESS)
     texts = [row["text"] for row in common.read_jsonl(args.bare_loop)]
     section = EncoderConfig(model=args.model, max_length=args.max_length)
     begun = time.perf_counter()
-    encoder = load_encoder(section, batch_tokens=args.batch_tokens)
+    encoder = require_tokens(load_encoder(section, batch_tokens=args.batch_tokens))
     started = time.perf_counter()
     tokens = 0
     embed_s = 0.0

@@ -242,7 +242,7 @@ class Embed:
         import pyarrow as pa
 
         texts = batch["text"].to_pylist()
-        vectors = self._encoder.embed(self._encoder.tokenize(texts, "document"))
+        vectors = self._encoder.embed_documents(texts).vectors
         return pa.table(
             [batch["_id"], pa.array(list(vectors), self._schema.field(1).type)], self._schema
         )

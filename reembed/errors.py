@@ -4,7 +4,11 @@ ReembedError (1)                a failure with a known reason
 ├── UsageError (2)              the command line or the config is wrong
 │   └── ConfigError             one or more settings are wrong; all of them are named at once
 ├── SourceError (2)             the source dataset cannot be used as it is
-├── EncoderError (2)            the model cannot be loaded or does not fit
+├── EncoderError (2)            an encoder cannot embed
+│   ├── SetupError (2)          the model cannot be loaded, or a setting does not fit: the run stops
+│   ├── DocumentError (1)       this text cannot be embedded: a dead letter
+│   └── ProviderError (75)      the model's provider does not answer: wait, then the same command resumes
+│       └── ProviderBusy (75)   it asks for patience
 ├── SpaceMismatch (2)           vectors of two spaces would meet
 ├── RunFailed (1)               a rebuild stopped; the same command resumes it
 │   └── TooManyDeadLetters      more documents could not be embedded than are allowed
@@ -67,9 +71,43 @@ class SourceError(ReembedError):
 
 
 class EncoderError(ReembedError):
-    """The model is missing, incomplete, or produces something else than configured."""
+    """An encoder cannot embed. Its subclasses say whose fault it is."""
 
     exit_code = 2
+
+
+class SetupError(EncoderError):
+    """The model is missing, incomplete, or produces something else than configured."""
+
+
+class DocumentError(EncoderError):
+    """A text that this model cannot embed. Other texts are not affected."""
+
+    exit_code = 1
+
+
+class ProviderError(EncoderError):
+    """The model's provider does not answer, or answers with an error that is not about the texts.
+
+    No document is to blame: the worker waits, tries again, and in the end stops.
+    """
+
+    exit_code = 75
+
+    def __init__(
+        self,
+        what: str,
+        why: str | None = None,
+        fix: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """`retry_after_s`: how long the provider asks to wait, if it does."""
+        super().__init__(what, why, fix)
+        self.retry_after_s = retry_after_s
+
+
+class ProviderBusy(ProviderError):
+    """The provider answers that it has no capacity now, or that a rate limit is reached."""
 
 
 class SpaceMismatch(ReembedError):

@@ -6,25 +6,71 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from reembed.errors import SpaceMismatch
+
+WHOLE_DOCUMENTS = "none"
+"""Chunking of a space with one vector per document; what exceeds max_length is cut."""
+_LABELS = ("model", "revision")
+
+
+@dataclass(frozen=True)
+class ContentIdentity:
+    """A model whose files can be read: equal bytes are the same model, wherever they lie."""
+
+    weights_sha256: str
+    """Over the weights and the settings of the modules."""
+    tokenizer_sha256: str
+    kind: Literal["content"] = "content"
+
+    @property
+    def model_sha256(self) -> str:
+        """The weights' digest: the model without its tokenizer, prompts and stored dtype."""
+        return self.weights_sha256
+
+
+@dataclass(frozen=True)
+class ProviderIdentity:
+    """A model behind an endpoint: the name under which its provider serves it.
+
+    A name is a promise, not a proof; the golden vectors show whether the provider keeps it.
+    """
+
+    provider: str
+    model: str
+    revision: str | None
+    """The provider's version of the model, if it has one."""
+    pinned_on: str
+    """ISO date from which the name is taken to mean this model; a new date is a new space."""
+    kind: Literal["provider"] = "provider"
+
+    @property
+    def model_sha256(self) -> str:
+        """Digest of the provider, the name, the revision and the date."""
+        return _sha256(asdict(self))
+
+
+Identity = Annotated[ContentIdentity | ProviderIdentity, Field(discriminator="kind")]
+"""What makes two models the same model."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A model version, described by content: the same weights in another folder are the same space.
+    """A model version: the model's identity, and every setting that changes its vectors.
 
-    `model` and `revision` are labels for people and for loading; the digests stand for them in the
+    `model` and `revision` are labels for people and for loading; the identity stands for them in the
     id, so a moved folder or a re-tagged revision with equal bytes keeps its vectors.
     """
 
     model: str
     revision: str | None
-    weights_sha256: str
-    tokenizer_sha256: str
-    pooling: str
+    identity: Identity
+    pooling: str | None
+    """None where a provider pools."""
     prompt_query: str
     prompt_document: str
     normalize: bool
@@ -37,39 +83,58 @@ class Space:
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits over every field but the labels."""
-        names = {f.name for f in fields(self)} - {"model", "revision"}
-        content = {name: getattr(self, name) for name in names}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _sha256({k: v for k, v in asdict(self).items() if k not in _LABELS})[:12]
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Digest of the tokenizer's files; None where a provider tokenizes."""
+        return getattr(self.identity, "tokenizer_sha256", None)
+
+    def stored_as(self, vector_dtype: str) -> Space:
+        """The space of the same vectors, stored in another number type."""
+        return replace(self, vector_dtype=vector_dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and the id for whoever reads the file."""
+        """All fields, and the id for people who read the file."""
         return {"id": self.id, **asdict(self)}
 
     def require(self, other: Space, where: str) -> None:
-        """Refuse to let vectors of another space in.
+        """Refuse vectors of another space.
 
         Raises:
             SpaceMismatch: naming the fields that differ.
         """
         if self.id == other.id:
             return
-        mine, theirs = asdict(self), asdict(other)
+        mine, theirs = _flat(self), _flat(other)
         differing = ", ".join(
-            f"{k} {mine[k]!r} against {theirs[k]!r}"
-            for k in mine
-            if mine[k] != theirs[k] and k not in ("model", "revision")
+            f"{name} {mine.get(name)!r} against {theirs.get(name)!r}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
         )
         raise SpaceMismatch(f"{where}: space {other.id} where {self.id} is needed", differing)
 
 
 def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
-    """The space that `whole` makes of a record without its id, which must be that of its fields.
+    """Return the space that `whole` makes of a record without its id, which must match its fields.
 
     Raises:
         SpaceMismatch: the record's id is not the id of its fields.
     """
-    is_record = isinstance(record, dict)
-    space = whole({k: v for k, v in record.items() if k != "id"} if is_record else record)
-    if is_record and space.id != record.get("id"):
+    if not isinstance(record, dict):
+        return whole(record)
+    space = whole({k: v for k, v in record.items() if k != "id"})
+    if space.id != record.get("id"):
         raise SpaceMismatch(f"space {record.get('id')} describes the fields of space {space.id}")
     return space
+
+
+def _flat(space: Space) -> dict[str, Any]:
+    """Fields by name, those of the identity among them, without the labels."""
+    fields = {k: v for k, v in asdict(space).items() if k not in _LABELS}
+    identity: dict[str, Any] = fields.pop("identity")
+    return identity | fields
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ All that is real but Ray: source, encoder, staging, commit, index, verification,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ class Inline:
     """As `reembed.engine.executor.Executor` asks."""
 
     where = "this process"
+    wait = staticmethod(time.sleep)
+    """For a model's provider."""
 
     @contextmanager
     def connected(self, config: Config) -> Iterator[Inline]:
@@ -35,10 +38,9 @@ class Inline:
         on_receipt: Callable[[UnitDone], None],
         stop: Stop,
     ) -> None:
-        embedder = UnitEmbedder(job)
+        embedder = UnitEmbedder(job, self.wait)
         for unit in self.order(units):
-            tokenizer = work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
-            documents = work.tokenized(work.read(job, unit), tokenizer)
+            documents = work.prepared(job, work.read(job, unit))
             on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
 
     def order(self, units: list[EmbedUnit]) -> list[EmbedUnit]:

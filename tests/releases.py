@@ -12,13 +12,13 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.gate import Rule, combine
-from reembed.space import Space
+from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
 from reembed.table.read import manifest_proof
 
 GATE = FrozenGate(queries="q", sha256="0", count=30)
 SOURCE = SourceRef("s", 1, "f", "i", "t", None, ())
-SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, 128, "none", "float32", 8)
+SPACE = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, 128, "none", "float32", 8)
 
 
 def sha256(content: str) -> str:

@@ -1,65 +1,59 @@
-"""Encoders: which space a configuration means, its tokenizer, and the model that embeds.
+"""Encoders: which space a configuration means, and the model that embeds.
 
 `encoder.model` is a sentence-transformers folder, a hub id with a commit, `package:NAME/FOLDER`, or
-`hashing:DIM[:SALT]`. Importing this loads neither torch nor transformers.
+`hashing:DIM[:SALT]`; `registry` maps each to its backend. Importing this loads neither torch nor
+transformers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reembed.encoders.base import Encoder, Kind, Tokenizer, Tokens, Vectors
-from reembed.encoders.hashing import HashingEncoder
-from reembed.encoders.local.profile import read_profile
+from reembed.encoders.base import Embedded, Encoder, EncoderStats, Kind, Vectors
+from reembed.encoders.registry import LoadOptions, backend_of
+from reembed.encoders.tokens import TokenEncoder, Tokenizer, Tokens
+from reembed.errors import SetupError
 from reembed.space import Space
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
 
 __all__ = [
+    "Embedded",
     "Encoder",
+    "EncoderStats",
     "Kind",
+    "TokenEncoder",
     "Tokenizer",
     "Tokens",
     "Vectors",
     "describe",
     "load_encoder",
     "load_tokenizer",
-    "tokenizer_sha256",
 ]
 
 
 def describe(config: EncoderConfig, vector_dtype: str) -> Space:
-    """The space of the vectors that `config` gives, stored as `vector_dtype`; loads no weights.
+    """Return the space of the vectors that `config` gives, stored as `vector_dtype`.
 
-    Reads every byte of the model's files once, for their digests.
-
-    Raises:
-        EncoderError: the model is missing, unsafe or unsupported, or a setting does not fit it.
-    """
-    if _is_hashing(config):
-        return HashingEncoder(config).space(vector_dtype)
-    return read_profile(config).space(config, vector_dtype)
-
-
-def tokenizer_sha256(config: EncoderConfig) -> str:
-    """Of the tokenizer's files alone, as in the space.
+    Loads no weights, but reads every byte of a local model's files for their digests.
 
     Raises:
-        EncoderError: as `describe`.
+        SetupError: the model is missing, unsafe or unsupported, or a setting does not fit it.
     """
-    if _is_hashing(config):
-        return HashingEncoder(config).space("float32").tokenizer_sha256
-    return read_profile(config).layout.tokenizer_sha256()
+    return backend_of(config).describe(config).stored_as(vector_dtype)
 
 
 def load_tokenizer(config: EncoderConfig) -> Tokenizer:
-    """The CPU half; loads no weights.
+    """Return the tokenizing half of a local model, without weights.
 
     Raises:
-        EncoderError: as `describe`.
+        SetupError: as `describe`, or this model takes texts, not tokens.
     """
-    return HashingEncoder(config) if _is_hashing(config) else read_profile(config).tokenizer
+    make = backend_of(config).tokenizer
+    if make is None:
+        raise SetupError(f"encoder.model {config.model} has no tokenizer: its provider tokenizes")
+    return make(config)
 
 
 def load_encoder(
@@ -68,27 +62,12 @@ def load_encoder(
     device: str = "auto",
     dtype: str = "auto",
     batch_tokens: int = 16_384,
-    compile_layers: bool = False,
+    for_job: bool = False,
 ) -> Encoder:
-    """The model, ready to embed.
-
-    Args:
-        config: the model and what is changed about it.
-        device: a torch device; auto is CUDA where there is one, else the CPU.
-        dtype: auto, float32, float16 or bfloat16; auto is float32 on the CPU, on CUDA float16 or,
-            where the checkpoint is, bfloat16.
-        batch_tokens: tokens per forward pass, padding included; at least one text each.
-        compile_layers: on CUDA in 16 bits; takes seconds, so for jobs and not for a few texts.
+    """Return the model, ready to embed; the options are those of LoadOptions.
 
     Raises:
-        EncoderError: as `describe`, and where the weights cannot be loaded.
+        SetupError: as `describe`, or the weights cannot be loaded.
     """
-    if _is_hashing(config):
-        return HashingEncoder(config)
-    from reembed.encoders.local.sentence import load
-
-    return load(config, device, dtype, batch_tokens, compile_layers=compile_layers)
-
-
-def _is_hashing(config: EncoderConfig) -> bool:
-    return config.model.startswith("hashing:")
+    options = LoadOptions(device, dtype, batch_tokens, for_job)
+    return backend_of(config).load(config, options)

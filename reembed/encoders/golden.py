@@ -1,9 +1,9 @@
 """Golden vectors: what the model that built a line of releases makes of fixed texts.
 
-The first replica of the line's rebuild stores them with the run; whatever loads the model later (other
+The first replica of the line's rebuild stores them with the run. Whatever loads the model later (other
 replicas, catch-ups, verification, serving) embeds the same texts and must get the same vectors. Equal
 digests do not show that: a library version, a device or a damaged load can make other vectors of the
-same files.
+same files, and a provider can change the model behind a name.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator
 
-from reembed.encoders.base import Encoder, Kind
-from reembed.encoders.local.canary import TEXTS, cosines_of
+from reembed.encoders.base import Encoder, Rows, Vectors, apart
+from reembed.encoders.probes import TEXTS, cosines_of
 from reembed.errors import IntegrityError, SpaceMismatch
-from reembed.store.records import checked
+from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
 
 SAME = 0.999
 """Cosine that equal models reach over devices, number types of 16 bits and more, and batches."""
-_KINDS: tuple[Kind, ...] = ("document", "query")
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 _DIGITS = 7
 
@@ -40,45 +39,43 @@ _Even = Annotated[list[list[float]], AfterValidator(_even)]
 
 
 @dataclass(frozen=True)
-class _Vectors:
-    document: _Even
-    query: _Even
+class Golden:
+    """What one encoder makes of the probe texts."""
 
-
-@dataclass(frozen=True)
-class _Golden:
     device: str
     path: str
     versions: dict[str, str]
-    vectors: _Vectors
+    documents: _Even
+    """[32, dim]; a row of zeros where the model has no vector for a text."""
+    queries: _Even
 
 
 def path(origin: str) -> str:
-    """Path under the root of the golden vectors of a line, by the run that began it."""
+    """Return the path under the root of a line's golden vectors, by the run that began it."""
     return f"runs/{origin}/golden.json"
 
 
 def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
-    """Store the vectors, or hold the encoder against those that are there; notes for people.
+    """Store an encoder's vectors, or compare them with those that are there; return notes for people.
 
     Raises:
-        SpaceMismatch: it makes other vectors.
+        SpaceMismatch: the encoder makes other vectors.
     """
-    mine = _record(encoder)
-    if storage.create(path(origin), mine):
+    mine = _golden(encoder)
+    if storage.create(path(origin), encode(mine)):
         return []
-    first = checked(_Golden, storage.read(path(origin)))
-    _hold(first, mine, f"run {origin}")
-    if first["path"] == mine["path"]:
+    first = decode(Golden, storage.read(path(origin)))
+    _require_same(first, mine, origin)
+    if first.path == mine.path:
         return []
     return [
-        f"the line's first replica computed by {first['path']}, this one by {mine['path']}:"
-        " the same space, other last digits"
+        f"the line's first replica computed by {first.path}, this one by {mine.path}:"
+        " the same space, but other last digits"
     ]
 
 
 def require(storage: Storage, origin: str, encoder: Encoder) -> None:
-    """Hold an encoder against the golden vectors of a line.
+    """Require that an encoder makes the golden vectors of a line.
 
     Raises:
         SpaceMismatch: it makes other vectors.
@@ -87,20 +84,33 @@ def require(storage: Storage, origin: str, encoder: Encoder) -> None:
     first = storage.read_if_there(path(origin))
     if first is None:
         raise IntegrityError(
-            f"{path(origin)} is gone",
-            "nothing shows that the model found now makes the vectors of this line",
+            f"{path(origin)} is missing",
+            "nothing else shows that the model makes the vectors of this line",
             "reembed status     # and put the file back from a backup of the store",
         )
-    _hold(checked(_Golden, first), _record(encoder), f"run {origin}")
+    _require_same(decode(Golden, first), _golden(encoder), origin)
 
 
-def _record(encoder: Encoder) -> dict[str, Any]:
-    return {
-        "device": encoder.device,
-        "path": encoder.path,
-        "versions": _libraries(),
-        "vectors": {kind: _vectors(encoder, kind) for kind in _KINDS},
-    }
+def _golden(encoder: Encoder) -> Golden:
+    made = encoder.embed_documents(TEXTS)
+    documents = made.vectors.copy()
+    documents[list(made.failures)] = np.nan
+    queries = _queries(encoder, documents)
+    return Golden(
+        made.stats.device, made.stats.path, _libraries(), _rows(documents), _rows(queries)
+    )
+
+
+def _queries(encoder: Encoder, like: Vectors) -> Vectors:
+    """float32, shaped as `like`; NaN for a query that the model refuses."""
+
+    def embed(rows: Rows) -> Vectors:
+        return encoder.embed_queries([TEXTS[row] for row in rows])
+
+    vectors = np.full_like(like, np.nan)
+    for rows, found in apart(np.arange(len(TEXTS)), embed)[0]:
+        vectors[rows] = found
+    return vectors
 
 
 @functools.cache  # reading them takes 40 ms
@@ -108,29 +118,33 @@ def _libraries() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _vectors(encoder: Encoder, kind: Kind) -> list[list[float]]:
-    """Rows of [32, dim]; zeros where the model has nothing for a text."""
-    found = encoder.embed(encoder.tokenize(TEXTS, kind)).astype(np.float64)
+def _rows(vectors: Vectors) -> list[list[float]]:
+    """Rounded rows of [32, dim]; zeros where the model has no vector for a text."""
+    found = vectors.astype(np.float64)
     found[~np.isfinite(found).all(axis=1)] = 0.0
     rows: list[list[float]] = np.round(found, _DIGITS).tolist()
     return rows
 
 
-def _hold(first: dict[str, Any], mine: dict[str, Any], where: str) -> None:
-    for kind in _KINDS:
-        least, text = _least(*(np.array(r["vectors"][kind]) for r in (first, mine)))
+def _require_same(first: Golden, mine: Golden, origin: str) -> None:
+    pairs = {
+        "document": (first.documents, mine.documents),
+        "query": (first.queries, mine.queries),
+    }
+    for kind, (golden, found) in pairs.items():
+        least, text = _least(np.array(golden), np.array(found))
         if least < SAME:
             raise SpaceMismatch(
-                f"the model on {mine['device']} makes other vectors than that of {where}"
-                f" on {first['device']}",
+                f"the model on {mine.device} makes other vectors than that of run {origin}"
+                f" on {first.device}",
                 f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"
-                + _versions(first["versions"], mine["versions"]),
+                + _versions(first.versions, mine.versions),
                 "reembed config     # the model folder, embed.dtype; pip install the versions above",
             )
 
 
 def _least(golden: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> tuple[float, int]:
-    """The least cosine and its text, of those for which the golden vector is not zero."""
+    """Return the least cosine and its text, among those whose golden vector is not zero."""
     if golden.shape != found.shape:
         return -1.0, 0
     usable = np.flatnonzero((golden != 0).any(axis=1))

@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from reembed.encoders.base import Kind, Tokens, Vectors, Work
-from reembed.encoders.local.profile import CHUNKING, check_truncate_dim
-from reembed.encoders.local.texts import MOST_CHARACTERS, clean
-from reembed.errors import EncoderError
-from reembed.space import Space
+from reembed.encoders.base import EncoderStats, Kind, Vectors
+from reembed.encoders.tokens import (
+    MOST_CHARACTERS,
+    TokenEncoder,
+    Tokens,
+    blaming_texts,
+    check_truncate_dim,
+    clean,
+)
+from reembed.errors import SetupError
+from reembed.space import WHOLE_DOCUMENTS, ContentIdentity, Space
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
@@ -32,35 +38,31 @@ _PRIME = np.uint64(0x100000001B3)
 Hashes = npt.NDArray[np.uint64]
 
 
-class HashingEncoder:
+class HashingEncoder(TokenEncoder):
     """Tokens are int32 hashes of features; a hash decides its dimension, sign and weight."""
 
-    device = "cpu"
     batch_tokens = 0
-    path = "hashing"
-    notes: tuple[str, ...] = ()
-    peak_flops = 0.0
+    about = EncoderStats(device="cpu", path="hashing")
 
     def __init__(self, config: EncoderConfig) -> None:
         """Read the reference.
 
         Raises:
-            EncoderError: it is not of the form hashing:DIM[:SALT], or a setting does not fit.
+            SetupError: it is not of the form hashing:DIM[:SALT], or a setting does not fit.
         """
         match = _REFERENCE.fullmatch(config.model)
         if match is None:
-            raise EncoderError(
+            raise SetupError(
                 f"encoder.model {config.model}: not of the form hashing:DIM or hashing:DIM:SALT",
                 "DIM is 1 to 99999.",
                 "reembed run --set encoder.model=hashing:64",
             )
         if config.pooling is not None:
-            raise EncoderError(
+            raise SetupError(
                 f"encoder.pooling {config.pooling}: {config.model} has no pooling",
                 fix="remove encoder.pooling",
             )
         self._config = config
-        self.work = Work()
         self._buckets = int(match[1])
         self._salt = match[2] or ""
         check_truncate_dim(config.truncate_dim, self._buckets)
@@ -71,28 +73,34 @@ class HashingEncoder:
             "document": config.prompts.document or "",
         }
 
-    def space(self, vector_dtype: str) -> Space:
-        """The space of these vectors, stored as `vector_dtype`."""
+    @property
+    def sha256(self) -> str:
+        """Digest of what decides the token ids."""
+        return _sha256(f"hashing {_VERSION} {self._salt}")
+
+    def describe(self) -> Space:
+        """Return the space of these vectors, as float32."""
+        weights = _sha256(f"hashing {_VERSION} {self._buckets} {self._salt}")
         return Space(
             model=self._config.model,
             revision=self._config.revision,
-            weights_sha256=_sha256(f"hashing {_VERSION} {self._buckets} {self._salt}"),
-            tokenizer_sha256=_sha256(f"hashing {_VERSION} {self._salt}"),
+            identity=ContentIdentity(weights, self.sha256),
             pooling="sum",
             prompt_query=self._prompts["query"],
             prompt_document=self._prompts["document"],
             normalize=self._normalize,
             truncate_dim=self._config.truncate_dim,
             max_length=self._config.max_length,
-            chunking=CHUNKING,
-            vector_dtype=vector_dtype,
+            chunking=WHOLE_DOCUMENTS,
+            vector_dtype="float32",
             dim=self.dim,
         )
 
+    @blaming_texts()
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
-        """Every word and letter triple in text order, the first max_length kept.
+        """Return every word and letter triple in text order, the first max_length kept.
 
-        A text without any letter or digit has one fixed token; beyond a million characters it is cut.
+        A text without letters and digits has one fixed token. Texts are cut at a million characters.
         """
         prompt = self._prompts[kind]
         parts = [
@@ -107,7 +115,7 @@ class HashingEncoder:
         return _shorten(Tokens(ids, offsets), self._config.max_length)
 
     def embed(self, tokens: Tokens) -> Vectors:
-        """float32 [N, dim], C-contiguous, in the order given."""
+        """Return float32 [N, dim], C-contiguous, in the order given."""
         bits = tokens.ids.view(np.uint32).astype(np.int64)
         rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
         # Weights in [1, 2) keep two features of opposite sign from cancelling to a zero vector.
@@ -122,7 +130,7 @@ class HashingEncoder:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Runs of texts of a few million characters: a feature takes some fifty bytes while it is made."""
+    """Yield groups of a few million characters: making a feature takes about fifty bytes."""
     start = held = 0
     for end, text in enumerate(texts):
         if held > MOST_CHARACTERS:
@@ -133,7 +141,7 @@ def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _features(texts: list[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    """Feature hashes of all texts, flat and in order, and how many each text has."""
+    """Return the feature hashes of all texts, flat and in order, and how many each text has."""
     padded = [f" {' '.join(text.lower().split())} " for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le"), np.uint32).astype(np.uint64)
     codes = np.where((codes < 128) & _SEPARATORS[np.minimum(codes, 127)], _SPACE, codes)
@@ -152,7 +160,7 @@ def _features(texts: list[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
 
 
 def _words(codes: Hashes, letter: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64]) -> Hashes:
-    """One polynomial hash per word; starts: where words begin, int64."""
+    """Return one polynomial hash per word; starts: where words begin, int64."""
     if not len(starts):
         return np.empty(0, np.uint64)
     spans = np.diff(np.append(starts, len(codes)))

@@ -25,7 +25,6 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from reembed.catalog.plan import EmbedUnit, Plan
-from reembed.encoders.base import Tokenizer
 from reembed.engine import cluster
 from reembed.engine import worker as work
 from reembed.engine.cluster import reason, unwrapped
@@ -180,13 +179,7 @@ def _read(job: EmbedJob, unit: EmbedUnit) -> Iterator[pa.Table]:
         return
     with _reading(job, unit):
         documents = work.read(job, unit)
-    if job.embed.tokenizes_apart:
-        documents = work.tokenized(documents, _tokenizer(job))
-    yield _row(unit.id, documents)
-
-
-def _tokenizer(job: EmbedJob) -> Tokenizer:
-    return work.tokenizer_of(job.encoder, job.plan.space.tokenizer_sha256)
+    yield _row(unit.id, work.prepared(job, documents))
 
 
 def _row(unit: str, documents: pa.Table) -> pa.Table:

@@ -1,7 +1,7 @@
-"""What is done with one unit, wherever it runs: tokenize -> embed -> write.
+"""What is done with one unit, wherever it runs: read -> tokenize -> embed -> write.
 
-Documents travel as Arrow tables: doc_id, text_hash, carried columns, then tokens or vectors, and
-`reembed.error`, which is null where all is well.
+Documents travel as Arrow tables: doc_id, text_hash, carried columns, then text, tokens or vectors, and
+`reembed.error`, which is null for a document without an error.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed import digests, encoders, faults
 from reembed.catalog.plan import EmbedUnit, Plan
@@ -27,24 +27,17 @@ from reembed.catalog.receipts import DeadLetter, UnitStats
 from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
-from reembed.encoders.base import Encoder, Tokenizer, Tokens
+from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors, apart
+from reembed.encoders.tokens import Tokenizer, Tokens, require_tokens
 from reembed.engine import attempts, reuse
+from reembed.engine.attempts import Attempt
+from reembed.engine.patience import Patience
 from reembed.engine.progress import UnitDone
-from reembed.errors import RunFailed, SpaceMismatch
+from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT, Source
 from reembed.table import write as table
 from reembed.table.read import as_vectors, from_vectors
 
-# What a document can make a tokenizer or a model raise. Anything else is not the document's fault.
-DOCUMENT_ERRORS = (
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    AssertionError,
-    OverflowError,
-)
 # With a dot, as TEXT: no carried column can be called so.
 _TOKENS, _ERROR, _GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
 _STATS = "reembed.stats"
@@ -71,133 +64,148 @@ class EmbedJob:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the driver was asked to end: no further unit is begun."""
+        """Whether the driver was asked to end: no other unit is started."""
         asked = self.run.storage.read_if_there(self.run.path(DRAIN))
         return asked is not None and bool(asked["token"] == self.token)
 
     def drain(self) -> None:
-        """Ask that no further unit is begun."""
+        """Ask that no other unit is started."""
         self.run.storage.write(self.run.path(DRAIN), {"token": self.token})
 
 
 @functools.cache
 def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
-    """The tokenizer of this process.
+    """Return this process's tokenizer.
 
     Raises:
         SpaceMismatch: its files are not those of the plan's space.
     """
     # Ray runs as many of these tasks as there are cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    here = encoders.tokenizer_sha256(config)
-    if here != sha256:
+    tokenizer = encoders.load_tokenizer(config)
+    if tokenizer.sha256 != sha256:
         raise SpaceMismatch(
             f"{config.model} has another tokenizer on {socket.gethostname()}",
-            f"sha256 {here[:12]} where the plan has {sha256[:12]}: its ids would mean other words",
+            f"sha256 {tokenizer.sha256[:12]} where the plan has {sha256[:12]}: its ids would mean other words",
             "reembed config --check     # on that node: every node needs the same model folder",
         )
-    return encoders.load_tokenizer(config)
+    return tokenizer
 
 
 def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
-    """The unit's documents; `reembed.given` beside those whose vector the run's donors hold."""
+    """Return the unit's documents: text, text_hash, `reembed.error` (null, or why it is not embedded).
+
+    Where the run's donors hold a document's vector, `reembed.given` has it.
+    """
     documents = job.source.read(unit)
+    texts = documents[TEXT]
+    hashes = [digests.NULL if t is None else digests.digest(t) for t in texts.to_pylist()]
+    errors = pc.if_else(texts.is_null(), _NO_TEXT, pa.scalar(None, pa.string()))
+    documents = documents.append_column("text_hash", pa.array(hashes, pa.binary(digests.BYTES)))
+    documents = documents.append_column(_ERROR, errors)
     known = reuse.known(job.run.storage, job.plan)
     if known is None:
         return documents
-    places = known.find(digests.stack(digests.of_column(documents[TEXT])))
-    found = (places >= 0) & documents[TEXT].is_valid().to_numpy()
+    places = known.find(digests.stack(digests.of_column(texts)))
+    found = (places >= 0) & texts.is_valid().to_numpy()
     vectors = np.zeros((documents.num_rows, job.plan.space.dim), np.float32)
     vectors[found] = known.vectors(places[found])
     given = from_vectors(vectors, pa.float32(), valid=found)
     return documents.append_column(_GIVEN, given)
 
 
-def _given(documents: pa.Table, dim: int) -> npt.NDArray[np.float32]:
-    """float32 [N, dim]: vectors that are copied; NaN for documents to embed."""
-    vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
-    if _GIVEN in documents.column_names:
-        column = documents[_GIVEN].combine_chunks()
-        found = column.is_valid()
-        vectors[found.to_numpy(zero_copy_only=False)] = as_vectors(column.filter(found))
-    return vectors
-
-
 def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
-    """doc_id, text -> doc_id, text_hash, `reembed.tokens` large_list<uint16 or int32>, `reembed.error`
-    (null where all is well); how many tokens the prompt has is in the metadata. Documents with a
-    given vector get no tokens."""
-    raw = documents[TEXT].to_pylist()
-    errors: list[str | None] = [_NO_TEXT if text is None else None for text in raw]
-    texts = [(text or b"").decode("utf-8", "replace") for text in raw]
-    parts = _each(
+    """Replace the texts by `reembed.tokens`, large_list<uint16 or int32>.
+
+    A text that cannot be tokenized gets a `reembed.error`; documents with an error or a given vector
+    get no tokens. The length of the prompt is in the metadata.
+    """
+    texts, errors = _texts(documents), documents[_ERROR].to_pylist()
+    parts, failures = apart(
         _to_embed(documents),
         lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"),
-        errors,
     )
+    for row, why in failures.items():
+        errors[row] = why
     lengths = np.zeros(len(texts), np.int64)
     for rows, found in parts:
         lengths[rows] = found.lengths
     ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
     prompt_length = max((found.prompt_length for _, found in parts), default=0)
-    columns = {
-        "text_hash": pa.array(
-            [digests.NULL if t is None else digests.digest(t) for t in raw],
-            pa.binary(digests.BYTES),
-        ),
-        _TOKENS: _column(ids, lengths),
-        _ERROR: pa.array(errors, pa.string()),
-    }
-    out = documents.drop_columns([TEXT])
-    for name, column in columns.items():
-        out = out.append_column(name, column)
+    out = documents.drop_columns([TEXT, _ERROR])
+    out = out.append_column(_TOKENS, _column(ids, lengths))
+    out = out.append_column(_ERROR, pa.array(errors, pa.string()))
     return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
 
 
-def _to_embed(documents: pa.Table) -> npt.NDArray[np.int64]:
-    """int64: rows without a given vector."""
-    if _GIVEN not in documents.column_names:
-        return np.arange(documents.num_rows)
-    return np.flatnonzero(documents[_GIVEN].is_null().to_numpy())
+def prepared(job: EmbedJob, documents: pa.Table) -> pa.Table:
+    """Return documents as an actor takes them: tokenized, if that is to be done apart from the model."""
+    sha256 = job.plan.space.tokenizer_sha256
+    if sha256 is None or not job.embed.tokenizes_apart:
+        return documents
+    return tokenized(documents, tokenizer_of(job.encoder, sha256))
+
+
+def _texts(documents: pa.Table) -> list[str]:
+    return [(text or b"").decode("utf-8", "replace") for text in documents[TEXT].to_pylist()]
+
+
+def _to_embed(documents: pa.Table) -> Rows:
+    """Rows without an error and without a given vector."""
+    todo = documents[_ERROR].is_null().to_numpy()
+    if _GIVEN in documents.column_names:
+        todo = todo & documents[_GIVEN].is_null().to_numpy()
+    return np.flatnonzero(todo)
 
 
 def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
-    """Ids of texts one after the other, without a copy; in 16 bits where all fit: half the bytes."""
+    """Return ids of consecutive texts as lists, without a copy; in 16 bits where all fit."""
     small = not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = pa.array(ids.astype(np.uint16) if small else ids)
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
-def _each(
-    rows: npt.NDArray[np.int64],
-    work: Callable[[npt.NDArray[np.int64]], Any],
-    errors: list[str | None],
-) -> list[tuple[npt.NDArray[np.int64], Any]]:
-    """`work` over rows, halved where it fails until the failing documents stand alone in `errors`."""
-    rows = np.array([r for r in rows if errors[r] is None], np.int64)
-    if not len(rows):
-        return []
-    try:
-        return [(rows, work(rows))]
-    except DOCUMENT_ERRORS as error:
-        if len(rows) == 1:
-            errors[rows[0]] = (
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-            )
-            return []
-    half = len(rows) // 2
-    return [*_each(rows[:half], work, errors), *_each(rows[half:], work, errors)]
+@dataclass
+class _Unit:
+    """A unit while it is embedded; what is done outlasts a wait for the provider."""
+
+    vectors: Vectors
+    """float32 [N, dim]; NaN for documents without a vector."""
+    errors: list[str | None]
+    todo: Rows
+    stats: EncoderStats | None = None
+
+    @classmethod
+    def begin(cls, documents: pa.Table, dim: int) -> _Unit:
+        """Take the vectors that are given; the rest is to do."""
+        vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
+        if _GIVEN in documents.column_names:
+            column = documents[_GIVEN].combine_chunks()
+            found = column.is_valid()
+            vectors[found.to_numpy(zero_copy_only=False)] = as_vectors(column.filter(found))
+        return cls(vectors, documents[_ERROR].to_pylist(), _to_embed(documents))
+
+    def take(self, rows: Rows, found: Embedded) -> None:
+        """These rows are done."""
+        self.vectors[rows] = found.vectors
+        for row, why in found.failures.items():
+            self.errors[rows[row]] = why
+        self.todo = np.setdiff1d(self.todo, rows)
+        self.stats = self.stats + found.stats if self.stats else found.stats
 
 
 class UnitEmbedder:
     """One model replica."""
 
-    def __init__(self, job: EmbedJob) -> None:
-        """Load the model, and hold it against the plan and against the run's other replicas.
+    def __init__(self, job: EmbedJob, wait: Callable[[float], None] = time.sleep) -> None:
+        """Load the model, and compare it with the plan and with the run's other replicas.
+
+        `wait` pauses for so many seconds, while the model's provider does not answer.
 
         Raises:
             SpaceMismatch: it is another model, or makes other vectors of the same texts.
+            ProviderError: its provider did not answer in time.
         """
         here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
         job.plan.space.require(here, "the model this actor would load")
@@ -206,102 +214,120 @@ class UnitEmbedder:
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         self._job = job
         self._worker = uuid.uuid4().hex
+        self._patience = Patience(job.embed.stall_s, job.plan.resume, wait)
         self._encoder: Encoder = encoders.load_encoder(
             job.encoder,
             dtype=job.embed.dtype,
             batch_tokens=job.embed.batch_tokens,
-            compile_layers=True,
+            for_job=True,
         )
-        if self._encoder.dim != job.plan.space.dim:
-            raise SpaceMismatch(
-                f"{job.encoder.model} makes vectors of {self._encoder.dim} dimensions",
-                f"its folder says {job.plan.space.dim}, and so does the plan",
-                "reembed config",
-            )
-        for donor in job.plan.donors:
-            golden.require(job.run.storage, donor.origin, self._encoder)
-        self._other_path = golden.leave(job.run.storage, job.plan.origin, self._encoder)
+        self._other_path = self._patience.through(self._compare)
         self._idle_since: float | None = None
         self._model_s = 0.0
 
-    def embed(self, unit: str, documents: pa.Table) -> pa.Table:
-        """Tokens, or texts, to `vector`, a list of dim floats; documents that fail get a
-        `reembed.error`.
+    def _compare(self) -> list[str]:
+        """Notes on how the model differs from the line's first replica, within the space."""
+        storage, plan = self._job.run.storage, self._job.plan
+        found = self._encoder.embed_documents(["word"]).vectors.shape[1]
+        if found != plan.space.dim:
+            raise SpaceMismatch(
+                f"{self._job.encoder.model} makes vectors of {found} dimensions",
+                f"its description and the plan say {plan.space.dim}",
+                "reembed config",
+            )
+        for donor in plan.donors:
+            golden.require(storage, donor.origin, self._encoder)
+        return golden.leave(storage, plan.origin, self._encoder)
 
-        `UnitStats`, as JSON, are in the metadata.
+    def embed(self, name: str, documents: pa.Table) -> pa.Table:
+        """Return the documents of a unit with `vector`, a list of dim floats, for text or tokens.
+
+        Documents that fail get a `reembed.error`. `UnitStats`, as JSON, are in the metadata.
 
         Raises:
-            RunFailed: so many fail, or all vectors are the same, that it is the set-up.
+            RunFailed: so many fail, or all vectors are the same, that the set-up must be broken.
+            ProviderError: the model's provider did not answer in time.
         """
         started, started_at = time.perf_counter(), time.time()
-        waited = started - (self._idle_since or started)
-        before, model_s = replace(self._encoder.work), self._model_s
-        attempt = attempts.begin(self._job.run, unit, documents.num_rows)
-        with attempts.working(attempt, self._worker):
-            if TEXT in documents.column_names:
-                with self._timing():
-                    documents = tokenized(documents, self._encoder)
-            tokens = _tokens(documents)
-            errors: list[str | None] = documents[_ERROR].to_pylist()
-            for row in attempt.poison:
-                errors[row] = "its embedding kills the process, or does not end"
-            vectors = _given(documents, self._job.plan.space.dim)
-            todo = _to_embed(documents)
-            for start, stop in attempt.ranges():
-                for rows, found in _each(
-                    todo[(todo >= start) & (todo < stop)],
-                    lambda rows: self._embed(tokens.take(rows)),
-                    errors,
-                ):
-                    vectors[rows] = found
-        self._check(unit, vectors, errors)
-        self._check_variety(unit, vectors, documents)
-        done = self._encoder.work - before
+        waited, model_s = started - (self._idle_since or started), self._model_s
+        attempt = attempts.begin(self._job.run, name, documents.num_rows)
+        unit = _Unit.begin(documents, self._job.plan.space.dim)
+        for row in attempt.poison:
+            unit.errors[row] = "its embedding kills the process, or does not end"
+        embed = self._embedding(documents)
+        self._patience.through(lambda: self._try(unit, attempt, embed))
+        self._check(name, unit.vectors, unit.errors)
+        self._check_variety(name, unit.vectors, documents)
+        done = unit.stats or self._encoder.embed_documents([]).stats
         stats = UnitStats(
-            device=self._encoder.device,
-            path=self._encoder.path,
-            notes="; ".join([*self._encoder.notes, *self._other_path]),
-            batch_tokens=self._encoder.batch_tokens,
+            device=done.device,
+            path=done.path,
+            notes="; ".join([*done.notes, *self._other_path]),
+            batch_tokens=done.batch_tokens,
             attempt=attempt.number,
-            copied=documents.num_rows - len(todo),
-            tokens=int(tokens.lengths.sum()),
-            model_tokens=done.tokens,
-            computed_tokens=done.computed,
+            copied=_copied(documents),
+            tokens=done.tokens,
+            model_tokens=done.model_tokens,
+            computed_tokens=done.computed_tokens,
             flop=done.flop,
-            peak_flops=self._encoder.peak_flops * self._share,
+            peak_flops=done.peak_flops * self._share(done.device),
             started_at=started_at,
             waited_s=waited,
             embed_s=time.perf_counter() - started,
             model_s=self._model_s - model_s,
         )
         faults.point("embed.before_write")
-        return self._embedded(documents, vectors, errors, stats)
+        return self._embedded(documents, unit.vectors, unit.errors, stats)
 
     def idle(self) -> None:
         """From now on it waits for a unit."""
         self._idle_since = time.perf_counter()
 
-    def _embed(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        with self._timing():
-            return self._encoder.embed(tokens)
+    def _try(self, unit: _Unit, attempt: Attempt, embed: Callable[[Rows], Embedded]) -> None:
+        """Embed what is left to do.
+
+        After a provider's error the worker takes another id, so that the time it waited does not count
+        against the unit's deadline.
+        """
+        with attempts.working(attempt, self._worker):
+            for start, stop in attempt.ranges():
+                rows = unit.todo[(unit.todo >= start) & (unit.todo < stop)]
+                if not len(rows):
+                    continue
+                try:
+                    with self._timing():
+                        found = embed(rows)
+                except ProviderError:
+                    self._worker = uuid.uuid4().hex
+                    raise
+                unit.take(rows, found)
+
+    def _embedding(self, documents: pa.Table) -> Callable[[Rows], Embedded]:
+        """What embeds rows of these documents: their tokens, or their texts."""
+        encoder = self._encoder
+        if _TOKENS not in documents.column_names:
+            texts = _texts(documents)
+            return lambda rows: encoder.embed_documents([texts[r] for r in rows])
+        tokens, model = _tokens(documents), require_tokens(encoder)
+        return lambda rows: model.embed_tokens(tokens.take(rows))
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
-        """Seconds of the model's work, its tokenizing included where the same cores do it."""
+        """Count the seconds of the model's work, its tokenizing included if it tokenizes itself."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self._model_s += time.perf_counter() - started
 
-    @property
-    def _share(self) -> float:
-        """Of the device: less than 1 where replicas share a GPU."""
-        on_gpu = self._encoder.device.startswith("cuda")
-        return min(1.0, self._job.embed.gpus_per_actor or 1.0) if on_gpu else 1.0
+    def _share(self, device: str) -> float:
+        """Share of the device: less than 1 where replicas share a GPU."""
+        if not device.startswith("cuda"):
+            return 1.0
+        return min(1.0, self._job.embed.gpus_per_actor or 1.0)
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
-        """Find vectors that cannot be stored; they would vanish from every search without an error."""
+        """Give an error to vectors that cannot be stored: no search would find them, or say so."""
         stored_as = np.dtype(self._job.plan.space.vector_dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             stored = vectors.astype(stored_as, copy=False)
@@ -319,14 +345,14 @@ class UnitEmbedder:
         if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
             raise RunFailed(
                 f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
-                f"so many is no accident of single documents; the first: {failed[0]}",
+                f"too many failures to blame single documents; the first: {failed[0]}",
                 "reembed config --check",
             )
 
     def _check_variety(
         self, unit: str, vectors: npt.NDArray[np.float32], documents: pa.Table
     ) -> None:
-        """Different texts with one and the same vector: the model is broken, whatever its norm."""
+        """Refuse one vector for different texts: the model is broken."""
         usable = np.isfinite(vectors).all(axis=1)
         texts = documents["text_hash"].filter(pa.array(usable)).unique()
         if len(texts) >= _SYSTEMATIC_ROWS and (vectors[usable] == vectors[usable][0]).all():
@@ -345,11 +371,18 @@ class UnitEmbedder:
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
-        internal = [c for c in (_TOKENS, _ERROR, _GIVEN) if c in documents.column_names]
+        internal = [c for c in (TEXT, _TOKENS, _ERROR, _GIVEN) if c in documents.column_names]
         out = documents.drop_columns(internal)
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(_ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({_STATS: json.dumps(asdict(stats))})
+
+
+def _copied(documents: pa.Table) -> int:
+    """How many vectors are given."""
+    if _GIVEN not in documents.column_names:
+        return 0
+    return int(documents.num_rows - documents[_GIVEN].null_count)
 
 
 def _tokens(documents: pa.Table) -> Tokens:
@@ -360,12 +393,12 @@ def _tokens(documents: pa.Table) -> Tokens:
 
 
 def stats_of(documents: pa.Table) -> UnitStats:
-    """How an embedded unit was made."""
+    """Return how a unit was embedded."""
     return UnitStats(**json.loads(documents.schema.metadata[_STATS.encode()]))
 
 
 def write(job: EmbedJob, unit: str, documents: pa.Table) -> UnitDone:
-    """Stage an embedded unit, for the driver's progress."""
+    """Stage an embedded unit; return what the driver's progress needs."""
     stats = stats_of(documents)
     failed = documents[_ERROR].is_valid()
     rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])

@@ -340,7 +340,7 @@ def _of_model(catalog: Catalog, live: Release, candidate: Release) -> list[dict[
     new model, and another space costs only a run.
     """
     found = [r for records in _with_live(catalog, live, every=True).values() for r in records]
-    weights = candidate.space.weights_sha256
+    weights = candidate.space.identity.model_sha256
     mine = [r for r in found if r["candidate"]["weights_sha256"] == weights]
     return sorted(mine, key=lambda r: (r["at"], r["candidate"]["release"], r["number"]))
 

@@ -463,7 +463,7 @@ def _reembed(
     encoder = encoders.load_encoder(subject.encoder)
     if subject.origin is not None:
         golden.require(subject.table.storage, subject.origin, encoder)
-    again = encoder.embed(encoder.tokenize([text for _, text in named], "document"))
+    again = encoder.embed_documents([text for _, text in named]).vectors
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = (again * stored).sum(axis=1) / lengths

@@ -20,9 +20,9 @@ import yaml
 
 from reembed import encoders
 from reembed.config.settings import Config
-from reembed.encoders.base import Tokens
 from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
+from reembed.encoders.tokens import Tokens
 from reembed.errors import SourceError, UsageError
 from reembed.source.dataset import TEXT, Source
 
@@ -180,9 +180,9 @@ def _of_dtype(
     budgets = _BUDGETS["gpu" if trials.gpus else "cpu"]
     setting = Setting(dtype, budgets[0], min(trials.cores, _MOST_THREADS))
     encoder = setting.load(trials.config.encoder)
-    for note in encoder.notes:
+    for note in encoder.about.notes:
         trials.say(note)
-    if tried and not encoder.path.endswith(dtype):
+    if tried and not encoder.about.path.endswith(dtype):
         return None
     rates: dict[int, float] = {}
     took = 0.0
@@ -195,12 +195,12 @@ def _of_dtype(
         rate = measure.rate(encoder, trials.tokens, _TRIAL_S / 2)
         took = time.monotonic() - started
         if encoder.batch_tokens < budget and rates:
-            trials.say(f"{encoder.path}: {budget:,} tokens a batch do not fit")
+            trials.say(f"{encoder.about.path}: {budget:,} tokens a batch do not fit")
             break
         budget = encoder.batch_tokens  # what it came down to, where the first did not fit
         rates[budget] = rate
-        trials.say(f"{encoder.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
-        tried.append({"path": encoder.path, "batch_tokens": budget, "tokens_per_s": round(rate)})
+        trials.say(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
+        tried.append({"path": encoder.about.path, "batch_tokens": budget, "tokens_per_s": round(rate)})
     fastest = max(rates.values())
     enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
     return rates[enough], replace(setting, batch_tokens=enough)

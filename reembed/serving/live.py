@@ -84,7 +84,7 @@ class OpenRelease:
             )
         if not texts:
             return np.empty((0, self.release.space.dim), np.float32)
-        return self.encoder.embed(self.encoder.tokenize(texts, "query"))
+        return self.encoder.embed_queries(texts)
 
     def doc_ids(self, row_ids: npt.NDArray[np.int64]) -> list[list[str | int]]:
         """Document ids of row ids [Q, K], without the places that hold no result (-1)."""

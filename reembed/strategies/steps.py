@@ -264,7 +264,7 @@ def _indexed(
     queries = None
     if texts:
         encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
-        queries = encoder.embed(encoder.tokenize(texts, "query"))
+        queries = encoder.embed_queries(texts)
     built = index.build(vectors, config.index, queries, trained=_trained(run, plan, vectors.rows))
     return index_store.save(
         built,

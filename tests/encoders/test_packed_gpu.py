@@ -15,7 +15,8 @@ from torch._dynamo.utils import counters
 
 from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Vectors
-from reembed.encoders.local.sentence import SentenceEncoder, load
+from reembed.encoders.local.load import load
+from reembed.encoders.local.sentence import SentenceEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
@@ -26,7 +27,7 @@ WORDS = ("the", "wing", "of", "a", "slip", "stream", "carries", "seven", "engine
 
 
 @pytest.fixture(autouse=True)
-def compiled_anew() -> None:
+def compiled_afresh() -> None:
     """What an earlier test compiled says nothing of this one."""
     torch.compiler.reset()
     counters.clear()
@@ -52,10 +53,10 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path, architecture: str, dtype: 
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", architecture)))
     given = texts(200)
     golden = vectors(load(section, "cpu", "float32", 4_096), given)
-    encoder = load(section, "cuda", dtype, 4_096, compile_layers=True)
+    encoder = load(section, "cuda", dtype, 4_096, for_job=True)
     if dtype == "float32" or architecture in IN_FLOAT32:
         assert encoder.path == "packed float32", encoder.notes
-        assert all("is asked" in note for note in encoder.notes)
+        assert all("is needed" in note for note in encoder.notes)
     else:
         assert encoder.path == "compiled packed float16", encoder.notes
         assert counters["stats"]["unique_graphs"] > 0
@@ -65,7 +66,7 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path, architecture: str, dtype: 
 
 def test_a_vector_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
+    encoder = load(section, "cuda", "float16", 4_096, for_job=True)
     given = texts(200)
     found = vectors(encoder, given)
     order = np.random.default_rng(1).permutation(len(given))
@@ -77,7 +78,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 1 << 24, compile_layers=True)
+    encoder = load(section, "cuda", "float16", 1 << 24, for_job=True)
     given = texts(2_000)
     found = vectors(encoder, given)
     plain = SentenceEncoder._forward
@@ -96,7 +97,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
 
 def test_batches_of_other_sizes_compile_nothing_more(tmp_path: Path) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
+    encoder = load(section, "cuda", "float16", 4_096, for_job=True)
     vectors(encoder, texts(50))
     with torch.compiler.set_stance("fail_on_recompile"):
         for count in (3, 200, 700):
@@ -107,7 +108,7 @@ def test_values_beyond_float16_are_computed_again_as_the_modules_are_written(
     tmp_path: Path,
 ) -> None:
     section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
-    encoder = load(section, "cuda", "float16", 4_096, compile_layers=True)
+    encoder = load(section, "cuda", "float16", 4_096, for_job=True)
     given = texts(100)
     expected = vectors(encoder, given)
     layer = encoder._model[0].model.encoder.layer[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from types import SimpleNamespace
 
 import lance
 import numpy as np
@@ -63,7 +62,7 @@ def job(tmp_path):
         made = units.EmbedJob(
             Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
         )
-        texts = units.tokenized(source.read(unit), encoders.load_tokenizer(config.encoder))
+        texts = units.tokenized(units.read(made, unit), encoders.load_tokenizer(config.encoder))
         return made, texts
 
     return make
@@ -183,7 +182,7 @@ def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
     made, texts = job(str(bert_model(tmp_path / "bert")))
     embedder = units.UnitEmbedder(made)
     apart = embedder.embed("u", texts)
-    within = embedder.embed("v", made.source.read(made.plan.units[0]))
+    within = embedder.embed("v", units.read(made, made.plan.units[0]))
     assert within["vector"].equals(apart["vector"])
     assert within["text_hash"].equals(apart["text_hash"])
 
@@ -198,7 +197,7 @@ def test_a_unit_says_how_it_was_embedded(job, tmp_path):
     assert said.peak_flops > 0
 
 
-def test_null_texts_between_others_do_not_shift_them(job):
+def test_null_texts_between_others_do_not_shift_them(job, monkeypatch):
     made, _ = job()
     source = made.source.read(made.plan.units[0])
     texts = source["reembed.text"].to_pylist()
@@ -208,15 +207,16 @@ def test_null_texts_between_others_do_not_shift_them(job):
         "reembed.text",
         pa.array(texts, source["reembed.text"].type),
     )
-    whole, found = (
-        units.UnitEmbedder(made).embed(name, documents)
-        for name, documents in (("u", source), ("v", holes))
-    )
+    found = []
+    for name, read in (("u", source), ("v", holes)):
+        monkeypatch.setattr(Source, "read", lambda self, unit, read=read: read)
+        embedder = units.UnitEmbedder(made)
+        found.append(embedder.embed(name, units.read(made, made.plan.units[0])))
     for row, text in enumerate(texts):
         if text is None:
-            assert found["reembed.error"][row].as_py() == "its text is null"
+            assert found[1]["reembed.error"][row].as_py() == "its text is null"
         else:
-            assert found["vector"][row].equals(whole["vector"][row])
+            assert found[1]["vector"][row].equals(found[0]["vector"][row])
 
 
 def test_a_node_with_another_tokenizer_tokenizes_nothing(job, tmp_path):
@@ -241,21 +241,13 @@ def test_a_replica_that_goes_another_way_than_the_first_says_so(job, tmp_path, m
     assert "first replica computed by packed float32, this one by packed bfloat16" in said
 
 
-def test_replicas_that_share_a_gpu_share_its_peak(job, tmp_path):
-    made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
-    shared = dataclasses.replace(made, embed=made.embed.model_copy(update={"gpus_per_actor": 0.25}))
+@pytest.mark.parametrize("gpus", [0.25, 0.5])
+def test_replicas_that_share_a_gpu_share_its_peak(job, gpus):
+    made, _ = job()
+    shared = dataclasses.replace(made, embed=made.embed.model_copy(update={"gpus_per_actor": gpus}))
     embedder = units.UnitEmbedder(shared)
-    assert embedder._share == 1
-    embedder._encoder.device = "cuda"
-    assert embedder._share == 0.25
-
-
-def test_an_actor_that_reserves_half_a_gpu_has_half_its_peak():
-    embed = SimpleNamespace(gpus_per_actor=0.5)
-    half = SimpleNamespace(
-        _encoder=SimpleNamespace(device="cuda"), _job=SimpleNamespace(embed=embed)
-    )
-    assert units.UnitEmbedder._share.fget(half) == 0.5
+    assert embedder._share("cpu") == 1
+    assert embedder._share("cuda") == embedder._share("cuda:1") == gpus
 
 
 def test_no_error_of_the_reading_thread_goes_unheard():
@@ -275,20 +267,25 @@ def test_no_error_of_the_reading_thread_goes_unheard():
         next(rows)
 
 
-def test_documents_that_failed_already_are_not_given_to_the_model(job):
-    given = []
+def test_documents_that_failed_already_are_not_given_to_the_model(job, monkeypatch):
+    made, _ = job()
+    documents = units.read(made, made.plan.units[0])
+    errors = [None] * 40
+    errors[1] = errors[4] = "failed before"
+    column = documents.column_names.index("reembed.error")
+    documents = documents.set_column(column, "reembed.error", pa.array(errors, pa.string()))
+    embedder, given, honest = units.UnitEmbedder(made), [], HashingEncoder.embed_documents
+    texts = documents["reembed.text"].to_pylist()
 
-    def work(rows):
-        given.append(rows.tolist())
-        if 6 in rows:
-            raise ValueError("a bad document")
-        return rows
+    def embed(self, some):
+        given.extend(some)
+        return honest(self, some)
 
-    errors = [None, "null", None, None, "null", None, None, None]
-    found = units._each(np.arange(8), work, errors)
-    assert not {1, 4} & {r for rows in given for r in rows}
-    assert sorted(r for rows, _ in found for r in rows.tolist()) == [0, 2, 3, 5, 7]
-    assert [n for n, e in enumerate(errors) if e] == [1, 4, 6]
+    monkeypatch.setattr(HashingEncoder, "embed_documents", embed)
+    found = embedder.embed("u", documents)["reembed.error"].to_pylist()
+    assert found == errors
+    assert len(given) == 38
+    assert not {texts[1].decode(), texts[4].decode()} & set(given)
 
 
 def test_time_of_a_unit_is_its_own_whatever_units_came_before(job, monkeypatch):
@@ -327,7 +324,7 @@ def test_replicas_at_work_at_one_time_are_told_apart(job, monkeypatch):
     assert not workers(made.run)
 
 
-def test_a_model_that_makes_vectors_of_another_size_than_its_folder_says_does_not_start(
+def test_a_model_that_makes_vectors_of_another_size_than_it_describes_does_not_start(
     job, monkeypatch
 ):
     made, _ = job("hashing:16")

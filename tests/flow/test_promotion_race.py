@@ -28,7 +28,7 @@ from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict
 from reembed.lifecycle import promote
-from reembed.space import Space
+from reembed.space import ContentIdentity, Space
 from reembed.store.storage import Storage
 
 PROCESSES, ROUNDS = 8, 200
@@ -67,7 +67,7 @@ def race_promote(catalog: Catalog, me: str, attempts: int) -> None:
 
 def a_release(name: str) -> Release:
     """A release record as valid as any; its data is never looked at."""
-    space = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
+    space = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8)
     return Release(
         id=name,
         alias=ALIAS,

@@ -22,10 +22,10 @@ from click.testing import CliRunner
 
 from reembed.cli.verbs import cli
 from reembed.config.settings import load
-from reembed.encoders.base import Tokens
 from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
 from reembed.encoders.local.sentence import SentenceEncoder
+from reembed.encoders.tokens import Tokens
 from reembed.planning import tune as tuning
 from reembed.source.dataset import Source
 

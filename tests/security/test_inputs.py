@@ -33,7 +33,7 @@ from reembed.index import files as index_store
 from reembed.index.build import Built
 from reembed.index.search import SearchIndex
 from reembed.lifecycle.promote import promote, rollback
-from reembed.space import Space
+from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
@@ -299,7 +299,7 @@ def test_s6_no_mutation_of_an_index_reaches_faiss(
     assert len(loads) == 1
 
 
-SPACE = Space("m", None, "w", "t", "mean", "", "", True, None, None, "none", "float32", 8)
+SPACE = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8)
 
 
 def a_release(**changes: Any) -> Release:

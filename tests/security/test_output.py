@@ -24,7 +24,7 @@ from reembed.redact import one_line, plain
 from reembed.serving.live import Hit
 from reembed.serving.result import SearchResult
 from reembed.source.lag import Lag
-from reembed.space import Space
+from reembed.space import ContentIdentity, Space
 
 PAYLOADS = [
     # a page
@@ -129,7 +129,7 @@ def overruled(words: str) -> dict[str, Any]:
 
 def release(words: str) -> Release:
     space = Space(
-        words, words, "w", "t", "mean", words, words, True, None, None, "none", "float32", 8
+        words, words, ContentIdentity("w", "t"), "mean", words, words, True, None, None, "none", "float32", 8
     )
     return Release(
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),

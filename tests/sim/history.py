@@ -28,7 +28,6 @@ from reembed import digests, encoders
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
-from reembed.encoders.base import Kind
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.evaluation.comparisons import Asked
@@ -69,7 +68,6 @@ FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
 """No part of a run's identity: two drivers of one run may be set to two of them."""
 _SQ8 = 0.3
 """How far a score of such an index may be off: it knows the range of the few vectors it learned from."""
-_KINDS: tuple[Kind, ...] = ("query", "document")
 YEARS = (pa.int64(), pa.int32(), pa.float64())
 _RUN = "reembed.run"
 """What a commit says it is of."""
@@ -239,7 +237,8 @@ class History:
         release, encoder = served.current.release, served.current.encoder
         texts = self._expected(release)
         doc_id = self.rng.choice(sorted(texts))
-        query, own = (encoder.embed(encoder.tokenize([texts[doc_id]], k)) for k in _KINDS)
+        query = encoder.embed_queries([texts[doc_id]])
+        own = encoder.embed_documents([texts[doc_id]]).vectors
         hits = served.search([texts[doc_id]], k=len(texts))[0]
         scores = [h.score for h in hits if h.doc_id == doc_id]
         error = 1e-4 if served.current.index.scores_are_exact else _SQ8
@@ -426,7 +425,7 @@ class History:
         key = (release.space.model, text)
         if key not in self._cache:
             encoder = encoders.load_encoder(release.encoder)
-            self._cache[key] = encoder.embed(encoder.tokenize([text], "document"))[0].tobytes()
+            self._cache[key] = encoder.embed_documents([text]).vectors[0].tobytes()
         return np.frombuffer(self._cache[key], np.float32)
 
     def _check_source(self) -> None:

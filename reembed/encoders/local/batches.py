@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reembed.encoders.base import Tokens
+from reembed.encoders.base import Rows
 from reembed.encoders.local.attention import Layout
+from reembed.encoders.tokens import Tokens
 
-Rows = npt.NDArray[np.int64]
 _VECTOR = 16  # float32 values in the widest vector register
 
 

@@ -1,6 +1,6 @@
-"""Fixed texts through sentence-transformers' own path and through ours, at every start.
+"""Compares this package's way through a model with sentence-transformers' own, at every start.
 
-Whatever a model's code does that ours did not foresee shows here, before a document is embedded.
+If a model's code does something that ours does not expect, it shows here, before a document is embedded.
 """
 
 from __future__ import annotations
@@ -13,52 +13,16 @@ import numpy.typing as npt
 
 from reembed.encoders.base import Vectors
 from reembed.encoders.local.profile import Profile
+from reembed.encoders.probes import TEXTS, cosines_of
 
 LEAST_COSINE = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999}
-_LONG = (
-    "When a team replaces its embedding model, vectors of the old and of the new one share a table"
-    " but not a space; distances between them mean nothing, recall falls, and no error is raised. "
+_TOGETHER = (
+    4  # few are as long as the longest; and the empty text, which breaks some models, is not alone
 )
-_WORDS = ("river", "copper", "seven", "quietly", "ambulance", "of", "theorem", "blue", "northward")
-TEXTS: tuple[str, ...] = (
-    "",
-    " ",
-    "a",
-    "words around <pad> <pad> and [PAD]",
-    "?",
-    "42",
-    "word",
-    "Two words",
-    "Two words",  # the same again
-    "The old index answers while the new one is built.",
-    "7 wings flutter at Mach 0.9",
-    "UPPER CASE, lower case, and CamelCaseTogether",
-    "def f(x):\n    return x ** 2 + 1\n",
-    "tabs\tand\r\nlines  and   runs of spaces",
-    "naïve café — “quoted” … déjà vu",
-    "Грузовик едет на север",
-    "北京的天气今天很好",
-    "こんにちは、世界",
-    "مرحبا بالعالم",
-    "नमस्ते दुनिया",
-    "e\u0301 is é in two characters; \ufb01 is a ligature",
-    "emoji 👩‍🚀 🚀 and flags 🇫🇷",
-    "\u200bzero\u200bwidth\u200b",
-    "https://example.org/a/b?c=d&e=f#g",
-    "SELECT doc_id FROM passages WHERE lang = 'en' LIMIT 10;",
-    "supercalifragilisticexpialidocious" * 4,
-    _LONG,
-    _LONG[:97],
-    _LONG * 2,
-    " ".join(_WORDS[i * i % len(_WORDS)] for i in range(150)),
-    " ".join(_WORDS[i * 5 % len(_WORDS)] for i in range(330)),
-    _LONG * 32,  # beyond the models' usual 512 tokens, their windows, and the short way of bfloat16
-)
-_TOGETHER = 4  # few are as long as the long one; and the empty text, which some models choke on, is not alone
 
 
 def reference(model: Any, profile: Profile) -> Vectors:
-    """float32 [32, dim]: what `SentenceTransformer.encode` makes of the texts."""
+    """Return float32 [32, dim]: what `SentenceTransformer.encode` makes of the texts."""
     tokenizer = profile.tokenizer
     if hasattr(model[0], "max_seq_length"):
         model.max_seq_length = tokenizer.max_length
@@ -75,16 +39,8 @@ def reference(model: Any, profile: Profile) -> Vectors:
 
 
 def cosine(golden: Vectors, embed: Callable[[list[str]], Vectors]) -> float:
-    """The least of the texts; of those that the reference has nothing for (zero, NaN), none counts."""
+    """Return the least cosine; texts whose reference is zero or NaN do not count."""
     found = embed(list(TEXTS))
     usable = np.isfinite(golden).all(axis=1) & (golden != 0).any(axis=1)
     cosines: npt.NDArray[np.float64] = cosines_of(golden[usable], found[usable])
     return float(np.nan_to_num(cosines, nan=-1.0).min(initial=1.0))
-
-
-def cosines_of(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Cosines of the rows of two [N, dim]: float64 [N]."""
-    one, other = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines: npt.NDArray[np.float64] = (one * other).sum(axis=1) / lengths
-    return cosines

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reembed.encoders.local.json_files import read_json, tensors
-from reembed.errors import EncoderError
+from reembed.errors import SetupError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
 
@@ -60,7 +60,7 @@ class Module:
         """The safetensors files that loading reads; empty where the kind has no weights.
 
         Raises:
-            EncoderError: the weights are missing or in a pickle format.
+            SetupError: the weights are missing or in a pickle format.
         """
         if self.kind not in _WITH_WEIGHTS:
             return []
@@ -69,7 +69,7 @@ class Module:
         if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
             shards = (read_json(self.folder / _SHARDS).get("weight_map") or {}).values()
             if outside := sorted(name for name in shards if Path(name).name != name):
-                raise EncoderError(
+                raise SetupError(
                     f"{self.folder / _SHARDS} names {outside[0]}",
                     "Shards lie beside the index; a path may lead out of the model folder.",
                     "save the model again with save_pretrained()",
@@ -78,7 +78,7 @@ class Module:
             missing = [file.name for file in files if not file.is_file()]
             if files and not missing:
                 return files
-            raise EncoderError(f"{self.folder}: shards are missing: {', '.join(missing)}")
+            raise SetupError(f"{self.folder}: shards are missing: {', '.join(missing)}")
         raise _no_weights(self.folder)
 
     def header(self) -> dict[str, dict[str, Any]]:
@@ -155,7 +155,7 @@ def read_layout(root: Path) -> Layout:
     """The modules of a model folder, checked to be loadable without running anyone's code.
 
     Raises:
-        EncoderError: no model, no safetensors weights, or modules that are not SUPPORTED.
+        SetupError: no model, no safetensors weights, or modules that are not SUPPORTED.
     """
     saved_by_st = (root / "modules.json").is_file()
     if saved_by_st:
@@ -164,7 +164,7 @@ def read_layout(root: Path) -> Layout:
     elif (root / "config.json").is_file():
         modules, settings = _default_modules(root), {}
     else:
-        raise EncoderError(
+        raise SetupError(
             f"{root} is no model folder",
             "It has neither modules.json nor config.json.",
             f"ls {shlex.quote(str(root))}",
@@ -182,14 +182,14 @@ def _module(root: Path, entry: dict[str, Any]) -> Module:
     name, path = str(entry.get("type")), entry.get("path") or ""
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
-        raise EncoderError(
+        raise SetupError(
             f"{root}: module {name} is not supported",
             f"Supported are sentence_transformers' {', '.join(SUPPORTED)}; code that comes with a "
             "model is never run.",
         )
     folder = root / path
     if ".." in Path(path).parts or Path(path).is_absolute():
-        raise EncoderError(f"{root}: modules.json points outside the folder: {path}")
+        raise SetupError(f"{root}: modules.json points outside the folder: {path}")
     if kind != "Transformer":
         return Module(kind, folder, _optional_json(folder / "config.json"))
     settings = (_optional_json(folder / name) for name in _TRANSFORMER_SETTINGS)
@@ -208,19 +208,19 @@ def _default_modules(root: Path) -> tuple[Module, ...]:
 def _check(layout: Layout) -> None:
     kinds = [module.kind for module in layout.modules]
     if not kinds or kinds[0] not in _INPUTS or any(kind in _INPUTS for kind in kinds[1:]):
-        raise EncoderError(
+        raise SetupError(
             f"{layout.root}: the modules {kinds} do not start with one of {list(_INPUTS)}"
         )
     if kinds[0] == "Transformer" and "Pooling" not in kinds:
-        raise EncoderError(f"{layout.root}: no Pooling module: it gives no vector per text")
+        raise SetupError(f"{layout.root}: no Pooling module: it gives no vector per text")
     family = layout.settings.get("model_type", "SentenceTransformer")
     if family != "SentenceTransformer":
-        raise EncoderError(
+        raise SetupError(
             f"{layout.root} is a {family}, not a SentenceTransformer",
             "Only models that give one dense vector per text can be indexed.",
         )
     if (layout.modules[0].folder / "adapter_config.json").is_file():
-        raise EncoderError(
+        raise SetupError(
             f"{layout.root} holds an adapter, not a whole model",
             fix="merge it with peft's merge_and_unload() and save the result",
         )
@@ -235,7 +235,7 @@ def _check(layout: Layout) -> None:
 def _require_own_files(file: Path, content: Any) -> None:
     named = [k for k in _NAMES_FILES.get(file.name, ()) if content.get(k)]
     if named:
-        raise EncoderError(
+        raise SetupError(
             f"{file} sets {named[0]}",
             "it names files to read in place of the usual ones, which no digest of the model covers",
             f"remove {named[0]} from {file}, and give the file it names the usual name",
@@ -243,7 +243,7 @@ def _require_own_files(file: Path, content: Any) -> None:
     if file.name == "tokenizer_config.json":
         for key, name in _foreign_files(file).items():
             if Path(name).exists():
-                raise EncoderError(
+                raise SetupError(
                     f"{file} sets {key} to {name}, outside the model folder",
                     "the model must be in one folder, whose digest tells its versions apart",
                     f"cp {shlex.quote(name)} {shlex.quote(str(file.parent))}     # and remove {key}",
@@ -263,22 +263,22 @@ def _require_known_settings(module: Module) -> None:
     for name, known in _PASSED_ON.items():
         given = module.settings.get(name) or {}
         if unknown := sorted(set(given) - {*known, "trust_remote_code"}):
-            raise EncoderError(
+            raise SetupError(
                 f"{module.folder}: {name} sets {', '.join(unknown)}",
                 f"it may change which files are read; known are {', '.join(known)}",
                 f"remove it from {module.folder}/{_TRANSFORMER_SETTINGS[0]}",
             )
 
 
-def _no_weights(folder: Path) -> EncoderError:
+def _no_weights(folder: Path) -> SetupError:
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if not pickles:
-        return EncoderError(
+        return SetupError(
             f"{folder} has no weights",
             f"There is no {_WEIGHTS} in it; the copy or download is incomplete.",
             f"ls {shlex.quote(str(folder))}",
         )
-    return EncoderError(
+    return SetupError(
         f"{folder} has its weights only as {', '.join(pickles)}",
         "Such files can run code when they are loaded; only safetensors is read. If you trust the "
         "file, convert it once:",
@@ -294,7 +294,7 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(size))
     except (OSError, ValueError, RecursionError, struct.error) as error:
-        raise EncoderError(f"{file} is no safetensors file", str(error)) from error
+        raise SetupError(f"{file} is no safetensors file", str(error)) from error
     return tensors(file, header)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reembed.errors import EncoderError
+from reembed.errors import SetupError
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def read_json(file: Path) -> Any:
     """The parsed file: of a file of settings an object, of modules.json a list of objects.
 
     Raises:
-        EncoderError: it cannot be read, is not JSON, or a setting has not the form that it needs.
+        SetupError: it cannot be read, is not JSON, or a setting has not the form that it needs.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{file} cannot be read as JSON", str(error)) from error
+        raise SetupError(f"{file} cannot be read as JSON", str(error)) from error
     if file.name == "modules.json":
         _require(file, "", listed(OBJECT), content)
         for module in content:
@@ -120,7 +120,7 @@ def tensors(file: Path, header: Any) -> dict[str, dict[str, Any]]:
     """Name -> dtype and shape, from the header of a safetensors file.
 
     Raises:
-        EncoderError: it is not one.
+        SetupError: it is not one.
     """
     _require(file, "its header", OBJECT, header)
     found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
@@ -139,7 +139,7 @@ def _require_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 def _require(file: Path, name: str, form: Form, value: Any) -> None:
     if not form.fits(value):
-        raise EncoderError(
+        raise SetupError(
             f"{file}: {name or 'it'} is {value!r:.80}",
             f"it must be {form.words}; the file is damaged, or it belongs to something else",
             "copy or download the model again",
@@ -150,13 +150,13 @@ def _require_own_code(file: Path, settings: Mapping[str, Any]) -> None:
     for name, value in _inner(settings):
         known = _OWN_CODE.get(name.strip("_").removesuffix("_internal"))
         if known is not None and value not in (None, *known):
-            raise EncoderError(
+            raise SetupError(
                 f"{file} sets {name} to {value!r:.80}",
                 f"allowed: {', '.join(known) or 'none'}; others name code that transformers would fetch",
                 f"remove {name} from {file}",
             )
         if name == "model_type" and value in _WITH_KERNELS:
-            raise EncoderError(
+            raise SetupError(
                 f"{file}: a model of the kind {value}", "transformers would fetch code for it"
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reembed.errors import EncoderError
+from reembed.errors import SetupError
 
 _REFUSALS = (
     OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError,
@@ -20,7 +20,7 @@ def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[No
     Errors of the types `but` are left as they are.
 
     Raises:
-        EncoderError: in place of an error that says that the library cannot use the files.
+        SetupError: in place of an error that says that the library cannot use the files.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -34,4 +34,4 @@ def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[No
         # tokenizers raises bare Exceptions.
         if not known and type(error).__name__ not in ("Exception", "PanicException"):
             raise
-        raise EncoderError(what, f"{type(error).__name__}: {error}") from error
+        raise SetupError(what, f"{type(error).__name__}: {error}") from error

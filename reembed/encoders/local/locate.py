@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reembed.errors import EncoderError
+from reembed.errors import SetupError
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
@@ -24,7 +24,7 @@ def locate(config: EncoderConfig) -> Path:
     """The folder of `config.model`; a hub model is downloaded unless HF_HUB_OFFLINE=1.
 
     Raises:
-        EncoderError: there is no such folder, package or cached hub commit.
+        SetupError: there is no such folder, package or cached hub commit.
     """
     if config.model.startswith("package:"):
         return _in_package(config.model)
@@ -33,7 +33,7 @@ def locate(config: EncoderConfig) -> Path:
         return folder
     if _HUB_ID.fullmatch(config.model):
         return _from_hub(config.model, config.revision)
-    raise EncoderError(
+    raise SetupError(
         f"encoder.model {config.model}: no such folder",
         "A model is a folder, a hub id org/name, package:NAME/FOLDER or hashing:DIM.",
         f"ls {shlex.quote(str(next(p for p in folder.parents if p.is_dir())))}",
@@ -43,7 +43,7 @@ def locate(config: EncoderConfig) -> Path:
 def _in_package(reference: str) -> Path:
     match = _PACKAGE.fullmatch(reference)
     if match is None or ".." in Path(match[2]).parts:
-        raise EncoderError(
+        raise SetupError(
             f"encoder.model {reference}: not of the form package:NAME/FOLDER",
             "NAME is a top-level Python package, FOLDER a folder inside it.",
         )
@@ -51,14 +51,14 @@ def _in_package(reference: str) -> Path:
     # find_spec on a top-level name runs none of the package's code.
     spec = importlib.util.find_spec(name)
     if spec is None:
-        raise EncoderError(
+        raise SetupError(
             f"encoder.model {reference}: no Python package {name} is installed",
             fix=f"pip install {name.replace('_', '-')}",
         )
     for place in spec.submodule_search_locations or ():
         if (Path(place) / folder).is_dir():
             return Path(place) / folder
-    raise EncoderError(
+    raise SetupError(
         f"encoder.model {reference}: package {name} has no folder {folder}",
         fix=f"pip show --files {name.replace('_', '-')}",
     )
@@ -67,7 +67,7 @@ def _in_package(reference: str) -> Path:
 def _from_hub(model: str, revision: str | None) -> Path:
     if revision is None or not _COMMIT.fullmatch(revision):
         given = "no encoder.revision" if revision is None else f"encoder.revision {revision!r}"
-        raise EncoderError(
+        raise SetupError(
             f"encoder.model {model}: {given}",
             "It is no local folder, and a hub model is pinned to a commit of 40 hex digits: "
             "branches and tags move, and vectors of two versions must never mix.",
@@ -80,7 +80,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
             model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED
         )
     except (OSError, ValueError) as error:  # the hub client's own errors are OSErrors
-        raise EncoderError(
+        raise SetupError(
             f"encoder.model {model}: revision {revision} could not be fetched",
             f"{type(error).__name__}: {error}",
             f"hf download {shlex.quote(model)} --revision {shlex.quote(revision)}",

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from reembed import encoders
-from reembed.encoders.base import Encoder, Tokens
 from reembed.encoders.local import linears
-from reembed.errors import EncoderError
+from reembed.encoders.tokens import TokenEncoder, Tokens, require_tokens
+from reembed.errors import SetupError
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
@@ -26,7 +26,7 @@ _FIRST = 16
 _LOAD_S = 120.0
 
 
-class DoesNotFit(EncoderError):
+class DoesNotFit(SetupError):
     """So many replicas do not run side by side."""
 
 
@@ -39,16 +39,17 @@ class Setting:
     threads: int
     device: str = "auto"
 
-    def load(self, config: EncoderConfig) -> Encoder:
-        """A replica with this setting."""
+    def load(self, config: EncoderConfig) -> TokenEncoder:
+        """Load a replica with this setting."""
         torch.set_num_threads(self.threads)
-        return encoders.load_encoder(
+        encoder = encoders.load_encoder(
             config,
             device=self.device,
             dtype=self.dtype,
             batch_tokens=self.batch_tokens,
-            compile_layers=True,
+            for_job=True,
         )
+        return require_tokens(encoder)
 
 
 def dtypes(config: EncoderConfig, asked: str) -> list[str]:
@@ -73,7 +74,7 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def rate(encoder: Encoder, tokens: Tokens, seconds: float) -> float:
+def rate(encoder: TokenEncoder, tokens: Tokens, seconds: float) -> float:
     """Tokens/s over about so many seconds, on as many texts as that takes.
 
     They are embedded once before, which does not count: the first batch of a shape makes kernels.
@@ -165,7 +166,7 @@ def _spread(count: int, wanted: int) -> Any:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
 
 
-def _once(encoder: Encoder, tokens: Tokens) -> float:
+def _once(encoder: TokenEncoder, tokens: Tokens) -> float:
     started = time.perf_counter()
     encoder.embed(tokens)
     return float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)

@@ -1,7 +1,8 @@
-"""What a model and its configuration come to: the settings that decide the vectors."""
+"""The settings that decide a local model's vectors: its own, and what the configuration changes."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,12 @@ from reembed.encoders.local.files import Layout, Module, read_layout
 from reembed.encoders.local.json_files import read_json
 from reembed.encoders.local.locate import locate
 from reembed.encoders.local.texts import SentenceTokenizer, open_tokenizer
-from reembed.errors import EncoderError
-from reembed.space import Space
+from reembed.encoders.tokens import check_truncate_dim
+from reembed.errors import SetupError
+from reembed.space import WHOLE_DOCUMENTS, ContentIdentity, Space
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
-
-CHUNKING = "none"
-"""One vector per document; what exceeds max_length is cut."""
 
 _LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -33,48 +32,47 @@ _WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")
 
 @dataclass(frozen=True)
 class Profile:
-    """A model folder with the configuration applied.
+    """A model folder with the configuration applied."""
 
-    model_dim: dimensions the modules give; dim: those kept. pooling: modes joined by "+", or
-    "static" for a model without attention.
-    """
-
+    config: EncoderConfig
     layout: Layout
     tokenizer: SentenceTokenizer
     pooling: str
+    """Modes joined by "+", or "static" for a model without attention."""
     normalize: bool
     truncate_dim: int | None
     model_dim: int
+    """Dimensions of the modules' vectors, before they are cut."""
 
     @property
     def dim(self) -> int:
         """Dimensions of the vectors that come out."""
         return self.truncate_dim or self.model_dim
 
-    def space(self, config: EncoderConfig, vector_dtype: str) -> Space:
-        """The space of these vectors, stored as `vector_dtype`."""
+    @functools.cached_property
+    def space(self) -> Space:
+        """The space of these vectors, as float32; reads every file once."""
         return Space(
-            model=config.model,
-            revision=config.revision,
-            weights_sha256=self.layout.weights_sha256(),
-            tokenizer_sha256=self.layout.tokenizer_sha256(),
+            model=self.config.model,
+            revision=self.config.revision,
+            identity=ContentIdentity(self.layout.weights_sha256(), self.tokenizer.sha256),
             pooling=self.pooling,
             prompt_query=self.tokenizer.prompts["query"],
             prompt_document=self.tokenizer.prompts["document"],
             normalize=self.normalize,
             truncate_dim=self.truncate_dim,
             max_length=self.tokenizer.max_length,
-            chunking=CHUNKING,
-            vector_dtype=vector_dtype,
+            chunking=WHOLE_DOCUMENTS,
+            vector_dtype="float32",
             dim=self.dim,
         )
 
 
 def read_profile(config: EncoderConfig) -> Profile:
-    """Everything about the vectors that can be known without loading the weights.
+    """Return everything about the vectors that can be known without loading the weights.
 
     Raises:
-        EncoderError: the model is missing, unsafe or unsupported, or a setting does not fit it.
+        SetupError: the model is missing, unsafe or unsupported, or a setting does not fit it.
     """
     layout = read_layout(locate(config))
     pooling = _pooling(layout, config)
@@ -82,6 +80,7 @@ def read_profile(config: EncoderConfig) -> Profile:
     truncate_dim = config.truncate_dim or layout.settings.get("truncate_dim")
     check_truncate_dim(truncate_dim, model_dim)
     return Profile(
+        config=config,
         layout=layout,
         tokenizer=open_tokenizer(layout, config, _prompts(layout, config)),
         pooling=pooling,
@@ -91,23 +90,10 @@ def read_profile(config: EncoderConfig) -> Profile:
     )
 
 
-def check_truncate_dim(truncate_dim: int | None, dim: int) -> None:
-    """Refuse to keep more dimensions than there are.
-
-    Raises:
-        EncoderError: truncate_dim is larger than dim.
-    """
-    if truncate_dim is not None and truncate_dim > dim:
-        raise EncoderError(
-            f"encoder.truncate_dim {truncate_dim}: the model gives {dim} dimensions",
-            fix=f"reembed run --set encoder.truncate_dim={dim}",
-        )
-
-
 def _pooling(layout: Layout, config: EncoderConfig) -> str:
     if not layout.has("Pooling"):
         if config.pooling is not None:
-            raise EncoderError(
+            raise SetupError(
                 f"encoder.pooling {config.pooling}: {config.model} has no pooling to override",
                 "A static model averages its token vectors.",
                 "remove encoder.pooling",
@@ -139,7 +125,7 @@ def _input_dim(module: Module) -> int:
         tensors = module.header()
         table = tensors.get("embedding.weight") or tensors.get("embeddings")
         if table is None:
-            raise EncoderError(f"{module.folder}: no token vectors among {sorted(tensors)}")
+            raise SetupError(f"{module.folder}: no token vectors among {sorted(tensors)}")
         return int(table["shape"][1])
     config = read_json(module.folder / "config.json")
     # Models of several kinds of input keep the text part's settings apart.
@@ -147,13 +133,13 @@ def _input_dim(module: Module) -> int:
         width = next((settings[key] for key in _WIDTHS if settings.get(key)), None)
         if width is not None:
             return int(width)
-    raise EncoderError(f"{module.folder}/config.json names no hidden_size")
+    raise SetupError(f"{module.folder}/config.json names no hidden_size")
 
 
 def _dense_dim(module: Module, before: int) -> int:
     wanted, given = (module.settings.get(f"{side}_features") for side in ("in", "out"))
     if wanted != before or given is None:
-        raise EncoderError(
+        raise SetupError(
             f"{module.folder}: Dense takes {wanted} dimensions and gets {before}",
             "encoder.pooling changed the number of dimensions, or the folder is damaged.",
         )
@@ -175,7 +161,7 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
     try:
         "".join(prompts.values()).encode()
     except UnicodeEncodeError as error:
-        raise EncoderError(
+        raise SetupError(
             f"{layout.root}: a prompt of the model is not UTF-8 text",
             f"{error.object[error.start : error.end]!a} cannot be tokenized or stored",
             "reembed config     # set encoder.prompts.query and encoder.prompts.document",

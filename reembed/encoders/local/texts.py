@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reembed.encoders.base import Kind, Tokens
+from reembed.encoders.base import Kind
 from reembed.encoders.local.json_files import read_json
 from reembed.encoders.local.libraries import refusing
-from reembed.errors import EncoderError
+from reembed.encoders.tokens import MOST_CHARACTERS, Tokens, blaming_texts, clean
+from reembed.errors import SetupError
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 _LEAST_CHARACTERS = 65_536
 _CHARACTERS_PER_TOKEN = 250
-MOST_CHARACTERS = 1_000_000
-"""Of one text, where the model itself sets no limit: one document must not exhaust a worker."""
 _UNLIMITED = 10**20  # transformers writes "no limit" as 1e30
 # Their position table begins after the padding id, so two of its rows hold no token.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
@@ -41,6 +40,7 @@ class SentenceTokenizer:
     cut_left: texts that are too long lose their beginning instead of their end.
     """
 
+    layout: Layout
     backend: Any
     max_length: int | None
     prompts: dict[Kind, str]
@@ -50,8 +50,14 @@ class SentenceTokenizer:
     type_ids: bool = False
     cut_left: bool = False
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the files that decide the token ids."""
+        return self.layout.tokenizer_sha256()
+
+    @blaming_texts()
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
-        """Prompt put before, special tokens added, cut at max_length.
+        """Put the prompt before, add special tokens, cut at max_length.
 
         Half surrogate pairs become U+FFFD. Texts much longer than max_length (beyond 65,536
         characters and 250 per token; a million where there is no max_length) are cut before
@@ -81,33 +87,24 @@ class SentenceTokenizer:
             self.prompt_lengths[kind] = len(ids) - bool(ids and ids[-1] in special_ids)
 
 
-def clean(text: str) -> str:
-    """The text with split surrogate pairs joined and lone halves replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def open_tokenizer(
     layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
 ) -> SentenceTokenizer:
     """The tokenizer of a model folder.
 
     Raises:
-        EncoderError: its files are missing or unreadable, or max_length does not fit the model.
+        SetupError: its files are missing or unreadable, or max_length does not fit the model.
     """
     module = layout.modules[0]
     with refusing(f"{module.folder}: cannot load the tokenizer"):
         opened = (
-            _open_static(module, config, prompts)
+            _open_static(layout, config, prompts)
             if module.kind == "StaticEmbedding"
             else _open_transformer(layout, config, prompts)
         )
     special = opened.backend.num_special_tokens_to_add(False) if opened.special_tokens else 0
     if opened.max_length is not None and opened.max_length <= special:
-        raise EncoderError(
+        raise SetupError(
             f"encoder.max_length {opened.max_length} leaves no room for text",
             f"The model adds {special} special tokens to every text.",
             f"reembed run --set encoder.max_length={special + 1}",
@@ -116,17 +113,18 @@ def open_tokenizer(
 
 
 def _open_static(
-    module: Module, config: EncoderConfig, prompts: dict[Kind, str]
+    layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
 ) -> SentenceTokenizer:
     from tokenizers import Tokenizer
 
-    file = module.folder / "tokenizer.json"
+    file = layout.modules[0].folder / "tokenizer.json"
     backend = Tokenizer.from_str(json.dumps(read_json(file)))
     backend.no_padding()
     if config.max_length is not None:
         backend.enable_truncation(config.max_length)
     cut = backend.truncation or {}
     return SentenceTokenizer(
+        layout,
         backend,
         cut.get("max_length"),
         prompts,
@@ -146,7 +144,7 @@ def _open_transformer(
     if not layout.saved_by_st and fast.chat_template is not None:
         raise _chat(module)
     if config.max_length is not None and config.max_length > (positions or config.max_length):
-        raise EncoderError(
+        raise SetupError(
             f"encoder.max_length {config.max_length}: the model has positions for {positions}",
             fix=f"reembed run --set encoder.max_length={positions}",
         )
@@ -159,6 +157,7 @@ def _open_transformer(
     if max_length is not None and max_length > backend.num_special_tokens_to_add(False):
         backend.enable_truncation(max_length, direction=fast.truncation_side)
     opened = SentenceTokenizer(
+        layout,
         backend,
         max_length,
         prompts,
@@ -176,12 +175,12 @@ def _require_rows(module: Module, fast: Any, most: int) -> None:
     """Every position and every added token has a row in the model's tables.
 
     Raises:
-        EncoderError: a text that is long enough, or holds the token, would end the run.
+        SetupError: a text that is long enough, or holds the token, would end the run.
     """
     rows = {name: t["shape"][0] for name, t in module.header().items() if t["shape"]}
     positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
     if positions is not None and _UNLIMITED > most > positions:
-        raise EncoderError(
+        raise SetupError(
             f"{module.folder} cuts texts at {most:,} tokens",
             f"it has positions for {positions:,}: longer texts cannot be embedded",
             f"reembed run --set encoder.max_length={positions}",
@@ -189,7 +188,7 @@ def _require_rows(module: Module, fast: Any, most: int) -> None:
     words = next((r for n, r in rows.items() if n.endswith(_WORDS)), None)
     last = max(fast.added_tokens_decoder, default=-1)
     if words is not None and last >= words:
-        raise EncoderError(
+        raise SetupError(
             f"the tokenizer of {module.folder} adds {str(fast.added_tokens_decoder[last])!r} as token {last:,}",
             f"the model has vectors for {words:,} tokens: a text with this one cannot be embedded",
             f"remove it from {module.folder}/tokenizer.json, or save the model with resized embeddings",
@@ -199,16 +198,16 @@ def _require_rows(module: Module, fast: Any, most: int) -> None:
 def _require_plain_settings(module: Module) -> None:
     given = [key for key in _UNSUPPORTED if module.settings.get(key)]
     if given:
-        raise EncoderError(f"{module.folder}: the settings {', '.join(given)} are not supported")
+        raise SetupError(f"{module.folder}: the settings {', '.join(given)} are not supported")
     modalities = module.settings.get("modality_config")
     if modalities is not None and ("message" in modalities or "text" not in modalities):
         raise _chat(module)
     if module.settings.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise EncoderError(f"{module.folder} is no feature extractor, so it gives no vectors")
+        raise SetupError(f"{module.folder} is no feature extractor, so it gives no vectors")
 
 
-def _chat(module: Module) -> EncoderError:
-    return EncoderError(
+def _chat(module: Module) -> SetupError:
+    return SetupError(
         f"{module.folder} takes chat messages or images, not plain text",
         "Its tokenizer has a chat template, through which sentence-transformers would send texts.",
         "save it as a sentence-transformers model with a text modality",
@@ -229,7 +228,7 @@ def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
     model = load_config(folder, trust_remote_code=False, local_files_only=True)
     fast = load_tokenizer(folder, **options)
     if not fast.is_fast:
-        raise EncoderError(
+        raise SetupError(
             f"{module.folder}: the tokenizer has no fast form",
             fix="save it with a tokenizer.json",
         )

@@ -1,0 +1,190 @@
+"""The tokenizing half of encoders that run in this process: token ids in, vectors out.
+
+Tokenizing needs no weights, so the pipeline does it on CPUs and hands token ids to the GPUs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from reembed.encoders.base import Embedded, Encoder, EncoderStats, Kind, Rows, Vectors, apart
+from reembed.errors import DocumentError, SetupError
+from reembed.space import Space
+
+# What a text can make a tokenizer or a model raise. Anything else is not the text's fault.
+_OF_TEXTS = (
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    AssertionError,
+    OverflowError,
+)
+_MOST_SAID = 200
+MOST_CHARACTERS = 1_000_000
+"""Of one text, if the model itself sets no limit: one document must not exhaust a worker."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, flat: text i is ids[offsets[i]:offsets[i+1]].
+
+    ids int32 [T]; offsets int64 [N+1]; prompt_length: leading tokens that pooling may have to skip.
+    """
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    prompt_length: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens per text, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: Rows) -> Tokens:
+        """Return the texts at `rows`, in that order."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        parts = [self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
+        ids = np.concatenate([np.empty(0, np.int32), *parts])
+        return Tokens(ids.astype(np.int32, copy=False), offsets, self.prompt_length)
+
+
+class Tokenizer(Protocol):
+    """Loads no weights."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the files that decide the token ids, as in the space's identity."""
+        ...
+
+    def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
+        """Put the prompt before, add special tokens, cut at the space's max_length.
+
+        Raises:
+            DocumentError: one of the texts cannot be tokenized.
+        """
+        ...
+
+
+class TokenEncoder(ABC):
+    """An encoder made of two halves, `tokenize` and `embed`; one caller at a time."""
+
+    dim: int
+    batch_tokens: int
+    """Tokens per forward pass, padding included."""
+    counts = EncoderStats()
+    """What went through the model since the last `embed_tokens` began."""
+
+    @property
+    @abstractmethod
+    def about(self) -> EncoderStats:
+        """How texts go through the model now, without counts."""
+
+    @abstractmethod
+    def describe(self) -> Space:
+        """Return the space of the vectors, as float32."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
+        """Do as the model's Tokenizer does."""
+
+    @abstractmethod
+    def embed(self, tokens: Tokens) -> Vectors:
+        """Return float32 [N, dim], in the order given."""
+
+    def embed_tokens(self, tokens: Tokens) -> Embedded:
+        """Embed texts that are tokenized already; one that fails is in `failures`."""
+        self.counts = EncoderStats(tokens=int(tokens.lengths.sum()))
+        parts, failures = apart(np.arange(len(tokens)), lambda rows: self._embed_checked(tokens.take(rows)))
+        vectors = self._joined(len(tokens), parts)
+        return Embedded(vectors, failures, self.counts + self.about)
+
+    def embed_documents(self, texts: Sequence[str]) -> Embedded:
+        """Tokenize documents and embed them; one that fails is in `failures`."""
+        parts, failures = apart(
+            np.arange(len(texts)),
+            lambda rows: self.embed_tokens(self.tokenize([texts[r] for r in rows], "document")),
+        )
+        counts = EncoderStats()
+        for rows, found in parts:
+            counts += found.stats
+            failures |= {int(rows[row]): why for row, why in found.failures.items()}
+        vectors = self._joined(len(texts), [(rows, found.vectors) for rows, found in parts])
+        return Embedded(vectors, failures, counts + self.about)
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Tokenize queries and embed them."""
+        return self._embed_checked(self.tokenize(texts, "query"))
+
+    def _embed_checked(self, tokens: Tokens) -> Vectors:
+        with blaming_texts():
+            return self.embed(tokens)
+
+    def _joined(self, count: int, parts: list[tuple[Rows, Vectors]]) -> Vectors:
+        """float32 [count, dim]; NaN where no part has the row."""
+        if len(parts) == 1 and len(parts[0][0]) == count:
+            return parts[0][1]
+        vectors = np.full((count, self.dim), np.nan, np.float32)
+        for rows, found in parts:
+            vectors[rows] = found
+        return vectors
+
+
+def require_tokens(encoder: Encoder) -> TokenEncoder:
+    """Return an encoder that takes tokens.
+
+    Raises:
+        SetupError: it takes texts only.
+    """
+    if isinstance(encoder, TokenEncoder):
+        return encoder
+    raise SetupError(f"{encoder.describe().model} takes texts, not tokens: its provider tokenizes")
+
+
+@contextmanager
+def blaming_texts() -> Iterator[None]:
+    """The block, or the decorated function, in which a library works on texts.
+
+    Raises:
+        DocumentError: in place of an error that a text can cause.
+    """
+    try:
+        yield
+    except _OF_TEXTS as error:
+        said = str(error).splitlines()[:1]
+        raise DocumentError(f"{type(error).__name__}: {''.join(said)}"[:_MOST_SAID]) from error
+
+
+def clean(text: str) -> str:
+    """Return the text with split surrogate pairs joined and lone halves replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def check_truncate_dim(truncate_dim: int | None, dim: int) -> None:
+    """Refuse to keep more dimensions than there are.
+
+    Raises:
+        SetupError: truncate_dim is larger than dim.
+    """
+    if truncate_dim is not None and truncate_dim > dim:
+        raise SetupError(
+            f"encoder.truncate_dim {truncate_dim}: the model gives {dim} dimensions",
+            fix=f"reembed run --set encoder.truncate_dim={dim}",
+        )

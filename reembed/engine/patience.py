@@ -1,0 +1,50 @@
+"""Waiting for a model's provider that is busy or broken: no document is to blame for that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from reembed.errors import ProviderError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_FIRST_S = 1.0
+_MOST_S = 60.0
+_SHARE = 0.8  # of embed.stall_s: so the error names the provider, before the job counts as standing still
+
+
+class Patience:
+    """Tries again, after pauses that double, until the provider answers or time is up."""
+
+    def __init__(
+        self, stall_s: float, resume: str, wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        """`stall_s`: embed.stall_s; `resume`: the command that goes on; `wait`: waits for seconds."""
+        self._total_s, self._resume, self._wait = _SHARE * stall_s, resume, wait
+
+    def through(self, ask: Callable[[], T]) -> T:
+        """Return what `ask` returns, trying again on a ProviderError.
+
+        Raises:
+            ProviderError: it failed for longer than is waited.
+        """
+        waited, pause = 0.0, _FIRST_S
+        while True:
+            try:
+                return ask()
+            except ProviderError as error:
+                asked = max(pause, error.retry_after_s or 0.0)
+                if waited + asked > self._total_s:
+                    raise ProviderError(
+                        f"the model's provider did not answer in {waited:,.0f} s of waiting",
+                        str(error.what),
+                        f"{self._resume}     # what is staged is kept",
+                    ) from error
+                log.warning("%s: trying again in %.0f s", error.what, asked)
+            self._wait(asked)
+            waited, pause = waited + asked, min(2 * pause, _MOST_S)
