@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import Config
 from reembed.engine import worker as work
+from reembed.engine.documents import prepared, read
+from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
-from reembed.engine.worker import EmbedJob, UnitEmbedder
+from reembed.engine.worker import UnitEmbedder
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class Inline:
     ) -> None:
         embedder = UnitEmbedder(job, self.wait)
         for unit in self.order(units):
-            documents = work.prepared(job, work.read(job, unit))
+            documents = prepared(job, read(job, unit))
             on_receipt(work.write(job, unit.id, embedder.embed(unit.id, documents)))
 
     def order(self, units: list[EmbedUnit]) -> list[EmbedUnit]:

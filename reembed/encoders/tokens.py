@@ -108,7 +108,9 @@ class TokenEncoder(ABC):
     def embed_tokens(self, tokens: Tokens) -> Embedded:
         """Embed texts that are tokenized already; one that fails is in `failures`."""
         self.counts = EncoderStats(tokens=int(tokens.lengths.sum()))
-        parts, failures = apart(np.arange(len(tokens)), lambda rows: self._embed_checked(tokens.take(rows)))
+        parts, failures = apart(
+            np.arange(len(tokens)), lambda rows: self._embed_checked(tokens.take(rows))
+        )
         vectors = self._joined(len(tokens), parts)
         return Embedded(vectors, failures, self.counts + self.about)
 

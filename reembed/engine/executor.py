@@ -10,9 +10,9 @@ from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import Config
 from reembed.engine import cluster
 from reembed.engine import pipeline as embed
+from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
-from reembed.engine.worker import EmbedJob
 
 T = TypeVar("T")
 

@@ -28,10 +28,12 @@ from reembed.catalog.plan import EmbedUnit, Plan
 from reembed.engine import cluster
 from reembed.engine import worker as work
 from reembed.engine.cluster import reason, unwrapped
+from reembed.engine.documents import prepared, read
+from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.watchdog import Watch
-from reembed.engine.worker import EmbedJob, UnitEmbedder
+from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
 from reembed.store.storage import storage_errors
 
@@ -178,8 +180,8 @@ def _read(job: EmbedJob, unit: EmbedUnit) -> Iterator[pa.Table]:
         )
         return
     with _reading(job, unit):
-        documents = work.read(job, unit)
-    yield _row(unit.id, work.prepared(job, documents))
+        documents = read(job, unit)
+    yield _row(unit.id, prepared(job, documents))
 
 
 def _row(unit: str, documents: pa.Table) -> pa.Table:

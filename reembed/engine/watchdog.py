@@ -16,8 +16,8 @@ from reembed.catalog import lease
 from reembed.catalog.lease import Worker
 from reembed.catalog.plan import EmbedUnit
 from reembed.engine import cluster
+from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
-from reembed.engine.worker import EmbedJob
 from reembed.errors import NoCapacity, RunFailed
 
 _EVERY_S = 5.0

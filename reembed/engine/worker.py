@@ -1,169 +1,50 @@
-"""What is done with one unit, wherever it runs: read -> tokenize -> embed -> write.
-
-Documents travel as Arrow tables: doc_id, text_hash, carried columns, then text, tokens or vectors, and
-`reembed.error`, which is null for a document without an error.
-"""
+"""What is done with one unit, wherever it runs: embed its documents, and stage them."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from reembed import digests, encoders, faults
-from reembed.catalog.plan import EmbedUnit, Plan
+from reembed import encoders, faults
 from reembed.catalog.receipts import DeadLetter, UnitStats
-from reembed.catalog.runs import Run
-from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
-from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors, apart
-from reembed.encoders.tokens import Tokenizer, Tokens, require_tokens
-from reembed.engine import attempts, reuse
+from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors
+from reembed.encoders.tokens import require_tokens
+from reembed.engine import attempts
 from reembed.engine.attempts import Attempt
+from reembed.engine.documents import (
+    ERROR,
+    GIVEN,
+    NO_TEXT,
+    TOKENS,
+    copied,
+    texts_of,
+    to_embed,
+    tokens_of,
+)
+from reembed.engine.job import EmbedJob
 from reembed.engine.patience import Patience
 from reembed.engine.progress import UnitDone
 from reembed.errors import ProviderError, RunFailed, SpaceMismatch
-from reembed.source.dataset import TEXT, Source
+from reembed.source.dataset import TEXT
 from reembed.table import write as table
 from reembed.table.read import as_vectors, from_vectors
 
-# With a dot, as TEXT: no carried column can be called so.
-_TOKENS, _ERROR, _GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
 _STATS = "reembed.stats"
-_SYSTEMATIC = 0.5  # more than this share of a unit failing is not poison but a broken set-up
+_SYSTEMATIC = (
+    0.5  # if more than this share of a unit fails, the set-up is broken, not the documents
+)
 _SYSTEMATIC_ROWS = 8
-_NO_TEXT = "its text is null"
 _NORM_SLACK = 0.02  # of unit vectors in half precision
-DRAIN = "drain.json"
-
-
-@dataclass(frozen=True)
-class EmbedJob:
-    """Everything a stage needs, small enough to travel with each task."""
-
-    run: Run
-    plan: Plan
-    """Without its units."""
-    source: Source
-    encoder: EncoderConfig
-    embed: EmbedConfig
-    columns: pa.Schema
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of this start of the driver: a request to drain means this one only."""
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the driver was asked to end: no other unit is started."""
-        asked = self.run.storage.read_if_there(self.run.path(DRAIN))
-        return asked is not None and bool(asked["token"] == self.token)
-
-    def drain(self) -> None:
-        """Ask that no other unit is started."""
-        self.run.storage.write(self.run.path(DRAIN), {"token": self.token})
-
-
-@functools.cache
-def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
-    """Return this process's tokenizer.
-
-    Raises:
-        SpaceMismatch: its files are not those of the plan's space.
-    """
-    # Ray runs as many of these tasks as there are cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = encoders.load_tokenizer(config)
-    if tokenizer.sha256 != sha256:
-        raise SpaceMismatch(
-            f"{config.model} has another tokenizer on {socket.gethostname()}",
-            f"sha256 {tokenizer.sha256[:12]} where the plan has {sha256[:12]}: its ids would mean other words",
-            "reembed config --check     # on that node: every node needs the same model folder",
-        )
-    return tokenizer
-
-
-def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
-    """Return the unit's documents: text, text_hash, `reembed.error` (null, or why it is not embedded).
-
-    Where the run's donors hold a document's vector, `reembed.given` has it.
-    """
-    documents = job.source.read(unit)
-    texts = documents[TEXT]
-    hashes = [digests.NULL if t is None else digests.digest(t) for t in texts.to_pylist()]
-    errors = pc.if_else(texts.is_null(), _NO_TEXT, pa.scalar(None, pa.string()))
-    documents = documents.append_column("text_hash", pa.array(hashes, pa.binary(digests.BYTES)))
-    documents = documents.append_column(_ERROR, errors)
-    known = reuse.known(job.run.storage, job.plan)
-    if known is None:
-        return documents
-    places = known.find(digests.stack(digests.of_column(texts)))
-    found = (places >= 0) & texts.is_valid().to_numpy()
-    vectors = np.zeros((documents.num_rows, job.plan.space.dim), np.float32)
-    vectors[found] = known.vectors(places[found])
-    given = from_vectors(vectors, pa.float32(), valid=found)
-    return documents.append_column(_GIVEN, given)
-
-
-def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
-    """Replace the texts by `reembed.tokens`, large_list<uint16 or int32>.
-
-    A text that cannot be tokenized gets a `reembed.error`; documents with an error or a given vector
-    get no tokens. The length of the prompt is in the metadata.
-    """
-    texts, errors = _texts(documents), documents[_ERROR].to_pylist()
-    parts, failures = apart(
-        _to_embed(documents),
-        lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"),
-    )
-    for row, why in failures.items():
-        errors[row] = why
-    lengths = np.zeros(len(texts), np.int64)
-    for rows, found in parts:
-        lengths[rows] = found.lengths
-    ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
-    prompt_length = max((found.prompt_length for _, found in parts), default=0)
-    out = documents.drop_columns([TEXT, _ERROR])
-    out = out.append_column(_TOKENS, _column(ids, lengths))
-    out = out.append_column(_ERROR, pa.array(errors, pa.string()))
-    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
-
-
-def prepared(job: EmbedJob, documents: pa.Table) -> pa.Table:
-    """Return documents as an actor takes them: tokenized, if that is to be done apart from the model."""
-    sha256 = job.plan.space.tokenizer_sha256
-    if sha256 is None or not job.embed.tokenizes_apart:
-        return documents
-    return tokenized(documents, tokenizer_of(job.encoder, sha256))
-
-
-def _texts(documents: pa.Table) -> list[str]:
-    return [(text or b"").decode("utf-8", "replace") for text in documents[TEXT].to_pylist()]
-
-
-def _to_embed(documents: pa.Table) -> Rows:
-    """Rows without an error and without a given vector."""
-    todo = documents[_ERROR].is_null().to_numpy()
-    if _GIVEN in documents.column_names:
-        todo = todo & documents[_GIVEN].is_null().to_numpy()
-    return np.flatnonzero(todo)
-
-
-def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
-    """Return ids of consecutive texts as lists, without a copy; in 16 bits where all fit."""
-    small = not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    values = pa.array(ids.astype(np.uint16) if small else ids)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
 @dataclass
@@ -180,11 +61,11 @@ class _Unit:
     def begin(cls, documents: pa.Table, dim: int) -> _Unit:
         """Take the vectors that are given; the rest is to do."""
         vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
-        if _GIVEN in documents.column_names:
-            column = documents[_GIVEN].combine_chunks()
+        if GIVEN in documents.column_names:
+            column = documents[GIVEN].combine_chunks()
             found = column.is_valid()
             vectors[found.to_numpy(zero_copy_only=False)] = as_vectors(column.filter(found))
-        return cls(vectors, documents[_ERROR].to_pylist(), _to_embed(documents))
+        return cls(vectors, documents[ERROR].to_pylist(), to_embed(documents))
 
     def take(self, rows: Rows, found: Embedded) -> None:
         """These rows are done."""
@@ -265,7 +146,7 @@ class UnitEmbedder:
             notes="; ".join([*done.notes, *self._other_path]),
             batch_tokens=done.batch_tokens,
             attempt=attempt.number,
-            copied=_copied(documents),
+            copied=copied(documents),
             tokens=done.tokens,
             model_tokens=done.model_tokens,
             computed_tokens=done.computed_tokens,
@@ -305,10 +186,10 @@ class UnitEmbedder:
     def _embedding(self, documents: pa.Table) -> Callable[[Rows], Embedded]:
         """What embeds rows of these documents: their tokens, or their texts."""
         encoder = self._encoder
-        if _TOKENS not in documents.column_names:
-            texts = _texts(documents)
+        if TOKENS not in documents.column_names:
+            texts = texts_of(documents)
             return lambda rows: encoder.embed_documents([texts[r] for r in rows])
-        tokens, model = _tokens(documents), require_tokens(encoder)
+        tokens, model = tokens_of(documents), require_tokens(encoder)
         return lambda rows: model.embed_tokens(tokens.take(rows))
 
     @contextmanager
@@ -340,7 +221,7 @@ class UnitEmbedder:
         if self._job.plan.space.normalize:
             for row in np.flatnonzero(np.abs(norms - 1) > _NORM_SLACK):
                 errors[row] = errors[row] or f"its vector has length {norms[row]:.3f}, not 1"
-        failed = [e for e in errors if e not in (None, _NO_TEXT)]
+        failed = [e for e in errors if e not in (None, NO_TEXT)]
         allowed = max(_SYSTEMATIC * len(errors), self._job.embed.max_dead_letters)
         if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
             raise RunFailed(
@@ -371,25 +252,11 @@ class UnitEmbedder:
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)
-        internal = [c for c in (TEXT, _TOKENS, _ERROR, _GIVEN) if c in documents.column_names]
+        internal = [c for c in (TEXT, TOKENS, ERROR, GIVEN) if c in documents.column_names]
         out = documents.drop_columns(internal)
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
-        out = out.append_column(_ERROR, pa.array(errors, pa.string()))
+        out = out.append_column(ERROR, pa.array(errors, pa.string()))
         return out.replace_schema_metadata({_STATS: json.dumps(asdict(stats))})
-
-
-def _copied(documents: pa.Table) -> int:
-    """How many vectors are given."""
-    if _GIVEN not in documents.column_names:
-        return 0
-    return int(documents.num_rows - documents[_GIVEN].null_count)
-
-
-def _tokens(documents: pa.Table) -> Tokens:
-    column = documents[_TOKENS].combine_chunks()
-    ids = column.values.to_numpy().astype(np.int32, copy=False)
-    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
-    return Tokens(ids, column.offsets.to_numpy(), prompt_length)
 
 
 def stats_of(documents: pa.Table) -> UnitStats:
@@ -400,11 +267,11 @@ def stats_of(documents: pa.Table) -> UnitStats:
 def write(job: EmbedJob, unit: str, documents: pa.Table) -> UnitDone:
     """Stage an embedded unit; return what the driver's progress needs."""
     stats = stats_of(documents)
-    failed = documents[_ERROR].is_valid()
-    rows = documents.filter(documents[_ERROR].is_null()).drop_columns([_ERROR])
+    failed = documents[ERROR].is_valid()
+    rows = documents.filter(documents[ERROR].is_null()).drop_columns([ERROR])
     dead = tuple(
-        DeadLetter(d["doc_id"], d[_ERROR], d["text_hash"].hex())
-        for d in documents.filter(failed).select(["doc_id", _ERROR, "text_hash"]).to_pylist()
+        DeadLetter(d["doc_id"], d[ERROR], d["text_hash"].hex())
+        for d in documents.filter(failed).select(["doc_id", ERROR, "text_hash"]).to_pylist()
     )
     receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
     return UnitDone(unit, receipt.rows, len(receipt.dead_letters), stats)

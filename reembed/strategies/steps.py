@@ -28,9 +28,9 @@ from reembed.config.settings import Config
 from reembed.engine import pipeline as embed
 from reembed.engine import reuse
 from reembed.engine.executor import Executor
+from reembed.engine.job import EmbedJob
 from reembed.engine.progress import Changed, EmbedProgress, Listener, changed_settings
 from reembed.engine.signals import Stop
-from reembed.engine.worker import EmbedJob
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.evaluation import queries as evalset
 from reembed.index import build as index

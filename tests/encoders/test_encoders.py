@@ -468,10 +468,10 @@ def test_a_dense_layer_in_a_pickle_is_refused(make: Make) -> None:
 def test_damaged_weights_are_refused(make: Make) -> None:
     folder = make(tiny_models.static_model)
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    assert "no safetensors file" in refused(config(folder))
+    assert "is not a safetensors file" in refused(config(folder))
     folder = make()
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    assert "no safetensors file" in refused(config(folder))
+    assert "is not a safetensors file" in refused(config(folder))
 
 
 @pytest.mark.parametrize(

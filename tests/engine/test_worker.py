@@ -23,6 +23,8 @@ from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.sentence import SentenceEncoder
 from reembed.engine import attempts
 from reembed.engine import worker as units
+from reembed.engine.documents import read, tokenized, tokenizer_of, tokens_of
+from reembed.engine.job import EmbedJob
 from reembed.errors import RunFailed, SpaceMismatch
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -59,10 +61,10 @@ def job(tmp_path):
         plan = Plan(
             kind="rebuild", run_id="r", alias="a", space=space, units=[unit], **fields, **rest
         )
-        made = units.EmbedJob(
+        made = EmbedJob(
             Run(storage, "a-0-v1-1"), plan, source, config.encoder, config.embed, columns
         )
-        texts = units.tokenized(units.read(made, unit), encoders.load_tokenizer(config.encoder))
+        texts = tokenized(read(made, unit), encoders.load_tokenizer(config.encoder))
         return made, texts
 
     return make
@@ -173,7 +175,7 @@ def test_token_ids_travel_in_as_few_bytes_as_hold_them(job, tmp_path, model, sto
     _, texts = job(str(bert_model(tmp_path / "bert")) if model == "bert" else model)
     column = texts["reembed.tokens"].combine_chunks()
     assert str(column.type.value_type) == stored
-    tokens = units._tokens(texts)
+    tokens = tokens_of(texts)
     assert tokens.ids.dtype == np.int32
     assert tokens.lengths.tolist() == [len(row) for row in column.to_pylist()]
 
@@ -182,7 +184,7 @@ def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
     made, texts = job(str(bert_model(tmp_path / "bert")))
     embedder = units.UnitEmbedder(made)
     apart = embedder.embed("u", texts)
-    within = embedder.embed("v", units.read(made, made.plan.units[0]))
+    within = embedder.embed("v", read(made, made.plan.units[0]))
     assert within["vector"].equals(apart["vector"])
     assert within["text_hash"].equals(apart["text_hash"])
 
@@ -208,10 +210,10 @@ def test_null_texts_between_others_do_not_shift_them(job, monkeypatch):
         pa.array(texts, source["reembed.text"].type),
     )
     found = []
-    for name, read in (("u", source), ("v", holes)):
-        monkeypatch.setattr(Source, "read", lambda self, unit, read=read: read)
+    for name, held in (("u", source), ("v", holes)):
+        monkeypatch.setattr(Source, "read", lambda self, unit, held=held: held)
         embedder = units.UnitEmbedder(made)
-        found.append(embedder.embed(name, units.read(made, made.plan.units[0])))
+        found.append(embedder.embed(name, read(made, made.plan.units[0])))
     for row, text in enumerate(texts):
         if text is None:
             assert found[1]["reembed.error"][row].as_py() == "its text is null"
@@ -222,12 +224,12 @@ def test_null_texts_between_others_do_not_shift_them(job, monkeypatch):
 def test_a_node_with_another_tokenizer_tokenizes_nothing(job, tmp_path):
     made, _ = job(str(bert_model(tmp_path / "bert", seed=1)))
     planned = made.plan.space.tokenizer_sha256
-    units.tokenizer_of(made.encoder, planned)
-    units.tokenizer_of.cache_clear()
+    tokenizer_of(made.encoder, planned)
+    tokenizer_of.cache_clear()
     file = tmp_path / "bert" / "tokenizer.json"
     file.write_text(file.read_text().replace('"zz"', '"zzz"'))
     with pytest.raises(SpaceMismatch, match="another tokenizer") as refused:
-        units.tokenizer_of(made.encoder, planned)
+        tokenizer_of(made.encoder, planned)
     assert "every node needs the same model folder" in refused.value.fix
 
 
@@ -269,7 +271,7 @@ def test_no_error_of_the_reading_thread_goes_unheard():
 
 def test_documents_that_failed_already_are_not_given_to_the_model(job, monkeypatch):
     made, _ = job()
-    documents = units.read(made, made.plan.units[0])
+    documents = read(made, made.plan.units[0])
     errors = [None] * 40
     errors[1] = errors[4] = "failed before"
     column = documents.column_names.index("reembed.error")

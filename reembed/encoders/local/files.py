@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reembed.encoders.local.json_files import read_json, tensors
+from reembed.encoders.local.json_files import read_json
 from reembed.errors import SetupError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
@@ -49,6 +48,14 @@ _NAMES_FILES = {
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file: its dtype as safetensors names it (F32, BF16), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Module:
     """One step from text to vector: its kind (one of SUPPORTED), its folder and its settings."""
 
@@ -81,9 +88,13 @@ class Module:
             raise SetupError(f"{self.folder}: shards are missing: {', '.join(missing)}")
         raise _no_weights(self.folder)
 
-    def header(self) -> dict[str, dict[str, Any]]:
-        """Name -> dtype and shape of every tensor, from the file headers alone."""
-        return {k: v for file in self.weights() for k, v in _safetensors_header(file).items()}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by name, from the headers of the files.
+
+        Raises:
+            SetupError: a file is not a safetensors file.
+        """
+        return {name: t for file in self.weights() for name, t in _tensors(file).items()}
 
 
 @dataclass(frozen=True)
@@ -286,16 +297,15 @@ def _no_weights(folder: Path) -> SetupError:
     )
 
 
-def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with file.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            if size > file.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(size))
-    except (OSError, ValueError, RecursionError, struct.error) as error:
-        raise SetupError(f"{file} is no safetensors file", str(error)) from error
-    return tensors(file, header)
+        with safe_open(str(file), "np") as held:
+            slices = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
+            return {n: Tensor(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise SetupError(f"{file} is not a safetensors file", str(error)) from error
 
 
 def _convert(folder: Path) -> str:

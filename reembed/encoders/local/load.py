@@ -282,5 +282,5 @@ def _dtype(profile: Profile, device: str, dtype: str) -> str:
         raise SetupError(f"embed.dtype {dtype}: must be one of {', '.join(['auto', *DTYPES])}")
     if not device.startswith("cuda"):
         return "float32"
-    stored = {tensor["dtype"] for tensor in profile.layout.modules[0].header().values()}
+    stored = {tensor.dtype for tensor in profile.layout.modules[0].tensors().values()}
     return "bfloat16" if "BF16" in stored else "float16"

@@ -122,11 +122,11 @@ def _model_dim(layout: Layout, pooling: str) -> int:
 
 def _input_dim(module: Module) -> int:
     if module.kind == "StaticEmbedding":
-        tensors = module.header()
+        tensors = module.tensors()
         table = tensors.get("embedding.weight") or tensors.get("embeddings")
-        if table is None:
-            raise SetupError(f"{module.folder}: no token vectors among {sorted(tensors)}")
-        return int(table["shape"][1])
+        if table is None or len(table.shape) != 2:
+            raise SetupError(f"{module.folder}: no table of token vectors among {sorted(tensors)}")
+        return table.shape[1]
     config = read_json(module.folder / "config.json")
     # Models of several kinds of input keep the text part's settings apart.
     for settings in (config, config.get("text_config") or {}):

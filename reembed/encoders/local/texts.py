@@ -177,7 +177,7 @@ def _require_rows(module: Module, fast: Any, most: int) -> None:
     Raises:
         SetupError: a text that is long enough, or holds the token, would end the run.
     """
-    rows = {name: t["shape"][0] for name, t in module.header().items() if t["shape"]}
+    rows = {name: t.shape[0] for name, t in module.tensors().items() if t.shape}
     positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
     if positions is not None and _UNLIMITED > most > positions:
         raise SetupError(

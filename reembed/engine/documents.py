@@ -1,0 +1,140 @@
+"""A unit's documents as Arrow tables, from the source to the model.
+
+Columns: doc_id, text_hash, carried columns, then the text or its tokens, and `reembed.error`, which is
+null for a document without an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reembed import digests, encoders
+from reembed.catalog.plan import EmbedUnit
+from reembed.config.settings import EncoderConfig
+from reembed.encoders.base import Rows, apart
+from reembed.encoders.tokens import Tokenizer, Tokens
+from reembed.engine import reuse
+from reembed.engine.job import EmbedJob
+from reembed.errors import SpaceMismatch
+from reembed.source.dataset import TEXT
+from reembed.table.read import from_vectors
+
+# With a dot, as TEXT: no carried column can be called so.
+TOKENS, ERROR, GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
+NO_TEXT = "its text is null"
+
+
+@functools.cache
+def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
+    """Return this process's tokenizer.
+
+    Raises:
+        SpaceMismatch: its files are not those of the plan's space.
+    """
+    # Ray runs as many of these tasks as there are cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = encoders.load_tokenizer(config)
+    if tokenizer.sha256 != sha256:
+        raise SpaceMismatch(
+            f"{config.model} has another tokenizer on {socket.gethostname()}",
+            f"sha256 {tokenizer.sha256[:12]} where the plan has {sha256[:12]}: its ids would mean other words",
+            "reembed config --check     # on that node: every node needs the same model folder",
+        )
+    return tokenizer
+
+
+def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
+    """Return the unit's documents: text, text_hash, `reembed.error` (null, or why it is not embedded).
+
+    Where the run's donors hold a document's vector, `reembed.given` has it.
+    """
+    documents = job.source.read(unit)
+    texts = documents[TEXT]
+    hashes = [digests.NULL if t is None else digests.digest(t) for t in texts.to_pylist()]
+    errors = pc.if_else(texts.is_null(), NO_TEXT, pa.scalar(None, pa.string()))
+    documents = documents.append_column("text_hash", pa.array(hashes, pa.binary(digests.BYTES)))
+    documents = documents.append_column(ERROR, errors)
+    known = reuse.known(job.run.storage, job.plan)
+    if known is None:
+        return documents
+    places = known.find(digests.stack(digests.of_column(texts)))
+    found = (places >= 0) & texts.is_valid().to_numpy()
+    vectors = np.zeros((documents.num_rows, job.plan.space.dim), np.float32)
+    vectors[found] = known.vectors(places[found])
+    given = from_vectors(vectors, pa.float32(), valid=found)
+    return documents.append_column(GIVEN, given)
+
+
+def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
+    """Replace the texts by `reembed.tokens`, large_list<uint16 or int32>.
+
+    A text that cannot be tokenized gets a `reembed.error`; documents with an error or a given vector
+    get no tokens. The length of the prompt is in the metadata.
+    """
+    texts, errors = texts_of(documents), documents[ERROR].to_pylist()
+    parts, failures = apart(
+        to_embed(documents),
+        lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"),
+    )
+    for row, why in failures.items():
+        errors[row] = why
+    lengths = np.zeros(len(texts), np.int64)
+    for rows, found in parts:
+        lengths[rows] = found.lengths
+    ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
+    prompt_length = max((found.prompt_length for _, found in parts), default=0)
+    out = documents.drop_columns([TEXT, ERROR])
+    out = out.append_column(TOKENS, _column(ids, lengths))
+    out = out.append_column(ERROR, pa.array(errors, pa.string()))
+    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
+
+
+def prepared(job: EmbedJob, documents: pa.Table) -> pa.Table:
+    """Return documents as an actor takes them: tokenized, if that is to be done apart from the model."""
+    sha256 = job.plan.space.tokenizer_sha256
+    if sha256 is None or not job.embed.tokenizes_apart:
+        return documents
+    return tokenized(documents, tokenizer_of(job.encoder, sha256))
+
+
+def texts_of(documents: pa.Table) -> list[str]:
+    """Return the texts; "" for null."""
+    return [(text or b"").decode("utf-8", "replace") for text in documents[TEXT].to_pylist()]
+
+
+def to_embed(documents: pa.Table) -> Rows:
+    """Return the rows without an error and without a given vector."""
+    todo = documents[ERROR].is_null().to_numpy()
+    if GIVEN in documents.column_names:
+        todo = todo & documents[GIVEN].is_null().to_numpy()
+    return np.flatnonzero(todo)
+
+
+def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
+    """Return ids of consecutive texts as lists, without a copy; in 16 bits where all fit."""
+    small = not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = pa.array(ids.astype(np.uint16) if small else ids)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+
+def copied(documents: pa.Table) -> int:
+    """Return how many vectors are given."""
+    if GIVEN not in documents.column_names:
+        return 0
+    return int(documents.num_rows - documents[GIVEN].null_count)
+
+
+def tokens_of(documents: pa.Table) -> Tokens:
+    """Return the tokens of all documents; none for those that are not to embed."""
+    column = documents[TOKENS].combine_chunks()
+    ids = column.values.to_numpy().astype(np.int32, copy=False)
+    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
+    return Tokens(ids, column.offsets.to_numpy(), prompt_length)
