@@ -147,7 +147,7 @@ def test_a_text_that_the_first_replica_had_no_vector_for_is_not_held_against_lat
         patch.setattr(HashingEncoder, "embed", without_the_third)
         golden.leave(storage, "docs-0-v1-1", encoder)
     golden.require(storage, "docs-0-v1-1", encoder)
-    assert not any(storage.read(golden.path("docs-0-v1-1"))["vectors"]["document"][2])
+    assert not any(storage.read(golden.path("docs-0-v1-1"))["documents"][2])
 
 
 def test_a_model_that_has_no_vector_any_more_for_a_text_is_refused(tmp_path, monkeypatch):
