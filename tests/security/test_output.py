@@ -129,7 +129,18 @@ def overruled(words: str) -> dict[str, Any]:
 
 def release(words: str) -> Release:
     space = Space(
-        words, words, ContentIdentity("w", "t"), "mean", words, words, True, None, None, "none", "float32", 8
+        words,
+        words,
+        ContentIdentity("w", "t"),
+        "mean",
+        words,
+        words,
+        True,
+        None,
+        None,
+        "none",
+        "float32",
+        8,
     )
     return Release(
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
