@@ -18,7 +18,9 @@ from reembed.table.read import manifest_proof
 
 GATE = FrozenGate(queries="q", sha256="0", count=30)
 SOURCE = SourceRef("s", 1, "f", "i", "t", None, ())
-SPACE = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, 128, "none", "float32", 8)
+SPACE = Space(
+    "m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, 128, "none", "float32", 8
+)
 
 
 def sha256(content: str) -> str:

@@ -200,7 +200,9 @@ def _of_dtype(
         budget = encoder.batch_tokens  # what it came down to, where the first did not fit
         rates[budget] = rate
         trials.say(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
-        tried.append({"path": encoder.about.path, "batch_tokens": budget, "tokens_per_s": round(rate)})
+        tried.append(
+            {"path": encoder.about.path, "batch_tokens": budget, "tokens_per_s": round(rate)}
+        )
     fastest = max(rates.values())
     enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
     return rates[enough], replace(setting, batch_tokens=enough)

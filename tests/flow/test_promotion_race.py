@@ -67,7 +67,9 @@ def race_promote(catalog: Catalog, me: str, attempts: int) -> None:
 
 def a_release(name: str) -> Release:
     """A release record as valid as any; its data is never looked at."""
-    space = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8)
+    space = Space(
+        "m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8
+    )
     return Release(
         id=name,
         alias=ALIAS,

@@ -299,7 +299,9 @@ def test_s6_no_mutation_of_an_index_reaches_faiss(
     assert len(loads) == 1
 
 
-SPACE = Space("m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8)
+SPACE = Space(
+    "m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, None, "none", "float32", 8
+)
 
 
 def a_release(**changes: Any) -> Release:
