@@ -7,7 +7,7 @@ serving process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
@@ -15,11 +15,12 @@ from obstore.exceptions import BaseError
 from reembed.catalog.releases import Catalog, Release, VerifyRecord
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import Config, FrozenGate
+from reembed.config.settings import Config
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.evaluation import comparisons
-from reembed.evaluation.comparisons import Asked
+from reembed.evaluation.comparison import Comparison
+from reembed.evaluation.terms import Asked
 from reembed.lifecycle import chosen, moves
 from reembed.lifecycle import dead_letters as letters
 from reembed.lifecycle import gc as collecting
@@ -271,8 +272,11 @@ def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
 
 def compare_candidate(
     config: Config, release_id: str | None, say: Listener, asked: Asked
-) -> dict[str, Any]:
-    """Compare the candidate with what is live; the record and its HTML report are kept for good.
+) -> Comparison:
+    """Compare the candidate with what is live; the record and its page are kept.
+
+    Returns:
+        The comparison, with the address of its page as `report`.
 
     Raises:
         UsageError: the judged queries changed since the plan, and no flag accepts that.
@@ -285,19 +289,20 @@ def compare_candidate(
     new = candidate(catalog, config, release_id)
     configured = absolute_queries(config.gate)
     record = compare(catalog, live.release, new, configured, asked)
-    read = configured.model_dump(include=comparisons.PLACE) == record["queries"]["place"]
-    judged = comparisons.PLACE if read else set()
-    planned = FrozenGate(**record["planned_gate"])
+    place = record.queries.place
+    read = (configured.queries, configured.split) == (place.queries, place.split)
+    judged = {"queries", "split"} if read else set()
     changed = changed_settings(
         "gate",
-        planned.settings.model_dump(exclude=judged),
+        record.planned_gate.settings.model_dump(exclude=judged),
         configured.model_dump(exclude=judged),
     )
     if changed:
         say("ignored", settings=changed)
-    record, page = comparisons.keep(catalog, live.release, new, record)
-    catalog.storage.write_bytes(page, report.html(record, new, catalog.log()).encode())
-    return {**record, "report": catalog.storage.uri(page)}
+    kept = comparisons.keep(catalog, live.release, new, record)
+    page = report.html(kept, new, catalog.log())
+    catalog.storage.write_bytes(kept.report, page.encode())
+    return replace(kept, report=catalog.storage.uri(kept.report))
 
 
 def promote(

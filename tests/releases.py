@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import lance
 import pyarrow as pa
@@ -11,6 +12,14 @@ from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
+from reembed.evaluation.comparison import (
+    Compared,
+    Comparison,
+    DocumentsCompared,
+    Place,
+    QueriesUsed,
+    Sides,
+)
 from reembed.evaluation.gate import Rule, combine
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
@@ -62,15 +71,27 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
 def comparison(
     catalog: Catalog, new: Release, live: Release, verdict: str = "pass", **changes: object
 ) -> None:
-    judged = combine(Rule("nDCG@10 change", verdict, "d"))
-    gate = GATE.model_dump()
-    record = {
-        "live": live.summary(), "candidate": new.summary(), "at": "now", "by": "me", **judged.to_json(),
-        "candidate_index_sha256": new.index_sha256, "planned_gate": gate, "gate": gate,
-        "gate_is_late": False, "changes": [],
-        "queries": {"source": "q", "place": {"queries": "q"}, "sha256": "0", "count": 30},
-    }  # fmt: skip
-    comparisons.keep(catalog, live, new, record | changes)
+    record = Comparison(
+        **vars(combine(Rule("nDCG@10 change", verdict, "d"))),
+        alias=catalog.alias,
+        live=Compared.of(live),
+        candidate=Compared.of(new),
+        candidate_index_sha256=new.index_sha256,
+        queries=QueriesUsed("q", Place("q", "test"), "0", 30, 0, 1.0, 0, 0),
+        documents=DocumentsCompared((), None),
+        gate=GATE,
+        planned_gate=GATE,
+        gate_is_late=False,
+        changes=(),
+        metrics={},
+        ann_recall_at_10=Sides(1.0, 1.0),
+        overlap_at_10=1.0,
+        judged_at_10=Sides(1.0, 1.0),
+        latency=None,
+        by="me",
+        at="now",
+    )
+    comparisons.keep(catalog, live, new, replace(record, **changes))
 
 
 FIRST = {"initial_reason": "the first"}

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
+from reembed.catalog.reports import Evidence
 from reembed.clock import now
 from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig, FrozenGate
@@ -161,60 +162,13 @@ class Release:
 
 
 @dataclass(frozen=True)
-class QueriesRecord:
-    """Judged queries, by content."""
-
-    sha256: str
-    count: int
-
-
-@dataclass(frozen=True)
-class MarginRecord:
-    """A loss that may pass."""
-
-    margin: float | None
-
-
-@dataclass(frozen=True)
-class ChangeRecord:
-    """What is read of a change of the gate."""
-
-    before: MarginRecord | QueriesRecord
-    after: MarginRecord | QueriesRecord
-    reason: str
-    by: str
-    at: str
-
-
-@dataclass(frozen=True)
-class ToldRecord:
-    """What is read of a comparison in short."""
-
-    candidate: str
-    verdict: str
-    queries: QueriesRecord
-    margin: float | None
-    changed: list[str]
-    by: str
-    at: str
-
-
-@dataclass(frozen=True)
-class EvidenceRecord(ToldRecord):
-    """What is read of the comparison behind a promotion."""
-
-    changes: list[ChangeRecord]
-    earlier: list[ToldRecord]
-
-
-@dataclass(frozen=True)
 class Grounds:
     """What a promote or rollback rests on."""
 
     reason: str | None = None
     """Why a gate was left out or overruled or a rollback made, in the operator's words."""
     forced: bool = False
-    comparison: Annotated[dict[str, Any], holds(EvidenceRecord)] | None = None
+    comparison: Evidence | None = None
     """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
     before it; None where there was none."""
     unknown: tuple[str, ...] = ()

@@ -118,10 +118,10 @@ class GateMargin:
 class GateQueries:
     """The part of a gate that says which queries judge."""
 
-    queries: str | None
-    split: str | None
-    sha256: str | None
-    count: int | None
+    queries: str
+    split: str
+    sha256: str
+    count: int
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from reembed.redact import one_line
 if TYPE_CHECKING:
     from reembed.api import Collected
     from reembed.catalog.releases import Grounds, Release
+    from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
@@ -189,43 +190,40 @@ def _after_verify(r: dict[str, Any]) -> Lines:
     return _next(f"reembed {following}")
 
 
-def _compare(r: dict[str, Any]) -> Lines:
-    live, new = r["live"], r["candidate"]
+def _compare(c: Comparison) -> Lines:
+    live, new = c.live, c.candidate
     yield (
-        f"{r['alias']}: {new['release']} (candidate) against {live['release']} (live),"
-        f" {r['queries']['count']:,} queries"
+        f"{c.alias}: {new.release} (candidate) against {live.release} (live),"
+        f" {c.queries.count:,} queries"
     )
     sides = (("candidate", new), ("live", live))
-    yield from _table(
-        [(n, s["model"], f"{s['dim']} dimensions", f"{s['rows']:,} rows") for n, s in sides]
-    )
+    yield from _table([(n, s.model, f"{s.dim} dimensions", f"{s.rows:,} rows") for n, s in sides])
     yield ""
-    yield from _table([*_metrics(r)], right=(1, 2))
+    yield from _table([*_metrics(c)], right=(1, 2))
     yield ""
-    yield from (f"  {line}" for line in notes(r))
-    for rule in r["rules"]:
-        yield _coloured(rule["verdict"], rule["verdict"], before="  ", after=f"  {rule['detail']}")
-    yield from (f"  {line}" for line in evidence(r))
-    yield from (f"  the sources differ: {words}" for words in r["documents"]["differ"])
-    report = f"   report: {r['report']}"
-    yield _coloured(r["verdict"], r["verdict"], before="verdict: ", after=report)
-    yield from _next(*choices(r))
+    yield from (f"  {line}" for line in notes(c))
+    for rule in c.rules:
+        yield _coloured(rule.verdict, rule.verdict, before="  ", after=f"  {rule.detail}")
+    yield from (f"  {line}" for line in evidence(c))
+    yield from (f"  the sources differ: {words}" for words in c.documents.differ)
+    yield _coloured(c.verdict, c.verdict, before="verdict: ", after=f"   report: {c.report}")
+    yield from _next(*choices(c))
 
 
-def _metrics(r: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _metrics(c: Comparison) -> Iterator[tuple[str, ...]]:
     yield "", "live", "candidate", "difference (95 % interval)", "worse / same / better"
-    for name, m in r["metrics"].items():
-        change, counts = m["change"], (m["worse"], m["same"], m["better"])
-        interval = f"({_signed(change['low'])} .. {_signed(change['high'])})"
-        difference = f"{change['mean']:+.3f} {interval}"
-        shown = " / ".join(f"{count:,}" for count in counts)
-        yield name, f"{m['live']:.3f}", f"{m['candidate']:.3f}", difference, shown
-    ann = r["ann_recall@10"]
-    yield "ann_recall@10", f"{ann['live']:.3f}", f"{ann['candidate']:.3f}", "", ""
-    yield "overlap@10", "", f"{r['overlap@10']:.3f}", "(different is not worse)", ""
-    for p in ("p50_ms", "p95_ms") if r["latency"] else ():
-        a, b = r["latency"]["live"][p], r["latency"]["candidate"][p]
-        yield p.replace("_ms", " latency"), f"{a:.2f}ms", f"{b:.2f}ms", f"x{b / a:.2f}", ""
+    for name, m in c.metrics.items():
+        interval = f"({_signed(m.change.low)} .. {_signed(m.change.high)})"
+        difference = f"{m.change.mean:+.3f} {interval}"
+        shown = f"{m.worse:,} / {m.same:,} / {m.better:,}"
+        yield name, f"{m.live:.3f}", f"{m.candidate:.3f}", difference, shown
+    ann = c.ann_recall_at_10
+    yield "ann_recall@10", f"{ann.live:.3f}", f"{ann.candidate:.3f}", "", ""
+    yield "overlap@10", "", f"{c.overlap_at_10:.3f}", "(different is not worse)", ""
+    if c.latency:
+        old, new = c.latency.live, c.latency.candidate
+        for name, a, b in (("p50", old.p50_ms, new.p50_ms), ("p95", old.p95_ms, new.p95_ms)):
+            yield f"{name} latency", f"{a:.2f}ms", f"{b:.2f}ms", f"x{b / a:.2f}", ""
 
 
 def _signed(value: float | None) -> str:

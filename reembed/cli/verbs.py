@@ -18,6 +18,7 @@ from reembed.errors import UsageError
 if TYPE_CHECKING:
     from reembed.api import Collected
     from reembed.config.settings import Config
+    from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Status
@@ -211,20 +212,20 @@ def compare(
     changed_queries: bool,
     margin: float | None,
     reason: str | None,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Comparison, int]:
     """The same judged queries on live and candidate. Exits 3 on fail, 6 when inconclusive.
 
     Every comparison is kept, and promote says how many there were.
     """
     from reembed import api
     from reembed.cli.progress import Console
-    from reembed.evaluation.comparisons import Asked
+    from reembed.evaluation.terms import Asked
 
     if (changed_queries or margin is not None) != bool(reason and reason.strip()):
         raise click.UsageError("--changed-queries or --margin X, and --reason TEXT, go together")
     asked = Asked(changed_queries, margin, reason)
     result = api.compare_candidate(config, release_id, Console(), asked)
-    return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result["verdict"]]
+    return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result.verdict]
 
 
 @cli.command()

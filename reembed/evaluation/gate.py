@@ -8,16 +8,15 @@ one-sided 95 % Student t bound must clear the threshold, and only an upper bound
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
+from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
 from reembed.evaluation.metrics import Floats, Interval, paired_interval, queries_needed
 
 if TYPE_CHECKING:
     from reembed.config.settings import GateConfig
-
-Outcome = Literal["pass", "fail", "inconclusive"]
 
 MIN_QUERIES = 20
 """Fewest queries that may pass: below it the t bound was not checked, and a few equal differences
@@ -66,29 +65,20 @@ class Verdict:
     margin_needed: float | None
     """The smallest margin, to three digits, with which it would pass; None where no margin would."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, without infinities or NaN."""
-        return {**asdict(self), "rules": [asdict(rule) for rule in self.rules]}
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Verdict:
-        """The verdict a record holds.
+def require_verdict_of_rules(found: Verdict) -> None:
+    """Check that a verdict is the one its rules give.
 
-        Raises:
-            IntegrityError: it is incomplete, or its verdict is not the one its rules give.
-        """
-        try:
-            verdict = combine(*(Rule(**rule) for rule in record["rules"]))
-        except (KeyError, TypeError) as error:
-            raise _damaged(f"{type(error).__name__}: {error}") from None
-        said = {name: record.get(name) for name in verdict.to_json()}
-        if verdict.to_json() != said:
-            raise _damaged(f"it says {record.get('verdict')!r}, its rules {verdict.verdict!r}")
-        return verdict
-
-
-def _damaged(why: str) -> IntegrityError:
-    return IntegrityError("the recorded verdict is damaged", why, "reembed compare")
+    Raises:
+        IntegrityError: it is not.
+    """
+    expected = combine(*found.rules)
+    if any(getattr(found, f.name) != getattr(expected, f.name) for f in fields(Verdict)):
+        raise IntegrityError(
+            "the recorded verdict is damaged",
+            f"it says {found.verdict!r}, its rules give {expected.verdict!r}",
+            "reembed compare",
+        )
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,16 @@ def queries_needed(sd: float, margin: float) -> int:
     return max(1, math.ceil(((_Z_CONFIDENCE + _Z_POWER) * sd / margin) ** 2))
 
 
-def latency_ms(latencies_s: Floats) -> dict[str, float]:
-    """p50_ms, p95_ms and p99_ms of latencies in seconds, each one that was measured."""
-    percents = (50, 95, 99)
-    values = np.percentile(latencies_s, percents, method="inverted_cdf") * 1e3
-    return {f"p{percent}_ms": float(value) for percent, value in zip(percents, values, strict=True)}
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of latencies in milliseconds, each one that was measured."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, latencies_s: Floats) -> Latency:
+        """Take the percentiles of latencies in seconds."""
+        values = np.percentile(latencies_s, (50, 95, 99), method="inverted_cdf") * 1e3
+        return cls(*map(float, values))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from reembed.catalog.releases import AliasRecord, Release
-from reembed.evaluation import comparisons
+from reembed.catalog.reports import (
+    Change,
+    ComparisonSummary,
+    Evidence,
+    GateMargin,
+    GateQueries,
+)
+from reembed.evaluation.comparison import Comparison
 from reembed.redact import harmless
 
 
-def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord]) -> str:
-    """The comparison as one self-contained page: no script, nothing loaded, everything escaped."""
+def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> str:
+    """Return the comparison as one self-contained page: no script, nothing loaded, everything escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -20,21 +25,21 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
         undefined=jinja2.StrictUndefined,
     )
     allowed = {
-        rule["name"].removesuffix(" change").lower(): rule["margin"]
-        for rule in comparison["rules"]
-        if rule["margin"] is not None
+        rule.name.removesuffix(" change").lower(): rule.margin
+        for rule in comparison.rules
+        if rule.margin is not None
     }
-    changes = [m["change"] for m in comparison["metrics"].values()]
-    ends = [abs(c[end] or 0) for c in changes for end in ("low", "high", "mean")]
+    changes = [m.change for m in comparison.metrics.values()]
+    ends = [abs(end or 0) for c in changes for end in (c.low, c.high, c.mean)]
     return environment.get_template("report.html").render(
         c=comparison,
         allowed=allowed,
         notes=[
             *notes(comparison),
-            *comparison["documents"]["differ"],
-            *map(changed_words, comparison["changes"]),
+            *comparison.documents.differ,
+            *map(changed_words, comparison.changes),
         ],
-        made=[*comparison["earlier"], comparisons.told(comparison)],
+        made=[*comparison.earlier, comparison.summary()],
         choices=choices(comparison),
         release=candidate,
         verify=candidate.verify,
@@ -43,71 +48,75 @@ def html(comparison: dict[str, Any], candidate: Release, log: list[AliasRecord])
     )
 
 
-def choices(r: dict[str, Any]) -> list[str]:
-    """Commands that can follow a comparison, the usual first; only a catch-up embeds documents."""
-    new, live = r["candidate"]["release"], r["live"]["release"]
-    if r["verdict"] == "pass":
+def choices(c: Comparison) -> list[str]:
+    """Return the commands that can follow a comparison, the usual first; only a catch-up embeds documents."""
+    new, live = c.candidate.release, c.live.release
+    if c.verdict == "pass":
         return [f"reembed promote {new}"]
-    changed = {setting for c in r["changes"] for setting in c["after"]}
+    changed = c.summary().changed
     queries = " --changed-queries" if "queries" in changed else ""
-    margin = f" --margin {r['gate']['margin']:g}" if "margin" in changed else ""
+    margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
     again = f"reembed compare --candidate {new}"
-    found = [f"reembed status     # keep {live}: it serves on, nothing changes"]
-    same = [rule["verdict"] for rule in r["rules"] if rule["name"].startswith("same ")]
-    if (behind := r["documents"]["behind"]) and set(same) != {"pass"}:
-        found.insert(0, f"reembed catch-up {behind}     # it lacks documents; then compare again")
-    if needed := r["queries_needed"]:
-        more = f"after judging more: about {needed:,} queries would decide, there are {r['queries']['count']:,}"
+    found = [f"reembed status     # keep {live}: it goes on serving, nothing changes"]
+    same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
+    if c.documents.behind and same != {"pass"}:
+        missing = "it lacks documents; then compare again"
+        found.insert(0, f"reembed catch-up {c.documents.behind}     # {missing}")
+    if c.queries_needed:
+        more = f"after judging more: about {c.queries_needed:,} queries would decide, there are {c.queries.count:,}"
         found.append(f"{again} --changed-queries{margin} --reason 'WHY'     # {more}")
-    if (wider := r["margin_needed"]) is not None:
-        accept = f"accept a loss of up to {wider:g}; recorded, with who and why"
-        found.append(f"{again}{queries} --margin {wider:g} --reason 'WHY'     # {accept}")
+    if c.margin_needed is not None:
+        wider = f"{c.margin_needed:g}"
+        accept = f"accept a loss of up to {wider}; recorded, with who and why"
+        found.append(f"{again}{queries} --margin {wider} --reason 'WHY'     # {accept}")
     overrule = "overrule the gate; recorded permanently"
     return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
 
 
-def evidence(r: dict[str, Any]) -> list[str]:
-    """What a reader must know of how a comparison came about; of its record, or of the alias log's."""
-    lines = [changed_words(c) for c in r["changes"]]
-    if r["earlier"]:
-        lines.append(
-            f"comparison {len(r['earlier']) + 1} of this model with this live line; before:"
-        )
-        lines += [f"  {told(e)}" for e in r["earlier"]]
+def evidence(compared: Comparison | Evidence) -> list[str]:
+    """Return what a reader must know of how a comparison came about."""
+    lines = [changed_words(change) for change in compared.changes]
+    if earlier := compared.earlier:
+        count = len(earlier) + 1
+        lines.append(f"comparison {count} of this model with this live line; before:")
+        lines += [f"  {told(summary)}" for summary in earlier]
     return lines
 
 
-def changed_words(c: dict[str, Any]) -> str:
-    """A recorded change of the gate in words: from what to what, by whom and why."""
-    before, after = (
-        f"margin {_margin(x['margin'])}"
-        if "margin" in x
-        else f"{x['count']:,} queries ({x['sha256'][:12]})"
-        for x in (c["before"], c["after"])
-    )
-    return f"changed from {before} to {after} by {c['by']}, {c['at']}: {c['reason']}"
+def changed_words(change: Change) -> str:
+    """Return a recorded change of the gate in words: from what to what, by whom and why."""
+    before, after = _gate_words(change.before), _gate_words(change.after)
+    return f"changed from {before} to {after} by {change.by}, {change.at}: {change.reason}"
 
 
-def told(e: dict[str, Any]) -> str:
-    """An earlier comparison in one line."""
-    changed = f", {' and '.join(e['changed'])} changed" if e["changed"] else ""
+def _gate_words(setting: GateMargin | GateQueries) -> str:
+    if isinstance(setting, GateMargin):
+        return f"margin {_margin(setting.margin)}"
+    return f"{setting.count:,} queries ({setting.sha256[:12]})"
+
+
+def told(summary: ComparisonSummary) -> str:
+    """Return a comparison in one line."""
+    changed = f", {' and '.join(summary.changed)} changed" if summary.changed else ""
+    queries = f"{summary.queries.count:,} queries ({summary.queries.sha256[:12]})"
     return (
-        f"{e['at']}  {e['verdict']}  on {e['queries']['count']:,} queries ({e['queries']['sha256'][:12]}),"
-        f" margin {_margin(e['margin'])}{changed}  {e['candidate']}  by {e['by']}"
+        f"{summary.at}  {summary.verdict}  on {queries}, margin {_margin(summary.margin)}{changed}"
+        f"  {summary.candidate}  by {summary.by}"
     )
 
 
-def notes(r: dict[str, Any]) -> list[str]:
-    """What to know of the judged queries before reading the figures."""
-    q, lines = r["queries"], []
-    if r["gate_is_late"]:
+def notes(c: Comparison) -> list[str]:
+    """Return what to know of the judged queries before reading the figures."""
+    queries, lines = c.queries, []
+    if c.gate_is_late:
         lines.append("the plan named no queries: they were named only at the first comparison")
-    if q["dropped"]:
-        lines.append(f"{q['dropped']:,} queries without a relevant document are left out")
-    if q["own_documents"]:
-        own = f"{q['own_documents']:,} queries have a document's id: it is left out of their results, as BEIR does"
-        judged = f"; {q['own_judged']:,} of these documents are judged relevant: are the ids equal by chance?"
-        lines.append(own + (judged if q["own_judged"] else ""))
+    if queries.dropped:
+        lines.append(f"{queries.dropped:,} queries without a relevant document are left out")
+    if queries.own_documents:
+        own = f"{queries.own_documents:,} queries have a document's id: it is left out of their results, as BEIR does"
+        if queries.own_judged:
+            own += f"; {queries.own_judged:,} of these documents are judged relevant: are the ids equal by chance?"
+        lines.append(own)
     return lines
 
 

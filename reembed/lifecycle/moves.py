@@ -38,10 +38,7 @@ class Moved:
             "from": self.before,
             "to": self.release.id,
             "model": self.release.space.model,
-            "reason": self.grounds.reason,
-            "forced": self.grounds.forced,
-            "comparison": self.grounds.comparison,
-            "unknown": self.grounds.unknown,
+            **asdict(self.grounds),
             "behind": self.behind.to_json(),
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest
@@ -18,10 +17,11 @@ from reembed.catalog.releases import (
     line_of,
     place_in_line,
 )
+from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, order_of, started_with
 from reembed.config.settings import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.evaluation import comparisons
+from reembed.evaluation import comparisons, terms
 from reembed.source.lag import noted_place
 from reembed.store.records import decode
 from reembed.store.storage import Storage, absolute, content_path
@@ -452,7 +452,7 @@ def _require_recall(catalog: Catalog, release: Release, required: float, fix: st
         )
 
 
-def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dict[str, Any]:
+def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evidence:
     # What was caught up has the model of what was compared: the newest verdict on the line stands.
     record = comparisons.newest(catalog, live, chosen)
     again = f"reembed compare --candidate {chosen.id}"
@@ -468,19 +468,19 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> dic
             "without a comparison nobody knows whether it is better",
             again,
         )
-    compared = catalog.release(record["candidate"]["release"])
-    comparisons.require_sound(catalog, record, compared)
-    failing = "; ".join(str(r["detail"]) for r in record["rules"] if r["verdict"] != "pass")
+    compared = catalog.release(record.candidate.release)
+    terms.require_sound(catalog, record, compared)
+    failing = "; ".join(rule.detail for rule in record.rules if rule.verdict != "pass")
     again = f"{again}     # says what can be done"
-    if record["verdict"] == "fail":
+    if record.verdict == "fail":
         raise GateFailed(
             f"release {chosen.id} failed the comparison with {live.id}", failing, again
         )
-    if record["verdict"] != "pass":
+    if record.verdict != "pass":
         raise Inconclusive(
             f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, again
         )
     if compared.id != chosen.id:  # the verdict is about another index
-        required = float(record["gate"]["ann_recall"])
+        required = record.gate.ann_recall
         _require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
-    return comparisons.evidence(record)
+    return record.evidence()

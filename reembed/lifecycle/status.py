@@ -173,7 +173,7 @@ def _candidate(
     release = catalog.release(release_id)
     with_lines = sorted(other for line, other in compared if line == release.origin)
     found = compared.get((release.origin, live.release.origin)) if live else None
-    verdict = str(comparisons.read(catalog, found.path)["verdict"]) if found else None
+    verdict = comparisons.read(catalog, found.path).verdict if found else None
     return Candidate(release, verdict, tuple(with_lines))
 
 

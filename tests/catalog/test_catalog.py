@@ -75,7 +75,7 @@ def test_only_a_passing_comparison_promotes(catalog, verdict, error):
     comparison(catalog, b, a)
     record = promote(catalog, "b")
     assert (record.release.id, record.grounds.forced) == ("b", False)
-    assert record.grounds.comparison["verdict"] == "pass"
+    assert record.grounds.comparison.verdict == "pass"
 
 
 def test_a_comparison_with_what_is_no_longer_live_does_not_count(catalog):
@@ -116,7 +116,7 @@ def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
         promote(catalog, again.id)
     comparison(catalog, built, live, "fail")
     comparison(catalog, compared, live)
-    assert promote(catalog, again.id).grounds.comparison["candidate"] == compared.id
+    assert promote(catalog, again.id).grounds.comparison.candidate == compared.id
 
 
 def test_a_verification_of_another_table_version_does_not_count(catalog):

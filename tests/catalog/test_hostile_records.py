@@ -24,6 +24,7 @@ from reembed.encoders import golden, load_encoder
 from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
+from reembed.evaluation.terms import Asked
 from reembed.lifecycle import promote
 from reembed.source import lag
 from reembed.source.dataset import Source
@@ -81,7 +82,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     catalog.append(None, "promote", first)
     queries = f"gate.queries={config.gate.queries}"
     candidate = full_rebuild(load([other], [queries])[0], quiet, executor=Inline())
-    check.compare_candidate(load([other], [queries])[0], candidate.id, quiet, comparisons.Asked())
+    check.compare_candidate(load([other], [queries])[0], candidate.id, quiet, Asked())
     new = pa.table({"doc_id": ["n"], "title": ["n"], "text": ["new"]})
     lance.write_dataset(new, source, mode="append")
     newer = catch_up(config, first, quiet, executor=Inline())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import faiss
 import lance
@@ -26,9 +25,10 @@ from reembed.catalog.releases import Catalog
 from reembed.cli import text as report
 from reembed.config.settings import Config, EncoderConfig
 from reembed.errors import UsageError
-from reembed.evaluation.comparisons import Asked
+from reembed.evaluation.comparison import Comparison
 from reembed.evaluation.metrics import ranking
 from reembed.evaluation.queries import load_eval_set
+from reembed.evaluation.terms import Asked
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -77,11 +77,11 @@ def collection(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compared(collection, tmp_path_factory) -> dict[str, Any]:
+def compared(collection, tmp_path_factory) -> Comparison:
     return compare(collection, collection, tmp_path_factory.mktemp("root"))
 
 
-def compare(folder: Path, judged: Path, root: Path) -> dict[str, Any]:
+def compare(folder: Path, judged: Path, root: Path) -> Comparison:
     """The comparison of two releases of a folder's source: 256 and 32 dimensions."""
 
     def config(dim: int) -> Config:
@@ -141,26 +141,26 @@ def beir_scores(folder: Path, dim: int) -> dict[str, dict[str, float]]:
 def test_every_mean_is_that_of_the_format_s_own_evaluator(compared, collection, name, dim):
     scores, qrels = beir_scores(collection, dim), beir_qrels(collection)
     relevant = [q for q, grades in qrels.items() if any(g > 0 for g in grades.values())]
-    assert compared["queries"]["count"] == len(relevant) >= 60
+    assert compared.queries.count == len(relevant) >= 60
     for ours, theirs in MEASURES.items():
         mean = np.mean([scores[q][theirs] for q in relevant])
-        assert compared["metrics"][ours][name] == pytest.approx(mean, abs=1e-6), ours
+        assert getattr(compared.metrics[ours], name) == pytest.approx(mean, abs=1e-6), ours
 
 
 def test_queries_that_are_documents_are_counted_and_told(compared):
-    counted = compared["queries"]
+    counted = compared.queries
     own = OWN - 3  # three of them have no relevant document
-    assert counted["own_documents"] == own
-    assert 0 < counted["own_judged"] < own
-    for said in (report.text("compare", compared), Path(compared["report"]).read_text()):
+    assert counted.own_documents == own
+    assert 0 < counted.own_judged < own
+    for said in (report.text("compare", compared), Path(compared.report).read_text()):
         assert f"{own} queries have a document" in said
         assert "left out of their results, as BEIR does" in said
-        assert f"{counted['own_judged']} of these documents are judged relevant" in said
+        assert f"{counted.own_judged} of these documents are judged relevant" in said
 
 
 def test_queries_without_a_relevant_document_are_left_out_and_told(compared, collection):
-    dropped = compared["queries"]["dropped"]
-    assert dropped == len(beir_qrels(collection)) - compared["queries"]["count"]
+    dropped = compared.queries.dropped
+    assert dropped == len(beir_qrels(collection)) - compared.queries.count
     assert f"{dropped:,} queries without a relevant document" in report.text("compare", compared)
 
 
@@ -184,8 +184,8 @@ def test_integer_ids_are_those_of_their_digits_and_no_other_s(tmp_path, judged, 
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     judged_file, root = tmp_path / "judged.jsonl", tmp_path / "root"
     if found:
-        counted = compare(tmp_path, judged_file, root)["queries"]
-        assert (counted["own_documents"], counted["judged_present"]) == (30, 1.0)
+        counted = compare(tmp_path, judged_file, root).queries
+        assert (counted.own_documents, counted.judged_present) == (30, 1.0)
         return
     with pytest.raises(UsageError, match="no judged document of") as refused:
         compare(tmp_path, judged_file, root)
@@ -199,8 +199,8 @@ def test_queries_whose_ids_equal_those_of_their_documents_by_chance_let_nothing_
     lines = [{"query_id": i, "text": r["text"], "doc_ids": [str(i)]} for i, r in enumerate(rows)]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = compare(tmp_path, tmp_path / "judged.jsonl", tmp_path / "root")
-    assert (found["queries"]["own_judged"], found["queries"]["judged_present"]) == (40, 0.0)
-    assert found["verdict"] == "inconclusive"
+    assert (found.queries.own_judged, found.queries.judged_present) == (40, 0.0)
+    assert found.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("seed", range(5))

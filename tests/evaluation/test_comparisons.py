@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lance
@@ -19,20 +20,22 @@ import yaml
 from click.testing import CliRunner
 from conftest import documents
 from inline import Inline, Silent
-from releases import index_manifest, make_release
+from releases import make_release
 
 from reembed import api as check
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.reports import Change, GateMargin, GateQueries
 from reembed.cli import text
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, FrozenGate, GateConfig, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
-from reembed.evaluation import comparisons, report
+from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
 from reembed.evaluation.compare import PLANNED
-from reembed.evaluation.comparisons import Asked, Change, Terms
+from reembed.evaluation.comparison import Compared, Comparison, Place
+from reembed.evaluation.terms import Asked, Terms
 from reembed.index import files as index_store
 from reembed.lifecycle import moves
 from reembed.lifecycle import promote as promotion
@@ -98,9 +101,7 @@ class Pair:
     def build(self, dim: int, *, fresh: bool = False, **gate: Any) -> Release:
         return full_rebuild(self.config(dim, **gate), Silent(), fresh=fresh, executor=Inline())
 
-    def compare(
-        self, asked: Asked = PLANNED, which: str | None = None, **gate: Any
-    ) -> dict[str, Any]:
+    def compare(self, asked: Asked = PLANNED, which: str | None = None, **gate: Any) -> Comparison:
         config = self.config(**gate)
         return check.compare_candidate(config, which or self.candidate.id, Silent(), asked)
 
@@ -202,7 +203,7 @@ def reword(folder: str) -> None:
 def test_the_plan_and_the_release_name_the_judged_queries_by_content(pair):
     gate = pair.candidate.gate
     assert (gate.queries, gate.split, gate.count) == (pair.judged, "test", QUERIES)
-    assert gate.sha256 == pair.compare()["queries"]["sha256"]
+    assert gate.sha256 == pair.compare().queries.sha256
 
 
 @pytest.mark.parametrize("edit", [lambda f: cut(f, 26), relabel, reword])
@@ -219,17 +220,15 @@ def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_
     before = pair.compare(margin=0.9)
     cut(pair.judged, 26)
     record = pair.compare(CHANGED)
-    (change,) = record["changes"]
-    assert (change["before"]["count"], change["after"]["count"]) == (QUERIES, 26)
-    assert (change["reason"], change["by"]) == ("the judges corrected them", record["by"])
-    assert (
-        record["gate"]["sha256"] == record["queries"]["sha256"] != record["planned_gate"]["sha256"]
-    )
-    page = Path(record["report"]).read_text()
+    (change,) = record.changes
+    assert (change.before.count, change.after.count) == (QUERIES, 26)
+    assert (change.reason, change.by) == ("the judges corrected them", record.by)
+    assert record.gate.sha256 == record.queries.sha256 != record.planned_gate.sha256
+    page = Path(record.report).read_text()
     for said in (text.text("compare", record), page):
         assert f"changed from {QUERIES} queries" in said
         assert "the judges corrected them" in said
-    verdict = before["verdict"]
+    verdict = before.verdict
     assert f"{verdict}  on {QUERIES} queries" in text.text("compare", record)
     assert f'<td class="{verdict}">{verdict}</td><td class="n">{QUERIES}</td>' in page
 
@@ -238,9 +237,9 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
     pair, eval_folder
 ):
     other = pair.judge(40)
-    assert pair.compare(queries=other)["queries"]["count"] == QUERIES
+    assert pair.compare(queries=other).queries.count == QUERIES
     changed = pair.compare(CHANGED, queries=other)
-    assert (changed["queries"]["count"], changed["gate"]["queries"]) == (40, other)
+    assert (changed.queries.count, changed.gate.queries) == (40, other)
 
 
 def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
@@ -249,9 +248,9 @@ def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
     record = check.compare_candidate(
         config, pair.candidate.id, lambda *stage, **f: said.append(stage), PLANNED
     )
-    assert record["queries"]["place"] == {"queries": str(moved), "split": "test"}
-    assert (record["changes"], record["gate"], said) == ([], gate_of(pair), [])
-    comparisons.require_sound(pair.catalog, record, pair.candidate)
+    assert record.queries.place == Place(str(moved), "test")
+    assert (record.changes, record.gate, said) == ((), gate_of(pair), [])
+    terms.require_sound(pair.catalog, record, pair.candidate)
 
 
 @pytest.mark.parametrize(
@@ -263,31 +262,31 @@ def test_where_neither_place_has_the_planned_queries_the_flag_is_named_and_works
     with pytest.raises(UsageError, match="was planned with") as refused:
         pair.compare(queries=other)
     assert "--changed-queries --reason" in refused.value.fix
-    assert pair.compare(CHANGED, queries=other)["queries"]["count"] == 40
+    assert pair.compare(CHANGED, queries=other).queries.count == 40
 
 
 def test_the_planned_queries_are_found_in_their_place_where_the_config_names_one_that_is_gone(pair):
     gone = pair.judge(5)
     shutil.rmtree(gone)
-    assert pair.compare(queries=gone)["queries"]["count"] == QUERIES
+    assert pair.compare(queries=gone).queries.count == QUERIES
 
 
 def test_without_queries_in_the_config_the_flag_takes_what_is_in_the_planned_place(pair):
     (Path(pair.judged) / "qrels" / "test.tsv").write_text(
         "query-id\tcorpus-id\tscore\nq-d00001\td00001\t1\n"
     )
-    assert pair.compare(CHANGED, queries=None)["queries"]["count"] == 1
+    assert pair.compare(CHANGED, queries=None).queries.count == 1
 
 
 def test_other_queries_and_another_margin_change_nothing_else_of_the_gate():
     planned = FrozenGate(queries="q", sha256="0", count=30, margin=0.01, ann_recall=0.9)
     changes = [
         Change(
-            {}, {"queries": "r", "sha256": "1", "count": 20, "split": "test"}, "why", "me", "now"
+            GateQueries("q", "test", "0", 30), GateQueries("r", "test", "1", 20), "why", "me", "now"
         ),
-        Change({}, {"margin": 0.02}, "why", "me", "now"),
+        Change(GateMargin(0.01), GateMargin(0.02), "why", "me", "now"),
     ]
-    gate = Terms(planned, False, GateConfig(queries="r"), tuple(changes)).gate
+    gate = Terms(planned, False, Place("r", "test"), tuple(changes)).gate
     assert (gate.sha256, gate.count, gate.margin, gate.ann_recall) == ("1", 20, 0.02, 0.9)
 
 
@@ -298,18 +297,18 @@ def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
     record = check.compare_candidate(
         pair.config(split="dev"), pair.candidate.id, lambda _, **f: said.append(f), PLANNED
     )
-    assert (record["queries"]["count"], record["queries"]["place"]["split"]) == (QUERIES, "test")
+    assert (record.queries.count, record.queries.place.split) == (QUERIES, "test")
     assert [name for name, _, _ in said[0]["settings"]] == ["gate.split"]
 
 
 def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
     first, second = late.judge(52), late.judge(30)
-    assert late.compare(queries=first, margin=0.3)["gate_is_late"]
-    assert late.compare(queries=second, margin=0.9)["queries"]["count"] == 52
+    assert late.compare(queries=first, margin=0.3).gate_is_late
+    assert late.compare(queries=second, margin=0.9).queries.count == 52
     cut(first, 30)
     with pytest.raises(UsageError, match="was planned with"):
         late.compare(queries=first)
-    assert late.compare(CHANGED, queries=second)["changes"][0]["before"]["count"] == 52
+    assert late.compare(CHANGED, queries=second).changes[0].before.count == 52
 
 
 @pytest.mark.parametrize("looser", [{"margin": 0.9}, {"ann_recall": 0.1}])
@@ -319,11 +318,11 @@ def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, loos
         config, late.candidate.id, lambda stage, **f: said.append((stage, f)), PLANNED
     )
     planned = gate_of(late)
-    assert {k: record["gate"][k] for k in looser} == {k: planned[k] for k in looser}
-    assert (record["gate_is_late"], record["changes"]) == (True, [])
+    assert [getattr(record.gate, k) for k in looser] == [getattr(planned, k) for k in looser]
+    assert (record.gate_is_late, record.changes) == (True, ())
     ((_, ignored),) = said
     assert [name for name, _, _ in ignored["settings"]] == [f"gate.{k}" for k in looser]
-    for told in (text.text("compare", record), Path(record["report"]).read_text()):
+    for told in (text.text("compare", record), Path(record.report).read_text()):
         assert "named only at the first comparison" in told
 
 
@@ -339,7 +338,7 @@ def test_of_two_first_comparisons_at_once_the_gate_of_one_counts_for_both(late, 
         return frozen
 
     monkeypatch.setattr(evalset, "freeze", slow)
-    assert late.compare(queries=second)["queries"]["count"] == 52
+    assert late.compare(queries=second).queries.count == 52
 
 
 # --- every comparison is kept and counted, and the one that promotes says so ---
@@ -350,14 +349,14 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
     cut(pair.judged, 40)
     pair.compare(CHANGED)
     passing = pair.compare(Asked(True, 0.9, "any loss will do"))
-    assert passing["verdict"] == "pass"
+    assert passing.verdict == "pass"
     assert [p.rpartition("/")[2] for p in pair.kept()] == [f"0000000{n}.json" for n in (1, 2, 3)]
     step = promote(pair.catalog, pair.candidate.id)
     kept = step.grounds.comparison
-    assert (kept["number"], kept["queries"]["count"], kept["margin"]) == (3, 40, 0.9)
-    assert [(e["queries"]["count"], e["changed"]) for e in kept["earlier"]] == [
-        (QUERIES, []),
-        (40, ["queries"]),
+    assert (kept.number, kept.queries.count, kept.margin) == (3, 40, 0.9)
+    assert [(e.queries.count, e.changed) for e in kept.earlier] == [
+        (QUERIES, ()),
+        (40, ("queries",)),
     ]
     moved = text.text("promote", moves.moved(pair.catalog, None, step))
     history = pair.said("history")
@@ -377,29 +376,27 @@ def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     with pytest.raises(UsageError, match=r"those that the model of .* was first compared by"):
         pair.compare(which=again.id)
     record = pair.compare(CHANGED, which=again.id)
-    assert [sorted(c["after"]) for c in record["changes"]] == [
-        ["count", "queries", "sha256", "split"]
-    ]
-    assert [(e["candidate"], e["verdict"]) for e in record["earlier"]] == [
-        (pair.candidate.id, first["verdict"])
+    assert [type(c.after) for c in record.changes] == [GateQueries]
+    assert [(e.candidate, e.verdict) for e in record.earlier] == [
+        (pair.candidate.id, first.verdict)
     ]
     third = pair.build(24)
-    assert pair.compare(which=third.id)["earlier"] == [], "another model"
+    assert pair.compare(which=third.id).earlier == (), "another model"
 
 
 @pytest.mark.parametrize("reason", [None, "half of it is noise"])
 def test_a_plan_made_after_a_comparison_moves_no_margin_without_a_reason(pair, reason):
     """Planned again with another margin, which embeds nothing: all vectors are copied."""
     first = pair.compare()
-    assert first["verdict"] != "pass"
+    assert first.verdict != "pass"
     again = pair.build(16, fresh=True, margin=0.9)
     asked = Asked(margin=0.9, reason=reason) if reason else PLANNED
     record = pair.compare(asked, which=again.id, margin=0.9)
-    assert record["verdict"] == ("pass" if reason else first["verdict"])
-    assert [c["reason"] for c in record["changes"]] == ([reason] if reason else [])
+    assert record.verdict == ("pass" if reason else first.verdict)
+    assert [c.reason for c in record.changes] == ([reason] if reason else [])
     if reason:
         grounds = promote(pair.catalog, again.id).grounds
-        assert grounds.comparison["changes"][0]["before"] == {"margin": None}
+        assert grounds.comparison.changes[0].before == GateMargin(None)
 
 
 OTHER_SPACES = {
@@ -415,7 +412,7 @@ def test_the_same_weights_in_another_space_are_judged_by_the_gate_of_their_first
     pair, settings
 ):
     first = pair.compare()
-    assert first["verdict"] != "pass"
+    assert first.verdict != "pass"
     sections = pair.sections(16, margin=0.9)
     merged = {
         k: sections.get(k, {}) | settings.get(k, {}) for k in {*sections, *settings} - {"alias"}
@@ -424,8 +421,8 @@ def test_the_same_weights_in_another_space_are_judged_by_the_gate_of_their_first
     again = full_rebuild(config, Silent(), executor=Inline())
     assert again.space.id != pair.candidate.space.id
     record = pair.compare(which=again.id, margin=0.9)
-    assert (record["gate"]["margin"], record["changes"]) == (None, [])
-    assert [e["candidate"] for e in record["earlier"]] == [pair.candidate.id]
+    assert (record.gate.margin, record.changes) == (None, ())
+    assert [e.candidate for e in record.earlier] == [pair.candidate.id]
 
 
 def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
@@ -435,15 +432,16 @@ def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
     pair.compare()
     failed = pair.compare()
     step = promote(pair.catalog, pair.candidate.id, force_reason="we must")
-    assert (step.grounds.forced, step.grounds.comparison["verdict"]) == (True, failed["verdict"])
-    assert len(step.grounds.comparison["earlier"]) == 1
+    assert (step.grounds.forced, step.grounds.comparison.verdict) == (True, failed.verdict)
+    assert len(step.grounds.comparison.earlier) == 1
     assert "comparison 2 of this model" in pair.said("history")
 
 
 def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair):
-    record = {k: v for k, v in pair.compare().items() if k != "report"}
+    pair.compare()
     (path,) = pair.kept()
     read, storage = 0, pair.catalog.storage
+    record = dict(storage.read(path))
     live, candidate = pair.live, pair.candidate
     for field in record.keys() - {"schema_version"}:
         edits = [{**record, field: value} for value in (None, 7, "x", {}, [7], {"count": "x"})]
@@ -451,12 +449,12 @@ def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair
             storage.write(path, edited)
             try:
                 found = comparisons.newest(pair.catalog, live, candidate)
-                comparisons.require_sound(pair.catalog, found, candidate)
+                terms.require_sound(pair.catalog, found, candidate)
             except IntegrityError:
                 continue
             read += field in READ_BACK and (field, edited[field]) not in (("by", "x"), ("at", "x"))
             assert status(pair.catalog).candidates
-            assert report.told(comparisons.evidence(found))
+            assert report.told(found.evidence())
     assert read == 0
 
 
@@ -467,8 +465,8 @@ READ_BACK = {
 
 
 def test_the_newest_comparison_decides_whatever_the_ones_before_it_said(pair):
-    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
-    assert pair.compare()["verdict"] != "pass"
+    assert pair.compare(Asked(margin=0.9, reason="try")).verdict == "pass"
+    assert pair.compare().verdict != "pass"
     with pytest.raises((GateFailed, Inconclusive)):
         promote(pair.catalog, pair.candidate.id)
 
@@ -481,7 +479,7 @@ def test_of_many_comparisons_of_a_pair_the_newest_alone_is_read_to_tell_of_it(pa
     monkeypatch.setattr(comparisons, "read", lambda c, path: seen.append(path) or plain(c, path))
     told = comparisons.last(pair.catalog, pair.live, pair.candidate)
     assert told is not None
-    assert told["number"] == 3
+    assert told.number == 3
     assert [path.rpartition("/")[2] for path in seen] == ["00000003.json"]
 
 
@@ -507,7 +505,7 @@ def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
     pair.compare()
     storage = pair.catalog.storage
     storage.write_bytes(f"{pair.kept()[0].rpartition('/')[0]}/{stray}", b"{}")
-    assert pair.compare(Asked(margin=0.9, reason="try"))["number"] == 2
+    assert pair.compare(Asked(margin=0.9, reason="try")).number == 2
     newest = comparisons.pairs(pair.catalog)[(pair.candidate.origin, pair.live.origin)]
     assert (newest.path[-6:], newest.named) == ("2.json", "pass")
     assert status(pair.catalog).candidates
@@ -516,19 +514,19 @@ def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
 
 def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
     record = pair.compare()
-    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
     numbers, raced = comparisons._numbers, []
 
     def slow(catalog, folder):
         found = numbers(catalog, folder)
         if not raced:
             raced.append(1)
-            comparisons.keep(catalog, pair.live, pair.candidate, {**plain, "by": "another"})
+            other = dataclasses.replace(record, by="another")
+            comparisons.keep(catalog, pair.live, pair.candidate, other)
         return found
 
     monkeypatch.setattr(comparisons, "_numbers", slow)
-    kept, _ = comparisons.keep(pair.catalog, pair.live, pair.candidate, plain)
-    assert (kept["number"], len(kept["earlier"])) == (3, 2)
+    kept = comparisons.keep(pair.catalog, pair.live, pair.candidate, record)
+    assert (kept.number, len(kept.earlier)) == (3, 2)
 
 
 # --- the index that was judged is the one that serves, however a catch-up is called ---
@@ -597,14 +595,14 @@ def unplanned(monkeypatch):
 
 @pytest.mark.usefixtures("unplanned")
 def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recall(pair, quiet):
-    assert pair.compare(Asked(margin=0.9, reason="try"))["verdict"] == "pass"
+    assert pair.compare(Asked(margin=0.9, reason="try")).verdict == "pass"
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
     with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
         promote(pair.catalog, newer.id)
     assert refused.value.fix == f"reembed compare --candidate {newer.id}"
     asked = Asked(margin=0.9, reason="try")
-    assert pair.compare(asked, which=newer.id)["verdict"] == "fail"
+    assert pair.compare(asked, which=newer.id).verdict == "fail"
     with pytest.raises(GateFailed, match="failed the comparison"):
         promote(pair.catalog, newer.id)
     assert promote(pair.catalog, newer.id, force_reason="we must").release.id == newer.id
@@ -614,13 +612,13 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
     ("found", "lower", "bound"), [(1.0, 0.5, 1.0), (0.99, 0.97, 0.97), (0.99, 1.0, 1.0)]
 )
 def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound):
-    index = dataclasses.replace(index_manifest("a"), ann_recall_at_10=found, ann_recall_lower=lower)
+    index = SimpleNamespace(ann_recall_at_10=found, ann_recall_lower=lower)
     monkeypatch.setattr(promotion, "_described_index", lambda catalog, release: index)
     assert promotion._recall_bound(None, None) == bound
 
 
 def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):
-    assert pair.compare(Asked(margin=0.9, reason="a test"))["verdict"] == "pass"
+    assert pair.compare(Asked(margin=0.9, reason="a test")).verdict == "pass"
     monkeypatch.setattr(promotion, "_recall_bound", lambda catalog, release: 0.0)
     assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
 
@@ -646,8 +644,8 @@ def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
 JUDGED = ", ".join(f"'{r['doc_id']}'" for r in documents(DOCUMENTS, 0)[:3])
 
 
-def same_documents(record: dict[str, Any]) -> list[str]:
-    return [r["verdict"] for r in record["rules"] if r["name"].startswith("same ")]
+def same_documents(record: Comparison) -> list[str]:
+    return [r.verdict for r in record.rules if r.name.startswith("same ")]
 
 
 def sourced(pair: Pair, **source: Any) -> Release:
@@ -661,12 +659,12 @@ def test_a_candidate_is_not_compared_with_what_is_behind_it_by_judged_documents(
     third = sourced(pair)
     asked = Asked(margin=0.9, reason="any loss will do")
     record = pair.compare(asked, which=third.id)
-    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["inconclusive", "pass"])
+    assert (record.verdict, same_documents(record)) == ("inconclusive", ["inconclusive", "pass"])
     assert report.choices(record)[0].startswith(f"reembed catch-up {pair.live.id} ")
     assert "source.version is 1 in live, 2 in the candidate" in text.text("compare", record)
     follow(pair.catalog, catch_up(pair.config(256), pair.live, Silent(), executor=Inline()))
     again = pair.compare(asked, which=third.id)
-    assert (again["verdict"], same_documents(again)) == ("pass", ["pass", "pass"])
+    assert (again.verdict, same_documents(again)) == ("pass", ["pass", "pass"])
 
 
 def test_a_candidate_behind_live_by_judged_documents_is_caught_up_first(pair):
@@ -697,8 +695,8 @@ def test_a_candidate_of_other_documents_does_not_pass_for_its_easier_task(pair, 
     record = pair.compare(
         Asked(margin=0.9, reason="any loss will do"), which=sourced(pair, **source(pair)).id
     )
-    assert (record["verdict"], same_documents(record)) == ("inconclusive", ["pass", "inconclusive"])
-    for told in (text.text("compare", record), Path(record["report"]).read_text()):
+    assert (record.verdict, same_documents(record)) == ("inconclusive", ["pass", "inconclusive"])
+    for told in (text.text("compare", record), Path(record.report).read_text()):
         assert said in told
     assert not any("catch-up" in choice for choice in report.choices(record))
 
@@ -706,7 +704,7 @@ def test_a_candidate_of_other_documents_does_not_pass_for_its_easier_task(pair, 
 def test_live_may_be_a_few_documents_behind(pair):
     lance.dataset(pair.source).insert(ONE_MORE)
     record = pair.compare(Asked(margin=0.9, reason="try"), which=sourced(pair).id)
-    assert (record["verdict"], same_documents(record)) == ("pass", ["pass", "pass"])
+    assert (record.verdict, same_documents(record)) == ("pass", ["pass", "pass"])
     assert "source.version is 1 in live" in text.text("compare", record), "it is said"
 
 
@@ -761,7 +759,7 @@ def test_a_damaged_candidate_moves_nothing_that_serves(pair):
     assert [verb, *options] == ["run", "--fresh", "--set", "embed.reuse=false", "-c"]
     assert load([settings], [])[0].encoder.model == "hashing:16"
     again = pair.build(16, fresh=True)
-    assert pair.compare(which=again.id)["verdict"]
+    assert pair.compare(which=again.id).verdict
 
 
 @pytest.mark.parametrize("role", ["live", "candidate"])
@@ -783,18 +781,18 @@ def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair
 def forge(pair: Pair, **edits: Any) -> None:
     """Keep a passing comparison with some fields otherwise than `compare` writes them."""
     record = pair.compare(Asked(margin=0.9, reason="try"))
-    plain = {k: v for k, v in record.items() if k not in ("number", "earlier", "report")}
-    comparisons.keep(pair.catalog, pair.live, pair.candidate, {**plain, **edits})
+    forged = dataclasses.replace(record, **edits)
+    comparisons.keep(pair.catalog, pair.live, pair.candidate, forged)
 
 
-def gate_of(pair: Pair, **edits: Any) -> dict[str, Any]:
-    return {**pair.candidate.gate.model_dump(), **edits}
+def gate_of(pair: Pair, **edits: Any) -> FrozenGate:
+    return pair.candidate.gate.model_copy(update=edits)
 
 
 FORGED = {
-    "no change is recorded": (lambda p: {"changes": []}, "by another gate"),
+    "no change is recorded": (lambda p: {"changes": ()}, "by another gate"),
     "another margin planned": (
-        lambda p: {"changes": [], "planned_gate": gate_of(p, margin=0.9)},
+        lambda p: {"changes": (), "planned_gate": gate_of(p, margin=0.9)},
         "by another gate",
     ),
     "other queries": (lambda p: {"gate": gate_of(p, margin=0.9, sha256="0")}, "by another gate"),
@@ -806,17 +804,17 @@ FORGED = {
     "another index": (lambda p: {"candidate_index_sha256": "0"}, "of another index"),
     "another verdict than its rules": (lambda p: {"verdict": "fail"}, "verdict is damaged"),
     "another candidate": (
-        lambda p: {"candidate": p.live.summary()},
+        lambda p: {"candidate": Compared.of(p.live)},
         "comparison of other releases",
     ),
-    "another live": (lambda p: {"live": p.candidate.summary()}, "comparison of other releases"),
+    "another live": (lambda p: {"live": Compared.of(p.candidate)}, "comparison of other releases"),
 }
 
 
 @pytest.mark.parametrize(("edits", "said"), FORGED.values(), ids=FORGED)
 def test_promote_refuses_a_comparison_that_was_judged_otherwise_than_planned(pair, edits, said):
     forge(pair)
-    assert promote(pair.catalog, pair.candidate.id).grounds.comparison["number"] == 2
+    assert promote(pair.catalog, pair.candidate.id).grounds.comparison.number == 2
     pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
     forge(pair, **edits(pair))
     with pytest.raises(IntegrityError, match=said):
@@ -838,8 +836,8 @@ def test_a_comparison_copied_from_another_pair_does_not_count(pair):
 
 def test_margin_and_ann_recall_of_the_config_do_not_count_after_the_plan(pair):
     record = pair.compare(margin=0.9, ann_recall=0.1)
-    assert (record["gate"]["margin"], record["gate"]["ann_recall"]) == (None, 0.5)
-    assert record["gate"] == record["planned_gate"] == gate_of(pair)
+    assert (record.gate.margin, record.gate.ann_recall) == (None, 0.5)
+    assert record.gate == record.planned_gate == gate_of(pair)
 
 
 def test_a_run_that_goes_on_with_another_gate_keeps_its_plan_s(pair):
@@ -884,8 +882,8 @@ def test_a_caught_up_release_is_judged_by_the_gate_of_its_line(planned, request)
     assert newer.id != chosen.candidate.id
     assert newer.gate == chosen.candidate.gate
     record = chosen.compare(which=newer.id, queries=judged, margin=0.9)
-    assert record["gate"] == first["gate"]
-    assert [e["candidate"] for e in record["earlier"]] == [chosen.candidate.id]
+    assert record.gate == first.gate
+    assert [e.candidate for e in record.earlier] == [chosen.candidate.id]
     cut(judged, 26)
     with pytest.raises(UsageError, match="was planned with"):
         chosen.compare(which=newer.id, queries=judged)
@@ -896,7 +894,7 @@ def test_of_two_candidates_each_is_judged_by_its_own_plan(pair):
     second = pair.build(24, queries=other, margin=0.4)
     for release, count, margin in ((pair.candidate, QUERIES, None), (second, 40, 0.4)):
         record = pair.compare(which=release.id, queries=other, margin=0.9)
-        assert (record["queries"]["count"], record["gate"]["margin"]) == (count, margin)
+        assert (record.queries.count, record.gate.margin) == (count, margin)
 
 
 def verdicts(pair: Pair) -> dict[str, str | None]:
@@ -910,7 +908,7 @@ def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
     with pytest.raises(Conflict, match=f"compared with {pair.live.id}, but {third.id} is live now"):
         promote(pair.catalog, pair.candidate.id)
     assert verdicts(pair) == {pair.candidate.origin: None}
-    assert pair.compare()["earlier"] == [], "with another live line"
+    assert pair.compare().earlier == (), "with another live line"
     assert verdicts(pair)[pair.candidate.origin] is not None
 
 
@@ -918,15 +916,15 @@ def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
 
 
 def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair):
-    assert pair.compare()["verdict"] != "pass"
+    assert pair.compare().verdict != "pass"
     said = pair.said("compare", "--margin", "0.9", "--reason", "quality is not why we move")
     assert "changed from margin 0.01 or 2 % of live to margin 0.9 by " in said
     step = promote(pair.catalog, pair.candidate.id)
-    (change,) = step.grounds.comparison["changes"]
-    assert (change["before"], change["after"]) == ({"margin": None}, {"margin": 0.9})
-    assert change["reason"] == "quality is not why we move"
-    assert change["by"] == step.by
-    assert change["at"] <= step.at
+    (change,) = step.grounds.comparison.changes
+    assert (change.before, change.after) == (GateMargin(None), GateMargin(0.9))
+    assert change.reason == "quality is not why we move"
+    assert change.by == step.by
+    assert change.at <= step.at
     assert pair.catalog.release(pair.candidate.id).gate.margin is None, "the plan stays"
     assert "quality is not why we move" in pair.said("history")
 
@@ -979,12 +977,12 @@ def test_every_choice_that_is_printed_works_and_embeds_nothing(pair, dim, change
 @pytest.mark.parametrize("asked", [PLANNED, Asked(margin=0.002, reason="strict")])
 def test_the_report_draws_the_loss_that_was_allowed_for_each_metric(pair, asked):
     record = pair.compare(asked)
-    allowed = {r["name"]: r["margin"] for r in record["rules"] if r["margin"] is not None}
-    live = record["metrics"]["recall@10"]["live"]
+    allowed = {r.name: r.margin for r in record.rules if r.margin is not None}
+    live = record.metrics["recall@10"].live
     floor = 0.02 * live
     assert floor > 0.01
     assert allowed["recall@10 change"] == pytest.approx(asked.margin or floor)
-    drawn = re.findall(r"allowed loss ([\d.]+)", Path(record["report"]).read_text())
+    drawn = re.findall(r"allowed loss ([\d.]+)", Path(record.report).read_text())
     assert drawn == [f"{margin:.4f}" for margin in allowed.values()]
 
 
@@ -998,7 +996,7 @@ def test_ignored_gate_settings_are_answered_with_flags_and_not_with_embedding_ag
 
 
 def test_what_to_do_is_in_the_report_too(pair):
-    page = Path(pair.compare()["report"]).read_text()
+    page = Path(pair.compare().report).read_text()
     assert "--margin" in page
     assert "--force --reason" in page
     assert "reembed run" not in page
@@ -1010,7 +1008,7 @@ def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today
     planned = FrozenGate(queries="planned", sha256="0", count=30)
     releases = [make_release(catalog, n, gate=planned) for n in ("a", "b")]
     for release in releases:
-        found = comparisons._planned(catalog, releases[0], release, GateConfig(**today))
+        found = terms._planned(catalog, releases[0], release, GateConfig(**today))
         assert found == (planned, False)
 
 
@@ -1018,4 +1016,4 @@ def test_a_release_that_was_planned_without_queries_is_not_compared_without_them
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
     release = make_release(catalog, "a", gate=FrozenGate())
     with pytest.raises(UsageError, match="planned without judged queries"):
-        comparisons._planned(catalog, release, release, GateConfig())
+        terms._planned(catalog, release, release, GateConfig())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError
-from reembed.evaluation.gate import MIN_QUERIES, Relevance, Rule, Shared, Verdict, combine, judge
+from reembed.evaluation.gate import (
+    MIN_QUERIES,
+    Relevance,
+    Rule,
+    Shared,
+    Verdict,
+    combine,
+    judge,
+    require_verdict_of_rules,
+)
+from reembed.store.records import decode, encode
 
 GATE = GateConfig()
 EXACT = np.ones(200)
@@ -85,7 +96,7 @@ def test_one_query_is_inconclusive_and_its_record_is_json():
     verdict = decide(Relevance(one, one, one, one), ann_recall_Q=one)
     assert verdict.verdict == "inconclusive"
     assert rule_of(verdict, "nDCG@10 change").bound is None
-    json.dumps(verdict.to_json(), allow_nan=False)
+    json.dumps(encode(verdict), allow_nan=False)
 
 
 def test_inconclusive_says_how_many_queries_would_decide():
@@ -227,30 +238,31 @@ def test_the_worst_rule_decides(found):
         )
 
 
-def test_a_verdict_survives_json():
+def test_a_verdict_survives_the_codec():
     for relevance in (None, releases(0.0, 60), releases(0.1, 600), releases(-0.3, 200)):
         verdict = decide(relevance)
-        assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+        assert decode(Verdict, json.loads(json.dumps(encode(verdict)))) == verdict
+        require_verdict_of_rules(verdict)
 
 
 @pytest.mark.parametrize(
     "edit",
     [
         {"verdict": "pass"},
-        {"rules": []},
-        {"rules": [{"name": "x"}]},
+        {"rules": ()},
         {"queries_needed": 1},
+        {"margin_needed": 0.01},
     ],
 )
 def test_an_edited_verdict_is_refused(edit):
-    record = {**decide(releases(-0.3, 200)).to_json(), **edit}
     with pytest.raises(IntegrityError, match="damaged"):
-        Verdict.from_json(record)
+        require_verdict_of_rules(replace(decide(releases(-0.3, 200)), **edit))
 
 
-def test_a_record_without_rules_is_refused():
-    with pytest.raises(IntegrityError, match="damaged"):
-        Verdict.from_json({"verdict": "pass", "queries_needed": None})
+@pytest.mark.parametrize("edit", [{"rules": [{"name": "x"}]}, {"rules": None}])
+def test_a_record_without_whole_rules_is_refused(edit):
+    with pytest.raises(IntegrityError, match="rules"):
+        decode(Verdict, {**encode(decide(releases(-0.3, 200))), **edit})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from ir_measures import RR, Judged, R, nDCG
 from reembed.errors import IntegrityError
 from reembed.evaluation.metrics import (
     Judgements,
+    Latency,
     judged_at,
-    latency_ms,
     mrr_at,
     ndcg_at,
     number_documents,
@@ -272,4 +272,6 @@ def test_queries_needed_gives_80_percent_power_to_an_equal_system():
 
 def test_latency_percentiles_are_measured_values_in_milliseconds():
     latencies_s = np.array([0.001] * 98 + [0.050, 0.2])
-    assert latency_ms(latencies_s) == pytest.approx({"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0})
+    assert vars(Latency.of(latencies_s)) == pytest.approx(
+        {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0}
+    )

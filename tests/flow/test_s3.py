@@ -74,7 +74,7 @@ def whole_flow(cli: Any, config_file: Callable[..., str], place: Place, files: P
         "hits": hits,
         "metrics": compared["metrics"],
         "verdict": compared["verdict"],
-        "ann_recall": compared["ann_recall@10"],
+        "ann_recall": compared["ann_recall_at_10"],
         "moves": [(p["action"], p["generation"], p["model"], p["behind"]) for p in promoted],
         "history": [(s["generation"], s["action"], s["model"], s["forced"]) for s in history],
         "verified": {k: verified[k] for k in ("passed", "rows", "differences", "sampled")},

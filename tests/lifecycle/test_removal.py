@@ -16,7 +16,7 @@ import reembed
 from reembed import api as check
 from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Asked
+from reembed.evaluation.terms import Asked
 from reembed.lifecycle import gc, promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up

@@ -11,12 +11,32 @@ import pytest
 
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import AliasRecord, Grounds, Release, SourceRef
+from reembed.catalog.reports import (
+    Change,
+    ComparisonSummary,
+    Evidence,
+    GateMargin,
+    GateQueries,
+    JudgedQueries,
+)
 from reembed.cli import paste
 from reembed.cli.progress import Console
 from reembed.cli.text import text
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
+from reembed.evaluation.comparison import (
+    Compared,
+    Comparison,
+    DocumentsCompared,
+    Estimate,
+    MetricChange,
+    Place,
+    QueriesUsed,
+    Sides,
+)
+from reembed.evaluation.gate import Rule
+from reembed.evaluation.metrics import Latency
 from reembed.lifecycle.dead_letters import DeadLetters
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
@@ -104,27 +124,27 @@ class Shape(HTMLParser):
         self.text += data
 
 
-def summary(words: str) -> dict[str, Any]:
-    return {
-        "release": words, "model": words, "space": words, "dim": 8, "rows": 10, "dead_letters": 0,
-        "source_version": 1, "created_at": words,
-    }  # fmt: skip
+def compared(words: str) -> Compared:
+    return Compared(words, words, words, words, 8, 10, 0, 1, words)
 
 
-def told(words: str) -> dict[str, Any]:
-    return {
-        "candidate": words, "live": words, "number": 1, "verdict": words, "margin": None, "changed": [words],
-        "queries": {"source": words, "sha256": words, "count": 1}, "by": words, "at": words,
-    }  # fmt: skip
+def told(words: str) -> ComparisonSummary:
+    queries = JudgedQueries(words, words, 1)
+    return ComparisonSummary(words, words, 1, words, queries, None, (words,), words, words)
 
 
-def overruled(words: str) -> dict[str, Any]:
-    """What came before a comparison, and what it judged otherwise than planned."""
-    change = {"reason": words, "by": words, "at": words}
-    margin = {**change, "before": {"margin": None}, "after": {"margin": 0.02}}
-    before, after = ({"sha256": words, "count": n} for n in (2, 1))
-    queries = {**change, "before": before, "after": {"queries": words, **after}}
-    return {"changes": [margin, queries], "earlier": [told(words)]}
+def changes(words: str) -> tuple[Change, ...]:
+    """What a comparison changed of the planned gate."""
+    before, after = (GateQueries(words, words, words, n) for n in (2, 1))
+    return (
+        Change(GateMargin(None), GateMargin(0.02), words, words, words),
+        Change(before, after, words, words, words),
+    )
+
+
+def evidence(words: str) -> Evidence:
+    earlier = (told(words),)
+    return Evidence(**vars(told(words)), sha256="0", changes=changes(words), earlier=earlier)
 
 
 def release(words: str) -> Release:
@@ -153,29 +173,31 @@ def release(words: str) -> Release:
     )  # fmt: skip
 
 
-def step(words: str, comparison: dict[str, Any] | None = None) -> AliasRecord:
+def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
     grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,))
     return AliasRecord(
         1, "t", None, "promote", release(words), grounds, (words,), None, None, words, words, words
     )
 
 
+def comparison(words: str) -> Comparison:
+    change = Estimate(0.1, 0.0, 0.2, 0.05, 0.15, 0.1, 6)
+    latency = Latency(1.0, 1.0, 1.0)
+    return Comparison(
+        verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),), queries_needed=3, margin_needed=0.03,
+        alias=words, live=compared(words), candidate=compared(words), candidate_index_sha256=words,
+        queries=QueriesUsed(words, Place(words, words), words, 1, 1, 1.0, 1, 1),
+        documents=DocumentsCompared((words,), None),
+        gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
+        metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3)},
+        ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, judged_at_10=Sides(1.0, 1.0),
+        latency=Sides(latency, latency), by=words, at=words, number=2, earlier=(told(words),), report=words,
+    )  # fmt: skip
+
+
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
-    change = {"mean": 0.1, "low": 0.0, "high": 0.2, "lower": 0.05, "upper": 0.15}
-    metric = {"live": 0.5, "candidate": 0.6, "change": change, "worse": 1, "same": 2, "better": 3}
-    comparison = {
-        "alias": words, "live": summary(words), "candidate": summary(words), "verdict": "fail", "at": words,
-        "queries": {"source": words, "count": 1, "dropped": 1, "sha256": words, "own_documents": 1, "own_judged": 1},
-        "gate": {"margin": 0.02}, "planned_gate": {"margin": None}, "gate_is_late": False, "by": words, "number": 2,
-        "documents": {"differ": (words,), "behind": None},
-        **overruled(words), "margin_needed": 0.03, "metrics": {"ndcg@10": metric},
-        "ann_recall@10": {"live": 1.0, "candidate": 1.0},
-        "overlap@10": 0.5, "judged@10": {"live": 1.0, "candidate": 1.0}, "queries_needed": 3,
-        "latency": {k: {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 1.0} for k in ("live", "candidate")},
-        "rules": [{"verdict": "pass", "name": words, "detail": words, "margin": 0.02}],
-    }  # fmt: skip
-    return report.html(comparison, release(words), [step(words)])
+    return report.html(comparison(words), release(words), [step(words)])
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
@@ -211,14 +233,14 @@ def test_s10_the_page_may_load_and_run_nothing() -> None:
 def results(words: str) -> dict[str, Any]:
     """One result of each verb that shows text from outside, with `words` in its place."""
     hits = (Hit(words, 0.5, {"title": words}),) * 2
-    compared = {**told(words), **overruled(words)}
-    moved = step(words, compared)
+    moved = step(words, evidence(words))
     dead = (DeadLetter(words, words, words),)
     lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
     behind = Lag(1, 2, 1, 1.0, words)
     return {
         "search": SearchResult(moved.release, (words,), (hits,)),
         "history": History(words, (moved,)),
+        "compare": comparison(words),
         "promote": Moved(words, "promote", 1, words, moved.release, moved.grounds, behind),
         "dead-letters": DeadLetters(words, 1, dead, finished=True),
         "status": Status(

@@ -30,7 +30,7 @@ from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
-from reembed.evaluation.comparisons import Asked
+from reembed.evaluation.terms import Asked
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidate, candidates, follow, newest_of, promote, rollback
 from reembed.serving.index import Index
@@ -348,9 +348,9 @@ class History:
         """What went live by a comparison was judged by the queries that it was planned with."""
         for record in self.catalog.log():
             compared, planned = record.grounds.comparison, self.model.planned
-            if compared is None or record.grounds.forced or compared["changed"]:
+            if compared is None or record.grounds.forced or compared.changed:
                 continue
-            count, expected = compared["queries"]["count"], planned.get(record.release.origin)
+            count, expected = compared.queries.count, planned.get(record.release.origin)
             if expected not in (None, count):
                 self.model.violations.append(
                     f"gate: {record.release.id} was judged by {count} queries, not by {expected}"

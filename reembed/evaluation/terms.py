@@ -1,0 +1,194 @@
+"""What a comparison judges by: the gate and the queries that were planned, or recorded changes of them.
+
+comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the plan's gate with the queries of the
+                                                 first comparison, where the plan named none
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from reembed.catalog.releases import Catalog, Release, who
+from reembed.catalog.reports import Change, GateMargin, GateQueries
+from reembed.clock import now
+from reembed.config.settings import FrozenGate, GateConfig
+from reembed.errors import IntegrityError, UsageError
+from reembed.evaluation import comparisons
+from reembed.evaluation import queries as evalset
+from reembed.evaluation.comparison import Comparison, Place
+from reembed.evaluation.gate import require_verdict_of_rules
+from reembed.store.records import decode, encode
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is asked to do differently from the plan."""
+
+    changed_queries: bool = False
+    """Judge by the queries as they are now, or as the config names them now."""
+    margin: float | None = None
+    """Judge by this margin."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a comparison judges by."""
+
+    planned: FrozenGate
+    late: bool
+    """Whether the plan named no queries: they are those of the first comparison, all else is as planned."""
+    place: Place
+    """Where the queries were read from."""
+    changes: tuple[Change, ...] = ()
+
+    @classmethod
+    def of(cls, record: Comparison) -> Terms:
+        """Return the terms of a comparison that was made."""
+        return cls(record.planned_gate, record.gate_is_late, record.queries.place, record.changes)
+
+    @property
+    def gate(self) -> FrozenGate:
+        """The planned gate with the changes."""
+        changed = {k: v for change in self.changes for k, v in asdict(change.after).items()}
+        return self.planned.model_copy(update=changed)
+
+
+def agree(
+    catalog: Catalog, live: Release, candidate: Release, configured: GateConfig, asked: Asked
+) -> tuple[Terms, evalset.EvalSet]:
+    """Return the terms of a comparison and its queries: as planned, or changed with a reason.
+
+    Raises:
+        UsageError: no queries are named, or they are no longer those that were planned.
+    """
+    options = dict(catalog.query_options)
+    planned, late = _planned(catalog, live, candidate, configured)
+    place, queries = _read_queries(planned, configured, asked, options)
+    if queries.sha256 != planned.sha256 and not asked.changed_queries:
+        raise _changed(candidate, planned, queries)
+    return Terms(planned, late, place, tuple(_changes(planned, place, queries, asked))), queries
+
+
+def _changes(
+    planned: FrozenGate, place: Place, queries: evalset.EvalSet, asked: Asked
+) -> list[Change]:
+    pairs: list[tuple[GateMargin | GateQueries, GateMargin | GateQueries]] = []
+    if queries.sha256 != planned.sha256:
+        count = len(queries.query_ids)
+        after = GateQueries(place.queries, place.split, queries.sha256, count)
+        pairs.append((_queries_of(planned), after))
+    if asked.margin not in (None, planned.margin):
+        pairs.append((GateMargin(planned.margin), GateMargin(asked.margin)))
+    reason = asked.reason or ""
+    return [Change(before, after, reason, who(), now()) for before, after in pairs]
+
+
+def _queries_of(gate: FrozenGate) -> GateQueries:
+    assert gate.queries is not None  # a gate without queries judges nothing
+    assert gate.sha256 is not None
+    assert gate.count is not None
+    return GateQueries(gate.queries, gate.split, gate.sha256, gate.count)
+
+
+def _read_queries(
+    planned: FrozenGate, configured: GateConfig, asked: Asked, options: dict[str, str]
+) -> tuple[Place, evalset.EvalSet]:
+    """Return the planned queries, wherever they are now, and where that is; others if those are asked for.
+
+    If neither place has the planned ones: what is in the planned place, or else in the other.
+    """
+    gates: list[GateConfig] = [configured, planned] if configured.queries else [planned]
+    places = [Place(str(gate.queries), gate.split) for gate in gates]
+    if asked.changed_queries:
+        return places[0], evalset.load_eval_set(places[0].queries, places[0].split, options)
+    other: tuple[Place, evalset.EvalSet] | None = None
+    for place in places:
+        try:
+            queries = evalset.load_eval_set(place.queries, place.split, options)
+        except UsageError:
+            if place is places[-1] and other is None:
+                raise
+            continue
+        other = (place, queries)
+        if queries.sha256 == planned.sha256:
+            break
+    assert other is not None  # or the last place raised
+    return other
+
+
+def _planned(
+    catalog: Catalog, live: Release, candidate: Release, configured: GateConfig
+) -> tuple[FrozenGate, bool]:
+    """Return the gate fixed before results existed, and whether its queries were fixed only at the first comparison."""
+    fixed, late = planned_gate(catalog, live, candidate)
+    if fixed is not None:
+        return fixed, late
+    if not configured.queries:
+        raise UsageError(
+            f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
+            "no relevance evidence, only structural checks",
+            f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
+        )
+    named = evalset.freeze(configured, dict(catalog.query_options))
+    gate = candidate.gate.model_copy(update=asdict(_queries_of(named)))
+    catalog.storage.create(_late_path(catalog, candidate), encode(gate))
+    return _planned(catalog, live, candidate, configured)
+
+
+def planned_gate(
+    catalog: Catalog, live: Release, candidate: Release
+) -> tuple[FrozenGate | None, bool]:
+    """Return the gate of the plan, and whether it is late; that of the model's first comparison if there is one.
+
+    A plan made after results were seen fixes nothing, so an earlier comparison of the same model as
+    another release decides.
+    """
+    for record in comparisons.of_model(catalog, live, candidate):
+        if catalog.release(record.candidate.release).origin != candidate.origin:
+            return record.planned_gate, record.gate_is_late
+    if candidate.gate.queries:
+        return candidate.gate, False
+    kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
+    return (decode(FrozenGate, kept) if kept is not None else None), True
+
+
+def _late_path(catalog: Catalog, candidate: Release) -> str:
+    return f"{comparisons.folder(catalog, candidate)}/late-gate.json"
+
+
+def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) -> UsageError:
+    whose = f"release {candidate.id} was planned with"
+    if candidate.gate.queries and planned != candidate.gate:
+        whose = f"the model of {candidate.id} was first compared by"
+    return UsageError(
+        f"{found.source}: the judged queries are not those that {whose}",
+        f"planned: {planned.count} queries of sha256 {str(planned.sha256)[:12]}; there now: "
+        f"{len(found.query_ids)} of {found.sha256[:12]}. Queries chosen after results were seen prove little",
+        f"reembed compare --candidate {candidate.id} --changed-queries --reason 'WHY'"
+        "     # recorded; or put the planned queries back",
+    )
+
+
+def require_sound(catalog: Catalog, record: Comparison, compared: Release) -> None:
+    """Check that a comparison is of this release, judged by its plan, with the verdict of its rules.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    require_verdict_of_rules(record)
+    again = f"reembed compare --candidate {compared.id}"
+    if record.candidate_index_sha256 != compared.index_sha256:
+        raise IntegrityError(
+            f"the comparison is of another index than that of release {compared.id}",
+            f"sha256 {record.candidate_index_sha256[:12]} where the release records {compared.index_sha256[:12]}",
+            again,
+        )
+    terms, live = Terms.of(record), catalog.release(record.live.release)
+    judged_by_plan = (terms.planned, terms.late) == planned_gate(catalog, live, compared)
+    if not judged_by_plan or terms.gate != record.gate:
+        raise IntegrityError(
+            f"the comparison judged release {compared.id} by another gate than was planned",
+            "what counts is fixed before results exist; a change of it is recorded with its reason",
+            again,
+        )
