@@ -22,7 +22,7 @@ _MOST = 2**63 - 1
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The strings of a setting: itself, or those in its list or map."""
+    """Yield the strings of a setting: itself, or those in its list or map."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -150,7 +150,7 @@ class EmbedConfig(Section):
     def _no_eight_bits(cls, dtype: Any) -> Any:
         if str(dtype).lower() in ("int8", "uint8", "fp8", "float8", "float8_e4m3", "8bit", "q8"):
             raise ValueError(
-                "8 bits make other vectors (cosine 0.99 and less), a space of their own: no dtype of this one"
+                "8 bits make other vectors (cosine 0.99 and less): they would be another space"
             )
         return dtype
 
@@ -243,7 +243,7 @@ class RayConfig(Section):
     address: StrictStr | None = None
     """Cluster to connect to; left out: RAY_ADDRESS if set, else a private one on this machine."""
     allow_unauthenticated: bool = False
-    """Use a cluster on other machines that asks for no token: whoever reaches it can run code in it."""
+    """Use a cluster on other machines without a token: anyone who can reach it can run code on it."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """Logical CPUs of the private cluster; left out: what the actors need and two more."""
 
@@ -278,7 +278,7 @@ class Config(Section):
         return self
 
     def shown(self) -> dict[str, Any]:
-        """All settings as plain data, to be printed and kept: *** for what may hold a secret."""
+        """Return all settings as plain data, to be printed and kept: *** for what may hold a secret."""
         settings = self.model_dump(mode="json")
         for section in ("source", "gate", "storage"):
             if options := settings[section]["options"]:
@@ -293,7 +293,7 @@ class Config(Section):
         return Stores(as_options(source), as_options(source if queries is None else queries))
 
     def result_key(self, uri: str) -> str:
-        """16 hex digits over the settings that decide what a run produces, without the version.
+        """Return 16 hex digits over the settings that decide what a run produces, without the version.
 
         `uri` is the source's, absolute: another folder of the same relative name is another source.
         """
@@ -306,12 +306,12 @@ class Config(Section):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def run_prefix(self, uri: str) -> str:
-        """What ids of its rebuilds begin with; a source version and a counter follow."""
+        """Return what ids of its rebuilds begin with; a source version and a counter follow."""
         return f"{self.alias}-{self.result_key(uri)[:8]}-v"
 
 
 def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:
-    """The checked config and, for each dotted setting, the file:line or --set it came from.
+    """Return the checked config and, for each dotted setting, the file:line or --set it came from.
 
     Raises:
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.

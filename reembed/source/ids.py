@@ -18,13 +18,13 @@ _EXAMPLES = 5
 
 
 def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: str | None) -> int:
-    """Number of documents that pass the filter; every id present and unique.
+    """Return the number of documents that pass the filter, each with an id of its own.
 
     Raises:
         SourceError: there is no document, or ids are null, repeated (with examples) or too large.
     """
     try:
-        hashes, nulls = _id_hashes(dataset, where, column, condition)
+        keys, nulls = _id_keys(dataset, where, column, condition)
     except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
         why = first_line(error)
         if condition and "UTF" not in why.upper():
@@ -44,14 +44,14 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
             "a vector without an id cannot be found again, updated or deleted",
             f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
         )
-    if not len(hashes):
+    if not len(keys):
         why = f"the filter {condition!r} matches no row" if condition else "the dataset has no rows"
         raise SourceError(
             f"{where} has no documents",
             why,
             "reembed run --set source.filter=null" if condition else "reembed import --help",
         )
-    values, counts = np.unique(hashes, return_counts=True)
+    values, counts = np.unique(keys, return_counts=True)
     if (suspects := values[counts > 1]).size and (
         examples := _duplicates(dataset, column, condition, suspects)
     ):
@@ -60,45 +60,48 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
             "each document has one vector: each id must name exactly one row",
             "remove the duplicates, or set source.filter to one row per id",
         )
-    return len(hashes)
+    return len(keys)
 
 
-def _id_hashes(
+def _id_keys(
     dataset: lance.LanceDataset, where: str, column: str, condition: str | None
-) -> tuple[npt.NDArray[np.uint64], int]:
+) -> tuple[npt.NDArray[np.int64], int]:
     scanner = dataset.scanner(columns=[column], filter=condition)
-    hashes, nulls = [np.empty(0, np.uint64)], 0
+    keys, nulls = [np.empty(0, np.int64)], 0
     for batch in scanner.to_batches():
         nulls += batch.column(0).null_count
-        ids = batch.column(0).drop_null()
-        if pa.types.is_dictionary(ids.type):
-            ids = ids.dictionary_decode()
+        ids = _plain(batch.column(0).drop_null())
         if pa.types.is_uint64(ids.type) and len(ids) and pc.max(ids).as_py() > _MAX_ID:
             raise SourceError(
                 f"{column} of {where} holds integers above {_MAX_ID:,}",
                 "ids are stored as signed 64-bit integers or as text",
                 "write the ids as strings, and set source.id_column to that column",
             )
-        hashes.append(_hash(ids))
-    return np.concatenate(hashes), nulls
+        keys.append(_keys(ids))
+    return np.concatenate(keys), nulls
 
 
 def _duplicates(
     dataset: lance.LanceDataset,
     column: str,
     condition: str | None,
-    suspects: npt.NDArray[np.uint64],
+    suspects: npt.NDArray[np.int64],
 ) -> list[str]:
-    """Ids that really repeat among those whose 64-bit hashes do."""
+    """Return ids that repeat, among those whose keys do."""
     found = []
     for batch in dataset.scanner(columns=[column], filter=condition).to_batches():
-        found.append(batch.column(0).filter(pa.array(np.isin(_hash(batch.column(0)), suspects))))
+        ids = _plain(batch.column(0))
+        found.append(ids.filter(pa.array(np.isin(_keys(ids), suspects))))
     counts = pa.chunked_array(found).value_counts().to_pylist()
     return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
 
 
-def _hash(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    from pandas.util import hash_array  # a third of a second, and `status` hashes nothing
+def _plain(ids: pa.Array) -> pa.Array:
+    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
 
-    hashes: npt.NDArray[np.uint64] = hash_array(np.asarray(ids.to_pandas()), categorize=False)
-    return hashes
+
+def _keys(ids: pa.Array) -> npt.NDArray[np.int64]:
+    """Return a number for each id; two ids may share one, which `_duplicates` then tells apart."""
+    if pa.types.is_integer(ids.type):
+        return np.asarray(ids.cast(pa.int64()), np.int64)
+    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
