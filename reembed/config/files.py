@@ -106,7 +106,10 @@ class _Reader:
             return tuple(self.value(item, (*at, i)) for i, item in enumerate(node.value))
         try:
             return self.loader.construct_object(node)
-        except (ValueError, OverflowError) as error:  # 2026-13-01: looks like a date, and is not one
+        except (
+            ValueError,
+            OverflowError,
+        ) as error:  # 2026-13-01: looks like a date, and is not one
             self._problem(place, f"{dotted(at)} = {short(raw or '')}: {error}; quote it if text")
             return raw
 
