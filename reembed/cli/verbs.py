@@ -120,6 +120,7 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
 @configured
 def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any], int]:
     """Find the fastest batch, number type and layout for this model, corpus and machine."""
+    from dataclasses import asdict
     from pathlib import Path
 
     from reembed.planning import tune as tuning
@@ -129,7 +130,7 @@ def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any
     result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
     if out is not None:
         Path(out).write_text(tuning.overlay(result))
-    return {**result, "out": out, "overlay": tuning.overlay(result)}, 0
+    return {**asdict(result), "out": out, "overlay": tuning.overlay(result)}, 0
 
 
 @cli.command()

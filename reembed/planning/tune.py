@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -41,7 +40,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Trials:
-    """What every search needs: the texts, the machine, until when, and who hears of it."""
+    """What every search needs."""
 
     config: Config
     tokens: Tokens
@@ -53,8 +52,43 @@ class _Trials:
     end: float
 
 
-def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
-    """The best settings among those that were tried until time was up, and all that was measured.
+@dataclass(frozen=True)
+class Tried:
+    """One batch size of one replica."""
+
+    path: str
+    batch_tokens: int
+    tokens_per_s: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Replicas side by side on this machine."""
+
+    actors: int
+    threads: int
+    gpus_per_actor: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The fastest settings, and all that was measured."""
+
+    embed: dict[str, str | int | float]
+    """Settings of `embed`, by name."""
+    tokens_per_s: int
+    docs_per_s: float
+    one_replica: list[Tried]
+    layouts: list[Layout]
+    tokenizer_tokens_per_s_per_core: int
+    sample: dict[str, int]
+    """How many documents and tokens were measured with."""
+    seconds: float
+
+
+def tune(config: Config, say: Say, seconds: float = 60.0) -> Tuned:
+    """Return the best settings among those that were tried until time was up.
 
     Only loading the model and measuring it once are not cut short.
 
@@ -67,35 +101,33 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> dict[str, Any]:
     gpus, cores = measure.gpus(), len(os.sched_getaffinity(0))
     half, end = started + seconds / 2, started + seconds
     trials = _Trials(config, tokens, say, gpus, cores, half, end)
-    tried: list[dict[str, Any]] = []
+    tried: list[Tried] = []
     loading = time.monotonic()
     alone, setting = _of_one(trials, tried)
     measure.release()
     once = (time.monotonic() - loading) / len(tried)
     layouts = _layouts(trials, setting, once) or [
-        _layout(1, setting.threads, float(gpus > 0), alone)  # as it was measured in this process
+        Layout(1, setting.threads, float(gpus > 0), alone)  # as it was measured in this process
     ]
-    best = max(layouts, key=lambda found: found["tokens_per_s"])
+    best = max(layouts, key=lambda found: found.tokens_per_s)
     if gpus:
         say(f"a core tokenizes {per_core:,.0f} tokens/s; embed.tokenizer_workers is left as it is")
-    embed = {
-        "dtype": setting.dtype,
-        "batch_tokens": setting.batch_tokens,
-        "actors": best["actors"],
-        "cpus_per_actor": best["threads"],
-        "gpus_per_actor": best["gpus_per_actor"],
-    }
-    mean = float(tokens.lengths.mean())
-    return {
-        "embed": embed,
-        "tokens_per_s": round(best["tokens_per_s"]),
-        "docs_per_s": round(best["tokens_per_s"] / mean, 1),
-        "one_replica": tried,
-        "layouts": [{**found, "tokens_per_s": round(found["tokens_per_s"])} for found in layouts],
-        "tokenizer_tokens_per_s_per_core": round(per_core),
-        "sample": {"documents": len(tokens), "tokens": int(tokens.lengths.sum())},
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return Tuned(
+        embed={
+            "dtype": setting.dtype,
+            "batch_tokens": setting.batch_tokens,
+            "actors": best.actors,
+            "cpus_per_actor": best.threads,
+            "gpus_per_actor": best.gpus_per_actor,
+        },
+        tokens_per_s=round(best.tokens_per_s),
+        docs_per_s=round(best.tokens_per_s / float(tokens.lengths.mean()), 1),
+        one_replica=tried,
+        layouts=[replace(found, tokens_per_s=round(found.tokens_per_s)) for found in layouts],
+        tokenizer_tokens_per_s_per_core=round(per_core),
+        sample={"documents": len(tokens), "tokens": int(tokens.lengths.sum())},
+        seconds=round(time.monotonic() - started, 1),
+    )
 
 
 def require_overlay(path: Path) -> None:
@@ -126,17 +158,17 @@ def _is_overlay(text: str) -> bool:
     return not text.strip() or text.startswith(_MARK)
 
 
-def overlay(result: dict[str, Any]) -> str:
-    """The YAML to give after the config."""
+def overlay(tuned: Tuned) -> str:
+    """Return the YAML to give after the config."""
     note = (
-        f"{_MARK} {result['docs_per_s']:,.1f} docs/s, {result['tokens_per_s']:,} tokens/s on this"
+        f"{_MARK} {tuned.docs_per_s:,.1f} docs/s, {tuned.tokens_per_s:,} tokens/s on this"
         " machine; `actors` are of one machine.\n"
     )
-    return note + yaml.safe_dump({"embed": result["embed"]}, sort_keys=False)
+    return note + yaml.safe_dump({"embed": tuned.embed}, sort_keys=False)
 
 
 def _sample(config: Config) -> tuple[Tokens, float]:
-    """Tokens of documents from all over the source, and tokens/s of one core tokenizing them."""
+    """Return tokens of documents from all over the source, and tokens/s of one core tokenizing them."""
     source = Source.open(config)
     units = source.units(max(1, _SAMPLE // 8))
     if not units:
@@ -156,8 +188,8 @@ def _sample(config: Config) -> tuple[Tokens, float]:
     return tokens, float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
 
 
-def _of_one(trials: _Trials, tried: list[dict[str, Any]]) -> tuple[float, Setting]:
-    """Tokens/s of one replica in this process, and the number type and tokens per batch it took."""
+def _of_one(trials: _Trials, tried: list[Tried]) -> tuple[float, Setting]:
+    """Return tokens/s of one replica in this process, and the number type and tokens per batch it took."""
     best: list[tuple[float, Setting]] = []
     took = 0.0
     for dtype in measure.dtypes(trials.config.encoder, trials.config.embed.dtype):
@@ -173,10 +205,8 @@ def _of_one(trials: _Trials, tried: list[dict[str, Any]]) -> tuple[float, Settin
     return best[0]
 
 
-def _of_dtype(
-    trials: _Trials, dtype: str, tried: list[dict[str, Any]]
-) -> tuple[float, Setting] | None:
-    """Tokens/s and the batch of one number type, at least one being measured; None: it is not used."""
+def _of_dtype(trials: _Trials, dtype: str, tried: list[Tried]) -> tuple[float, Setting] | None:
+    """Return tokens/s and the batch of one number type, after one measurement at least; None if it is not used."""
     budgets = _BUDGETS["gpu" if trials.gpus else "cpu"]
     setting = Setting(dtype, budgets[0], min(trials.cores, _MOST_THREADS))
     encoder = setting.load(trials.config.encoder)
@@ -200,20 +230,18 @@ def _of_dtype(
         budget = encoder.batch_tokens  # what it came down to, where the first did not fit
         rates[budget] = rate
         trials.say(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
-        tried.append(
-            {"path": encoder.about.path, "batch_tokens": budget, "tokens_per_s": round(rate)}
-        )
+        tried.append(Tried(encoder.about.path, budget, round(rate)))
     fastest = max(rates.values())
     enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
     return rates[enough], replace(setting, batch_tokens=enough)
 
 
-def _layouts(trials: _Trials, setting: Setting, took: float) -> list[dict[str, Any]]:
-    """How many replicas share this machine, measured side by side while there is time.
+def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
+    """Return how many replicas may share this machine, measured side by side while there is time.
 
     `took` is what one trial took so far.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Layout] = []
     for replicas, threads in _splits(trials.gpus, trials.cores):
         if time.monotonic() + took > trials.end:
             trials.say(f"no time left to try {replicas} replicas")
@@ -232,25 +260,14 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[dict[str, A
             break
         took = time.monotonic() - started
         share = round(trials.gpus / replicas, 3)
-        found.append(_layout(replicas, threads, min(1.0, share), tokens_per_s))
+        found.append(Layout(replicas, threads, min(1.0, share), tokens_per_s))
         where = f"on {trials.gpus} GPU(s)" if trials.gpus else f"with {threads} cores each"
         trials.say(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s")
     return found
 
 
-def _layout(
-    actors: int, threads: int, gpus_per_actor: float, tokens_per_s: float
-) -> dict[str, Any]:
-    return {
-        "actors": actors,
-        "threads": threads,
-        "gpus_per_actor": gpus_per_actor,
-        "tokens_per_s": tokens_per_s,
-    }
-
-
 def _splits(gpus: int, cores: int) -> list[tuple[int, int]]:
-    """(replicas, threads of each) worth trying, fewest replicas first."""
+    """Return (replicas, threads of each) worth trying, fewest replicas first."""
     if gpus:
         return [(n * gpus, 1) for n in _REPLICAS_PER_GPU]
     threads = [t for t in (16, 8, 4, 2, 1) if t <= cores] or [1]

@@ -13,7 +13,6 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,15 +38,11 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
     said: list[str] = []
     result = tuning.tune(load([file], [])[0], said.append, seconds=60)
-    embed = result["embed"]
-    assert result["tokens_per_s"] == max(found["tokens_per_s"] for found in result["layouts"])
+    embed = result.embed
+    assert result.tokens_per_s == max(found.tokens_per_s for found in result.layouts)
     assert "tokenizer_workers" not in embed, "it was not tried"
     assert embed["gpus_per_actor"] == 0
-    rates = {
-        r["batch_tokens"]: r["tokens_per_s"]
-        for r in result["one_replica"]
-        if "float32" in r["path"]
-    }
+    rates = {r.batch_tokens: r.tokens_per_s for r in result.one_replica if "float32" in r.path}
     assert set(rates) == {1_024, 2_048, 4_096, 8_192}
     overlay = tmp_path / "tuned.yaml"
     overlay.write_text(tuning.overlay(result))
@@ -61,7 +56,7 @@ def test_without_time_it_still_measures_one_of_each(corpus, config_file, tmp_pat
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"dtype": "float32"})
     said: list[str] = []
     result = tuning.tune(load([file], [])[0], said.append, seconds=0.1)
-    assert len(result["one_replica"]) == len(result["layouts"]) == 1
+    assert len(result.one_replica) == len(result.layouts) == 1
     assert any("no time left to try 2,048 tokens" in words for words in said)
 
 
@@ -88,14 +83,14 @@ def test_it_keeps_to_its_seconds_and_writes_only_what_it_tried(
     # The model is loaded and measured once, however long that takes.
     most = max(seconds * os.cpu_count(), measured[0]) + 4.0 * os.cpu_count()
     assert cpu_seconds() - started < most
-    embed = result["embed"]
+    embed = result.embed
     assert set(embed) == {"dtype", "batch_tokens", "actors", "cpus_per_actor", "gpus_per_actor"}
-    one = result["one_replica"]
+    one = result.one_replica
     assert embed["batch_tokens"] in {
-        t["batch_tokens"] for t in one if embed["dtype"] == "auto" or embed["dtype"] in t["path"]
+        t.batch_tokens for t in one if embed["dtype"] == "auto" or embed["dtype"] in t.path
     }
     assert (embed["actors"], embed["cpus_per_actor"]) in {
-        (found["actors"], found["threads"]) for found in result["layouts"]
+        (found.actors, found.threads) for found in result.layouts
     }
 
 
@@ -125,7 +120,7 @@ def test_a_number_type_that_the_model_does_not_keep_is_not_written(
     )
     rates = iter([100.0] * 4 + [1_000.0] * 4)
     monkeypatch.setattr(measure, "rate", lambda *_: next(rates))
-    tried: list[dict[str, Any]] = []
+    tried: list[tuning.Tried] = []
     trials = tuning._Trials(config, tokens, lambda words: None, 0, 1, inf, inf)
     assert tuning._of_one(trials, tried)[1].dtype == "float32"
 
@@ -183,10 +178,10 @@ def test_a_batch_that_does_not_fit_ends_the_search(corpus, make_config, tmp_path
 
     monkeypatch.setattr(SentenceEncoder, "_forward", forward)
     tokens, _ = tuning._sample(config)
-    tried: list[dict[str, Any]] = []
+    tried: list[tuning.Tried] = []
     trials = tuning._Trials(config, tokens, lambda words: None, 0, 1, inf, inf)
     _, setting = tuning._of_one(trials, tried)
-    assert [found["batch_tokens"] for found in tried] == [1_024, 2_048]
+    assert [found.batch_tokens for found in tried] == [1_024, 2_048]
     assert setting.batch_tokens <= 2_048
 
 
