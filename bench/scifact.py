@@ -95,9 +95,9 @@ def measure(
 
 def search(root: Path, gate: dict[str, str]) -> common.Figures:
     """nDCG@10 of what is live, exactly and with its index."""
+    from reembed.catalog.index_manifest import read_manifest
     from reembed.catalog.releases import Catalog
     from reembed.evaluation import queries as evalset
-    from reembed.index import files as index_store
     from reembed.index import search as index_search
     from reembed.serving.live import OpenRelease
     from reembed.store.storage import Storage
@@ -107,15 +107,14 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
     opened = OpenRelease.open(storage, release)
     queries = evalset.load_eval_set(gate["queries"], gate["split"], {})
     vectors = opened.encode_queries(queries.texts)
-    exact, _ = index_search.exact_search(opened.table, vectors, K)
-    found, _ = opened.index.search(vectors, K)
+    rows, _ = index_search.exact_search(opened.table, vectors, K)
+    names = opened.table.take(rows.ravel(), ["doc_id"])["doc_id"].to_numpy()
+    found = [[hit.doc_id for hit in hits] for hits in opened.search(vectors, K)]
     return {
-        "ndcg10_exact": _ndcg(queries, opened.doc_ids(exact)),
-        "ndcg10_index": _ndcg(queries, opened.doc_ids(found)),
+        "ndcg10_exact": _ndcg(queries, names.reshape(rows.shape).tolist()),
+        "ndcg10_index": _ndcg(queries, found),
         "queries": len(queries.query_ids),
-        "factory": index_store.read_manifest(
-            storage.store, release.index, release.index_sha256
-        ).factory,
+        "factory": read_manifest(storage, release.index, release.index_sha256).base.factory,
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
 
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog, Release, VerifyRecord
 from reembed.catalog.runs import Run
 from reembed.clock import now
@@ -151,8 +152,6 @@ def verify_release(
 def _verified(
     catalog: Catalog, release: Release, *, level: int, sample: int, resume: bool
 ) -> dict[str, Any]:
-    import numpy as np
-
     from reembed.index import files as index_store
     from reembed.lifecycle import verify
     from reembed.source.lag import behind, newest_of
@@ -162,10 +161,10 @@ def _verified(
 
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     provenance.require_manifest(storage, release)
-    manifest = index_store.read_manifest(storage.store, release.index, release.index_sha256)
+    manifest = read_manifest(storage, release.index, release.index_sha256)
     provenance.require_index(release, manifest)
     with_index = level >= verify.ROWS
-    index = index_store.load(storage.store, release.index, manifest) if with_index else None
+    index = index_store.load(storage, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
     source = _equalled(catalog, release, read=level >= verify.IDS)
@@ -177,7 +176,7 @@ def _verified(
         release.space,
         release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
-        np.sort(index.ids()) if index else None,
+        index.ids() if index else None,
         sealed.proofs,
         release.table_manifest,
         newest if moved_on and level >= verify.IDS else None,

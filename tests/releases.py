@@ -8,7 +8,7 @@ from dataclasses import replace
 import lance
 import pyarrow as pa
 
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile, read_manifest
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
@@ -23,6 +23,7 @@ from reembed.evaluation.comparison import (
 from reembed.evaluation.gate import Rule, combine
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
+from reembed.store.storage import Storage
 from reembed.table.read import manifest_proof
 
 GATE = FrozenGate(queries="q", sha256="0", count=30)
@@ -37,19 +38,27 @@ def sha256(content: str) -> str:
 
 
 def index_manifest(name: str) -> IndexManifest:
-    """What goes with an index file that holds the release's name alone."""
+    """What goes with an index whose files hold the release's name alone."""
+    vectors, ids = (StoredFile(sha256(name), len(name), e) for e in ("faiss", "arrow"))
+    segment = Segment("base", vectors, ids, 1, "Flat", {}, "cpu", "1", 0.0, 0)
     return IndexManifest(
-        factory="Flat", metric="inner_product", dim=SPACE.dim, rows=1, operating_point={},
-        ann_recall_at_10=1.0, ann_recall_lower=1.0, tuned_on="documents", num_queries=1,
-        faiss_version="1", device="cpu", sha256=sha256(name), size_bytes=len(name), space=SPACE.id,
-        table=f"tables/{name}.lance", table_version=1, build_seconds=0.0, settings=IndexConfig(),
-        rows_since_training=0,
+        segments=(segment,), tombstones=None, metric="inner_product", dim=SPACE.dim, space=SPACE.id,
+        table=f"tables/{name}.lance", table_version=1, ann_recall_at_10=1.0, ann_recall_lower=1.0,
+        tuned_on="documents", num_queries=1, settings=IndexConfig(),
     )  # fmt: skip
 
 
+def index_file(storage: Storage, release: Release, ending: str = "faiss") -> str:
+    """Path under the root of the vectors of a release's index, or of its ids."""
+    manifest = read_manifest(storage, release.index, release.index_sha256)
+    (file,) = [f for f in manifest.files if f.ending == ending]
+    return file.path(release.index)
+
+
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
-    catalog.storage.write_bytes(f"indexes/{name}/{sha256(name)}.faiss", name.encode())
     manifest = index_manifest(name)
+    for file in manifest.files:
+        catalog.storage.write_bytes(file.path(f"indexes/{name}"), name.encode())
     catalog.storage.write(f"indexes/{name}/{manifest.sha256}.json", encode(manifest))
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
@@ -57,7 +66,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     fields = {
         "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": EncoderConfig(model="m"),
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
-        "index": f"indexes/{name}", "index_sha256": sha256(name), "index_bytes": len(name),
+        "index": f"indexes/{name}", "index_sha256": manifest.sha256,
         "rows": 1, "dead_letters": 0,
         "source": SOURCE, "verify": {"passed": True, "table_version": 1},
         "gate": GATE,

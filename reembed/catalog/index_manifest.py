@@ -1,25 +1,82 @@
-"""What is kept of an index beside its file.
+"""The record of an index: its segments, the rows taken out of them, and how well it was measured.
 
-indexes/RELEASE/SHA256.json      create-only; the file beside it is SHA256.faiss
+indexes/RELEASE/SHA256.json      the manifest, named by the sha256 of its own bytes; a release names it
+indexes/RELEASE/SHA256.faiss     vectors of one segment, by position
+indexes/RELEASE/SHA256.arrow     row id and document id at each position of one segment; or tombstones
+
+Every file is created once and named by its sha256, so one digest in a release proves all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 from reembed.config.settings import IndexConfig
+from reembed.errors import IntegrityError
+from reembed.store.records import decode, encode
+from reembed.store.storage import Storage, content_path, from_bytes, to_bytes
+
+FIX = "reembed status     # and serve another release, or build this one again: reembed run --fresh"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of an index, by content."""
+
+    sha256: str
+    size_bytes: int
+    ending: Literal["faiss", "arrow"]
+
+    def path(self, folder: str) -> str:
+        """Return its path below the index's folder.
+
+        Raises:
+            IntegrityError: the digest is not a sha256 in hex.
+        """
+        return content_path(folder, self.sha256, self.ending)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Vectors that are searched together. Its positions count from 0, in the order of its files."""
+
+    kind: Literal["base", "delta"]
+    vectors: StoredFile
+    ids: StoredFile
+    """Row id and document id at each position."""
+    rows: int
+    factory: str
+    operating_point: dict[str, int]
+    """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""
+    device: str
+    """Where it was built."""
+    faiss_version: str
+    build_seconds: float
+    rows_since_training: int
+    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """Positions that a search leaves out; positions count through all segments in their order."""
+
+    file: StoredFile
+    rows: int
 
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """What an index file is, how to search it, and how well that was measured to do."""
+    """What an index consists of, which table version it holds, and how well it was measured."""
 
-    factory: str
+    segments: tuple[Segment, ...]
+    tombstones: Tombstones | None
     metric: str
     dim: int
-    rows: int
-    operating_point: dict[str, int]
-    """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""
+    space: str
+    table: str
+    table_version: int
     ann_recall_at_10: float
     """Mean over the queries."""
     ann_recall_lower: float
@@ -27,15 +84,48 @@ class IndexManifest:
     tuned_on: str
     """queries, or documents where there were none: documents are easier."""
     num_queries: int
-    faiss_version: str
-    device: str
-    sha256: str
-    size_bytes: int
-    space: str
-    table: str
-    table_version: int
-    build_seconds: float
     settings: IndexConfig
-    """The section `index` of the config that it was built by; the line's catch-ups are built by it too."""
-    rows_since_training: int
-    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
+    """Section `index` of the config it was built by; the line's catch-ups are built by it too."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that a search can find."""
+        return sum(s.rows for s in self.segments) - (self.tombstones.rows if self.tombstones else 0)
+
+    @property
+    def base(self) -> Segment:
+        """The segment that was built from a whole table; later ones add to it."""
+        return self.segments[0]
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """Every file that the manifest names."""
+        named = [file for s in self.segments for file in (s.vectors, s.ids)]
+        return [*named, self.tombstones.file] if self.tombstones else named
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the manifest as it is stored, which is its name."""
+        return hashlib.sha256(to_bytes(encode(self))).hexdigest()
+
+
+def read_manifest(storage: Storage, folder: str, sha256: str) -> IndexManifest:
+    """Return the manifest with this digest.
+
+    Raises:
+        IntegrityError: it is missing or damaged, names no segment, or is another index's.
+    """
+    path = content_path(folder, sha256, "json")
+    try:
+        body = storage.read_bytes(path)
+    except FileNotFoundError as error:
+        why = "it was never finished, or was removed"
+        raise IntegrityError(
+            f"{folder} has no manifest of index {sha256[:12]}", why, FIX
+        ) from error
+    manifest = decode(IndexManifest, from_bytes(body, storage.uri(path)))
+    if manifest.sha256 != sha256:
+        raise IntegrityError(f"{path} is the manifest of index {manifest.sha256[:12]}", None, FIX)
+    if not manifest.segments:
+        raise IntegrityError(f"{path} names no segment", None, FIX)
+    return manifest

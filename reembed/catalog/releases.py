@@ -129,7 +129,7 @@ class Release:
     index: str
     """Path under the root."""
     index_sha256: str
-    index_bytes: int
+    """Of the manifest, which names every file of the index by its sha256."""
     rows: int
     dead_letters: int
     source: SourceRef

@@ -160,22 +160,20 @@ def _results(
     opened: OpenRelease, query_ids: list[str], vectors: npt.NDArray[np.float32]
 ) -> list[list[str]]:
     # One more than is scored: the query's own document may be among them.
-    row_ids, scores_QK = opened.index.search(vectors, DEPTH + 1)
-    found = zip(query_ids, opened.doc_ids(row_ids), scores_QK.tolist(), strict=True)
+    found = zip(query_ids, opened.search(vectors, DEPTH + 1), strict=True)
     return [
-        metrics.ranking([str(d) for d in docs], scores[: len(docs)], query_id, DEPTH)
-        for query_id, docs, scores in found
+        metrics.ranking([str(h.doc_id) for h in hits], [h.score for h in hits], query_id, DEPTH)
+        for query_id, hits in found
     ]
 
 
 def _latency(old: _Answers, new: _Answers) -> Sides[Latency] | None:
-    """Time one query at a time through each index and its row lookup, in turns; encoding is not timed."""
+    """Time one query at a time through each release, in turns; encoding is not timed."""
     timed: list[list[float]] = [[], []]
     for query in range(min(_TIMED_QUERIES, len(old.vectors))):
         for answers, seconds in zip((old, new), timed, strict=True):
             start = time.perf_counter()
-            row_ids, _ = answers.opened.index.search(answers.vectors[query : query + 1], ANN_K)
-            answers.opened.doc_ids(row_ids)
+            answers.opened.search(answers.vectors[query : query + 1], ANN_K)
             seconds.append(time.perf_counter() - start)
     live, candidate = (np.array(seconds[_WARM_UP:]) for seconds in timed)
     return Sides(Latency.of(live), Latency.of(candidate)) if len(live) else None

@@ -1,8 +1,7 @@
-"""The FAISS index over one vector table: choose its kind, build it, tune it.
+"""Build the FAISS index of one vector table: choose its kind, train it, fill it, tune it.
 
-FAISS accepts duplicate ids and lost rows silently, so both are checked after filling. Shapes: N
-vectors in the table, D dimensions, Q queries, K results. `index_search` searches, `index_store`
-saves and loads.
+FAISS silently accepts lost rows, so they are counted after filling. Shapes: N vectors in the table,
+D dimensions, Q queries, K results.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 
 from reembed import faults
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.index.search import (
     RECALL_K,
-    ArrayVectors,
     Float32,
     Float64,
     Int64,
@@ -34,19 +33,6 @@ from reembed.index.search import (
     exact_search,
     reason,
 )
-
-__all__ = [
-    "ArrayVectors",
-    "Built",
-    "SearchIndex",
-    "VectorSource",
-    "ann_recall",
-    "build",
-    "choose_factory",
-    "exact_search",
-    "gpu_available",
-    "tune",
-]
 
 # Exact results kept per query beyond K, so that ties with the K-th are known by id.
 EXACT_K = 4 * RECALL_K
@@ -63,14 +49,15 @@ class Trained:
     factory: str
     index: SearchIndex
     rows_since: int
-    """Rows that were embedded since it was trained, those of the index to be made included."""
+    """Rows that were embedded since it was trained, including those of the index to build."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A tuned index and how well it does: recalls [Q] is ann_recall@10 of each query."""
+    """A tuned index, its document ids [N] by position, and recalls [Q]: ann_recall@10 of each query."""
 
     index: SearchIndex
+    doc_ids: pa.Array
     factory: str
     device: str
     operating_point: dict[str, int]
@@ -78,18 +65,17 @@ class Built:
     tuned_on: str
     build_seconds: float
     settings: IndexConfig = field(default_factory=IndexConfig)
-    """What it was built by."""
     rows_since_training: int = 0
     """Rows that were embedded after it was trained: by catch-ups that filled it again."""
 
 
 def gpu_available() -> bool:
-    """Whether FAISS can use a GPU here: GPU builds exist on machines that have none."""
+    """Return whether FAISS can use a GPU here; builds for GPUs run on machines without one."""
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
-    """The factory string for N vectors of D dimensions; `gpu`: to be served from a GPU.
+    """Return the factory string for N vectors of D dimensions; `gpu`: to be served from a GPU.
 
     Up to 50k rows a full scan is as fast as anything. Above, lists by the FAISS guidelines
     (github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index): about 4 sqrt(N) to 1M,
@@ -118,11 +104,11 @@ def build(
     """Train, fill, check and tune an index over every row of `source`.
 
     Without queries [Q, D] it is tuned on random documents, which are easier than real queries.
-    `trained` is emptied and filled again without training, unless its kind would be another now.
+    `trained` is emptied and filled again without training, unless another kind is due now.
 
     Raises:
         UsageError: the factory string is wrong, or does not fit the vectors.
-        ReembedError: a GPU is asked for and there is none.
+        ReembedError: the config asks for a GPU and FAISS finds none.
         IntegrityError: rows are missing, repeated, not finite or of another dimension.
     """
     started = time.monotonic()
@@ -139,15 +125,11 @@ def build(
         # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
         factory = choose_factory(source.rows, source.dim, gpu=config.device == "gpu")
     again = trained if trained and trained.factory == factory else None
-    empty = again.index.emptied() if again else _create(factory, source.dim)
-    tuned_on = "queries"
-    if queries is None or not len(queries):
-        queries, tuned_on = source.sample(TUNING_DOCUMENTS, seed=1), "documents"
-        check_vectors(queries, source.dim)
+    queries, tuned_on = _tuning_queries(source, queries)
     # Before the long part, so that queries of another model stop it early.
     exact_ids, exact_scores = exact_search(source, queries, EXACT_K)
-    index, device = _fill(empty, source, factory, config.device)
-    _check_filled(index, source)
+    index, device = _fill(_empty(factory, source.dim, again), source, factory, config.device)
+    doc_ids = _doc_ids(index, source)
     if config.nprobe is None:
         point, recalls = tune(index, queries, exact_ids, exact_scores, config.ann_recall)
     else:
@@ -156,7 +138,16 @@ def build(
         recalls = ann_recall(index, queries, exact_ids, exact_scores)
     seconds = time.monotonic() - started
     since = again.rows_since if again else 0
-    return Built(index, factory, device, point, recalls, tuned_on, seconds, config, since)
+    return Built(index, doc_ids, factory, device, point, recalls, tuned_on, seconds, config, since)
+
+
+def _tuning_queries(source: VectorSource, queries: Float32 | None) -> tuple[Float32, str]:
+    """Return vectors to tune on, and whether they are queries or documents."""
+    if queries is not None and len(queries):
+        return queries, "queries"
+    documents = source.sample(TUNING_DOCUMENTS, seed=1)
+    check_vectors(documents, source.dim)
+    return documents, "documents"
 
 
 def tune(
@@ -167,10 +158,9 @@ def tune(
     target: float,
     k: int = RECALL_K,
 ) -> tuple[dict[str, int], Float64]:
-    """The cheapest operating point whose mean ann_recall@k is `target`, and each recall [Q] at it.
+    """Return the cheapest operating point whose mean ann_recall@k reaches `target`, and its recalls [Q].
 
-    The index is left at that point. When none reaches the target it is the most thorough one, and
-    the recalls tell.
+    The index is left at that point. If no point reaches the target, it is the most thorough one.
     """
 
     def measure(point: dict[str, int]) -> Float64:
@@ -188,14 +178,14 @@ def tune(
 def _cheapest(
     index: SearchIndex, k_factor: int | None, reaches: Callable[[dict[str, int]], bool]
 ) -> tuple[dict[str, int], bool]:
-    """The point with the knob as low as reaches, and True; else at its most, and False."""
+    """Return the point with the lowest knob that reaches, and True; else the highest, and False."""
     most = index.knob[1] if index.knob else 1
     value = smallest(lambda v: reaches(_point(index, v, k_factor)), most)
     return _point(index, value or most, k_factor), value is not None
 
 
 def smallest(reaches: Callable[[int], bool], most: int) -> int | None:
-    """The smallest of 1..most that reaches, by doubling and bisection; None when none does."""
+    """Return the smallest of 1..most that reaches, by doubling and bisection; None if none does."""
     low, high = 0, 1
     while not reaches(high):
         if high >= most:
@@ -208,7 +198,7 @@ def smallest(reaches: Callable[[int], bool], most: int) -> int | None:
 
 
 def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[SearchIndex, str]:
-    """The trained and filled index, always on the CPU in the end, and where it was made."""
+    """Return the trained and filled index, on the CPU in the end, and where it was built."""
     gpu = wanted != "cpu" and gpu_available()
     whole = gpu and bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
     resources: Any = faiss.StandardGpuResources() if gpu else None
@@ -216,25 +206,34 @@ def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[
         index = faiss.index_cpu_to_gpu(resources, 0, index)
     _train(index, source, factory, resources if gpu and not whole else None)
     faults.point("index.after_train")
+    row_ids = [np.empty(0, np.int64)]
     for ids, vectors in checked_batches(source):
+        row_ids.append(ids)
         try:
-            index.add_with_ids(vectors, ids)
+            index.add(vectors)
         except RuntimeError as error:
             what = f"FAISS could not add {len(ids):,} vectors to {factory}"
             raise ReembedError(what, reason(error), "reembed run --set index.device=cpu") from error
     if whole:
-        return SearchIndex(faiss.downcast_index(faiss.index_gpu_to_cpu(index))), "gpu"
+        index = faiss.downcast_index(faiss.index_gpu_to_cpu(index))
+    filled = SearchIndex(index, np.concatenate(row_ids))
+    if whole:
+        return filled, "gpu"
     if not gpu or factory == "Flat":
-        return SearchIndex(index), "cpu"
+        return filled, "cpu"
     part = "its lists were trained on the GPU" if "IVF" in factory else "nothing ran there"
-    return SearchIndex(index), f"cpu ({factory} cannot live on a GPU; {part})"
+    return filled, f"cpu ({factory} cannot live on a GPU; {part})"
 
 
-def _create(factory: str, dim: int) -> Any:
-    """An empty index over row ids."""
+def _empty(factory: str, dim: int, trained: Trained | None) -> Any:
+    """Return an index without vectors: the trained one with what it learned, or a new one."""
+    if trained is not None:
+        trained.index.faiss_index.reset()
+        return trained.index.faiss_index
+    # Positions are the ids: a map to ids of one's own would take 50 bytes a vector.
     inner = re.sub(r"^(IDMap2?,)+", "", factory)
     try:
-        return faiss.index_factory(dim, f"IDMap2,{inner}", faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(dim, inner, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise _does_not_fit(factory, f"{dim} dimensions", error) from error
 
@@ -262,13 +261,18 @@ def _train(index: Any, source: VectorSource, factory: str, resources: Any) -> No
             ivf.clustering_index = None
 
 
-def _check_filled(index: SearchIndex, source: VectorSource) -> None:
-    ids = index.ids()
-    if len(ids) != source.rows or index.rows != source.rows:
-        raise IntegrityError(f"the table has {source.rows:,} rows, but {len(ids):,} were read")
-    repeated = int((ids[1:] == ids[:-1]).sum())
+def _doc_ids(index: SearchIndex, source: VectorSource) -> pa.Array:
+    """Return the document ids [N] in the order of the index, once each row is in it exactly once."""
+    row_ids = index.row_ids
+    if len(row_ids) != source.rows or index.rows != source.rows:
+        raise IntegrityError(f"the table has {source.rows:,} rows, but {len(row_ids):,} were read")
+    repeated = len(row_ids) - len(np.unique(row_ids))
     if repeated:
         raise IntegrityError(f"{repeated:,} row ids came more than once", fix="reembed verify")
+    rows, names = zip(*source.ids(), strict=True)
+    if not np.array_equal(np.concatenate(rows), row_ids):
+        raise IntegrityError("the table gave its rows in another order the second time")
+    return pa.chunked_array(names).combine_chunks()
 
 
 def _point(index: SearchIndex, value: int, k_factor: int | None) -> dict[str, int]:

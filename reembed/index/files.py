@@ -1,185 +1,183 @@
-"""Saving an index beside its manifest, and loading it only if its bytes are the ones saved.
+"""Save an index as content-addressed files, and load it only if their bytes are the ones saved.
 
-Both are named by the sha256 of the index: `<sha256>.faiss` is written first, `<sha256>.json` last and
-create-only, so nothing that a release names is ever replaced. An index without a manifest was never
-finished; of several that processes built of one table version, a release names one. FAISS trusts the
-files it reads, so the digest is checked before.
+The files of a segment are written first, the manifest that names them last. All are named by their
+sha256, so nothing that a release names is ever replaced; an index without a manifest was never
+finished. FAISS and Arrow trust the files they read, so digests are checked before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 import tempfile
-import uuid
-from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import faiss
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import ObjectStore
+import numpy as np
 from scipy.special import stdtrit
 
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import (
+    FIX,
+    IndexManifest,
+    Segment,
+    StoredFile,
+    read_manifest,
+)
 from reembed.errors import IntegrityError
+from reembed.index import ids
 from reembed.index.build import Built
-from reembed.index.search import FIX, Float64, SearchIndex, read, write
-from reembed.store.records import decode, encode
-from reembed.store.storage import content_path, from_bytes, to_bytes
+from reembed.index.search import Float64, Int64, read, write
+from reembed.index.segments import SegmentedIndex
+from reembed.store.records import encode
+from reembed.store.storage import Storage, content_path, is_remote
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
 
 
 def save(
-    built: Built, store: ObjectStore, path: str, *, space: str, table: str, table_version: int
+    built: Built, storage: Storage, path: str, *, space: str, table: str, table_version: int
 ) -> IndexManifest:
-    """Write the index, then its manifest, below `path`; the manifest that counts.
-
-    Where the same index was saved before, with another operating point even, the first manifest counts.
-    """
+    """Write the index as one segment below `path`, then its manifest, which is returned."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        file = Path(folder) / "built.faiss"
-        write(built.index, file)
-        manifest = IndexManifest(
-            factory=built.factory,
-            metric="inner_product",
-            dim=built.index.dim,
+        vectors, names = Path(folder) / "built.faiss", Path(folder) / "built.arrow"
+        write(built.index, vectors)
+        ids.write(ids.batch_of(built.index.row_ids, built.doc_ids), names)
+        faults.point("index.before_save")
+        segment = Segment(
+            kind="base",
+            vectors=_put(storage, path, vectors),
+            ids=_put(storage, path, names),
             rows=built.index.rows,
+            factory=built.factory,
             operating_point=built.operating_point,
-            ann_recall_at_10=float(built.recalls.mean()),
-            ann_recall_lower=lower_bound(built.recalls),
-            tuned_on=built.tuned_on,
-            num_queries=len(built.recalls),
-            faiss_version=faiss.__version__,
             device=built.device,
-            sha256=_digest(file),
-            size_bytes=file.stat().st_size,
-            space=space,
-            table=table,
-            table_version=table_version,
+            faiss_version=faiss.__version__,
             build_seconds=round(built.build_seconds, 3),
-            settings=built.settings,
             rows_since_training=built.rows_since_training,
         )
-        faults.point("index.before_save")
-        # Equal names hold equal bytes, so overwriting replaces nothing, and repairs a damaged file.
-        place = content_path(path, manifest.sha256, "faiss")
-        store.put(place, file, mode="overwrite", chunk_size=_CHUNK_BYTES)
+    manifest = IndexManifest(
+        segments=(segment,),
+        tombstones=None,
+        metric="inner_product",
+        dim=built.index.dim,
+        space=space,
+        table=table,
+        table_version=table_version,
+        ann_recall_at_10=float(built.recalls.mean()),
+        ann_recall_lower=lower_bound(built.recalls),
+        tuned_on=built.tuned_on,
+        num_queries=len(built.recalls),
+        settings=built.settings,
+    )
     faults.point("index.before_manifest")
-    named = content_path(path, manifest.sha256, "json")
-    with suppress(AlreadyExistsError):
-        store.put(named, to_bytes(encode(manifest)), mode="create")
-    return read_manifest(store, path, manifest.sha256)
+    storage.create(content_path(path, manifest.sha256, "json"), encode(manifest))
+    return read_manifest(storage, path, manifest.sha256)
 
 
-def finished(store: ObjectStore, path: str, table_version: int) -> IndexManifest | None:
-    """The manifest of an index of this table version below `path`, if one was saved whole."""
-    found = [o["path"] for page in store.list(f"{path}/") for o in page]
-    digests = sorted(Path(p).stem for p in found if p.endswith(".json"))
-    manifests = (read_manifest(store, path, sha256) for sha256 in digests)
+def finished(storage: Storage, path: str, table_version: int) -> IndexManifest | None:
+    """Return the manifest of an index of this table version below `path`, if one was saved whole."""
+    digests = [n.removesuffix(".json") for n in storage.names(f"{path}/") if n.endswith(".json")]
+    manifests = (read_manifest(storage, path, sha256) for sha256 in digests)
     return next((m for m in manifests if m.table_version == table_version), None)
 
 
-def read_manifest(store: ObjectStore, path: str, sha256: str) -> IndexManifest:
-    """The manifest of the saved index with this digest.
+def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex:
+    """Return the index, each segment at its operating point.
+
+    Vectors are read into memory, ids are mapped: in place where the root is a folder, else from a
+    temporary file that takes room on the disk until the index is freed.
 
     Raises:
-        IntegrityError: there is none, it is damaged, or it is of another index.
+        IntegrityError: a file is missing or is not what the manifest says.
     """
-    place = content_path(path, sha256, "json")
-    try:
-        record = from_bytes(bytes(store.get(place).bytes()), place)
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"{path} has no manifest of index {sha256[:12]}",
-            "it was never finished, or was removed",
-            FIX,
-        ) from error
-    manifest = decode(IndexManifest, record)
-    if manifest.sha256 != sha256:
-        raise IntegrityError(f"{place} is the manifest of index {manifest.sha256[:12]}", None, FIX)
-    return manifest
-
-
-def load(
-    store: ObjectStore, path: str, manifest: IndexManifest, cache_dir: Path | None = None
-) -> SearchIndex:
-    """The index, at its operating point. With `cache_dir` the file is kept there for next time.
-
-    Raises:
-        IntegrityError: the file is missing or is not what the manifest says.
-    """
-    if cache_dir is not None:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        return _open(_fetch(store, path, manifest, cache_dir), path, manifest)
-    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        return _open(_fetch(store, path, manifest, Path(folder)), path, manifest)
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
+        at = (storage, path, Path(name))
+        batches = [ids.map_ids(_in_place(*at, s.ids), s.ids.sha256) for s in manifest.segments]
+        segments = [
+            read(_copy(*at, s.vectors), batch.column("row_id").to_numpy())
+            for s, batch in zip(manifest.segments, batches, strict=True)
+        ]
+        dead = _tombstones(*at, manifest)
+    for segment, found in zip(manifest.segments, segments, strict=True):
+        if (found.rows, found.dim) != (segment.rows, manifest.dim):
+            raise IntegrityError(
+                f"a segment of the index in {path} does not fit its manifest",
+                f"{found.rows:,} vectors of {found.dim} dimensions, not "
+                f"{segment.rows:,} of {manifest.dim}",
+                FIX,
+            )
+        found.operate(segment.operating_point)
+    index = SegmentedIndex(segments, [b.column("doc_id") for b in batches], dead)
+    if index.rows != manifest.rows:
+        what = f"the index in {path} holds {index.rows:,} rows, its manifest says {manifest.rows:,}"
+        raise IntegrityError(what, None, FIX)
+    return index
 
 
 def lower_bound(recalls: Float64) -> float:
-    """One-sided 95 % Student t bound of the mean of recalls [Q]; 0 for a single query."""
+    """Return the one-sided 95 % Student t bound of the mean of recalls [Q]; 0 for a single query."""
     if len(recalls) < 2:
         return 0.0
     error = float(recalls.std(ddof=1)) / math.sqrt(len(recalls))
     return max(0.0, float(recalls.mean()) - float(stdtrit(len(recalls) - 1, 0.95)) * error)
 
 
-def _fetch(store: ObjectStore, path: str, manifest: IndexManifest, folder: Path) -> Path:
-    """The checked file in `folder`, downloaded unless it is there already."""
-    # Named by our own digest of the manifest's text, which could hold anything, even ../.
-    name = hashlib.sha256(manifest.sha256.encode()).hexdigest()
-    file = folder / f"{name}.faiss"
-    if file.exists() and _digest(file) == manifest.sha256:
-        return file
-    partial = folder / f"{name}.{uuid.uuid4().hex}.part"
-    try:
-        _download(store, content_path(path, manifest.sha256, "faiss"), manifest, partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return file
+def _put(storage: Storage, path: str, file: Path) -> StoredFile:
+    """Store a file under the name of its bytes; equal names hold equal bytes, so none is replaced."""
+    with file.open("rb") as data:
+        sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+    ending: Literal["faiss", "arrow"] = "faiss" if file.suffix == ".faiss" else "arrow"
+    stored = StoredFile(sha256, file.stat().st_size, ending)
+    storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=_CHUNK_BYTES)
+    return stored
 
 
-def _download(store: ObjectStore, path: str, manifest: IndexManifest, file: Path) -> None:
+def _tombstones(storage: Storage, path: str, folder: Path, manifest: IndexManifest) -> Int64:
+    if manifest.tombstones is None:
+        return np.empty(0, np.int64)
+    file = manifest.tombstones.file
+    return ids.map_tombstones(_in_place(storage, path, folder, file), file.sha256)
+
+
+def _in_place(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
+    """Return where a file can be mapped, its size checked; what maps it checks its digest."""
+    place = file.path(path)
+    if is_remote(storage.root):
+        return _copy(storage, path, folder, file)
+    size = storage.size(place)
+    if size != file.size_bytes:
+        raise _other(place, size, file)
+    return Path(storage.uri(place))
+
+
+def _copy(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
+    """Return a copy in `folder` that nobody else writes to, its size and digest checked."""
+    place = file.path(path)
     try:
-        found = store.get(path)
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{path} is missing", "its manifest is there", FIX) from error
-    if found.meta["size"] != manifest.size_bytes:
-        raise IntegrityError(
-            f"{path} is not the index that was saved",
-            f"it has {found.meta['size']:,} bytes, its manifest says {manifest.size_bytes:,}",
-            FIX,
-        )
-    digest = hashlib.sha256()
-    with file.open("wb") as out:
+        found = storage.store.get(place)
+    except FileNotFoundError:
+        raise _other(place, None, file) from None
+    if found.meta["size"] != file.size_bytes:
+        raise _other(place, found.meta["size"], file)
+    digest, copy = hashlib.sha256(), folder / f"{file.sha256}.{file.ending}"
+    with copy.open("wb") as out:
         for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
             digest.update(chunk)
             out.write(chunk)
-    if digest.hexdigest() != manifest.sha256:
+    if digest.hexdigest() != file.sha256:
         raise IntegrityError(
-            f"{path} is not the index that was saved",
-            f"its sha256 is {digest.hexdigest()}, its manifest says {manifest.sha256}",
+            f"{place} is not the index that was saved",
+            f"its sha256 is {digest.hexdigest()}, its manifest says {file.sha256}",
             FIX,
         )
+    return copy
 
 
-def _open(file: Path, path: str, manifest: IndexManifest) -> SearchIndex:
-    index = read(file)
-    if (index.rows, index.dim) != (manifest.rows, manifest.dim):
-        raise IntegrityError(
-            f"the index in {path} does not fit its manifest",
-            f"{index.rows:,} vectors of {index.dim} dimensions, not "
-            f"{manifest.rows:,} of {manifest.dim}",
-            FIX,
-        )
-    index.operate(manifest.operating_point)
-    return index
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def _other(place: str, size: int | None, file: StoredFile) -> IntegrityError:
+    if size is None:
+        return IntegrityError(f"{place} is missing", "its manifest is there", FIX)
+    why = f"it has {size:,} bytes, its manifest says {file.size_bytes:,}"
+    return IntegrityError(f"{place} is not the index that was saved", why, FIX)

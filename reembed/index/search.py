@@ -1,8 +1,8 @@
-"""Searching a FAISS index over one vector table, and the exact search it is measured against.
+"""Search one FAISS index, and search exactly for the results it is measured against.
 
-Ids are the table's stable row ids; every index is an `IndexIDMap2` and compares by inner product
-(vectors have unit length, or the model says its similarity is the dot product). FAISS itself
-accepts NaN and loses it silently, so every batch is checked here.
+FAISS numbers vectors by position, in the order they were added; beside it stand the table's stable
+row ids in that order. Scores are inner products: vectors have unit length, or the model says its
+similarity is the dot product. FAISS accepts NaN and silently never finds it, so batches are checked.
 
 Shapes: N vectors in the table, B in a batch, D dimensions, Q queries, K results.
 """
@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from reembed.catalog.index_manifest import FIX
 from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, UsageError
 
 Float32 = npt.NDArray[np.float32]
@@ -29,11 +31,10 @@ RECALL_K = 10
 ADD_ROWS = 262_144
 # Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
 K_FACTORS = (10, 40, 160)
-FIX = "reembed status     # and serve another release, or build this one again: reembed run --fresh"
 
 
 class VectorSource(Protocol):
-    """Where the vectors come from; batches may be iterated more than once."""
+    """Vectors to index. Batches may be iterated more than once, each time in the same order."""
 
     @property
     def rows(self) -> int:
@@ -44,23 +45,26 @@ class VectorSource(Protocol):
         """D."""
 
     def sample(self, n: int, seed: int) -> Float32:
-        """Rows [min(n, N), D], chosen at random."""
+        """Return min(n, N) rows [., D], chosen at random."""
 
     def batches(self) -> Iterator[tuple[Int64, Float32]]:
-        """Row ids [B] and vectors [B, D], every row once."""
+        """Yield row ids [B] and vectors [B, D], every row once."""
+
+    def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
+        """Yield row ids [B] and document ids [B], every row once, in the order of `batches`."""
 
 
 @dataclass(frozen=True)
 class ArrayVectors:
-    """Vectors in memory: ids [N] and vectors [N, D]."""
+    """Vectors in memory: row ids int64 [N], which are the document ids too, and vectors [N, D]."""
 
-    ids: Int64
+    row_ids: Int64
     vectors: Float32
 
     @property
     def rows(self) -> int:
         """N."""
-        return len(self.ids)
+        return len(self.row_ids)
 
     @property
     def dim(self) -> int:
@@ -68,25 +72,30 @@ class ArrayVectors:
         return int(self.vectors.shape[1])
 
     def sample(self, n: int, seed: int) -> Float32:
-        """Rows [min(n, N), D], without repeats."""
+        """Return min(n, N) rows [., D], without repeats."""
         chosen = np.random.default_rng(seed).permutation(self.rows)[:n]
         return self.vectors[np.sort(chosen)]
 
     def batches(self) -> Iterator[tuple[Int64, Float32]]:
-        """Everything in pieces of 64k rows."""
+        """Yield all rows in pieces of 64k."""
         for start in range(0, self.rows, 65_536):
             piece = slice(start, start + 65_536)
-            yield self.ids[piece], self.vectors[piece]
+            yield self.row_ids[piece], self.vectors[piece]
+
+    def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
+        """Yield all ids at once."""
+        yield self.row_ids, pa.array(self.row_ids)
 
 
 class SearchIndex:
-    """An index ready to search."""
+    """A filled FAISS index with the row id of each position."""
 
-    def __init__(self, outer: Any) -> None:
-        """Take an `IndexIDMap2`; it is kept, since FAISS frees its parts together with it."""
-        self.outer = outer
-        self._ivf: Any = faiss.try_extract_index_ivf(outer)
-        inner: Any = faiss.downcast_index(outer.index)
+    def __init__(self, faiss_index: Any, row_ids: Int64) -> None:
+        """Take an index and row ids int64 [N]; the index is kept, as FAISS frees its parts with it."""
+        self.faiss_index = faiss_index
+        self.row_ids = row_ids
+        self._ivf: Any = faiss.try_extract_index_ivf(faiss_index)
+        inner: Any = faiss.downcast_index(faiss_index)
         self._refine: Any = inner if isinstance(inner, faiss.IndexRefine) else None
         base: Any = faiss.downcast_index(inner.base_index) if self._refine is not None else inner
         self._hnsw: Any = base if isinstance(base, faiss.IndexHNSW) else None
@@ -96,12 +105,12 @@ class SearchIndex:
     @property
     def rows(self) -> int:
         """N."""
-        return int(self.outer.ntotal)
+        return int(self.faiss_index.ntotal)
 
     @property
     def dim(self) -> int:
         """D."""
-        return int(self.outer.d)
+        return int(self.faiss_index.d)
 
     @property
     def knob(self) -> tuple[str, int] | None:
@@ -117,23 +126,17 @@ class SearchIndex:
         """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
         return K_FACTORS if self._refine is not None else (None,)
 
-    def emptied(self) -> Any:
-        """The FAISS index without its vectors, and with all that it learned of them."""
-        self.outer.reset()
-        self.outer.construct_rev_map()
-        return self.outer
-
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point: any of nprobe, ef_search and k_factor.
 
         Raises:
-            IntegrityError: the index has no such setting, so the point belongs to another one.
+            IntegrityError: the index has no such setting, so the point belongs to another index.
         """
         settings = {self.knob[0]} if self.knob else set()
         if self._refine is not None:
             settings.add("k_factor")
         if not point.keys() <= settings:
-            raise IntegrityError(f"operating point {point} is of another index", fix=FIX)
+            raise IntegrityError(f"operating point {point} belongs to another index", fix=FIX)
         if "k_factor" in point:
             self._refine.k_factor = point["k_factor"]
         if "ef_search" in point:
@@ -144,30 +147,32 @@ class SearchIndex:
             if isinstance(quantizer, faiss.IndexHNSW):
                 quantizer.hnsw.efSearch = max(64, 2 * point["nprobe"])
 
-    def search(self, queries: Float32, k: int) -> tuple[Int64, Float32]:
-        """Row ids [Q, K] and scores [Q, K], best first; -1 and -inf where there are fewer than K.
+    def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out.
 
         Raises:
-            UsageError: k is not a number from 1 up.
+            UsageError: k is not a whole number from 1 up.
             SpaceMismatch: the queries have another dimension.
             EncoderError: a query holds NaN or infinity.
         """
-        queries = _checked_queries(queries, self.dim, k)
-        scores, ids = self.outer.search(queries, int(k))
-        return ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
+        checked = _checked_queries(queries, self.dim, k)
+        scores, positions = self.faiss_index.search(checked, int(k))
+        scores[positions < 0] = -np.inf
+        return positions, scores
 
-    def ids(self) -> Int64:
-        """All row ids [N], ascending."""
-        ids: Int64 = np.sort(faiss.vector_to_array(self.outer.id_map))
-        return ids
+    def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+        """Return row ids [Q, K] and scores [Q, K], as `nearest`."""
+        positions, scores = self.nearest(queries, k)
+        # A row id for -1 too, which where() then drops.
+        return np.where(positions < 0, -1, self.row_ids[positions]), scores
 
 
 def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64, Float32]:
-    """Row ids [Q, K] and scores [Q, K] of the true best; -1 and -inf where N < K.
+    """Return row ids [Q, K] and scores [Q, K] of the true best; -1 and -inf where N < K.
 
     Raises:
         SpaceMismatch: the queries have another dimension.
-        IntegrityError: a batch is not as it should be.
+        IntegrityError: a batch has another shape or dtype, a negative id or a vector that is not finite.
     """
     queries = _checked_queries(queries, source.dim, k)
     best_ids = np.full((len(queries), k), -1, dtype=np.int64)
@@ -184,14 +189,25 @@ def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64,
     return best_ids, best_scores
 
 
+class RowSearch(Protocol):
+    """What finds rows by their vectors: one index, or several segments."""
+
+    @property
+    def scores_are_exact(self) -> bool:
+        """Whether scores are inner products of the vectors as they were given."""
+
+    def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+        """Return row ids [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out."""
+
+
 def ann_recall(
-    index: SearchIndex,
+    index: RowSearch,
     queries: Float32,
     exact_ids: Int64,
     exact_scores: Float32,
     k: int = RECALL_K,
 ) -> Float64:
-    """Share of the true best k that the index finds, per query [Q]; a tie with the k-th counts.
+    """Return the share of the true best k that the index finds, per query [Q]; ties with the k-th count.
 
     exact_ids and exact_scores [Q, K] come from exact_search with K >= k; a larger K knows more
     ties by id. By score as ann-benchmarks does (plotting/metrics.py), but only for indexes whose
@@ -210,33 +226,37 @@ def ann_recall(
 
 
 def write(index: SearchIndex, path: Path) -> None:
-    """Write the index as one file.
+    """Write the FAISS index as one file, without the row ids.
 
     Through a file of Python's: FAISS closes its own without looking at the result, so that a disk
     that fills up at the last block leaves a shorter file and no error.
     """
     with path.open("wb") as file:
         out = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
-        faiss.write_index(index.outer, out)
+        faiss.write_index(index.faiss_index, out)
 
 
-def read(path: Path) -> SearchIndex:
-    """Read what `write` wrote. FAISS trusts its input: check the file's digest before.
+def read(path: Path, row_ids: Int64) -> SearchIndex:
+    """Read what `write` wrote. FAISS trusts its input: check the file's digest first.
 
     Raises:
-        IntegrityError: it is not such a file.
+        IntegrityError: it is not such a file, or has another number of rows than there are ids.
     """
     try:
-        outer = faiss.read_index(str(path))
+        index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise IntegrityError(f"{path} is not a FAISS index", reason(error), FIX) from error
-    if not isinstance(outer, faiss.IndexIDMap2):
-        raise IntegrityError(f"{path} is a {type(outer).__name__}, which keeps no row ids")
-    return SearchIndex(outer)
+    if isinstance(index, faiss.IndexIDMap):
+        raise IntegrityError(f"{path} numbers its vectors by ids of its own, not by position")
+    if index.ntotal != len(row_ids):
+        raise IntegrityError(
+            f"{path} holds {index.ntotal:,} vectors, and there are {len(row_ids):,} row ids"
+        )
+    return SearchIndex(index, row_ids)
 
 
 def checked_batches(source: VectorSource) -> Iterator[tuple[Int64, Float32]]:
-    """The source's batches, checked, in pieces of at most ADD_ROWS."""
+    """Yield the source's batches, checked, in pieces of at most ADD_ROWS."""
     for ids, vectors in source.batches():
         if ids.ndim != 1 or len(ids) != len(vectors) or ids.dtype != np.int64:
             raise IntegrityError(f"{len(vectors)} vectors came with {ids.shape} {ids.dtype} ids")
@@ -266,7 +286,7 @@ def check_vectors(vectors: Float32, dim: int) -> None:
 
 
 def require_k(k: object) -> None:
-    """Refuse a number of results that is none.
+    """Refuse a number of results that cannot be one.
 
     Raises:
         UsageError: it is not a whole number from 1 up.
@@ -276,7 +296,7 @@ def require_k(k: object) -> None:
 
 
 def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
-    """Queries [Q, D] as FAISS wants them."""
+    """Return queries float32 [Q, D], contiguous, as FAISS takes them."""
     require_k(k)
     try:
         with np.errstate(over="ignore"):  # infinity is refused below
@@ -296,5 +316,5 @@ def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
 
 
 def reason(error: RuntimeError) -> str:
-    """The message of FAISS without the C++ signature and file before it."""
+    """Return the message of FAISS without the C++ signature and file before it."""
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: ", "", str(error), flags=re.DOTALL).strip()

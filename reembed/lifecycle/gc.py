@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from reembed import faults
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
 from reembed.catalog.releases import Catalog, Release, SourceRef, line_of
 from reembed.catalog.runs import Run, find_runs
@@ -261,9 +262,14 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
 
 def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
     """What other processes that drove the run of a release built, and the release does not name."""
-    named = f"{release.index}/{release.index_sha256}."
-    found = (Orphan(*f) for f in catalog.storage.objects(f"{release.index}/"))
-    return [o for o in found if not o.path.startswith(named)]
+    folder = release.index
+    try:
+        manifest = read_manifest(catalog.storage, folder, release.index_sha256)
+    except IntegrityError:  # what it names is not known, so nothing is unnamed
+        return []
+    named = {f"{folder}/{release.index_sha256}.json", *(f.path(folder) for f in manifest.files)}
+    found = (Orphan(*f) for f in catalog.storage.objects(f"{folder}/"))
+    return [o for o in found if o.path not in named]
 
 
 def _is_dropped(run: Run) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import IndexManifest, StoredFile
 from reembed.catalog.releases import (
     Action,
     AliasRecord,
@@ -382,21 +382,19 @@ def _standing(catalog: Catalog, release: Release) -> Release:
     """
     provenance.require_verified(catalog.storage, release)
     storage, manifest = catalog.storage, release.table_manifest
-    if storage.size(_index_file(release)) != release.index_bytes:
-        raise _index_not_whole(storage, release)
+    there = dict(storage.objects(f"{release.index}/"))
+    for file in _described_index(catalog, release).files:
+        if there.get(file.path(release.index)) != file.size_bytes:
+            raise _index_not_whole(storage, release, file)
     if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
         raise _no_table(storage, release)
     return release
 
 
-def _index_file(release: Release) -> str:
-    return content_path(release.index, release.index_sha256, "faiss")
-
-
-def _index_not_whole(storage: Storage, release: Release) -> IntegrityError:
+def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> IntegrityError:
     return IntegrityError(
         f"the index of release {release.id} is not whole",
-        f"{_index_file(release)} is gone, cut short or changed",
+        f"{file.path(release.index)} is gone, cut short or changed",
         Run(storage, release.run_id).rebuild,
     )
 
@@ -411,9 +409,10 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
 
 def _require_complete(catalog: Catalog, release: Release) -> None:
     provenance.require_verified(catalog.storage, release)
-    manifest = _described_index(catalog, release)
-    if catalog.storage.digest(_index_file(release)) != (manifest.size_bytes, manifest.sha256):
-        raise _index_not_whole(catalog.storage, release)
+    for file in _described_index(catalog, release).files:
+        found = catalog.storage.digest(file.path(release.index))
+        if found != (file.size_bytes, file.sha256):
+            raise _index_not_whole(catalog.storage, release, file)
     try:
         provenance.require_table(catalog.storage, release)
         provenance.require_files(catalog.storage, release)

@@ -68,8 +68,9 @@ class Verification:
     dead_letters: int
     differences: dict[str, Difference]
     """missing, extra, duplicate, stale (other text), carried (same text, other values or types of
-    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, damaged (files whose
-    sha256 is not the receipt's), and wrong_vector (re-embedded, another vector)."""
+    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, misnamed (the index gives
+    another document id), damaged (files whose sha256 is not the receipt's), and wrong_vector
+    (re-embedded, another vector)."""
     behind: dict[str, Difference] | None
     """What differs from the newest version of the source only because that moved on; None where no
     newer version was looked at."""
@@ -174,8 +175,8 @@ class Subject:
     space: Space
     encoder: EncoderConfig
     dead_letters: tuple[str | int, ...]
-    index_ids: npt.NDArray[np.int64] | None = None
-    """Sorted row ids in the index; None when there is no index yet."""
+    index_ids: pa.Table | None = None
+    """row_id and doc_id of every row that the index finds; None when there is no index yet."""
     proofs: dict[str, Proof] = field(default_factory=dict)
     """What each data file must be, byte for byte, by name."""
     manifest: Proof | None = None
@@ -249,8 +250,7 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> dict[str, 
     if level >= ROWS:
         differences["mismatched"], differences["corrupt"] = found.mismatched, found.corrupt
         if subject.index_ids is not None:
-            gap = np.setxor1d(found.row_ids, subject.index_ids)
-            differences["unindexed"] = Difference(len(gap), tuple(gap[:_EXAMPLES].tolist()))
+            differences |= _index_differences(found, subject.index_ids)
     if level >= VECTORS:
         sampled, differences["wrong_vector"] = _reembed(subject, found, chosen, there.texts_of)
     behind = {}
@@ -307,6 +307,23 @@ def _differences(
     if len(found.texts) and (retyped := source.retyped(subject.table.dataset().schema)):
         differences["carried"] = Difference(len(rows), tuple(retyped))
     return differences
+
+
+def _index_differences(found: _Table, held: pa.Table) -> dict[str, Difference]:
+    """What differs between the rows of the table and the ids that the index answers with."""
+    row_ids = held["row_id"].to_numpy()
+    gap = np.setxor1d(found.row_ids, row_ids)
+    if repeated := len(row_ids) - len(np.unique(row_ids)):
+        gap = np.append(gap, np.full(repeated, -1))
+    batches = held.to_batches(max_chunksize=65_536)
+    names = digests.stack(b"".join(digests.of_column(b.column("doc_id")) for b in batches))
+    _, row, at = np.intersect1d(found.row_ids, row_ids, return_indices=True)
+    wrong = at[found.ids[row] != names[at]]
+    examples = held["doc_id"].take(pa.array(np.sort(wrong)[:_EXAMPLES])).to_pylist()
+    return {
+        "unindexed": Difference(len(gap), tuple(gap[:_EXAMPLES].tolist())),
+        "misnamed": Difference(len(wrong), tuple(examples)),
+    }
 
 
 def _unproven(subject: Subject) -> list[str]:

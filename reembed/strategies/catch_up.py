@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reembed import encoders
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import driving, is_driven
 from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
 from reembed.catalog.releases import Catalog, Release, line_of, place_in_line
@@ -21,7 +22,6 @@ from reembed.config.settings import Config
 from reembed.engine.executor import Executor, RayExecutor
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import IntegrityError, TooManyDeadLetters
-from reembed.index import files as index_store
 from reembed.source.dataset import Source
 from reembed.source.lag import caught_up, lag, newest_of, note, noted_place
 from reembed.store.storage import Storage, storage_errors
@@ -221,7 +221,7 @@ def _write_plan(
     say: Listener,
 ) -> Plan:
     pinned = source.pin(run.pin_tag)
-    built = index_store.read_manifest(run.storage.store, release.index, release.index_sha256)
+    built = read_manifest(run.storage, release.index, release.index_sha256)
     vectors = _vectors(run.storage, release)
     held = {f.fragment_id: f.count_rows() for f in vectors.dataset().get_fragments()}
     staying = tuple(f for f in held if f not in changes.dropped)

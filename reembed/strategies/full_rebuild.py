@@ -10,6 +10,7 @@ import yaml
 from obstore.exceptions import BaseError
 
 from reembed import encoders
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import driving, is_driven
 from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Catalog, Release
@@ -21,7 +22,6 @@ from reembed.engine.executor import Executor, RayExecutor
 from reembed.engine.progress import Changed, Listener, changed_settings
 from reembed.errors import Conflict, ReembedError
 from reembed.evaluation import queries as evalset
-from reembed.index import files as index_store
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.store.storage import Storage, absolute
@@ -259,7 +259,7 @@ def _built_otherwise(release: Release, run: Run, config: Config) -> list[Changed
     Raises:
         IntegrityError: its index has no manifest, or a damaged one.
     """
-    built = index_store.read_manifest(run.storage.store, release.index, release.index_sha256)
+    built = read_manifest(run.storage, release.index, release.index_sha256)
     changed = changed_settings("index", built.settings.model_dump(), config.index.model_dump())
     if release.dead_letters > config.embed.max_dead_letters:
         changed.append(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from reembed import encoders, faults
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.plan import (
     Donor,
     EmbedRange,
@@ -212,7 +211,7 @@ def build_index(work: Work, sealed: SealedTable) -> IndexManifest:
     A finished one is taken, by whatever settings it was built; those that differ now are named.
     """
     run, config, on = work.run, work.config, work.on
-    finished = index_store.finished(run.storage.store, f"indexes/{run.id}", sealed.version)
+    finished = index_store.finished(run.storage, f"indexes/{run.id}", sealed.version)
     if finished is not None:
         used, now_set = finished.settings.model_dump(), config.index.model_dump()
         if changed := changed_settings("index", used, now_set):
@@ -228,7 +227,8 @@ def build_index(work: Work, sealed: SealedTable) -> IndexManifest:
     manifest = on.call(
         _index_task, run, work.plan, work.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
     )
-    fields = encode(manifest) | {"seconds": round(time.monotonic() - started, 1)}
+    figures = {**encode(manifest), **asdict(manifest.base), "rows": manifest.rows}
+    fields = figures | {"seconds": round(time.monotonic() - started, 1)}
     run.event("index", **fields)
     work.say("index", **fields)
     return manifest
@@ -268,7 +268,7 @@ def _indexed(
     built = index.build(vectors, config.index, queries, trained=_trained(run, plan, vectors.rows))
     return index_store.save(
         built,
-        run.storage.store,
+        run.storage,
         f"indexes/{run.id}",
         space=plan.space.id,
         table=vectors.path,
@@ -280,12 +280,13 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
     """The base's index, for a catch-up: what it learned holds while most vectors are those it learned from."""
     if plan.base is None:
         return None
-    base, store = Catalog(run.storage, plan.alias).release(plan.base.release), run.storage.store
-    manifest = index_store.read_manifest(store, base.index, base.index_sha256)
-    since = manifest.rows_since_training + plan.rows
+    base = Catalog(run.storage, plan.alias).release(plan.base.release)
+    manifest = read_manifest(run.storage, base.index, base.index_sha256)
+    since = manifest.base.rows_since_training + plan.rows
     if since > rows / 2:
         return None
-    return index.Trained(manifest.factory, index_store.load(store, base.index, manifest), since)
+    loaded = index_store.load(run.storage, base.index, manifest)
+    return index.Trained(manifest.base.factory, loaded.segments[0], since)
 
 
 def verified(work: Work, sealed: SealedTable, manifest: IndexManifest) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def verified(work: Work, sealed: SealedTable, manifest: IndexManifest) -> dict[s
 def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) -> dict[str, Any]:
     storage = subject.table.storage
     with storage_errors(f"{subject.table.path} below {storage.root} could not be verified"):
-        ids = np.sort(index_store.load(storage.store, path, manifest).ids())
+        ids = index_store.load(storage, path, manifest).ids()
         return verify.verify(replace(subject, index_ids=ids)).to_json()
 
 
@@ -358,7 +359,6 @@ def register(
             table_manifest=table_manifest,
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
-            index_bytes=manifest.size_bytes,
             rows=sealed.rows,
             dead_letters=len(sealed.dead_letters),
             source=plan.source,

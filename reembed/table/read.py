@@ -120,6 +120,11 @@ class TableVersion:
                 as_vectors(batch.column("vector")),
             )
 
+    def ids(self) -> Iterator[tuple[npt.NDArray[np.int64], pa.Array]]:
+        """Yield row ids int64 [B] and document ids [B], in table order, which is that of `batches`."""
+        for batch in self.scan(["doc_id"]):
+            yield batch.column("_rowid").to_numpy().astype(np.int64), batch.column("doc_id")
+
     def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Batches of these columns and _rowid."""
         scanner = self.dataset().scanner(

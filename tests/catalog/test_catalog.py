@@ -134,15 +134,21 @@ def test_an_unverified_release_is_not_promoted(catalog):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [f"indexes/a/{sha256('a')}.json", f"indexes/a/{sha256('a')}.faiss", "tables/a.lance"],
+    "lost",
+    [
+        "manifest",
+        f"indexes/a/{sha256('a')}.faiss",
+        f"indexes/a/{sha256('a')}.arrow",
+        "tables/a.lance",
+    ],
 )
-def test_a_release_without_its_data_is_not_promoted(catalog, path):
-    make_release(catalog, "a")
-    if path.startswith("tables"):
-        catalog.storage.delete_tree(path)
+def test_a_release_without_its_data_is_not_promoted(catalog, lost):
+    release = make_release(catalog, "a")
+    if lost.startswith("tables"):
+        catalog.storage.delete_tree(lost)
     else:
-        catalog.storage.remove(path)
+        manifest = f"{release.index}/{release.index_sha256}.json"
+        catalog.storage.remove(manifest if lost == "manifest" else lost)
     with pytest.raises(IntegrityError):
         promote(catalog, "a", **FIRST)
 

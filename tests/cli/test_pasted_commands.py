@@ -380,7 +380,7 @@ def test_a_table_whose_files_are_gone_is_not_caught_up_but_built_again(inline) -
 def test_an_index_or_files_that_are_gone_are_built_again(inline) -> None:
     settle(inline)
     release = built()
-    for what in ("indexes/*/*.json", "indexes/*/*.faiss", "tables/*/data/*"):
+    for what in ("indexes/*/*.json", "indexes/*/*.faiss", "indexes/*/*.arrow", "tables/*/data/*"):
         for file in (inline / "root").glob(what):
             file.unlink()
         paste(inline, fails("promote", release, "--initial", "--reason", "a test"))
@@ -532,6 +532,7 @@ def test_wrong_vectors_that_a_catch_up_shares_are_not_copied_by_what_it_prints(i
 
 RECORDS = {
     "index": "indexes/*/*.faiss",
+    "ids of the index": "indexes/*/*.arrow",
     "manifest of the index": "indexes/*/*.json",
     "version of the table": "tables/*/_versions/*.manifest",
     "record of files": "runs/*/sealed.json",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from conftest import documents
+from releases import index_file
 
 from reembed.catalog.lease import repeating
 from reembed.catalog.releases import Catalog
@@ -52,7 +53,7 @@ def test_a_changed_byte_in_the_index_is_seen_by_promote_and_remembered_after_ver
     file, _, second = nights
     cli("compare", "-c", file)
     root = Path(cli("config", "-c", file)["settings"]["storage"]["root"])
-    index = root / second.index / f"{second.index_sha256}.faiss"
+    index = root / index_file(Storage.open(root), second)
     body = bytearray(index.read_bytes())
     body[len(body) // 2] ^= 4
     index.write_bytes(body)

@@ -17,6 +17,7 @@ import lance
 import pyarrow as pa
 from conftest import documents
 from inline import Inline, Silent
+from releases import index_file
 
 from reembed import api as check
 from reembed.catalog.releases import Catalog
@@ -83,7 +84,8 @@ def _built(folder: Path) -> tuple[Catalog, dict[str, list[Path]]]:
     return catalog, {
         "data": [table / "data" / f.path for m in used for f in m.data_files()],
         "manifest": [table / "_versions" / live.table_manifest["name"]],
-        "index": [root / live.index / f"{live.index_sha256}.faiss"],
+        "index": [root / index_file(catalog.storage, live)],
+        "index ids": [root / index_file(catalog.storage, live, "arrow")],
         "index manifest": [root / live.index / f"{live.index_sha256}.json"],
         "sealed": [run_folder / "sealed.json"],
         "plan": [run_folder / "plan.json"],

@@ -24,7 +24,7 @@ from releases import make_release
 
 from reembed import api as check
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import Change, GateMargin, GateQueries
 from reembed.cli import text
@@ -36,7 +36,6 @@ from reembed.evaluation import queries as evalset
 from reembed.evaluation.compare import PLANNED
 from reembed.evaluation.comparison import Compared, Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
-from reembed.index import files as index_store
 from reembed.lifecycle import moves
 from reembed.lifecycle import promote as promotion
 from reembed.lifecycle.promote import follow, promote
@@ -540,8 +539,7 @@ def poor(pair: Pair, dim: int = 16) -> Config:
 
 
 def built_by(pair: Pair, release: Release) -> IndexManifest:
-    store = pair.catalog.storage.store
-    return index_store.read_manifest(store, release.index, release.index_sha256)
+    return read_manifest(pair.catalog.storage, release.index, release.index_sha256)
 
 
 def test_a_catch_up_builds_its_index_by_the_settings_of_its_line(pair, quiet):
@@ -550,7 +548,7 @@ def test_a_catch_up_builds_its_index_by_the_settings_of_its_line(pair, quiet):
         newer = catch_up(poor(pair, dim), line, quiet, executor=Inline())
         assert newer.id != line.id
         manifest = built_by(pair, newer)
-        assert (manifest.factory, manifest.settings) == ("Flat", built_by(pair, line).settings)
+        assert (manifest.base.factory, manifest.settings) == ("Flat", built_by(pair, line).settings)
     ignored = [f["settings"] for stage, f in quiet.events if stage == "ignored"]
     names = ["index.factory", "index.nprobe"]
     assert [[name for name, _, _ in settings] for settings in ignored] == [names, names]
@@ -570,7 +568,7 @@ def test_a_catch_up_that_is_resumed_builds_its_index_by_the_settings_of_its_line
         with pytest.raises(InterruptedError):
             catch_up(pair.config(), pair.candidate, quiet, executor=Inline())
     newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
-    assert built_by(pair, newer).factory == "Flat"
+    assert built_by(pair, newer).base.factory == "Flat"
 
 
 def test_a_line_s_settings_are_those_its_index_was_built_by_and_not_those_first_planned(
@@ -582,7 +580,7 @@ def test_a_line_s_settings_are_those_its_index_was_built_by_and_not_those_first_
     flat = full_rebuild(pair.config(24), quiet, executor=Inline())
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(pair.config(24), flat, quiet, executor=Inline())
-    assert built_by(pair, newer).factory == "Flat"
+    assert built_by(pair, newer).base.factory == "Flat"
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog
 from reembed.digests import digest
 from reembed.errors import IntegrityError
-from reembed.index import files as index_store
 from reembed.serving.live import OpenRelease
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -112,9 +112,9 @@ def test_an_index_is_trained_again_once_several_catch_ups_changed_most_of_its_ve
         names = ", ".join(f"'d{n:02d}'" for n in range(first, min(first + 16, ROWS)))
         lance.dataset(uri).update({"text": "body"}, where=f"doc_id in ({names})")
         release = follow(config, release)
-        store = catalog_of(config).storage.store
-        manifest = index_store.read_manifest(store, release.index, release.index_sha256)
-        since.append(manifest.rows_since_training)
+        storage = catalog_of(config).storage
+        manifest = read_manifest(storage, release.index, release.index_sha256)
+        since.append(manifest.base.rows_since_training)
     assert since == [16, 0, 8]
 
 

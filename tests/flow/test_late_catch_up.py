@@ -8,6 +8,7 @@ import lance
 import pyarrow as pa
 import pytest
 from inline import Inline
+from releases import index_file
 
 from reembed import api
 from reembed.catalog.releases import Catalog
@@ -140,7 +141,7 @@ def test_rollback_goes_to_the_newest_documents_of_the_line(line, corpus, make_co
     assert promote.rollback(catalog).release.id == newer.id
 
 
-@pytest.mark.parametrize("damaged", ["index", "table", "record", "verification"])
+@pytest.mark.parametrize("damaged", ["index", "ids", "table", "record", "verification"])
 def test_a_damaged_catch_up_that_never_served_does_not_bar_the_way_back(
     line, corpus, make_config, quiet, damaged
 ):
@@ -150,7 +151,8 @@ def test_a_damaged_catch_up_that_never_served_does_not_bar_the_way_back(
     second = full_rebuild(other, quiet, executor=Inline())
     promote.promote(catalog, second.id, force_reason="a test")
     path = {
-        "index": f"{newer.index}/{newer.index_sha256}.faiss",
+        "index": index_file(catalog.storage, newer),
+        "ids": index_file(catalog.storage, newer, "arrow"),
         "table": f"{newer.table}/_versions/{newer.table_manifest['name']}",
         "record": f"releases/{catalog.alias}/{newer.id}.json",
         "verification": f"runs/{newer.id}/verify.json",

@@ -81,7 +81,6 @@ def a_release(name: str) -> Release:
         table_tag="t",
         index="indexes/i",
         index_sha256="0",
-        index_bytes=1,
         rows=1,
         dead_letters=0,
         source=SOURCE,

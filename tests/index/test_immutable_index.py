@@ -8,11 +8,12 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
@@ -59,9 +60,9 @@ def raced(corpus, make_config, monkeypatch):
 @pytest.mark.parametrize(
     ("point", "factory", "files"),
     [
-        ("index.before_save", "HNSW8", 4),
-        ("index.before_manifest", "HNSW8", 4),
-        ("run.before_register", "Flat", 2),
+        ("index.before_save", "HNSW8", 5),
+        ("index.before_manifest", "HNSW8", 5),
+        ("run.before_register", "Flat", 3),
     ],
 )
 def test_a_paused_process_with_other_index_settings_replaces_nothing_that_serves(
@@ -71,8 +72,8 @@ def test_a_paused_process_with_other_index_settings_replaces_nothing_that_serves
     assert ended == live == catalog.release(live.id)
     opened = OpenRelease.open(catalog.storage, live)
     assert all(len(hits) == 10 for hits in opened.search(QUERIES))
-    manifest = index_store.read_manifest(catalog.storage.store, live.index, live.index_sha256)
-    assert manifest.factory == factory
+    manifest = read_manifest(catalog.storage, live.index, live.index_sha256)
+    assert manifest.base.factory == factory
     assert len(list(catalog.storage.objects(f"{live.index}/"))) == files
 
 
@@ -82,53 +83,62 @@ def test_gc_takes_the_index_that_the_release_does_not_name_and_no_other(raced):
     assert len([o for o in planned.orphans if o.path.startswith(live.index)]) == 2
     gc.apply(catalog, planned, 3)
     left = [path for path, _ in catalog.storage.objects(f"{live.index}/")]
-    assert left == [f"{live.index}/{live.index_sha256}.{e}" for e in ("faiss", "json")]
+    manifest = read_manifest(catalog.storage, live.index, live.index_sha256)
+    named = [f.path(live.index) for f in manifest.files]
+    assert left == sorted([*named, f"{live.index}/{live.index_sha256}.json"])
     assert OpenRelease.open(catalog.storage, live).search(QUERIES)
     assert not gc.plan(catalog, 3).orphans
 
 
 def built(operating_point: dict[str, int], recall: float) -> Built:
-    inner = faiss.IndexHNSWFlat(8, 8, faiss.METRIC_INNER_PRODUCT)
-    outer = faiss.IndexIDMap2(inner)
+    graph = faiss.IndexHNSWFlat(8, 8, faiss.METRIC_INNER_PRODUCT)
     faiss.omp_set_num_threads(1)
-    vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    outer.add_with_ids(vectors, np.arange(200, dtype=np.int64))
-    recalls = np.full(20, recall)
-    return Built(SearchIndex(outer), "HNSW8", "cpu", operating_point, recalls, "documents", 0.1)
+    graph.add(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))
+    index, recalls = SearchIndex(graph, np.arange(200)), np.full(20, recall)
+    doc_ids = pa.array([f"d{n}" for n in range(200)])
+    return Built(index, doc_ids, "HNSW8", "cpu", operating_point, recalls, "documents", 0.1)
 
 
 def saved(storage: Storage, *of: Any) -> IndexManifest:
     where: dict[str, Any] = {"space": "s", "table": "t", "table_version": 1}
-    return index_store.save(built(*of), storage.store, "indexes/r", **where)
+    return index_store.save(built(*of), storage, "indexes/r", **where)
 
 
-def test_of_one_index_with_two_operating_points_the_first_counts(tmp_path):
+def test_two_operating_points_of_one_index_are_two_manifests_and_neither_replaces_the_other(
+    tmp_path,
+):
     storage = Storage.open(str(tmp_path))
-    first, second = saved(storage, {"ef_search": 64}, 1.0), saved(storage, {"ef_search": 16}, 0.5)
-    assert first == second == index_store.finished(storage.store, "indexes/r", 1)
-    assert first.operating_point == {"ef_search": 64}
-    assert index_store.finished(storage.store, "indexes/r", 2) is None
+    first = saved(storage, {"ef_search": 64}, 1.0)
+    second = saved(storage, {"ef_search": 16}, 0.5)
+    assert first.files == second.files
+    assert first.base.operating_point == {"ef_search": 64}
+    for manifest in (first, second):
+        assert read_manifest(storage, "indexes/r", manifest.sha256) == manifest
+        assert index_store.load(storage, "indexes/r", manifest).rows == 200
+    assert saved(storage, {"ef_search": 64}, 1.0) == first
+    assert index_store.finished(storage, "indexes/r", 1) in (first, second)
+    assert index_store.finished(storage, "indexes/r", 2) is None
 
 
 def test_a_manifest_under_the_name_of_another_index_is_refused(tmp_path):
     storage = Storage.open(str(tmp_path))
     manifest = saved(storage, {"ef_search": 64}, 1.0)
-    other = dataclasses.replace(manifest, sha256="0" * 64)
+    other = dataclasses.replace(manifest, space="another")
     storage.write(f"indexes/r/{manifest.sha256}.json", encode(other))
-    with pytest.raises(IntegrityError, match="is the manifest of index 000000000000"):
-        index_store.read_manifest(storage.store, "indexes/r", manifest.sha256)
+    with pytest.raises(IntegrityError, match=f"is the manifest of index {other.sha256[:12]}"):
+        read_manifest(storage, "indexes/r", manifest.sha256)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "A" * 64, "0" * 63])
 def test_a_digest_that_is_none_does_not_become_a_path(tmp_path, name):
     with pytest.raises(IntegrityError, match="is not a sha256"):
-        index_store.read_manifest(Storage.open(str(tmp_path)).store, "indexes/r", name)
+        read_manifest(Storage.open(str(tmp_path)), "indexes/r", name)
 
 
 def test_an_index_without_its_manifest_is_not_finished_whatever_lies_beside_it(tmp_path):
     storage = Storage.open(str(tmp_path))
     storage.write_bytes(f"indexes/r/{'0' * 64}.faiss", b"a process died before its manifest")
-    assert index_store.finished(storage.store, "indexes/r", 1) is None
+    assert index_store.finished(storage, "indexes/r", 1) is None
     manifest = saved(storage, {"ef_search": 64}, 1.0)
     storage.write_bytes(f"indexes/r/{'f' * 64}.faiss", b"another one")
-    assert index_store.finished(storage.store, "indexes/r", 1) == manifest
+    assert index_store.finished(storage, "indexes/r", 1) == manifest

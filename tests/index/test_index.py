@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from obstore.store import LocalStore, MemoryStore
 
+from reembed.catalog.index_manifest import IndexManifest
 from reembed.config.settings import IndexConfig
 from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
 from reembed.index import build as index_module
 from reembed.index.build import (
     EXACT_K,
-    ArrayVectors,
     Built,
-    ann_recall,
+    Trained,
     build,
     choose_factory,
-    exact_search,
     gpu_available,
     smallest,
     tune,
 )
-from reembed.index.files import IndexManifest, load, lower_bound, read_manifest, save
-from reembed.index.search import ADD_ROWS, Float32, Int64, checked_batches, read
-from reembed.store.records import decode, encode
-from reembed.store.storage import to_bytes
+from reembed.index.files import load, save
+from reembed.index.search import (
+    ADD_ROWS,
+    ArrayVectors,
+    Float32,
+    Int64,
+    ann_recall,
+    checked_batches,
+    exact_search,
+)
+from reembed.store.storage import Storage
 
 CPU = IndexConfig(device="cpu")
 PATH = "indexes/r1"
@@ -52,7 +57,7 @@ def random_source(rows: int, dim: int, seed: int = 0) -> ArrayVectors:
 def brute_force(source: ArrayVectors, queries: Float32, k: int) -> tuple[Int64, Float32]:
     scores = queries @ source.vectors.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return source.ids[order], np.take_along_axis(scores, order, axis=1)
+    return source.row_ids[order], np.take_along_axis(scores, order, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +89,13 @@ def flat() -> Built:
     return build(random_source(500, 16), CPU, None)
 
 
-def save_to(store: LocalStore | MemoryStore, built: Built) -> IndexManifest:
-    return save(built, store, PATH, space="3fa91c07", table="tables/x.lance", table_version=4)
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage.open(tmp_path)
+
+
+def save_to(storage: Storage, built: Built) -> IndexManifest:
+    return save(built, storage, PATH, space="3fa91c07", table="tables/x.lance", table_version=4)
 
 
 def test_flat_is_brute_force_with_arbitrary_ids() -> None:
@@ -107,10 +117,10 @@ def test_exact_search_merges_batches_of_any_size() -> None:
     class Uneven(ArrayVectors):
         def batches(self) -> Iterator[tuple[Int64, Float32]]:
             for start, end in [(0, 3), (3, 3), (3, 200), (200, 331)]:
-                yield self.ids[start:end], self.vectors[start:end]
+                yield self.row_ids[start:end], self.vectors[start:end]
 
     asked = unit(np.random.default_rng(5).normal(size=(30, 8)))
-    ids, scores = exact_search(Uneven(source.ids, source.vectors), asked, 10)
+    ids, scores = exact_search(Uneven(source.row_ids, source.vectors), asked, 10)
     want_ids, want_scores = brute_force(source, asked, 10)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_allclose(scores, want_scores, atol=1e-6)
@@ -123,7 +133,7 @@ def test_fewer_rows_than_k_are_padded_and_count_as_found() -> None:
     for found_ids, found_scores in [(ids, scores), exact_search(source, source.vectors, 10)]:
         assert (found_ids[:, 4:] == -1).all()
         assert np.isneginf(found_scores[:, 4:]).all()
-        np.testing.assert_array_equal(found_ids[:, 0], source.ids)
+        np.testing.assert_array_equal(found_ids[:, 0], source.row_ids)
     assert built.recalls.tolist() == [1.0] * 4
 
 
@@ -160,7 +170,7 @@ def test_a_higher_target_never_takes_fewer_lists(
 
 
 def test_an_unreachable_target_is_reported_honestly(clustered: ArrayVectors) -> None:
-    few = ArrayVectors(clustered.ids[:3000], clustered.vectors[:3000])
+    few = ArrayVectors(clustered.row_ids[:3000], clustered.vectors[:3000])
     built = build(few, IndexConfig(device="cpu", factory="IVF16,PQ4x4"), None)
     assert built.operating_point == {"nprobe": 16}
     assert built.tuned_on == "documents"
@@ -169,7 +179,7 @@ def test_an_unreachable_target_is_reported_honestly(clustered: ArrayVectors) -> 
 
 
 def test_a_given_nprobe_is_measured_and_not_tuned(clustered: ArrayVectors) -> None:
-    few = ArrayVectors(clustered.ids[:3000], clustered.vectors[:3000])
+    few = ArrayVectors(clustered.row_ids[:3000], clustered.vectors[:3000])
     low = build(few, IndexConfig(device="cpu", factory="IVF64,Flat", nprobe=1), None)
     high = build(few, IndexConfig(device="cpu", factory="IVF64,Flat", nprobe=999), None)
     assert low.operating_point == {"nprobe": 1}
@@ -191,14 +201,13 @@ def test_a_given_nprobe_is_measured_and_not_tuned(clustered: ArrayVectors) -> No
     ],
 )
 def test_other_kinds_build_tune_and_come_back(
-    clustered: ArrayVectors, factory: str, knobs: set[str]
+    clustered: ArrayVectors, storage: Storage, factory: str, knobs: set[str]
 ) -> None:
-    few = ArrayVectors(clustered.ids[:4000], clustered.vectors[:4000])
+    few = ArrayVectors(clustered.row_ids[:4000], clustered.vectors[:4000])
     built = build(few, IndexConfig(device="cpu", factory=factory, ann_recall=0.9), None)
     assert built.operating_point.keys() == knobs
     assert built.recalls.mean() >= (0.9 if "PCA" not in factory else 0.2)
-    store = MemoryStore()
-    again = load(store, PATH, save_to(store, built))
+    again = load(storage, PATH, save_to(storage, built))
     np.testing.assert_array_equal(
         again.search(few.vectors[:50], 10)[0], built.index.search(few.vectors[:50], 10)[0]
     )
@@ -214,7 +223,7 @@ def test_duplicate_documents_tie_and_cost_no_recall() -> None:
 
 def test_a_score_near_the_tenth_is_no_hit() -> None:
     source = random_source(2000, 16)
-    half = build(ArrayVectors(source.ids[::2], source.vectors[::2]), CPU, None)
+    half = build(ArrayVectors(source.row_ids[::2], source.vectors[::2]), CPU, None)
     recalls = ann_recall(
         half.index, source.vectors[:300], *exact_search(source, source.vectors[:300], EXACT_K)
     )
@@ -234,21 +243,45 @@ def test_smallest_finds_the_threshold(threshold: int, most: int) -> None:
     assert len(calls) == len(set(calls)) <= 24
 
 
-def test_ids_are_all_row_ids_in_order(ivf: Built, clustered: ArrayVectors) -> None:
-    np.testing.assert_array_equal(ivf.index.ids(), np.sort(clustered.ids))
+def test_ids_stand_beside_the_vectors_in_their_order(ivf: Built, clustered: ArrayVectors) -> None:
+    np.testing.assert_array_equal(ivf.index.row_ids, clustered.row_ids)
+    assert ivf.doc_ids.to_pylist() == clustered.row_ids.tolist()
+
+
+def test_rows_that_come_in_another_order_the_second_time_are_refused() -> None:
+    class Turned(ArrayVectors):
+        def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
+            yield self.row_ids[::-1], pa.array(self.row_ids[::-1])
+
+    source = random_source(50, 8)
+    with pytest.raises(IntegrityError, match="in another order"):
+        build(Turned(source.row_ids, source.vectors), CPU, None)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,PQ4x4fs,RFlat", "HNSW8", "SQ8"])
+def test_a_trained_index_is_emptied_and_filled_again(factory: str) -> None:
+    first, second = random_source(400, 8), random_source(300, 8, seed=1)
+    config = IndexConfig(device="cpu", factory=factory)
+    trained = build(first, config, None).index
+    again = build(second, config, None, Trained(factory, trained, 300))
+    assert (again.index.rows, again.rows_since_training) == (300, 300)
+    np.testing.assert_array_equal(again.index.row_ids, second.row_ids)
+    exact, _ = exact_search(second, second.vectors[:50], 1)
+    found, _ = again.index.search(second.vectors[:50], 1)
+    assert (found == exact).mean() > 0.9
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
 def test_duplicate_ids_are_refused(factory: str) -> None:
     source = random_source(400, 8)
-    source.ids[399] = source.ids[7]
+    source.row_ids[399] = source.row_ids[7]
     with pytest.raises(IntegrityError, match="1 row ids came more than once"):
         build(source, IndexConfig(device="cpu", factory=factory), None)
 
 
 def test_negative_ids_are_refused() -> None:
     source = random_source(20, 8)
-    source.ids[3] = -1
+    source.row_ids[3] = -1
     with pytest.raises(IntegrityError, match="negative"):
         build(source, CPU, None)
 
@@ -265,13 +298,13 @@ def test_vectors_that_are_not_finite_are_refused(value: float, factory: str) -> 
 def test_missing_rows_and_empty_tables_are_refused() -> None:
     class Short(ArrayVectors):
         def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.ids[:-1], self.vectors[:-1]
+            yield self.row_ids[:-1], self.vectors[:-1]
 
     source = random_source(50, 8)
     with pytest.raises(IntegrityError, match="50 rows, but 49 were read"):
-        build(Short(source.ids, source.vectors), CPU, None)
+        build(Short(source.row_ids, source.vectors), CPU, None)
     with pytest.raises(IntegrityError, match="no rows"):
-        build(ArrayVectors(source.ids[:0], source.vectors[:0]), CPU, None)
+        build(ArrayVectors(source.row_ids[:0], source.vectors[:0]), CPU, None)
 
 
 def test_batches_of_another_shape_are_refused() -> None:
@@ -282,23 +315,23 @@ def test_batches_of_another_shape_are_refused() -> None:
 
     class Unnamed(ArrayVectors):
         def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.ids[:-1], self.vectors
+            yield self.row_ids[:-1], self.vectors
 
     source = random_source(50, 8)
     with pytest.raises(IntegrityError, match="9 dimensions"):
-        list(checked_batches(Wide(source.ids, source.vectors)))
+        list(checked_batches(Wide(source.row_ids, source.vectors)))
     with pytest.raises(IntegrityError, match="50 vectors came with"):
-        list(checked_batches(Unnamed(source.ids, source.vectors)))
+        list(checked_batches(Unnamed(source.row_ids, source.vectors)))
 
 
 def test_large_batches_are_cut_and_half_precision_is_widened() -> None:
     class OneBatch(ArrayVectors):
         def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.ids, self.vectors
+            yield self.row_ids, self.vectors
 
     vectors = np.ones((300_000, 2), dtype=np.float16)
     source = ArrayVectors(np.arange(300_000, dtype=np.int64), vectors)  # type: ignore[arg-type]
-    pieces = list(checked_batches(OneBatch(source.ids, source.vectors)))
+    pieces = list(checked_batches(OneBatch(source.row_ids, source.vectors)))
     assert max(len(ids) for ids, _ in pieces) <= ADD_ROWS
     assert {v.dtype for _, v in pieces} == {np.dtype(np.float32)}
 
@@ -337,9 +370,9 @@ def test_lists_can_be_trained_by_a_helper_index(
         used.append(helper)
         return helper
 
-    few = ArrayVectors(clustered.ids[:4000], clustered.vectors[:4000])
+    few = ArrayVectors(clustered.row_ids[:4000], clustered.vectors[:4000])
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", stay, raising=False)
-    empty = index_module._create("IVF32,PQ16x4fs,RFlat", 32)
+    empty = index_module._empty("IVF32,PQ16x4fs,RFlat", 32, None)
     index_module._train(empty, few, "IVF32,PQ16x4fs,RFlat", object())
     assert used
     assert empty.is_trained
@@ -352,16 +385,15 @@ def test_lists_can_be_trained_by_a_helper_index(
     "factory", ["IVF256,Flat", "IVF256,SQfp16", "Flat", "IVF256,PQ16x4fs,RFlat"]
 )
 def test_gpu_builds_a_portable_index(
-    clustered: ArrayVectors, queries: Float32, factory: str
+    clustered: ArrayVectors, queries: Float32, storage: Storage, factory: str
 ) -> None:
     if not gpu_available():
         pytest.skip("no GPU")
     built = build(clustered, IndexConfig(device="gpu", factory=factory), queries)
     assert built.recalls.mean() >= 0.98
     assert built.device.startswith("cpu (" if "fs" in factory else "gpu")
-    store = MemoryStore()
-    manifest = save_to(store, built)
-    np.testing.assert_array_equal(load(store, PATH, manifest).ids(), np.sort(clustered.ids))
+    loaded = load(storage, PATH, save_to(storage, built))
+    np.testing.assert_array_equal(loaded.segments[0].row_ids, clustered.row_ids)
 
 
 @pytest.mark.parametrize(
@@ -386,107 +418,7 @@ def test_automatic_choice(rows: int, dim: int, gpu: bool, factory: str) -> None:
 
 
 def test_odd_dimensions_build(clustered: ArrayVectors) -> None:
-    odd = ArrayVectors(clustered.ids, unit(clustered.vectors[:, :31]))
+    odd = ArrayVectors(clustered.row_ids, unit(clustered.vectors[:, :31]))
     built = build(odd, CPU, None)
     assert built.factory == "IVF1024,Flat"
     assert built.recalls.mean() >= 0.98
-
-
-def test_saved_and_loaded_is_the_same_index(ivf: Built, queries: Float32, tmp_path: Path) -> None:
-    store = LocalStore(str(tmp_path))
-    manifest = save_to(store, ivf)
-    assert manifest == save_to(store, ivf) == read_manifest(store, PATH, manifest.sha256)
-    assert manifest.ann_recall_lower <= manifest.ann_recall_at_10 == ivf.recalls.mean()
-    assert (manifest.rows, manifest.dim, manifest.num_queries) == (60_000, 32, 200)
-    cache = tmp_path / "cache" / "of" / "indexes"
-    for index in (
-        load(store, PATH, manifest),
-        load(store, PATH, manifest, cache),
-        load(store, PATH, manifest, cache),
-    ):
-        for got, want in zip(index.search(queries, 20), ivf.index.search(queries, 20), strict=True):
-            np.testing.assert_array_equal(got, want)
-        np.testing.assert_array_equal(index.ids(), ivf.index.ids())
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_manifest_survives_json(flat: Built) -> None:
-    manifest = save_to(MemoryStore(), flat)
-    assert decode(IndexManifest, json.loads(json.dumps(encode(manifest)))) == manifest
-
-
-def test_a_damaged_cache_is_fetched_again(flat: Built, tmp_path: Path) -> None:
-    store = MemoryStore()
-    manifest = save_to(store, flat)
-    load(store, PATH, manifest, tmp_path)
-    (cached,) = tmp_path.iterdir()
-    cached.write_bytes(b"x")
-    assert load(store, PATH, manifest, tmp_path).rows == 500
-    assert cached.stat().st_size == manifest.size_bytes
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "remove"])
-def test_a_tampered_index_is_refused(flat: Built, tmp_path: Path, damage: str) -> None:
-    store = LocalStore(str(tmp_path))
-    manifest = save_to(store, flat)
-    file = tmp_path / PATH / f"{manifest.sha256}.faiss"
-    data = bytearray(file.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-    file.write_bytes({"truncate": data[:-1], "grow": data + b"x"}.get(damage, data))
-    if damage == "remove":
-        file.unlink()
-    with pytest.raises(IntegrityError, match=r"\.faiss") as caught:
-        load(store, PATH, manifest, tmp_path / "cache")
-    assert "reembed status" in (caught.value.fix or "")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"size_bytes": 7},
-        {"sha256": "../../x"},
-        {"rows": 499},
-        {"dim": 8},
-        {"dim": "16"},
-        {"operating_point": {"nprobe": 4}},
-        {"schema_version": 1},
-        {"unknown": 1},
-    ],
-)
-def test_a_tampered_manifest_is_refused(
-    flat: Built, tmp_path: Path, change: dict[str, object]
-) -> None:
-    store = LocalStore(str(tmp_path))
-    saved = save_to(store, flat)
-    (tmp_path / PATH / f"{saved.sha256}.json").write_bytes(to_bytes(encode(saved) | change))
-    with pytest.raises((IntegrityError, UsageError)):
-        load(store, PATH, read_manifest(store, PATH, saved.sha256))
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-def test_a_missing_or_broken_manifest_is_refused(tmp_path: Path, text: str | None) -> None:
-    store = LocalStore(str(tmp_path))
-    if text is not None:
-        store.put(f"{PATH}/{'0' * 64}.json", text.encode())
-    with pytest.raises(IntegrityError, match=r"no manifest|not a record|not as it was written"):
-        read_manifest(store, PATH, "0" * 64)
-
-
-def test_a_file_that_is_no_row_id_index_is_refused(tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    faiss.write_index(faiss.IndexFlatIP(4), str(plain))
-    with pytest.raises(IntegrityError, match="keeps no row ids"):
-        read(plain)
-    plain.write_bytes(b"not an index")
-    with pytest.raises(IntegrityError, match="is not a FAISS index"):
-        read(plain)
-
-
-def test_lower_bound_is_the_student_t_bound() -> None:
-    assert lower_bound(np.array([0.9, 1.0, 0.8, 1.0])) == pytest.approx(
-        0.925 - 2.353363 * 0.0478714
-    )
-    assert lower_bound(np.ones(50)) == 1.0
-    assert lower_bound(np.ones(1)) == 0.0

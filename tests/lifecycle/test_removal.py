@@ -204,8 +204,6 @@ def test_everything_is_removed_through_one_door():
     """Any call that removes by path lies in `Storage`, or is of a place that this process made itself."""
     own = {
         ("engine/access.py", "rmtree"): "a session folder by mkdtemp",
-        ("index/files.py", "unlink"): "a download of a random name",
-        ("index/files.py", "replace"): "the same, put in its place",
         ("encoders/local/files.py", "unlink"): "a link itself",
         ("source/importer.py", "rmdir"): "an empty folder, which a link is not",
         ("lifecycle/gc.py", "cleanup_old_versions"): "after require_own",

@@ -38,7 +38,7 @@ def subject(tmp_path):
     space = encoders.describe(config.encoder, "float32")
     storage = Storage.open(config.storage.root)
 
-    def make(rows, dead=(), index_ids=None):
+    def make(rows, dead=()):
         columns = table.schema(space, pa.string(), [])
         names, hashes, spaces, vectors = zip(*rows, strict=True)
         data = [
@@ -55,7 +55,7 @@ def subject(tmp_path):
             enable_stable_row_ids=True,
         )
         version = TableVersion(storage, "tables/t.lance", written.version, space.dim)
-        return Subject(Source.open(config), version, space, config.encoder, tuple(dead), index_ids)
+        return Subject(Source.open(config), version, space, config.encoder, tuple(dead))
 
     def rows():
         encoder = encoders.load_encoder(config.encoder)
@@ -67,6 +67,17 @@ def subject(tmp_path):
 
     make.rows = rows
     return make
+
+
+def indexed(made):
+    """Row ids and document ids of a table, as its index has them."""
+    rows = made.table.dataset().to_table(columns=["doc_id"], with_row_id=True)
+    return rows["_rowid"].to_numpy().astype(np.int64), rows["doc_id"].to_numpy().astype(object)
+
+
+def with_index(made, row_ids, doc_ids):
+    ids = pa.table({"row_id": row_ids, "doc_id": pa.array(doc_ids, pa.large_string())})
+    return dataclasses.replace(made, index_ids=ids)
 
 
 def found(report):
@@ -180,13 +191,21 @@ def test_dead_letters_excuse_a_missing_document_and_only_that(subject):
 
 
 def test_an_index_that_lacks_a_row_or_has_one_too_many(subject):
-    make = subject(subject.rows())
-    ids = np.sort(np.concatenate([i for i, _ in make.table.batches()]))
-    whole = subject(subject.rows(), index_ids=ids)
-    ids = np.sort(np.concatenate([i for i, _ in whole.table.batches()]))
-    assert verify(Subject(**{**vars(whole), "index_ids": ids}), sample=0).passed
-    short = Subject(**{**vars(whole), "index_ids": np.append(ids[1:], ids[-1] + 1)})
+    ids, names = indexed(make := subject(subject.rows()))
+    assert verify(with_index(make, ids, names), sample=0).passed
+    turned = np.arange(len(ids))[::-1]
+    assert verify(with_index(make, ids[turned], names[turned]), sample=0).passed
+    short = with_index(make, np.append(ids[1:], ids[-1] + 1), names)
     assert found(verify(short, sample=0))["unindexed"][0] == 2
+    twice = with_index(make, np.append(ids, ids[3]), np.append(names, names[3]))
+    assert found(verify(twice, sample=0)) == {"unindexed": (1, (-1,))}
+
+
+def test_an_index_that_gives_a_row_the_id_of_another_document(subject):
+    ids, names = indexed(make := subject(subject.rows()))
+    names[[4, 7]] = names[[7, 4]]
+    wrong = found(verify(with_index(make, ids, names), sample=0))
+    assert wrong == {"misnamed": (2, (names[4], names[7]))}
 
 
 def test_carried_values_and_types_are_compared_with_the_source(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
@@ -251,12 +252,12 @@ def test_s5_an_endless_file_is_refused() -> None:
 
 def saved(folder: Path) -> tuple[Storage, IndexManifest]:
     storage = Storage.open(str(folder))
-    flat = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
-    vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
-    flat.add_with_ids(vectors, np.arange(200, dtype=np.int64))
-    built = Built(SearchIndex(flat), "Flat", "cpu", {}, np.ones(20), "documents", 0.1)
-    where = {"space": "s", "table": "tables/t.lance", "table_version": 1}
-    return storage, index_store.save(built, storage.store, "indexes/r", **where)
+    flat = faiss.IndexFlatIP(8)
+    flat.add(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))
+    index, names = SearchIndex(flat, np.arange(200)), pa.array([f"d{n}" for n in range(200)])
+    built = Built(index, names, "Flat", "cpu", {}, np.ones(20), "documents", 0.1)
+    where = {"space": SPACE.id, "table": "tables/t.lance", "table_version": 1}
+    return storage, index_store.save(built, storage, "indexes/r", **where)
 
 
 def mutated(body: bytes, number: int) -> bytes:
@@ -276,26 +277,31 @@ def mutated(body: bytes, number: int) -> bytes:
     return body[len(body) // 2 :] + body[: len(body) // 2]
 
 
-def test_s6_no_mutation_of_an_index_reaches_faiss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ending", ["faiss", "arrow"])
+@pytest.mark.parametrize("remote", [True, False])
+def test_s6_no_mutation_of_an_index_reaches_faiss_or_arrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, remote: bool
 ) -> None:
     storage, manifest = saved(tmp_path)
-    file = tmp_path / "indexes" / "r" / f"{manifest.sha256}.faiss"
-    body, loads = file.read_bytes(), []
-    for name in ("read_index", "deserialize_index", "read_index_binary"):
-        original = getattr(faiss, name)
+    monkeypatch.setattr(index_store, "is_remote", lambda root: remote)
+    (named,) = [f for f in manifest.files if f.ending == ending]
+    file, loads = tmp_path / named.path("indexes/r"), []
+    body = file.read_bytes()
+    readers = {"faiss": [(faiss, "read_index"), (faiss, "deserialize_index")]}
+    for place, name in readers.get(ending, [(pa.ipc, "open_file")]):
+        original = getattr(place, name)
         spy = lambda *args, original=original: (loads.append(args), original(*args))[1]  # noqa: E731
-        monkeypatch.setattr(faiss, name, spy)
-    cache, refused = tmp_path / "cache", 0
+        monkeypatch.setattr(place, name, spy)
     for number in range(200):
-        file.write_bytes(mutated(body, number))
-        cached = cache if number % 2 else None
+        # Put in its place, as a store does: the old file may still be mapped.
+        other = tmp_path / "other"
+        other.write_bytes(mutated(body, number))
+        other.replace(file)
         with pytest.raises(IntegrityError, match="is not the index that was saved"):
-            index_store.load(storage.store, "indexes/r", manifest, cached)
-        refused += 1
-    assert (refused, loads) == (200, [])
+            index_store.load(storage, "indexes/r", manifest)
+    assert loads == []
     file.write_bytes(body)
-    assert index_store.load(storage.store, "indexes/r", manifest, cache).rows == 200
+    assert index_store.load(storage, "indexes/r", manifest).rows == 200
     assert len(loads) == 1
 
 
@@ -311,7 +317,7 @@ def a_release(**changes: Any) -> Release:
         "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": SOURCE,
         "verify": {"passed": True, "table_version": 1}, "gate": FrozenGate(), "sealed_sha256": "0",
         "table_manifest": {"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
-        "index_bytes": 1, "number": 1,
+        "number": 1,
     }  # fmt: skip
     return Release(**{**fields, **changes})
 
@@ -437,12 +443,11 @@ def test_s17_an_index_of_another_table_is_refused(tmp_path: Path, field: str) ->
     from reembed.table import provenance
 
     _, manifest = saved(tmp_path)
-    there = dataclasses.replace(manifest, space=SPACE.id)
     release = a_release(index_sha256=manifest.sha256)
-    provenance.require_index(release, there)
+    provenance.require_index(release, manifest)
     other = {"table": "tables/u.lance", "table_version": 2, "index_sha256": "1" * 64}
     with pytest.raises(IntegrityError):
-        provenance.require_index(dataclasses.replace(release, **{field: other[field]}), there)
+        provenance.require_index(dataclasses.replace(release, **{field: other[field]}), manifest)
 
 
 # S13: very long texts

@@ -166,7 +166,7 @@ def release(words: str) -> Release:
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
         sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
-        rows=1, dead_letters=0, number=1, index_bytes=1,
+        rows=1, dead_letters=0, number=1,
         source=SourceRef(words, 1, "f", words, words, None, ()), gate=FrozenGate(),
         verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
                 "differences": {words: {"count": 1, "examples": [words]}}},

@@ -69,7 +69,8 @@ def test_a_reader_opened_before_its_table_was_replaced_answers_from_its_own_or_n
     again = OpenRelease.open(of.catalog.storage, release)
     of.replace_table(release.table)
     with pytest.raises(IntegrityError, match="cannot be read any more"):
-        again.search(["bada"], 3)
+        again.search(["bada"], 3, ["title"])
+    assert again.search(["bada"], 3) == before
     assert [h.doc_id for h in before[0]]
     with pytest.raises(IntegrityError):
         OpenRelease.open(of.catalog.storage, release)
@@ -226,6 +227,40 @@ def test_vectors_that_fit_no_index_are_refused(shared, vectors, error):
     opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
     with pytest.raises(error):
         opened.index.search(vectors, 3)
+    if isinstance(vectors, np.ndarray):
+        with pytest.raises(error):
+            opened.search(vectors, 3)
+
+
+def test_vectors_find_what_their_texts_find(shared):
+    opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
+    texts = ["bada", "bide fo"]
+    vectors = opened.encode_queries(texts)
+    found = opened.search(texts, 5, ["title"])
+    for given in (vectors, vectors.astype(np.float64)):
+        assert opened.search(given, 5, ["title"]) == found
+    assert opened.search(np.empty((0, 16), np.float32)) == []
+    ids = opened.table.dataset().to_table(columns=["doc_id", "title"]).to_pylist()
+    titles = {row["doc_id"]: row["title"] for row in ids}
+    assert all(hit.columns == {"title": titles[hit.doc_id]} for hits in found for hit in hits)
+
+
+def test_a_search_without_columns_reads_no_table(shared, monkeypatch):
+    opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
+    before, reads = opened.search(["bada", "bide"], 5), []
+    dataset = opened.table.dataset()
+
+    class Counted:
+        def __getattr__(self, name):
+            reads.append(name)
+            return getattr(dataset, name)
+
+    monkeypatch.setitem(vars(opened.table), "_opened", Counted())
+    monkeypatch.setattr(Storage, "store", property(lambda self: reads.append("store")))
+    assert opened.search(["bada", "bide"], 5) == before
+    assert reads == []
+    assert opened.search(["bada"], 5, ["title"])[0][0].columns
+    assert reads == ["_take_rows"]
 
 
 def test_what_is_few_or_much_is_answered(shared):
@@ -341,14 +376,14 @@ def test_a_column_that_no_table_has_may_be_carried_whatever_it_is_called(corpus,
 def test_places_that_the_index_could_not_fill_are_no_hits(shared, monkeypatch):
     """An index of few lists finds fewer than k where the lists it looks into hold fewer."""
     opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
-    plain = type(opened.index).search
+    plain = type(opened.index).nearest
 
-    def search(self, vectors, k):
+    def nearest(self, vectors, k):
         ids, scores = plain(self, vectors, k)
         ids[:, 2:], scores[:, 2:] = -1, -np.inf
         return ids, scores
 
     (whole,) = opened.search(["bada"], 4)
-    monkeypatch.setattr(type(opened.index), "search", search)
+    monkeypatch.setattr(type(opened.index), "nearest", nearest)
     assert opened.search(["bada"], 4, ["title"])[0][0].doc_id == whole[0].doc_id
     assert [len(hits) for hits in opened.search(["bada", "bado"], 4)] == [2, 2]

@@ -25,6 +25,7 @@ from lance.fragment import DataFile
 
 from reembed import api as check
 from reembed import digests, encoders
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
@@ -410,15 +411,17 @@ class History:
                 self.model.violations.append(f"{name}: {doc_id} carries another year")
             elif not np.allclose(vector, self._vector(release, expected[doc_id]), atol=1e-6):
                 self.model.violations.append(f"{name}: {doc_id} has another vector")
-        self._check_index(release, set(table["_rowid"].to_pylist()))
+        names = zip(table["_rowid"].to_pylist(), table["doc_id"].to_pylist(), strict=True)
+        self._check_index(release, dict(names))
 
-    def _check_index(self, release: Release, row_ids: set[int]) -> None:
+    def _check_index(self, release: Release, names: dict[int, str]) -> None:
         from reembed.index import files as index_store
 
-        store = self.catalog.storage.store
-        manifest = index_store.read_manifest(store, release.index, release.index_sha256)
-        ids = index_store.load(store, release.index, manifest).ids()
-        if set(ids.tolist()) != row_ids or manifest.sha256 != release.index_sha256:
+        storage = self.catalog.storage
+        manifest = read_manifest(storage, release.index, release.index_sha256)
+        ids = index_store.load(storage, release.index, manifest).ids()
+        held = dict(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
+        if held != names or manifest.sha256 != release.index_sha256:
             self.model.violations.append(f"{release.id}: its index is of other rows")
 
     def _vector(self, release: Release, text: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from reembed import faults, strategies
+from reembed.catalog import index_manifest
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.runs import find_runs
@@ -32,7 +34,7 @@ from reembed.lifecycle import gc, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
 from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, from_bytes, to_bytes
+from reembed.store.storage import Storage, to_bytes
 from reembed.strategies import changes, keep
 from reembed.table import write as table
 from sim.history import CALM, play
@@ -292,9 +294,9 @@ def index_of_the_version_before(patch: Patch) -> None:
             return honest(run, plan, vectors, config, texts)
         old = dataclasses.replace(vectors, version=plan.base.table_version)
         built = honest(run, plan, old, config, texts)
-        manifest = {**encode(built), "table_version": vectors.version}
-        run.storage.write(f"indexes/{run.id}/{built.sha256}.json", manifest)
-        return decode(type(built), manifest)
+        manifest = dataclasses.replace(built, table_version=vectors.version)
+        run.storage.create(f"indexes/{run.id}/{manifest.sha256}.json", encode(manifest))
+        return manifest
 
     patch(strategies.steps, "_index_task", stale)
 
@@ -317,27 +319,27 @@ def index_is_replaced_in_place(patch: Patch) -> None:
     """One name for every index of a run: a driver that comes late replaces the one that serves."""
 
     def in_place(folder: str, sha256: str, ending: str) -> str:
-        return f"{folder}/{'index.faiss' if ending == 'faiss' else 'manifest.json'}"
+        return f"{folder}/index.{ending}"
 
-    def manifest_of(store: Any, path: str, sha256: str | None = None) -> Any:
-        body = bytes(store.get(f"{path}/manifest.json").bytes())
-        return decode(IndexManifest, from_bytes(body, path))
+    def manifest_of(storage: Any, path: str, sha256: str | None = None) -> Any:
+        return decode(IndexManifest, storage.read(f"{path}/index.json"))
 
-    def finished(store: Any, path: str, table_version: int) -> Any:
+    def finished(storage: Any, path: str, table_version: int) -> Any:
         with contextlib.suppress(FileNotFoundError):
-            found = manifest_of(store, path)
+            found = manifest_of(storage, path)
             return found if found.table_version == table_version else None
 
-    save = index_store.save
+    save, honest = index_store.save, index_manifest.read_manifest
 
-    def saved(built: Any, store: Any, path: str, **more: Any) -> Any:
-        with contextlib.suppress(FileNotFoundError):
-            store.delete(f"{path}/manifest.json")
-        return save(built, store, path, **more)
+    def saved(built: Any, storage: Any, path: str, **more: Any) -> Any:
+        storage.remove(f"{path}/index.json")
+        return save(built, storage, path, **more)
 
-    for module in (index_store, promote):
+    for module in (index_store, index_manifest, promote):
         patch(module, "content_path", in_place)
-    patch(index_store, "read_manifest", manifest_of)
+    for module in list(sys.modules.values()):
+        if getattr(module, "read_manifest", None) is honest:
+            patch(module, "read_manifest", manifest_of)
     patch(index_store, "finished", finished)
     patch(index_store, "save", saved)
     patch(gc, "_unnamed_indexes", lambda catalog, release: [])

@@ -1,0 +1,240 @@
+"""What is saved is what is loaded, byte for byte, or nothing is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from reembed.catalog.index_manifest import IndexManifest, StoredFile, read_manifest
+from reembed.config.settings import IndexConfig
+from reembed.errors import IntegrityError, UsageError
+from reembed.index import files, ids
+from reembed.index.build import Built, build
+from reembed.index.files import load, lower_bound, save
+from reembed.index.search import ArrayVectors, read
+from reembed.store.records import decode, encode
+from reembed.store.storage import Storage, to_bytes
+
+PATH = "indexes/r1"
+
+
+def built_of(rows: int, factory: str) -> Built:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(rows, 16)).astype(np.float32)
+    source = ArrayVectors(rng.permutation(rows).astype(np.int64) * 3, vectors)
+    return build(source, IndexConfig(device="cpu", factory=factory), vectors[:50])
+
+
+@pytest.fixture(scope="module")
+def flat() -> Built:
+    return built_of(500, "Flat")
+
+
+@pytest.fixture(params=["folder", "object store"])
+def storage(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: Any) -> Storage:
+    """A root whose files are mapped in place, and one whose files are fetched."""
+    if request.param == "object store":
+        monkeypatch.setattr(files, "is_remote", lambda root: True)
+    return Storage.open(tmp_path / "root")
+
+
+def save_to(storage: Storage, built: Built) -> IndexManifest:
+    return save(built, storage, PATH, space="3fa91c07", table="tables/x.lance", table_version=4)
+
+
+def test_saved_and_loaded_is_the_same_index(storage: Storage) -> None:
+    built = built_of(3000, "IVF16,Flat")
+    manifest = save_to(storage, built)
+    assert manifest == save_to(storage, built) == read_manifest(storage, PATH, manifest.sha256)
+    assert manifest.ann_recall_lower <= manifest.ann_recall_at_10 == built.recalls.mean()
+    assert (manifest.rows, manifest.dim, manifest.num_queries) == (3000, 16, 50)
+    assert len(list(storage.objects(PATH))) == 3
+    loaded = load(storage, PATH, manifest)
+    queries = np.random.default_rng(1).normal(size=(40, 16)).astype(np.float32)
+    for got, want in zip(loaded.search(queries, 20), built.index.search(queries, 20), strict=True):
+        np.testing.assert_array_equal(got, want)
+    positions = np.array([7, 2999, 7])
+    assert loaded.doc_ids(positions) == built.doc_ids.take(pa.array(positions)).to_pylist()
+    np.testing.assert_array_equal(loaded.row_ids(positions), built.index.row_ids[positions])
+    assert loaded.ids()["row_id"].to_pylist() == built.index.row_ids.tolist()
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.int32(), pa.int64()])
+def test_document_ids_keep_their_kind(flat: Built, storage: Storage, kind: pa.DataType) -> None:
+    named = pa.array(range(500)).cast(kind)
+    loaded = load(storage, PATH, save_to(storage, dataclasses.replace(flat, doc_ids=named)))
+    assert loaded.doc_ids(np.arange(500)) == named.to_pylist()
+
+
+def test_ids_are_mapped_and_outlive_the_removal_of_their_file(flat: Built, tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path)
+    manifest = save_to(storage, flat)
+    before = pa.total_allocated_bytes()
+    loaded = load(storage, PATH, manifest)
+    assert pa.total_allocated_bytes() == before
+    storage.delete_tree(f"{PATH}/")
+    assert loaded.doc_ids(np.arange(500)) == flat.doc_ids.to_pylist()
+
+
+def test_a_document_without_an_id_is_refused(flat: Built, storage: Storage) -> None:
+    named = pa.array([None, *map(str, range(1, 500))])
+    with pytest.raises(IntegrityError, match="500 rows have 499 document ids"):
+        save_to(storage, dataclasses.replace(flat, doc_ids=named))
+
+
+def test_manifest_survives_json(flat: Built, storage: Storage) -> None:
+    manifest = save_to(storage, flat)
+    assert decode(IndexManifest, json.loads(json.dumps(encode(manifest)))) == manifest
+
+
+@pytest.mark.parametrize("ending", ["faiss", "arrow"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "remove"])
+def test_a_tampered_index_is_refused(
+    flat: Built, storage: Storage, damage: str, ending: str
+) -> None:
+    manifest = save_to(storage, flat)
+    (named,) = [f for f in manifest.files if f.ending == ending]
+    file = Path(storage.uri(named.path(PATH)))
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    file.write_bytes({"truncate": data[:-1], "grow": data + b"x"}.get(damage, data))
+    if damage == "remove":
+        file.unlink()
+    with pytest.raises(IntegrityError, match=rf"\.{ending}") as caught:
+        load(storage, PATH, manifest)
+    assert "reembed status" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dim": "16"}, {"schema_version": 1}, {"unknown": 1}, {"space": "other"}, {"segments": []}],
+)
+def test_a_tampered_manifest_is_refused(
+    flat: Built, storage: Storage, change: dict[str, object]
+) -> None:
+    saved = save_to(storage, flat)
+    storage.write_bytes(f"{PATH}/{saved.sha256}.json", to_bytes(encode(saved) | change))
+    with pytest.raises((IntegrityError, UsageError)):
+        read_manifest(storage, PATH, saved.sha256)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 499},
+        {"operating_point": {"nprobe": 4}},
+        {"vectors": {"size_bytes": 7}},
+        {"vectors": {"sha256": "../../x"}},
+        {"ids": {"sha256": "0" * 64}},
+        {"ids": {"size_bytes": 7}},
+        {"dim": 8},
+    ],
+)
+def test_a_manifest_that_names_other_files_is_refused(
+    flat: Built, storage: Storage, change: dict[str, Any]
+) -> None:
+    saved = save_to(storage, flat)
+    base, dim = saved.base, change.get("dim", saved.dim)
+    fields = {
+        name: dataclasses.replace(getattr(base, name), **value)
+        if name in ("vectors", "ids")
+        else value
+        for name, value in change.items()
+        if name != "dim"
+    }
+    other = dataclasses.replace(saved, dim=dim, segments=(dataclasses.replace(base, **fields),))
+    storage.create(f"{PATH}/{other.sha256}.json", encode(other))
+    with pytest.raises(IntegrityError):
+        load(storage, PATH, read_manifest(storage, PATH, other.sha256))
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_a_missing_or_broken_manifest_is_refused(storage: Storage, text: str | None) -> None:
+    if text is not None:
+        storage.write_bytes(f"{PATH}/{'0' * 64}.json", text.encode())
+    with pytest.raises(IntegrityError, match=r"no manifest|not a record|not as it was written"):
+        read_manifest(storage, PATH, "0" * 64)
+
+
+def test_a_file_that_is_not_an_index_by_position_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "index"
+    numbered = faiss.IndexIDMap2(faiss.IndexFlatIP(4))
+    faiss.write_index(numbered, str(file))
+    with pytest.raises(IntegrityError, match="by ids of its own"):
+        read(file, np.arange(0))
+    faiss.write_index(faiss.IndexFlatIP(4), str(file))
+    with pytest.raises(IntegrityError, match="0 vectors, and there are 3 row ids"):
+        read(file, np.arange(3))
+    file.write_bytes(b"not an index")
+    with pytest.raises(IntegrityError, match="is not a FAISS index"):
+        read(file, np.arange(3))
+
+
+def stored(storage: Storage, tmp_path: Path, batch: pa.RecordBatch) -> tuple[Path, StoredFile]:
+    file = tmp_path / "written.arrow"
+    ids.write(batch, file)
+    named = files._put(storage, PATH, file)
+    return Path(storage.uri(named.path(PATH))), named
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"row_id": [1], "doc_id": [2.5]},
+        {"row_id": [1]},
+        {"doc_id": ["a"], "row_id": [1]},
+        {"row_id": ["a"], "doc_id": ["a"]},
+    ],
+)
+def test_a_file_of_other_columns_is_refused(
+    storage: Storage, tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    file, named = stored(storage, tmp_path, pa.record_batch(columns))
+    with pytest.raises(IntegrityError, match="is not a file of ids"):
+        ids.map_ids(file, named.sha256)
+
+
+def test_ids_whose_offsets_lead_out_of_the_file_are_refused(
+    storage: Storage, tmp_path: Path
+) -> None:
+    file, _ = stored(storage, tmp_path, ids.batch_of(np.arange(2), pa.array(["abc", "de"])))
+    offsets = [np.array([0, middle, 5], np.int64).tobytes() for middle in (3, 2**40)]
+    assert file.read_bytes().count(offsets[0]) == 1
+    hostile = tmp_path / "hostile.arrow"
+    hostile.write_bytes(file.read_bytes().replace(*offsets))
+    with pytest.raises(IntegrityError, match="is not a file of ids"):
+        ids.map_ids(hostile, files._put(storage, PATH, hostile).sha256)
+
+
+def test_a_file_that_is_not_arrow_is_refused(tmp_path: Path, storage: Storage) -> None:
+    file = tmp_path / "x.arrow"
+    file.write_bytes(b"not arrow at all")
+    with pytest.raises(IntegrityError, match="is not a file of ids"):
+        ids.map_ids(file, files._put(storage, PATH, file).sha256)
+
+
+def test_tombstones_come_back_sorted_and_unsorted_ones_are_refused(
+    storage: Storage, tmp_path: Path
+) -> None:
+    file, named = stored(storage, tmp_path, ids.tombstones_of(np.array([5, 1, 5])))
+    assert ids.map_tombstones(file, named.sha256).tolist() == [1, 5]
+    turned = pa.record_batch([pa.array([5, 1])], schema=ids._TOMBSTONES)
+    file, named = stored(storage, tmp_path, turned)
+    with pytest.raises(IntegrityError, match="not sorted"):
+        ids.map_tombstones(file, named.sha256)
+
+
+def test_lower_bound_is_the_student_t_bound() -> None:
+    assert lower_bound(np.array([0.9, 1.0, 0.8, 1.0])) == pytest.approx(
+        0.925 - 2.353363 * 0.0478714
+    )
+    assert lower_bound(np.ones(50)) == 1.0
+    assert lower_bound(np.ones(1)) == 0.0

@@ -1,0 +1,168 @@
+"""Several segments and tombstones answer as one exact search over the rows that are left."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reembed.catalog.index_manifest import IndexManifest, Tombstones, read_manifest
+from reembed.config.settings import IndexConfig
+from reembed.errors import IntegrityError, SpaceMismatch, UsageError
+from reembed.index import files, ids
+from reembed.index.build import build
+from reembed.index.search import ArrayVectors, Float32, Int64, SearchIndex
+from reembed.index.segments import SegmentedIndex
+from reembed.store.records import encode
+from reembed.store.storage import Storage
+
+DIM = 8
+PATH = "indexes/r"
+
+
+def vectors_of(rows: int, seed: int) -> Float32:
+    found = np.random.default_rng(seed).normal(size=(rows, DIM)).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def segment(vectors: Float32, first_row: int, factory: str = "Flat") -> SearchIndex:
+    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    return SearchIndex(index, np.arange(first_row, first_row + len(vectors)) * 10)
+
+
+def segmented(
+    sizes: list[int], tombstones: list[int], factory: str = "Flat"
+) -> tuple[SegmentedIndex, Float32]:
+    parts = [vectors_of(n, seed) for seed, n in enumerate(sizes)]
+    starts = np.cumsum([0, *sizes])[:-1].tolist()
+    segments = [segment(p, start, factory) for p, start in zip(parts, starts, strict=True)]
+    names = [
+        pa.array([f"d{start + n}" for n in range(size)])
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    dead = np.array(sorted(tombstones), np.int64)
+    return SegmentedIndex(segments, names, dead), np.vstack(parts)
+
+
+def exact(vectors: Float32, tombstones: list[int], queries: Float32, k: int) -> list[list[int]]:
+    scores = queries @ vectors.T
+    scores[:, tombstones] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(vectors) - len(tombstones))]
+    return best.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_segments_and_tombstones_find_what_exact_search_finds(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    rows = sum(sizes)
+    tombstones = data.draw(st.lists(st.integers(0, rows - 1), unique=True))
+    k = data.draw(st.integers(1, rows + 5))
+    index, vectors = segmented(sizes, tombstones)
+    queries = vectors_of(7, data.draw(st.integers(100, 10_000)))
+    positions, scores = index.nearest(queries, k)
+    assert positions.shape == scores.shape == (7, k)
+    for found, score, want, query in zip(
+        positions, scores, exact(vectors, tombstones, queries, k), queries, strict=True
+    ):
+        there = found[found >= 0]
+        assert there.tolist() == want, "k is filled as long as rows are left, and none is dead"
+        assert (found[len(want) :] == -1).all()
+        assert np.isneginf(score[len(want) :]).all()
+        np.testing.assert_allclose(score[: len(want)], vectors[there] @ query, atol=1e-5)
+        assert index.doc_ids(there) == [f"d{n}" for n in want]
+        assert index.row_ids(there).tolist() == [10 * n for n in want]
+    assert index.rows == rows - len(tombstones)
+    alive = np.setdiff1d(np.arange(rows), tombstones).tolist()
+    assert index.ids()["doc_id"].to_pylist() == [f"d{n}" for n in alive]
+    assert index.ids()["row_id"].to_pylist() == [10 * n for n in alive]
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "HNSW8", "SQ8", "IVF4,PQ4x4fs,RFlat", "PQ4x4"])
+@pytest.mark.parametrize("dead", [0.0, 0.1, 0.9])
+def test_every_kind_of_segment_fills_k_without_the_dead(factory: str, dead: float) -> None:
+    rng = np.random.default_rng(3)
+    tombstones = rng.choice(900, int(900 * dead), replace=False).tolist()
+    index, _ = segmented([600, 300], tombstones, factory)
+    for part in index.segments:
+        part.operate({"nprobe": 4} if "IVF" in factory else {})
+    found, scores = index.nearest(vectors_of(20, 50), 10)
+    assert (found >= 0).all()
+    assert not np.isin(found, tombstones).any()
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_the_best_rows_may_all_be_dead() -> None:
+    index, vectors = segmented([500], [])
+    query = vectors_of(1, 9)
+    ranked = exact(vectors, [], query, 500)[0]
+    without, _ = segmented([500], ranked[:300])
+    assert without.nearest(query, 5)[0].tolist() == [ranked[300:305]]
+    assert index.nearest(query, 5)[0].tolist() == [ranked[:5]]
+
+
+def saved(storage: Storage, tombstones: Int64) -> tuple[IndexManifest, Float32]:
+    """A base and a delta, each saved as an index of its own, then named by one manifest."""
+    parts = [vectors_of(n, seed) for seed, n in enumerate((60, 20))]
+    made = []
+    for number, part in enumerate(parts):
+        source = ArrayVectors(np.arange(len(part)) + 1000 * number, part)
+        built = build(source, IndexConfig(device="cpu", factory="Flat"), None)
+        where = {"space": "s", "table": "t", "table_version": 1}
+        made.append(files.save(built, storage, PATH, **where))
+    file = Path(storage.root) / "dead.arrow"
+    ids.write(ids.tombstones_of(tombstones), file)
+    delta = dataclasses.replace(made[1].base, kind="delta")
+    dead = Tombstones(files._put(storage, PATH, file), len(np.unique(tombstones)))
+    manifest = dataclasses.replace(made[0], segments=(made[0].base, delta), tombstones=dead)
+    storage.create(f"{PATH}/{manifest.sha256}.json", encode(manifest))
+    return read_manifest(storage, PATH, manifest.sha256), np.vstack(parts)
+
+
+def test_a_manifest_of_base_delta_and_tombstones_is_loaded_whole(tmp_path: Path) -> None:
+    dead = [3, 59, 60, 79]
+    manifest, vectors = saved(Storage.open(tmp_path), np.array(dead))
+    assert (manifest.rows, len(manifest.files)) == (76, 5)
+    index = files.load(Storage.open(tmp_path), PATH, manifest)
+    queries = vectors_of(9, 77)
+    positions, _ = index.nearest(queries, 6)
+    assert positions.tolist() == exact(vectors, dead, queries, 6)
+    assert index.row_ids(np.array([0, 61])).tolist() == [0, 1001]
+    assert index.doc_ids(np.array([61, 0])) == [1001, 0]
+
+
+def test_tombstones_beyond_the_index_or_of_another_number_are_refused(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path)
+    manifest, _ = saved(storage, np.array([80]))
+    with pytest.raises(IntegrityError, match="tombstone 80 in an index of 80 positions"):
+        files.load(storage, PATH, manifest)
+    manifest, _ = saved(storage, np.array([3, 4]))
+    assert manifest.tombstones
+    fewer = dataclasses.replace(manifest.tombstones, rows=1)
+    with pytest.raises(IntegrityError, match="holds 78 rows, its manifest says 79"):
+        files.load(storage, PATH, dataclasses.replace(manifest, tombstones=fewer))
+
+
+def test_segments_of_another_shape_are_refused() -> None:
+    one, names = segment(vectors_of(5, 0), 0), pa.array(list("abcde"))
+    with pytest.raises(IntegrityError, match="do not fit each other"):
+        SegmentedIndex([one], [names[:4]])
+    with pytest.raises(IntegrityError, match="do not fit each other"):
+        SegmentedIndex([one, one], [names, pa.array(range(5))])
+
+
+def test_what_one_index_refuses_several_refuse() -> None:
+    index, _ = segmented([5, 5], [1])
+    with pytest.raises(SpaceMismatch):
+        index.nearest(np.ones((1, DIM + 1), np.float32), 3)
+    with pytest.raises(UsageError):
+        index.nearest(np.ones((1, DIM), np.float32), "3")  # type: ignore[arg-type]
+    assert index.nearest(np.empty((0, DIM), np.float32), 3)[0].shape == (0, 3)
