@@ -33,9 +33,9 @@ MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
         "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
-        "engine/attempts", "engine/reuse", "engine/worker", "evaluation/comparisons",
+        "engine/attempts", "engine/documents", "engine/reuse", "engine/worker", "evaluation/comparisons",
         "index/files", "lifecycle/gc", "lifecycle/promote", "lifecycle/verify", "serving/live",
-        "source/dataset", "source/delta", "source/lag", "store/storage", "strategies/catch_up",
+        "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage", "strategies/catch_up",
         "strategies/changes", "strategies/keep", "table/provenance", "table/read", "table/write",
     )
 )  # fmt: skip
