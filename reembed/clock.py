@@ -1,4 +1,4 @@
-"""Wall-clock time as records keep it."""
+"""Wall-clock time in the format of the records."""
 
 from __future__ import annotations
 

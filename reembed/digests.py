@@ -1,6 +1,6 @@
-"""128-bit digests of ids and texts (BLAKE2b): how rows of a source and a table are matched.
+"""128-bit digests of ids and texts (BLAKE2b), by which rows of a source and a table are matched.
 
-Sets of them are compared sorted, as bytes: 16 per row, whatever an id or a text holds.
+Sets are compared as sorted bytes, 16 per row, whatever the length of an id or a text.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ Digests = npt.NDArray[np.void]
 
 
 def digest(content: bytes) -> bytes:
-    """16 bytes that identify this content."""
+    """Return 16 bytes that identify this content."""
     return hashlib.blake2b(content, digest_size=BYTES).digest()
 
 
 NULL = hashlib.blake2b(digest_size=BYTES, person=b"null").digest()
-"""In place of the digest of a text that is null: no text has it, not even an empty one."""
+"""Digest of a null text. It differs from the digest of every text, including the empty one."""
 
 
 def of_id(doc_id: str | int) -> bytes:
-    """Digest of a document's id; 7 and "7" are one id, as no dataset holds both types."""
+    """Return the digest of a document's id. 7 and "7" are the same id: a column holds one type."""
     return digest(str(doc_id).encode("utf-8", "surrogatepass"))
 
 
 def of_ids(doc_ids: Iterable[str | int]) -> Digests:
-    """Digests of ids, in their order."""
+    """Return the digests of ids, in order."""
     return stack(b"".join(of_id(d) for d in doc_ids))
 
 
 def of_column(column: pa.Array | pa.ChunkedArray) -> bytes:
-    """Digests of ids or texts, joined; of a null, `NULL`."""
+    """Return the joined digests of a column of ids or texts; `NULL` for a null."""
     kind = column.type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         column = column.cast(pa.large_string()).cast(pa.large_binary())
@@ -51,7 +51,7 @@ def of_column(column: pa.Array | pa.ChunkedArray) -> bytes:
 
 
 def of_rows(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int) -> bytes:
-    """Digests of rows' values in some columns, joined; NaN equals itself."""
+    """Return the joined digests of each row's values in some columns; NaN equals NaN."""
     if not columns:
         return bytes(BYTES * rows)
     values = zip(*(_values(c) for c in columns), strict=True)
@@ -59,13 +59,13 @@ def of_rows(columns: Sequence[pa.Array | pa.ChunkedArray], rows: int) -> bytes:
 
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """As Python objects; times as integers, which hold years that `datetime` does not."""
+    """Return Python objects, with times as integers: `datetime` cannot hold all years."""
     kind = without_times(column.type)
     return list((column if kind == column.type else column.cast(kind)).to_pylist())
 
 
 def without_times(kind: pa.DataType) -> pa.DataType:
-    """The type with integers in place of times, in lists, structs and maps too."""
+    """Return the type with integers in place of times, also inside lists, structs and maps."""
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):
@@ -81,11 +81,11 @@ def without_times(kind: pa.DataType) -> pa.DataType:
 
 
 def stored(column: pa.Array) -> Digests:
-    """A column of digests, binary(16) without nulls, as an array."""
+    """Return a column of digests, binary(16) without nulls, as an array."""
     values = np.frombuffer(column.buffers()[1], dtype=f"V{BYTES}")
     return values[column.offset : column.offset + len(column)]
 
 
 def stack(joined: bytes | bytearray) -> Digests:
-    """Joined digests as an array."""
+    """Return joined digests as an array."""
     return np.frombuffer(bytes(joined), dtype=f"V{BYTES}")

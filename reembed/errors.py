@@ -1,4 +1,4 @@
-"""Every error a user can meet, and the exit code it ends with.
+"""Every error that a user can see, with its exit code.
 
 ReembedError (1)                a failure with a known reason
 ├── UsageError (2)              the command line or the config is wrong
@@ -8,22 +8,22 @@ ReembedError (1)                a failure with a known reason
 │   ├── SetupError (2)          the model cannot be loaded, or a setting does not fit: the run stops
 │   ├── DocumentError (1)       this text cannot be embedded: a dead letter
 │   └── ProviderError (75)      the model's provider does not answer: wait, then the same command resumes
-│       └── ProviderBusy (75)   it asks for patience
+│       └── ProviderBusy (75)   the provider has no capacity now
 ├── SpaceMismatch (2)           vectors of two spaces would meet
 ├── RunFailed (1)               a rebuild stopped; the same command resumes it
 │   └── TooManyDeadLetters      more documents could not be embedded than are allowed
-├── NoCapacity (75)             the cluster has no node left that a model fits on; as above
-├── Interrupted (75, 130)       it was asked to end: SIGTERM, Ctrl-C
+├── NoCapacity (75)             no node is left that a model fits on; the same command resumes
+├── Interrupted (75, 130)       the process was asked to end: SIGTERM, Ctrl-C
 ├── IntegrityError (1)          stored bytes are not what was written
-├── NotVerified (2)             whether they are could not be found out
-├── GateFailed (3)              the comparison says no, or there is none
+├── NotVerified (2)             a verification could not be carried out
+├── GateFailed (3)              the comparison failed or is missing
 ├── Conflict (4)                another promote or run won
 └── Inconclusive (6)            the comparison could not decide
 
-Not an error, but an exit code of its own: 5, a difference was found (`verify --fresh-within`).
+Exit code 5 is not an error: a difference was found (`verify --fresh-within`).
 
-Each carries what happened, why, and a command that fixes it, without credentials. All are picklable:
-they cross Ray.
+Each error says what happened, why, and which command fixes it, without credentials. All can be
+pickled, because they are passed through Ray.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from reembed.redact import redacted
 
 
 class ReembedError(Exception):
-    """Root of the tree: `what` happened, `why`, and `fix`, a command to paste."""
+    """Base of all errors: `what` happened, `why`, and `fix`, a command to paste."""
 
     exit_code = 1
 
     def __init__(self, what: str, why: str | None = None, fix: str | None = None) -> None:
-        # Here, so that no log, report or dead letter has to think of it.
+        # Redacted here, so that logs, reports and dead letters need not do it.
         self.what = redacted(what)
         self.why = redacted(why) if why else why
         self.fix = redacted(fix) if fix else fix
@@ -71,7 +71,7 @@ class SourceError(ReembedError):
 
 
 class EncoderError(ReembedError):
-    """An encoder cannot embed. Its subclasses say whose fault it is."""
+    """An encoder cannot embed. The subclasses tell set-up, document and provider apart."""
 
     exit_code = 2
 
@@ -89,7 +89,7 @@ class DocumentError(EncoderError):
 class ProviderError(EncoderError):
     """The model's provider does not answer, or answers with an error that is not about the texts.
 
-    No document is to blame: the worker waits, tries again, and in the end stops.
+    This is not a fault of a document: the worker waits, retries, and finally stops.
     """
 
     exit_code = 75
@@ -120,12 +120,12 @@ class Interrupted(ReembedError):
     """The process was asked to end, by a signal. What is staged is kept."""
 
     def __init__(self, number: int) -> None:
-        """`number` is the signal's."""
+        """`number` is the number of the signal."""
         self.number = number
         self.exit_code = 130 if number == signal.SIGINT else 75
         super().__init__(
             f"stopped by {signal.Signals(number).name}",
-            "what is staged is kept, and nothing that serves was touched",
+            "staged units are kept, and what is live did not change",
             "reembed status     # the same command resumes",
         )
 
@@ -134,7 +134,7 @@ class Interrupted(ReembedError):
 
 
 class RunFailed(ReembedError):
-    """A rebuild stopped. What is staged stays; the same command resumes."""
+    """A rebuild stopped. Staged units are kept; the same command resumes."""
 
 
 class TooManyDeadLetters(RunFailed):
@@ -142,7 +142,7 @@ class TooManyDeadLetters(RunFailed):
 
 
 class NoCapacity(ReembedError):
-    """The cluster lost every node that a model fits on. What is staged stays."""
+    """The cluster lost every node that a model fits on. Staged units are kept."""
 
     exit_code = 75
 
@@ -152,7 +152,7 @@ class IntegrityError(ReembedError):
 
 
 class NotVerified(ReembedError):
-    """A verification could not be carried out: neither equal nor different."""
+    """A verification could not be carried out, so there is no result."""
 
     exit_code = 2
 
@@ -164,7 +164,7 @@ class GateFailed(ReembedError):
 
 
 class Conflict(ReembedError):
-    """Somebody else moved first."""
+    """Another process moved the alias or holds the run."""
 
     exit_code = 4
 

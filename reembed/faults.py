@@ -1,8 +1,8 @@
-"""Named crash points, for tests: the process dies as if by SIGKILL. Nothing happens when unset.
+"""Named crash points for tests: the process kills itself with SIGKILL. By default they do nothing.
 
-REEMBED_CRASH_AT=table.after_fragments:2,index.after_train kills at the second passing of the one and
-the first of the other, counted per process. With REEMBED_CRASH_ONCE=DIR a point fires once over all
-processes that share the folder, so that a restarted Ray worker lives.
+REEMBED_CRASH_AT=table.after_fragments:2,index.after_train kills when the first point is passed for the
+second time, or the second point for the first time, counted per process. With REEMBED_CRASH_ONCE=DIR a
+point fires once over all processes that share the folder, so that a restarted Ray worker survives.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ POINTS = (
 _passed: Counter[str] = Counter()
 
 hook: Callable[[str], None] | None = None
-"""Called at every point instead: a simulator kills, fails or pauses a part of itself there."""
+"""Called at every point instead: a simulator kills, fails or pauses one of its threads there."""
 
 
 def point(name: str) -> None:
-    """Die here if this point and this passing were asked for."""
+    """Kill this process if REEMBED_CRASH_AT names this point and how often it was passed."""
     if hook is not None:
         hook(name)
         return

@@ -1,4 +1,4 @@
-"""Credentials that must not be printed, stored or sent on: found in names and addresses, and blacked out."""
+"""Find credentials in names and addresses, and redact them before anything is printed, stored or sent."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _HARMLESS_OPTION = re.compile(
 )
 HIDDEN = "***"
 REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
-"""An object-store setting that names the variable of the environment which holds its value."""
+"""An object-store setting that names the environment variable with its value."""
 _OPTIONS = ("source.options", "gate.options", "storage.options")
 _VARIABLES: set[str] = set()
-"""Variables of the environment that hold a secret, whatever they are called."""
-_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # container@account is no user name there
-# S3 keys may hold slashes, so what stands before the @ is looked for past them; a port is none.
+"""Environment variables that hold a secret, whatever their names."""
+_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # container@account: not a user
+# S3 keys may hold slashes, so the part before the @ may too; a port is not a password.
 _PASSWORD = re.compile(r"([\w+.-]+://)[^\s/@'\":]*:(?!\d+(?:[/\s'\"]|$))[^\s'\"]*@")
 _USER = re.compile(r"([\w+.-]+)(://)[^\s/@'\"]+@")
 _QUERY = re.compile(
@@ -52,14 +52,14 @@ _QUERY = re.compile(
     rf"|[\w-]*(?:{'|'.join(SECRET_WORDS)}|credential)[\w-]*)=)[^&\s'\"#]+",
     re.IGNORECASE,
 )
-_NOT_SECRET = ("_path", "_file", "_uri", "_url", "_dir")  # where it is kept, not what it is
+_NOT_SECRET = ("_path", "_file", "_uri", "_url", "_dir")  # the place of a secret, not the secret
 _LEAST_LENGTH = 8
-# Control, direction and other invisible characters, half surrogates, and the other two line ends.
+# Control, direction and other invisible characters, unpaired surrogates, and the two other line separators.
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting or variable of this name holds a secret."""
+    """Return whether a setting or variable of this name holds a secret."""
     return any(word in name.lower() for word in SECRET_WORDS)
 
 
@@ -69,12 +69,12 @@ def shown_option(name: str, value: str) -> str:
 
 
 def hide_variable(name: str) -> None:
-    """Black out the value of this variable of the environment from now on."""
+    """Redact the value of this environment variable from now on."""
     _VARIABLES.add(name)
 
 
 def without_options(text: str, options: Iterable[tuple[str, str]]) -> str:
-    """The text with *** for values of object-store settings that may be secret."""
+    """Return the text with *** for values of object-store settings that may be secret."""
     for name, value in options:
         if value and shown_option(name, value) == HIDDEN:
             text = text.replace(value, HIDDEN)
@@ -82,7 +82,7 @@ def without_options(text: str, options: Iterable[tuple[str, str]]) -> str:
 
 
 def shown_override(override: str) -> str:
-    """A `--set NAME=VALUE` as it may be printed."""
+    """Return a `--set NAME=VALUE` in a form that may be printed."""
     name, _, value = override.partition("=")
     options, _, option = name.strip().rpartition(".")
     if name.strip() in _OPTIONS:
@@ -93,7 +93,7 @@ def shown_override(override: str) -> str:
 
 
 def credentials_in(address: str) -> str | None:
-    """What an address holds that is not to be written down, in words; None where nothing."""
+    """Return which credentials an address holds, in words; None if it holds none."""
     if "://" not in address:
         return None
     if _PASSWORD.search(address) or _USER.sub(_user, address) != address:
@@ -102,7 +102,7 @@ def credentials_in(address: str) -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The text with *** for credentials in addresses and for secrets of the environment."""
+    """Return the text with *** for credentials in addresses and for secrets of the environment."""
     text = _QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1{HIDDEN}@", text))
     text = _USER.sub(_user, text)
     for secret in _of_the_environment():
@@ -116,7 +116,7 @@ def _user(found: re.Match[str]) -> str:
 
 
 def _of_the_environment() -> list[str]:
-    """Longest first: one may begin with another."""
+    """Return secrets of the environment, longest first: one may be the start of another."""
     values = (
         value
         for name, value in os.environ.items()
@@ -130,7 +130,7 @@ def _names_a_secret(variable: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Text from documents and ids without characters that could fake output; line ends stay."""
+    """Return text from documents and ids without characters that could fake output; line ends stay."""
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in _STEERING else f"\\x{ord(c):02x}"
         for c in text
@@ -138,12 +138,12 @@ def plain(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """As `plain`, and no line of its own."""
+    """Return the text as `plain` does, on one line."""
     return plain(text).replace("\n", "\\n")
 
 
 def harmless(value: Any) -> Any:
-    """Every string in a result made plain; colours are added after."""
+    """Return a result with every string made plain. Colours are added afterwards."""
     if isinstance(value, dict):
         return {harmless(k): harmless(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -14,22 +14,22 @@ from pydantic import Field
 from reembed.errors import SpaceMismatch
 
 WHOLE_DOCUMENTS = "none"
-"""Chunking of a space with one vector per document; what exceeds max_length is cut."""
+"""Chunking of a space with one vector per document: tokens beyond max_length are cut."""
 _LABELS = ("model", "revision")
 
 
 @dataclass(frozen=True)
 class ContentIdentity:
-    """A model whose files can be read: equal bytes are the same model, wherever they lie."""
+    """A model whose files can be read: equal bytes are the same model, wherever they are stored."""
 
     weights_sha256: str
-    """Over the weights and the settings of the modules."""
+    """Digest of the weights and the settings of the modules."""
     tokenizer_sha256: str
     kind: Literal["content"] = "content"
 
     @property
     def model_sha256(self) -> str:
-        """The weights' digest: the model without its tokenizer, prompts and stored dtype."""
+        """Digest of the weights: the model without its tokenizer, prompts and stored dtype."""
         return self.weights_sha256
 
 
@@ -70,7 +70,7 @@ class Space:
     revision: str | None
     identity: Identity
     pooling: str | None
-    """None where a provider pools."""
+    """None if a provider pools."""
     prompt_query: str
     prompt_document: str
     normalize: bool
@@ -82,20 +82,20 @@ class Space:
 
     @functools.cached_property
     def id(self) -> str:
-        """12 hex digits over every field but the labels."""
+        """12 hex digits of a digest over every field except the labels."""
         return _sha256({k: v for k, v in asdict(self).items() if k not in _LABELS})[:12]
 
     @property
     def tokenizer_sha256(self) -> str | None:
-        """Digest of the tokenizer's files; None where a provider tokenizes."""
+        """Digest of the tokenizer's files; None if a provider tokenizes."""
         return getattr(self.identity, "tokenizer_sha256", None)
 
     def stored_as(self, vector_dtype: str) -> Space:
-        """The space of the same vectors, stored in another number type."""
+        """Return the space of the same vectors stored in another number type."""
         return replace(self, vector_dtype=vector_dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and the id for people who read the file."""
+        """Return all fields, and the id for people who read the file."""
         return {"id": self.id, **asdict(self)}
 
     def require(self, other: Space, where: str) -> None:
@@ -130,7 +130,7 @@ def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
 
 
 def _flat(space: Space) -> dict[str, Any]:
-    """Fields by name, those of the identity among them, without the labels."""
+    """Return the fields by name, including those of the identity, without the labels."""
     fields = {k: v for k, v in asdict(space).items() if k not in _LABELS}
     identity: dict[str, Any] = fields.pop("identity")
     return identity | fields

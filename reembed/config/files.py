@@ -1,7 +1,7 @@
 """Settings from YAML files and `--set`, checked as a whole, each with the place it came from.
 
 Defaults < files left to right < `--set` left to right. Sections merge, lists are replaced whole.
-YAML here is the plain part: no tags, no aliases, no duplicate names, one document of 1 MB at most.
+YAML is restricted: no tags, no aliases, no duplicate names, and one document of at most 1 MB.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_sections(
 
 @dataclass
 class _Read:
-    """All that was read so far."""
+    """Everything that was read so far."""
 
     tree: dict[str, Any] = field(default_factory=dict)
     places: dict[Location, Place] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Read:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what a settings file does not need: tags, aliases, deep nesting."""
+    """A loader that refuses what a settings file does not need: tags, aliases, deep nesting."""
 
     depth = 0
 
@@ -91,7 +91,7 @@ def _not_allowed(problem: str, event: Any) -> yaml.MarkedYAMLError:
 
 @dataclass
 class _Reader:
-    """Turns the nodes of one file into plain values, noting places and mistakes."""
+    """Turns the nodes of one file into plain values, and records places and mistakes."""
 
     file: str
     loader: _Loader
@@ -119,7 +119,7 @@ class _Reader:
         for key, child in node.value:
             place = self._place(key)
             if not isinstance(key, yaml.ScalarNode):
-                self._problem(place, "the name of a setting is a plain word")
+                self._problem(place, "the name of a setting must be a plain word")
             elif key.value in section:
                 name = dotted((*at, key.value))
                 self._problem(place, f"{name}: set twice, first in line {lines[key.value]}")
@@ -207,7 +207,7 @@ def _merge(tree: dict[str, Any], newer: dict[str, Any]) -> None:
         older = tree.get(name)
         if isinstance(older, dict) and isinstance(value, dict):
             _merge(older, value)
-        elif not (isinstance(older, dict) and value is None):  # an emptied section changes nothing
+        elif not (isinstance(older, dict) and value is None):  # an empty section changes nothing
             tree[name] = value
 
 

@@ -1,7 +1,7 @@
 """Configuration: one YAML file is a migration; defaults < files left to right < --set left to right.
 
 `source` and `encoder` decide the vectors, `table` what is stored beside them; all other sections
-decide only speed or the gate and may be changed on a resumed run.
+affect only speed or the gate and may change when a run resumes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SourceConfig(Section):
     uri: StrictStr
     """Lance dataset: a folder, s3://, gs:// or az://."""
     version: Annotated[int, Field(ge=1)] | None = None
-    """Lance version to read; left out, the newest at the start, which is then pinned."""
+    """Lance version to read. Default: the newest, pinned when the run starts."""
     id_column: StrictStr = "doc_id"
     """Column of unique string or integer ids."""
     text: StrictStr = "text"
@@ -79,20 +79,20 @@ class SourceConfig(Section):
     filter: StrictStr | None = None
     """SQL filter over the source's columns; only matching documents are embedded."""
     options: Annotated[dict[StrictStr, StrictStr] | None, checked("source")] = None
-    """Object-store settings of the source, as `storage.options`. Left out: those of `storage`."""
+    """Object-store settings of the source, as `storage.options`. Default: those of `storage`."""
 
 
 class Prompts(Section):
     """Texts put before a query or a document."""
 
     query: StrictStr | None = None
-    """Left out: the model's own query prompt."""
+    """Default: the model's own query prompt."""
     document: StrictStr | None = None
-    """Left out: the model's own document prompt."""
+    """Default: the model's own document prompt."""
 
 
 class EncoderConfig(Section):
-    """The model. A change here is a new space: every vector is computed again."""
+    """The model. A change here makes a new space: every vector is computed again."""
 
     model: StrictStr
     """A sentence-transformers folder, a hub id, `package:NAME/FOLDER` (a folder inside an
@@ -100,19 +100,19 @@ class EncoderConfig(Section):
     revision: StrictStr | None = None
     """Commit of a hub model; required for hub ids. Quote it: YAML reads 0123456 as a number."""
     pooling: Literal["cls", "mean", "lasttoken"] | None = None
-    """Left out: the model's own pooling."""
+    """Default: the model's own pooling."""
     normalize: bool | None = None
-    """Left out: unit length, unless the model itself says its similarity is the dot product."""
+    """Default: unit length, unless the model itself declares the dot product as its similarity."""
     truncate_dim: Annotated[int, Field(ge=1)] | None = None
     """Keep the first dimensions only (Matryoshka models)."""
     max_length: Annotated[int, Field(ge=1)] | None = None
-    """Tokens kept per text; left out: the model's own."""
+    """Tokens kept per text. Default: the model's own limit."""
     prompts: Prompts = Prompts()
-    """Prompts, where they differ from the model's own."""
+    """Prompts that replace the model's own."""
 
 
 class EmbedConfig(Section):
-    """Speed only; change freely, also when resuming (unit_documents and reuse: until the run is planned)."""
+    """Affects speed, not vectors. May change when a run resumes, except unit_documents and reuse."""
 
     actors: Annotated[int, Field(ge=1)] = 1
     """Model replicas."""
@@ -121,29 +121,29 @@ class EmbedConfig(Section):
     cpus_per_actor: Annotated[int, Field(ge=1)] = 1
     """CPU cores each replica reserves, and torch threads it uses on CPU."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4_096
-    """Tokens per forward pass: 2k-4k on CPU, 16k-128k on a GPU; halved by itself, for good, where
-    the device's memory does not hold them."""
+    """Tokens per forward pass: 2k-4k on CPU, 16k-128k on a GPU. Halved for the rest of the run if the
+    device's memory is too small."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number type the model computes in; auto: float16 on CUDA (bfloat16 where the checkpoint is),
-    float32 on CPU. One that does not keep the vectors' cosines is not used, and the output says so."""
+    """Number type the model computes in; auto: float16 on CUDA (bfloat16 if the checkpoint is),
+    float32 on CPU. A type that changes the vectors too much is not used, and the output says so."""
     tokenizer_workers: Annotated[int, Field(ge=0)] | None = None
-    """Reading tasks at once, which also tokenize; 0: each actor tokenizes for itself. Left out: 0 on
-    CPU, where it is a hundredth of the work, and beside GPUs two for every free core."""
+    """Concurrent tasks that read and tokenize; 0: each actor tokenizes. Default: 0 on CPU, where
+    tokenizing is a hundredth of the work, and two per free core with GPUs."""
     unit_documents: Annotated[int, Field(ge=1)] = 2_048
-    """Documents per unit: what is staged and resumed as one. 1-2 s of embedding is the least."""
+    """Documents per unit, which is staged and resumed as a whole; at least 1-2 s of embedding."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
     """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
     unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which a worker that embeds one unit is ended; left out: ten times the median, at
-    least 60, and 900 until some are finished."""
+    """Seconds after which a worker that is still embedding one unit is ended. Default: ten times the
+    median, at least 60, and 900 until some units are finished."""
     stall_s: Annotated[float, Field(gt=0)] = 1_800
-    """Seconds without any finished unit after which the run fails instead of waiting."""
+    """Seconds without a finished unit after which the run fails."""
     drain_s: Annotated[float, Field(ge=0)] = 60
-    """Seconds that units already begun have to finish after Ctrl-C or SIGTERM."""
+    """Seconds that units in progress have to finish after Ctrl-C or SIGTERM."""
     reuse: bool = True
     """Copy the vector of a text that a verified release in this root has in the same space."""
     max_dead_letters: Annotated[int, Field(ge=0)] = 0
-    """Documents that may stay without a vector before the run fails."""
+    """The run fails if more documents cannot be embedded."""
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -156,12 +156,12 @@ class EmbedConfig(Section):
 
     @property
     def actor_cpus(self) -> int:
-        """Cores a replica reserves: beside a GPU, one."""
+        """Cores a replica reserves: one if it uses a GPU."""
         return 1 if self.gpus_per_actor else self.cpus_per_actor
 
     @property
     def tokenizes_apart(self) -> bool:
-        """Whether the texts are tokenized before they come to an actor."""
+        """Whether texts are tokenized before they reach an actor."""
         if self.tokenizer_workers is None:
             return self.gpus_per_actor > 0
         return self.tokenizer_workers > 0
@@ -174,7 +174,7 @@ class TableConfig(Section):
     """Stored number type of the vectors; part of the space."""
     carry: tuple[StrictStr, ...] = ()
     """Source columns copied beside the vector, for filtering and showing without a join; the text
-    column may be one. A change embeds nothing again: see embed.reuse."""
+    column may be one. A change does not embed anything again: see embed.reuse."""
 
 
 class IndexConfig(Section):
@@ -183,46 +183,46 @@ class IndexConfig(Section):
     factory: StrictStr = "auto"
     """FAISS factory string, or auto (by the number of vectors and dimensions)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where it is trained and filled; what is saved is portable either way."""
+    """Where the index is trained and filled; the saved index is portable either way."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.98
     """ann_recall@10 against exact search that nprobe is tuned to."""
     nprobe: Annotated[int, Field(ge=1)] | None = None
-    """Left out: tuned."""
+    """Default: tuned."""
 
 
 class GateConfig(Section):
     """What `compare` must show before `promote`. Fixed in the run's plan before results exist."""
 
     queries: StrictStr | None = None
-    """Judged queries: a BEIR folder, or a Lance, Parquet or JSONL of query_id, text and doc_ids."""
+    """Judged queries: a BEIR folder, or Lance, Parquet or JSONL with query_id, text and doc_ids."""
     split: StrictStr = "test"
     """Which qrels/SPLIT.tsv of a BEIR folder."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Left out: 0.01, or 2 % of
-    live's value where that is more."""
+    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Default: 0.01, or 2 % of
+    live's value if that is more."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
 
     @property
     def settings(self) -> GateConfig:
-        """These settings alone, of a config's section or of a plan's gate."""
+        """Only these settings, of a config's section or of a plan's gate."""
         return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
 
 
 class GateSection(GateConfig):
-    """The section of a config: also how the store that holds the queries is reached."""
+    """The section of a config, with access to the store that holds the queries."""
 
     options: Annotated[dict[StrictStr, StrictStr] | None, checked("gate")] = None
-    """Object-store settings of the queries, as `storage.options`. Left out: those of the source."""
+    """Object-store settings of the queries, as `storage.options`. Default: those of the source."""
 
 
 class FrozenGate(GateConfig):
-    """A gate as a plan keeps it: its settings, and by content which queries they name."""
+    """A gate as a plan keeps it: its settings, and the digest of the queries they name."""
 
     sha256: StrictStr | None = None
-    """Digest of the queries and judgements; None where no queries are named."""
+    """Digest of the queries and judgements; None if no queries are named."""
     count: Annotated[int, Field(ge=1)] | None = None
-    """How many queries can be scored; None where none are named."""
+    """How many queries can be scored; None if no queries are named."""
 
 
 class StorageConfig(Section):
@@ -238,14 +238,14 @@ class StorageConfig(Section):
 
 
 class RayConfig(Section):
-    """Where Ray runs. Under `ray job submit` and on a cluster the running one is used."""
+    """Where Ray runs. Under `ray job submit` and on a cluster the running Ray is used."""
 
     address: StrictStr | None = None
-    """Cluster to connect to; left out: RAY_ADDRESS if set, else a private one on this machine."""
+    """Cluster to connect to. Default: RAY_ADDRESS if set, else a private cluster on this machine."""
     allow_unauthenticated: bool = False
     """Use a cluster on other machines without a token: anyone who can reach it can run code on it."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
-    """Logical CPUs of the private cluster; left out: what the actors need and two more."""
+    """Logical CPUs of the private cluster. Default: what the actors need, plus two."""
 
 
 RESERVED_COLUMNS = frozenset({"doc_id", "vector", "space", "text_hash", "source_version"})
@@ -256,7 +256,7 @@ class Config(Section):
     """One migration."""
 
     alias: Annotated[StrictStr, Field(pattern=_NAME)]
-    """The name serving resolves."""
+    """The name that serving resolves."""
     source: SourceConfig
     encoder: EncoderConfig
     storage: StorageConfig
@@ -287,7 +287,7 @@ class Config(Section):
 
     @property
     def stores(self) -> Stores:
-        """How the stores of the source and of the judged queries are reached."""
+        """Access to the stores of the source and of the judged queries."""
         source, queries = self.source.options, self.gate.options
         source = self.storage.options if source is None else source
         return Stores(as_options(source), as_options(source if queries is None else queries))
