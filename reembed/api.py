@@ -6,8 +6,9 @@ serving process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError
@@ -16,6 +17,7 @@ from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog, Release, VerifyRecord
 from reembed.catalog.runs import Run
 from reembed.clock import now
+from reembed.config.resolved import ResolvedConfig, resolve
 from reembed.config.settings import Config
 from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
@@ -31,17 +33,32 @@ from reembed.lifecycle.gc import GcPlan
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.promote import Reasons, candidate
 from reembed.lifecycle.status import Status
-from reembed.store.records import checked
+from reembed.store.records import checked, encode
 from reembed.store.storage import Storage, absolute_queries
 from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
     from reembed.lifecycle.verify import Journal
+    from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
     from reembed.source.dataset import Source
+    from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
 
 _JOURNAL = "verifying.json"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate that was built, or was complete already."""
+
+    release: Release
+    live: str | None
+    """The release that serves, which a build does not change; None if nothing does."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed run --json` prints: the release's record, and what is live."""
+        return {**encode(self.release), "live": self.live}
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,93 @@ def catalog_of(config: Config) -> Catalog:
     """
     storage = Storage.existing(config.storage.root, config.storage.options)
     return Catalog(storage, config.alias, config.stores)
+
+
+def config(files: Sequence[str], overrides: Sequence[str] = ()) -> ResolvedConfig:
+    """Load and check config files, left to right, then `NAME=VALUE` overrides.
+
+    The result's `config` is what the other functions take.
+
+    Raises:
+        ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
+    """
+    return resolve(files, overrides)
+
+
+def import_documents(
+    files: Sequence[str],
+    to: str,
+    *,
+    file_format: str | None = None,
+    columns: Sequence[str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Imported:
+    """Make a Lance dataset from JSONL, CSV or Parquet files, and compare every cell with them.
+
+    Args:
+        files: paths, all of one format.
+        to: the dataset: a folder that does not exist, or an s3://, gs:// or az:// URL.
+        file_format: json, csv or parquet; None: by the files' endings.
+        columns: columns to keep; None: all.
+        options: object-store settings of the dataset.
+
+    Raises:
+        UsageError: the dataset exists, a file is missing or of an unknown format.
+        SourceError: a file is not valid, or a column is missing.
+        IntegrityError: what was written is not what the files hold.
+    """
+    from reembed.source import importer
+
+    kept = None if columns is None else list(columns)
+    stored = None if options is None else dict(options)
+    return importer.import_documents(
+        list(files), to, file_format=file_format, columns=kept, options=stored
+    )
+
+
+def tune(
+    config: Config, seconds: float = 60.0, out: str | None = None, *, say: Callable[[str], None]
+) -> Tuned:
+    """Find the fastest batch, number type and layout for the model, the corpus and this machine.
+
+    Args:
+        config: the settings.
+        seconds: the time to spend.
+        out: an overlay to write, a YAML to give after the config.
+        say: hears of each measurement, in words.
+
+    Raises:
+        UsageError: `out` cannot be written, or holds something else.
+        SourceError, EncoderError: the source or the model cannot be used.
+    """
+    from reembed.planning import tune
+
+    if out is not None:
+        tune.require_overlay(Path(out))
+    found = replace(tune.tune(config, say, seconds), out=out)
+    if out is not None:
+        Path(out).write_text(found.overlay)
+    return found
+
+
+def run(config: Config, *, fresh: bool = False, say: Listener) -> Built:
+    """Embed, build and verify a candidate. What serves does not change.
+
+    Args:
+        config: the settings.
+        fresh: start over instead of resuming an unfinished run.
+        say: hears of the progress.
+
+    Raises:
+        SourceError, EncoderError: the source or the model cannot be used.
+        RunFailed, NoCapacity, Interrupted: the run stopped; the same call resumes it.
+        Conflict: another process drives the run.
+    """
+    from reembed.strategies.full_rebuild import full_rebuild
+
+    release = full_rebuild(config, say, fresh=fresh)
+    live = catalog_of(config).live()
+    return Built(release, live.release.id if live else None)
 
 
 def status(config: Config) -> Status:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reembed.catalog.releases import line_of
 
 if TYPE_CHECKING:
     from reembed.lifecycle.status import Status
+    from reembed.source.importer import Imported
 
 
-def after_import(r: dict[str, Any]) -> str:
+def after_import(r: Imported) -> str:
     """Return the run of what was imported; the config says which model and where to."""
     from reembed.source.columns import likely_text, set_to
 
-    columns = r["columns"]
+    columns = r.columns
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
-    strings = [c for c in columns if r["types"][c].endswith("string") and c != id_column]
+    strings = [c for c in columns if r.types[c].endswith("string") and c != id_column]
     text = likely_text(strings or columns[-1:])
-    uri = f"source.uri={r['uri']}"
+    uri = f"source.uri={r.uri}"
     named = [set_to("source.id_column", id_column), set_to("source.text", text)]
     command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
     others = ", ".join(c for c in strings if c != text)

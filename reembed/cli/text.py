@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,16 @@ from reembed.evaluation.report import choices, evidence, notes, told
 from reembed.redact import one_line
 
 if TYPE_CHECKING:
-    from reembed.api import Collected
+    from reembed.api import Built, Collected
     from reembed.catalog.releases import Grounds, Release
     from reembed.evaluation.comparison import Comparison
+    from reembed.config.resolved import ResolvedConfig
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
+    from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
+    from reembed.source.importer import Imported
     from reembed.source.lag import Lag
     from reembed.strategies.up_to_date import CaughtUp
 
@@ -63,34 +67,30 @@ def _next(first: str, *others: str) -> list[str]:
     return [f"Next: {first}", *(f"  or: {other}" for other in others)]
 
 
-def _import(r: dict[str, Any]) -> Lines:
-    yield f"{r['uri']}: {r['rows']:,} rows, every cell read back and compared"
-    why = {c: f"({note})" for c, note in r["notes"].items()}
-    yield from _table([(c, r["types"][c], why.get(c, "")) for c in r["columns"]])
-    if r["skipped"]:
-        yield f"Left out (no values, or not asked for): {', '.join(r['skipped'])}"
+def _import(r: Imported) -> Lines:
+    yield f"{r.uri}: {r.rows:,} rows, every cell read back and compared"
+    notes = {column: f"({note})" for column, note in r.notes.items()}
+    yield from _table([(column, kind, notes.get(column, "")) for column, kind in r.types.items()])
+    if r.skipped:
+        yield f"Left out (no values, or not asked for): {', '.join(r.skipped)}"
     yield from _next(after_import(r))
 
 
-def _tune(r: dict[str, Any]) -> Lines:
+def _tune(r: Tuned) -> Lines:
     yield (
-        f"{r['docs_per_s']:,.1f} docs/s, {r['tokens_per_s']:,} tokens/s on this machine"
-        f" (measured in {r['seconds']:.0f} s on {r['sample']['documents']:,} documents)"
+        f"{r.docs_per_s:,.1f} docs/s, {r.tokens_per_s:,} tokens/s on this machine"
+        f" (measured in {r.seconds:.0f} s on {r.sample['documents']:,} documents)"
     )
     yield "embed:"
-    yield from (f"  {name}: {value}" for name, value in r["embed"].items())
-    import shlex
-
-    last = (
-        f" -c {shlex.quote(r['out'])}" if r["out"] else "     # with the lines above in its config"
-    )
-    yield from _next(f"reembed run{last}")
+    yield from (f"  {name}: {value}" for name, value in r.embed.items())
+    with_it = f" -c {shlex.quote(r.out)}" if r.out else "     # with the lines above in its config"
+    yield from _next(f"reembed run{with_it}")
 
 
-def _run(r: dict[str, Any]) -> Lines:
-    space = r["space"]
-    yield f"release {r['id']}: {r['rows']:,} vectors, model {space['model']} (space {space['id']})"
-    yield from _next(after_run(r["id"], r["live"]))
+def _run(r: Built) -> Lines:
+    new = r.release
+    yield f"release {new.id}: {new.rows:,} vectors, model {new.space.model} (space {new.space.id})"
+    yield from _next(after_run(new.id, r.live))
 
 
 def _lag(lag: Lag) -> Lines:
@@ -329,11 +329,11 @@ def _after_gc(r: Collected) -> Lines:
     return [would, *_next(f"reembed gc{dropped} --yes")]
 
 
-def _config(r: dict[str, Any]) -> Lines:
-    if r["check"]:
+def _config(r: ResolvedConfig) -> Lines:
+    if r.check:
         return ["The config is valid.", *_next("reembed run")]
-    origins = r["origins"]
-    return _table([(k, repr(v), f"# {origins.get(k, 'default')}") for k, v in _flat(r["settings"])])
+    settings = _flat(r.config.shown())
+    return _table([(k, repr(v), f"# {r.origins.get(k, 'default')}") for k, v in settings])
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,13 +16,16 @@ from reembed.cli.command import DURATION, UTF8, configured, lean_imports, output
 from reembed.errors import UsageError
 
 if TYPE_CHECKING:
-    from reembed.api import Collected
+    from reembed.api import Built, Collected
+    from reembed.config.resolved import ResolvedConfig
     from reembed.config.settings import Config
     from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Status
+    from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
+    from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
 
 EXIT_CODES = """\b
@@ -73,10 +76,10 @@ def import_verb(
     columns: str | None,
     options: tuple[str, ...],
     as_json: bool,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Imported, int]:
     """Make a Lance dataset from JSONL, CSV or Parquet files."""
+    from reembed import api
     from reembed.config.options import secrets_in
-    from reembed.source import importer
 
     store_options = dict(o.partition("=")[::2] for o in options)
     for key in secrets_in(store_options):
@@ -86,8 +89,8 @@ def import_verb(
             f"export {key.upper()}=VALUE     # and give --option {key}=env:{key.upper()}, or leave it out",
         )
     names = [name.strip() for name in columns.split(",")] if columns else None
-    result = importer.import_documents(
-        list(files), to, file_format=file_format, columns=names, options=store_options
+    result = api.import_documents(
+        files, to, file_format=file_format, columns=names, options=store_options
     )
     return result, 0
 
@@ -95,19 +98,15 @@ def import_verb(
 @cli.command()
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming an unfinished run.")
 @configured
-def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
+def run(config: Config, fresh: bool) -> tuple[Built, int]:
     """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
     from reembed.cli.progress import Console
 
     say = Console()
     say("begin", what="loading Ray, Lance and the model's libraries")
     from reembed import api
-    from reembed.store.records import encode
-    from reembed.strategies.full_rebuild import full_rebuild
 
-    release = full_rebuild(config, say, fresh=fresh)
-    live = api.catalog_of(config).live()
-    return {**encode(release), "live": live.release.id if live else None}, 0
+    return api.run(config, fresh=fresh, say=say), 0
 
 
 @cli.command()
@@ -118,19 +117,11 @@ def run(config: Config, fresh: bool) -> tuple[dict[str, Any], int]:
     "--seconds", default=60.0, show_default=True, type=click.FloatRange(1), help="Time to spend."
 )
 @configured
-def tune(config: Config, out: str | None, seconds: float) -> tuple[dict[str, Any], int]:
+def tune(config: Config, out: str | None, seconds: float) -> tuple[Tuned, int]:
     """Find the fastest batch, number type and layout for this model, corpus and machine."""
-    from dataclasses import asdict
-    from pathlib import Path
+    from reembed import api
 
-    from reembed.planning import tune as tuning
-
-    if out is not None:
-        tuning.require_overlay(Path(out))
-    result = tuning.tune(config, lambda words: click.echo(words, err=True), seconds)
-    if out is not None:
-        Path(out).write_text(tuning.overlay(result))
-    return {**asdict(result), "out": out, "overlay": tuning.overlay(result)}, 0
+    return api.tune(config, seconds, out, say=lambda words: click.echo(words, err=True)), 0
 
 
 @cli.command()
@@ -366,15 +357,12 @@ def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[Collected, int]
 @cli.command("config")
 @click.option("--check", is_flag=True, help="Only say whether it is valid.")
 @configured
-def config_verb(config: Config, check: bool) -> tuple[dict[str, Any], int]:
+def config_verb(config: Config, check: bool) -> tuple[ResolvedConfig, int]:
     """The resolved settings, and where each came from."""
+    from reembed.config.resolved import ResolvedConfig
+
     origins = click.get_current_context().obj["origins"]
-    return {
-        "valid": True,
-        "check": check,
-        "settings": config.shown(),
-        "origins": origins,
-    }, 0
+    return ResolvedConfig(config, origins, check), 0
 
 
 def main(arguments: list[str] | None = None) -> None:

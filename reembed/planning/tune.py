@@ -11,8 +11,9 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -85,6 +86,22 @@ class Tuned:
     sample: dict[str, int]
     """How many documents and tokens were measured with."""
     seconds: float
+    """What it took."""
+    out: str | None = None
+    """The file that the overlay was written to."""
+
+    @property
+    def overlay(self) -> str:
+        """The YAML to give after the config."""
+        note = (
+            f"{_MARK} {self.docs_per_s:,.1f} docs/s, {self.tokens_per_s:,} tokens/s on this"
+            " machine; `actors` are of one machine.\n"
+        )
+        return note + yaml.safe_dump({"embed": self.embed}, sort_keys=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed tune --json` prints."""
+        return {**asdict(self), "overlay": self.overlay}
 
 
 def tune(config: Config, say: Say, seconds: float = 60.0) -> Tuned:
@@ -154,17 +171,8 @@ def require_overlay(path: Path) -> None:
 
 
 def _is_overlay(text: str) -> bool:
-    """Return whether this is what `overlay` makes, or nothing."""
+    """Return whether this is an overlay, or nothing."""
     return not text.strip() or text.startswith(_MARK)
-
-
-def overlay(tuned: Tuned) -> str:
-    """Return the YAML to give after the config."""
-    note = (
-        f"{_MARK} {tuned.docs_per_s:,.1f} docs/s, {tuned.tokens_per_s:,} tokens/s on this"
-        " machine; `actors` are of one machine.\n"
-    )
-    return note + yaml.safe_dump({"embed": tuned.embed}, sort_keys=False)
 
 
 def _sample(config: Config) -> tuple[Tokens, float]:

@@ -10,7 +10,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -67,6 +67,31 @@ class _Asked:
         return shlex.join(command)
 
 
+@dataclass(frozen=True)
+class Imported:
+    """A Lance dataset that was made from files."""
+
+    uri: str
+    rows: int
+    types: dict[str, str]
+    """Arrow type of each column, in their order."""
+    notes: dict[str, str]
+    """What is special about a column's type, for those with something to say."""
+    skipped: tuple[str, ...]
+    """Columns that were left out: they hold no values, or were not asked for."""
+    version: int
+    """Lance version of the dataset."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in their order."""
+        return list(self.types)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed import --json` prints."""
+        return {**asdict(self), "columns": self.columns}
+
+
 def import_documents(
     files: list[str],
     to: str,
@@ -74,7 +99,7 @@ def import_documents(
     file_format: str | None = None,
     columns: list[str] | None = None,
     options: dict[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Imported:
     """Write the rows of all files into a new Lance dataset at `to`, and compare every cell.
 
     Raises:
@@ -101,16 +126,15 @@ def import_documents(
         raise SourceError(
             f"cannot import {', '.join(files)} as {kind} to {to}", str(error).splitlines()[0]
         ) from error
-    names = [c.name for c in chosen]
-    return {
-        "uri": to,
-        "rows": written.count_rows(),
-        "columns": names,
-        "types": {c.name: str(c.type) for c in chosen},
-        "notes": {c.name: c.why for c in chosen if c.why},
-        "skipped": [c.name for c in found if c.name not in names],
-        "version": written.version,
-    }
+    types = {c.name: str(c.type) for c in chosen}
+    return Imported(
+        uri=to,
+        rows=written.count_rows(),
+        types=types,
+        notes={c.name: c.why for c in chosen if c.why},
+        skipped=tuple(c.name for c in found if c.name not in types),
+        version=written.version,
+    )
 
 
 def _require_files(files: list[str]) -> None:

@@ -45,7 +45,7 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     rates = {r.batch_tokens: r.tokens_per_s for r in result.one_replica if "float32" in r.path}
     assert set(rates) == {1_024, 2_048, 4_096, 8_192}
     overlay = tmp_path / "tuned.yaml"
-    overlay.write_text(tuning.overlay(result))
+    overlay.write_text(result.overlay)
     tuned = load([file, str(overlay)], [])[0]
     assert tuned.embed.model_dump(include=set(embed)) == embed
     assert tuned.encoder.model == str(model)

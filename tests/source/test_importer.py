@@ -26,7 +26,7 @@ def imported(tmp_path, name, body, **options):
     result = importer.import_documents([str(path)], str(tmp_path / "out.lance"), **options)
     dataset = lance.dataset(str(tmp_path / "out.lance"))
     assert dataset.has_stable_row_ids
-    assert result["rows"] == dataset.count_rows()
+    assert result.rows == dataset.count_rows()
     return result, dataset.to_table().to_pylist()
 
 
@@ -39,7 +39,7 @@ def test_jsonl_gz_with_an_empty_struct_column(tmp_path):
         tmp_path, "a.jsonl.gz", lines({"_id": "1", "text": "x", "metadata": {}})
     )
     assert rows == [{"_id": "1", "text": "x"}]
-    assert result["skipped"] == ["metadata"]
+    assert result.skipped == ("metadata",)
 
 
 def test_a_field_that_first_appears_late_and_a_line_longer_than_a_block(tmp_path, monkeypatch):
@@ -50,7 +50,7 @@ def test_a_field_that_first_appears_late_and_a_line_longer_than_a_block(tmp_path
         {"id": "late", "text": "x", "title": "T"},
     ]
     result, rows = imported(tmp_path, "a.jsonl", lines(*body))
-    assert (len(rows), result["skipped"]) == (102, [])
+    assert (len(rows), result.skipped) == (102, ())
     assert rows[100] == {"id": "long", "text": "l" * 5_000, "lang": "en", "title": None}
     assert rows[101] == {"id": "late", "text": "x", "lang": None, "title": "T"}
 
@@ -58,8 +58,8 @@ def test_a_field_that_first_appears_late_and_a_line_longer_than_a_block(tmp_path
 def test_a_type_that_changes_becomes_text_and_says_so(tmp_path):
     result, rows = imported(tmp_path, "a.jsonl", lines({"id": 1, "text": "x"}, {"id": "01"}))
     assert [r["id"] for r in rows] == ["1", "01"]
-    assert result["types"]["id"] == "string"
-    assert "several kinds" in result["notes"]["id"]
+    assert result.types["id"] == "string"
+    assert "several kinds" in result.notes["id"]
 
 
 @pytest.mark.parametrize("ids", [[1, 2.5], [2.5, 1], [1, 2.0], [2**60, 0.5]])
@@ -68,7 +68,7 @@ def test_integer_ids_beside_decimals_stay_as_they_are_written(tmp_path, monkeypa
     monkeypatch.setattr(import_columns, "BLOCK_BYTES", 10)
     result, rows = imported(tmp_path, "a.jsonl", lines(*({name: i, "v": i % 7} for i in ids)))
     assert [r[name] for r in rows] == [json.dumps(i) for i in ids]
-    assert "decimals" in result["notes"][name]
+    assert "decimals" in result.notes[name]
 
 
 @pytest.mark.parametrize("block", [10, 1_000])
@@ -79,7 +79,7 @@ def test_integers_that_become_decimals_are_named(tmp_path, monkeypatch, block):
     )
     result, rows = imported(tmp_path, "a.jsonl", body)
     assert [r["v"] for r in rows] == [1.0, 2.5, 3.0]
-    assert result["notes"] == {"v": "integers beside decimals, all written as decimals"}
+    assert result.notes == {"v": "integers beside decimals, all written as decimals"}
 
 
 def test_csv_ids_stay_text_and_values_may_hold_newlines(tmp_path):
@@ -95,7 +95,7 @@ def test_parquet_and_chosen_columns(tmp_path):
         tmp_path, "a.parquet", (tmp_path / "p.parquet").read_bytes(), columns=["id", "text"]
     )
     assert rows == [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]
-    assert result["skipped"] == ["x"]
+    assert result.skipped == ("x",)
 
 
 def test_a_folder_is_not_a_file(tmp_path):
@@ -287,7 +287,7 @@ def test_import_keeps_every_cell(tmp_path, monkeypatch, case):
     assert {name: repr(rows[name]) for name in expected} == {
         n: repr(v) for n, v in expected.items()
     }
-    assert set(result["types"]) == set(rows)
+    assert set(result.types) == set(rows)
 
 
 REFUSES = {
@@ -492,7 +492,7 @@ def test_a_failed_comparison_keeps_nothing_on_an_object_store(tmp_path, monkeypa
             importer.import_documents([str(tmp_path / "a.jsonl")], to, options=bucket.options)
     assert list(whole.objects("")) == before
     again = importer.import_documents([str(tmp_path / "a.jsonl")], to, options=bucket.options)
-    assert again["rows"] == 1
+    assert again.rows == 1
 
 
 def test_an_import_beside_other_objects_is_refused_and_they_stay(tmp_path, bucket):

@@ -16,12 +16,12 @@ from reembed.cli.verbs import cli
 from reembed.config.settings import SourceConfig, load
 from reembed.errors import SourceError, UsageError
 from reembed.source.dataset import Source
-from reembed.source.importer import import_documents
+from reembed.source.importer import Imported, import_documents
 
 
 @pytest.mark.parametrize("name", ["007", "no", "true", "1e3", "a: b", "plain"])
 def test_the_run_after_an_import_is_taken_whatever_the_columns_are_called(name):
-    line = following.after_import({"columns": [name], "types": {name: "string"}, "uri": "s.lance"})
+    line = following.after_import(Imported("s.lance", 1, {name: "string"}, {}, (), 1))
     given = shlex.split(line)[3::2]
     rest = ["alias=a", "encoder.model=hashing:16", "storage.root=r"]
     source: SourceConfig = load([], [*given, *rest])[0].source
@@ -40,7 +40,7 @@ def test_the_run_after_an_import_is_taken_whatever_the_columns_are_called(name):
     ],
 )  # fmt: skip
 def test_the_run_after_an_import_names_a_column_of_strings_and_the_others(columns, chosen, others):
-    line = following.after_import({"columns": list(columns), "types": columns, "uri": "s.lance"})
+    line = following.after_import(Imported("s.lance", 1, columns, {}, (), 1))
     command, _, comment = line.partition("     # ")
     id_column, text = (
         f"--set source.{s}={c}" for s, c in zip(("id_column", "text"), chosen, strict=True)
