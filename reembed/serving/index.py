@@ -24,8 +24,8 @@ def open(
         root: `storage.root` of the config: a folder, or an s3://, gs:// or az:// URL. Nothing is
             created or written there.
         alias: the name that was promoted to.
-        options: `storage.options` of the config, for object stores. Keys and tokens come from the
-            environment or the instance role.
+        options: `storage.options` of the config, for object stores. A key or token is written as
+            `env:NAME`, or comes from the environment or the instance role.
 
     Raises:
         UsageError: the root does not exist, or nothing was promoted to the alias.
