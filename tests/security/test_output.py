@@ -22,7 +22,8 @@ from reembed.catalog.reports import (
 from reembed.cli import paste
 from reembed.cli.progress import Console
 from reembed.cli.text import text
-from reembed.config.settings import EncoderConfig, FrozenGate
+from reembed.config.resolved import ResolvedConfig
+from reembed.config.settings import Config, EncoderConfig, FrozenGate, SourceConfig
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.evaluation.comparison import (
@@ -43,6 +44,7 @@ from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledB
 from reembed.redact import one_line, plain
 from reembed.serving.live import Hit
 from reembed.serving.result import SearchResult
+from reembed.source.importer import Imported
 from reembed.source.lag import Lag
 from reembed.space import ContentIdentity, Space
 
@@ -230,6 +232,13 @@ def test_s10_the_page_may_load_and_run_nothing() -> None:
 # the verbs
 
 
+def settings(words: str) -> Config:
+    """A config with `words` in a setting, as if they had passed every check."""
+    source = SourceConfig.model_construct(uri=words, text=words)
+    config = Config(alias="a", source={"uri": "u"}, encoder={"model": "m"}, storage={"root": "r"})
+    return config.model_copy(update={"source": source})
+
+
 def results(words: str) -> dict[str, Any]:
     """One result of each verb that shows text from outside, with `words` in its place."""
     hits = (Hit(words, 0.5, {"title": words}),) * 2
@@ -256,16 +265,8 @@ def results(words: str) -> dict[str, Any]:
             "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
             "behind": {"missing": {"count": 1, "examples": [words]}},
         },
-        "import": {
-            "uri": words,
-            "rows": 1,
-            "columns": [words],
-            "types": {words: words},
-            "notes": {words: words},
-            "skipped": [words],
-            "version": 1,
-        },
-        "config": {"valid": True, "check": False, "settings": {"alias": words}, "origins": {"alias": words}},
+        "import": Imported(words, 1, {words: words}, {words: words}, (words,), 1),
+        "config": ResolvedConfig(settings(words), {"alias": words}),
     }  # fmt: skip
 
 
