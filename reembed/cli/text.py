@@ -17,8 +17,8 @@ from reembed.redact import one_line
 if TYPE_CHECKING:
     from reembed.api import Built, Collected
     from reembed.catalog.releases import Grounds, Release
-    from reembed.evaluation.comparison import Comparison
     from reembed.config.resolved import ResolvedConfig
+    from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
