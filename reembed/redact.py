@@ -65,7 +65,9 @@ def is_secret_name(name: str) -> bool:
 
 def shown_option(name: str, value: str) -> str:
     """Return the value of an object-store setting; *** unless it is known to hold nothing secret."""
-    return value if _HARMLESS_OPTION.fullmatch(name) or REFERENCE.fullmatch(value) else HIDDEN
+    if _HARMLESS_OPTION.fullmatch(name) or REFERENCE.fullmatch(value):
+        return value
+    return HIDDEN
 
 
 def hide_variable(name: str) -> None:
@@ -98,7 +100,9 @@ def credentials_in(address: str) -> str | None:
         return None
     if _PASSWORD.search(address) or _USER.sub(_user, address) != address:
         return "a user name or password before the @"
-    return "a key or signature after the ?" if _QUERY.search(address) else None
+    if _QUERY.search(address):
+        return "a key or signature after the ?"
+    return None
 
 
 def redacted(text: str) -> str:
@@ -111,8 +115,9 @@ def redacted(text: str) -> str:
 
 
 def _user(found: re.Match[str]) -> str:
-    kept = found[1] in _CONTAINER_SCHEMES
-    return found[0] if kept else f"{found[1]}{found[2]}{HIDDEN}@"
+    if found[1] in _CONTAINER_SCHEMES:
+        return found[0]
+    return f"{found[1]}{found[2]}{HIDDEN}@"
 
 
 def _of_the_environment() -> list[str]:
@@ -148,4 +153,6 @@ def harmless(value: Any) -> Any:
         return {harmless(k): harmless(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [harmless(v) for v in value]
-    return one_line(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return one_line(value)
+    return value

@@ -30,6 +30,8 @@ from reembed.errors import ConfigError
 from reembed.redact import shown_override
 
 T = TypeVar("T", bound=BaseModel)
+Tree = dict[str, Any]
+"""Settings by name, in sections, as YAML gives them."""
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 20
 
@@ -61,7 +63,7 @@ def load_sections(
 class _Read:
     """Everything that was read so far."""
 
-    tree: dict[str, Any] = field(default_factory=dict)
+    tree: Tree = field(default_factory=dict)
     places: dict[Location, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -113,8 +115,8 @@ class _Reader:
             self._problem(place, f"{dotted(at)} = {short(raw or '')}: {error}; quote it if text")
             return raw
 
-    def _section(self, node: yaml.MappingNode, at: Location) -> dict[str, Any]:
-        section: dict[str, Any] = {}
+    def _section(self, node: yaml.MappingNode, at: Location) -> Tree:
+        section: Tree = {}
         lines: dict[str, int] = {}
         for key, child in node.value:
             place = self._place(key)
@@ -137,20 +139,30 @@ class _Reader:
 
 def _read_file(file: str, read: _Read) -> None:
     try:
-        loader = _Loader(_text(file))
-        node = loader.get_single_node()
-        value = {} if node is None else _Reader(file, loader, read).value(node, ())
+        value, line = _parsed(file, _text(file), read)
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{file}{line}: not valid here: {error.problem}") from error
+        mark = error.problem_mark
+        at = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{file}{at}: not valid here: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {getattr(error, 'reason', error)}") from error
+    if value is None and line == 0:
+        return
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{file}:{node.start_mark.line + 1 if node else 1}: not a set of named settings",
+            f"{file}:{line}: not a set of named settings",
             "the file must hold lines such as `alias: passages`",
         )
     _merge(read.tree, value)
+
+
+def _parsed(file: str, text: str, read: _Read) -> tuple[Any, int]:
+    """Return the value of a YAML text and the line that it begins in; None and 0 if there is none."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None, 0
+    return _Reader(file, loader, read).value(node, ()), node.start_mark.line + 1
 
 
 def _text(file: str) -> str:
@@ -194,15 +206,15 @@ def _override_value(raw: str) -> Any:
     """Return a YAML scalar or list; all else (`{title} {text}`, `query: `) can only be meant as text."""
     aside = _Read()
     try:
-        loader = _Loader(raw)
-        node = loader.get_single_node()
-        value = None if node is None else _Reader("--set", loader, aside).value(node, ())
+        value, _ = _parsed("--set", raw, aside)
     except yaml.YAMLError:
         return raw
-    return raw if isinstance(value, dict) or aside.problems else value
+    if isinstance(value, dict) or aside.problems:
+        return raw
+    return value
 
 
-def _merge(tree: dict[str, Any], newer: dict[str, Any]) -> None:
+def _merge(tree: Tree, newer: Tree) -> None:
     for name, value in newer.items():
         older = tree.get(name)
         if isinstance(older, dict) and isinstance(value, dict):
@@ -211,7 +223,7 @@ def _merge(tree: dict[str, Any], newer: dict[str, Any]) -> None:
             tree[name] = value
 
 
-def _complete(model: type[BaseModel], tree: dict[str, Any]) -> None:
+def _complete(model: type[BaseModel], tree: Tree) -> None:
     """Read `embed:` with nothing under it as an empty section, and add required sections, so that
     their missing settings are named one by one."""
     for name, known in model.model_fields.items():
@@ -225,10 +237,9 @@ def _complete(model: type[BaseModel], tree: dict[str, Any]) -> None:
 
 
 def _origins(
-    settings: BaseModel | dict[str, Any], places: dict[Location, Place], at: Location
+    settings: BaseModel | Tree, places: dict[Location, Place], at: Location
 ) -> Iterator[tuple[str, str]]:
-    items = settings.items() if isinstance(settings, dict) else iter(settings)
-    for name, value in items:
+    for name, value in dict(settings).items():
         path = (*at, name)
         if isinstance(value, BaseModel) or (isinstance(value, dict) and value):
             yield from _origins(value, places, path)
@@ -239,4 +250,6 @@ def _origins(
 def _origin(place: Place | None, name: str) -> str:
     if place is None:
         return "default"
-    return f"--set {name}" if place.line is None else f"{place.file}:{place.line}"
+    if place.line is None:
+        return f"--set {name}"
+    return f"{place.file}:{place.line}"

@@ -150,8 +150,7 @@ class Explainer(NamedTuple):
                 return Problem(place, f"{dotted(at)}: {text}")
             named = text.partition(":")[0]  # a check of the whole model says which setting it means
             return Problem(self._place(tuple(named.split("."))), text)
-        own = self.places.get(at)
-        raw = own.raw if own else None
+        raw = getattr(self.places.get(at), "raw", None)
         declared = dotted(tuple(p for p in at if isinstance(p, str))) in _leaves(self.model)
         text = dotted(at)
         if declared and detail["type"] != "dict_type":  # of a store's options, any may be a secret
@@ -166,7 +165,7 @@ def _names_in(model: Model, at: Location) -> list[str]:
     """Return the settings of the section at this place; none if there is no section."""
     for name in at:
         known = model.model_fields.get(str(name))
-        section = section_of(known.annotation) if known else None
+        section = section_of(getattr(known, "annotation", None))
         if section is None:
             return []
         model = section
@@ -214,4 +213,6 @@ def _shown(value: Any, raw: str | None) -> str:
         return f" = {short(repr(value))}"
     if value is None:
         return " is empty"
-    return f" = {short(raw)}" if raw is not None else ""
+    if raw is None:
+        return ""
+    return f" = {short(raw)}"

@@ -7,7 +7,7 @@ process looks the variable up when it opens the store.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import AfterValidator
@@ -65,7 +65,7 @@ def resolved(options: Options | Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: a variable is not set, or the keys would be used with another key's session token.
     """
-    found = {name: _value(name, value) for name, value in _pairs(options)}
+    found = {name: _value(name, value) for name, value in dict(options).items()}
     names = {name.lower() for name in found}
     if names & _KEYS and not names & _TOKENS and os.environ.get("AWS_SESSION_TOKEN"):
         raise ConfigError(
@@ -74,10 +74,6 @@ def resolved(options: Options | Mapping[str, str]) -> dict[str, str]:
             "unset AWS_SESSION_TOKEN     # and name its keys and token as env:NAME where they are needed",
         )
     return found
-
-
-def _pairs(options: Options | Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    return options.items() if isinstance(options, Mapping) else options
 
 
 def _value(name: str, value: str) -> str:

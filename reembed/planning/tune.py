@@ -269,7 +269,9 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
         took = time.monotonic() - started
         share = round(trials.gpus / replicas, 3)
         found.append(Layout(replicas, threads, min(1.0, share), tokens_per_s))
-        where = f"on {trials.gpus} GPU(s)" if trials.gpus else f"with {threads} cores each"
+        where = f"with {threads} cores each"
+        if trials.gpus:
+            where = f"on {trials.gpus} GPU(s)"
         trials.say(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s")
     return found
 

@@ -139,13 +139,14 @@ def _check_carried(dataset: lance.LanceDataset, ref: SourceRef, column: str) -> 
     except (ValueError, OSError, NotImplementedError) as error:
         why = first_line(error)
     else:
-        why = "" if read == stored else f"reading it gives {read}"
-    if why:
-        raise SourceError(
-            f"column {column!r} cannot be carried",
-            f"it is {stored}: {why}",
-            _carry_without(ref, column),
-        )
+        if read == stored:
+            return
+        why = f"reading it gives {read}"
+    raise SourceError(
+        f"column {column!r} cannot be carried",
+        f"it is {stored}: {why}",
+        _carry_without(ref, column),
+    )
 
 
 def _instead_of(column: str, ref: SourceRef, texts: list[str], schema: pa.Schema) -> str:
@@ -164,8 +165,9 @@ def _carry_without(ref: SourceRef, column: str) -> str:
 
 def set_to(setting: str, column: str) -> str:
     """The option that sets a setting to a column's name, to be pasted into a shell, whatever the name holds."""
-    plain_name = re.fullmatch(r"[A-Za-z_][\w-]*", column) and column.lower() not in _YAML_WORDS
-    value = column if plain_name else json.dumps(column)
+    value = column
+    if not re.fullmatch(r"[A-Za-z_][\w-]*", column) or column.lower() in _YAML_WORDS:
+        value = json.dumps(column)
     return f"--set {shlex.quote(f'{setting}={value}')}"
 
 
@@ -180,4 +182,6 @@ def plain(kind: pa.DataType) -> pa.DataType:
         kind = kind.value_type
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
-    return pa.int64() if pa.types.is_integer(kind) else kind
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    return kind

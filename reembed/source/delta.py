@@ -111,7 +111,7 @@ def _places(file: Any, wanted: set[int]) -> list[tuple[Any, ...]]:
 
 def _deletions(fragment: lance.LanceFragment) -> Any:
     found = fragment.metadata.deletion_file
-    return found.asdict() if found else None
+    return found and found.asdict()
 
 
 def _addresses(

@@ -38,7 +38,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
     names = {name.lower(): name for name in dataset.schema.names}
     for token in tokens:
         if token.startswith('"') and (column := names.get(token[1:-1].lower())):
-            meant = "".join(f"`{column}`" if t == token else t for t in tokens)
+            meant = _renamed(tokens, token, column)
             raise SourceError(
                 f"source.filter = {condition!r}: {token} is a text, not the column {column}",
                 "write columns plainly or in backticks, and texts in single quotes",
@@ -89,10 +89,15 @@ def _with_like_names(dataset: lance.LanceDataset, condition: str) -> str | None:
     tokens = _TOKEN.findall(condition)
     for token in dict.fromkeys(tokens):
         for column in difflib.get_close_matches(token.strip("`"), dataset.schema.names, 1):
-            meant = "".join(f"`{column}`" if t == token else t for t in tokens)
+            meant = _renamed(tokens, token, column)
             if token.strip("`") != column and _error(dataset, meant) is None:
                 return f"reembed run --set {shlex.quote(f'source.filter={meant}')}"
     return None
+
+
+def _renamed(tokens: list[str], token: str, column: str) -> str:
+    """Return the filter with a column's name in place of a token."""
+    return "".join(f"`{column}`" if t == token else t for t in tokens)
 
 
 def _example(dataset: lance.LanceDataset) -> str | None:

@@ -45,12 +45,7 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
             f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
         )
     if not len(keys):
-        why = f"the filter {condition!r} matches no row" if condition else "the dataset has no rows"
-        raise SourceError(
-            f"{where} has no documents",
-            why,
-            "reembed run --set source.filter=null" if condition else "reembed import --help",
-        )
+        raise _no_documents(where, condition)
     values, counts = np.unique(keys, return_counts=True)
     if (suspects := values[counts > 1]).size and (
         examples := _duplicates(dataset, column, condition, suspects)
@@ -61,6 +56,14 @@ def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: s
             "remove the duplicates, or set source.filter to one row per id",
         )
     return len(keys)
+
+
+def _no_documents(where: str, condition: str | None) -> SourceError:
+    what = f"{where} has no documents"
+    if not condition:
+        return SourceError(what, "the dataset has no rows", "reembed import --help")
+    why = f"the filter {condition!r} matches no row"
+    return SourceError(what, why, "reembed run --set source.filter=null")
 
 
 def _id_keys(
@@ -97,7 +100,9 @@ def _duplicates(
 
 
 def _plain(ids: pa.Array) -> pa.Array:
-    return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+    if pa.types.is_dictionary(ids.type):
+        return ids.dictionary_decode()
+    return ids
 
 
 def _keys(ids: pa.Array) -> npt.NDArray[np.int64]:

@@ -97,8 +97,10 @@ def text_differs(texts: pa.Array, written: pa.ChunkedArray) -> int | None:
 
 def first_false(flags: pa.Array | pa.ChunkedArray) -> int | None:
     """Index of the first value that is false; None when all are true."""
-    at = pc.index(flags, False).as_py()
-    return None if at < 0 else int(at)
+    at = int(pc.index(flags, False).as_py())
+    if at < 0:
+        return None
+    return at
 
 
 def same(value: Any, cell: Any) -> bool:

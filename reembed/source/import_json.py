@@ -203,7 +203,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _integer(digits: str) -> int | float:
-    return int(digits) if digits != "-0" else -0.0
+    if digits == "-0":
+        return -0.0
+    return int(digits)
 
 
 def _decimal(digits: str) -> float | str:
@@ -212,8 +214,9 @@ def _decimal(digits: str) -> float | str:
     if len(digits) <= _SHORT and "e" not in digits and "E" not in digits:
         return value
     exact = Decimal(digits)
-    shown = (repr(value), f"{value:.17g}")
-    return value if any(Decimal(s) == exact for s in shown) else digits
+    if exact in (Decimal(repr(value)), Decimal(f"{value:.17g}")):
+        return value
+    return digits
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_decimal)
@@ -238,7 +241,9 @@ def _is_wide(array: pa.Array) -> bool:
 def _children(kind: pa.DataType) -> dict[str, pa.DataType]:
     if pa.types.is_list(kind):
         return {"": kind.value_type}
-    return {f.name: f.type for f in kind} if pa.types.is_struct(kind) else {}
+    if pa.types.is_struct(kind):
+        return {f.name: f.type for f in kind}
+    return {}
 
 
 def _size(kind: pa.DataType) -> int:

@@ -118,7 +118,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     """Of the several forms of one type, the one that every reader knows."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return kind
 
 
 def _survives(values: pa.Array, kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,11 +56,13 @@ class _Asked:
     options: dict[str, str]
 
     def again(self, **changes: Any) -> str:
-        """The command that asks for the same but for the changes; secrets come from the environment."""
+        """Return the command that asks for the same but for the changes; secrets are left to the environment."""
         asked = replace(self, **changes)
         command = ["reembed", "import", *asked.files, "--to", asked.to]
-        command += ["--format", asked.file_format] if asked.file_format else []
-        command += ["--columns", ",".join(asked.columns)] if asked.columns else []
+        if asked.file_format:
+            command += ["--format", asked.file_format]
+        if asked.columns:
+            command += ["--columns", ",".join(asked.columns)]
         public = asked.options.keys() - set(secrets_in(asked.options))
         for key in sorted(public):
             command += ["--option", f"{key}={asked.options[key]}"]
@@ -180,7 +182,7 @@ def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
 
 
 def _with_folders(column: Column, files: list[str]) -> Column:
-    """The column; with a clash where a file lacks it and lies in a folder that is named after it."""
+    """Return the column; with a clash if a file lacks it and lies in a folder that is named after it."""
     other = [f for f in files if f not in column.files and _path_values(f).get(column.name)]
     if not other:
         return column
@@ -192,7 +194,7 @@ def _with_folders(column: Column, files: list[str]) -> Column:
 
 
 def _path_columns(files: list[str], own: set[str]) -> list[Column]:
-    """Columns that folders named KEY=VALUE stand for, as Hive and Spark write them.
+    """Return columns that folders named KEY=VALUE stand for, as Hive and Spark write them.
 
     A column that the files have themselves is not taken from the folders.
     """
@@ -211,7 +213,7 @@ def _path_values(file: str) -> dict[str, str | None]:
 
 
 def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
-    """The columns to keep: those that hold something, or those asked for.
+    """Return the columns to keep: those that hold something, or those asked for.
 
     Raises:
         SourceError: there is none, one is not there, or a dataset cannot have it.
@@ -247,7 +249,7 @@ def _no_documents(asked: _Asked) -> SourceError:
 
 
 def _refusal(column: Column) -> str | None:
-    """What Lance says to a column of this name and type; None when it takes it."""
+    """Return what Lance says against a column of this name and type; None if it takes it."""
     try:
         schema = pa.schema([(column.name, column.type)])
         lance.write_dataset(schema.empty_table(), "memory://probe", mode="create").to_table()
@@ -258,9 +260,9 @@ def _refusal(column: Column) -> str | None:
 
 @contextmanager
 def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
-    """A folder that no other user reads; where the block fails, nothing is left in it."""
+    """Make a folder that no other user reads; if the block fails, nothing is left in it."""
     storage = Storage(uri, as_options(options))
-    made = _closed_folder(Path(uri)) if not is_remote(uri) else False
+    made = not is_remote(uri) and _closed_folder(Path(uri))
     try:
         yield
     except BaseException:  # Ctrl-C too: half a dataset looks like a whole one
@@ -335,7 +337,7 @@ def _compare(
     written: lance.LanceDataset,
     columns: list[Column],
 ) -> None:
-    """Every cell of every file with the dataset, some thousand rows at a time.
+    """Compare every cell of every file with the dataset, some thousand rows at a time.
 
     Raises:
         IntegrityError: a cell or the number of rows differs; names the file, the row, the column.
@@ -357,7 +359,7 @@ def _compare(
 
 
 def _first_other(
-    reader: Format, file: str, cells: dict[str, Any], column: Column, written: pa.ChunkedArray
+    reader: Format, file: str, cells: Mapping[str, Any], column: Column, written: pa.ChunkedArray
 ) -> int | None:
     if column.from_path:
         return text_differs(_path_texts(file, column.name, len(written)), written)
@@ -369,7 +371,7 @@ def _first_other(
 def _lost(to: str, file: str, what: str) -> IntegrityError:
     return IntegrityError(
         f"{to} is not what {file} holds: {what}",
-        "either the file changed meanwhile, or a reader lost something; nothing of it was kept",
+        "the file changed meanwhile, or a reader lost something; the dataset was not kept",
     )
 
 

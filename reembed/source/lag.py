@@ -35,7 +35,9 @@ class Lag:
     @property
     def versions(self) -> int | None:
         """Versions after `source_version`."""
-        return None if self.newest is None else self.newest - self.source_version
+        if self.newest is None:
+            return None
+        return self.newest - self.source_version
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and `versions`."""
@@ -59,8 +61,9 @@ def note(catalog: Catalog, release: Release, number: int, source: Source) -> Non
 
 def noted_place(catalog: Catalog, release: Release) -> tuple[int, int]:
     """Number and source version of the note, as `catalog.place_in_line` has them; zeros without one."""
-    noted = _noted(catalog, release)
-    return (noted.number, noted.source.version) if noted else (0, 0)
+    if noted := _noted(catalog, release):
+        return noted.number, noted.source.version
+    return 0, 0
 
 
 def lag(catalog: Catalog, release: Release) -> Lag:
@@ -115,7 +118,9 @@ def _noted(catalog: Catalog, release: Release) -> _Note | None:
     """The note of the highest number, and of those of the highest version."""
     folder = _notes_of(release)
     names = [n for n in catalog.storage.names(folder) if _NOTE.fullmatch(n)]
-    return decode(_Note, catalog.storage.read(f"{folder}{names[-1]}")) if names else None
+    if not names:
+        return None
+    return decode(_Note, catalog.storage.read(f"{folder}{names[-1]}"))
 
 
 def _notes_of(release: Release) -> str:

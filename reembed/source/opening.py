@@ -64,7 +64,9 @@ def planned_dataset(planned: SourceRef, options: Options) -> lance.LanceDataset 
         return None
     except OSError as error:
         raise _cannot_open(planned.uri, planned.version, options, error) from error
-    return dataset if planned.fingerprint == fingerprint(dataset) else None
+    if planned.fingerprint != fingerprint(dataset):
+        return None
+    return dataset
 
 
 @contextmanager
@@ -83,19 +85,16 @@ def _cannot_open(uri: str, version: int | None, options: Options, error: OSError
             f"source.uri must name one: {', '.join(tables)}",
             f"reembed run --set {shlex.quote(f'source.uri={tables[0]}')}",
         )
-    at = f" version {version}" if version else ""
-    elsewhere = _WHERE if is_remote(uri) else _how_to_make(uri)
+    what = f"cannot open the dataset {uri}"
+    if version is None:
+        return SourceError(what, str(error), _instead(uri))
     return SourceError(
-        f"cannot open the dataset {uri}{at}",
-        str(error),
-        _newest_instead(uri, version, options) or elsewhere,
+        f"{what} version {version}", str(error), _newest_instead(uri, options) or _instead(uri)
     )
 
 
-def _newest_instead(uri: str, version: int | None, options: Options) -> str | None:
+def _newest_instead(uri: str, options: Options) -> str | None:
     """Return the run of the newest version, if only the one asked for is missing."""
-    if version is None:
-        return None
     try:
         newest = open_dataset(uri, None, dict(options)).version
     except OSError:
@@ -114,8 +113,10 @@ def _tables_in(uri: str, options: Options) -> list[str]:
     return [f"{uri.rstrip('/')}/{name}" for name in folders if name.endswith(".lance")]
 
 
-def _how_to_make(uri: str) -> str:
-    """Return the import that would make this dataset, from the file that the URI names or resembles."""
+def _instead(uri: str) -> str:
+    """Return where a store's settings are, or the import that would make this local dataset."""
+    if is_remote(uri):
+        return _WHERE
     stem, _, ending = uri.rpartition(".")
     if stem and ending.lower() in ("jsonl", "json", "csv", "parquet"):
         return f"reembed import {shlex.quote(uri)} --to {shlex.quote(stem + '.lance')}"

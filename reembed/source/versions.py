@@ -40,13 +40,17 @@ def later(since: Source, newest: Source, *, count: bool) -> Later:
     older, newer = planned_dataset(since.ref, newest.options), newest.dataset()
     if older is None:
         return Later(_gone(since), None, _written_after(newest, 0))
-    documents = _documents_changed(since, older, newest, newer) if count else None
-    return Later(None, documents, _written_after(newest, since.version))
+    written = _written_after(newest, since.version)
+    if not count:
+        return Later(None, None, written)
+    return Later(None, _documents_changed(since, older, newest, newer), written)
 
 
 def why_no_delta(before: Source, after: Source) -> str | None:
     """Return why an earlier version cannot be told from a later one by its files; None if it can."""
-    return None if after.is_as_planned(before.ref) else _gone(before)
+    if after.is_as_planned(before.ref):
+        return None
+    return _gone(before)
 
 
 def delta(before: Source, after: Source) -> Delta:
