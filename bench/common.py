@@ -310,6 +310,12 @@ def events(root: Path) -> list[Figures]:
     return [json.loads(line) for line in lines]
 
 
+def embedded(root: Path) -> Figures:
+    """Figures of the embedding of the one run under a root."""
+    figures: Figures = next(e for e in events(root) if e["stage"] == "embedded")["figures"]
+    return figures
+
+
 # --- documents ---
 
 

@@ -303,12 +303,12 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     """What a driver does with units, timed."""
     from inline import Inline, Silent
 
-    from reembed import encoders
     from reembed.catalog.releases import Catalog
-    from reembed.config.settings import Config, FrozenGate
-    from reembed.source.dataset import Source
+    from reembed.config.settings import Config
     from reembed.store.storage import Storage
-    from reembed.strategies import full_rebuild, steps
+    from reembed.strategies import steps
+    from reembed.strategies.context import RunContext
+    from reembed.strategies.rebuild_plan import Wanted, choose_run, make_plan
     from reembed.table import write as table
 
     config = Config.model_validate(
@@ -321,28 +321,27 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
         }
     )
     clock = _Clock()
-    source = Source.open(config)
-    space = encoders.describe(config.encoder, config.table.dtype)
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
-    run = full_rebuild.choose_run(config, catalog, source, space, fresh=False)
-    plan = full_rebuild.make_plan(run, config, FrozenGate(), source, space, Silent())
+    wanted = Wanted.read(config, catalog, Silent())
+    run = choose_run(wanted, fresh=False)
+    plan = make_plan(run, wanted, Silent())
     figures: common.Figures = {"units_plan_seconds": clock.lap(), "units_plan_mib": _mib()}
     executor: Any = Inline()
     executor.embed = _embed
-    work = steps.Work(run, plan, source, config, executor, Silent())
-    steps.embed_documents(work)
+    context = RunContext(run, plan, wanted.source, config, executor, Silent())
+    steps.embed_documents(context)
     figures |= {"units_stage_seconds": clock.lap(), "units_stage_mib": _mib()}
     again = run.plan()
     assert again is not None
     assert len(run.staged()) == len(again.units) == units
     figures |= {"units_resume_seconds": clock.lap(), "units_resume_mib": _mib()}
-    sealed = steps.seal(work)
+    sealed = steps.seal(context)
     figures |= {"units_seal_seconds": clock.lap(), "units_seal_mib": _mib()}
     rows, ids = count(
         Path(run.storage.root), {"table": sealed.path, "table_version": sealed.version}
     )
     seal_again = _Clock()
-    table.seal(run, plan, work.columns, 0)
+    table.seal(run, plan, context.columns, 0)
     return {
         **figures,
         "units_seal_again_seconds": seal_again.lap(),

@@ -35,8 +35,9 @@ MODULES = tuple(
         "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
         "engine/attempts", "engine/documents", "engine/reuse", "engine/worker", "evaluation/comparisons",
         "index/files", "lifecycle/gc", "lifecycle/promote", "lifecycle/verify", "serving/live",
-        "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage", "strategies/catch_up",
-        "strategies/changes", "strategies/keep", "table/provenance", "table/read", "table/write",
+        "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage",
+        "strategies/catch_up", "strategies/catch_up_plan", "strategies/changes",
+        "strategies/restage", "table/provenance", "table/read", "table/write",
     )
 )  # fmt: skip
 EXPLAINED = ROOT / "docs" / "mutants.md"

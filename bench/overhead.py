@@ -147,7 +147,7 @@ def run_job(args: argparse.Namespace, file: Path, reembed: common.Reembed) -> co
 
 def job_rates(root: Path, begun: float) -> common.Figures:
     """The job after its start-up, and its embedding stage, by the clock of the file system."""
-    embedded = next(e for e in common.events(root) if e["stage"] == "embedded")
+    embedded = common.embedded(root)
     started = min(f.stat().st_mtime for f in root.glob("runs/*/attempts/*/*.json"))
     staged = max(f.stat().st_mtime for f in root.glob("runs/*/units/*.json"))
     ended = max(f.stat().st_mtime for f in root.glob("releases/*/*.json"))
@@ -157,7 +157,7 @@ def job_rates(root: Path, begun: float) -> common.Figures:
         "stage_docs_per_s": round(embedded["done"] / (staged - started), 1),
         "job_s": round(ended - started, 2),
         "stage_s": round(staged - started, 2),
-        "embed_s": round(sum(receipt["embed_s"] for receipt in receipts), 2),
+        "embed_s": round(sum(receipt["stats"]["embed_s"] for receipt in receipts), 2),
         "startup_s": round(started - begun, 1),
     }
 

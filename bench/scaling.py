@@ -156,7 +156,7 @@ def _job(
     _, status, usage = os.wait4(driver.pid, 0)
     if status:
         raise SystemExit(f"reembed run exited with {os.waitstatus_to_exitcode(status)}")
-    embedded = next(e for e in common.events(folder / name) if e["stage"] == "embedded")
+    embedded = common.embedded(folder / name)
     return {
         "actors": embed.get("actors", 1),
         "unit_documents": embed["unit_documents"],

@@ -78,7 +78,7 @@ def measure(
     release = reembed("run", "-c", str(config))
     seconds = time.monotonic() - started
     reembed("promote", "-c", str(config), "--initial", "--reason", "measured")
-    embedded = next(e for e in common.events(folder / root) if e["stage"] == "embedded")
+    embedded = common.embedded(folder / root)
     common.say(
         f"{name}: embedded in {seconds:.0f} s, {embedded['docs_per_s']} documents/s; searching"
     )

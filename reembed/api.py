@@ -17,13 +17,14 @@ from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog, Release, VerifyRecord
 from reembed.catalog.runs import Run
 from reembed.clock import now
+from reembed.config.changed import changed_settings
 from reembed.config.resolved import ResolvedConfig, resolve
 from reembed.config.settings import Config
-from reembed.engine.progress import Listener, changed_settings
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparison import Comparison
 from reembed.evaluation.terms import Asked
+from reembed.events import Ignored, Listener, ignore
 from reembed.lifecycle import chosen, moves
 from reembed.lifecycle import dead_letters as letters
 from reembed.lifecycle import gc as collecting
@@ -38,6 +39,7 @@ from reembed.store.storage import Storage, absolute_queries
 from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
+    from reembed.engine.executor import Executor
     from reembed.lifecycle.verify import Journal
     from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
@@ -160,13 +162,13 @@ def tune(
     return found
 
 
-def run(config: Config, *, fresh: bool = False, say: Listener) -> Built:
+def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Built:
     """Embed, build and verify a candidate. What serves does not change.
 
     Args:
         config: the settings.
         fresh: start over instead of resuming an unfinished run.
-        say: hears of the progress.
+        emit: a listener, called with each event.
 
     Raises:
         SourceError, EncoderError: the source or the model cannot be used.
@@ -175,7 +177,7 @@ def run(config: Config, *, fresh: bool = False, say: Listener) -> Built:
     """
     from reembed.strategies.full_rebuild import full_rebuild
 
-    release = full_rebuild(config, say, fresh=fresh)
+    release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
     live = catalog_of(config).live()
     return Built(release, live.release.id if live else None)
 
@@ -374,7 +376,7 @@ def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
 
 
 def compare_candidate(
-    config: Config, release_id: str | None, say: Listener, asked: Asked
+    config: Config, release_id: str | None, emit: Listener, asked: Asked
 ) -> Comparison:
     """Compare the candidate with what is live; the record and its page are kept.
 
@@ -401,7 +403,7 @@ def compare_candidate(
         configured.model_dump(exclude=judged),
     )
     if changed:
-        say("ignored", settings=changed)
+        emit(Ignored(tuple(changed)))
     kept = comparisons.keep(catalog, live.release, new, record)
     page = report.html(kept, new, catalog.log())
     catalog.storage.write_bytes(kept.report, page.encode())
@@ -415,7 +417,7 @@ def promote(
     initial: str | None = None,
     force: str | None = None,
     catch_up: bool = True,
-    say: Listener,
+    emit: Listener = ignore,
 ) -> Moved:
     """Catch up with the source, then make a release live.
 
@@ -427,7 +429,7 @@ def promote(
         initial: the reason for the record, if nothing is live yet to compare with.
         force: the reason for the record, to overrule the gate.
         catch_up: embed first what changed in the source since the release was built.
-        say: hears of the progress.
+        emit: a listener, called with each event.
 
     Raises:
         GateFailed, Inconclusive: the comparison is missing or does not pass.
@@ -438,11 +440,16 @@ def promote(
     from reembed.strategies.up_to_date import promote_up_to_date
 
     catalog, reasons = catalog_of(config), Reasons(force, initial)
-    return promote_up_to_date(catalog, config, release, reasons, catch_up=catch_up, say=say)
+    executor = _executor() if catch_up else None
+    return promote_up_to_date(catalog, config, release, reasons, emit, executor=executor)
 
 
 def catch_up(
-    config: Config, which: str = "live", *, retry_dead_letters: bool = False, say: Listener
+    config: Config,
+    which: str = "live",
+    *,
+    retry_dead_letters: bool = False,
+    emit: Listener = ignore,
 ) -> CaughtUp:
     """Bring live, previous or a release by id up to date; live moves on to the result.
 
@@ -450,7 +457,7 @@ def catch_up(
         config: the settings.
         which: live, previous or the id of a release.
         retry_dead_letters: try documents without a vector once more.
-        say: hears of the progress.
+        emit: a listener, called with each event.
 
     Raises:
         Conflict: live was rolled back to older documents of its model, before or meanwhile.
@@ -460,7 +467,15 @@ def catch_up(
     from reembed.strategies.up_to_date import catch_up_and_follow
 
     catalog = catalog_of(config)
-    return catch_up_and_follow(catalog, config, which, say, retry_dead_letters=retry_dead_letters)
+    return catch_up_and_follow(
+        catalog, config, which, emit, executor=_executor(), retry_dead_letters=retry_dead_letters
+    )
+
+
+def _executor() -> Executor:
+    from reembed.engine.ray_executor import RayExecutor
+
+    return RayExecutor()
 
 
 def dead_letters(config: Config, which: str | None = None) -> DeadLetters:

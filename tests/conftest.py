@@ -6,7 +6,7 @@ lies below the test's `tmp_path`.
     def test_...(corpus, eval_folder, make_config, ray_local, quiet):
         source = corpus(300)                                      # Lance: doc_id, title, text
         config = make_config(source, gate={"queries": eval_folder(source)})
-        release = full_rebuild(config, quiet)
+        release = full_rebuild(config, quiet, executor=RayExecutor())
 
 `ray_local` is one Ray for all tests: ask for it wherever a run is started in this process, else
 each run starts a Ray of its own (3-9 s).
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lance
 import pyarrow as pa
@@ -41,6 +41,9 @@ from click.testing import CliRunner
 from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
+from reembed.events import Event, Notice, Working
+
+E = TypeVar("E")
 
 # Before Ray starts, so that its workers inherit it. The S3 server of `bucket` takes any keys: so no
 # test can reach a real bucket with the keys of whoever runs it, and without keys an S3 client asks
@@ -184,19 +187,25 @@ def bucket(s3_endpoint: str) -> Bucket:
 
 
 class Quiet:
-    """A Listener that keeps what it hears: `events` is a list of (stage, fields)."""
-
-    every_s = 0.2
+    """A listener that keeps what it hears."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[Event] = []
 
-    def __call__(self, stage: str, **fields: Any) -> None:
-        self.events.append((stage, fields))
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
 
     def stages(self) -> list[str]:
         """Names of what was heard, in order."""
-        return [stage for stage, _ in self.events]
+        return [event.stage for event in self.events]
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def said(self) -> list[str]:
+        """The words of steps and notices, in order."""
+        return [e.what for e in self.events if isinstance(e, Working | Notice)]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.worker import UnitEmbedder
+from reembed.events import Event
 
 T = TypeVar("T")
 
@@ -65,7 +66,5 @@ class Inline:
 class Silent:
     """A listener that does not."""
 
-    every_s = 3600.0
-
-    def __call__(self, stage: str, **fields: Any) -> None:
+    def __call__(self, event: Event) -> None:
         pass

@@ -167,9 +167,13 @@ class Plan:
         dropped = f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
         return dropped if self.base else "reembed run --fresh"
 
+    def without_units(self) -> Plan:
+        """Return the plan without its units, small enough to travel with each task."""
+        return replace(self, units=())
+
     def to_json(self) -> dict[str, Any]:
         """The record as stored."""
-        return encode(replace(self, units=())) | {"units": [_as_list(u) for u in self.units]}
+        return encode(self.without_units()) | {"units": [_as_list(u) for u in self.units]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:

@@ -1,4 +1,4 @@
-"""A run's folder: its plan, its lease, its receipts, its progress.
+"""A run's folder: its plan, its lease, its receipts.
 
 runs/RUN/plan.json               create-only: source version, units, base version of the table, gate
 runs/RUN/config.yaml             the resolved settings, for people
@@ -6,7 +6,6 @@ runs/RUN/leases/00000001.json    who drives it; the newest counts
 runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
 runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
 runs/RUN/workers/WORKER.json     who embeds which unit now
-runs/RUN/events.jsonl            what happened, stage by stage; progress.json the latest figures
 runs/RUN/caught-up/N-VERSION.json create-only: a catch-up of number N found it equal to this version
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
 results/RUN.json                 create-only: the release it ended in, or that it was given up; one
@@ -16,7 +15,6 @@ results/RUN.json                 create-only: the release it ended in, or that i
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
@@ -124,20 +122,6 @@ class Run:
     def receipt(self, unit: str) -> Receipt:
         """The receipt of a staged unit."""
         return decode(Receipt, self.storage.read(self.path(f"units/{unit}.json")))
-
-    def event(self, stage: str, **fields: Any) -> None:
-        """Append to events.jsonl. The driver is its one writer; stores cannot append, so it is rewritten."""
-        path = self.path("events.jsonl")
-        try:
-            body = self.storage.read_bytes(path)
-        except FileNotFoundError:
-            body = b""
-        line = json.dumps({"at": now(), "stage": stage, **fields}, sort_keys=True)
-        self.storage.write_bytes(path, body + line.encode() + b"\n")
-
-    def progress(self, figures: dict[str, Any]) -> None:
-        """Keep the latest figures, for `status` in another process."""
-        self.storage.write(self.path("progress.json"), {"at": now(), **figures})
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:

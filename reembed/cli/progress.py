@@ -1,48 +1,63 @@
-"""Progress for people, on stderr: one line per thing that happened."""
+"""Progress for people, on stderr: one line for each event."""
 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import os
 import sys
 import threading
-from typing import Any, NamedTuple
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from reembed import events
+from reembed.events import ChangedSetting, Event, Progress
 from reembed.redact import one_line
+
+if TYPE_CHECKING:
+    from reembed.source.lag import Lag
 
 _BAR = 24
 _GAP = "  "
 _COLUMNS = 80
+_PROGRESS_EVERY_S = 10.0
 
 
 class Console:
-    """Progress on stderr: one line that is rewritten on a terminal, a new one every 10 s elsewhere."""
+    """Prints events on stderr: progress in one line on a terminal, as a new line every 10 s elsewhere."""
 
     def __init__(self) -> None:
-        """Find out what stderr is."""
         self._terminal = sys.stderr.isatty()
-        self.every_s = 1.0 if self._terminal else 10.0
+        self._progress_at = time.monotonic()
         self._open = ""
-        """The line that is rewritten, as it stands on the terminal."""
+        """The progress line, as it stands on the terminal."""
         self._one_at_a_time = threading.Lock()
 
-    def __call__(self, stage: str, **fields: Any) -> None:
-        """Print one thing that happened."""
-        prefix = f"{dt.datetime.now():%H:%M:%S} {stage:9} "
+    def __call__(self, event: Event) -> None:
+        """Print an event."""
+        prefix = f"{dt.datetime.now():%H:%M:%S} {event.stage:9} "
         with self._one_at_a_time:
-            if stage == "embed" and self._terminal:
-                self._rewrite(prefix, fields)
-                return
-            line = one_line(prefix + _EVENTS[stage](fields))
-            click.echo(("\n" if self._open else "") + line, err=True)
-            self._open = ""
+            if not isinstance(event, Progress):
+                self._print(prefix + words(event))
+            elif self._terminal:
+                self._rewrite(prefix, event)
+            elif event.last or time.monotonic() - self._progress_at >= _PROGRESS_EVERY_S:
+                self._progress_at = time.monotonic()
+                self._print(prefix + words(event))
 
-    def _rewrite(self, prefix: str, fields: dict[str, Any]) -> None:
-        """Put the line in place of the one before, which a narrower terminal has wrapped: that one stays."""
+    def _print(self, line: str) -> None:
+        if self._open:
+            click.echo("", err=True)
+            self._open = ""
+        click.echo(one_line(line), err=True)
+
+    def _rewrite(self, prefix: str, progress: Progress) -> None:
+        """Replace the progress line; one that a narrower terminal has wrapped stays."""
         width = _width() - 1  # a line that wraps cannot be rewritten
-        line = one_line(_fitted([_Part(6, prefix.rstrip()), *_embed_parts(fields)], width))
+        line = one_line(_fitted([_Part(6, prefix.rstrip()), *_progress_parts(progress)], width))
         start = "\n" if len(self._open) > width else "\r\x1b[2K"
         click.echo(start + line, err=True, nl=False)
         self._open = line
@@ -57,7 +72,7 @@ def _width() -> int:
 
 
 class _Part(NamedTuple):
-    """A part of the progress line; where there is no room, the highest rank goes first."""
+    """A part of the progress line; without room for all, the one with the highest rank goes first."""
 
     rank: int
     text: str
@@ -71,127 +86,198 @@ def _fitted(parts: list[_Part], width: int) -> str:
     return _GAP.join(p.text for p in left)[:width]
 
 
-def _say_plan(f: dict[str, Any]) -> str:
-    space = f["space"]
-    pinned = "" if f["pinned"] else "; the source is read-only, so its version could not be tagged"
-    return (
-        f"run {f['run']}: {f['rows']:,} documents of {f['source'].uri} version {f['source'].version}"
-        f" in {f['units']:,} units -> {space['model']} (space {space['id']}, {space['dim']} dimensions){pinned}"
-    )
-
-
-def _say_resume(f: dict[str, Any]) -> str:
-    version = f["source"].version
-    return f"run {f['run']}: {f['staged']:,} of {f['units']:,} units are staged, source version {version}"
-
-
-def _embed_parts(f: dict[str, Any]) -> list[_Part]:
-    share = f["done"] / f["total"]
+def _progress_parts(e: Progress) -> list[_Part]:
+    p = e.figures
+    share = p.done / p.total
     full = int(share * _BAR)
-    return [
+    parts = [
         _Part(10, "█" * full + "░" * (_BAR - full)),
-        _Part(4, f"{f['done']:,}/{f['total']:,}"),
+        _Part(4, f"{p.done:,}/{p.total:,}"),
         _Part(0, f"{share:.1%}"),
-        _Part(3, f"{f['docs_per_s']:,.1f} docs/s"),
-        _Part(9, f"{f['tokens_per_s']:,} tokens/s"),
-        _Part(7, f"{f['actors']} actor(s) {f['busy']:.0%} busy"),
-        _Part(8, f"units {f['units_done']:,}/{f['units']:,}"),
-        _Part(2, f"ETA {_duration(f['eta_s'])}" if f["eta_s"] else ""),
-        _Part(5, f"{f['dead_letters']} dead letters" if f["dead_letters"] else ""),
-        _Part(1, f"waiting: {f['waiting']}" if f["waiting"] else ""),
+        _Part(3, f"{p.docs_per_s:,.1f} docs/s"),
+        _Part(9, f"{p.tokens_per_s:,} tokens/s"),
+        _Part(7, f"{p.actors} actor(s) {p.busy:.0%} busy"),
+        _Part(8, f"units {p.units_done:,}/{p.units:,}"),
     ]
+    if e.eta_s:
+        parts.append(_Part(2, f"ETA {_duration(e.eta_s)}"))
+    if p.dead_letters:
+        parts.append(_Part(5, f"{p.dead_letters} dead letters"))
+    if e.waiting:
+        parts.append(_Part(1, f"waiting: {e.waiting}"))
+    return parts
 
 
-def _say_embed(f: dict[str, Any]) -> str:
-    return _fitted(_embed_parts(f), sys.maxsize)
+@functools.singledispatch
+def words(event: Event) -> str:
+    """Return what the line of an event says after its time and stage."""
+    raise TypeError(f"no words for {event}")
 
 
-def _say_table(f: dict[str, Any]) -> str:
-    return f"{f['path']} version {f['version']}: {f['rows']:,} rows in one commit, {f['dead_letters']:,} dead letters"
+@words.register
+def _(e: events.Working) -> str:
+    return f"{e.what} ..."
 
 
-def _say_index(f: dict[str, Any]) -> str:
-    point = ", ".join(f"{k} {v}" for k, v in f["operating_point"].items())
+@words.register
+def _(e: events.Notice) -> str:
+    return e.what
+
+
+@words.register
+def _(e: events.AlreadyBuilt) -> str:
+    return f"run {e.run} is complete: release {e.release}"
+
+
+@words.register
+def _(e: events.Planned) -> str:
+    pinned = "" if e.pinned else "; the source is read-only, so its version could not be tagged"
     return (
-        f"{f['factory']} on {f['device']}, {f['rows']:,} vectors in {f['seconds']:.1f} s"
-        f"{', ' + point if point else ''}; ann_recall@10 {f['ann_recall_at_10']:.3f}"
-        f" on {f['num_queries']} {f['tuned_on']}"
+        f"run {e.run}: {e.rows:,} documents of {e.source} version {e.source_version}"
+        f" in {e.units:,} units -> {e.model} (space {e.space}, {e.dim} dimensions){pinned}"
     )
 
 
-def _say_verify(f: dict[str, Any]) -> str:
-    wrong = [f"{d['count']} {k}" for k, d in f["differences"].items() if d["count"]]
-    found = ", ".join(wrong) or "every document once, right text, right space, finite"
-    return f"{f['rows']:,} rows: {found}; {f['confidence']}"
-
-
-def _say_changes(f: dict[str, Any]) -> str:
+@words.register
+def _(e: events.Resumed) -> str:
     return (
-        f"source version {f['before']} -> {f['after']}: {f['embed']:,} documents to embed,"
-        f" {f['removed']:,} removed, {f['refresh']:,} with other carried values,"
-        f" {f['copied']:,} with the text of another document, whose vector is copied (found by {f['how']})"
+        f"run {e.run}: {e.staged:,} of {e.units:,} units are staged,"
+        f" source version {e.source_version}"
     )
 
 
-def lag_words(lag: dict[str, Any]) -> str:
-    """How far a release is behind its source; empty where it is not."""
-    if lag["newest"] is None:
-        return f"not known to be up to date: {lag['why']}"
-    if lag["documents"] == 0:
+@words.register
+def _(e: events.Connected) -> str:
+    return e.where
+
+
+@words.register
+def _(e: events.ChangesFound) -> str:
+    return (
+        f"source version {e.before} -> {e.after}: {e.embed:,} documents to embed,"
+        f" {e.removed:,} removed, {e.refresh:,} with other carried values,"
+        f" {e.copied:,} with the text of another document, whose vector is copied (found by {e.how})"
+    )
+
+
+@words.register
+def _(e: events.Progress) -> str:
+    return _fitted(_progress_parts(e), sys.maxsize)
+
+
+@words.register
+def _(e: events.Embedded) -> str:
+    p = e.figures
+    copied = f"{p.copied:,} vectors copied; " if p.copied else ""
+    mfu = f", {p.mfu:.0%} of the device's matrix product" if p.mfu else ""
+    idle = max(0.0, 1 - p.busy)
+    waits = min(idle, p.waits_for_input)
+    records = min(idle - waits, p.waits_for_records)
+    return (
+        f"{copied}{p.path}: {p.docs_per_s:,.1f} docs/s, {p.tokens_per_s:,} tokens/s,"
+        f" padding {p.padding:.1%}{mfu}; the model idle {idle:.1%}"
+        f" ({waits:.1%} waiting for input, {records:.1%} checks and records of units,"
+        f" {idle - waits - records:.1%} transfer and start-up)"
+    )
+
+
+@words.register
+def _(e: events.WaitingForNode) -> str:
+    return (
+        f"no node of the cluster has the {e.cpus:g} CPUs and {e.gpus:g} GPUs of an actor;"
+        f" waiting for one, {e.stall_s:,.0f} s in all (embed.stall_s)"
+    )
+
+
+@words.register
+def _(e: events.WorkerEnded) -> str:
+    worker = "its worker is ended" if e.ended else "its worker is gone"
+    return (
+        f"unit {e.unit} was worked on for {e.seconds:.0f} s, over its deadline of"
+        f" {e.deadline_s:.0f} s: {worker}; trying it again"
+    )
+
+
+@words.register
+def _(e: events.Draining) -> str:
+    return (
+        f"finishing units in progress, for at most {e.seconds:.0f} s;"
+        " press Ctrl-C or send the signal again to stop now"
+    )
+
+
+@words.register
+def _(e: events.Kept) -> str:
+    return f"{e.rows:,} rows in {e.units:,} units are kept without embedding them"
+
+
+@words.register
+def _(e: events.Sealed) -> str:
+    return (
+        f"{e.table} version {e.version}: {e.rows:,} rows in one commit,"
+        f" {e.dead_letters:,} dead letters"
+    )
+
+
+@words.register
+def _(e: events.Indexed) -> str:
+    point = "".join(f", {name} {value}" for name, value in e.operating_point.items())
+    return (
+        f"{e.factory} on {e.device}, {e.rows:,} vectors in {e.seconds:.1f} s{point};"
+        f" ann_recall@10 {e.ann_recall_at_10:.3f} on {e.num_queries} {e.tuned_on}"
+    )
+
+
+@words.register
+def _(e: events.Verified) -> str:
+    wrong = ", ".join(f"{count} {kind}" for kind, count in e.differences.items())
+    found = wrong or "every document once, right text, right space, finite"
+    return f"{e.rows:,} rows: {found}; {e.confidence}"
+
+
+@words.register
+def _(e: events.Candidate) -> str:
+    serves = f"{e.live} still serves" if e.live else "nothing serves yet"
+    return f"{e.release} is ready; {serves}"
+
+
+@words.register
+def _(e: events.Behind) -> str:
+    return f"{e.release} is {lag_words(e) or f'up to date with source version {e.newest}'}"
+
+
+def lag_words(lag: events.Behind | Lag) -> str:
+    """Return how far a release is behind its source; empty if it is not."""
+    why = f" ({lag.why})" if lag.why else ""
+    if lag.newest is None:
+        return f"not known to be up to date: {lag.why}"
+    if lag.documents == 0:
         return ""
-    if lag["seconds"] is None:
-        return (
-            f"behind its source: equal to version {lag['source_version']}, the newest is"
-            f" {lag['newest']}; since when is not known, as older versions were cleaned up{_why(lag)}"
-        )
-    most = "" if lag["documents"] is None else f" (at most {lag['documents']:,} documents)"
-    return (
-        f"behind its source: equal to version {lag['source_version']}, the newest is {lag['newest']};"
-        f" what changed in the last {_duration(lag['seconds'])} is not in it{most}{_why(lag)}"
-    )
+    behind = f"behind its source: equal to version {lag.source_version}, the newest is {lag.newest}"
+    if lag.seconds is None:
+        return f"{behind}; since when is not known, as older versions were cleaned up{why}"
+    most = "" if lag.documents is None else f" (at most {lag.documents:,} documents)"
+    since = f"what changed in the last {_duration(lag.seconds)} is not in it"
+    return f"{behind}; {since}{most}{why}"
 
 
-def _why(lag: dict[str, Any]) -> str:
-    return f" ({lag['why']})" if lag["why"] else ""
-
-
-def _say_lag(f: dict[str, Any]) -> str:
-    behind = lag_words(f)
-    return f"{f['release']} is {behind or 'up to date with source version ' + str(f['newest'])}"
-
-
-def _say_candidate(f: dict[str, Any]) -> str:
-    return f"{f['release']} is ready; " + (
-        f"{f['live']} still serves" if f["live"] else "nothing serves yet"
-    )
-
-
-def _say_embedded(f: dict[str, Any]) -> str:
-    copied = f"{f['copied']:,} vectors copied; " if f["copied"] else ""
-    mfu = f", {f['mfu']:.0%} of the device's matrix product" if f["mfu"] else ""
-    idle = max(0.0, 1 - f["busy"])
-    waits = min(idle, f["waits_for_input"])
-    records = min(idle - waits, f["waits_for_records"])
-    rest = idle - waits - records
-    return (
-        f"{copied}{f['path']}: {f['docs_per_s']:,.1f} docs/s, {f['tokens_per_s']:,} tokens/s,"
-        f" padding {f['padding']:.1%}{mfu}; the model idle {idle:.1%}"
-        f" ({waits:.1%} for want of input, {records:.1%} for checks and records of units,"
-        f" {rest:.1%} handing over, at the beginning and the end)"
-    )
-
-
-def _say_ignored(f: dict[str, Any]) -> str:
-    planned = [s for s in f["settings"] if not _is_built(s[0])]
-    built = [s for s in f["settings"] if _is_built(s[0])]
-    said = [f"fixed when the run was planned: {_each(planned, 'planned')}"] if planned else []
-    said += [f"built already: {_each(built, 'built with')}"] if built else []
-    gate = [name.startswith("gate.") for name, _, _ in f["settings"]]
-    ways = [] if all(gate) else ["`reembed run --fresh` plans again"]
+@words.register
+def _(e: events.Ignored) -> str:
+    built = [s for s in e.settings if _is_built(s.name)]
+    planned = [s for s in e.settings if s not in built]
+    said = []
+    if planned:
+        said.append(f"fixed when the run was planned: {_each(planned, 'planned')}")
+    if built:
+        said.append(f"built already: {_each(built, 'built with')}")
+    gate = [s.name.startswith("gate.") for s in e.settings]
+    ways = []
+    if not all(gate):
+        ways.append("`reembed run --fresh` plans again")
     if any(gate):
-        ways += [
+        ways.append(
             "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
-        ]
+        )
     return "; ".join([*said, " and ".join(ways)])
 
 
@@ -200,30 +286,12 @@ def _is_built(setting: str) -> bool:
     return setting.startswith("index.") or setting == "embed.max_dead_letters"
 
 
-def _each(settings: list[tuple[str, Any, Any]], word: str) -> str:
-    return ", ".join(f"{name} {_set(now)} ({word}: {_set(used)})" for name, used, now in settings)
+def _each(settings: Sequence[ChangedSetting], word: str) -> str:
+    return ", ".join(f"{s.name} {_set(s.now)} ({word}: {_set(s.used)})" for s in settings)
 
 
 def _set(value: Any) -> Any:
     return "left out" if value is None else value
-
-
-_EVENTS = {
-    "already": lambda f: f"run {f['run']} is complete: release {f['release']}",
-    "ignored": _say_ignored,
-    "begin": lambda f: f["what"] + " ...",
-    "plan": _say_plan,
-    "resume": _say_resume,
-    "ray": lambda f: f["where"],
-    "embed": _say_embed,
-    "embedded": _say_embedded,
-    "changes": _say_changes,
-    "lag": _say_lag,
-    "table": _say_table,
-    "index": _say_index,
-    "verify": _say_verify,
-    "candidate": _say_candidate,
-}
 
 
 def _duration(seconds: float) -> str:

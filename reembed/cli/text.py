@@ -12,6 +12,7 @@ from reembed.cli.next import after_import, after_run, after_status
 from reembed.cli.paste import pasteable
 from reembed.cli.progress import lag_words
 from reembed.evaluation.report import choices, evidence, notes, told
+from reembed.events import Behind
 from reembed.redact import one_line
 
 if TYPE_CHECKING:
@@ -93,8 +94,12 @@ def _run(r: Built) -> Lines:
     yield from _next(after_run(new.id, r.live))
 
 
+def _behind(lag: dict[str, Any]) -> Behind:
+    return Behind("", **{name: value for name, value in lag.items() if name != "versions"})
+
+
 def _lag(lag: Lag) -> Lines:
-    if words := lag_words(lag.to_json()):
+    if words := lag_words(lag):
         yield f"{_INDENT}{words}"
 
 
@@ -168,7 +173,7 @@ def _verify(r: dict[str, Any]) -> Lines:
         yield _coloured("pass", f"equal to source version {r['source_version']}")
     else:
         yield _coloured("fail", f"differs from source version {r['source_version']}")
-    if behind := lag_words(r["lag"]):
+    if behind := lag_words(_behind(r["lag"])):
         found = [f"{d['count']:,} {k}" for k, d in (r["behind"] or {}).items() if d["count"]]
         yield f"{behind}: {', '.join(found)}" if found else behind
     yield from _after_verify(r)

@@ -101,12 +101,13 @@ def import_verb(
 def run(config: Config, fresh: bool) -> tuple[Built, int]:
     """Embed, build and verify a candidate; resumes by itself. What serves does not change."""
     from reembed.cli.progress import Console
+    from reembed.events import Working
 
-    say = Console()
-    say("begin", what="loading Ray, Lance and the model's libraries")
+    emit = Console()
+    emit(Working("loading Ray, Lance and the model's libraries"))
     from reembed import api
 
-    return api.run(config, fresh=fresh, say=say), 0
+    return api.run(config, fresh=fresh, emit=emit), 0
 
 
 @cli.command()
@@ -260,7 +261,7 @@ def promote(
     if (initial or force) != bool(reason and reason.strip()):
         raise click.UsageError("--initial or --force, and --reason TEXT, go together")
     why = {"initial": reason if initial else None, "force": reason if force else None}
-    return api.promote(config, release, **why, catch_up=catch_up, say=Console()), 0
+    return api.promote(config, release, **why, catch_up=catch_up, emit=Console()), 0
 
 
 @cli.command("catch-up")
@@ -277,8 +278,8 @@ def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[Ca
     from reembed import api
     from reembed.cli.progress import Console
 
-    say = Console()
-    return api.catch_up(config, release, retry_dead_letters=retry_dead_letters, say=say), 0
+    emit = Console()
+    return api.catch_up(config, release, retry_dead_letters=retry_dead_letters, emit=emit), 0
 
 
 @cli.command("dead-letters")

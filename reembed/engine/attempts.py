@@ -1,15 +1,16 @@
-"""Who began a unit, and how often it killed its process: finite attempts, and the document found.
+"""How often a unit was tried, and which document kills its process: attempts are finite.
 
-Ray restarts a dead actor and runs its unit again, for ever if let. Each attempt leaves a create-only
-record before it starts, and its worker a record that it takes back when the embedding ends, however
-it ends. A worker whose record is still there was killed in it. That counts against the unit only if
-the worker died alone: its node and its driver are still there. After two such deaths the unit is
-tried in ranges that are written down first, and each range that kills is cut into sixteen for the
-next attempt, until single documents are left; one that kills twice alone is poison.
+Ray restarts a dead actor and runs its unit again, indefinitely. Each attempt leaves a create-only
+record before it starts, and its worker a record that it removes when the embedding ends, with or
+without an error. A worker whose record remains was killed. That counts against the unit only if the
+worker died alone: its node and its driver live on. After two such deaths the unit is tried in ranges
+that are recorded first, and each range that kills is cut into sixteen for the next attempt, until
+single documents are left. A document that kills twice on its own is poison.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections import Counter
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from reembed.catalog.lease import Worker, workers
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.engine import cluster
+from reembed.engine.host import ALONE, Host
 from reembed.errors import RunFailed
 from reembed.store.records import checked
 
@@ -44,13 +45,14 @@ class Attempt:
     run: Run
     unit: str
     number: int
+    host: Host
     poison: frozenset[int]
     """Row numbers that must not be tried again."""
     _ranges: tuple[Range, ...]
     _careful: bool
 
     def ranges(self) -> Iterator[Range]:
-        """Row ranges to embed, each written down before it is handed out once the unit is suspect."""
+        """Yield row ranges to embed; once the unit is suspect, each is recorded first."""
         for start, stop in self._ranges:
             if self._careful:
                 self.run.storage.write(
@@ -59,43 +61,43 @@ class Attempt:
             yield start, stop
 
 
-def begin(run: Run, unit: str, rows: int) -> Attempt:
-    """Record that this unit is begun, and say how to go about it.
+def begin(run: Run, unit: str, rows: int, host: Host = ALONE) -> Attempt:
+    """Record that this unit is tried, and return in which ranges.
 
     Raises:
-        RunFailed: it was begun too often, and no single document explains why.
+        RunFailed: it was tried too often, and no single document explains why.
     """
     number = 1
-    # The token tells attempts apart: an equal record would be taken for our own lost answer.
+    # The token tells attempts apart: an equal record would pass for our own whose answer was lost.
     token = uuid.uuid4().hex
     while not run.storage.create(_path(run, unit, number), {"trying": None, "token": token}):
         number = max(number, _newest(run, unit)) + 1
     if number <= _CARELESS_DEATHS:
-        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
-    alone = _died_alone(run, unit)
+        return Attempt(run, unit, number, host, frozenset(), ((0, rows),), False)
+    alone = _died_alone(run, unit, host)
     if number > MAX_ATTEMPTS:
         plan = run.plan()
         assert plan is not None  # the unit is of it
         raise RunFailed(
-            f"unit {unit} was begun {MAX_ATTEMPTS} times and never embedded",
+            f"unit {unit} was tried {MAX_ATTEMPTS} times and never embedded",
             f"{len(alone)} of its workers died alone, the others with their node or their driver; no"
             " single document is to blame, the machine may be short of memory",
             f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
         )
     if len(alone) < _CARELESS_DEATHS:
-        return Attempt(run, unit, number, frozenset(), ((0, rows),), False)
+        return Attempt(run, unit, number, host, frozenset(), ((0, rows),), False)
     deaths = _deaths(run, unit, alone)
     poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
     ranges = tuple(
         r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
     )
-    return Attempt(run, unit, number, poison, ranges, True)
+    return Attempt(run, unit, number, host, poison, ranges, True)
 
 
 @contextmanager
 def working(attempt: Attempt, worker: str) -> Iterator[None]:
-    """Say who works on a unit, during the block; whoever is killed in it goes on saying so."""
-    run, here = attempt.run, cluster.place()
+    """Record who works on a unit during the block; if the process is killed, its record remains."""
+    run, here = attempt.run, attempt.host.place()
     path = run.path(f"workers/{worker}.json")
     who = Worker(worker, attempt.unit, attempt.number, *here, os.getpid(), now())
     run.storage.write(path, asdict(who))
@@ -110,19 +112,19 @@ def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterat
     if stop - start == 1 or not (whole or deaths[piece]):
         yield piece
         return
-    step = max(1, -(-(stop - start) // _CUT))
+    step = math.ceil((stop - start) / _CUT)
     for a in range(start, stop, step):
         yield from _cut((a, min(a + step, stop)), deaths)
 
 
-def _died_alone(run: Run, unit: str) -> list[int]:
+def _died_alone(run: Run, unit: str, host: Host) -> list[int]:
     """Attempts whose worker was killed while its node and its driver lived on.
 
-    A worker that went with its node (preempted, lost, drained) or with its driver says nothing of the
-    documents; neither does one that embedded all and failed later.
+    A worker that went with its node (preempted, lost, drained) or with its driver says nothing about
+    the documents; neither does one that embedded all and failed later.
     """
     killed = [w for w in workers(run) if w.unit == unit]
-    return [w.attempt for w in killed if cluster.outlived(w.node, w.job)]
+    return [w.attempt for w in killed if host.outlived(w.node, w.job)]
 
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:

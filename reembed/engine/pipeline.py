@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,15 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResour
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
-from reembed.catalog.plan import EmbedUnit, Plan
-from reembed.engine import cluster
-from reembed.engine import worker as work
-from reembed.engine.cluster import reason, unwrapped
+from reembed.catalog.plan import EmbedUnit
+from reembed.engine import nodes, worker
+from reembed.engine.cluster import READER
 from reembed.engine.documents import prepared, read
 from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
-from reembed.engine.watchdog import Watch
+from reembed.engine.tasks import reason, unwrapped
+from reembed.engine.watchdog import Watchdog
 from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
 from reembed.store.storage import storage_errors
@@ -77,16 +77,16 @@ def embed_units(
         fn_kwargs={"job": job},
         num_cpus=_TASK_CPUS,
     )
-    watch = Watch(job, units, stop.say)
+    watchdog = Watchdog(job, units, stop.emit)
 
     def look() -> None:
         stop.check()
-        watch.look()
+        watchdog.look()
 
     with stop.draining(job.drain, job.embed.drain_s):
         for row in _rows(dataset, look):
             done = UnitDone.from_row(row)
-            watch.heard(done)
+            watchdog.heard(done)
             on_receipt(done)
     stop.check(drained=True)
 
@@ -103,7 +103,7 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
         except Exception as error:  # noqa: BLE001 - handed on: none must end unheard
             arrived.put(error)
 
-    threading.Thread(target=consume, name=cluster.READER, daemon=True).start()
+    threading.Thread(target=consume, name=READER, daemon=True).start()
     while True:
         try:
             found = arrived.get(timeout=_LOOK_S)
@@ -207,7 +207,7 @@ class _Embedder:
         self._started: UnitEmbedder | ReembedError
         try:
             with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
-                self._started = UnitEmbedder(job)
+                self._started = UnitEmbedder(job, host=nodes)
         except ReembedError as error:  # raised here it would end in words of Ray's alone
             self._started = error
         self._draining, self._asked = False, 0.0
@@ -235,13 +235,8 @@ def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
         return batch
     unit, documents = _documents(batch)
     with storage_errors(f"unit {unit} could not be written to {job.plan.table}{_at(job)}", _DISK):
-        return pa.Table.from_pylist([asdict(work.write(job, unit, documents))])
+        return pa.Table.from_pylist([asdict(worker.write(job, unit, documents))])
 
 
 def _at(job: EmbedJob) -> str:
     return f" below {job.run.storage.root} on {socket.gethostname()}"
-
-
-def slim(plan: Plan) -> Plan:
-    """The plan without its units, to travel."""
-    return replace(plan, units=[])

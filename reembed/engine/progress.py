@@ -1,20 +1,19 @@
-"""Figures of a run while it goes on: to whoever listens, and into the run's folder."""
+"""Figures of the embedding while it goes on: rates, time left, and why nothing moves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
-
-from obstore.exceptions import BaseError
+from typing import Any, NamedTuple
 
 from reembed.catalog.lease import repeating
 from reembed.catalog.receipts import UnitStats
-from reembed.catalog.runs import Run
+from reembed.events import Embedded, Listener, Notice, Progress, Throughput
 
+_EVERY_S = 1.0
 _ETA_FROM = 0.01
 _QUIET_S = 30.0
 _WINDOW_S = 60.0
@@ -79,43 +78,14 @@ def _rates(recent: list[_Finished], actors: int, at: float) -> tuple[float, floa
     return sum(u.documents for u in units) / span, sum(u.tokens for u in units) / span
 
 
-class Listener(Protocol):
-    """Hears what happens; formats it for people."""
-
-    every_s: float
-    """Seconds between progress reports."""
-
-    def __call__(self, stage: str, **fields: Any) -> None:
-        """One thing that happened."""
-        ...
-
-
-Changed = tuple[str, Any, Any]
-"""A setting that is ignored: its dotted name, the value that was used, the value now."""
-
-
-def changed_settings(
-    section: str, used: Mapping[str, Any], now: Mapping[str, Any]
-) -> list[Changed]:
-    """Each setting of a section that differs from what was used."""
-    return [(f"{section}.{k}", used[k], v) for k, v in now.items() if k in used and used[k] != v]
-
-
 class EmbedProgress:
-    """Counts receipts; its thread reports, and says why it waits."""
+    """Counts units as they are staged; a thread emits the figures, and why nothing moves."""
 
     def __init__(
-        self,
-        run: Run,
-        listener: Listener,
-        *,
-        total: int,
-        done: int,
-        units: tuple[int, int],
-        actors: int,
+        self, emit: Listener, *, total: int, done: int, units: tuple[int, int], actors: int
     ) -> None:
         """`units` is (staged before, all); `done` and `total` count documents."""
-        self._run, self._listener = run, listener
+        self._emit = emit
         self._total, self._done = total, done
         self._units_done, self._units = units
         self._actors = actors
@@ -131,11 +101,11 @@ class EmbedProgress:
         self._path = ""
 
     def receipt(self, done: UnitDone) -> None:
-        """A unit was staged."""
+        """Count a unit that was staged."""
         stats = done.stats
         self._last = time.monotonic()
         if self._first is None:
-            # The actor's clock may be another host's: its word is held to what is possible.
+            # The actor's clock may be another host's: what it says is bounded by what is possible.
             age = min(
                 max(time.time() - stats.started_at, stats.embed_s), self._last - self._started
             )
@@ -159,52 +129,51 @@ class EmbedProgress:
         self._path = f"{stats.path} on {stats.device}"
         if stats.notes and stats.notes not in self._noted:
             self._noted.add(stats.notes)
-            self._listener("begin", what=f"embedding goes {self._path}: {stats.notes}")
+            self._emit(Notice(f"embedding goes {self._path}: {stats.notes}"))
 
-    def figures(self) -> dict[str, Any]:
-        """The figures now; rates are those of the last minute."""
+    def now(self, *, last: bool = False) -> Progress:
+        """Return the figures now; rates are those of the last minute."""
         at = time.monotonic()
         docs_per_s, tokens_per_s = _rates(self._recent, self._actors, at)
-        return self._figures(at) | {
-            "docs_per_s": round(docs_per_s, 1),
-            "tokens_per_s": round(tokens_per_s),
-            "eta_s": self._eta(docs_per_s, at),
-            "waiting": self._waiting(at),
-        }
+        return Progress(
+            self._figures(at, docs_per_s, tokens_per_s),
+            eta_s=self._eta(docs_per_s, at),
+            waiting=self._waiting(at),
+            last=last,
+        )
 
-    def totals(self) -> dict[str, Any]:
-        """The figures at the end; rates count from the first unit's start, start-up apart."""
+    def totals(self) -> Embedded:
+        """Return the figures at the end; rates count from the first unit's start, without start-up."""
         at = time.monotonic()
         elapsed = self._elapsed(at)
-        return self._figures(at) | {
-            "docs_per_s": round(self._new / elapsed, 1),
-            "tokens_per_s": round(self._tokens / elapsed),
-        }
+        return Embedded(self._figures(at, self._new / elapsed, self._tokens / elapsed))
 
-    def _figures(self, at: float) -> dict[str, Any]:
+    def _figures(self, at: float, docs_per_s: float, tokens_per_s: float) -> Throughput:
         capacity = self._elapsed(at) * self._actors
-        return {
-            "done": self._done,
-            "total": self._total,
-            "actors": self._actors,
-            "busy": self._share(self._model_s, capacity),
-            "waits_for_input": self._share(self._waited_s, capacity),
-            "waits_for_records": self._share(self._busy_s - self._model_s, capacity),
-            "path": self._path,
-            "padding": round(self._computed / self._real - 1, 4) if self._real else 0.0,
-            "mfu": round(self._flop / self._peak_s, 3) if self._peak_s else None,
-            "units_done": self._units_done,
-            "units": self._units,
-            "dead_letters": self._dead,
-            "copied": self._copied,
-            "startup_s": round((self._first or at) - self._started, 1),
-        }
+        return Throughput(
+            done=self._done,
+            total=self._total,
+            docs_per_s=round(docs_per_s, 1),
+            tokens_per_s=round(tokens_per_s),
+            actors=self._actors,
+            busy=self._share(self._model_s, capacity),
+            waits_for_input=self._share(self._waited_s, capacity),
+            waits_for_records=self._share(self._busy_s - self._model_s, capacity),
+            path=self._path,
+            padding=round(self._computed / self._real - 1, 4) if self._real else 0.0,
+            mfu=round(self._flop / self._peak_s, 3) if self._peak_s else None,
+            units_done=self._units_done,
+            units=self._units,
+            dead_letters=self._dead,
+            copied=self._copied,
+            startup_s=round((self._first or at) - self._started, 1),
+        )
 
     def _elapsed(self, at: float) -> float:
         return max(at - (self._first or at), 1e-9)
 
     def _eta(self, docs_per_s: float, at: float) -> int | None:
-        """Seconds that are left; what is under way since the last unit counts as done."""
+        """Seconds that are left; what is in progress since the last unit counts as done."""
         if not docs_per_s or self._done < _ETA_FROM * self._total:
             return None
         return max(1, round((self._total - self._done) / docs_per_s - (at - self._last)))
@@ -220,15 +189,9 @@ class EmbedProgress:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Report while the block runs, and once at its end."""
+        """Emit `Progress` every second while the block runs, and once at its end."""
         try:
-            with repeating(self._listener.every_s, self._report):
+            with repeating(_EVERY_S, lambda: self._emit(self.now())):
                 yield
         finally:
-            self._report()
-
-    def _report(self) -> None:
-        figures = self.figures()
-        with suppress(OSError, BaseError):  # it must not hide what ended the run
-            self._run.progress(figures)
-        self._listener("embed", **figures)
+            self._emit(self.now(last=True))

@@ -19,8 +19,8 @@ from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.digests import Digests
-from reembed.engine.progress import Listener
 from reembed.errors import IntegrityError, ReembedError
+from reembed.events import Listener, Notice
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.read import Proof, TableVersion, as_vectors, damaged_files
@@ -29,7 +29,7 @@ from reembed.table.write import read_sealed
 Int64 = npt.NDArray[np.int64]
 
 
-def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, ...]:
+def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor, ...]:
     """The newest verified release of each table of a space, over all aliases of the root.
 
     What cannot be read of another alias gives no vectors, and that is said; so are the lines that
@@ -52,12 +52,12 @@ def find_donors(catalog: Catalog, space_id: str, say: Listener) -> tuple[Donor, 
             except ReembedError as error:
                 if alias == catalog.alias:
                     raise
-                say("begin", what=f"no vectors are copied from {name} of {alias}: {error.what}")
+                emit(Notice(f"no vectors are copied from {name} of {alias}: {error.what}"))
     failed = {r.origin: f"{r.id} failed verification" for r, verified in found if not verified}
     doubted = _doubted(storage, failed, {r.origin for r, _ in found})
     there = [r for r, _ in found if (r.alias, r.id) in kept]
     for line in sorted(doubted.keys() & {r.origin for r in there}):
-        say("begin", what=f"no vectors are copied from line {line}: {doubted[line]}")
+        emit(Notice(f"no vectors are copied from line {line}: {doubted[line]}"))
     whole = [r for r in there if r.origin not in doubted]
     newest = {r.table: r for r in sorted(whole, key=lambda r: (r.number, r.created_at, r.id))}
     return tuple(

@@ -1,4 +1,4 @@
-"""Ending on request: the first signal lets what is begun be finished, the second ends at once."""
+"""Stop on request: after the first signal units in progress are finished, the second ends at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 from reembed.errors import Interrupted
+from reembed.events import Draining, Listener, ignore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """What was asked of this process so far."""
+    """The signals that this process received, and what to do about them."""
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        """`say` hears what a signal led to."""
-        self.say = say or (lambda words: None)
+    def __init__(self, emit: Listener = ignore) -> None:
+        self.emit = emit
         self._asked: int | None = None
         self._drain: Callable[[], None] | None = None
         self._drain_s = 0.0
@@ -27,7 +27,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Take SIGINT and SIGTERM during the block; a thread that is not the main one cannot."""
+        """Handle SIGINT and SIGTERM during the block; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -40,7 +40,7 @@ class Stop:
 
     @contextmanager
     def draining(self, drain: Callable[[], None], seconds: float) -> Iterator[None]:
-        """During the block a first signal drains, for at most `seconds`; elsewhere it ends."""
+        """Let a first signal drain during the block, for at most `seconds`; outside it ends at once."""
         self._drain, self._drain_s = drain, seconds
         try:
             yield
@@ -48,10 +48,10 @@ class Stop:
             self._drain = None
 
     def check(self, *, drained: bool = False) -> None:
-        """Called by who can be drained, often: acts on a signal that came.
+        """Act on a signal that came; what can be drained calls it often.
 
         Raises:
-            Interrupted: what was begun is finished (`drained`), or took too long.
+            Interrupted: units in progress are finished (`drained`), or took too long.
         """
         if self._asked is None:
             return
@@ -60,10 +60,7 @@ class Stop:
         if self._deadline is None:
             assert self._drain is not None
             self._deadline = time.monotonic() + self._drain_s
-            self.say(
-                f"finishing the units that are begun, for at most {self._drain_s:.0f} s;"
-                " once more stops at once"
-            )
+            self.emit(Draining(self._drain_s))
             self._drain()
         elif time.monotonic() > self._deadline:
             raise Interrupted(self._asked)

@@ -31,6 +31,7 @@ from reembed.engine.documents import (
     to_embed,
     tokens_of,
 )
+from reembed.engine.host import ALONE, Host
 from reembed.engine.job import EmbedJob
 from reembed.engine.patience import Patience
 from reembed.engine.progress import UnitDone
@@ -79,7 +80,9 @@ class _Unit:
 class UnitEmbedder:
     """One model replica."""
 
-    def __init__(self, job: EmbedJob, wait: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, job: EmbedJob, wait: Callable[[float], None] = time.sleep, host: Host = ALONE
+    ) -> None:
         """Load the model, and compare it with the plan and with the run's other replicas.
 
         `wait` pauses for so many seconds, while the model's provider does not answer.
@@ -93,7 +96,7 @@ class UnitEmbedder:
         cores = job.embed.actor_cpus  # its own, and the model waits for the tokenizer
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if cores > 1 else "false")
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
-        self._job = job
+        self._job, self._host = job, host
         self._worker = uuid.uuid4().hex
         self._patience = Patience(job.embed.stall_s, job.plan.resume, wait)
         self._encoder: Encoder = encoders.load_encoder(
@@ -131,7 +134,7 @@ class UnitEmbedder:
         """
         started, started_at = time.perf_counter(), time.time()
         waited, model_s = started - (self._idle_since or started), self._model_s
-        attempt = attempts.begin(self._job.run, name, documents.num_rows)
+        attempt = attempts.begin(self._job.run, name, documents.num_rows, self._host)
         unit = _Unit.begin(documents, self._job.plan.space.dim)
         for row in attempt.poison:
             unit.errors[row] = "its embedding kills the process, or does not end"

@@ -13,8 +13,8 @@ from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
-from reembed.engine.progress import Listener
 from reembed.errors import RunFailed, TooManyDeadLetters, UsageError
+from reembed.events import Listener, Notice
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import Storage, is_remote
 from reembed.strategies.changes import Changes
@@ -23,7 +23,7 @@ _ROW_BYTES = 40  # text_hash, space, source_version
 _SLACK = 1.1
 
 
-def require_texts(config: Config, source: Source, rows: int, say: Listener) -> None:
+def require_texts(config: Config, source: Source, rows: int, emit: Listener) -> None:
     """Count documents whose text is null: each will be a dead letter.
 
     Raises:
@@ -33,11 +33,11 @@ def require_texts(config: Config, source: Source, rows: int, say: Listener) -> N
     what = f"{nulls:,} of {rows:,} documents have no text: {source.ref.text} is null"
     _allow(nulls, config, what, "reembed run")
     if nulls:
-        _say_nulls(what, config, say)
+        emit(_null_texts(what, config))
 
 
 def require_changed_texts(
-    config: Config, release: Release, source: Source, changes: Changes, say: Listener
+    config: Config, release: Release, source: Source, changes: Changes, emit: Listener
 ) -> None:
     """Count what a catch-up will have no vector of: changed documents whose text is null, and the
     dead letters of its release that stay.
@@ -50,7 +50,7 @@ def require_changed_texts(
     both = f"{what}; dead letters of {release.id} that stay: {stay:,}" if stay else what
     _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
     if nulls:
-        _say_nulls(what, config, say)
+        emit(_null_texts(what, config))
 
 
 def _allow(count: int, config: Config, what: str, command: str) -> None:
@@ -63,9 +63,9 @@ def _allow(count: int, config: Config, what: str, command: str) -> None:
         )
 
 
-def _say_nulls(what: str, config: Config, say: Listener) -> None:
+def _null_texts(what: str, config: Config) -> Notice:
     allowed = config.embed.max_dead_letters
-    say("begin", what=f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})")
+    return Notice(f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})")
 
 
 def require_rights(storage: Storage, plan: Plan) -> None:
@@ -87,7 +87,7 @@ def require_rights(storage: Storage, plan: Plan) -> None:
             )
 
 
-def require_room(run: Run, plan: Plan, source: Source, say: Listener) -> None:
+def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
     """Hold what is left to write against what is free in a local root.
 
     Raises:
@@ -112,7 +112,7 @@ def require_room(run: Run, plan: Plan, source: Source, say: Listener) -> None:
     if table > free:
         raise RunFailed(have, need, f"df -h {shlex.quote(run.storage.root)}")
     if table * _SLACK + index > free:
-        say("begin", what=f"little room: {have}; {need}")
+        emit(Notice(f"little room: {have}; {need}"))
 
 
 def _carried_bytes(source: Source) -> float:

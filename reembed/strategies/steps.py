@@ -1,252 +1,161 @@
-"""The steps that every strategy goes through: embed -> table -> index -> verify -> register."""
+"""The steps that strategies share: embed -> restage -> seal -> index -> verify -> register."""
 
 from __future__ import annotations
 
-import functools
 import time
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
-
-import pyarrow as pa
 
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
-from reembed.catalog.plan import (
-    Donor,
-    EmbedRange,
-    EmbedRows,
-    EmbedUnit,
-    KeepFragment,
-    Plan,
-    RefreshRows,
-)
+from reembed.catalog.plan import Donor, EmbedUnit, KeptUnit, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
+from reembed.config.changed import changed_settings
 from reembed.config.settings import Config
-from reembed.engine import pipeline as embed
 from reembed.engine import reuse
-from reembed.engine.executor import Executor
 from reembed.engine.job import EmbedJob
-from reembed.engine.progress import Changed, EmbedProgress, Listener, changed_settings
-from reembed.engine.signals import Stop
+from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.evaluation import queries as evalset
+from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, Working
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.lifecycle import verify
-from reembed.source.dataset import Source
-from reembed.store.records import encode
 from reembed.store.storage import storage_errors
-from reembed.strategies import keep
+from reembed.strategies import restage
+from reembed.strategies.context import RunContext, emit_ignored
 from reembed.table import write as table
 from reembed.table.read import Proof, TableVersion, manifest_proof
 from reembed.table.write import SealedTable
 
 
-@dataclass(frozen=True)
-class Work:
-    """A run under way: what it does, by which settings, where, and who hears of it."""
-
-    run: Run
-    plan: Plan
-    source: Source
-    """At the planned version."""
-    config: Config
-    on: Executor
-    say: Listener
-    stop: Stop = field(default_factory=Stop)
-
-    @functools.cached_property
-    def columns(self) -> pa.Schema:
-        """Columns of the table."""
-        return table.schema(self.plan.space, *self.source.schema())
-
-    def vectors(self, sealed: SealedTable) -> TableVersion:
-        """The sealed version, to read."""
-        return TableVersion(self.run.storage, sealed.path, sealed.version, self.plan.space.dim)
-
-
-def tell_plan(run: Run, plan: Plan, say: Listener, *, pinned: bool, **more: Any) -> None:
-    """A plan was written: in the run's events, and to whoever listens."""
-    version, units = plan.source.version, len(plan.units)
-    more = {"rows": plan.rows, "units": units, "source_version": version, **more}
-    run.event("plan", space=plan.space.id, pinned=pinned, **more)
-    faults.point("run.after_plan")
-    say(
-        "plan",
-        run=run.id,
-        rows=plan.rows,
-        units=units,
-        space=plan.space.to_json(),
-        source=plan.source,
-        pinned=pinned,
-    )
-
-
-def embed_planned_otherwise(plan: Plan, config: Config) -> list[Changed]:
-    """Settings of the section embed that were fixed when the run was planned, and are different now."""
-    now_set = config.embed.model_dump(include={"unit_documents", "reuse"})
-    planned = dict(now_set)
-    if (rows := _unit_rows(plan)) is not None:
-        planned["unit_documents"] = rows
-    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
-        planned["reuse"] = plan.reuse
-    return changed_settings("embed", planned, now_set)
-
-
-def _unit_rows(plan: Plan) -> int | None:
-    """Documents in a whole unit; None where nothing was cut, and any larger number would do.
-
-    What stays of a table's fragment is one unit, however large.
-    """
-    ranges = [u for u in plan.units if isinstance(u, EmbedRange)]
-    largest = max((u.rows for u in ranges), default=0)
-    ends = {(u.fragment, u.offset + u.rows) for u in ranges if u.rows == largest}
-    if any((u.fragment, u.offset) in ends for u in ranges):
-        return largest
-    for kind in (EmbedRows, RefreshRows):
-        rows = [u.rows for u in plan.units if isinstance(u, kind)]
-        if len(rows) > 1:
-            return max(rows)
-    return None
-
-
-def stopping(say: Listener) -> AbstractContextManager[Stop]:
-    """Signals during the block end the run as they should: drained, and said."""
-    return Stop(lambda words: say("begin", what=words)).listening()
-
-
-def embed_documents(work: Work) -> None:
+def embed_documents(context: RunContext) -> None:
     """Embed and stage every unit that has no receipt yet."""
-    run, plan, config = work.run, work.plan, work.config
+    run, plan, embed = context.run, context.plan, context.config.embed
     staged = run.staged()
     units = [u for u in plan.units if isinstance(u, EmbedUnit)]
     todo = [u for u in units if u.id not in staged]
-    done = plan.rows - sum(u.rows for u in todo)
     if not todo:
         return
-    _prove_donors(work)
+    _prove_donors(context)
     progress = EmbedProgress(
-        run,
-        work.say,
+        context.emit,
         total=plan.rows,
-        done=done,
+        done=plan.rows - sum(u.rows for u in todo),
         units=(len(units) - len(todo), len(units)),
-        actors=config.embed.actors,
+        actors=embed.actors,
     )
-    run.event("embed", todo=len(todo), reused=len(staged))
-    encoder = plan.encoder
-    job = EmbedJob(run, embed.slim(plan), work.source, encoder, config.embed, work.columns)
+    job = EmbedJob(run, plan.without_units(), context.source, plan.encoder, embed, context.columns)
     with progress.reporting():
-        work.on.embed(job, todo, progress.receipt, work.stop)
-    figures = progress.totals()
-    run.event("embedded", **figures)
-    work.say("embedded", **figures)
+        context.executor.embed(job, todo, progress.receipt, context.stop)
+    context.emit(progress.totals())
 
 
-def _prove_donors(work: Work) -> None:
-    """Hold every file that vectors are copied from against its receipt.
+def _prove_donors(context: RunContext) -> None:
+    """Check every file that vectors are copied from against its receipt.
 
     Raises:
         IntegrityError: a file is damaged, or the records of a donor were changed.
     """
-    storage, donors = work.run.storage, work.plan.donors
+    storage, donors = context.run.storage, context.plan.donors
     files = [
         (storage, donor.table, name, proof)
         for donor in donors
-        for name, proof in _proofs(work, donor).items()
+        for name, proof in _proofs(context, donor).items()
     ]
     if not files:
         return
     named = ", ".join(d.release for d in donors)
-    work.say("begin", what=f"vectors of equal texts are copied from {named}; checking its files")
-    if damaged := [name for found in work.on.each(reuse.damaged, files) for name in found]:
+    context.emit(Working(f"vectors of equal texts are copied from {named}; checking its files"))
+    damaged = [name for found in context.executor.each(reuse.damaged, files) for name in found]
+    if damaged:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",
             "vectors would be copied from them",
-            work.run.rebuild,
+            context.run.rebuild,
         )
 
 
-def _proofs(work: Work, donor: Donor) -> dict[str, Proof]:
-    """What the files of a donor must be; where its records are damaged, this run is to do without it."""
+def _proofs(context: RunContext, donor: Donor) -> dict[str, Proof]:
+    """Proofs of the donor's files; if its records are damaged, the fix is a run without it."""
     try:
-        return reuse.proofs(work.run.storage, donor)
+        return reuse.proofs(context.run.storage, donor)
     except IntegrityError as error:
-        raise IntegrityError(error.what, error.why, work.run.rebuild) from error
+        raise IntegrityError(error.what, error.why, context.run.rebuild) from error
 
 
-def keep_rows(work: Work) -> None:
-    """Stage what a catch-up takes over from its base without embedding it."""
-    run, plan = work.run, work.plan
+def restage_rows(context: RunContext) -> None:
+    """Stage again what a catch-up takes over from its base without embedding it."""
+    run, plan = context.run, context.plan
     staged = run.staged()
-    kept = [u for u in plan.units if isinstance(u, KeepFragment | RefreshRows)]
-    todo = [u for u in kept if u.id not in staged]
-    common = (run, embed.slim(plan), work.columns, work.source)
-    work.on.each(keep.stage_unit, ((*common, unit) for unit in todo))
-    run.event("kept", units=len(todo))
+    todo = [u for u in plan.units if isinstance(u, KeptUnit) and u.id not in staged]
+    if not todo:
+        return
+    common = (run, plan.without_units(), context.columns, context.source)
+    context.executor.each(restage.stage_unit, ((*common, unit) for unit in todo))
+    context.emit(Kept(len(todo), sum(u.rows for u in todo)))
 
 
-def seal(work: Work) -> SealedTable:
-    """All staged units into the table, in one commit."""
-    run = work.run
-    sealed = table.seal(run, work.plan, work.columns, work.config.embed.max_dead_letters)
-    run.event(
-        "table", version=sealed.version, rows=sealed.rows, dead_letters=len(sealed.dead_letters)
-    )
-    work.say(
-        "table",
-        path=sealed.path,
-        version=sealed.version,
-        rows=sealed.rows,
-        dead_letters=len(sealed.dead_letters),
-    )
+def seal(context: RunContext) -> SealedTable:
+    """Commit all staged units to the table, at once."""
+    allowed = context.config.embed.max_dead_letters
+    sealed = table.seal(context.run, context.plan, context.columns, allowed)
+    dead = len(sealed.dead_letters)
+    context.emit(Sealed(sealed.path, sealed.version, sealed.rows, dead))
     return sealed
 
 
-def build_index(work: Work, sealed: SealedTable) -> IndexManifest:
-    """Build, tune and save the index, unless a finished one of this table version is there.
+def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
+    """Build, tune and save the index; take one of this table version that is finished.
 
-    A finished one is taken, by whatever settings it was built; those that differ now are named.
+    A finished one is taken whatever settings it was built by; those that differ now are named.
     """
-    run, config, on = work.run, work.config, work.on
+    run, config, executor = context.run, context.config, context.executor
     finished = index_store.finished(run.storage, f"indexes/{run.id}", sealed.version)
     if finished is not None:
-        used, now_set = finished.settings.model_dump(), config.index.model_dump()
-        if changed := changed_settings("index", used, now_set):
-            work.say("ignored", settings=changed)
+        used, now = finished.settings.model_dump(), config.index.model_dump()
+        emit_ignored(changed_settings("index", used, now), context.emit)
         return finished
     started = time.monotonic()
-    work.say(
-        "begin", what="building the index, and tuning it on judged queries where there are some"
+    context.emit(Working("building the index, and tuning it on judged queries if there are any"))
+    texts = _tuning_texts(context)
+    gpus = int(config.index.device != "cpu" and executor.has_gpu())
+    cpus = min(config.embed.actors * config.embed.cpus_per_actor, executor.largest_node_cpus(gpus))
+    manifest = executor.call(
+        _index_task, run, context.plan, context.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
     )
-    gpus = 1 if config.index.device != "cpu" and on.has_gpu() else 0
-    cpus = min(config.embed.actors * config.embed.cpus_per_actor, on.largest_node_cpus(gpus))
-    texts = _tuning_texts(work)
-    manifest = on.call(
-        _index_task, run, work.plan, work.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
-    )
-    figures = {**encode(manifest), **asdict(manifest.base), "rows": manifest.rows}
-    fields = figures | {"seconds": round(time.monotonic() - started, 1)}
-    run.event("index", **fields)
-    work.say("index", **fields)
+    context.emit(_indexed_event(manifest, time.monotonic() - started))
     return manifest
 
 
-def _tuning_texts(work: Work) -> list[str]:
-    """The planned queries to tune the index on; none where they changed or cannot be read now."""
-    gate = work.plan.gate
+def _indexed_event(manifest: IndexManifest, seconds: float) -> Indexed:
+    built = manifest.base
+    return Indexed(
+        factory=built.factory,
+        device=built.device,
+        rows=manifest.rows,
+        seconds=round(seconds, 1),
+        operating_point=built.operating_point,
+        ann_recall_at_10=manifest.ann_recall_at_10,
+        num_queries=manifest.num_queries,
+        tuned_on=manifest.tuned_on,
+    )
+
+
+def _tuning_texts(context: RunContext) -> list[str]:
+    """The planned queries to tune the index on; none if they changed or cannot be read now."""
+    gate = context.plan.gate
     if not gate.queries:
         return []
+    instead = "the index is tuned on documents, not on queries"
     try:
-        found = evalset.load_eval_set(gate.queries, gate.split, dict(work.config.stores.queries))
+        found = evalset.load_eval_set(gate.queries, gate.split, dict(context.config.stores.queries))
     except UsageError as error:  # a catch-up of what serves must not depend on them
-        work.say("begin", what=f"{error.what}: the index is tuned on documents, not on queries")
+        context.emit(Notice(f"{error.what}: {instead}"))
         return []
     if found.sha256 != gate.sha256:
-        what = f"{found.source} is not what was planned: the index is tuned on documents, not on queries"
-        work.say("begin", what=what)
+        context.emit(Notice(f"{found.source} is not what was planned: {instead}"))
         return []
     return found.texts
 
@@ -277,7 +186,7 @@ def _indexed(
 
 
 def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
-    """The base's index, for a catch-up: what it learned holds while most vectors are those it learned from."""
+    """The base's index for a catch-up: its training holds while most vectors are those it was trained on."""
     if plan.base is None:
         return None
     base = Catalog(run.storage, plan.alias).release(plan.base.release)
@@ -289,16 +198,18 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
     return index.Trained(manifest.base.factory, loaded.segments[0], since)
 
 
-def verified(work: Work, sealed: SealedTable, manifest: IndexManifest) -> dict[str, Any]:
-    """Row-exact, or it is not a candidate.
+def verify_rows(
+    context: RunContext, sealed: SealedTable, manifest: IndexManifest
+) -> dict[str, Any]:
+    """Compare every row with its source; return the report, which passed.
 
     Raises:
         IntegrityError: the table or the index differs from the source.
     """
-    run, plan = work.run, work.plan
+    run, plan = context.run, context.plan
     subject = verify.Subject(
-        work.source,
-        work.vectors(sealed),
+        context.source,
+        context.vectors(sealed),
         plan.space,
         plan.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
@@ -306,16 +217,22 @@ def verified(work: Work, sealed: SealedTable, manifest: IndexManifest) -> dict[s
         origin=plan.origin,
     )
     again = min(verify.SAMPLE, sealed.rows)
-    work.say("begin", what=f"comparing every row with its source, embedding {again:,} again")
-    report = work.on.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
+    context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
+    report = context.executor.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
     run.storage.write(run.path("verify.json"), report)
-    run.event("verify", passed=report["passed"], sampled=report["sampled"])
-    work.say("verify", **report)
-    if not report["passed"]:
-        wrong = ", ".join(
-            f"{d['count']} {k}" for k, d in report["differences"].items() if d["count"]
+    differences = {k: d["count"] for k, d in report["differences"].items() if d["count"]}
+    context.emit(
+        Verified(
+            passed=report["passed"],
+            rows=report["rows"],
+            sampled=report["sampled"],
+            differences=differences,
+            confidence=report["confidence"],
         )
-        raise IntegrityError(f"the table is not what its source says: {wrong}", None, run.rebuild)
+    )
+    if not report["passed"]:
+        wrong = ", ".join(f"{count} {kind}" for kind, count in differences.items())
+        raise IntegrityError(f"the table differs from its source: {wrong}", None, run.rebuild)
     return report
 
 
@@ -327,13 +244,15 @@ def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) ->
 
 
 def register(
-    work: Work,
-    sealed: SealedTable,
-    manifest: IndexManifest,
-    receipt: dict[str, Any],
+    context: RunContext, sealed: SealedTable, manifest: IndexManifest, report: dict[str, Any]
 ) -> Release:
-    """Make it a candidate. Serving does not notice."""
-    run, plan = work.run, work.plan
+    """Register the release as a candidate; what serves is unchanged.
+
+    Raises:
+        IntegrityError: the sealed version is gone.
+        Conflict: the run was given up meanwhile.
+    """
+    run, plan = context.run, context.plan
     catalog = Catalog(run.storage, plan.alias)
     table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
     if table_manifest is None:
@@ -362,14 +281,13 @@ def register(
             rows=sealed.rows,
             dead_letters=len(sealed.dead_letters),
             source=plan.source,
-            verify=receipt,
+            verify=report,
             gate=plan.gate,
             number=catalog.next_number(),
         )
     )
     faults.point("run.after_register")
     run.finish(release.id)
-    run.event("candidate", release=release.id)
     live = catalog.live()
-    work.say("candidate", release=release.id, live=live.release.id if live else None)
+    context.emit(Candidate(release.id, live.release.id if live else None))
     return release

@@ -8,8 +8,9 @@ from typing import Any
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.settings import Config
-from reembed.engine.progress import Listener
+from reembed.engine.executor import Executor
 from reembed.errors import Conflict, SourceError
+from reembed.events import Listener
 from reembed.lifecycle.chosen import named
 from reembed.lifecycle.moves import Moved, behind, moved
 from reembed.lifecycle.promote import Reasons, admissible, candidate, follow, newest_of, promote
@@ -52,13 +53,14 @@ def promote_up_to_date(
     config: Config,
     release_id: str | None,
     reasons: Reasons,
+    emit: Listener,
     *,
-    catch_up: bool,
-    say: Listener,
+    executor: Executor | None,
 ) -> Moved:
     """Catch up with the source, then make a release, or the config's own, live.
 
-    The gate is asked first: a release that may not become live does not need a pass.
+    The gate is asked first: a release that may not become live does not need a pass. Without an
+    executor nothing is caught up.
 
     Raises:
         SourceError: the source cannot be read.
@@ -67,9 +69,9 @@ def promote_up_to_date(
     before = catalog.live()
     asked = candidate(catalog, config, release_id)
     admissible(catalog, asked, before, reasons)
-    if catch_up and config.source.version is None:
+    if executor is not None and config.source.version is None:
         try:
-            asked = strategy.catch_up(config, newest_of(catalog, asked), say)
+            asked = strategy.catch_up(config, newest_of(catalog, asked), emit, executor=executor)
         except SourceError as error:
             again = f"reembed promote {asked.id} --no-catch-up{reasons.flags}"
             fix = f"{again}     # documents changed since the build are missing"
@@ -85,7 +87,13 @@ def promote_up_to_date(
 
 
 def catch_up_and_follow(
-    catalog: Catalog, config: Config, which: str, say: Listener, *, retry_dead_letters: bool
+    catalog: Catalog,
+    config: Config,
+    which: str,
+    emit: Listener,
+    *,
+    executor: Executor,
+    retry_dead_letters: bool,
 ) -> CaughtUp:
     """Bring live, previous or a release by id up to date; live moves on to the result.
 
@@ -96,7 +104,9 @@ def catch_up_and_follow(
     newest = newest_of(catalog, asked)
     if which == "live" and began is not None:
         _require_not_undone(catalog, began, newest)
-    newest = strategy.catch_up(config, newest, say, retry_dead_letters=retry_dead_letters)
+    newest = strategy.catch_up(
+        config, newest, emit, executor=executor, retry_dead_letters=retry_dead_letters
+    )
     before = catalog.live()
     serves = before is not None and before.release.origin == newest.origin
     record = follow(catalog, newest, decided_on=began) if serves else None

@@ -20,8 +20,10 @@ from reembed.catalog import lease
 from reembed.catalog.lease import Lease, Worker, driving, machine, read_lease
 from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig
-from reembed.engine import attempts, cluster
-from reembed.engine.watchdog import Watch
+from reembed.engine import attempts, nodes
+from reembed.engine.host import Place
+from reembed.engine.watchdog import Watchdog
+from reembed.events import ignore
 from reembed.store.storage import Storage
 
 RUN = "docs-0-v1-1"
@@ -97,8 +99,8 @@ def test_a_process_that_may_not_be_looked_at_is_watched_and_not_taken_for_dead(
 class _Embedder:
     """As the job's own actors are called."""
 
-    def place(self) -> tuple[cluster.Place, int]:
-        return cluster.place(), os.getpid()
+    def place(self) -> tuple[Place, int]:
+        return nodes.place(), os.getpid()
 
     def rest(self) -> None:
         time.sleep(600)
@@ -108,13 +110,13 @@ class Bystander(_Embedder):
     """Another actor of the same driver."""
 
 
-def watch(run: Run) -> Watch:
+def watch(run: Run) -> Watchdog:
     plan = SimpleNamespace(resume="reembed run")
     job = SimpleNamespace(run=run, embed=EmbedConfig(unit_deadline_s=0.1), plan=plan)
-    return Watch(cast(Any, job), [], lambda words: None)
+    return Watchdog(cast(Any, job), [], ignore)
 
 
-def plant(run: Run, name: str, place: cluster.Place, pid: int, **more: Any) -> None:
+def plant(run: Run, name: str, place: Place, pid: int, **more: Any) -> None:
     """A worker's record as anyone who can write to the root can write it."""
     known = {f.name for f in dataclasses.fields(Worker)}
     record = {"id": name, "unit": "u", "attempt": 1, **place._asdict(), "pid": pid, "at": ""}
@@ -137,7 +139,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.ray
 def test_a_record_in_the_root_cannot_make_the_watchdog_kill_a_process(run: Run, ray_local: None):
-    driver = cluster.place()
+    driver = nodes.place()
     bystander = ray.remote(Bystander).options(num_cpus=0).remote()
     place, pid = ray.get(bystander.place.remote())
     with subprocess.Popen(["sleep", "600"]) as victim:
@@ -183,51 +185,58 @@ def attempt_at(*given: Any) -> Any:
     return killed.attempt_at(*given)
 
 
+class Moving:
+    """A host that says where this process is, and who is still there."""
+
+    def __init__(self) -> None:
+        self.here, self.nodes, self.job = Place("n1", "j1", "a"), {"n1", "n2"}, "j1"
+
+    def place(self) -> Place:
+        return self.here
+
+    def outlived(self, node: str, job: str) -> bool:
+        return node in self.nodes and job == self.job
+
+
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Ray's word on where this process is, and on who is still there."""
-    state = SimpleNamespace(place=cluster.Place("n1", "j1", "a"), nodes={"n1", "n2"}, job="j1")
-    monkeypatch.setattr(cluster, "place", lambda: state.place)
-    monkeypatch.setattr(
-        cluster, "outlived", lambda node, job: node in state.nodes and job == state.job
-    )
-    return state
+def world() -> Moving:
+    return Moving()
 
 
-def test_preempted_nodes_are_not_the_documents_fault(run: Run, world: SimpleNamespace):
+def test_preempted_nodes_are_not_the_documents_fault(run: Run, world: Moving):
     for number in range(8):
-        world.place = cluster.Place(f"spot-{number}", "j1", "a")
-        assert attempt_at(run, 1, lambda tried: True) is None
-    done = attempt_at(run, 1, lambda tried: False)
+        world.here = Place(f"spot-{number}", "j1", "a")
+        assert attempt_at(run, 1, lambda tried: True, world) is None
+    done = attempt_at(run, 1, lambda tried: False, world)
     assert done is not None
     assert (done.poison, list(done.ranges())) == (frozenset(), [(0, 1)])
 
 
-def test_drivers_that_are_killed_are_not_the_documents_fault(run: Run, world: SimpleNamespace):
+def test_drivers_that_are_killed_are_not_the_documents_fault(run: Run, world: Moving):
     for number in range(8):
-        world.job, world.place = f"j{number}", cluster.Place("n1", f"j{number}", "a")
-        assert attempt_at(run, 1, lambda tried: True) is None
-    done = attempt_at(run, 1, lambda tried: False)
+        world.job, world.here = f"j{number}", Place("n1", f"j{number}", "a")
+        assert attempt_at(run, 1, lambda tried: True, world) is None
+    done = attempt_at(run, 1, lambda tried: False, world)
     assert done is not None
     assert (done.poison, list(done.ranges())) == (frozenset(), [(0, 1)])
 
 
 def test_a_unit_that_was_embedded_and_not_written_is_not_the_documents_fault(
-    run: Run, world: SimpleNamespace
+    run: Run, world: Moving
 ):
     for number in range(8):
-        attempt = attempts.begin(run, "u", 1)
+        attempt = attempts.begin(run, "u", 1, world)
         with suppress(OSError), attempts.working(attempt, f"{number:032x}"):
             assert list(attempt.ranges()) == [(0, 1)]
             raise OSError("the disk is full")
 
 
-def test_of_deaths_of_both_kinds_those_alone_count(run: Run, world: SimpleNamespace):
+def test_of_deaths_of_both_kinds_those_alone_count(run: Run, world: Moving):
     """The fourth of eight documents kills; every second node is preempted as well."""
     for number in range(1, 20):
         preempted = number % 2 == 0
-        world.place = cluster.Place(f"spot-{number}" if preempted else "n2", "j1", "a")
-        done = attempt_at(run, 8, lambda tried, gone=preempted: gone or 3 in range(*tried))
+        world.here = Place(f"spot-{number}" if preempted else "n2", "j1", "a")
+        done = attempt_at(run, 8, lambda tried, gone=preempted: gone or 3 in range(*tried), world)
         if done is not None:
             break
     assert done is not None
@@ -236,7 +245,7 @@ def test_of_deaths_of_both_kinds_those_alone_count(run: Run, world: SimpleNamesp
 
 @pytest.mark.ray
 def test_who_outlived_a_worker_is_asked_of_ray(ray_local: None):
-    here = cluster.place()
-    assert cluster.outlived(here.node, here.job)
-    assert not cluster.outlived("ab" * 28, here.job)
-    assert not cluster.outlived(here.node, "ff" * 4)
+    here = nodes.place()
+    assert nodes.outlived(here.node, here.job)
+    assert not nodes.outlived("ab" * 28, here.job)
+    assert not nodes.outlived(here.node, "ff" * 4)

@@ -114,10 +114,9 @@ def test_tune_names_a_folder_to_make_or_another_file(
 @pytest.fixture
 def inline(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs need no Ray, and their config lies here."""
-    from reembed.strategies import catch_up, full_rebuild
+    from reembed.engine import ray_executor
 
-    for module in (catch_up, full_rebuild):
-        monkeypatch.setattr(module, "RayExecutor", Inline)
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
     return here
 
 

@@ -16,6 +16,7 @@ from releases import index_file
 from reembed.catalog.lease import repeating
 from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
+from reembed.engine.ray_executor import RayExecutor
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -27,10 +28,12 @@ def nights(corpus, config_file, make_config, eval_folder, quiet):
     """(file, first, second): `first` is live, `second` a candidate of another carried column."""
     source = corpus(120)
     gate = {"gate": {"queries": eval_folder(source), "ann_recall": 0.5, "margin": 0.9}}
-    first = full_rebuild(make_config(source, **gate), quiet)
+    first = full_rebuild(make_config(source, **gate), quiet, executor=RayExecutor())
     catalog = Catalog(Storage.open(make_config(source).storage.root), "passages")
     catalog.append(None, "promote", first)
-    second = full_rebuild(make_config(source, table={"carry": ["title"]}, **gate), quiet)
+    second = full_rebuild(
+        make_config(source, table={"carry": ["title"]}, **gate), quiet, executor=RayExecutor()
+    )
     return config_file(source, table={"carry": ["title"]}, **gate), first, second
 
 
@@ -100,12 +103,14 @@ def test_queries_that_the_plan_did_not_name_may_come_late_and_the_record_says_so
     corpus, config_file, make_config, eval_folder, quiet, cli
 ):
     source = corpus(120)
-    first = full_rebuild(make_config(source, encoder={"model": "hashing:32"}), quiet)
+    first = full_rebuild(
+        make_config(source, encoder={"model": "hashing:32"}), quiet, executor=RayExecutor()
+    )
     file = config_file(source)
     catalog = Catalog(Storage.open(make_config(source).storage.root), "passages")
     catalog.append(None, "promote", first)
-    full_rebuild(make_config(source), quiet)
-    assert any("no judged queries" in f["what"] for s, f in quiet.events if s == "begin")
+    full_rebuild(make_config(source), quiet, executor=RayExecutor())
+    assert any("no judged queries" in what for what in quiet.said())
     assert "set gate.queries" in cli("compare", "-c", file, code=2)["fix"]
     late = CliRunner().invoke(
         reembed_cli,

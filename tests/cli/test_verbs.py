@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
+from reembed.engine.ray_executor import RayExecutor
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
@@ -26,7 +27,7 @@ def released(corpus, make_config, config_file, quiet, ray_local, eval_folder):
         config = make_config(
             source, encoder={"model": f"hashing:{dim}"}, gate=gate, table={"carry": ["title"]}
         )
-        release = full_rebuild(config, quiet)
+        release = full_rebuild(config, quiet, executor=RayExecutor())
         catalog = Catalog(Storage.open(config.storage.root), config.alias)
         if catalog.live() is None:
             promote(catalog, release.id, initial_reason="a test")
@@ -80,7 +81,8 @@ def test_stdout_of_a_run_is_its_json_alone_while_progress_goes_to_stderr(corpus,
     assert json.loads(done.stdout)["rows"] == 60
     stages = re.findall(r"^\d\d:\d\d:\d\d (\w+)", done.stderr, re.M)
     assert set(stages) == {
-        *("plan", "ray", "begin", "embed", "embedded", "table", "index", "verify", "candidate"),
+        *("plan", "ray", "begin", "note", "embed", "embedded", "table", "index", "verify"),
+        "candidate",
     }
     assert "Warning" not in done.stderr
 
@@ -107,7 +109,7 @@ def test_hostile_ids_stay_text_on_the_terminal(
         pa.table({"doc_id": ids, "text": ["one two", "three", "four", "five"]}), uri
     )
     config = make_config(uri)
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=RayExecutor())
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     promote(catalog, release.id, initial_reason="a test")
     said = CliRunner().invoke(reembed_cli, ["search", "one", "-c", config_file(uri)])

@@ -10,12 +10,28 @@ import pytest
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.attempts import Attempt, Range
+from reembed.engine.host import ALONE, Host, Place
 from reembed.store.storage import Storage
 
 
-def attempt_at(run: Run, rows: int, kills: Callable[[Range], bool]) -> Attempt | None:
+class Outlived:
+    """A host on which every worker that died did so alone, or none."""
+
+    def __init__(self, answer: bool = True) -> None:
+        self.answer = answer
+
+    def place(self) -> Place:
+        return Place()
+
+    def outlived(self, node: str, job: str) -> bool:
+        return self.answer
+
+
+def attempt_at(
+    run: Run, rows: int, kills: Callable[[Range], bool], host: Host = ALONE
+) -> Attempt | None:
     """One attempt at unit "u"; None when its process was killed, which then takes nothing back."""
-    attempt = attempts.begin(run, "u", rows)
+    attempt = attempts.begin(run, "u", rows, host)
     with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, uuid.uuid4().hex):
         died = any(kills(tried) for tried in attempt.ranges())
         if died:

@@ -12,6 +12,7 @@ from flow_tables import rows_of
 from reembed import faults
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
+from reembed.engine.ray_executor import RayExecutor
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
@@ -60,7 +61,9 @@ def test_every_point_in_the_code_is_killed_here():
 @pytest.fixture
 def uninterrupted(corpus, make_config, quiet, ray_local, tmp_path):
     config = make_config(corpus(300), storage={"root": str(tmp_path / "calm")})
-    return rows_of(Storage.open(config.storage.root), full_rebuild(config, quiet))
+    return rows_of(
+        Storage.open(config.storage.root), full_rebuild(config, quiet, executor=RayExecutor())
+    )
 
 
 def test_the_driver_killed_at_each_of_its_points_loses_and_repeats_nothing(
@@ -87,7 +90,7 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
 ):
     source = corpus(300)
     file, config = config_file(source), make_config(source)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog_of(config), first.id, initial_reason="a test")
     lance.dataset(source).delete("doc_id = 'd00007'")
     lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
@@ -126,7 +129,7 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     source = corpus(120)
     sections = {"gate": {"queries": eval_folder(source)}, "storage": {"keep": 1}}
     config = make_config(source, encoder={"model": "hashing:16"}, **sections)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
     file = config_file(source, encoder={"model": "hashing:64"}, **sections)
     command = ("promote", first.id, "-c", file, "--initial", "--reason", "a test")
     assert cli.process(*command, REEMBED_CRASH_AT="promote.before_swap").returncode == -9
@@ -135,7 +138,7 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     assert catalog_of(config).require_live().release.id == first.id
     for dim in (64, 128):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, **sections)
-        release = full_rebuild(config, quiet)
+        release = full_rebuild(config, quiet, executor=RayExecutor())
         cli("promote", release.id, "-c", file, "--force", "--reason", "crash test")
     for point in ("gc.after_mark", "gc.after_table"):
         assert cli.process("gc", "-c", file, "--yes", REEMBED_CRASH_AT=point).returncode == -9

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from conftest import documents
 from crash.forks import search_path
-from crash.killed import attempt_at
+from crash.killed import Outlived, attempt_at
 
 from reembed.catalog.runs import Run
-from reembed.engine import attempts, cluster
+from reembed.engine import attempts
 from reembed.errors import RunFailed
 from reembed.store.storage import Storage
 
@@ -89,20 +89,14 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
     } - set(dead)
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray says of each worker that died that its node and its driver are still there."""
-    monkeypatch.setattr(cluster, "outlived", lambda node, job: True)
-
-
 @pytest.mark.parametrize("killers", [{0}, {77}, {999}, {3, 4}, {10, 500, 998}])
-def test_the_killing_documents_are_found_in_few_attempts(
-    tmp_path: Path, killers: set[int], alone: None
-):
+def test_the_killing_documents_are_found_in_few_attempts(tmp_path: Path, killers: set[int]):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
     attempt, count = None, 0
     while attempt is None:
-        attempt = attempt_at(run, 1000, lambda tried: bool(killers & set(range(*tried))))
+        attempt = attempt_at(
+            run, 1000, lambda tried: bool(killers & set(range(*tried))), Outlived()
+        )
         count += 1
     assert attempt.poison == killers
     covered = [r for a, b in attempt.ranges() for r in range(a, b)]
@@ -111,14 +105,14 @@ def test_the_killing_documents_are_found_in_few_attempts(
 
 
 def test_a_unit_that_always_dies_fails_the_run_in_the_end(
-    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
     monkeypatch.setattr(Run, "plan", lambda self: SimpleNamespace(restart="reembed run --fresh"))
     for _ in range(attempts.MAX_ATTEMPTS):
-        attempts.begin(run, "u", 10)
-    with pytest.raises(RunFailed, match="was begun 30 times"):
-        attempts.begin(run, "u", 10)
+        attempts.begin(run, "u", 10, Outlived())
+    with pytest.raises(RunFailed, match="was tried 30 times"):
+        attempts.begin(run, "u", 10, Outlived())
 
 
 def test_a_document_is_not_blamed_for_a_node_that_went_away_twice(tmp_path: Path):

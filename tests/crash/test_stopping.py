@@ -69,7 +69,7 @@ def test_a_signal_lets_the_begun_units_finish_and_the_same_command_resumes(
     assert process.returncode == code, err
     assert json.loads(out)["error"] == "Interrupted"
     assert "the same command resumes" in json.loads(out)["fix"]
-    assert "finishing the units that are begun" in err
+    assert "finishing units in progress" in err
     assert "SIGTERM received at" not in err
     begun = {p.split("/")[-2] for p, _ in run.storage.objects(run.path("attempts/"))}
     assert begun == run.staged(), "a unit was begun and thrown away"

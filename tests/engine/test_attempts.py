@@ -6,28 +6,29 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from crash.killed import attempt_at
+from crash.killed import Outlived, attempt_at
 
 from reembed.catalog.lease import driving, read_lease, workers
 from reembed.catalog.runs import Run
-from reembed.engine import attempts, cluster
+from reembed.engine import attempts
+from reembed.engine.host import ALONE
 from reembed.errors import RunFailed
 from reembed.lifecycle import status
 from reembed.store.storage import Storage
 
 ROWS = 300
+DIED_ALONE = Outlived()
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "outlived", lambda node, job: True)
+def run(tmp_path):
     return Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
 
 
 def attempts_until_done(run, kills):
     """Number of the first attempt that survives, and what it was given."""
     for number in range(1, attempts.MAX_ATTEMPTS + 1):
-        if (last := attempt_at(run, ROWS, kills)) is not None:
+        if (last := attempt_at(run, ROWS, kills, DIED_ALONE)) is not None:
             return number, last
     raise AssertionError("none lived")
 
@@ -44,14 +45,16 @@ def test_documents_that_kill_are_found_among_many_and_no_other_is_left_out(run, 
 
 def test_a_range_of_many_in_which_two_workers_died_at_once_is_cut_and_none_of_it_is_poison(run):
     for _ in range(2):
-        attempt_at(run, ROWS, lambda tried: True)
-    both = [attempts.begin(run, "u", ROWS) for _ in range(2)]  # the second before the first died
+        attempt_at(run, ROWS, lambda tried: True, DIED_ALONE)
+    both = [
+        attempts.begin(run, "u", ROWS, DIED_ALONE) for _ in range(2)
+    ]  # the second before the first died
     for number, attempt in enumerate(both):
         with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, f"{number:032x}"):
             first = next(attempt.ranges())
             patch.setattr(Storage, "remove", lambda storage, path: None)
     assert first[1] - first[0] > 1
-    again = attempts.begin(run, "u", ROWS)
+    again = attempts.begin(run, "u", ROWS, DIED_ALONE)
     assert again.poison == frozenset()
     tried = [*again.ranges()]
     assert first not in tried
@@ -62,7 +65,7 @@ def test_a_careful_attempt_tries_ranges_before_single_documents(run):
     deaths = iter([True, True, False])
     attempt_at(run, ROWS, lambda tried: next(deaths))
     attempt_at(run, ROWS, lambda tried: next(deaths))
-    careful = attempts.begin(run, "u", ROWS)
+    careful = attempts.begin(run, "u", ROWS, DIED_ALONE)
     cut = [*careful.ranges()]
     assert len(cut) <= 16
     assert [d for start, stop in cut for d in range(start, stop)] == [*range(ROWS)]
@@ -83,23 +86,20 @@ def test_attempts_at_one_unit_are_numbered_apart_from_those_at_another(run):
 
 def test_only_a_document_that_kills_alone_is_poison_not_a_range(run, monkeypatch):
     for _ in range(4):
-        attempts.begin(run, "u", 40)
+        attempts.begin(run, "u", 40, DIED_ALONE)
     deaths = Counter({(0, 3): 2, (6, 9): 5, (12, 15): 2, (12, 13): 2, (20, 21): 1})
     monkeypatch.setattr(attempts, "_died_alone", lambda *a: [1, 2])
     monkeypatch.setattr(attempts, "_deaths", lambda *a: deaths)
-    attempt = attempts.begin(run, "u", 40)
+    attempt = attempts.begin(run, "u", 40, DIED_ALONE)
     assert attempt.poison == {12}
     tried = [row for start, stop in attempt.ranges() for row in range(start, stop)]
     assert tried == [row for row in range(40) if row != 12]
 
 
-def test_an_attempt_after_deaths_that_were_not_the_documents_fault_writes_no_range_down(
-    run, monkeypatch
-):
-    monkeypatch.setattr(cluster, "outlived", lambda node, job: False)
+def test_an_attempt_after_deaths_that_were_not_the_documents_fault_writes_no_range_down(run):
     for _ in range(3):
-        attempt_at(run, ROWS, lambda tried: True)
-    fourth = attempts.begin(run, "u", ROWS)
+        attempt_at(run, ROWS, lambda tried: True, ALONE)
+    fourth = attempts.begin(run, "u", ROWS, ALONE)
     assert [*fourth.ranges()] == [(0, ROWS)]
     assert run.storage.read(attempts._path(run, "u", 4))["trying"] is None
 
@@ -107,12 +107,11 @@ def test_an_attempt_after_deaths_that_were_not_the_documents_fault_writes_no_ran
 def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the_run(
     run, monkeypatch
 ):
-    monkeypatch.setattr(cluster, "outlived", lambda node, job: False)
     monkeypatch.setattr(Run, "plan", lambda self: SimpleNamespace(restart="reembed run --fresh"))
     for _ in range(attempts.MAX_ATTEMPTS):
-        attempt_at(run, ROWS, lambda tried: True)
-    with pytest.raises(RunFailed, match=f"was begun {attempts.MAX_ATTEMPTS} times") as failed:
-        attempts.begin(run, "u", ROWS)
+        attempt_at(run, ROWS, lambda tried: True, ALONE)
+    with pytest.raises(RunFailed, match=f"was tried {attempts.MAX_ATTEMPTS} times") as failed:
+        attempts.begin(run, "u", ROWS, ALONE)
     assert failed.value.why.startswith("0 of its workers died alone")
 
 
@@ -122,7 +121,7 @@ def test_files_of_other_names_beside_numbered_records_break_nothing(run, stray):
         run.storage.write_bytes(run.path(f"{folder}/{stray}"), b"{}")
     assert read_lease(run) is None
     assert workers(run) == []
-    assert [attempts.begin(run, "u", ROWS).number for _ in range(2)] == [1, 2]
+    assert [attempts.begin(run, "u", ROWS, DIED_ALONE).number for _ in range(2)] == [1, 2]
     with driving(run):
         assert read_lease(run).number == 1
 

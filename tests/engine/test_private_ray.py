@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from reembed.config.settings import Config
-from reembed.engine import access, cluster
+from reembed.engine import cluster, ray_auth
 from reembed.errors import Conflict, RunFailed, UsageError
 
 
@@ -33,7 +33,7 @@ def closed(folder: str) -> bool:
 
 
 def test_nobody_else_can_enter_the_session_and_nothing_is_left_of_it(temp: Path):
-    with access.session_folder() as folder:
+    with ray_auth.session_folder() as folder:
         assert Path(folder).parent == temp
         assert closed(folder)
         (Path(folder) / "1").mkdir(mode=0o777)
@@ -41,10 +41,10 @@ def test_nobody_else_can_enter_the_session_and_nothing_is_left_of_it(temp: Path)
 
 
 def test_a_session_that_failed_is_kept_for_its_logs_and_still_closed(temp: Path):
-    with pytest.raises(RunFailed), access.session_folder() as folder:
+    with pytest.raises(RunFailed), ray_auth.session_folder() as folder:
         raise RunFailed("the job stopped")
     assert closed(folder)
-    with pytest.raises(Conflict), access.session_folder() as other:
+    with pytest.raises(Conflict), ray_auth.session_folder() as other:
         raise Conflict("of another kind")
     assert not Path(other).exists()
 
@@ -53,7 +53,7 @@ def test_the_folder_that_was_named_is_used_kept_and_closed_as_well(
     temp: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("RAY_TMPDIR", str(temp))
-    with access.session_folder() as folder:
+    with ray_auth.session_folder() as folder:
         assert closed(folder)
     assert closed(folder)
 
@@ -62,15 +62,15 @@ def test_a_temporary_folder_that_cannot_be_used_is_said_with_its_path(
     temp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
-    with pytest.raises(UsageError, match="/nowhere") as missing, access.session_folder():
+    with pytest.raises(UsageError, match="/nowhere") as missing, ray_auth.session_folder():
         pass
     assert "No such file or directory" in str(missing.value)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "a-name-that-is-far-too-long"))
-    with pytest.raises(UsageError, match="too long"), access.session_folder():
+    with pytest.raises(UsageError, match="too long"), ray_auth.session_folder():
         pass
     monkeypatch.delenv("RAY_TMPDIR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a-name-that-is-far-too-long"))
-    with access.session_folder() as folder:  # sockets would not fit there
+    with ray_auth.session_folder() as folder:  # sockets would not fit there
         assert Path(folder).parent == Path("/tmp")
 
 

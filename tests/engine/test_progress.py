@@ -10,31 +10,22 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from inline import Silent
 
 from reembed.catalog.receipts import UnitStats
-from reembed.catalog.runs import Run
 from reembed.cli.progress import Console
 from reembed.engine.progress import EmbedProgress, UnitDone
-from reembed.store.storage import Storage
+from reembed.events import Progress, Throughput, Working
 
-FIGURES: dict[str, Any] = {
-    "done": 1_234_567,
-    "total": 10_000_000,
-    "docs_per_s": 1_234.5,
-    "tokens_per_s": 234_567,
-    "actors": 16,
-    "busy": 0.97,
-    "units_done": 123,
-    "units": 1_000,
-    "eta_s": 7_100,
-    "dead_letters": 3,
-    "waiting": None,
-}
+FIGURES = Throughput(
+    done=1_234_567, total=10_000_000, docs_per_s=1_234.5, tokens_per_s=234_567, actors=16, busy=0.97,
+    waits_for_input=0.01, waits_for_records=0.0, path="padded on cpu", padding=0.0, mfu=None,
+    units_done=123, units=1_000, dead_letters=3, copied=0, startup_s=1.0,
+)  # fmt: skip
+UNDER_WAY = Progress(FIGURES, eta_s=7_100, waiting=None, last=False)
 LOADING = "16 actor(s) load the model and embed their first unit"
 
 
@@ -96,15 +87,15 @@ def console(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
 def test_share_rate_and_time_left_survive_eighty_columns(
     terminal: Terminal, console: Callable[[], Console]
 ):
-    console()("embed", **FIGURES)
+    console()(UNDER_WAY)
     (line,) = terminal.seen()
     assert len(line) <= 79
     assert {"12.3%", "1,234.5 docs/s", "ETA 1h58m"} <= set(re.split(r"  +", line))
 
 
 def test_why_it_waits_survives_eighty_columns(terminal: Terminal, console: Callable[[], Console]):
-    waiting = {"waiting": LOADING, "docs_per_s": 0.0, "eta_s": None, "done": 0}
-    console()("embed", **{**FIGURES, **waiting})
+    figures = replace(FIGURES, docs_per_s=0.0, done=0)
+    console()(Progress(figures, eta_s=None, waiting=LOADING, last=False))
     (line,) = terminal.seen()
     assert len(line) <= 79
     assert f"waiting: {LOADING}" in line
@@ -116,7 +107,7 @@ def test_a_line_never_wraps_and_drops_the_least_important_first(
     terminal: Terminal, console: Callable[[], Console], columns: int
 ):
     terminal.resize(columns)
-    console()("embed", **FIGURES)
+    console()(UNDER_WAY)
     (line,) = terminal.seen()
     assert len(line) < columns
     assert "12.3%" in line
@@ -136,16 +127,16 @@ def test_a_terminal_that_is_resized_shows_whole_lines_only(
     widths, whole = (80, 160, 50, 50, 200, 30, 30, 79, 250, 80), set()
     for columns in widths:
         terminal.resize(columns)
-        console()("embed", **FIGURES)
+        console()(UNDER_WAY)
         whole.add(timeless(terminal.seen()[-1]))
         terminal.lines = [""]
-    say = console()
+    emit = console()
     for columns in widths:
         terminal.resize(columns)
-        say("embed", **FIGURES)
+        emit(UNDER_WAY)
         assert {timeless(line) for line in terminal.seen() if line} <= whole
     terminal.resize(40)
-    say("begin", what="building the index")
+    emit(Working("building the index"))
     *progress, last = [timeless(line) for line in terminal.seen() if line]
     assert last.endswith("building the index ...")
     assert len(progress) <= 5, "one for each time it became narrower than the line"
@@ -153,7 +144,7 @@ def test_a_terminal_that_is_resized_shows_whole_lines_only(
 
 
 def test_where_stderr_is_no_terminal_lines_are_whole(capsys: pytest.CaptureFixture[str]):
-    Console()("embed", **FIGURES)
+    Console()(replace(UNDER_WAY, last=True))
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert all(word in said for word in ("tokens/s", "ETA 1h58m", "units 123/1,000", "█"))
@@ -176,9 +167,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def progress_of(tmp_path: Path, actors: int, units: int, unit: int = 100) -> EmbedProgress:
-    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
-    return EmbedProgress(run, Silent(), total=units * unit, done=0, units=(0, units), actors=actors)
+def progress_of(actors: int, units: int, unit: int = 100) -> EmbedProgress:
+    return EmbedProgress(Silent(), total=units * unit, done=0, units=(0, units), actors=actors)
 
 
 def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 100) -> None:
@@ -192,9 +182,9 @@ def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 10
 
 
 @pytest.mark.parametrize("lag", [0.0, 2.5, 0.01], ids=["in step", "one after the other", "nearly"])
-def test_the_rate_does_not_sag_between_units(tmp_path: Path, clock: Clock, lag: float):
+def test_the_rate_does_not_sag_between_units(clock: Clock, lag: float):
     """Four actors, each ten seconds at a unit of 100 documents: 40 a second, whenever it is asked."""
-    progress = progress_of(tmp_path, actors=4, units=80)
+    progress = progress_of(actors=4, units=80)
     due = [clock.now + 10 + lag * actor for actor in range(4)]
     rates, left = [], []
     while len(rates) < 150:
@@ -203,43 +193,40 @@ def test_the_rate_does_not_sag_between_units(tmp_path: Path, clock: Clock, lag: 
             if at <= clock.now:
                 finish(progress, clock, 10.0)
                 due[actor] += 10.0
-        figures = progress.figures()
-        if figures["docs_per_s"]:
-            rates.append(figures["docs_per_s"])
-            left.append(figures["eta_s"])
+        if rate := progress.now().figures.docs_per_s:
+            rates.append(rate)
+            left.append(progress.now().eta_s)
     assert min(rates) >= 34
     assert max(rates) <= 46
     assert all(abs((left[0] - i) - eta) <= 30 for i, eta in enumerate(left) if eta)
 
 
-def test_the_rate_is_that_of_the_last_minute_and_the_total_that_of_the_run(
-    tmp_path: Path, clock: Clock
-):
-    progress = progress_of(tmp_path, actors=1, units=100)
+def test_the_rate_is_that_of_the_last_minute_and_the_total_that_of_the_run(clock: Clock):
+    progress = progress_of(actors=1, units=100)
     for seconds in [1.0] * 20 + [10.0] * 20:
         clock.now += seconds
         finish(progress, clock, seconds)
-    assert progress.figures()["docs_per_s"] == 10.0
-    assert progress.totals()["docs_per_s"] == pytest.approx(4_000 / 220, abs=0.1)
+    assert progress.now().figures.docs_per_s == 10.0
+    assert progress.totals().figures.docs_per_s == pytest.approx(4_000 / 220, abs=0.1)
 
 
-def test_the_rate_falls_where_nothing_is_finished_any_more(tmp_path: Path, clock: Clock):
-    progress = progress_of(tmp_path, actors=2, units=100)
+def test_the_rate_falls_where_nothing_is_finished_any_more(clock: Clock):
+    progress = progress_of(actors=2, units=100)
     for _ in range(6):
         clock.now += 5.0
         finish(progress, clock, 10.0)
-    before = progress.figures()["docs_per_s"]
+    before = progress.now().figures.docs_per_s
     clock.now += 9.0
-    assert progress.figures()["docs_per_s"] == before
+    assert progress.now().figures.docs_per_s == before
     clock.now += 600.0
-    figures = progress.figures()
-    assert figures["docs_per_s"] < before / 10
-    assert "no unit was finished for 609 s" in figures["waiting"]
+    now = progress.now()
+    assert now.figures.docs_per_s < before / 10
+    assert "no unit was finished for 609 s" in now.waiting
 
 
-def test_before_any_unit_is_finished_nothing_is_made_up(tmp_path: Path, clock: Clock):
-    progress = progress_of(tmp_path, actors=2, units=100)
+def test_before_any_unit_is_finished_nothing_is_made_up(clock: Clock):
+    progress = progress_of(actors=2, units=100)
     clock.now += 20.0
-    figures = progress.figures()
-    assert (figures["docs_per_s"], figures["eta_s"]) == (0.0, None)
-    assert "load the model" in figures["waiting"]
+    now = progress.now()
+    assert (now.figures.docs_per_s, now.eta_s) == (0.0, None)
+    assert "load the model" in now.waiting

@@ -36,6 +36,7 @@ from reembed.evaluation import queries as evalset
 from reembed.evaluation.compare import PLANNED
 from reembed.evaluation.comparison import Compared, Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
+from reembed.events import Ignored
 from reembed.lifecycle import moves
 from reembed.lifecycle import promote as promotion
 from reembed.lifecycle.promote import follow, promote
@@ -48,16 +49,6 @@ from reembed.strategies.full_rebuild import full_rebuild
 CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DOCUMENTS, QUERIES = 240, 52
 ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
-
-
-class Heard(Silent):
-    """A listener that keeps what was begun."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def __call__(self, stage: str, **fields: Any) -> None:
-        self.said += [fields["what"]] if stage == "begin" else []
 
 
 @dataclass(frozen=True)
@@ -244,9 +235,7 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
 def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
     moved = shutil.move(pair.judged, pair.folder / "moved")
     config, said = pair.config(queries=str(moved)), []
-    record = check.compare_candidate(
-        config, pair.candidate.id, lambda *stage, **f: said.append(stage), PLANNED
-    )
+    record = check.compare_candidate(config, pair.candidate.id, said.append, PLANNED)
     assert record.queries.place == Place(str(moved), "test")
     assert (record.changes, record.gate, said) == ((), gate_of(pair), [])
     terms.require_sound(pair.catalog, record, pair.candidate)
@@ -313,14 +302,12 @@ def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(la
 @pytest.mark.parametrize("looser", [{"margin": 0.9}, {"ann_recall": 0.1}])
 def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, looser):
     config, said = late.config(queries=late.judge(52), **looser), []
-    record = check.compare_candidate(
-        config, late.candidate.id, lambda stage, **f: said.append((stage, f)), PLANNED
-    )
+    record = check.compare_candidate(config, late.candidate.id, said.append, PLANNED)
     planned = gate_of(late)
     assert [getattr(record.gate, k) for k in looser] == [getattr(planned, k) for k in looser]
     assert (record.gate_is_late, record.changes) == (True, ())
-    ((_, ignored),) = said
-    assert [name for name, _, _ in ignored["settings"]] == [f"gate.{k}" for k in looser]
+    (ignored,) = said
+    assert [s.name for s in ignored.settings] == [f"gate.{k}" for k in looser]
     for told in (text.text("compare", record), Path(record.report).read_text()):
         assert "named only at the first comparison" in told
 
@@ -549,9 +536,9 @@ def test_a_catch_up_builds_its_index_by_the_settings_of_its_line(pair, quiet):
         assert newer.id != line.id
         manifest = built_by(pair, newer)
         assert (manifest.base.factory, manifest.settings) == ("Flat", built_by(pair, line).settings)
-    ignored = [f["settings"] for stage, f in quiet.events if stage == "ignored"]
+    ignored = [e.settings for e in quiet.of(Ignored)]
     names = ["index.factory", "index.nprobe"]
-    assert [[name for name, _, _ in settings] for settings in ignored] == [names, names]
+    assert [[s.name for s in settings] for settings in ignored] == [names, names]
 
 
 def test_a_catch_up_that_is_resumed_builds_its_index_by_the_settings_of_its_line(
@@ -588,7 +575,7 @@ def unplanned(monkeypatch):
     """Catch-ups build by the config's settings: the check after is alone."""
     from reembed.strategies import catch_up as strategy
 
-    monkeypatch.setattr(strategy, "_as_planned", lambda config, plan, say: config)
+    monkeypatch.setattr(strategy, "as_planned", lambda config, plan, emit: config)
 
 
 @pytest.mark.usefixtures("unplanned")
@@ -860,14 +847,15 @@ def tuned_on(pair: Pair, release: Release) -> str:
 
 
 @pytest.mark.parametrize("lose", [lambda f: cut(f, 26), shutil.rmtree], ids=["changed", "gone"])
-def test_an_index_is_tuned_on_the_planned_queries_or_said_to_be_tuned_on_documents(pair, lose):
+def test_an_index_is_tuned_on_the_planned_queries_or_said_to_be_tuned_on_documents(
+    pair, quiet, lose
+):
     assert tuned_on(pair, pair.candidate) == "queries"
     lose(pair.judged)
     lance.write_dataset(ONE_MORE, pair.source, mode="append")
-    heard = Heard()
-    newer = catch_up(pair.config(), pair.candidate, heard, executor=Inline())
+    newer = catch_up(pair.config(), pair.candidate, quiet, executor=Inline())
     assert tuned_on(pair, newer) == "documents"
-    assert any("tuned on documents" in words for words in heard.said)
+    assert any("tuned on documents" in words for words in quiet.said())
 
 
 @pytest.mark.parametrize("planned", ["pair", "late"])

@@ -14,7 +14,9 @@ from inline import Inline
 from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.digests import digest
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import SourceError
+from reembed.events import ChangesFound
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -86,12 +88,12 @@ def test_every_kind_of_change_ends_up_right_and_only_new_texts_are_embedded(
     change(uri)
     release = catch_up(config, first, quiet, executor=Inline())
     assert_is_the_source(config, release, uri)
-    (changes,) = [f for s, f in quiet.events if s == "changes"]
+    (changes,) = quiet.of(ChangesFound)
     # d00003, new-1, d00250; d00006 has another title only; renamed has the text of d00007.
-    assert (changes["embed"], changes["refresh"], changes["copied"]) == (3, 1, 1)
-    assert changes["removed"] == 2  # d00001, d00007
-    assert changes["documents"] == 7
-    assert changes["how"].startswith("delta")
+    assert (changes.embed, changes.refresh, changes.copied) == (3, 1, 1)
+    assert changes.removed == 2  # d00001, d00007
+    assert changes.documents == 7
+    assert changes.how.startswith("delta")
     assert (release.origin, release.table) == (first.id, first.table)
     assert catch_up(config, release, quiet, executor=Inline()) == release
     whole = make_config(uri, table={"carry": ["title"]}, embed={"reuse": False}, name="whole.yaml")
@@ -126,8 +128,8 @@ def test_a_window_that_no_history_of_lance_explains_ends_up_right_too(
         )
     release = catch_up(config, first, quiet, executor=Inline())
     assert_is_the_source(config, release, uri)
-    (changes,) = [f for s, f in quiet.events if s == "changes"]
-    assert changes["how"].startswith("delta")
+    (changes,) = quiet.of(ChangesFound)
+    assert changes.how.startswith("delta")
 
 
 def test_compaction_alone_embeds_nothing_and_makes_no_release(tmp_path, make_config, quiet):
@@ -136,7 +138,7 @@ def test_compaction_alone_embeds_nothing_and_makes_no_release(tmp_path, make_con
     first = full_rebuild(config, quiet, executor=Inline())
     lance.dataset(uri).optimize.compact_files()
     assert catch_up(config, first, quiet, executor=Inline()) == first
-    assert quiet.events[-1][1]["versions"] == 0
+    assert quiet.events[-1].versions == 0
 
 
 @pytest.mark.ray
@@ -146,11 +148,11 @@ def test_promote_catches_up_first_and_a_rollback_goes_to_what_was_caught_up(
 ):
     uri = source_of(tmp_path, stable=True)
     old = make_config(uri, encoder={"model": "hashing:32"})
-    first = full_rebuild(old, quiet)
+    first = full_rebuild(old, quiet, executor=RayExecutor())
     promote(catalog_of(old), first.id, initial_reason="test")
     file = config_file(uri, encoder={"model": "hashing:64"})
     new = make_config(uri, encoder={"model": "hashing:64"})
-    second = full_rebuild(new, quiet)
+    second = full_rebuild(new, quiet, executor=RayExecutor())
     upsert(uri, [("late", "t", "a document that came after the build")])
     moved = cli("promote", "-c", file, "--force", "--reason", "test")
     assert moved["to"] != second.id
@@ -177,7 +179,7 @@ def test_catch_up_of_live_moves_the_alias_to_the_same_model(
 ):
     uri = source_of(tmp_path, stable=True)
     file, config = config_file(uri), make_config(uri)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog_of(config), first.id, initial_reason="test")
     upsert(uri, [("late", "t", "a document that came after the build")])
     result = cli("catch-up", "-c", file)
@@ -223,11 +225,11 @@ def test_a_new_column_is_no_change_and_an_emptied_source_is_refused(tmp_path, ma
     promote(catalog_of(config), first.id, initial_reason="test")
     lance.dataset(uri).add_columns({"length": "1"})
     assert catch_up(config, first, quiet, executor=Inline()).rows == first.rows
-    embedded = [f["embed"] for s, f in quiet.events if s == "changes"]
+    embedded = [e.embed for e in quiet.of(ChangesFound)]
     assert embedded in ([], [0])
     lance.dataset(uri).delete("true")
     with pytest.raises(SourceError, match="has no documents"):
-        api.catch_up(config, "live", say=quiet)
+        api.catch_up(config, "live", emit=quiet)
     assert catalog_of(config).require_live().release.origin == first.id
 
 
@@ -239,9 +241,11 @@ def test_a_source_made_anew_is_caught_up_with_once_and_rollback_goes_there(
     uri = source_of(tmp_path, stable=True)
     config = make_config(uri)
     lance.dataset(uri).delete("doc_id = 'd00001'")
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog_of(config), first.id, initial_reason="test")
-    other = full_rebuild(make_config(uri, encoder={"model": "hashing:16"}), quiet)
+    other = full_rebuild(
+        make_config(uri, encoder={"model": "hashing:16"}), quiet, executor=RayExecutor()
+    )
     promote(catalog_of(config), other.id, force_reason="a test")
     shutil.rmtree(uri)
     lance.write_dataset(pa.Table.from_pylist(documents(30, 1)), uri, enable_stable_row_ids=True)

@@ -21,6 +21,7 @@ from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs
 from reembed.digests import digest as text_hash
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict, RunFailed, SpaceMismatch, UsageError
 from reembed.lifecycle.promote import promote, rollback
 from reembed.serving.index import Index
@@ -38,7 +39,7 @@ def catalog_of(config):
 @pytest.mark.usefixtures("ray_local")
 def test_every_document_has_one_vector_of_its_text(corpus, make_config, quiet):
     config = make_config(corpus(300), table={"carry": ["title"]})
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=RayExecutor())
     table = rows_of(Storage.open(config.storage.root), release)
     expected = {d["doc_id"]: d for d in documents(300, 0)}
     assert table["doc_id"].to_pylist() == sorted(expected)
@@ -60,7 +61,7 @@ def test_vectors_are_those_of_sentence_transformers(corpus, make_config, quiet, 
         tmp_path / "bert", seed=3, prompts={"document": "passage: ", "query": "query: "}
     )
     config = make_config(corpus(60), encoder={"model": str(folder)}, table={"dtype": "float16"})
-    release = full_rebuild(config, quiet)
+    release = full_rebuild(config, quiet, executor=RayExecutor())
     table = rows_of(Storage.open(config.storage.root), release)
     texts = [d["text"] for d in documents(60, 0)]
     theirs = SentenceTransformer(str(folder)).encode_document(texts, normalize_embeddings=True)
@@ -115,7 +116,7 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     texts = [None if i in (4, 9) else f"text {i}" for i in range(40)]
     lance.write_dataset(pa.table({"doc_id": [f"d{i}" for i in range(40)], "text": texts}), uri)
     with pytest.raises(RunFailed) as failure:
-        full_rebuild(make_config(uri), quiet)
+        full_rebuild(make_config(uri), quiet, executor=RayExecutor())
     assert "2 of 40 documents could not be embedded, 0 are allowed" in failure.value.what
     assert "'d4': its text is null" in failure.value.why
     assert "embed.max_dead_letters=2" in failure.value.fix
@@ -126,7 +127,9 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     assert (listed.of, listed.finished) == (run.id, False)
     assert {d.doc_id: d.reason for d in listed.dead_letters} == null
     release = full_rebuild(
-        make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}), quiet
+        make_config(uri, embed={"unit_documents": 64, "max_dead_letters": 2}),
+        quiet,
+        executor=RayExecutor(),
     )
     assert (release.rows, release.dead_letters) == (38, 2)
     listed = dead_letters(config, None)
@@ -275,7 +278,7 @@ def test_gc_removes_what_no_release_needs_and_rollback_to_it_is_refused(
     ids = []
     for dim in (16, 24, 32):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, storage={"keep": 2})
-        release = full_rebuild(config, quiet)
+        release = full_rebuild(config, quiet, executor=RayExecutor())
         promote(
             catalog_of(config), release.id, **{f"{'force' if ids else 'initial'}_reason": "test"}
         )
@@ -399,7 +402,8 @@ def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
     storage = Storage.open(config.storage.root)
     lines = storage.read_bytes(f"runs/{release.run_id}/events.jsonl").decode().splitlines()
     stages = [json.loads(line)["stage"] for line in lines]
-    assert stages == ["plan", "embed", "embedded", "table", "index", "verify", "candidate"]
+    steps = ["embedded", "table", "index", "verify", "candidate"]
+    assert stages == ["plan", "note", "ray", *steps]
     assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.run_id}/config.yaml")
 
 
@@ -419,7 +423,9 @@ def test_tokenizing_and_embedding_are_two_stages_that_overlap(
         seen.append(dataset.stats())
 
     monkeypatch.setattr(ray.data.Dataset, "iter_rows", spy)
-    full_rebuild(make_config(corpus(200), embed={"cpus_per_actor": 1}), quiet)
+    full_rebuild(
+        make_config(corpus(200), embed={"cpus_per_actor": 1}), quiet, executor=RayExecutor()
+    )
     operators = [
         line.split(":")[0] for line in seen[0].splitlines() if line.startswith("Operator ")
     ]

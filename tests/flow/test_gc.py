@@ -12,6 +12,7 @@ from inline import Inline
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import find_runs
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict, UsageError
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidates, promote
@@ -130,7 +131,7 @@ def test_a_run_given_up_after_its_seal_leaves_nothing(
     config, storage = make_config(source), Storage.open(make_config(source).storage.root)
     catalog = catalog_of(config)
     if another == "a release":
-        kept = full_rebuild(config, quiet)
+        kept = full_rebuild(config, quiet, executor=RayExecutor())
         lance.dataset(source).delete("doc_id = 'd00003'")
     file = config_file(source)
     assert cli.process("run", "-c", file, REEMBED_CRASH_AT="run.before_register").returncode == -9
@@ -148,4 +149,4 @@ def test_a_run_given_up_after_its_seal_leaves_nothing(
     if another == "a release":
         assert rows_of(storage, kept).num_rows == 120
         assert lance.dataset(storage.uri(table)).count_rows() == 120, "the newest version"
-        assert full_rebuild(config, quiet).rows == 119
+        assert full_rebuild(config, quiet, executor=RayExecutor()).rows == 119

@@ -12,10 +12,10 @@ from releases import index_file
 
 from reembed import api
 from reembed.catalog.releases import Catalog
+from reembed.engine import ray_executor
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import promote
 from reembed.store.storage import Storage
-from reembed.strategies import catch_up as strategy
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -78,17 +78,17 @@ def test_a_catch_up_of_live_does_not_undo_a_rollback_within_its_line(
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet, executor=Inline())
     promote.promote(catalog, first.id, initial_reason="a test")
-    monkeypatch.setattr(strategy, "RayExecutor", Inline)
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
     put(source, "a")
-    second = api.catch_up(config, "live", say=quiet).release.id
+    second = api.catch_up(config, "live", emit=quiet).release.id
     promote.rollback(catalog, first.id, reason="a is wrong")
     put(source, "b")
     with pytest.raises(Conflict, match=f"rolled back to {first.id} at .*: a is wrong") as refused:
-        api.catch_up(config, "live", say=quiet)
+        api.catch_up(config, "live", emit=quiet)
     assert second in str(refused.value)
     assert catalog.require_live().release.id == first.id
     named = refused.value.fix.split("  ")[0].removeprefix("reembed catch-up ")
-    assert api.catch_up(config, named, say=quiet).serves
+    assert api.catch_up(config, named, emit=quiet).serves
     assert catalog.require_live().release.rows == 62
 
 
@@ -98,12 +98,12 @@ def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_c
     catalog, first, newer, _late = line
     source = str(newer.source.uri)
     config = make_config(source)
-    monkeypatch.setattr(strategy, "RayExecutor", Inline)
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
     promote.promote(catalog, newer.id, initial_reason="a test")
     catalog.append(catalog.live(), "rollback", first)
     promote.rollback(catalog, newer.id, reason="forward again")
     put(source, "c")
-    assert api.catch_up(config, "live", say=quiet).serves
+    assert api.catch_up(config, "live", emit=quiet).serves
     assert catalog.require_live().action == "catch-up"
 
 

@@ -26,7 +26,9 @@ from releases import SOURCE
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.settings import EncoderConfig, FrozenGate
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict
+from reembed.events import Event
 from reembed.lifecycle import promote
 from reembed.space import ContentIdentity, Space
 from reembed.store.storage import Storage
@@ -193,14 +195,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
         "encoder": {"model": "hashing:16"},
         "storage": {"root": str(folder / "root")},
     }
-    full_rebuild(Config.model_validate(settings), Silent())
+    full_rebuild(Config.model_validate(settings), Silent(), executor=RayExecutor())
     return folder / "root"
 
 
 class Silent:
-    every_s = 10.0
-
-    def __call__(self, stage: str, **fields: Any) -> None:
+    def __call__(self, event: Event) -> None:
         pass
 
 

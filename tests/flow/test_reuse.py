@@ -17,6 +17,7 @@ from reembed.catalog.runs import Run
 from reembed.encoders.hashing import HashingEncoder
 from reembed.engine.reuse import Known
 from reembed.errors import IntegrityError, SpaceMismatch
+from reembed.events import ChangesFound, Embedded
 from reembed.lifecycle import gc
 from reembed.lifecycle.gc import _needed_by_runs
 from reembed.store.storage import Storage
@@ -43,7 +44,7 @@ def build(config, quiet):
 
 
 def copied(quiet) -> int:
-    return [fields for stage, fields in quiet.events if stage == "embedded"][-1]["copied"]
+    return quiet.of(Embedded)[-1].figures.copied
 
 
 def table(config, release) -> pa.Table:
@@ -141,7 +142,7 @@ def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification
         Catalog(storage, first.alias).mark_retired(first.id)
     build(make_config(source, table={"carry": ["title"]}), quiet)
     assert copied(quiet) == 0
-    said = [f["what"] for stage, f in quiet.events if stage == "begin"]
+    said = quiet.said()
     assert any(f"no vectors are copied from line {first.id}" in what for what in said)
 
 
@@ -166,7 +167,7 @@ def test_copies_of_copies_of_what_failed_verification_are_not_copied(corpus, mak
     assert plan is not None
     assert [d.release for d in plan.donors] == [alone.id]
     assert copied(quiet) == 300
-    said = "\n".join(f["what"] for stage, f in quiet.events if stage == "begin")
+    said = "\n".join(quiet.said())
     for line in lines:
         assert f"no vectors are copied from line {line}: " in said
 
@@ -260,8 +261,8 @@ def test_a_catch_up_copies_the_vector_of_a_document_that_got_another_id(
     rows = [{**r, "doc_id": "moved-" + r["doc_id"]} for r in moved]
     lance.write_dataset(pa.Table.from_pylist(rows), source, mode="append")
     newer = catch_up(config, release, quiet, executor=Inline())
-    changes = next(f for s, f in quiet.events if s == "changes")
-    assert (changes["embed"], changes["copied"], changes["removed"]) == (0, 10, 10)
+    changes = quiet.of(ChangesFound)[0]
+    assert (changes.embed, changes.copied, changes.removed) == (0, 10, 10)
     after = dict(zip(*_texts_and_vectors(config, newer), strict=True))
     assert after == before
     ids = table(config, newer)["doc_id"].to_pylist()
@@ -287,7 +288,7 @@ def test_what_cannot_be_read_of_another_alias_gives_no_vectors(corpus, make_conf
     Path(root, "releases/later", other).write_text("{}")
     build(make_config(source, table={"carry": ["text"]}), quiet)
     assert copied(quiet) == 40
-    said = [f["what"] for stage, f in quiet.events if stage == "begin"]
+    said = quiet.said()
     assert any("later-00000000-v1-1 of later: " in what for what in said) == ("later" in other)
     own = Path(root, "releases", first.alias, f"{first.id}.json")
     own.write_text("{}")

@@ -11,6 +11,7 @@ from inline import Inline, Silent
 
 from reembed.cli.progress import Console
 from reembed.errors import RunFailed, TooManyDeadLetters
+from reembed.events import Ignored, Working
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -23,9 +24,8 @@ def test_each_setting_that_a_planned_run_ignores_is_named_with_both_values(
     changed = {"gate": {"margin": 0.3, "split": "dev"}, "index": {"factory": "HNSW16"}}
     other = make_config(source, embed={"unit_documents": 32}, **changed)
     full_rebuild(other, quiet, executor=Inline())
-    stage, fields = quiet.events[-1]
-    assert stage == "ignored"
-    assert fields["settings"] == [
+    assert quiet.stages()[-1] == "ignored"
+    assert ignored(quiet) == [
         ("gate.split", "test", "dev"),
         ("gate.margin", None, 0.3),
         ("embed.unit_documents", 64, 32),
@@ -71,7 +71,7 @@ class DiesEmbedding(Inline):
 
 def ignored(quiet) -> list[tuple]:
     """Settings that were named as ignored since the last look."""
-    named = [s for stage, f in quiet.events if stage == "ignored" for s in f["settings"]]
+    named = [(s.name, s.used, s.now) for event in quiet.of(Ignored) for s in event.settings]
     quiet.events.clear()
     return named
 
@@ -213,6 +213,6 @@ def test_a_larger_unit_that_would_have_cut_nothing_is_not_said_to_be_ignored(
 def test_what_goes_on_before_the_first_document_is_said(corpus, make_config, quiet):
     full_rebuild(make_config(corpus(60)), quiet, executor=Inline())
     before = quiet.events[: quiet.stages().index("embed")]
-    said = " ".join(fields.get("what", "") for stage, fields in before if stage == "begin")
+    said = " ".join(e.what for e in before if isinstance(e, Working))
     for step in ("reading the model's files", "reading every id", "starting this process"):
         assert step in said

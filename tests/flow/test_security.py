@@ -26,7 +26,9 @@ from reembed import api as check
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import IntegrityError, ReembedError
+from reembed.events import Planned
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import follow, promote
 from reembed.store.records import encode
@@ -220,7 +222,7 @@ def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
     source = corpus(130)
     config = make_config(source, table={"carry": ["title"]}, storage={"keep": 1})
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
-    first = full_rebuild(config, quiet)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog, first.id, initial_reason="a test")
     (row,) = (r for r in rows_of(catalog.storage, first).to_pylist() if r["doc_id"] == "d00003")
     traces = {
@@ -232,7 +234,7 @@ def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
     holding = {k for k, t in traces.items() if any(t in b for b in objects(catalog.storage).values())}  # fmt: skip
     assert holding == {"vector", "digest", "title"}, "they cannot be searched for"
     lance.dataset(source).delete("doc_id = 'd00003'")
-    release = catch_up(config, first, quiet)
+    release = catch_up(config, first, quiet, executor=RayExecutor())
     follow(catalog, release)
     gc.apply(catalog, gc.plan(catalog, 1), 1)
     left = objects(catalog.storage)
@@ -282,8 +284,8 @@ def test_s12_a_run_needs_no_right_to_write_to_its_source(
 
     monkeypatch.setattr(tags, "create", refuse)
     config = make_config(source)
-    release = full_rebuild(config, quiet)
-    plan = next(fields for stage, fields in quiet.events if stage == "plan")
+    release = full_rebuild(config, quiet, executor=RayExecutor())
+    (plan,) = quiet.of(Planned)
     assert plan["pinned"] is False
     assert (
         promote(

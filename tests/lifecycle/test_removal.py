@@ -203,7 +203,7 @@ def test_one_object_behind_a_link_is_not_removed(tmp_path, precious, path):
 def test_everything_is_removed_through_one_door():
     """Any call that removes by path lies in `Storage`, or is of a place that this process made itself."""
     own = {
-        ("engine/access.py", "rmtree"): "a session folder by mkdtemp",
+        ("engine/ray_auth.py", "rmtree"): "a session folder by mkdtemp",
         ("encoders/local/files.py", "unlink"): "a link itself",
         ("source/importer.py", "rmdir"): "an empty folder, which a link is not",
         ("lifecycle/gc.py", "cleanup_old_versions"): "after require_own",

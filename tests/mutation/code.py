@@ -18,7 +18,7 @@ import libcst.matchers as m
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
-SAYS = ("say", "event", "point", "warn", "warning", "info", "echo")
+SAYS = ("emit", "event", "point", "warn", "warning", "info", "echo")
 """Functions that only tell of something, or name a point for the crash tests."""
 _LEFT_ALONE = ("len", "isinstance", "cast")
 _ERRORS = ("Error", "Failed", "Conflict", "Mismatch", "Letters", "Inconclusive", "Interrupted")

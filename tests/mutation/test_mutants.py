@@ -18,9 +18,9 @@ from errors import RunFailed
 LIMIT = 3
 
 
-def seal(rows, files, say):
+def seal(rows, files, emit):
     """Text of a docstring."""
-    say("begin", what="sealing")
+    emit(Working("sealing"))
     check(files)
     if not rows or len(rows) > LIMIT:
         raise RunFailed(f"{rows} rows", "too many rows", "reembed run")
@@ -66,7 +66,7 @@ def test_a_guard_is_weakened_in_every_way(tmp_path: Path, after: str) -> None:
 
 def test_what_a_program_says_is_left_alone(tmp_path: Path) -> None:
     changed = {m.before for m in found(tmp_path)}
-    assert not any("say(" in line or "docstring" in line or "import" in line for line in changed)
+    assert not any("emit(" in line or "docstring" in line or "import" in line for line in changed)
     raised = [m for m in found(tmp_path) if "RunFailed" in m.before]
     assert {m.after for m in raised} == {"pass"}
 
@@ -79,7 +79,11 @@ def test_a_key_outlives_edits_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_draw_is_even_over_modules_and_kinds_and_always_the_same(mutants) -> None:
-    modules = ("reembed/strategies/keep.py", "reembed/source/lag.py", "reembed/table/provenance.py")
+    modules = (
+        "reembed/strategies/restage.py",
+        "reembed/source/lag.py",
+        "reembed/table/provenance.py",
+    )
     drawn = mutants.draw(modules, 24, seed=3)
     assert [m.key for m in drawn] == [m.key for m in mutants.draw(modules, 24, seed=3)]
     per_module = [[m for m in drawn if m.module == name] for name in modules]
@@ -88,14 +92,16 @@ def test_the_draw_is_even_over_modules_and_kinds_and_always_the_same(mutants) ->
 
 
 def test_survivors_are_counted_unless_they_are_explained(mutants, tmp_path: Path) -> None:
-    drawn = mutants.draw(("reembed/strategies/keep.py",), 4, seed=3)
+    drawn = mutants.draw(("reembed/strategies/restage.py",), 4, seed=3)
     results = mutants.Results(tmp_path / "results.jsonl")
     for mutant, outcome in zip(
         drawn, ("killed", "timed out", "survived", "unreached"), strict=True
     ):
         results.add(mutant, outcome, None, 1.0)
-    key = drawn[2].key.removeprefix("reembed/strategies/keep.py · ")
-    why = mutants.explanations(f"## `reembed/strategies/keep.py`\n\n- {key}: it changes nothing\n")
+    key = drawn[2].key.removeprefix("reembed/strategies/restage.py · ")
+    why = mutants.explanations(
+        f"## `reembed/strategies/restage.py`\n\n- {key}: it changes nothing\n"
+    )
     assert why == {drawn[2].key: "it changes nothing"}
     figures = mutants.report(drawn, results, why)
     counts = [figures[k] for k in ("mutants", "killed", "explained", "survived")]
@@ -104,7 +110,7 @@ def test_survivors_are_counted_unless_they_are_explained(mutants, tmp_path: Path
 
 
 def test_a_run_goes_on_where_it_was(mutants, tmp_path: Path) -> None:
-    drawn = mutants.draw(("reembed/strategies/keep.py",), 3, seed=3)
+    drawn = mutants.draw(("reembed/strategies/restage.py",), 3, seed=3)
     results = mutants.Results(tmp_path / "results.jsonl")
     results.add(drawn[0], "killed", "a test", 1.0)
     results.add(drawn[1], "survived", None, 1.0)
@@ -126,7 +132,7 @@ def test_every_explanation_is_of_a_mutant_that_is_there(mutants) -> None:
 
 
 def test_a_survivor_meets_only_tests_that_are_new_or_changed(mutants, tmp_path: Path) -> None:
-    (mutant,) = mutants.draw(("reembed/strategies/keep.py",), 1, seed=3)
+    (mutant,) = mutants.draw(("reembed/strategies/restage.py",), 1, seed=3)
     here, gone = "tests/mutation/test_mutants.py::test_a", "tests/mutation/test_mutants.py::test_b"
     reach = runner.Map(
         {here: 1.0, gone: 2.0}, {mutant.module: {mutant.first_line: {here, gone}}}, []

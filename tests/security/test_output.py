@@ -38,6 +38,7 @@ from reembed.evaluation.comparison import (
 )
 from reembed.evaluation.gate import Rule
 from reembed.evaluation.metrics import Latency
+from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
@@ -301,8 +302,8 @@ def test_s10_an_error_in_settings_keeps_its_lines() -> None:
 def test_s10_progress_is_one_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for payload in PAYLOADS:
-        console("ray", where=payload)
-        console("begin", what=payload)
+        console(Connected(payload))
+        console(Notice(payload))
     said = capsys.readouterr().err
     assert not steers(said, 2 * len(PAYLOADS))
     assert said.count("\n") == 2 * len(PAYLOADS)

@@ -19,7 +19,7 @@ from inline import Inline
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.options import secrets_in
 from reembed.config.settings import Config, load
-from reembed.engine import access, cluster
+from reembed.engine import cluster, ray_auth
 from reembed.errors import ConfigError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted
 from reembed.source.dataset import Source
@@ -188,13 +188,13 @@ def test_s1_a_token_that_others_can_read_is_pointed_out(
 
 def test_s1_a_token_that_our_start_made_is_closed(ray: Ray, tmp_path: Path) -> None:
     file = tmp_path / ".ray" / "auth_token"
-    with access.token_for_us_alone():
+    with ray_auth.private_token():
         file.parent.mkdir()
         file.write_text("t" * 64)
         file.chmod(0o644)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o640)
-    with access.token_for_us_alone():  # one that was there is its owner's business
+    with ray_auth.private_token():  # one that was there is its owner's business
         pass
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 

@@ -33,6 +33,7 @@ from obstore.exceptions import AlreadyExistsError
 from reembed import faults
 from reembed.catalog import lease
 from reembed.errors import ReembedError
+from reembed.events import Embedded, Throughput
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import steps
 
@@ -271,6 +272,13 @@ def _nothing(seconds: float, work: Callable[[], None]) -> Iterator[None]:
     yield
 
 
+_NO_FIGURES = Throughput(
+    done=0, total=0, docs_per_s=0.0, tokens_per_s=0, actors=1, busy=0.0, waits_for_input=0.0,
+    waits_for_records=0.0, path="", padding=0.0, mfu=None, units_done=0, units=0, dead_letters=0,
+    copied=0, startup_s=0.0,
+)  # fmt: skip
+
+
 class _NoProgress:
     """Progress is told by a thread, by the clock."""
 
@@ -278,8 +286,8 @@ class _NoProgress:
 
     def receipt(self, row: dict[str, Any]) -> None: ...
 
-    def totals(self) -> dict[str, Any]:
-        return {}
+    def totals(self) -> Embedded:
+        return Embedded(_NO_FIGURES)
 
     def reporting(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -35,7 +35,7 @@ from reembed.serving import live
 from reembed.source.dataset import Source
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage, to_bytes
-from reembed.strategies import changes, keep
+from reembed.strategies import catch_up_plan, changes, restage
 from reembed.table import write as table
 from sim.history import CALM, play
 
@@ -192,7 +192,7 @@ def deletions_are_not_carried_over(patch: Patch) -> None:
             return found
         return dataclasses.replace(found, dropped={}, removed=0)
 
-    patch(strategies.catch_up, "find_changes", forgetful)
+    patch(catch_up_plan, "find_changes", forgetful)
 
 
 @bug
@@ -215,7 +215,7 @@ def rows_that_left_are_kept_beside_their_successors(patch: Patch) -> None:
     def all_of_it(vectors: Any, columns: Any, unit: Any) -> Any:
         return vectors.fragment(unit.fragment, columns.names).drop_columns(["_rowid"])
 
-    patch(keep, "_kept", all_of_it)
+    patch(restage, "_kept", all_of_it)
 
 
 @bug
@@ -237,7 +237,7 @@ def catch_up_looks_only_at_ids(patch: Patch) -> None:
             else dataclasses.replace(found, embed=found.embed[:0], dropped={})
         )
 
-    patch(strategies.catch_up, "find_changes", new_ids)
+    patch(catch_up_plan, "find_changes", new_ids)
 
 
 @bug
@@ -262,7 +262,7 @@ def catch_up_trusts_what_lance_lists(patch: Patch) -> None:
         none: dict[str, Any] = dict.fromkeys(("embed", "refresh", "refreshed"), found.embed[:0])
         return dataclasses.replace(found, **none, removed=0, dropped={}, copied=0, forgotten=0)
 
-    patch(strategies.catch_up, "find_changes", trusting)
+    patch(catch_up_plan, "find_changes", trusting)
 
 
 @bug

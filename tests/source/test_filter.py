@@ -125,10 +125,9 @@ def test_the_fix_of_a_quoted_column_filters_by_the_column(dataset):
 def test_a_run_says_how_many_rows_the_filter_keeps_before_it_embeds(dataset, make_config, quiet):
     config = make_config(dataset.uri, source={"filter": "Lang != 'en'"})
     full_rebuild(config, quiet, executor=Inline())
-    said = [f["what"] for s, f in quiet.events if s == "begin"]
-    assert "source.filter keeps 8 of 12 rows" in said
+    assert "source.filter keeps 8 of 12 rows" in quiet.said()
     stages = quiet.stages()
-    assert stages.index("begin") < stages.index("embedded")
+    assert stages.index("note") < stages.index("embedded")
 
 
 @pytest.mark.parametrize("condition", ["nosuch = 1", "1 = 1", "n >"])

@@ -18,11 +18,13 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import Conflict, IntegrityError, TooManyDeadLetters
+from reembed.events import ChangesFound, Planned
 from reembed.source.dataset import Source
 from reembed.source.lag import note
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
-from reembed.strategies.catch_up import _as_planned, _next_number, _unfinished, catch_up
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.catch_up_plan import as_planned, next_number, unfinished_pass
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table import provenance
 
@@ -74,10 +76,8 @@ def test_the_version_of_an_interrupted_catch_up_cannot_be_cleaned_away(line, qui
     (run,) = open_runs(catalog.storage, catalog.alias)
     planned = run.plan().source.version
     assert lance.dataset(uri).tags.list()[run.pin_tag]["version"] == planned
-    (told,) = [
-        fields for stage, fields in quiet.events if stage == "plan" and fields["run"] == run.id
-    ]
-    assert told["pinned"] is True
+    (told,) = [e for e in quiet.of(Planned) if e.run == run.id]
+    assert told.pinned is True
     change(uri, "d00002")
     newer = catch_up(config, release, quiet, executor=Inline())
     assert newer.source.version == lance.dataset(uri).version
@@ -189,8 +189,8 @@ def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet)
     change(uri, "d00100")
     quiet.events.clear()
     second = catch_up(config, first, quiet, executor=Inline())
-    (found,) = [fields for stage, fields in quiet.events if stage == "changes" if fields["embed"]]
-    assert found["how"].startswith("delta"), "dead letters made it read every row"
+    (found,) = [e for e in quiet.of(ChangesFound) if e.embed]
+    assert found.how.startswith("delta"), "dead letters made it read every row"
     assert (second.rows, second.dead_letters) == (298, 2)
     third = catch_up(config, second, quiet, retry_dead_letters=True, executor=Inline())
     assert (third.rows, third.dead_letters) == (300, 0)
@@ -242,7 +242,7 @@ def test_a_catch_up_indexes_as_its_line_does_on_the_device_of_this_machine(line)
     plan = Run(catalog.storage, release.run_id).plan()
     assert plan.index.device == "auto"
     other = config.index.model_copy(update={"device": "cpu", "ann_recall": 0.5})
-    used = _as_planned(config.model_copy(update={"index": other}), plan, Silent()).index
+    used = as_planned(config.model_copy(update={"index": other}), plan, Silent()).index
     assert (used.device, used.ann_recall) == ("cpu", config.index.ann_recall)
 
 
@@ -269,7 +269,7 @@ def test_the_next_number_of_a_line_is_above_that_of_the_note_whatever_version_it
         change(uri, name)
     note(catalog, release, 2, Source.open(config))
     assert Source.open(config).version == 4
-    assert _next_number(catalog, release) == 3
+    assert next_number(catalog, release) == 3
 
 
 @pytest.mark.parametrize("driven", [True, False])
@@ -289,5 +289,5 @@ def test_a_catch_up_of_a_source_that_was_replaced_is_given_up_unless_it_is_drive
     for _ in range(3):
         lance.write_dataset(rows, uri, mode="overwrite", enable_stable_row_ids=True)
     with driving(run) if driven else contextlib.nullcontext():
-        assert _unfinished(catalog, release) is None
+        assert unfinished_pass(catalog, release) is None
         assert (run.result() is None) == driven

@@ -95,7 +95,7 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
     newest = lance.dataset(config.source.uri).version
     for verb in (
         lambda: catch_up(config, first, Silent(), executor=Inline()),
-        lambda: api.promote(config, second.id, force="a test", say=Silent()),
+        lambda: api.promote(config, second.id, force="a test", emit=Silent()),
     ):  # fmt: skip
         with pytest.raises(SourceError) as refused:
             verb()
@@ -107,7 +107,7 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
     assert report["passed"]
     assert said in report["lag"]["why"]
     assert said in status(catalog).lag.why
-    moved = api.promote(config, second.id, force="b", catch_up=False, say=Silent())
+    moved = api.promote(config, second.id, force="b", catch_up=False, emit=Silent())
     back = roll_back(catalog, None, "c")
     for step in (moved, back):
         assert said in step.behind.why

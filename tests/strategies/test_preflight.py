@@ -21,7 +21,9 @@ from inline import Inline
 from reembed.catalog.releases import Release
 from reembed.catalog.runs import find_runs, open_runs
 from reembed.config.settings import Config
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import ReembedError, RunFailed, TooManyDeadLetters
+from reembed.events import Connected, Event
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -36,7 +38,7 @@ class NoRay(Inline):
 
 
 def said(quiet: Quiet) -> str:
-    return "\n".join(fields["what"] for stage, fields in quiet.events if stage == "begin")
+    return "\n".join(quiet.said())
 
 
 @pytest.fixture
@@ -263,9 +265,9 @@ class FillsTheDisk(Quiet):
         super().__init__()
         self.root = root
 
-    def __call__(self, stage: str, **fields: Any) -> None:
-        super().__call__(stage, **fields)
-        if stage == "ray":
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Connected):
             with open(f"{self.root}/ballast", "wb") as file:
                 file.write(b"0" * (shutil.disk_usage(self.root).free - 4_096))
 
@@ -291,7 +293,7 @@ def test_a_full_disk_is_said_with_its_place_and_not_as_a_function_that_failed(
 ):
     config = make_config(corpus(300), storage={"root": small_disk})
     with pytest.raises(ReembedError) as failed:
-        full_rebuild(config, FillsTheDisk(small_disk))
+        full_rebuild(config, FillsTheDisk(small_disk), executor=RayExecutor())
     text = str(failed.value)
     assert small_disk in text
     assert "No space left on device" in text
@@ -305,13 +307,13 @@ def test_a_source_file_that_is_gone_is_said_with_its_path(
     source = corpus(300)
 
     class Removes(Quiet):
-        def __call__(self, stage: str, **fields: Any) -> None:
-            if stage == "ray":
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Connected):
                 for file in sorted(Path(source).glob("data/*"))[1:]:
                     file.unlink()
 
     with pytest.raises(ReembedError) as failed:
-        full_rebuild(make_config(source), Removes())
+        full_rebuild(make_config(source), Removes(), executor=RayExecutor())
     text = str(failed.value)
     assert f"could not be read from {source} version 1" in text
     assert "data/" in text
@@ -323,14 +325,14 @@ def test_an_error_of_no_known_kind_is_named_as_it_was_raised(
     corpus: Callable[..., str], make_config: Callable[..., Config], ray_local: None
 ):
     class Breaks(Quiet):
-        def __call__(self, stage: str, **fields: Any) -> None:
-            if stage == "ray":  # a receipt's place is taken by a folder
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Connected):  # a receipt's place is taken by a folder
                 (run,) = find_runs(Storage.open(config.storage.root))
                 for unit in run.plan().units:  # type: ignore[union-attr]
                     Path(config.storage.root, run.path(f"units/{unit.id}.json")).mkdir(parents=True)
 
     config = make_config(corpus(130))
     with pytest.raises(ReembedError) as failed:
-        full_rebuild(config, Breaks())
+        full_rebuild(config, Breaks(), executor=RayExecutor())
     assert "UDF" not in str(failed.value)
     assert "units/" in str(failed.value)

@@ -8,13 +8,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed import encoders
 from reembed.catalog.releases import Catalog
-from reembed.config.settings import FrozenGate
 from reembed.errors import IntegrityError, RunFailed, TooManyDeadLetters
-from reembed.source.dataset import Source
 from reembed.store.storage import Storage
-from reembed.strategies import full_rebuild, steps
+from reembed.strategies import rebuild_plan, steps
+from reembed.strategies.context import RunContext
 from reembed.table import write as table
 
 UNITS = 5
@@ -24,14 +22,11 @@ UNITS = 5
 def staged(corpus, make_config, monkeypatch):
     """A run whose units are all staged; nothing is committed, whatever seal finds."""
     config = make_config(corpus(300), table={"carry": ["title"]})
-    source = Source.open(config)
-    storage = Storage.open(config.storage.root)
-    space = encoders.describe(config.encoder, config.table.dtype)
-    run = full_rebuild.choose_run(
-        config, Catalog(storage, config.alias), source, space, fresh=False
-    )
-    plan = full_rebuild.make_plan(run, config, FrozenGate(), source, space, Silent())
-    work = steps.Work(run, plan, source, config, Inline(), Silent())
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    wanted = rebuild_plan.Wanted.read(config, catalog, Silent())
+    run = rebuild_plan.choose_run(wanted, fresh=False)
+    plan = rebuild_plan.make_plan(run, wanted, Silent())
+    work = RunContext(run, plan, wanted.source, config, Inline(), Silent())
     steps.embed_documents(work)
     assert len(run.staged()) == len(plan.units) == UNITS
 

@@ -16,11 +16,11 @@ from reembed.table.write import Staged, read_sealed, stage
 
 
 def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
-    """Stage a unit that a catch-up takes over; its receipt.
+    """Stage a unit that a catch-up takes over; return its receipt.
 
     Raises:
-        IntegrityError: a file it would be read from is not what its receipt proves: a damaged
-            vector would get a new, valid receipt.
+        IntegrityError: a file it would be read from differs from its receipt: a damaged vector
+            would get a new, valid receipt.
     """
     with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
         return _staged(run, plan, columns, source, unit)
@@ -73,6 +73,6 @@ def _require_sound(
             if proof_of(table.storage, table.path, file.path) != proofs.get(file.path):
                 raise IntegrityError(
                     f"{table.path}/data/{file.path} is damaged",
-                    "its sha256 is not the one of its receipt",
+                    "its sha256 differs from its receipt",
                     run.rebuild,
                 )

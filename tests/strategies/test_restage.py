@@ -15,7 +15,7 @@ from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
-from reembed.strategies import keep
+from reembed.strategies import restage
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table.read import TableVersion
 from reembed.table.write import read_sealed, schema
@@ -44,8 +44,8 @@ def again(corpus, make_config, monkeypatch):
             for name, proof in sealed.proofs.items()
         }
         found = dataclasses.replace(sealed, proofs=proofs)
-        monkeypatch.setattr(keep, "read_sealed", lambda *arguments: found)
-        receipt = keep.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
+        monkeypatch.setattr(restage, "read_sealed", lambda *arguments: found)
+        receipt = restage.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
         fragments = [lance.FragmentMetadata.from_json(json.dumps(f)) for f in receipt.fragments]
         made = lance.LanceOperation.Overwrite(columns, fragments)
         uri = storage.uri(release.table)

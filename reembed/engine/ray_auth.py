@@ -55,7 +55,7 @@ def require_token(address: str, allowed: bool) -> str:
 
 
 @contextmanager
-def token_for_us_alone() -> Iterator[None]:
+def private_token() -> Iterator[None]:
     """A token file that Ray makes in the block is readable by nobody else (Ray leaves that to the umask)."""
     file = _token_file()
     there = file.exists()

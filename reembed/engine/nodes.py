@@ -1,0 +1,106 @@
+"""The nodes of the cluster: where this process runs, who died alone, and what has room."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from reembed.catalog.lease import parent_of
+from reembed.engine import ray_internals
+from reembed.engine.host import Place
+
+EMBEDDER = "_Embedder"
+"""In the name of the class of each actor that embeds."""
+_END_S = 30.0
+
+
+def place() -> Place:
+    """Where this process works; empty outside of Ray."""
+    if not ray.is_initialized():
+        return Place()
+    context = ray.get_runtime_context()
+    return Place(context.get_node_id(), context.get_job_id(), context.get_actor_id() or "")
+
+
+def outlived(node: str, job: str) -> bool:
+    """Whether a process there died alone: its driver is ours, and its node is up and not to be drained.
+
+    A job's id is only one within its cluster; a node's is one everywhere.
+    """
+    if not ray.is_initialized() or job != place().job:
+        return False
+    return node in live_nodes() and node not in ray_internals.draining_nodes()
+
+
+def end_embedder(actor: str, pid: int) -> bool:
+    """SIGKILL an embedding actor of this driver on its node; whether it was there.
+
+    `actor` and `pid` come from a record that others may have written: they only choose among the
+    embedding actors that Ray says are this driver's, and the process must be a child of its raylet.
+    """
+    found = ray_internals.live_actor(actor)
+    if found is None or (found.job, found.pid) != (place().job, pid):
+        return False
+    if EMBEDDER not in found.class_name:
+        return False
+    where = NodeAffinitySchedulingStrategy(node_id=found.node, soft=False)
+    task = ray.remote(_end).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+    try:
+        return bool(ray.get(task.remote(pid), timeout=_END_S))
+    except (RayError, TimeoutError):  # the node is gone, and the process with it
+        return False
+
+
+def _end(pid: int) -> bool:
+    """On the node itself: Ray's workers are children of one raylet."""
+    if parent_of(pid) != os.getppid():
+        return False
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def live_nodes() -> set[str]:
+    """Ray's ids of the nodes that are up."""
+    return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
+
+
+def has_room(cpus: float, gpus: float) -> bool:
+    """Whether an actor of this size fits on any node that is up, were it free."""
+    here = (n["Resources"] for n in ray.nodes() if n["Alive"])
+    return any(r.get("CPU", 0) >= cpus and r.get("GPU", 0) >= gpus for r in here)
+
+
+def why_nothing_starts() -> str:
+    """What the cluster has, where no worker says that it is at work."""
+    free = ray.available_resources()
+    return (
+        f"no actor is at work; of {resources()} are free: {free.get('CPU', 0):g} CPUs,"
+        f" {free.get('GPU', 0):g} GPUs"
+    )
+
+
+def largest_node_cpus(gpus: float = 0) -> int:
+    """CPUs of the largest node that is up and has so many GPUs: the most that one task can ask for."""
+    here = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    fitting = [r for r in here if r.get("GPU", 0) >= gpus] or here
+    return max(int(r.get("CPU", 0)) for r in fitting) or 1
+
+
+def has_gpu() -> bool:
+    """Whether any node of the cluster has a GPU now."""
+    return bool(total().get("GPU", 0) >= 1)
+
+
+def total() -> dict[str, float]:
+    """Return all resources of the cluster, by Ray's names."""
+    return dict(ray.cluster_resources())
+
+
+def resources() -> str:
+    """Return the cluster's CPUs and GPUs, in words."""
+    here = total()
+    return f"{here.get('CPU', 0):g} logical CPUs, {here.get('GPU', 0):g} GPUs"

@@ -1,0 +1,310 @@
+"""Everything that reembed tells about its work, as types: one `emit(event)` feeds display, log and records.
+
+A listener is any function of one event: the console prints it, the journal keeps it in the run's
+folder. A further use, such as metrics, is one more listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+
+@dataclass(frozen=True)
+class Working:
+    """A step that takes a while starts."""
+
+    stage: ClassVar[str] = "begin"
+    what: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A fact that the user should know; nothing has to be done about it."""
+
+    stage: ClassVar[str] = "note"
+    what: str
+
+
+@dataclass(frozen=True)
+class ChangedSetting:
+    """A setting that has no effect any more: the value that was used, and the value now."""
+
+    name: str
+    """Dotted, as in the config."""
+    used: Any
+    now: Any
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Settings that differ from those that the run was planned or built with."""
+
+    stage: ClassVar[str] = "ignored"
+    settings: tuple[ChangedSetting, ...]
+
+
+@dataclass(frozen=True)
+class AlreadyBuilt:
+    """The run is complete; nothing was done."""
+
+    stage: ClassVar[str] = "already"
+    run: str
+    release: str
+
+
+@dataclass(frozen=True)
+class ChangesFound:
+    """A release was compared with a newer version of its source; figures count documents."""
+
+    stage: ClassVar[str] = "changes"
+    before: int
+    """Source version that the release equals."""
+    after: int
+    embed: int
+    refresh: int
+    """Same text, other carried values."""
+    copied: int
+    """New documents with the text of another one, whose vector is copied."""
+    removed: int
+    documents: int
+    """All that differ, dead letters that left the source included."""
+    how: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The run's plan was written."""
+
+    stage: ClassVar[str] = "plan"
+    run: str
+    rows: int
+    units: int
+    source: str
+    source_version: int
+    pinned: bool
+    """Whether the source version is tagged, so that a cleanup keeps it."""
+    space: str
+    model: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An unfinished run goes on."""
+
+    stage: ClassVar[str] = "resume"
+    run: str
+    staged: int
+    """Units that have a receipt."""
+    units: int
+    source_version: int
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The executor is ready."""
+
+    stage: ClassVar[str] = "ray"
+    where: str
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast embedding goes, and what it waits for."""
+
+    done: int
+    """Documents, those of earlier attempts at this run included."""
+    total: int
+    docs_per_s: float
+    tokens_per_s: int
+    actors: int
+    busy: float
+    """Share of the actors' time in which their models computed."""
+    waits_for_input: float
+    waits_for_records: float
+    path: str
+    """How the model computes: packed or padded, number type, device."""
+    padding: float
+    """Share of computed tokens that were padding, against the others."""
+    mfu: float | None
+    """Share of the device's matrix product; None if its peak is not known."""
+    units_done: int
+    units: int
+    dead_letters: int
+    copied: int
+    startup_s: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Embedding goes on; rates are those of the last minute."""
+
+    stage: ClassVar[str] = "embed"
+    figures: Throughput
+    eta_s: int | None
+    waiting: str | None
+    """Why nothing moves; None if something does."""
+    last: bool
+    """Embedding ended, with or without an error."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """All units are embedded; rates count from the first unit's start."""
+
+    stage: ClassVar[str] = "embedded"
+    figures: Throughput
+
+
+@dataclass(frozen=True)
+class WaitingForNode:
+    """No node of the cluster has room for an actor."""
+
+    stage: ClassVar[str] = "waiting"
+    cpus: float
+    gpus: float
+    stall_s: float
+    """After so long the run fails."""
+
+
+@dataclass(frozen=True)
+class WorkerEnded:
+    """A worker exceeded the deadline of its unit; the unit is tried again."""
+
+    stage: ClassVar[str] = "deadline"
+    unit: str
+    attempt: int
+    seconds: float
+    deadline_s: float
+    ended: bool
+    """Whether its process was there to be ended."""
+
+
+@dataclass(frozen=True)
+class Draining:
+    """A signal came: units in progress are finished, for at most `seconds`."""
+
+    stage: ClassVar[str] = "stopping"
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows of the base were staged again without embedding them."""
+
+    stage: ClassVar[str] = "kept"
+    units: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """All units are in the table, in one commit."""
+
+    stage: ClassVar[str] = "table"
+    table: str
+    version: int
+    rows: int
+    dead_letters: int
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The index was built, tuned and saved."""
+
+    stage: ClassVar[str] = "index"
+    factory: str
+    device: str
+    rows: int
+    seconds: float
+    operating_point: dict[str, int]
+    ann_recall_at_10: float
+    num_queries: int
+    tuned_on: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Table and index were compared with the source."""
+
+    stage: ClassVar[str] = "verify"
+    passed: bool
+    rows: int
+    sampled: int
+    """Rows that were embedded again."""
+    differences: dict[str, int]
+    """Count of each kind that was found."""
+    confidence: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The release is registered; what serves is unchanged."""
+
+    stage: ClassVar[str] = "candidate"
+    release: str
+    live: str | None
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How far a release is behind its source."""
+
+    stage: ClassVar[str] = "lag"
+    release: str
+    source_version: int
+    """The newest version that the release is known to equal."""
+    newest: int | None
+    """None if the source could not be read: see `why`."""
+    documents: int | None
+    seconds: float | None
+    """Since when it is behind; None if that is not known, or the newest version is not."""
+    why: str | None = None
+
+    @property
+    def versions(self) -> int | None:
+        """Versions after `source_version`."""
+        return None if self.newest is None else self.newest - self.source_version
+
+
+Event = (
+    Working
+    | Notice
+    | Ignored
+    | AlreadyBuilt
+    | ChangesFound
+    | Planned
+    | Resumed
+    | Connected
+    | Progress
+    | Embedded
+    | WaitingForNode
+    | WorkerEnded
+    | Draining
+    | Kept
+    | Sealed
+    | Indexed
+    | Verified
+    | Candidate
+    | Behind
+)
+Listener = Callable[[Event], None]
+
+KINDS: dict[str, type[Event]] = {kind.stage: kind for kind in get_args(Event)}
+"""By stage: the name of an event in the log line and in events.jsonl."""
+
+
+def ignore(event: Event) -> None:
+    """Do nothing: the listener of those who want none."""
+
+
+def to_all(*listeners: Listener) -> Listener:
+    """Return a listener that hands each event to all of these, in order."""
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return emit

@@ -1,0 +1,242 @@
+"""What a catch-up finds to do: the pass that was interrupted, or a new one over what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reembed import encoders, faults
+from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.lease import is_driven
+from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
+from reembed.catalog.releases import Catalog, Release, line_of, place_in_line
+from reembed.catalog.runs import Run, find_runs, open_runs
+from reembed.clock import now
+from reembed.config.changed import changed_settings
+from reembed.config.settings import Config
+from reembed.events import ChangesFound, Listener
+from reembed.source.dataset import Source
+from reembed.source.lag import caught_up, newest_of, note, noted_place
+from reembed.store.storage import Storage, storage_errors
+from reembed.strategies import preflight
+from reembed.strategies.changes import Changes, find_changes
+from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.table import provenance
+from reembed.table import write as table
+from reembed.table.read import TableVersion
+from reembed.table.write import read_sealed
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over a release: one that is planned and was interrupted, or what a new one must do."""
+
+    run: Run
+    release: Release
+    plan: Plan | None
+    """None for a new pass."""
+    after: Source
+    """The version that the release becomes equal to."""
+    changes: Changes | None
+    """None for a planned pass."""
+
+    @property
+    def leaves_dead_letters(self) -> bool:
+        """Whether an interrupted pass was planned to leave dead letters as they were."""
+        return bool(self.plan and self.plan.base and self.plan.base.dead_letters)
+
+
+def next_pass(
+    config: Config, catalog: Catalog, release: Release, emit: Listener, *, retry: bool
+) -> Pass | None:
+    """Return the interrupted pass over this release, or else a new one; None if nothing differs.
+
+    Raises:
+        IntegrityError: the release is not verified; rows that stay are taken over as they are.
+        TooManyDeadLetters: documents without text exceed embed.max_dead_letters.
+    """
+    interrupted = unfinished_pass(catalog, release)
+    provenance.require_verified(catalog.storage, release)
+    return interrupted or _new_pass(config, catalog, release, emit, retry=retry)
+
+
+def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
+    """Return the pass over this release that was interrupted.
+
+    Passes whose source was replaced are given up.
+    """
+    for run in reversed(open_runs(catalog.storage, catalog.alias)):
+        if not run.is_catch_up:
+            continue
+        plan = run.plan()
+        if plan is None or plan.base is None or plan.base.release != release.id:
+            continue
+        source = Source(plan.source, catalog.source_options)
+        if source.is_as_planned(plan.source):
+            return Pass(run, release, plan, source, None)
+        source.newest()  # raises if the source is only unavailable, and not replaced
+        if not is_driven(run):
+            run.abandon()
+    return None
+
+
+def _new_pass(
+    config: Config, catalog: Catalog, release: Release, emit: Listener, *, retry: bool
+) -> Pass | None:
+    before, number = caught_up(catalog, release), next_number(catalog, release)
+    after = before.newest()  # after the number was taken: a later number has newer documents
+    if after.is_same(before) and not retry:
+        return None
+    after.check_documents()
+    changes = changes_of(catalog, release, before, after, retry=retry)
+    emit(_changes_event(changes, before, after))
+    if not changes.documents:
+        note(catalog, release, number, after)
+        return None
+    preflight.require_changed_texts(config, release, after, changes, emit)
+    run = Run(catalog.storage, f"{release.origin}-u{after.version}-{number}")
+    return Pass(run, release, None, after, changes)
+
+
+def _changes_event(changes: Changes, before: Source, after: Source) -> ChangesFound:
+    return ChangesFound(
+        before=before.version,
+        after=after.version,
+        embed=len(changes.embed),
+        refresh=len(changes.refresh) - changes.copied,
+        copied=changes.copied,
+        removed=changes.removed,
+        documents=changes.documents,
+        how=changes.how,
+    )
+
+
+def next_number(catalog: Catalog, release: Release) -> int:
+    """Return the number of the line's next catch-up; no two lines share run ids."""
+    runs = [r for r in find_runs(catalog.storage, catalog.alias) if line_of(r.id) == release.origin]
+    taken = [place_in_line(r.id)[0] for r in runs if r.is_catch_up and r.plan() is not None]
+    return max([*taken, noted_place(catalog, release)[0]]) + 1
+
+
+def changes_of(
+    catalog: Catalog, release: Release, before: Source, after: Source, *, retry: bool
+) -> Changes:
+    """Return what differs between a release and a newer version of its source.
+
+    Raises:
+        IntegrityError: records or files of the release were changed.
+    """
+    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
+    provenance.require_files(catalog.storage, release)
+    dead = [vars(d) for d in sealed.dead_letters]
+    failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
+    with storage_errors(failed, f"reembed verify --release {release.id}"):
+        return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
+
+
+def is_superseded(found: Pass) -> bool:
+    """Return whether a pass that failed again should give way to a newer version of the source.
+
+    What is wrong with a version may be right in a newer one. After its first failure a pass is kept,
+    as the fix that was named needs what is staged.
+    """
+    if found.plan is None:
+        return False
+    newest, _ = newest_of(found.after)
+    return newest is not None and not newest.is_same(found.after)
+
+
+def as_planned(config: Config, plan: Plan, emit: Listener) -> Config:
+    """Return the config with the index settings of the line, on this machine's device.
+
+    Emits the other settings that the plan fixed and that are different now.
+    """
+    index = plan.index.model_copy(update={"device": config.index.device})
+    changed = changed_settings("index", index.model_dump(), config.index.model_dump())
+    emit_ignored(changed + embed_settings_changed(plan, config), emit)
+    return config.model_copy(update={"index": index})
+
+
+def make_plan(config: Config, found: Pass, emit: Listener) -> Plan:
+    """Return the plan of a pass; a new one is fixed, create-only.
+
+    Raises:
+        SpaceMismatch: the model is no longer the one of the release.
+    """
+    run, plan = found.run, found.run.plan()
+    if plan is not None:
+        emit(resumed(run, plan))
+    else:
+        plan = _write_plan(config, found, emit)
+    here = encoders.describe(plan.encoder, plan.space.vector_dtype)
+    plan.space.require(here, f"run {run.id} embeds with the model of its release")
+    return plan
+
+
+def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
+    run, release, changes = found.run, found.release, found.changes
+    assert changes is not None  # a planned pass is found by its plan
+    pinned = found.after.pin(run.pin_tag)
+    built = read_manifest(run.storage, release.index, release.index_sha256)
+    counts = _fragment_rows(run.storage, release)
+    plan = run.write_plan(
+        Plan(
+            kind="catch_up",
+            run_id=run.id,
+            alias=release.alias,
+            space=release.space,
+            encoder=release.encoder,
+            source=found.after.ref,
+            table=release.table,
+            base_version=table.newest_version(run.storage, release.table),
+            gate=release.gate,
+            index=built.settings,
+            rows=len(changes.embed),
+            units=list(_units(counts, changes, config.embed.unit_documents)),
+            created_at=now(),
+            base=_base(release, changes, counts),
+        )
+    )
+    emit(planned(run, plan, pinned=pinned))
+    faults.point("run.after_plan")
+    return plan
+
+
+def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
+    staying = tuple(f for f in counts if f not in changes.dropped)
+    return Base(
+        release=release.id,
+        run_id=release.run_id,
+        origin=release.origin,
+        table_version=release.table_version,
+        fragments=staying,
+        rows=sum(counts[f] for f in staying),
+        dead_letters=changes.dead_letters,
+        how=changes.how,
+    )
+
+
+def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit]:
+    """Documents to embed, documents to refresh, and what stays of fragments that lost rows."""
+    for start in range(0, len(changes.embed), size):
+        rows = tuple(changes.embed[start : start + size].tolist())
+        yield EmbedRows(f"embed-{start:09d}", rows)
+    for start in range(0, len(changes.refresh), size):
+        rows = tuple(changes.refresh[start : start + size].tolist())
+        held = tuple(changes.refreshed[start : start + size].tolist())
+        yield RefreshRows(f"refresh-{start:09d}", rows, held)
+    for fragment, dropped in changes.dropped.items():
+        left = counts[fragment] - len(dropped)
+        if left:
+            yield KeepFragment(f"keep-{fragment:06d}", fragment, left, tuple(dropped.tolist()))
+
+
+def _fragment_rows(storage: Storage, release: Release) -> dict[int, int]:
+    """Rows of each fragment of the release's table version."""
+    fragments = _vectors(storage, release).dataset().get_fragments()
+    return {f.fragment_id: f.count_rows() for f in fragments}
+
+
+def _vectors(storage: Storage, release: Release) -> TableVersion:
+    return TableVersion(storage, release.table, release.table_version, release.space.dim)

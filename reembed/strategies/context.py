@@ -1,0 +1,120 @@
+"""A run in progress: what every step of a strategy needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from reembed.catalog.plan import EmbedRange, EmbedRows, Plan, RefreshRows
+from reembed.catalog.runs import Run
+from reembed.config.changed import changed_settings
+from reembed.config.settings import Config
+from reembed.engine.executor import Executor
+from reembed.engine.signals import Stop
+from reembed.events import ChangedSetting, Connected, Ignored, Listener, Planned, Resumed, Working
+from reembed.source.dataset import Source
+from reembed.strategies import preflight
+from reembed.table import write as table
+from reembed.table.read import TableVersion
+from reembed.table.write import SealedTable
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run in progress: its plan, its settings, where it runs and who listens."""
+
+    run: Run
+    plan: Plan
+    source: Source
+    """At the planned version."""
+    config: Config
+    executor: Executor
+    emit: Listener
+    stop: Stop = field(default_factory=Stop)
+
+    @functools.cached_property
+    def columns(self) -> pa.Schema:
+        """Columns of the table."""
+        return table.schema(self.plan.space, *self.source.schema())
+
+    def vectors(self, sealed: SealedTable) -> TableVersion:
+        """Return the sealed version, to read."""
+        return TableVersion(self.run.storage, sealed.path, sealed.version, self.plan.space.dim)
+
+
+@contextmanager
+def running(
+    run: Run, plan: Plan, config: Config, executor: Executor, emit: Listener
+) -> Iterator[RunContext]:
+    """Check rights and room, then connect the executor and handle signals during the block.
+
+    Raises:
+        UsageError: a folder cannot be written to.
+        RunFailed: the disk is too small.
+        Interrupted: a signal came.
+    """
+    source = Source(plan.source, config.stores.source)
+    preflight.require_rights(run.storage, plan)
+    preflight.require_room(run, plan, source, emit)
+    emit(Working(f"starting {executor.where}"))
+    with executor.connected(config) as connected, Stop(emit).listening() as stop:
+        emit(Connected(connected.where))
+        yield RunContext(run, plan, source, config, connected, emit, stop)
+
+
+def planned(run: Run, plan: Plan, *, pinned: bool) -> Planned:
+    """Return the event that a run was planned."""
+    return Planned(
+        run=run.id,
+        rows=plan.rows,
+        units=len(plan.units),
+        source=plan.source.uri,
+        source_version=plan.source.version,
+        pinned=pinned,
+        space=plan.space.id,
+        model=plan.space.model,
+        dim=plan.space.dim,
+    )
+
+
+def resumed(run: Run, plan: Plan) -> Resumed:
+    """Return the event that a planned run goes on."""
+    return Resumed(run.id, len(run.staged()), len(plan.units), plan.source.version)
+
+
+def emit_ignored(changed: list[ChangedSetting], emit: Listener) -> None:
+    """Emit settings that have no effect any more, if there are any."""
+    if changed:
+        emit(Ignored(tuple(changed)))
+
+
+def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
+    """Return settings of the section embed that the plan fixed and that are different now."""
+    now = config.embed.model_dump(include={"unit_documents", "reuse"})
+    used = dict(now)
+    if (rows := _unit_rows(plan)) is not None:
+        used["unit_documents"] = rows
+    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
+        used["reuse"] = plan.reuse
+    return changed_settings("embed", used, now)
+
+
+def _unit_rows(plan: Plan) -> int | None:
+    """Documents in a whole unit; None if nothing was cut, so that any larger number would do.
+
+    What stays of a table's fragment is one unit, however large.
+    """
+    ranges = [u for u in plan.units if isinstance(u, EmbedRange)]
+    largest = max((u.rows for u in ranges), default=0)
+    ends = {(u.fragment, u.offset + u.rows) for u in ranges if u.rows == largest}
+    if any((u.fragment, u.offset) in ends for u in ranges):
+        return largest
+    for kind in (EmbedRows, RefreshRows):
+        rows = [u.rows for u in plan.units if isinstance(u, kind)]
+        if len(rows) > 1:
+            return max(rows)
+    return None

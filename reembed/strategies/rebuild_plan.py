@@ -1,0 +1,249 @@
+"""Which run a rebuild goes on with, and what a new one will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from obstore.exceptions import BaseError
+
+from reembed import encoders, faults
+from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.lease import is_driven
+from reembed.catalog.plan import Donor, Plan
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Run, find_runs
+from reembed.clock import now
+from reembed.config.changed import changed_settings
+from reembed.config.settings import Config, EncoderConfig, FrozenGate
+from reembed.engine import reuse
+from reembed.errors import Conflict, ReembedError
+from reembed.evaluation import queries as evalset
+from reembed.events import AlreadyBuilt, ChangedSetting, Listener, Notice, Working
+from reembed.source.dataset import Source
+from reembed.space import Space
+from reembed.store.storage import absolute
+from reembed.strategies import preflight
+from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.table import write as table
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a rebuild is asked for: settings, documents, space and gate as they are now."""
+
+    config: Config
+    catalog: Catalog
+    source: Source
+    space: Space
+    gate: FrozenGate
+
+    @classmethod
+    def read(cls, config: Config, catalog: Catalog, emit: Listener) -> Wanted:
+        """Open the source and read the model's files and the judged queries.
+
+        Raises:
+            SourceError, EncoderError, UsageError: one of them cannot be read.
+        """
+        source = Source.open(config)
+        emit(Working(f"reading the model's files: {config.encoder.model}"))
+        space = encoders.describe(config.encoder, config.table.dtype)
+        gate = evalset.freeze(config.gate, dict(config.stores.queries))
+        return cls(config, catalog, source, space, gate)
+
+
+def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
+    """Return the unfinished run of these settings, the finished one of this source version, or a new one.
+
+    Run ids follow from the settings and the source version, so that two processes started at once
+    mean the same run, and one of them is told so.
+
+    Raises:
+        Conflict: `fresh`, and another process drives a run of these settings.
+    """
+    config, catalog, source = wanted.config, wanted.catalog, wanted.source
+    prefix = config.run_prefix(source.uri)
+    runs = find_runs(catalog.storage, config.alias)
+    mine = [r for r in runs if r.id.startswith(prefix) and not r.is_catch_up]
+    at_version = [r for r in mine if r.id.startswith(f"{prefix}{source.version}-")]
+    last = mine[-1].number[0] if mine else 0
+    new = Run(catalog.storage, f"{prefix}{source.version}-{last + 1}")
+    if fresh:
+        _abandon_unfinished(mine)
+        return new
+    candidates = at_version if config.source.version else mine
+    unfinished = [r for r in candidates if r.result() is None]
+    for run in reversed(unfinished):
+        plan = run.plan()
+        if plan is not None and source.is_as_planned(plan.source):
+            return run
+        # A run without a plan holds nothing; while it is driven, its plan is being made.
+        if plan is None and (run in at_version or is_driven(run)):
+            return run
+    complete = [r for r in at_version if _is_complete(r, wanted)]
+    return complete[-1] if complete else new
+
+
+def _abandon_unfinished(runs: list[Run]) -> None:
+    unfinished = [r for r in runs if r.result() is None]
+    if (driven := next(filter(is_driven, unfinished), None)) is not None:
+        raise Conflict(
+            f"run {driven.id} of the same settings is being driven",
+            "starting over beside it would embed everything twice at once",
+            "reembed status",
+        )
+    for run in unfinished:
+        run.abandon()
+
+
+def _is_complete(run: Run, wanted: Wanted) -> bool:
+    """Whether the run ended in a release of this source and space that gc has not removed."""
+    plan, result = run.plan(), run.result() or {}
+    if plan is None or not result.get("release"):
+        return False
+    if wanted.catalog.is_retired(result["release"]):
+        return False
+    same_source = plan.source.fingerprint == wanted.source.ref.fingerprint
+    return same_source and plan.space.id == wanted.space.id
+
+
+@contextmanager
+def abandoned_unless_planned(run: Run) -> Iterator[None]:
+    """Give up a run that is refused in the block before it has a plan: nothing could be resumed."""
+    try:
+        yield
+    except ReembedError:
+        with suppress(OSError, BaseError):  # a full disk must not hide what was refused
+            if run.plan() is None:
+                run.abandon()
+        raise
+
+
+def finished(run: Run, catalog: Catalog) -> Release | None:
+    """Return the release this run ended in, if it did."""
+    result = run.result()
+    return catalog.release(result["release"]) if result and result["release"] else None
+
+
+def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listener) -> None:
+    """Tell that the run is complete, and which settings differ from those it was built with.
+
+    Raises:
+        IntegrityError: the release's index has no manifest, or a damaged one.
+    """
+    emit(AlreadyBuilt(run.id, release.id))
+    plan = run.plan()
+    changed = _planned_otherwise(plan, wanted) if plan else []
+    emit_ignored(changed + _built_otherwise(release, run, wanted.config), emit)
+
+
+def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
+    """Return the plan of the run; a new one is fixed, create-only.
+
+    Raises:
+        SpaceMismatch: the model is no longer the one the run was planned with.
+        Conflict: gc removes a release that vectors were to be copied from.
+    """
+    plan = run.plan()
+    if plan is not None:
+        planned_as = f"run {run.id} was planned with another model (use --fresh to start over)"
+        plan.space.require(wanted.space, planned_as)
+        emit_ignored(_planned_otherwise(plan, wanted), emit)
+        emit(resumed(run, plan))
+        return plan
+    rows = _check_documents(wanted, emit)
+    pinned = wanted.source.pin(run.pin_tag)
+    # Before the plan: messages that name a planned run's settings rely on this file.
+    settings = yaml.safe_dump(wanted.config.shown())
+    run.storage.write_bytes(run.path("config.yaml"), settings.encode())
+    plan = _write_plan(run, wanted, rows, emit)
+    emit(planned(run, plan, pinned=pinned))
+    faults.point("run.after_plan")
+    if not wanted.config.gate.queries:
+        emit(Notice("no judged queries (gate.queries): `compare` will ask for them; embedding"))
+    return plan
+
+
+def _check_documents(wanted: Wanted, emit: Listener) -> int:
+    """Check ids and texts; return how many documents there are."""
+    source = wanted.source
+    emit(Working(f"reading every id of {source.uri} version {source.version}"))
+    rows = source.check_documents()
+    if source.ref.filter is not None:
+        emit(Notice(f"source.filter keeps {rows:,} of {source.count_rows():,} rows"))
+    preflight.require_texts(wanted.config, source, rows, emit)
+    return rows
+
+
+def _write_plan(run: Run, wanted: Wanted, rows: int, emit: Listener) -> Plan:
+    config, source, space = wanted.config, wanted.source, wanted.space
+    path = table.path_of(config.alias, space)
+    columns = table.schema(space, *source.schema())
+    donors: tuple[Donor, ...] = ()
+    if config.embed.reuse:
+        donors = reuse.find_donors(wanted.catalog, space.id, emit)
+    plan = run.write_plan(
+        Plan(
+            kind="rebuild",
+            run_id=run.id,
+            alias=config.alias,
+            space=space,
+            encoder=_portable(config.encoder),
+            source=source.ref,
+            table=path,
+            base_version=table.ensure_table(run.storage, path, columns),
+            gate=wanted.gate,
+            index=config.index,
+            rows=rows,
+            units=source.units(config.embed.unit_documents, config.embed.actors),
+            created_at=now(),
+            reuse=config.embed.reuse,
+            donors=donors,
+        )
+    )
+    _require_donors(run, plan)
+    # gc may have taken the table, empty and of no run, between making it and naming it in the plan.
+    table.ensure_table(run.storage, path, columns)
+    return plan
+
+
+def _require_donors(run: Run, plan: Plan) -> None:
+    """gc marks a release, then looks for plans that name it; this plan was written, now look for marks.
+
+    Raises:
+        Conflict: gc is removing a release that the plan copies from.
+    """
+    for donor in plan.donors:
+        if Catalog(run.storage, donor.alias).is_retired(donor.release):
+            run.abandon()
+            raise Conflict(
+                f"gc removed release {donor.release} while run {run.id} was planned",
+                "its vectors were to be copied; the next run is planned without it",
+                "reembed run",
+            )
+
+
+def _portable(section: EncoderConfig) -> EncoderConfig:
+    """A relative model folder made absolute: the release must find it from anywhere."""
+    if Path(section.model).expanduser().is_dir():
+        return section.model_copy(update={"model": absolute(section.model)})
+    return section
+
+
+def _planned_otherwise(plan: Plan, wanted: Wanted) -> list[ChangedSetting]:
+    """Settings that the plan fixed and that are different now, what the judged queries hold included."""
+    changed = changed_settings("gate", plan.gate.model_dump(), wanted.gate.model_dump())
+    return changed + embed_settings_changed(plan, wanted.config)
+
+
+def _built_otherwise(release: Release, run: Run, config: Config) -> list[ChangedSetting]:
+    """Settings that a release was built by and that are different now."""
+    built = read_manifest(run.storage, release.index, release.index_sha256)
+    changed = changed_settings("index", built.settings.model_dump(), config.index.model_dump())
+    dead, allowed = release.dead_letters, config.embed.max_dead_letters
+    if dead > allowed:
+        changed.append(ChangedSetting("embed.max_dead_letters", dead, allowed))
+    return changed
