@@ -92,7 +92,7 @@ class Tuned:
 
     @property
     def overlay(self) -> str:
-        """The YAML to give after the config."""
+        """Return the YAML to give after the config."""
         note = (
             f"{_MARK} {self.docs_per_s:,.1f} docs/s, {self.tokens_per_s:,} tokens/s on this"
             " machine; `actors` are of one machine.\n"

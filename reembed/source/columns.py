@@ -27,7 +27,7 @@ def text_columns(ref: SourceRef) -> list[str]:
 
 
 def template_columns(text: str) -> list[str]:
-    """Columns named in a template; empty when `text` is a plain column name."""
+    """Return the columns named in a template; empty when `text` is a plain column name."""
     if "{" not in text:
         return []
     try:
@@ -61,7 +61,7 @@ _TEXT_NAMES = (
 
 
 def likely_text(names: list[str]) -> str:
-    """Of columns that hold strings, the one whose name says that it is the text; else the first."""
+    """Return the column whose name says that it is the text, among columns that hold strings; else the first."""
     return min(names, key=lambda n: (*_TEXT_NAMES, n.lower()).index(n.lower()))
 
 
@@ -83,7 +83,7 @@ class Role:
     fits: Callable[[pa.DataType], bool]
 
     def usable(self, schema: pa.Schema, taken: Collection[str]) -> list[str]:
-        """Columns whose type fits, other than those that are `taken` already."""
+        """Return columns whose type fits, other than those that are `taken` already."""
         return [f.name for f in schema if self.fits(plain(f.type)) and f.name not in taken]
 
 
@@ -164,7 +164,7 @@ def _carry_without(ref: SourceRef, column: str) -> str:
 
 
 def set_to(setting: str, column: str) -> str:
-    """The option that sets a setting to a column's name, to be pasted into a shell, whatever the name holds."""
+    """Return the option that sets a setting to a column's name, quoted for a shell and for YAML."""
     value = column
     if not re.fullmatch(r"[A-Za-z_][\w-]*", column) or column.lower() in _YAML_WORDS:
         value = json.dumps(column)
@@ -172,12 +172,12 @@ def set_to(setting: str, column: str) -> str:
 
 
 def nearest(column: str, names: list[str]) -> str:
-    """The name that is most like this one."""
+    """Return the name that is most like this one."""
     return str(difflib.get_close_matches(column, names, 1, 0.0)[0])
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """string or int64 for what Arrow has several forms of."""
+    """Return string or int64 for a type that Arrow has several forms of; any other as it is."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

@@ -58,8 +58,10 @@ def delta(
 
 
 def fingerprint(dataset: lance.LanceDataset) -> str:
-    """Digest of all that decides which rows a version has: another dataset made in its place, or other
-    changes after an older version was put back, give another one.
+    """Return a digest of all that decides which rows a version has.
+
+    It differs for another dataset made in its place, and for other changes after an older version was
+    put back.
     """
     fields = _fields(dataset)
     schema = [(f.name, _ids(fields[f.name]), str(f.type)) for f in dataset.schema]
@@ -69,17 +71,17 @@ def fingerprint(dataset: lance.LanceDataset) -> str:
 
 
 def fragments_of(dataset: lance.LanceDataset, ids: Iterable[int]) -> list[lance.LanceFragment]:
-    """Fragments of this version, by id."""
+    """Return fragments of this version, by id."""
     return [fragment for i in ids if (fragment := dataset.get_fragment(i)) is not None]
 
 
 def _fields(dataset: lance.LanceDataset) -> dict[str, Any]:
-    """Lance's fields by name; looked up by Lance itself, a name with backticks is not found."""
+    """Return Lance's fields by name; looked up by Lance itself, a name with backticks is not found."""
     return {field.name(): field for field in dataset.lance_schema.fields()}
 
 
 def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> _Layout:
-    """By fragment: everything but its deletion file that decides what a scan of `columns` returns."""
+    """Return, by fragment, everything but its deletion file that decides what a scan of `columns` returns."""
     names = sorted(dataset.schema.names if columns is None else columns)
     fields = _fields(dataset)
     ids = {name: _ids(fields[name]) for name in names}
@@ -101,7 +103,7 @@ def _ids(field: Any) -> list[int]:
 
 
 def _places(file: Any, wanted: set[int]) -> list[tuple[Any, ...]]:
-    """Where in the file the wanted fields are."""
+    """Return where in the file the wanted fields are."""
     return [
         (file.base_id, file.path, field, file.column_indices[place : place + 1])
         for place, field in enumerate(file.fields)
@@ -117,7 +119,7 @@ def _deletions(fragment: lance.LanceFragment) -> Any:
 def _addresses(
     dataset: lance.LanceDataset, fragment: lance.LanceFragment
 ) -> npt.NDArray[np.uint64]:
-    """Addresses of the fragment's live rows; reads no column."""
+    """Return addresses of the fragment's live rows; no column is read."""
     scanner = dataset.scanner(columns=[], with_row_address=True, fragments=[fragment])
     addresses: npt.NDArray[np.uint64] = scanner.to_table()["_rowaddr"].to_numpy()
     return addresses

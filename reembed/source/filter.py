@@ -1,4 +1,4 @@
-"""Whether a filter means the columns it seems to mean, before documents are counted by it."""
+"""Check that a filter means the columns it seems to mean, before documents are counted by it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
     if found := _OF_THE_MOMENT.search(plain):
         raise SourceError(
             f"source.filter = {condition!r}: {found[0].strip(' (')} is not the same at every evaluation",
-            "documents would come and go while the dataset stays as it is, and nothing would notice",
+            "the documents would change while the dataset does not, and no check could see it",
             _example(dataset),
         )
     if error := _error(dataset, condition) or _fails(dataset, condition):
@@ -85,7 +85,7 @@ def _not_a_filter(
 
 
 def _with_like_names(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """A run with the same filter, where one name in it can be taken for a column's."""
+    """Return a run with the same filter, if one name in it is close to a column's."""
     tokens = _TOKEN.findall(condition)
     for token in dict.fromkeys(tokens):
         for column in difflib.get_close_matches(token.strip("`"), dataset.schema.names, 1):
@@ -101,7 +101,7 @@ def _renamed(tokens: list[str], token: str, column: str) -> str:
 
 
 def _example(dataset: lance.LanceDataset) -> str | None:
-    """A run with a filter that this dataset can answer."""
+    """Return a run with a filter that this dataset can answer."""
     quotable = [name for name in dataset.schema.names if "`" not in name]
     if not quotable:
         return None
@@ -110,12 +110,12 @@ def _example(dataset: lance.LanceDataset) -> str | None:
 
 
 def _error(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """What Lance says against a condition when it plans a scan by it; no row is read."""
+    """Return what Lance says against a condition when it plans a scan by it; no row is read."""
     return _said(lambda: _scanner(dataset, condition).explain_plan())
 
 
 def _fails(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """What Lance says when it evaluates a condition, up to the first row that meets it."""
+    """Return what Lance says when it evaluates a condition, up to the first row that meets it."""
     return _said(lambda: _scanner(dataset, condition, limit=1).to_table())
 
 
@@ -134,7 +134,7 @@ def _said(look: Callable[[], object]) -> str | None:
 
 
 def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str]:
-    """What AND and OR join, at any depth. What fails alone is joined again: x BETWEEN 1 AND 2."""
+    """Yield what AND and OR join, at any depth. A part that fails alone is joined again: x BETWEEN 1 AND 2."""
     parts = _split(tokens)
     if len(parts) == 1:
         inner = _inside(tokens)
@@ -156,7 +156,7 @@ def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str
 
 
 def _split(tokens: list[str]) -> list[list[str]]:
-    """At each AND and OR that is in no parentheses."""
+    """Split at each AND and OR outside parentheses."""
     parts: list[list[str]] = [[]]
     depth = 0
     for token in tokens:
@@ -169,7 +169,7 @@ def _split(tokens: list[str]) -> list[list[str]]:
 
 
 def _inside(tokens: list[str]) -> list[str] | None:
-    """What stands in parentheses around all of it, or after NOT; None where neither is there."""
+    """Return what is inside parentheses around the whole, or after NOT; None if there is neither."""
     solid = [t for t in tokens if not t.isspace()]
     if solid and solid[0].upper() == "NOT":
         return tokens[tokens.index(solid[0]) + 1 :]

@@ -45,20 +45,20 @@ class Format(Protocol):
     """One kind of file, read three times: to find the types, to write, to check what was written."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Every column of every file, with a type that holds all its cells.
+        """Return every column of every file, with a type that holds all its cells.
 
         Raises:
             SourceError: a file is not what it should be; names the file and the row.
         """
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """The rows of one file, with those columns in these types."""
+        """Yield the rows of one file, with those columns in these types."""
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """The rows of one file again, not by way of `tables`."""
+        """Yield the rows of one file again, read in another way than by `tables`."""
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Index of the first cell that is not what was written; None when all are."""
+        """Return the index of the first cell that is not what was written; None if all are."""
 
 
 @dataclass
@@ -76,27 +76,27 @@ class Numbers:
         self.types = [t for t in self.types if _survives(texts, t)]
 
     def column(self, name: str, origin: str) -> Column:
-        """The column; text where no number type is left, or it may be an id."""
+        """Return the column; text if no number type is left, or it may be an id."""
         if name in ID_COLUMNS or not self.types or not self.filled:
             return Column(name, pa.string())
         return Column(name, self.types[0], f"{origin} is a number written the same way")
 
 
 def numbers(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """A column of texts in its type; empty texts become null, except in text."""
+    """Return a column of texts in its type; empty texts become null, except in text."""
     if pa.types.is_string(kind):
         return texts
     return pc.if_else(pc.equal(texts, ""), None, texts).cast(kind)
 
 
 def text_differs(texts: pa.Array, written: pa.ChunkedArray) -> int | None:
-    """Index of the first cell that, written as text, is not the file's."""
+    """Return the index of the first cell that, written as text, is not the file's."""
     back = pc.fill_null(written.cast(pa.string()), "")
     return first_false(pc.equal(pc.fill_null(texts, ""), back))
 
 
 def first_false(flags: pa.Array | pa.ChunkedArray) -> int | None:
-    """Index of the first value that is false; None when all are true."""
+    """Return the index of the first value that is false; None if all are true."""
     at = int(pc.index(flags, False).as_py())
     if at < 0:
         return None
@@ -120,13 +120,13 @@ def same(value: Any, cell: Any) -> bool:
 
 
 def first_other(values: list[Any], cells: list[Any]) -> int | None:
-    """Index of the first pair that is not `same`."""
+    """Return the index of the first pair that is not `same`."""
     pairs = zip(values, cells, strict=True)
     return next((at for at, (value, cell) in enumerate(pairs) if not same(value, cell)), None)
 
 
 def opened(file: str) -> pa.NativeFile:
-    """The bytes of a file, decompressed.
+    """Return the bytes of a file, decompressed.
 
     Raises:
         SourceError: it is UTF-16.
@@ -160,7 +160,7 @@ def require_names(file: str, names: list[str]) -> None:
 
 
 def not_utf8(file: str, where: str, column: str | None = None) -> SourceError:
-    """The error for bytes that are not text; names file, row and column."""
+    """Return the error for bytes that are not text; it names file, row and column."""
     return SourceError(
         f"{file}, {where}: {f'column {column!r}' if column else 'the line'} is not valid UTF-8",
         "text in another encoding could not be read back",

@@ -37,7 +37,7 @@ class Csv:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Every column of every file; text or a number type."""
+        """Return every column of every file; text or a number type."""
         found: dict[str, Numbers] = {}
         held: dict[str, set[str]] = defaultdict(set)
         for file in files:
@@ -49,7 +49,7 @@ class Csv:
         return [replace(c, files=frozenset(held[c.name])) for c in columns]
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """The rows of one file, read by Arrow."""
+        """Yield the rows of one file, read by Arrow."""
         wanted = {c.name: c.type for c in columns}
         names = _header(file)
         with opened(file) as stream:
@@ -72,7 +72,7 @@ class Csv:
                 yield pa.table(made)
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """The rows of one file as text, read by Python's csv module."""
+        """Yield the rows of one file as text, read by Python's csv module."""
         rows: list[list[str]] = []
         names, size, first = None, 0, 2
         for line, row in _rows(file):
@@ -95,12 +95,12 @@ class Csv:
         yield _as_text(file, names, rows, first)
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Index of the first cell that, written as text, is not the file's."""
+        """Return the index of the first cell that, written as text, is not the file's."""
         return text_differs(cells, written)
 
 
 def _rows(file: str) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it ends, cells) of every row that is not blank."""
+    """Yield (line on which it ends, cells) of every row that is not blank."""
     csv.field_size_limit(sys.maxsize)
     with opened(file) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")

@@ -36,7 +36,7 @@ class Json:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Every key of every object, with a type that holds all its values."""
+        """Return every key of every object, with a type that holds all its values."""
         found: dict[str, _Seen] = {}
         held: dict[str, set[str]] = defaultdict(set)
         for file in files:
@@ -48,7 +48,7 @@ class Json:
         return [replace(c, files=frozenset(held[c.name])) for c in columns]
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """The rows of one file."""
+        """Yield the rows of one file."""
         for rows in _blocks(file):
             made = {}
             for column in columns:
@@ -59,13 +59,13 @@ class Json:
             yield pa.table(made)
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """The rows of one file."""
+        """Yield the rows of one file."""
         for rows in _blocks(file):
             names = dict.fromkeys(name for row in rows for name in row)
             yield len(rows), {n: [row.get(n) for row in rows] for n in names}
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Index of the first value that is not what was written."""
+        """Return the index of the first value that is not what was written."""
         back = written.to_pylist()
         if not pa.types.is_string(written.type):
             return first_other(cells, back)
@@ -132,7 +132,7 @@ class _Seen:
 
 
 def _blocks(file: str) -> Iterator[list[Row]]:
-    """The objects of a file, some MiB of lines at a time."""
+    """Yield the objects of a file, some MiB of lines at a time."""
     number = 1
     for block in _line_blocks(file):
         lines = block.split(b"\n")
@@ -143,7 +143,7 @@ def _blocks(file: str) -> Iterator[list[Row]]:
 
 
 def _line_blocks(file: str) -> Iterator[bytes]:
-    """Whole lines, however long one is."""
+    """Yield whole lines, however long one is."""
     with opened(file) as stream:
         rest = b""
         while block := stream.read(import_columns.BLOCK_BYTES):
@@ -209,7 +209,7 @@ def _integer(digits: str) -> int | float:
 
 
 def _decimal(digits: str) -> float | str:
-    """A double where it is the same number, else the digits as text."""
+    """Return a double if it is the same number, else the digits as text."""
     value = float(digits)
     if len(digits) <= _SHORT and "e" not in digits and "E" not in digits:
         return value
@@ -263,7 +263,7 @@ def _mixes(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _is_empty(kind: pa.DataType) -> bool:
-    """Null, an object without keys or a list without values: nothing a column could hold."""
+    """Whether it is null, an object without keys or a list without values: nothing a column could hold."""
     nothing = pa.types.is_struct(kind) and not kind.num_fields
     return pa.types.is_null(kind) or nothing or kind == pa.list_(pa.null())
 

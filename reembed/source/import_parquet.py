@@ -37,7 +37,7 @@ class Parquet:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Every column of every file; the wider type where two files differ, or their clash."""
+        """Return every column of every file; the wider type if two files differ, or their clash."""
         schemas = {file: pq.read_schema(file) for file in files}
         for file, schema in schemas.items():
             require_names(file, schema.names)
@@ -54,7 +54,7 @@ class Parquet:
         return list(columns.values())
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """The rows of one file, read as a dataset."""
+        """Yield the rows of one file, read as a dataset."""
         for batch in pads.dataset(file, format="parquet").to_batches(batch_size=_ROWS):
             there = batch.schema.names
             yield pa.table(
@@ -67,12 +67,12 @@ class Parquet:
             )
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """The rows of one file, read without a dataset."""
+        """Yield the rows of one file, read without a dataset."""
         for batch in pq.ParquetFile(file).iter_batches(_ROWS):
             yield batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True))
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Index of the first value that is not what was written, in the type of the file."""
+        """Return the index of the first value that is not what was written, in the type of the file."""
         values = cells.cast(_plain(cells.type))
         back = _narrowed(written, values.type)
         if back.equals(pa.chunked_array([values])):
@@ -98,7 +98,7 @@ def _column(name: str, schemas: dict[str, pa.Schema]) -> Column:
 
 
 def _as_text(column: Column, schemas: dict[str, pa.Schema]) -> Column:
-    """The column as text, where that is another way to write all its values; else with its clash."""
+    """Return the column as text if that can hold all its values unchanged; else with its clash."""
     kinds = _kinds(column.name, schemas)
     held = [k for k in kinds if not pa.types.is_null(k)]
     if all(any(is_kind(k) for is_kind in _SIMPLE) for k in held):
@@ -115,7 +115,7 @@ def _kinds(name: str, schemas: dict[str, pa.Schema]) -> list[pa.DataType]:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Of the several forms of one type, the one that every reader knows."""
+    """Return, of the several forms of one type, the one that every reader knows."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_string_view(kind):
@@ -136,7 +136,7 @@ def _survives(values: pa.Array, kind: pa.DataType) -> bool:
 
 
 def _narrowed(written: Any, kind: pa.DataType) -> Any:
-    """Back in the file's type, where there is a way; values are compared in any case."""
+    """Return the values in the file's type, if they can be cast; values are compared in any case."""
     try:
         return written.cast(kind)
     except pa.ArrowException:
