@@ -298,21 +298,27 @@ def require_k(k: object) -> None:
 def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
     """Return queries float32 [Q, D], contiguous, as FAISS takes them."""
     require_k(k)
-    try:
-        with np.errstate(over="ignore"):  # infinity is refused below
-            queries = np.asarray(queries, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
-    if queries.size == 0 and queries.ndim <= 2 and len(queries) == 0:
+    vectors = np.ascontiguousarray(_as_float32(queries))
+    if vectors.size == 0 and vectors.ndim <= 2 and len(vectors) == 0:
         return np.empty((0, dim), np.float32)
-    if queries.ndim != 2 or queries.shape[1] != dim:
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise SpaceMismatch(
-            f"queries of shape {queries.shape} against an index of {dim} dimensions",
+            f"queries of shape {vectors.shape} against an index of {dim} dimensions",
             "they come from another model, or were truncated differently",
         )
-    if not np.isfinite(queries).all():
+    if not np.isfinite(vectors).all():
         raise EncoderError("a query vector holds NaN or infinity")
-    return np.ascontiguousarray(queries, dtype=np.float32)
+    return vectors
+
+
+def _as_float32(queries: npt.ArrayLike) -> Float32:
+    if isinstance(queries, np.ndarray) and queries.dtype == np.float32:
+        return queries
+    try:
+        with np.errstate(over="ignore"):  # infinity is refused later
+            return np.asarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
 
 
 def reason(error: RuntimeError) -> str:

@@ -19,6 +19,8 @@ from reembed.errors import IntegrityError
 from reembed.index.search import Float32, Int64, SearchIndex, require_k
 
 _NONE = np.empty(0, np.int64)
+_FEW = 20
+"""Ids up to which reading them one by one is faster than Arrow's `take`."""
 
 
 class SegmentedIndex:
@@ -52,6 +54,7 @@ class SegmentedIndex:
         self._dead = [
             tombstones[cuts[n] : cuts[n + 1]] - start for n, start in enumerate(self._starts[:-1])
         ]
+        self._is_plain = len(rows) == 1 and not len(tombstones)
         self.rows = sum(rows) - len(tombstones)
         """Rows that a search can find."""
 
@@ -71,9 +74,9 @@ class SegmentedIndex:
         Raises:
             UsageError, SpaceMismatch, EncoderError: as `SearchIndex.nearest`.
         """
-        require_k(k)
-        if len(self.segments) == 1 and not len(self._dead[0]):
+        if self._is_plain:
             return self.segments[0].nearest(queries, k)
+        require_k(k)
         found = [
             _living(segment, dead, queries, k)
             for segment, dead in zip(self.segments, self._dead, strict=True)
@@ -162,4 +165,6 @@ def _is_in(sorted_values: Int64, found: Int64) -> npt.NDArray[np.bool_]:
 
 
 def _taken(names: pa.Array, positions: Int64) -> list[str | int]:
+    if len(positions) <= _FEW:
+        return [names[p].as_py() for p in positions.tolist()]
     return list(names.take(pa.array(positions)).to_pylist())

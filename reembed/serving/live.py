@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -37,9 +38,10 @@ class Hit(NamedTuple):
 
     doc_id: str | int
     score: float
-    columns: dict[str, Any]
+    columns: Mapping[str, Any]
 
 
+_NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 _HIT = partial(tuple.__new__, Hit)
 """Make a Hit of its three fields, without a call of Python for each."""
 
@@ -111,9 +113,10 @@ class OpenRelease:
             IntegrityError: columns are asked for and the table was removed after the release was
                 opened: refresh, or open it again.
         """
-        columns = _names(columns)
-        require_carried(self.release, columns)
         require_k(k)
+        if not isinstance(columns, tuple) or columns:
+            columns = _names(columns)
+            require_carried(self.release, columns)
         vectors = queries if _are_vectors(queries) else self.encode_queries(queries)
         # FAISS makes room for k results, however few vectors there are.
         positions, scores = self.index.nearest(vectors, min(k, max(1, self.index.rows)))
@@ -123,10 +126,10 @@ class OpenRelease:
         hits = map(_HIT, zip(names, scores[there].tolist(), values, strict=True))
         return [list(islice(hits, count)) for count in there.sum(axis=1).tolist()]
 
-    def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
+    def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
         """Yield the values of these columns at each of positions [R]."""
         if not columns:
-            return ({} for _ in positions)
+            return repeat(_NO_COLUMNS, len(positions))
         known, place = np.unique(self.index.row_ids(positions), return_inverse=True)
         rows = self._take(known, list(dict.fromkeys(columns)))
         values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ def _hit(hit: Hit) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     """Return the value with None for each number that JSON does not have, at every depth."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
