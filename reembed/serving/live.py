@@ -31,9 +31,9 @@ from reembed.table.read import TableVersion
 
 
 class Hit(NamedTuple):
-    """One result: its id, its inner product with the query, and the carried columns asked for.
+    """One result: document id, inner product with the query, and the carried columns asked for.
 
-    A tuple, because a batch makes thousands of them: a frozen dataclass takes ten times as long.
+    A tuple, because a batch makes thousands of them and a frozen dataclass takes five times as long.
     """
 
     doc_id: str | int
@@ -43,12 +43,12 @@ class Hit(NamedTuple):
 
 _NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 _HIT = partial(tuple.__new__, Hit)
-"""Make a Hit of its three fields, without a call of Python for each."""
+"""Makes a Hit of an iterable of its fields, without running Python code for each."""
 
 
 @dataclass(frozen=True)
 class OpenRelease:
-    """A release ready to answer. Its parts are of one space, checked on opening."""
+    """A release ready to answer; opening it checked that its parts are of one space."""
 
     release: Release
     table: TableVersion
@@ -60,11 +60,11 @@ class OpenRelease:
         """Load the index and the query encoder of a release.
 
         Raises:
-            IntegrityError: the index is not the one the release was registered with, or of another table.
-            SpaceMismatch: the model found now is not the one the vectors were made with, or makes
-                other vectors of the golden texts.
+            IntegrityError: the index or the table is not the one that the release was registered with.
+            SpaceMismatch: the model found now is not the one that made the vectors, or embeds the
+                golden texts differently.
         """
-        # Everything is opened first: what is checked is what answers, whatever is put in its place later.
+        # Everything is opened before it is checked: what answers later is what was checked.
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
         table.dataset()
         section = release.encoder
@@ -81,17 +81,17 @@ class OpenRelease:
         return cls(release, table, index, encoder)
 
     def encode_queries(self, texts: Any) -> npt.NDArray[np.float32]:
-        """float32 [Q, dim] in this release's space; `texts` is anything that yields texts in an order.
+        """Return float32 [Q, dim] in this release's space; `texts` is any ordered iterable of texts.
 
         Raises:
-            UsageError: it is not a list of texts.
+            UsageError: it is not one.
         """
         if isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict | set):
             texts = list(texts)
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise UsageError(
-                f"queries must be a list of texts, not {texts!r:.80}",
-                "a text by itself would be searched letter by letter",
+                f"queries must be a list of texts or an array of vectors, not {texts!r:.80}",
+                "a single text would be searched letter by letter",
                 'search(["how do vaccines work"])',
             )
         if not texts:
@@ -151,7 +151,7 @@ def _are_vectors(queries: Any) -> TypeGuard[Float32]:
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """As a Python object; a time that `datetime` does not hold as text, or in a list as an integer."""
+    """Return a Python object; times outside `datetime`'s range as text, or as integers in a list."""
     try:
         return scalar.as_py()
     except (OverflowError, ValueError):
@@ -163,7 +163,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _names(columns: Any) -> Sequence[str]:
-    """Columns as a list of names; a str is left to `require_carried`.
+    """Return columns as a list of names; a str is left to `require_carried`.
 
     Raises:
         UsageError: it is not a list of names.

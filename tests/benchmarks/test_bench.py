@@ -77,6 +77,7 @@ FIGURES = {
         "units_seal_seconds",
         "units_driver_peak_mib",
     },
+    "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",
         "promote_ms_max",
@@ -151,6 +152,31 @@ def test_units_are_planned_and_sealed_without_a_model(tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     assert record["units"] == 60
     assert record["units_rows_exact"]
+
+
+def test_a_whole_search_is_measured_against_its_index_and_reads_no_table(tmp_path: Path) -> None:
+    out = tmp_path / "search.json"
+    command = [
+        sys.executable,
+        "bench/search.py",
+        "--limit",
+        "400",
+        "--queries",
+        "8",
+        "--rounds",
+        "3",
+    ]
+    done = subprocess.run(
+        [*command, "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert record.keys() >= FIGURES["search"]
+    for name in ("1m_64", "200k_384"):
+        corpus = record[name]
+        assert (corpus["rows"], corpus["table_reads"]) == (400, 0)
+        assert 0 < corpus["ratio_p50"] <= record["ratio_p50"]
+        assert 0 < corpus["ratio_batched"] <= record["ratio_batched"]
 
 
 @pytest.fixture
