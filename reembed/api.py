@@ -15,6 +15,7 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog, Release, VerifyRecord
+from reembed.catalog.reports import IDS, ROWS
 from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.changed import changed_settings
@@ -40,14 +41,11 @@ from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
     from reembed.engine.executor import Executor
-    from reembed.lifecycle.verify import Journal
     from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
     from reembed.source.dataset import Source
     from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
-
-_JOURNAL = "verifying.json"
 
 
 @dataclass(frozen=True)
@@ -260,6 +258,7 @@ def _verified(
 ) -> dict[str, Any]:
     from reembed.index import files as index_store
     from reembed.lifecycle import verify
+    from reembed.lifecycle.journal import Journal, JournalKey, remove_journal
     from reembed.source.lag import behind, newest_of
     from reembed.table import provenance
     from reembed.table.read import TableVersion
@@ -269,11 +268,11 @@ def _verified(
     provenance.require_manifest(storage, release)
     manifest = read_manifest(storage, release.index, release.index_sha256)
     provenance.require_index(release, manifest)
-    with_index = level >= verify.ROWS
+    with_index = level >= ROWS
     index = index_store.load(storage, release.index, manifest) if with_index else None
     sealed = read_sealed(run, release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
-    source = _equalled(catalog, release, read=level >= verify.IDS)
+    source = _equalled(catalog, release, read=level >= IDS)
     newest, why = newest_of(source)
     moved_on = newest is not None and not newest.is_same(source)
     subject = verify.Subject(
@@ -285,23 +284,19 @@ def _verified(
         index.ids() if index else None,
         sealed.proofs,
         release.table_manifest,
-        newest if moved_on and level >= verify.IDS else None,
+        newest if moved_on and level >= IDS else None,
         release.origin,
     )
-    key = {
-        "table_version": release.table_version,
-        "source": [source.version, subject.newest.version if subject.newest else None],
-        "level": level,
-        "sample": sample,
-    }
-    journal = _journal(run, key, resume=resume)
+    newest_version = subject.newest.version if subject.newest else None
+    key = JournalKey(release.table_version, source.version, newest_version, level, sample)
+    journal = Journal.open(run, key, resume=resume)
     failed = _failed_before(storage, run)
     # The rows that were found wrong are looked at again: others would say nothing of them.
     found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
     standing = behind(source, newest, found.lacking, why)
     report = {"release": release.id, **found.to_json(), "lag": standing.to_json()}
-    storage.remove(run.path(_JOURNAL))
-    enough = level >= max(verify.ROWS, failed.get("level", 0))
+    remove_journal(run)
+    enough = level >= max(ROWS, failed.get("level", 0))
     counts = not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0))
     if counts:
         storage.write(verification_path(run.id), report)
@@ -361,17 +356,6 @@ def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
         f"version {made_from.version} of {made_from.uri} is gone, or another dataset took its place",
         "nothing is left that the release could be compared with",
         f"reembed catch-up {release.id}     # compares every row with what is there now",
-    )
-
-
-def _journal(run: Run, key: dict[str, Any], *, resume: bool) -> Journal:
-    """What an interrupted verification of the same kind had done, if it is asked for."""
-    from reembed.lifecycle.verify import Journal, JournalRecord
-
-    kept = run.storage.read_if_there(run.path(_JOURNAL)) if resume else None
-    done = checked(JournalRecord, kept)["done"] if kept is not None and kept["key"] == key else {}
-    return Journal(
-        done, lambda done: run.storage.write(run.path(_JOURNAL), {"key": key, "done": done})
     )
 
 

@@ -21,6 +21,7 @@ DifferenceKind = Literal[
     "mismatched",
     "corrupt",
     "unindexed",
+    "misnamed",
     "damaged",
     "wrong_vector",
 ]
@@ -54,8 +55,9 @@ class VerifyReport:
     """Documents without a vector."""
     differences: Differences
     """missing, extra, duplicate, stale (other text), carried (same text, other values or types of
-    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, damaged (files
-    whose sha256 is not the receipt's), and wrong_vector (re-embedded, another vector)."""
+    carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, misnamed (the
+    index gives another document id), damaged (files whose sha256 is not the receipt's), and
+    wrong_vector (re-embedded, another vector)."""
     behind: Differences | None
     """What differs from the newest version of the source; None if no newer version was read."""
     sampled: int

@@ -17,6 +17,7 @@ from inline import Inline
 from reembed import api as check
 from reembed.catalog.lease import is_driven, workers
 from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.reports import Difference
 from reembed.catalog.runs import Run, find_runs
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
@@ -26,8 +27,10 @@ from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
 from reembed.evaluation.terms import Asked
 from reembed.lifecycle import promote
+from reembed.lifecycle.journal import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
+from reembed.store.records import encode
 from reembed.store.storage import Storage, from_bytes, to_bytes
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -105,14 +108,13 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), {"trying": [0, 20]})
     check.verify_release(catalog, first.id, level=2, sample=0, resume=False)
     lag.note(catalog, first, 1, Source(first.source, ()))
-    key = {"level": 2}
-    rows = {"differences": {"missing": [0, []]}, "behind": {}, "figures": {
-        "documents": 1, "rows": 1, "sampled": 0, "seed": None}}  # fmt: skip
-    done = {"key": key, "done": {"rows": rows, "files-0": []}}
-    catalog.storage.write(f"runs/{first.run_id}/verifying.json", done)
+    found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 0, None)
+    journal = JournalRecord(KEY, Done({"a": ()}, found))
+    catalog.storage.write(f"runs/{first.run_id}/verifying.json", encode(journal))
     return Root(catalog, config, file, first, newer, candidate, unfinished)
 
 
+KEY = JournalKey(1, 1, None, 2, 0)
 WORKER = f"workers/{7:032x}.json"
 Reader = Callable[[Root], Any]
 
@@ -139,7 +141,7 @@ def readers(r: Root) -> dict[str, Reader]:
         plain.path("golden.json"): lambda r: golden.require(
             storage, first.origin, load_encoder(model)
         ),
-        plain.path("verifying.json"): lambda r: check._journal(plain, {"level": 2}, resume=True),
+        plain.path("verifying.json"): lambda r: Journal.open(plain, KEY, resume=True),
         Run(storage, newer.run_id).path("plan.json"): lambda r: Run(storage, newer.run_id).plan(),
         sealed: lambda r: table.read_sealed(
             Run(storage, newer.run_id), newer.table, newer.table_version

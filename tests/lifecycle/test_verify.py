@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 
 from reembed import encoders
+from reembed.catalog.reports import FILES, ROWS, Difference, VerifyReport
+from reembed.catalog.reports import IDS as IDS_LEVEL
 from reembed.config.settings import Config
 from reembed.digests import digest as text_hash
 from reembed.lifecycle import verify as verify_module
-from reembed.lifecycle.verify import FILES, ROWS, Difference, Journal, Subject, Verification, verify
-from reembed.lifecycle.verify import IDS as IDS_LEVEL
+from reembed.lifecycle.journal import Done, Journal
+from reembed.lifecycle.verify import Subject, verify
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.table import write as table
@@ -136,9 +138,9 @@ def test_every_verification_draws_other_rows_and_says_by_which_seed(subject):
 
 
 def test_a_resumed_verification_names_the_seed_of_the_rows_it_took_over(subject):
-    table, done = subject(subject.rows()), {}
-    first = verify(table, sample=5, journal=Journal(done))
-    assert verify(table, sample=5, journal=Journal(done)).seed == first.seed
+    table, journal = subject(subject.rows()), Journal()
+    first = verify(table, sample=5, journal=journal)
+    assert verify(table, sample=5, journal=Journal(journal.done)).seed == first.seed
 
 
 def test_missing_and_extra_documents(subject):
@@ -280,10 +282,10 @@ def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path
     for name in damaged:
         storage.write_bytes(f"t.lance/data/{name}", b"x")
     subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
-    done = {}
-    assert verify_module._damaged(subject, Journal(done), whole=True) == damaged
+    journal = Journal()
+    assert verify_module._damaged(subject, journal, whole=True) == damaged
     assert sorted(hashed) == names
-    assert len(done) == 3
+    assert len(journal.done.damaged) == 3
 
 
 def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
@@ -293,13 +295,14 @@ def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
         storage.write_bytes(f"t.lance/data/{name}", name.encode())
     proofs = {n: proof_of(storage, "t.lance", n) for n in names}
     subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
-    done = {}
-    verify_module._damaged(subject, Journal(done), whole=True)
-    for group in list(done):
-        left = {k: v for k, v in done.items() if k != group}
-        first = int(group.removeprefix("files-"))
-        storage.write_bytes(f"t.lance/data/{names[first]}", b"x")
-        assert names[first] in verify_module._damaged(subject, Journal(left), whole=True)
+    journal = Journal()
+    verify_module._damaged(subject, journal, whole=True)
+    done = journal.done.damaged
+    assert list(done) == [names[0], names[64], names[128]]
+    for first in done:
+        left = Done({k: v for k, v in done.items() if k != first})
+        storage.write_bytes(f"t.lance/data/{first}", b"x")
+        assert first in verify_module._damaged(subject, Journal(left), whole=True)
 
 
 def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_receipt(subject):
@@ -353,7 +356,7 @@ def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
 def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
     behind = {"missing": 1, "extra": 2, "stale": 4, "carried": 8, "duplicate": 16, "corrupt": 32}
     differences = {k: Difference(n) for k, n in behind.items()}
-    report = Verification("t", 1, 1, ROWS, 9, 9, 0, {}, differences, 0)
+    report = VerifyReport("t", 1, 1, ROWS, 9, 9, 0, {}, differences, 0)
     assert report.lacking == 1 + 2 + 4 + 8
     assert dataclasses.replace(report, behind=None).lacking is None
     assert dataclasses.replace(report, level=IDS_LEVEL).lacking is None, "texts were not compared"
