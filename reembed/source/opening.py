@@ -61,6 +61,8 @@ def planned_dataset(planned: SourceRef, options: Options) -> lance.LanceDataset 
         with _naming(planned.uri):
             dataset = open_dataset(planned.uri, planned.version, dict(options))
     except FileNotFoundError:
+        if is_remote(planned.uri):  # with the settings of another store, no version is there at all
+            open_source(planned.uri, None, options)
         return None
     except OSError as error:
         raise _cannot_open(planned.uri, planned.version, options, error) from error
