@@ -354,7 +354,7 @@ def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
         return made_from
     raise SourceError(
         f"version {made_from.version} of {made_from.uri} is gone, or another dataset took its place",
-        "nothing is left that the release could be compared with",
+        "no source version is left to compare the release with",
         f"reembed catch-up {release.id}     # compares every row with what is there now",
     )
 

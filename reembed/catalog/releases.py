@@ -370,7 +370,7 @@ class Catalog:
             winner = self.require_live()
             raise Conflict(
                 f"{self.alias} was moved to {winner.release.id} by {winner.by} at {winner.at}",
-                "it is no longer the state this step started from",
+                "this step started from an older state",
                 "reembed status",
             )
         if action != "rollback" and record.generation % _HINT_EVERY <= 1:  # a rollback is quick

@@ -80,8 +80,8 @@ def begin(run: Run, unit: str, rows: int, host: Host = ALONE) -> Attempt:
         assert plan is not None  # the unit is of it
         raise RunFailed(
             f"unit {unit} was tried {MAX_ATTEMPTS} times and never embedded",
-            f"{len(alone)} of its workers died alone, the others with their node or their driver; no"
-            " single document is to blame, the machine may be short of memory",
+            f"{len(alone)} of its workers died on their own, the others with their node or driver;"
+            " a single document is not the cause, the machine may be short of memory",
             f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
         )
     if len(alone) < _CARELESS_DEATHS:

@@ -80,7 +80,7 @@ def _start(config: Config, folder: str) -> str:
     raise RunFailed(
         "Ray did not start on this machine, twice",
         f"{failed}; this machine may be too busy, or short of memory",
-        f"reembed run     # when it is less busy; Ray's own words: {folder}/2/session_latest/logs",
+        f"reembed run     # when it is less busy; Ray's logs: {folder}/2/session_latest/logs",
     )
 
 
@@ -119,13 +119,13 @@ def _require_room(config: Config, *, private: bool) -> None:
     if cpus >= cpus_here:
         raise UsageError(
             f"the actors take {cpus} logical CPUs, ray.num_cpus is {cpus_here:g}",
-            "they would wait for ever, or leave nothing to read and write with",
+            "they would wait forever, or leave no CPU for reading and writing",
             "reembed run --set ray.num_cpus=null     # what the actors need, and two more",
         )
     need, have = config.embed.actors * config.embed.gpus_per_actor, total().get("GPU", 0)
     if need > have:
         raise UsageError(
             f"embed.actors x embed.gpus_per_actor needs {need:g} GPUs, this machine has {have:g}",
-            "the actors would wait for ever",
+            "the actors would wait forever",
             "reembed run --set embed.gpus_per_actor=0     # or embed.actors to fit",
         )

@@ -43,7 +43,7 @@ class Patience:
                     raise ProviderError(
                         f"the model's provider did not answer in {waited:,.0f} s of waiting",
                         str(error.what),
-                        f"{self._resume}     # what is staged is kept",
+                        f"{self._resume}     # staged units are kept",
                     ) from error
                 log.warning("%s: trying again in %.0f s", error.what, asked)
             self._wait(asked)

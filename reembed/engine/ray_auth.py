@@ -48,8 +48,8 @@ def require_token(address: str, allowed: bool) -> str:
         )
     raise UsageError(
         f"the Ray cluster at {redacted(address)} is on another machine, and RAY_AUTH_MODE is not token",
-        "whoever reaches a Ray without a token can run code in it, and read documents and keys; if its network "
-        "is closed to all others, set ray.allow_unauthenticated",
+        "anyone who can reach an unauthenticated Ray cluster can run code on it and read documents and keys; "
+        "if its network is closed to all others, set ray.allow_unauthenticated",
         "export RAY_AUTH_MODE=token     # and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
     )
 
@@ -90,7 +90,7 @@ def session_folder() -> Iterator[str]:
     if len(parent) > _LONGEST_PARENT and named:
         raise UsageError(
             f"RAY_TMPDIR={named} is too long",
-            f"paths of sockets have 107 characters at most, which leaves {_LONGEST_PARENT} for it",
+            f"a socket path may have at most 107 characters, which leaves {_LONGEST_PARENT} for it",
             "export RAY_TMPDIR=/tmp",
         )
     try:

@@ -70,7 +70,7 @@ def _first_done(running: list[Any], cpus: float, gpus: float, patience_s: float)
         elif (waited := time.monotonic() - had_room) > patience_s:
             raise NoCapacity(
                 f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
-                f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs of it",
+                f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs that it needs",
                 "reembed status     # the same command resumes",
             )
 

@@ -110,7 +110,7 @@ class Watchdog:
         if seconds <= embed.stall_s:
             return
         what = f"no unit was finished for {seconds:,.0f} s (embed.stall_s)"
-        fix = f"{self._job.plan.resume}     # what is staged is kept"
+        fix = f"{self._job.plan.resume}     # staged units are kept"
         if not room:
             raise NoCapacity(what, f"no node of the cluster has the {size} of an actor", fix)
         up = nodes.live_nodes()

@@ -213,7 +213,7 @@ def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float 
         margin: absolute; None: 0.01, or 2 % of live's mean where that is more.
     """
     if live_Q.shape != candidate_Q.shape:
-        raise ValueError(f"{metric}: {len(live_Q)} and {len(candidate_Q)} queries are no pairs")
+        raise ValueError(f"{metric}: {len(live_Q)} and {len(candidate_Q)} queries are not pairs")
     name = f"{metric} change"
     if len(live_Q) == 0:
         return Rule(name, "inconclusive", f"{metric} was not measured")

@@ -241,15 +241,15 @@ def _query_of_row(row: Mapping[str, Any], place: str) -> _Query:
     text = _text_of(_field(row, "text", place), place)
     doc_ids = _field(row, "doc_ids", place)
     if not isinstance(doc_ids, list):
-        raise _bad(place, f"doc_ids is no list: {doc_ids!r:.80}")
+        raise _bad(place, f"doc_ids is not a list: {doc_ids!r:.80}")
     given = row.get("grades")
     grades = [1] * len(doc_ids) if given is None else given
     if not isinstance(grades, list) or len(grades) != len(doc_ids):
-        raise _bad(place, "grades is no list as long as doc_ids")
+        raise _bad(place, "grades must be a list of the same length as doc_ids")
     qrels: dict[str, int] = {}
     for doc_id, grade in zip(doc_ids, grades, strict=True):
         if not _is_int(grade):
-            raise _bad(place, f"grade {grade!r:.80} is no whole number")
+            raise _bad(place, f"grade {grade!r:.80} is not a whole number")
         _judge(qrels, _id_of(doc_id, place), grade, place)
     return _Query(place, query_id, text, qrels)
 

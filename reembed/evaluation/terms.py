@@ -189,6 +189,6 @@ def require_sound(catalog: Catalog, record: Comparison, compared: Release) -> No
     if not judged_by_plan or terms.gate != record.gate:
         raise IntegrityError(
             f"the comparison judged release {compared.id} by another gate than was planned",
-            "what counts is fixed before results exist; a change of it is recorded with its reason",
+            "the gate is fixed before results exist; a change of it must be recorded with a reason",
             again,
         )

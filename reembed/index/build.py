@@ -268,7 +268,7 @@ def _doc_ids(index: SearchIndex, source: VectorSource) -> pa.Array:
         raise IntegrityError(f"the table has {source.rows:,} rows, but {len(row_ids):,} were read")
     repeated = len(row_ids) - len(np.unique(row_ids))
     if repeated:
-        raise IntegrityError(f"{repeated:,} row ids came more than once", fix="reembed verify")
+        raise IntegrityError(f"{repeated:,} row ids appear more than once", fix="reembed verify")
     rows, names = zip(*source.ids(), strict=True)
     if not np.array_equal(np.concatenate(rows), row_ids):
         raise IntegrityError("the table gave its rows in another order the second time")

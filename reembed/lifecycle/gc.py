@@ -208,7 +208,7 @@ def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> No
         if found != expected:
             raise IntegrityError(
                 f"{uri} names {found!r:.80} in place of {expected}",
-                "nothing is deleted on the word of a record that was damaged or made by someone else",
+                "the record was damaged or written by someone else, so nothing is deleted",
                 DAMAGED,
             )
 

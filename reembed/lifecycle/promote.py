@@ -88,8 +88,10 @@ def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -
     if live is not None and chosen.id == live.release.id:
         waiting = candidates(catalog, live)
         raise UsageError(
-            f"release {chosen.id} is live already",
-            f"candidates: {', '.join(waiting)}; name one" if waiting else "no other release waits",
+            f"release {chosen.id} is already live",
+            f"candidates: {', '.join(waiting)}; name one"
+            if waiting
+            else "there is no other candidate",
             "reembed status",
         )
     return chosen
@@ -167,14 +169,14 @@ def admissible(
     """
     if live is None and reasons.initial is None:
         raise GateFailed(
-            f"{catalog.alias} serves nothing yet: no gate can hold the first promotion",
-            f"not known of {chosen.id}: {'; '.join(_unknown(chosen, live))}",
+            f"{catalog.alias} serves nothing yet: a first promotion has nothing to be compared with",
+            f"unknown about {chosen.id}: {'; '.join(_unknown(chosen, live))}",
             f"reembed promote {chosen.id} --initial --reason 'the first release'",
         )
     if live is not None and reasons.initial is not None:
         raise Conflict(
             f"{catalog.alias} serves {live.release.id}: this promotion is not the first",
-            "a comparison with what is live decides",
+            "it needs a comparison with what is live",
             f"reembed compare --candidate {chosen.id}",
         )
     _require_complete(catalog, chosen)
@@ -219,7 +221,7 @@ def rollback(
     if live is None:
         raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
     if to == live.release.id:
-        raise UsageError(f"release {to} is live already", None, "reembed history")
+        raise UsageError(f"release {to} is already live", None, "reembed history")
     held = {r.release.id: r.release for r in (live, before) if r is not None}
     target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
     return _swap(catalog, live, "rollback", target, Grounds(reason))
@@ -235,7 +237,7 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
     if stood is None:
         raise UsageError(
             f"{catalog.alias} has nothing to roll back to",
-            f"{live.release.id} is the first in line",
+            f"{live.release.id} is the oldest release",
             "reembed history",
         )
     line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
@@ -291,7 +293,7 @@ def follow(
     if live.release.origin != release.origin or _went_back_since(decided_on, live):
         raise Conflict(
             f"{catalog.alias} was moved to {live.release.id} meanwhile",
-            f"{release.id} grew out of what served before that",
+            f"{release.id} continues what was live before",
             "reembed status",
         )
     return _advance(catalog, live, release)
@@ -346,7 +348,7 @@ def _require_same_line(catalog: Catalog, decided: AliasRecord, live: AliasRecord
         raise Conflict(
             f"{catalog.alias} was moved from {decided.release.id} to "
             f"{live.release.id if live else 'nothing'} meanwhile",
-            "what was decided was about the release that served before",
+            "the decision was about the release that was live before",
             "reembed status",
         )
 
@@ -369,7 +371,7 @@ def _swap(
         catalog.append(record, "rollback", live.release, undone, back_to=live)
         raise Conflict(
             f"release {release.id} was being removed by gc",
-            f"{live.release.id} serves on",
+            f"{live.release.id} stays live",
             "reembed status",
         )
     return record
@@ -393,7 +395,7 @@ def _standing(catalog: Catalog, release: Release) -> Release:
 
 def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> IntegrityError:
     return IntegrityError(
-        f"the index of release {release.id} is not whole",
+        f"the index of release {release.id} is incomplete",
         f"{file.path(release.index)} is gone, cut short or changed",
         Run(storage, release.run_id).rebuild,
     )
@@ -445,7 +447,7 @@ def _require_recall(catalog: Catalog, release: Release, required: float, fix: st
     bound = _recall_bound(catalog, release)
     if bound < required:
         raise GateFailed(
-            f"the index of release {release.id}, which a catch-up built, finds less than its gate asks",
+            f"the index of release {release.id}, which a catch-up built, has a lower ann_recall than its gate requires",
             f"lower bound of ann_recall@10: {bound:.4f}, at least {required:.4f} needed",
             fix,
         )
@@ -459,12 +461,12 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
         if others := comparisons.compared_with(catalog, chosen):
             raise Conflict(
                 f"release {chosen.id} was compared with {', '.join(others)}, but {live.id} is live now",
-                "the comparison does not say whether it is better than what serves",
+                "the comparison does not say whether it is better than what is live",
                 again,
             )
         raise GateFailed(
             f"release {chosen.id} was never compared with {live.id}, which is live",
-            "without a comparison nobody knows whether it is better",
+            "without a comparison it is not known whether it is better",
             again,
         )
     compared = catalog.release(record.candidate.release)

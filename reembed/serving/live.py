@@ -194,7 +194,7 @@ def require_carried(release: Release, columns: Sequence[str]) -> None:
         if own := [c for c in unknown if c in RESERVED_COLUMNS]:
             raise UsageError(
                 f"{', '.join(own)} is not a carried column",
-                "it is a column of reembed's own, which search does not show",
+                "it is one of reembed's own columns, which search does not return",
                 f"columns={carried!r}",
             )
         wanted = shlex.quote(f"table.carry={json.dumps(list(dict.fromkeys([*carried, *unknown])))}")

@@ -120,7 +120,7 @@ def check_columns(dataset: lance.LanceDataset, ref: SourceRef) -> None:
     if quoted := [c for c in (ref.id_column, *texts) if "`" in c]:
         raise SourceError(
             f"{ref.uri}: the column {quoted[0]!r} has a backtick in its name",
-            "Lance reads no such column",
+            "Lance cannot read such a column",
             "give the column another name, or name another one",
         )
     for column in texts:

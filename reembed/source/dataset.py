@@ -200,7 +200,7 @@ class Source:
         if rows.num_rows != unit.rows:
             raise SourceError(
                 f"unit {unit.id} has {rows.num_rows} rows where the plan counted {unit.rows}",
-                "the pinned source version gave another answer than before",
+                "the pinned source version returned other rows than before",
             )
         return documents(self.ref, rows)
 

@@ -57,7 +57,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
     for part in _comparisons(dataset, tokens):
         if _error(without_columns, part) is None:
             raise SourceError(
-                f"source.filter = {condition!r}: {part!r} names no column",
+                f"source.filter = {condition!r}: {part!r} does not name a column",
                 f"it is the same for every document; columns: {', '.join(names.values())}",
                 _example(dataset),
             )

@@ -148,7 +148,7 @@ def require_names(file: str, names: list[str]) -> None:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise SourceError(
             f"{file} has more than one column {', '.join(map(repr, twice))}",
-            "a dataset has one column of a name",
+            "a dataset can have only one column of a name",
             f"head -n 1 {shlex.quote(file)}     # and rename one of them",
         )
     if any("\0" in n for n in names):

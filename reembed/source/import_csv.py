@@ -83,7 +83,7 @@ class Csv:
             if len(row) != len(names):
                 raise SourceError(
                     f"{file}, line {line}: {len(row)} cells where the header has {len(names)}",
-                    "which cell is which column's cannot be known",
+                    "cells cannot be assigned to columns",
                 )
             rows.append(row)
             size += sum(map(len, row))
@@ -91,7 +91,7 @@ class Csv:
                 yield _as_text(file, names, rows, first)
                 rows, size, first = [], 0, line + 1
         if names is None:
-            raise SourceError(f"{file}: there are no documents in it", "the file has no header")
+            raise SourceError(f"{file}: contains no documents", "the file has no header")
         yield _as_text(file, names, rows, first)
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:

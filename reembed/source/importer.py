@@ -157,18 +157,18 @@ def _require_new(asked: _Asked, uri: str) -> None:
     to, place = asked.to, asked.to.rstrip("/") + "-documents.lance"
     if _exists(uri, asked.options):
         raise UsageError(
-            f"{to} is a Lance dataset already",
+            f"{to} is already a Lance dataset",
             "import makes new datasets; existing documents are never overwritten",
             asked.again(to=to.removesuffix(".lance") + "-2.lance"),
         )
     if not is_remote(uri) and Path(uri).is_file():
         raise UsageError(
-            f"{to} is a file", "a dataset gets a folder of its own", asked.again(to=place)
+            f"{to} is a file", "a dataset needs its own folder", asked.again(to=place)
         )
     if not _is_empty(uri, asked.options):
         raise UsageError(
             f"{to} is a folder with something else in it",
-            "a dataset gets a folder of its own",
+            "a dataset needs its own folder",
             asked.again(to=place),
         )
 
@@ -234,7 +234,7 @@ def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
         name, why = next(iter(refused.items()))
         raise SourceError(
             f"column {name!r} {why}",
-            "a dataset cannot have it as it is",
+            "a dataset cannot store it",
             asked.again(columns=rest) if rest else None,
         )
     return chosen
@@ -242,7 +242,7 @@ def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
 
 def _no_documents(asked: _Asked) -> SourceError:
     return SourceError(
-        f"{', '.join(asked.files)}: there are no documents in it",
+        f"{', '.join(asked.files)}: contains no documents",
         "no file has a row with a value",
         f"ls -l {shlex.join(asked.files)}",
     )

@@ -121,5 +121,5 @@ def _form(kind: Any, extra: Literal["forbid", "ignore"]) -> Any:
 
 def _other(place: str, why: str) -> IntegrityError:
     return IntegrityError(
-        f"{place} is not a record as reembed writes it", why.splitlines()[0][:_MAX_SHOWN], DAMAGED
+        f"{place} is not a valid reembed record", why.splitlines()[0][:_MAX_SHOWN], DAMAGED
     )

@@ -64,7 +64,7 @@ def absolute(uri: str) -> str:
     if any(c in uri for c in "#%?"):
         raise UsageError(
             f"{uri} holds one of # % ?",
-            "Lance and the object store would each escape it in another way, and mean two places",
+            "Lance and the object store escape it differently, so they would use two places",
             f"mv {shlex.quote(uri)} {shlex.quote(re.sub('[#%?]', '-', uri))}     # any name without these characters",
         )
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
@@ -78,7 +78,7 @@ def require_id(kind: str, given: str) -> str:
     """
     if not _ID.fullmatch(given) or ".." in given:
         raise UsageError(
-            f"{given[:80]!r} is no {kind}",
+            f"{given[:80]!r} is not a valid {kind}",
             "ids are small letters, digits, dots and hyphens",
             "reembed status",
         )
@@ -178,12 +178,12 @@ def from_bytes(body: bytes, uri: str) -> Record:
         record.pop(_SHA256, None)
         intact = body == to_bytes(record)
     except (ValueError, TypeError, RecursionError, UsageError) as error:
-        raise IntegrityError(
-            f"{uri} is not a record as reembed writes it", str(error), DAMAGED
-        ) from error
+        raise IntegrityError(f"{uri} is not a valid reembed record", str(error), DAMAGED) from error
     if not intact:
         raise IntegrityError(
-            f"{uri} is not as it was written", "its sha256 is another than it says", DAMAGED
+            f"{uri} was changed after it was written",
+            "its sha256 does not match its content",
+            DAMAGED,
         )
     if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise UsageError(
@@ -323,7 +323,7 @@ class Storage:
     def _careless(self, how: str) -> UsageError:
         return UsageError(
             f"the store of {self.root} has no create-only writes: {how}",
-            "of two promotions at once both would succeed, and one would be lost",
+            "two promotions at the same time would both succeed, and one would be lost",
             "set storage.root to a local folder, or to S3, GCS, Azure or MinIO: any with conditional writes",
         )
 
@@ -488,13 +488,13 @@ class Storage:
             raise IntegrityError(
                 f"{place} is a symbolic link to {place.readlink()}",
                 "nothing at or behind a link is deleted: what it leads to may belong to someone else",
-                f"rm {shlex.quote(str(place))}     # removes the link alone; then run the same command again",
+                f"rm {shlex.quote(str(place))}     # removes only the link; then run the same command again",
             )
 
     def _require_below(self, path: str) -> None:
         if path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise IntegrityError(
-                f"{path!r} is no path below {self.root}",
-                "a record names it that was damaged or made by someone else",
+                f"{path!r} is not a path below {self.root}",
+                "the record that names it was damaged or written by someone else",
                 "reembed verify",
             )

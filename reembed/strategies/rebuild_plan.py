@@ -92,7 +92,7 @@ def _abandon_unfinished(runs: list[Run]) -> None:
     if (driven := next(filter(is_driven, unfinished), None)) is not None:
         raise Conflict(
             f"run {driven.id} of the same settings is being driven",
-            "starting over beside it would embed everything twice at once",
+            "starting over at the same time would embed everything twice",
             "reembed status",
         )
     for run in unfinished:

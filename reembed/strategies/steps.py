@@ -260,7 +260,7 @@ def register(
     if (result := run.result()) is not None and result["release"] is None:
         raise Conflict(
             f"run {run.id} was given up while this process was building it",
-            "somebody ran it with --fresh or dropped it, believing this process dead",
+            "someone ran it with --fresh or dropped it because this process seemed dead",
             "reembed run",
         )
     faults.point("run.before_register")

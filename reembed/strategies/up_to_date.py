@@ -134,5 +134,5 @@ def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) ->
     raise Conflict(
         f"{catalog.alias} was rolled back to {live.release.id} at {live.at}{reason}",
         f"{newest.id} has its model and newer documents, and a catch-up of live would go there",
-        f"reembed catch-up {shlex.quote(live.release.id)}     # goes there all the same",
+        f"reembed catch-up {shlex.quote(live.release.id)}     # continues from it anyway",
     )

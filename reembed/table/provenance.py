@@ -77,7 +77,7 @@ def require_manifest(storage: Storage, release: Release) -> None:
     if found != release.table_manifest:
         raise IntegrityError(
             f"version {release.table_version} of {release.table} is not what release {release.id} was registered with",
-            f"its manifest is {'another' if found else 'gone'}",
+            f"its manifest is {'different' if found else 'gone'}",
             FIX,
         )
 

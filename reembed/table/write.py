@@ -240,7 +240,7 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
     if record is None or named != _sha256(record):
         raise IntegrityError(
             f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
-            "it was removed or changed, so nothing proves the table's files any more",
+            "it was removed or changed, so the table's files can no longer be verified",
             run.rebuild,
         )
     checked(_SealedRecord, record)
@@ -289,7 +289,7 @@ def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> No
     wrong += [r.unit for r in receipts if (r.space, r.columns) != (plan.space.id, fingerprint)]
     if wrong:
         raise IntegrityError(
-            f"receipts do not fit the plan: {', '.join(wrong[:_EXAMPLES])}",
+            f"receipts do not match the plan: {', '.join(wrong[:_EXAMPLES])}",
             None,
             plan.restart,
         )
@@ -332,7 +332,7 @@ def _check_files(run: Run, plan: Plan, receipts: list[Receipt], files: dict[str,
             )
             raise IntegrityError(
                 f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
-                "somebody cleaned up or damaged the table while the run was under way",
+                "someone cleaned up or damaged the table while the run was under way",
                 plan.restart if name in staged else run.rebuild,
             )
 

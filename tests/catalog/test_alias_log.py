@@ -443,7 +443,7 @@ def test_what_is_live_already_is_not_a_candidate_whatever_else_waits(catalog):
     a, b = make_release(catalog, "a"), make_release(catalog, "b")
     make_release(catalog, "c")
     steps(catalog, a, b)
-    with pytest.raises(UsageError, match="release b is live already") as refused:
+    with pytest.raises(UsageError, match="release b is already live") as refused:
         candidate(catalog, None, "b")
     assert refused.value.why == "candidates: c; name one"
     assert candidate(catalog, None, "c").id == "c"

@@ -48,7 +48,9 @@ def test_an_unknown_release_names_those_there_are(catalog):
 
 def test_the_first_release_needs_a_reason_and_the_second_a_comparison(catalog):
     make_release(catalog, "a")
-    with pytest.raises(GateFailed, match="no gate can hold the first promotion") as refused:
+    with pytest.raises(
+        GateFailed, match="a first promotion has nothing to be compared with"
+    ) as refused:
         promote(catalog, "a", force_reason="no queries yet")
     assert refused.value.fix == "reembed promote a --initial --reason 'the first release'"
     first = promote(catalog, "a", **FIRST)

@@ -226,7 +226,7 @@ def test_import_never_overwrites(tmp_path, refused):
         CliRunner().invoke(reembed_cli, ["import", str(tmp_path / "a.jsonl"), "--to", to]).exit_code
         == 0
     )
-    assert "is a Lance dataset already" in refused(
+    assert "is already a Lance dataset" in refused(
         2, "import", str(tmp_path / "a.jsonl"), "--to", to
     )
 
@@ -314,7 +314,7 @@ def test_a_tampered_index_is_refused_wherever_it_would_be_read(two_releases, cli
     text = Path(storage.uri(manifest)).read_text()
     Path(storage.uri(manifest)).write_text(text.replace("Flat", "flat"))
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
-    assert ".json is not as it was written" in said
+    assert ".json was changed after it was written" in said
     Path(storage.uri(manifest)).write_text(text)
     storage.write(manifest, {**storage.read(manifest), "space": "another"})
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
@@ -337,7 +337,7 @@ def test_a_candidate_whose_data_is_gone_or_wrong_is_not_promoted(two_releases, w
         storage.write(path, {**storage.read(path), "passed": False})
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert {
-        "index": "is not whole",
+        "index": "is incomplete",
         "table": "gone or cut short",
         "verification": "is not verified",
     }[what] in said

@@ -45,7 +45,7 @@ def test_the_pipeline_run_twice_does_not_go_back_to_what_served_before(nights, c
     cli("run", "-c", file)
     for verb in ("compare", "promote"):
         said = cli(verb, "-c", file, code=2)
-        assert f"release {second.id} is live already" in said["what"]
+        assert f"release {second.id} is already live" in said["what"]
     cli("rollback", "-c", file)
     assert cli("status", "-c", file)["candidates"][0]["release"] == second.id
     assert cli("promote", "-c", file)["to"] == second.id

@@ -112,7 +112,7 @@ def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the
         attempt_at(run, ROWS, lambda tried: True, ALONE)
     with pytest.raises(RunFailed, match=f"was tried {attempts.MAX_ATTEMPTS} times") as failed:
         attempts.begin(run, "u", ROWS, ALONE)
-    assert failed.value.why.startswith("0 of its workers died alone")
+    assert failed.value.why.startswith("0 of its workers died on their own")
 
 
 @pytest.mark.parametrize("stray", ["notes.json", "notes.txt", "0001 (copy).json"])

@@ -583,7 +583,9 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
     assert pair.compare(Asked(margin=0.9, reason="try")).verdict == "pass"
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(poor(pair), pair.candidate, quiet, executor=Inline())
-    with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+    with pytest.raises(
+        GateFailed, match="has a lower ann_recall than its gate requires"
+    ) as refused:
         promote(pair.catalog, newer.id)
     assert refused.value.fix == f"reembed compare --candidate {newer.id}"
     asked = Asked(margin=0.9, reason="try")
@@ -613,7 +615,9 @@ def test_live_does_not_move_on_to_an_index_below_the_gate_s_recall(pair, quiet):
     lance.dataset(pair.source).insert(ONE_MORE)
     newer = catch_up(poor(pair, 256), pair.live, quiet, executor=Inline())
     for move in (follow, lambda catalog, release: promote(catalog, release.id)):
-        with pytest.raises(GateFailed, match="finds less than its gate asks") as refused:
+        with pytest.raises(
+            GateFailed, match="has a lower ann_recall than its gate requires"
+        ) as refused:
             move(pair.catalog, newer)
     assert pair.catalog.live().release.id == pair.live.id
     assert f"reembed promote {newer.id} --force" in refused.value.fix

@@ -163,7 +163,7 @@ def test_a_damaged_catch_up_that_never_served_does_not_bar_the_way_back(
     fix = refused.value.fix.split("  ")[0]
     assert fix == f"reembed rollback --to {first.id}"
     assert promote.rollback(catalog, fix.split()[-1]).release.id == first.id
-    with pytest.raises(UsageError, match="is live already"):
+    with pytest.raises(UsageError, match="is already live"):
         promote.rollback(catalog, first.id)
 
 

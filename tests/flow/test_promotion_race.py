@@ -263,7 +263,7 @@ def test_a_promote_that_is_killed_happened_or_did_not(
     assert [r.release.id for r in catalog.log()][1:] == (["r0-a"] if moved else [])
     again = cli.process(*command)
     assert again.returncode == (2 if moved else 0), again.stderr
-    assert ("is live already" in again.stderr) == moved
+    assert ("is already live" in again.stderr) == moved
     assert_one_chain(catalog.log())
     assert [r.release.id for r in catalog.log()][1:] == ["r0-a"]
 

@@ -275,7 +275,7 @@ def test_a_trained_index_is_emptied_and_filled_again(factory: str) -> None:
 def test_duplicate_ids_are_refused(factory: str) -> None:
     source = random_source(400, 8)
     source.row_ids[399] = source.row_ids[7]
-    with pytest.raises(IntegrityError, match="1 row ids came more than once"):
+    with pytest.raises(IntegrityError, match="1 row ids appear more than once"):
         build(source, IndexConfig(device="cpu", factory=factory), None)
 
 

@@ -336,7 +336,7 @@ def test_s8_a_release_id_is_a_plain_name(tmp_path: Path, name: str) -> None:
     catalog = Catalog(Storage.open(str(tmp_path / "root")), "docs")
     catalog.register(a_release())
     for use in (catalog.release, lambda n: promote(catalog, n)):
-        with pytest.raises(UsageError, match="is no release id"):
+        with pytest.raises(UsageError, match="is not a valid release id"):
             use(name)
     promote_nothing = catalog.append(None, "promote", a_release())
     assert promote_nothing.generation == 1
@@ -386,7 +386,7 @@ def test_s8_a_record_that_names_a_place_outside_the_root_is_refused(
     precious.mkdir()
     (precious / "file").write_text("mine")
     for use in (storage.uri, storage.delete_tree, storage.require_own, storage.remove):
-        with pytest.raises(IntegrityError, match="is no path below"):
+        with pytest.raises(IntegrityError, match="is not a path below"):
             use(path)
     assert (precious / "file").read_text() == "mine"
 

@@ -347,7 +347,7 @@ REFUSES = {
         {"a=1/b.parquet": parquet(id=["1"], a=[1]), "a=2/c.parquet": parquet(id=["2"])},
         "column 'a' is in a=1/b.parquet, and a folder's name for a=2/c.parquet: a=2",
     ),
-    "a header and no rows": ({"a.csv": b"id,t\n"}, "a.csv: there are no documents in it"),
+    "a header and no rows": ({"a.csv": b"id,t\n"}, "a.csv: contains no documents"),
     "no rows in parquet": ({"a.parquet": parquet(id=pa.array([], pa.string()))}, "no documents"),
     "a name without a letter": ({"a.csv": b",id\n1,2\n"}, "column '' cannot be in a Lance dataset"),
 }

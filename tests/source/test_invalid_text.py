@@ -123,7 +123,7 @@ def test_a_record_of_others_with_such_text_is_named(tmp_path):
     digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
     body = json.dumps({"_sha256": digest, **record}).encode()
     storage.write_bytes("record.json", body)
-    with pytest.raises(IntegrityError, match=r"record\.json is not a record"):
+    with pytest.raises(IntegrityError, match=r"record\.json is not a valid reembed record"):
         storage.read("record.json")
 
 

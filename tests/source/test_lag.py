@@ -72,7 +72,7 @@ def test_a_rollback_that_cannot_tell_what_is_missing_says_so_and_has_moved_the_a
     moved = roll_back(catalog)
     assert moved.release.id == catalog.live().release.id == release.id
     assert (moved.behind.newest, moved.behind.documents) == (None, None)
-    assert "is not a record" in moved.behind.why
+    assert "is not a valid reembed record" in moved.behind.why
 
 
 def test_a_release_that_equals_the_newest_version_is_behind_by_nothing(behind):

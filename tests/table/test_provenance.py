@@ -80,7 +80,7 @@ def test_a_table_whose_manifest_is_another_is_refused_before_lance_opens_it(
     )
     with pytest.raises(IntegrityError, match="is not what release") as refused:
         provenance.require_table(catalog.storage, other)
-    assert refused.value.why == "its manifest is another"
+    assert refused.value.why == "its manifest is different"
     with pytest.raises(AssertionError, match="it was opened"):
         provenance.require_table(catalog.storage, release)
 

@@ -56,7 +56,7 @@ def test_receipts_that_fit_are_committed(staged):
 @pytest.mark.parametrize("field", ["space", "columns"])
 def test_a_receipt_of_another_space_or_other_columns_is_refused(staged, unit, field):
     change(staged, unit, **{field: "0" * 12})
-    with pytest.raises(IntegrityError, match="do not fit the plan") as found:
+    with pytest.raises(IntegrityError, match="do not match the plan") as found:
         seal(staged)
     assert staged.plan.units[unit].id in found.value.what
 
@@ -65,7 +65,7 @@ def test_a_receipt_of_another_space_or_other_columns_is_refused(staged, unit, fi
 def test_a_receipt_with_a_row_too_few_or_too_many_is_refused(staged, unit):
     for rows in (-1, 1):
         change(staged, unit, rows=staged.plan.units[unit].rows + rows)
-        with pytest.raises(IntegrityError, match="do not fit the plan"):
+        with pytest.raises(IntegrityError, match="do not match the plan"):
             seal(staged)
 
 
@@ -81,7 +81,7 @@ def test_a_receipt_of_no_planned_unit_is_refused(staged):
     path = staged.run.path(f"units/{staged.plan.units[0].id}.json")
     receipt = {**staged.run.storage.read(path), "unit": "stray"}
     staged.run.storage.write(staged.run.path("units/stray.json"), receipt)
-    with pytest.raises(IntegrityError, match="do not fit the plan: stray"):
+    with pytest.raises(IntegrityError, match="do not match the plan: stray"):
         seal(staged)
 
 

@@ -176,7 +176,7 @@ def read_layout(root: Path) -> Layout:
         modules, settings = _default_modules(root), {}
     else:
         raise SetupError(
-            f"{root} is no model folder",
+            f"{root} is not a model folder",
             "It has neither modules.json nor config.json.",
             f"ls {shlex.quote(str(root))}",
         )
@@ -248,7 +248,7 @@ def _require_own_files(file: Path, content: Any) -> None:
     if named:
         raise SetupError(
             f"{file} sets {named[0]}",
-            "it names files to read in place of the usual ones, which no digest of the model covers",
+            "it replaces files with others that the digest of the model does not cover",
             f"remove {named[0]} from {file}, and give the file it names the usual name",
         )
     if file.name == "tokenizer_config.json":

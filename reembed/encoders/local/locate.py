@@ -69,7 +69,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         given = "no encoder.revision" if revision is None else f"encoder.revision {revision!r}"
         raise SetupError(
             f"encoder.model {model}: {given}",
-            "It is no local folder, and a hub model is pinned to a commit of 40 hex digits: "
+            "It is not a local folder, and a hub model must be pinned to a commit of 40 hex digits: "
             "branches and tags move, and vectors of two versions must never mix.",
             f"git ls-remote {shlex.quote(f'https://huggingface.co/{model}')} HEAD",
         )

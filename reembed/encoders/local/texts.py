@@ -203,7 +203,7 @@ def _require_plain_settings(module: Module) -> None:
     if modalities is not None and ("message" in modalities or "text" not in modalities):
         raise _chat(module)
     if module.settings.get("transformer_task", "feature-extraction") != "feature-extraction":
-        raise SetupError(f"{module.folder} is no feature extractor, so it gives no vectors")
+        raise SetupError(f"{module.folder} is not a feature extractor, so it gives no vectors")
 
 
 def _chat(module: Module) -> SetupError:
