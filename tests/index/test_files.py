@@ -162,7 +162,7 @@ def test_a_missing_or_broken_manifest_is_refused(storage: Storage, text: str | N
         storage.write_bytes(f"{PATH}/{'0' * 64}.json", text.encode())
     with pytest.raises(
         IntegrityError,
-        match="no manifest|not a valid|was changed after it was written",
+        match=r"no manifest|not a valid|was changed after it was written",
     ):
         read_manifest(storage, PATH, "0" * 64)
 
