@@ -162,9 +162,7 @@ def _require_new(asked: _Asked, uri: str) -> None:
             asked.again(to=to.removesuffix(".lance") + "-2.lance"),
         )
     if not is_remote(uri) and Path(uri).is_file():
-        raise UsageError(
-            f"{to} is a file", "a dataset needs its own folder", asked.again(to=place)
-        )
+        raise UsageError(f"{to} is a file", "a dataset needs its own folder", asked.again(to=place))
     if not _is_empty(uri, asked.options):
         raise UsageError(
             f"{to} is a folder with something else in it",

@@ -54,9 +54,8 @@ def test_the_readme_shows_a_whole_migration() -> None:
 
 
 def test_python_that_a_page_shows_uses_the_public_names() -> None:
-    shown = [
-        body for text in TEXT.values() for kind, body in BLOCK.findall(text) if kind == "python"
-    ]
+    written = [text for name, text in TEXT.items() if name != "docs/api.md"]  # that one is generated
+    shown = [body for text in written for kind, body in BLOCK.findall(text) if kind == "python"]
     assert len(shown) >= 2
     for body in shown:
         nodes = list(ast.walk(ast.parse(body)))

@@ -282,8 +282,14 @@ def test_two_grades_for_one_document_are_refused_and_a_repeated_one_is_not(tmp_p
         ('{"query_id": 2.0, "text": "t", "doc_ids": ["a"]}', "id 2.0 is neither"),
         ('{"query_id": "2", "text": "t", "doc_ids": "a"}', "doc_ids is not a list"),
         ('{"query_id": "2", "text": "t", "doc_ids": [null]}', "id None is neither"),
-        ('{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": []}', "the same length as doc_ids"),
-        ('{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [true]}', "not a whole number"),
+        (
+            '{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": []}',
+            "the same length as doc_ids",
+        ),
+        (
+            '{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [true]}',
+            "not a whole number",
+        ),
         ('{"query_id": "1", "text": "t", "doc_ids": ["a"]}', "query '1' is there twice"),
         (f'{{"query_id": {LONG}, "text": "t", "doc_ids": ["a"]}}', "no JSON"),
         (
