@@ -54,7 +54,9 @@ def test_the_readme_shows_a_whole_migration() -> None:
 
 
 def test_python_that_a_page_shows_uses_the_public_names() -> None:
-    written = [text for name, text in TEXT.items() if name != "docs/api.md"]  # that one is generated
+    written = [
+        text for name, text in TEXT.items() if name != "docs/api.md"
+    ]  # that one is generated
     shown = [body for text in written for kind, body in BLOCK.findall(text) if kind == "python"]
     assert len(shown) >= 2
     for body in shown:
