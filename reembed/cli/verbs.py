@@ -86,7 +86,7 @@ def import_verb(
         raise UsageError(
             f"--option {key} is a secret, and command lines are public on a machine",
             "keys and tokens come from the environment or the instance role",
-            f"export {key.upper()}=VALUE     # and give --option {key}=env:{key.upper()}, or leave it out",
+            f"set {key.upper()} in the environment, and give --option {key}=env:{key.upper()} or leave it out",
         )
     names = [name.strip() for name in columns.split(",")] if columns else None
     result = api.import_documents(

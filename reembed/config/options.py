@@ -89,5 +89,5 @@ def _value(name: str, value: str) -> str:
         raise ConfigError(
             f"the environment has no {variable}",
             f"the store option {name} is {value}",
-            f"export {variable}=VALUE     # in this shell and on every Ray node",
+            f"set {variable} in the environment, here and on every Ray node",
         ) from None

@@ -62,7 +62,7 @@ def test_a_variable_that_is_not_set_is_named_with_the_option_that_asks_for_it(mo
         resolved(KEYS)
     assert refused.value.what == "the environment has no CORPUS_ID"
     assert refused.value.why == "the store option aws_access_key_id is env:CORPUS_ID"
-    assert refused.value.fix.startswith("export CORPUS_ID=VALUE ")
+    assert refused.value.fix.startswith("set CORPUS_ID in the environment")
     with pytest.raises(SourceError, match=r"cannot open the dataset s3://corpora/a.lance") as named:
         Source.open(config(source={"options": KEYS}))
     assert "the environment has no CORPUS_ID" in named.value.what
