@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -129,12 +130,11 @@ def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
     return space
 
 
-def _flat(space: Space) -> dict[str, Any]:
+def _flat(space: Space) -> Mapping[str, object]:
     """Return the fields by name, including those of the identity, without the labels."""
     fields = {k: v for k, v in asdict(space).items() if k not in _LABELS}
-    identity: dict[str, Any] = fields.pop("identity")
-    return identity | fields
+    return ChainMap(fields.pop("identity"), fields)
 
 
-def _sha256(content: dict[str, Any]) -> str:
+def _sha256(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -133,12 +133,14 @@ def _require_same(first: Golden, mine: Golden, origin: str) -> None:
     }
     for kind, (golden, found) in pairs.items():
         least, text = _least(np.array(golden), np.array(found))
+        cosine = (
+            f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"
+        )
         if least < SAME:
             raise SpaceMismatch(
                 f"the model on {mine.device} makes other vectors than that of run {origin}"
                 f" on {first.device}",
-                f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"
-                + _versions(first.versions, mine.versions),
+                "; ".join([cosine, *_other_versions(first, mine)]),
                 "reembed config     # the model folder, embed.dtype; pip install the versions above",
             )
 
@@ -154,6 +156,8 @@ def _least(golden: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> t
     return float(cosines[at]), int(usable[at])
 
 
-def _versions(first: dict[str, str], mine: dict[str, str]) -> str:
-    other = [f"{n} {v} there, {mine.get(n)} here" for n, v in first.items() if mine.get(n) != v]
-    return f"; {', '.join(other)}" if other else ""
+def _other_versions(first: Golden, mine: Golden) -> list[str]:
+    here = mine.versions
+    return [
+        f"{n} {v} there, {here.get(n)} here" for n, v in first.versions.items() if here.get(n) != v
+    ]

@@ -1,7 +1,7 @@
-"""The encoder `hashing:DIM[:SALT]`: hashed words and letter triples; no model, no download.
+"""The encoder `hashing:DIM[:SALT]`: hashed words and letter triples, without a model or a download.
 
-Texts that share words get similar vectors, equal texts equal ones, on every machine. Another salt
-is another space.
+Texts that share words get similar vectors, and equal texts get equal vectors on every machine. A
+different salt is a different space.
 """
 
 from __future__ import annotations

@@ -78,15 +78,15 @@ def backend_of(config: EncoderConfig) -> Backend:
     Raises:
         SetupError: no backend has this scheme.
     """
+    for scheme, backend in BACKENDS.items():
+        if scheme and config.model.startswith(f"{scheme}:"):
+            return backend
     match = _SCHEME.match(config.model)
-    scheme = match[1] if match else ""
-    if scheme in BACKENDS:
-        return BACKENDS[scheme]
-    if Path(config.model).expanduser().is_dir():
+    if match is None or Path(config.model).expanduser().is_dir():
         return BACKENDS[""]
     known = ", ".join(f"{name}:" for name in sorted(BACKENDS) if name)
     raise SetupError(
-        f"encoder.model {config.model}: unknown scheme {scheme}:",
+        f"encoder.model {config.model}: unknown scheme {match[1]}:",
         f"known: {known}, a folder, or a hub id org/name",
         "reembed run --set encoder.model=hashing:64     # or one of the others",
     )

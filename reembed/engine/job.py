@@ -27,7 +27,7 @@ class EmbedJob:
     embed: EmbedConfig
     columns: pa.Schema
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of this start of the driver: a request to drain means this one only."""
+    """Names this start of the driver: a request to drain is for this start only."""
 
     @property
     def is_draining(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is done with one unit, wherever it runs: embed its documents, and stage them."""
+"""The work on one unit, in a Ray actor or anywhere else: embed its documents, and stage them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -56,11 +56,11 @@ class _Unit:
     """float32 [N, dim]; NaN for documents without a vector."""
     errors: list[str | None]
     todo: Rows
-    stats: EncoderStats | None = None
+    stats: EncoderStats = field(default_factory=EncoderStats)
 
     @classmethod
     def begin(cls, documents: pa.Table, dim: int) -> _Unit:
-        """Take the vectors that are given; the rest is to do."""
+        """Take over the given vectors; all other documents are to do."""
         vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
         if GIVEN in documents.column_names:
             column = documents[GIVEN].combine_chunks()
@@ -69,12 +69,12 @@ class _Unit:
         return cls(vectors, documents[ERROR].to_pylist(), to_embed(documents))
 
     def take(self, rows: Rows, found: Embedded) -> None:
-        """These rows are done."""
+        """Take over the vectors and failures of `rows`, which are done."""
         self.vectors[rows] = found.vectors
         for row, why in found.failures.items():
             self.errors[rows[row]] = why
         self.todo = np.setdiff1d(self.todo, rows)
-        self.stats = self.stats + found.stats if self.stats else found.stats
+        self.stats += found.stats
 
 
 class UnitEmbedder:
@@ -110,7 +110,7 @@ class UnitEmbedder:
         self._model_s = 0.0
 
     def _compare(self) -> list[str]:
-        """Notes on how the model differs from the line's first replica, within the space."""
+        """Compare the model with the plan; return notes on how it differs from the first replica."""
         storage, plan = self._job.run.storage, self._job.plan
         found = self._encoder.embed_documents(["word"]).vectors.shape[1]
         if found != plan.space.dim:
@@ -142,7 +142,7 @@ class UnitEmbedder:
         self._patience.through(lambda: self._try(unit, attempt, embed))
         self._check(name, unit.vectors, unit.errors)
         self._check_variety(name, unit.vectors, documents)
-        done = unit.stats or self._encoder.embed_documents([]).stats
+        done = unit.stats + self._encoder.embed_documents([]).stats
         stats = UnitStats(
             device=done.device,
             path=done.path,
@@ -164,7 +164,7 @@ class UnitEmbedder:
         return self._embedded(documents, unit.vectors, unit.errors, stats)
 
     def idle(self) -> None:
-        """From now on it waits for a unit."""
+        """Note that the replica waits for a unit from now on."""
         self._idle_since = time.perf_counter()
 
     def _try(self, unit: _Unit, attempt: Attempt, embed: Callable[[Rows], Embedded]) -> None:
@@ -187,7 +187,7 @@ class UnitEmbedder:
                 unit.take(rows, found)
 
     def _embedding(self, documents: pa.Table) -> Callable[[Rows], Embedded]:
-        """What embeds rows of these documents: their tokens, or their texts."""
+        """Return the function that embeds rows of these documents, by their tokens or their texts."""
         encoder = self._encoder
         if TOKENS not in documents.column_names:
             texts = texts_of(documents)
@@ -205,7 +205,7 @@ class UnitEmbedder:
             self._model_s += time.perf_counter() - started
 
     def _share(self, device: str) -> float:
-        """Share of the device: less than 1 where replicas share a GPU."""
+        """Return the replica's share of the device: less than 1 if replicas share a GPU."""
         if not device.startswith("cuda"):
             return 1.0
         return min(1.0, self._job.embed.gpus_per_actor or 1.0)

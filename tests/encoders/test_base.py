@@ -112,5 +112,5 @@ def test_an_unknown_scheme_is_refused_with_those_that_are_known():
 def test_a_folder_whose_name_has_a_colon_is_a_folder(tmp_path, monkeypatch):
     (tmp_path / "a:b").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SetupError, match="no model folder"):
+    with pytest.raises(SetupError, match="not a model folder"):
         encoders.describe(EncoderConfig(model="a:b"), "float32")

@@ -1,8 +1,8 @@
 """Attention over texts laid end to end, without padding and without a mask.
 
-Registered with transformers' AttentionInterface under NAME: the models' own modules call it, and as
-no mask function has that name they build no mask. On CUDA it is `torch.nn.attention.varlen`
-(FlashAttention's variable length, in the torch wheel; 16-bit types only); elsewhere texts of one
+Registered with transformers' AttentionInterface under NAME. The models' own modules call it, and
+build no mask, since no mask function has that name. On CUDA it is `torch.nn.attention.varlen`
+(FlashAttention for variable lengths, in the torch wheel; 16-bit types only). Elsewhere texts of equal
 length lie next to each other, and each such run is one plain attention on a view.
 """
 
@@ -19,24 +19,24 @@ from torch.nn.functional import scaled_dot_product_attention
 NAME = "reembed_packed"
 _CHUNK_BYTES = 1 << 20  # of scores at once and thread in bfloat16: they stay in its cache
 _MOST_BYTES = 64 << 20  # of one text's scores; a longer text goes through the fused kernel
-# One split: results do not depend on what else is in the batch. torch 2.11 has neither argument; its
-# kernel takes fewer heads of keys and values as they are, and does not split.
+# One split, so that results do not depend on the rest of the batch. torch 2.11 has neither argument:
+# its kernel takes fewer heads of keys and values as they are, and does not split.
 _VARLEN = {
     name: value
     for name, value in {"enable_gqa": True, "num_splits": 1}.items()
     if name in signature(varlen_attn).parameters
 }
-# What models hand over that a function without them would silently leave out.
+# Arguments that models pass and this attention does not implement; ignoring them would change vectors.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the texts of a batch of T tokens lie.
+    """Positions of the texts in a batch of T tokens.
 
     runs: (first token, texts, tokens per text), texts of one length side by side; starts: int32
-    [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: that
-    the attention computes in; masks: of the batch's lengths, made by the first layer that needs one.
+    [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: in which
+    the attention computes; masks: by length, made by the first layer that needs one.
     """
 
     runs: tuple[tuple[int, int, int], ...]
@@ -48,14 +48,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Sight:
-    """What sees what within a text, and how scores are scaled."""
+    """Which tokens of a text attend to which, and the scale of the scores."""
 
     scale: float
     causal: bool
     window: int | None
 
     def mask(self, length: int, layout: Layout, *, whole: bool) -> torch.Tensor | None:
-        """Bool [length, length]; None where all is seen, or, unless `whole`, all that came before."""
+        """Return bool [length, length], or None if every token is seen or, unless `whole`, every earlier one."""
         window = None if self.window is None or self.window >= length else self.window
         if window is None and not (self.causal and whole):
             return None
@@ -80,16 +80,18 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
 ) -> tuple[torch.Tensor, None]:
     """query [1, H, T, D], key and value [1, H or fewer, T, D] -> [1, T, H, D], of the query's dtype.
 
-    A window is what transformers' flash attention makes of it: a text's tokens see those less than
-    `sliding_window` away, on both sides, or only backwards where the model is causal.
+    A window means what it does in transformers' flash attention: a token sees those less than
+    `sliding_window` away, on both sides, or only backwards if the model is causal.
 
     Raises:
-        NotImplementedError: the model wants something that this attention does not do.
+        NotImplementedError: the model needs something that this attention does not implement.
     """
     if layout is None or attention_mask is not None:
-        raise NotImplementedError(f"{type(module).__name__} does not pass on where the texts lie")
+        raise NotImplementedError(
+            f"{type(module).__name__} does not pass on the layout of the texts"
+        )
     if asked := [name for name in _UNSUPPORTED if rest.get(name) is not None]:
-        raise NotImplementedError(f"{type(module).__name__} wants {', '.join(asked)}")
+        raise NotImplementedError(f"{type(module).__name__} needs {', '.join(asked)}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sight = _Sight(scale, causal, sliding_window)
@@ -141,7 +143,7 @@ def _by_runs(
 
 
 def _texts(x: torch.Tensor, first: int, texts: int, length: int, heads: int) -> torch.Tensor:
-    """A run's [texts, heads, length, D] of [H, T, D]; fewer heads of keys and values are repeated."""
+    """Return a run of [H, T, D] as [texts, heads, length, D]; fewer heads of keys and values are repeated."""
     own, _, width = x.shape
     run = x[:, first : first + texts * length]
     run = run.as_strided(
@@ -161,10 +163,9 @@ def _in_bfloat16(
     scale: float,
     mask: torch.Tensor | None,
 ) -> None:
-    """Faster than the fused kernel in this type: two products and a softmax in float32 between.
+    """Compute two products with a float32 softmax between, which is faster than the fused kernel.
 
-    Queries, keys and values, and what becomes of them, are [texts, heads, length, D]; a few texts at
-    a time.
+    Queries, keys, values and `place` are [texts, heads, length, D]; a few texts at a time.
     """
     texts, heads, length, _ = place.shape
     at_once = max(1, torch.get_num_threads() * _CHUNK_BYTES // (4 * heads * length * length))
@@ -179,13 +180,13 @@ def _in_bfloat16(
 
 
 def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
-    """Which tokens see which, bool [length, length]."""
+    """Return which tokens see which, bool [length, length]."""
     near = torch.ones(length, length, dtype=torch.bool, device=device)
     return near.tril_(0 if causal else window - 1).triu_(1 - window)
 
 
 def register() -> None:
-    """Make it known to transformers, under NAME."""
+    """Register this attention with transformers, under NAME."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)

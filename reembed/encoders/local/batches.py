@@ -1,7 +1,7 @@
-"""From token ids to what one forward pass takes: which texts go together, and in which form.
+"""Batches: which texts go through the model together, and in which form.
 
-A form says how many of the texts that are left fit into `batch_tokens`, longest first, and makes the
-model's input of them.
+A form decides how many of the remaining texts fit into `batch_tokens`, longest first, and turns them
+into the model's input.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from reembed.encoders.base import Rows
 from reembed.encoders.local.attention import Layout
 from reembed.encoders.tokens import Tokens
 
+Features = dict[str, Any]
+"""What sentence-transformers' modules take and return, by name."""
 _VECTOR = 16  # float32 values in the widest vector register
 
 
 class Form(Protocol):
-    """How the texts of a batch lie side by side."""
+    """How the texts of a batch are arranged."""
 
     name: str
     takes_empty: bool
-    """Whether a text without tokens can be among them."""
+    """Whether a text without tokens can be in a batch."""
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        """How many of these texts, longest first, make a batch of `budget` tokens; at least one."""
+        """Return how many of these texts, longest first, make a batch of `budget` tokens; at least one."""
         ...
 
-    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
-        """What the first module takes, by name, on `device`."""
+    def features(self, batch: Tokens, device: str, budget: int) -> Features:
+        """Return the first module's input, by name, on `device`."""
         ...
 
 
 class Padded:
-    """[N, longest], filled up on the right: so positions do not depend on a text's neighbours."""
+    """[N, longest], padded on the right, so that positions do not depend on a text's neighbours."""
 
     name = "padded"
     takes_empty = False
@@ -45,16 +47,16 @@ class Padded:
         self._pad_id, self._type_ids = pad_id, type_ids
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        """As many as have `budget` tokens, padded to the longest."""
+        """Count tokens with padding to the longest text."""
         return max(1, budget // max(1, int(lengths[0])))
 
-    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
-        """input_ids, attention_mask (and token_type_ids) int64 [N, longest]."""
+    def features(self, batch: Tokens, device: str, budget: int) -> Features:
+        """Return input_ids, attention_mask (and token_type_ids) int64 [N, longest]."""
         lengths = batch.lengths
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self._pad_id, np.int64)
         ids[mask] = batch.ids
-        features: dict[str, Any] = {
+        features: Features = {
             "input_ids": on(device, ids),
             "attention_mask": on(device, mask.astype(np.int64)),
         }
@@ -68,10 +70,10 @@ class Padded:
 class Packed:
     """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
 
-    T is a whole multiple of 16, by texts of padding at the end: torch computes exp, sin and the like
-    otherwise where a tensor, or a thread's share of it, ends within a vector register, and so a
-    text's bits would depend on how many tokens lie beside it. On CUDA it is a multiple of a share of
-    the budget: products of few shapes, each always by the same kernel.
+    Texts of padding at the end make T a multiple of 16. Without them a tensor, or a thread's share of
+    it, could end within a vector register, where torch computes exp, sin and the like differently: a
+    text's bits would depend on how many tokens are beside it. On CUDA, T is a multiple of a share of
+    the budget, so that products have few shapes, and each shape always has the same kernel.
     """
 
     takes_empty = False
@@ -86,11 +88,11 @@ class Packed:
         shapes: int | None = None,
         is_compiled: bool = False,
     ) -> None:
-        """Take what the model wants to know of its tokens.
+        """Set how tokens are arranged.
 
-        `padding_idx`: of a model that counts positions from there, and not where this id stands;
-        None: from 0; `dtype`: that the attention computes in; `shapes`: how many sizes batches have;
-        `is_compiled`: whether the model's layers are.
+        `padding_idx`: the id after which the model counts positions, None to count from 0; `dtype`: in
+        which the attention computes; `shapes`: how many sizes batches have; `is_compiled`: whether the
+        model's layers are compiled.
         """
         self.name = "compiled packed" if is_compiled else "packed"
         self._pad_id, self._padding_idx = pad_id, padding_idx
@@ -98,22 +100,22 @@ class Packed:
         self._shapes = shapes
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        """As many as have `budget` tokens together."""
+        """Count tokens without padding."""
         return _together(lengths, budget)
 
-    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
-        """input_ids, position_ids (and token_type_ids) int64 [1, T], seq_idx int64 [1, T] by text,
-        cu_seq_lens_q int32 [N+1], layout."""
+    def features(self, batch: Tokens, device: str, budget: int) -> Features:
+        """Return input_ids, position_ids (and token_type_ids) int64 [1, T], seq_idx int64 [1, T] by text,
+        cu_seq_lens_q int32 [N+1], and the layout."""
         multiple = max(_VECTOR, budget // self._shapes) if self._shapes else _VECTOR
         batch = _filled(batch, self._pad_id, multiple)
         lengths = batch.lengths
         starts = on(device, batch.offsets.astype(np.int32))
         ids = on(device, batch.ids[None].astype(np.int64))
-        features: dict[str, Any] = {
+        features: Features = {
             "input_ids": ids,
             "position_ids": on(device, _positions(batch, self._padding_idx)[None]),
             "cu_seq_lens_q": starts,
-            # Pooling would count them out on the device, and wait for it.
+            # Otherwise pooling derives them on the device, and waits for it.
             "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
             "layout": Layout(_runs(lengths), starts, _rounded(int(lengths.max())), self.dtype),
         }
@@ -125,17 +127,17 @@ class Packed:
 
 
 class Flat:
-    """Ids and offsets of a static model."""
+    """Ids and offsets, for a static model."""
 
     name = "static"
     takes_empty = True
 
     def fit(self, lengths: Rows, budget: int) -> int:
-        """As many as have `budget` tokens together."""
+        """Count tokens without padding."""
         return _together(lengths, budget)
 
-    def features(self, batch: Tokens, device: str, budget: int) -> dict[str, Any]:
-        """input_ids int64 [T], offsets int64 [N]."""
+    def features(self, batch: Tokens, device: str, budget: int) -> Features:
+        """Return input_ids int64 [T], offsets int64 [N]."""
         return {
             "input_ids": on(device, batch.ids.astype(np.int64)),
             "offsets": on(device, batch.offsets[:-1]),
@@ -147,13 +149,15 @@ def _together(lengths: Rows, budget: int) -> int:
 
 
 def longest_first(lengths: Rows, form: Form) -> Rows:
-    """Rows in the order in which they are embedded: so the first batch is the largest."""
+    """Return the rows in the order of embedding, so that the first batch is the largest."""
     order = np.argsort(-lengths, kind="stable")
-    return order if form.takes_empty else order[lengths[order] > 0]
+    if form.takes_empty:
+        return order
+    return order[lengths[order] > 0]
 
 
 def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
-    """Each text once, and for every text the row of its like: equal ids have equal vectors."""
+    """Return the unique texts, and for every input row its index among them."""
     rows: dict[bytes, int] = {}
     first: list[int] = []
     like = np.empty(len(tokens), np.int64)
@@ -168,10 +172,10 @@ def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
 
 
 def _positions(batch: Tokens, padding_idx: int | None) -> Rows:
-    """Of every token in its text, int64 [T].
+    """Return every token's position in its text, int64 [T].
 
-    With a `padding_idx` as RoBERTa counts: from the one after it on, and a token with this id, also
-    one that stands in a text, has the position `padding_idx` and moves nothing.
+    With a `padding_idx` they count as in RoBERTa: from the number after it, and a token with this id,
+    even within a text, has the position `padding_idx` and is not counted.
     """
     if padding_idx is None:
         return np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)
@@ -183,7 +187,7 @@ def _positions(batch: Tokens, padding_idx: int | None) -> Rows:
 
 
 def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:
-    """With texts of padding, none longer than the longest, up to a whole multiple of tokens."""
+    """Append texts of padding, none longer than the longest, up to a multiple of tokens."""
     lacking = -len(batch.ids) % multiple
     if not lacking:
         return batch
@@ -193,12 +197,12 @@ def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:
 
 
 def _rounded(longest: int) -> int:
-    """The next power of two: the attention's kernel is chosen by few values."""
+    """Return the next power of two, so that the attention's kernel is chosen by few values."""
     return 1 << max(6, (longest - 1).bit_length())
 
 
 def on(device: str, array: npt.NDArray[Any]) -> torch.Tensor:
-    """On the device; to a GPU from pinned memory, which torch keeps and reuses, without waiting."""
+    """Copy to the device; to a GPU from pinned memory, which torch reuses, without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.startswith("cuda"):
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -206,7 +210,7 @@ def on(device: str, array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def off(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """On the host; from a GPU into pinned memory, which is several times as fast."""
+    """Copy to the host; from a GPU into pinned memory, which is several times as fast."""
     if not tensor.is_cuda:
         return np.asarray(tensor.numpy())
     held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -214,7 +218,7 @@ def off(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def _runs(lengths: Rows) -> tuple[tuple[int, int, int], ...]:
-    """(first token, texts, tokens per text) of neighbours of one length."""
+    """Return (first token, texts, tokens per text) of neighbours of equal length."""
     edges = np.flatnonzero(np.diff(lengths)) + 1
     firsts = np.concatenate([[0], edges])
     counts = np.diff(np.concatenate([firsts, [len(lengths)]]))

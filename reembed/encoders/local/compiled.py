@@ -1,8 +1,8 @@
 """A transformer's layers as compiled kernels, for 16-bit types on CUDA.
 
 Between two products a layer only moves memory: it casts, adds, normalizes, rotates, gates. One kernel
-for all that lies between two products reads and writes it once. Each layer is compiled by itself and
-for any number of tokens, so that layers of one kind share their kernels: this takes seconds, and
+for everything between two products reads and writes that memory once. Each layer is compiled by itself
+for any number of tokens, so that layers of one kind share their kernels. This takes seconds, and
 batches of other sizes compile at most once more.
 """
 
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import nn
 
-# A whole layer or an error: parts that cannot be compiled would run as written, and nothing would say
-# so. One process compiles: the pool that Inductor starts otherwise stays beside the actor.
+# fullgraph: a whole layer or an error; otherwise parts that do not compile run as written, silently.
+# compile_threads: without it Inductor starts a pool of processes that outlives the compilation.
 _HOW: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": {"compile_threads": 1}}
 _KINDS = 64
-"""Of layers in one process at most, over all its models; torch stops compiling at 8."""
+"""Most kinds of layers in one process, over all its models; torch itself stops at 8."""
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """The errors of compiling that are not RuntimeErrors."""
+    """Return the errors of compiling that are not RuntimeErrors."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     return (FailOnRecompileLimitHit,)
 
 
 def compile_layers(transformer: nn.Module) -> None:
-    """Compile the repeated layers, in place, at their next call."""
+    """Make the repeated layers compile, in place, at their next call."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _KINDS)
     for layer in _layers(transformer):
@@ -39,7 +39,7 @@ def compile_layers(transformer: nn.Module) -> None:
 
 @contextmanager
 def as_written(transformer: nn.Module) -> Iterator[None]:
-    """Within this context its compiled layers run as their modules are written."""
+    """Run the compiled layers as their modules are written, within this context."""
     compiled = {layer: layer._compiled_call_impl for layer in _layers(transformer)}
     try:
         for layer in compiled:
@@ -51,7 +51,7 @@ def as_written(transformer: nn.Module) -> Iterator[None]:
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """Those of the outermost lists: a layer may hold lists of its own, which are compiled with it."""
+    """Return the layers of the outermost lists; lists within a layer are compiled with it."""
     if isinstance(module, nn.ModuleList):
         return list(module)
     return [layer for child in module.children() for layer in _layers(child)]

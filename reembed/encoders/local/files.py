@@ -1,4 +1,4 @@
-"""What a model folder holds: its modules, whether it is safe to load, and what it hashes to."""
+"""A model folder: its modules, whether it is safe to load, and its digests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reembed.encoders.local.json_files import read_json
+from reembed.encoders.local.json_files import Settings, read_json
 from reembed.errors import SetupError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
@@ -22,16 +22,16 @@ _WITH_WEIGHTS = (*_INPUTS, "Dense")
 _WEIGHTS = "model.safetensors"
 _SHARDS = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# The names under which sentence-transformers looks for a Transformer's settings, in its order.
+# Files in which sentence-transformers looks for a Transformer's settings, in its order.
 _TRANSFORMER_SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# What loading may read beside weights, and of these what decides no vector or is in the space by itself.
+# Files that loading may read beside weights; of these, what changes no vector, or is in the space itself.
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _NOT_READ = ("generation_config.json",)
 _IN_THE_SPACE = "config_sentence_transformers.json"
-# Settings that are passed on to transformers: which keys may be there.
+# Settings that are passed on to transformers, and the keys allowed in them.
 _PASSED_ON = {
     "model_args": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
     "model_kwargs": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
@@ -40,7 +40,7 @@ _PASSED_ON = {
     "config_args": ("use_cache",),
     "config_kwargs": ("use_cache",),
 }
-# Settings by which a file names other files to read, perhaps by the library's version.
+# Settings that name other files to read, which may depend on the library's version.
 _NAMES_FILES = {
     "config.json": ("transformers_weights",),
     "tokenizer_config.json": ("fast_tokenizer_files",),
@@ -61,10 +61,10 @@ class Module:
 
     kind: str
     folder: Path
-    settings: dict[str, Any]
+    settings: Settings
 
     def weights(self) -> list[Path]:
-        """The safetensors files that loading reads; empty where the kind has no weights.
+        """Return the safetensors files that loading reads; none if the kind has no weights.
 
         Raises:
             SetupError: the weights are missing or in a pickle format.
@@ -78,7 +78,7 @@ class Module:
             if outside := sorted(name for name in shards if Path(name).name != name):
                 raise SetupError(
                     f"{self.folder / _SHARDS} names {outside[0]}",
-                    "Shards lie beside the index; a path may lead out of the model folder.",
+                    "Shards must be beside the index; a path could lead out of the model folder.",
                     "save the model again with save_pretrained()",
                 )
             files = sorted({self.folder / name for name in shards})
@@ -103,15 +103,15 @@ class Layout:
 
     root: Path
     modules: tuple[Module, ...]
-    settings: dict[str, Any]
+    settings: Settings
     saved_by_st: bool
 
     def has(self, kind: str) -> bool:
-        """Whether a module of this kind takes part."""
+        """Whether the model has a module of this kind."""
         return any(module.kind == kind for module in self.modules)
 
     def files(self) -> list[Path]:
-        """Every file that loading may read: weights, and the data beside them."""
+        """Return every file that loading may read: weights, and the data beside them."""
         files = {file for module in self.modules for file in module.weights()}
         folders = {self.root, *(m.folder for m in self.modules if m.folder.is_dir())}
         for folder in folders:
@@ -119,10 +119,10 @@ class Layout:
         return sorted(file for file in files if file.is_file())
 
     def weights_sha256(self) -> str:
-        """Over weights and every setting that changes vectors; the folder's own name is left out.
+        """Return a digest of the weights and every setting that changes vectors, without the folder's name.
 
-        config_sentence_transformers.json is no part of it: what it decides (prompts, similarity,
-        truncation) is in the space by itself, and the rest is version numbers.
+        config_sentence_transformers.json is not included: what it decides (prompts, similarity,
+        truncation) is in the space itself, and the rest is version numbers.
         """
         files = {self.root / "modules.json"}
         for module in self.modules:
@@ -131,14 +131,14 @@ class Layout:
         return self._sha256(files)
 
     def tokenizer_sha256(self) -> str:
-        """Over all that may decide how texts become token ids: what lies beside the first module's weights."""
+        """Return a digest of all files that may decide token ids: those beside the first module's weights."""
         first = self.modules[0]
         apart = {self.root / _IN_THE_SPACE, self.root / "modules.json", *first.weights()}
         return self._sha256({f for f in self.files() if f.parent == first.folder} - apart)
 
     @contextmanager
     def staged(self) -> Iterator[Path]:
-        """A folder of links to `files` alone, for the block: loading from it can read nothing else."""
+        """Make a temporary folder of links to `files`: loading from it can read nothing else."""
         with tempfile.TemporaryDirectory(prefix="reembed-model-") as place:
             for file in self.files():
                 link = Path(place) / file.relative_to(self.root)
@@ -163,7 +163,7 @@ class Layout:
 
 
 def read_layout(root: Path) -> Layout:
-    """The modules of a model folder, checked to be loadable without running anyone's code.
+    """Return the modules of a model folder, checked to load without running code of the model's own.
 
     Raises:
         SetupError: no model, no safetensors weights, or modules that are not SUPPORTED.
@@ -185,11 +185,11 @@ def read_layout(root: Path) -> Layout:
     return layout
 
 
-def _optional_json(file: Path) -> dict[str, Any]:
+def _optional_json(file: Path) -> Settings:
     return read_json(file) if file.is_file() else {}
 
 
-def _module(root: Path, entry: dict[str, Any]) -> Module:
+def _module(root: Path, entry: Settings) -> Module:
     name, path = str(entry.get("type")), entry.get("path") or ""
     package, _, kind = name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers" or kind not in SUPPORTED:
@@ -208,7 +208,7 @@ def _module(root: Path, entry: dict[str, Any]) -> Module:
 
 
 def _default_modules(root: Path) -> tuple[Module, ...]:
-    """What sentence-transformers makes of a plain transformers folder."""
+    """Return the modules that sentence-transformers makes of a plain transformers folder."""
     config = read_json(root / "config.json")
     architectures = config.get("architectures") or [""]
     causal = architectures[0].endswith("ForCausalLM") and config.get("is_causal", True)
@@ -223,7 +223,7 @@ def _check(layout: Layout) -> None:
             f"{layout.root}: the modules {kinds} do not start with one of {list(_INPUTS)}"
         )
     if kinds[0] == "Transformer" and "Pooling" not in kinds:
-        raise SetupError(f"{layout.root}: no Pooling module: it gives no vector per text")
+        raise SetupError(f"{layout.root} has no Pooling module, so it gives no vector per text")
     family = layout.settings.get("model_type", "SentenceTransformer")
     if family != "SentenceTransformer":
         raise SetupError(
@@ -262,7 +262,7 @@ def _require_own_files(file: Path, content: Any) -> None:
 
 
 def _foreign_files(config: Path) -> dict[str, str]:
-    """Settings that name a file by a path; saved by a tokenizer on the machine it was trained on."""
+    """Return the settings that name a file by its path; a tokenizer saves them where it is trained."""
     return {
         k: v
         for k, v in read_json(config).items()

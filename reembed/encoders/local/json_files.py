@@ -52,6 +52,8 @@ class _Settings(TypedDict, total=False):
     config_kwargs: _Settings | None
 
 
+Settings = dict[str, Any]
+"""Settings as a file has them, checked to be `_Settings`, and more."""
 _SETTINGS: TypeAdapter[Any] = TypeAdapter(_Settings)
 _MODULES: TypeAdapter[Any] = TypeAdapter(list[_Settings])
 _OBJECT: TypeAdapter[Any] = TypeAdapter(dict[str, Any])

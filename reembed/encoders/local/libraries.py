@@ -1,4 +1,4 @@
-"""Errors of the libraries that open a model's files, told as what they are: files they cannot use."""
+"""Turns errors of the libraries that open a model's files into SetupErrors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _REFUSALS = (
 
 @contextmanager
 def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """The block, in which a library opens files; `what` says what could not be done.
+    """Run the block, in which a library opens files; `what` says what could not be done.
 
     Errors of the types `but` are left as they are.
 
     Raises:
-        SetupError: in place of an error that says that the library cannot use the files.
+        SetupError: instead of an error that means that the library cannot use the files.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -29,7 +29,7 @@ def refusing(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[No
         yield
     except but:
         raise
-    except BaseException as error:  # Rust's panics have no type to import; all else goes on
+    except BaseException as error:  # Rust's panics have no type to import
         known = isinstance(error, (*_REFUSALS, StrictDataclassError, SafetensorError))
         # tokenizers raises bare Exceptions.
         if not known and type(error).__name__ not in ("Exception", "PanicException"):

@@ -1,10 +1,10 @@
-"""Linear layers of their own number type: on the CPU by oneDNN, weights laid out beforehand.
+"""Linear layers with a number type of their own; on the CPU by oneDNN, with weights packed beforehand.
 
-What is added up between layers, embeddings and LayerNorm stay float32. oneDNN's operator is the one
-that torch's own Inductor emits when it freezes a model. On processors where torch's default (MKL) is
-slow in float32 it more than doubles a model's speed; results of a row do not depend on how many rows
-there are. It is private to torch, whose version is pinned, and a canary compares the vectors at every
-start; without it the model keeps its own linears.
+The residual stream, embeddings and LayerNorm stay float32. oneDNN's operator is the one that torch's
+Inductor emits when it freezes a model. On processors where torch's default (MKL) is slow in float32 it
+more than doubles a model's speed, and a row's result does not depend on how many rows there are. The
+operator is private to torch, whose version is pinned, and the canary compares the vectors at every
+start. Without the operator the model keeps its own linear layers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _FUSED = (
     ("fc1", "activation_fn"),  # Jina v3
     ("gate_proj", "act_fn"),  # Qwen, Mistral, Gemma, EuroBERT, Nomic
 )
-# oneDNN's (attribute, algorithm) for the activations that it computes exactly as torch does.
+# (attribute, algorithm) of oneDNN, for activations that it computes exactly as torch does.
 _ACTIVATIONS = {
     "GELUActivation": ("gelu", "none"),
     "GELUTanh": ("gelu", "tanh"),
     "SiLUActivation": ("swish", ""),
 }
 _NONE = ("none", "")
-# What goes straight into attention: a rotation before it computes in float32 by promotion.
+# Linear layers whose result goes straight into attention; a rotation before it promotes to float32.
 _ATTENDED = {
     "query",
     "key",
@@ -47,10 +47,10 @@ _ATTENDED = {
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, and maybe an activation; computes in `dtype`.
+    """A linear layer, with or without an activation, that computes in `dtype`.
 
-    It answers in float32, as what is added up between layers is; `narrow`: in `dtype`, where the next
-    thing done with it is attention or another linear.
+    It returns float32, as the residual stream is; with `narrow`, `dtype`, for results that go into
+    attention or another linear layer.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PrepackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Laid out for oneDNN; models look at its dtype."""
+        """The packed weights; models look at their dtype."""
         packed: torch.Tensor = self._weight
         return packed
 
@@ -89,11 +89,11 @@ class PrepackedLinear(nn.Module):
 class NarrowLinear(nn.Module):
     """A linear layer that computes in the number type of its weights; for CUDA.
 
-    It answers in float32, or, if `narrow`, as it computes.
+    It returns float32; with `narrow`, the type it computes in.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, narrow: bool = False) -> None:
-        """Take the weights over."""
+        """Take over the weights."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
@@ -101,14 +101,16 @@ class NarrowLinear(nn.Module):
         self.compute_in(dtype)
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """From now on in this type."""
+        """Compute in this type from now on."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] of any number type -> [..., out_features]."""
         out = functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return out if self._is_narrow else out.float()
+        if self._is_narrow:
+            return out
+        return out.float()
 
 
 def is_available() -> bool:
@@ -121,13 +123,13 @@ def is_available() -> bool:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16 by itself."""
+    """Whether this processor has instructions for products in bfloat16."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
     return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
 def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """x times itself, the fastest way there is here, to be timed."""
+    """Return a function that multiplies x by itself in the fastest way available, to be timed."""
     if not is_available():
         return lambda: x @ x
     linear = nn.Linear(x.shape[0], x.shape[1], bias=False)
@@ -137,7 +139,7 @@ def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def prepack(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace the linears of a model on the CPU, in place; how many."""
+    """Replace the linear layers of a model on the CPU, in place; return how many."""
     replaced = 0
     for module in list(model.modules()):
         after = _activation_after(module)
@@ -150,7 +152,7 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def narrow(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let the linears of a model compute in 16 bits; before activation and attention answer in them."""
+    """Make a model's linear layers compute in 16 bits; before activations and attention they return 16 bits."""
     for module in list(model.modules()):
         activated = [linear for linear, name in _FUSED if hasattr(module, name)]
         for name, child in _linears(module, dtype):
@@ -159,14 +161,14 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """The same linears in another type."""
+    """Make the replaced linear layers compute in another type."""
     for module in model.modules():
         if isinstance(module, NarrowLinear):
             module.compute_in(dtype)
 
 
 def _linears(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, nn.Linear]]:
-    """A module's own, by name; what several of them take comes to them in their type already."""
+    """Return a module's own linear layers by name; input that several share is converted once."""
     found = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
     if dtype is not torch.float32 and _only_attends(module):
         module.register_forward_pre_hook(_narrowed, with_kwargs=True)
@@ -174,7 +176,7 @@ def _linears(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, nn.Linear
 
 
 def _only_attends(module: nn.Module) -> bool:
-    """Whether its input goes into queries, keys and values alone, not into a sum (as in ALBERT)."""
+    """Whether the module's input goes only into queries, keys and values, not into a sum (as in ALBERT)."""
     children = dict(module.named_children())
     sums = any(isinstance(child, nn.LayerNorm) for child in children.values())
     return len(_ATTENDED & children.keys()) > 1 and not sums
@@ -183,7 +185,7 @@ def _only_attends(module: nn.Module) -> bool:
 def _narrowed(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What queries, keys and values are made of, brought to their number type once for all three."""
+    """Convert the input of queries, keys and values to their number type, once for all three."""
     dtype = next(c.weight.dtype for n, c in module.named_children() if n in _ATTENDED)
     if args:
         return (args[0].to(dtype), *args[1:]), kwargs
@@ -191,7 +193,7 @@ def _narrowed(
 
 
 def _activation_after(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """The linear that takes over the activation after it, which is switched off."""
+    """Return the linear layer that takes over its activation; the activation's module is switched off."""
     for linear, name in _FUSED:
         kind = type(getattr(module, name, None)).__name__
         if type(getattr(module, linear, None)) is nn.Linear and kind in _ACTIVATIONS:

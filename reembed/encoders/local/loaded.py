@@ -1,9 +1,9 @@
 """Whether the tensors of a loaded model are those of its files.
 
-transformers gives a tensor that it does not find in the checkpoint random or constant values, and goes
-on. Every later check would load the same model the same way and agree with itself. So the tensors in
-memory are compared, by value, with those in the files; what is in none of them is filled with NaN, and
-the model is refused if its vectors then are NaN too.
+transformers fills a tensor that it does not find in the checkpoint with random or constant values, and
+goes on. Every later check would load the model in the same way and agree. So the tensors in memory are
+compared, by value, with those in the files. A tensor that is in no file is filled with NaN, and the
+model is refused if its vectors become NaN.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from reembed.encoders.local.files import Layout
 
 _SAMPLE = 64
 _LEAST_ROW = 8
-"""Shorter rows are equal by chance."""
+"""Shorter rows can be equal by chance."""
 _PREFIX = 2
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 def poison_unloaded(model: torch.nn.Module, layout: Layout) -> list[str]:
-    """Fill the floating-point tensors that are in no file with NaN; their names."""
+    """Fill the floating-point tensors that are in no file with NaN; return their names."""
     held = _Held(layout)
     names = [n for n, t in _tensors(model) if not held.has(n, t)]
     tensors = model.state_dict()
@@ -38,7 +38,7 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Held:
-    """The tensors of a model's files, by what a few of their values are."""
+    """The tensors of a model's files, indexed by a sample of their values."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -47,9 +47,9 @@ class _Held:
             self._names[_marks(tensor)].add(_plain(name))
 
     def has(self, name: str, tensor: torch.Tensor) -> bool:
-        """Whether a file has this tensor, whole, or its first and last row: some are cut or joined."""
+        """Whether a file has this tensor, or its first and last row: some tensors are cut or joined."""
         found = self._names.get(_marks(tensor), set())
-        if _is_constant(tensor):  # many are all ones or all zeros, also those that were not loaded
+        if _is_constant(tensor):  # all ones or all zeros may also be an initial value
             return any(_is_same_name(_plain(name), other) for other in found)
         return bool(found) or self._has_rows(tensor) or self._has_rows(tensor.transpose(0, -1))
 
@@ -82,13 +82,13 @@ def _holds(tensor: torch.Tensor, row: torch.Tensor) -> bool:
 def _marks(tensor: torch.Tensor) -> tuple[int, tuple[float, ...]]:
     flat = tensor.detach().reshape(-1)
     count = min(flat.numel(), _SAMPLE)
-    # Whole numbers: float32 does not hold the positions of a tensor of more than 2**24 values.
+    # Integer arithmetic: float32 cannot hold positions beyond 2**24.
     at = torch.arange(count) * (flat.numel() - 1) // max(1, count - 1)
     return flat.numel(), tuple(flat[at].float().tolist())
 
 
 def _is_constant(tensor: torch.Tensor) -> bool:
-    return bool((tensor == tensor.reshape(-1)[0]).all()) if tensor.numel() else True
+    return tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 def _plain(name: str) -> str:
@@ -97,6 +97,6 @@ def _plain(name: str) -> str:
 
 
 def _is_same_name(one: str, other: str) -> bool:
-    """Each may have a prefix that the other has not: `0.model.`, `bert.`."""
+    """Whether two names are equal but for a prefix of either, such as `0.model.` or `bert.`."""
     a, b = one.split("."), other.split(".")
     return any(a[i:] == b[j:] for i in range(_PREFIX + 1) for j in range(_PREFIX + 1) if a[i:])

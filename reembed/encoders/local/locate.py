@@ -1,4 +1,4 @@
-"""From `encoder.model` to the folder that holds the model's files."""
+"""Finds the folder that `encoder.model` names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HUB_IGNORED = ["onnx/*", "openvino/*"]
 
 
 def locate(config: EncoderConfig) -> Path:
-    """The folder of `config.model`; a hub model is downloaded unless HF_HUB_OFFLINE=1.
+    """Return the folder of `config.model`; a hub model is downloaded unless HF_HUB_OFFLINE=1.
 
     Raises:
         SetupError: there is no such folder, package or cached hub commit.

@@ -1,4 +1,4 @@
-"""How fast an encoder is here: one replica in this process, or several side by side."""
+"""Measures an encoder's speed on this machine: one replica in this process, or several side by side."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _LOAD_S = 120.0
 
 
 class DoesNotFit(SetupError):
-    """So many replicas do not run side by side."""
+    """This many replicas do not run side by side."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be tuned of one replica; `threads` count on the CPU alone."""
+    """The tunable settings of one replica; `threads` matter on the CPU only."""
 
     dtype: str
     batch_tokens: int
@@ -53,8 +53,8 @@ class Setting:
 
 
 def dtypes(config: EncoderConfig, asked: str) -> list[str]:
-    """Number types worth trying: that asked for, else the device's own and, on a CPU that has it,
-    bfloat16."""
+    """Return the number types to try: the one asked for, else the device's default and, on a CPU with
+    bfloat16, that too."""
     if asked != "auto" or config.model.startswith("hashing:"):
         return [asked]
     if not torch.cuda.is_available() and linears.has_bfloat16():
@@ -63,21 +63,21 @@ def dtypes(config: EncoderConfig, asked: str) -> list[str]:
 
 
 def release() -> None:
-    """Give memory of encoders that are gone back to the device."""
+    """Return the memory of deleted encoders to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def gpus() -> int:
-    """Devices on this machine."""
+    """Return the number of GPUs on this machine."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def rate(encoder: TokenEncoder, tokens: Tokens, seconds: float) -> float:
-    """Tokens/s over about so many seconds, on as many texts as that takes.
+    """Return tokens/s over about `seconds`, on as many texts as that takes.
 
-    They are embedded once before, which does not count: the first batch of a shape makes kernels.
+    They are embedded once before, uncounted, because the first batch of a shape compiles kernels.
     """
     some = tokens.take(_spread(len(tokens), _FIRST))
     encoder.embed(some)
@@ -100,13 +100,12 @@ def together(
     seconds: float,
     until: float = math.inf,
 ) -> float | None:
-    """Tokens/s of so many replicas at once, each in a process of its own, on all GPUs in turn.
+    """Return tokens/s of `replicas` processes at once, spread over all GPUs.
 
-    None when they had not measured by `until`, of the monotonic clock: they are ended then.
+    None if they did not finish by `until`, on the monotonic clock; they are killed then.
 
     Raises:
-        DoesNotFit: one of them ended before it had measured, had to halve its batches, or was not
-            ready in two minutes.
+        DoesNotFit: a process ended early, had to halve its batches, or was not ready in two minutes.
     """
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(replicas), context.SimpleQueue()
@@ -130,12 +129,12 @@ def together(
         for sentinel in ended:
             left.pop(sentinel).join()
         if any(process.exitcode for process in processes):
-            ready.abort()  # those that wait for it would wait on
+            ready.abort()  # else the others wait for it
     if any(process.exitcode for process in processes):
         raise DoesNotFit(
             f"{replicas} replica(s) of {config.model} do not run here",
-            f"a process of them ended, most likely for want of memory, or was not ready within"
-            f" {_LOAD_S:.0f} s; its own words are above",
+            f"a process ended, most likely because memory was short, or was not ready within"
+            f" {_LOAD_S:.0f} s; its own error is above",
             "reembed tune     # with more memory free on this machine",
         )
     return float(sum(rates.get() for _ in processes))
@@ -159,7 +158,7 @@ def _replica(
         done += int(window.lengths.sum())
     if encoder.batch_tokens < batch_tokens:
         raise DoesNotFit(f"{setting.batch_tokens:,} tokens a batch do not fit beside the others")
-    rates.put(done / elapsed if elapsed else 0.0)
+    rates.put(done / max(elapsed, 1e-9))
 
 
 def _spread(count: int, wanted: int) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reembed.encoders.base import Kind
 from reembed.encoders.local.files import Layout, Module, read_layout
-from reembed.encoders.local.json_files import read_json
+from reembed.encoders.local.json_files import Settings, read_json
 from reembed.encoders.local.locate import locate
 from reembed.encoders.local.texts import SentenceTokenizer, open_tokenizer
 from reembed.encoders.tokens import check_truncate_dim
@@ -152,11 +152,11 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
     Like these, only the names "query" and "document" count: sentence-transformers 6 has an empty
     document prompt where the model names none, and so never comes to "passage".
     """
-    own: dict[str, Any] = layout.settings.get("prompts") or {}
+    own: Settings = layout.settings.get("prompts") or {}
     given = config.prompts
     prompts: dict[Kind, str] = {
-        "query": given.query if given.query is not None else own.get("query") or "",
-        "document": given.document if given.document is not None else own.get("document") or "",
+        "query": _first(given.query, own.get("query")),
+        "document": _first(given.document, own.get("document")),
     }
     try:
         "".join(prompts.values()).encode()
@@ -167,6 +167,10 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
             "reembed config     # set encoder.prompts.query and encoder.prompts.document",
         ) from error
     return prompts
+
+
+def _first(*prompts: str | None) -> str:
+    return next((prompt for prompt in prompts if prompt is not None), "")
 
 
 def _normalize(layout: Layout, config: EncoderConfig) -> bool:

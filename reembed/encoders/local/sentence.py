@@ -12,7 +12,7 @@ import torch
 from reembed.encoders.base import EncoderStats, Kind, Rows, Vectors
 from reembed.encoders.local import compiled, linears
 from reembed.encoders.local.arithmetic import Arithmetic
-from reembed.encoders.local.batches import Form, Packed, distinct, longest_first, off, on
+from reembed.encoders.local.batches import Features, Form, Packed, distinct, longest_first, off, on
 from reembed.encoders.local.profile import Profile
 from reembed.encoders.tokens import TokenEncoder, Tokens
 from reembed.space import Space
@@ -84,7 +84,9 @@ class SentenceEncoder(TokenEncoder):
             if len(bad):
                 with self._in_float32():
                     vectors[bad] = self._embed(once.take(bad))
-        return vectors if len(once) == len(tokens) else np.ascontiguousarray(vectors[like])
+        if len(once) == len(tokens):
+            return vectors
+        return np.ascontiguousarray(vectors[like])
 
     def _embed(self, tokens: Tokens) -> Vectors:
         out = torch.full((len(tokens), self.dim), torch.nan, device=self.device)
@@ -121,12 +123,12 @@ class SentenceEncoder(TokenEncoder):
             torch.cuda.empty_cache()
 
     def _count(self, lengths: Rows, computed: int) -> None:
-        flop = self.arithmetic.of(lengths) if self.arithmetic else 0.0
-        self.counts += EncoderStats(
-            model_tokens=int(lengths.sum()), computed_tokens=computed, flop=flop
-        )
+        tokens = int(lengths.sum())
+        self.counts += EncoderStats(model_tokens=tokens, computed_tokens=computed)
+        if self.arithmetic is not None:
+            self.counts += EncoderStats(flop=self.arithmetic.of(lengths))
 
-    def _forward(self, features: dict[str, Any]) -> torch.Tensor:
+    def _forward(self, features: Features) -> torch.Tensor:
         """Run the modules in order; those after the transformer compute in float32."""
         for module in self._model:
             features = module(features)

@@ -1,4 +1,4 @@
-"""From texts to token ids, exactly as sentence-transformers does it, without loading weights."""
+"""Tokenizes texts exactly as sentence-transformers does, without loading weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _LEAST_CHARACTERS = 65_536
 _CHARACTERS_PER_TOKEN = 250
 _UNLIMITED = 10**20  # transformers writes "no limit" as 1e30
-# Their position table begins after the padding id, so two of its rows hold no token.
+# Their position table begins after the padding id, so two of its rows are not used by tokens.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer")
 _WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight")
-# Settings with which sentence-transformers tokenizes otherwise than in the plain way.
+# Settings that change how sentence-transformers tokenizes.
 _UNSUPPORTED = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
@@ -81,7 +81,7 @@ class SentenceTokenizer:
         return text[-most:] if self.cut_left else text[:most]
 
     def measure_prompts(self, special_ids: Sequence[int]) -> None:
-        """Set how many leading tokens are the prompt's, counted as sentence-transformers does."""
+        """Set the length of each prompt in tokens, counted as sentence-transformers does."""
         for kind, prompt in self.prompts.items():
             ids = self._encode([prompt])[0] if prompt else []
             self.prompt_lengths[kind] = len(ids) - bool(ids and ids[-1] in special_ids)
@@ -90,18 +90,17 @@ class SentenceTokenizer:
 def open_tokenizer(
     layout: Layout, config: EncoderConfig, prompts: dict[Kind, str]
 ) -> SentenceTokenizer:
-    """The tokenizer of a model folder.
+    """Return the tokenizer of a model folder.
 
     Raises:
         SetupError: its files are missing or unreadable, or max_length does not fit the model.
     """
     module = layout.modules[0]
     with refusing(f"{module.folder}: cannot load the tokenizer"):
-        opened = (
-            _open_static(layout, config, prompts)
-            if module.kind == "StaticEmbedding"
-            else _open_transformer(layout, config, prompts)
-        )
+        if module.kind == "StaticEmbedding":
+            opened = _open_static(layout, config, prompts)
+        else:
+            opened = _open_transformer(layout, config, prompts)
     special = opened.backend.num_special_tokens_to_add(False) if opened.special_tokens else 0
     if opened.max_length is not None and opened.max_length <= special:
         raise SetupError(
@@ -172,17 +171,17 @@ def _open_transformer(
 
 
 def _require_rows(module: Module, fast: Any, most: int) -> None:
-    """Every position and every added token has a row in the model's tables.
+    """Require a row in the model's tables for every position and every added token.
 
     Raises:
-        SetupError: a text that is long enough, or holds the token, would end the run.
+        SetupError: a text that is long enough, or contains the token, would stop the run.
     """
     rows = {name: t.shape[0] for name, t in module.tensors().items() if t.shape}
     positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
     if positions is not None and _UNLIMITED > most > positions:
         raise SetupError(
             f"{module.folder} cuts texts at {most:,} tokens",
-            f"it has positions for {positions:,}: longer texts cannot be embedded",
+            f"the model has positions for {positions:,}: longer texts cannot be embedded",
             f"reembed run --set encoder.max_length={positions}",
         )
     words = next((r for n, r in rows.items() if n.endswith(_WORDS)), None)
@@ -215,7 +214,7 @@ def _chat(module: Module) -> SetupError:
 
 
 def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
-    """The tokenizer in `folder` as sentence-transformers sets it up, and the positions the model has."""
+    """Return the tokenizer, set up as in sentence-transformers, and how many positions the model has."""
     from transformers import AutoConfig, AutoTokenizer
 
     settings = module.settings
@@ -229,25 +228,27 @@ def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
     fast = load_tokenizer(folder, **options)
     if not fast.is_fast:
         raise SetupError(
-            f"{module.folder}: the tokenizer has no fast form",
+            f"{module.folder}: the tokenizer has no fast version",
             fix="save it with a tokenizer.json",
         )
-    positions = getattr(model, "max_position_embeddings", None)
-    positions = None if positions in (None, -1) else int(positions)
-    if positions is not None and "model_max_length" not in options:
-        fast.model_max_length = min(fast.model_max_length, positions)
     if settings.get("do_lower_case"):
         _lowercase(fast.backend_tokenizer)
-    offset = 2 if model.model_type in _OFFSET_POSITIONS else 0
-    return fast, None if positions is None else positions - offset
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions in (None, -1):
+        return fast, None
+    if "model_max_length" not in options:
+        fast.model_max_length = min(fast.model_max_length, positions)
+    return fast, int(positions) - 2 * (model.model_type in _OFFSET_POSITIONS)
 
 
 def _lowercase(backend: Any) -> None:
-    """Put Lowercase first, unless the normalizer has it."""
+    """Put Lowercase first, unless the normalizer already has it."""
     from tokenizers import normalizers
 
     kinds: Any = normalizers
     old = backend.normalizer
-    steps = list(old) if isinstance(old, kinds.Sequence) else [old] * (old is not None)
+    steps = [step for step in (old,) if step is not None]
+    if isinstance(old, kinds.Sequence):
+        steps = list(old)
     if not any(isinstance(step, kinds.Lowercase) for step in steps):
         backend.normalizer = kinds.Sequence([kinds.Lowercase(), *steps])
