@@ -489,6 +489,23 @@ def test_a_packed_batch_holds_at_most_its_tokens_and_every_text_once(
     assert [len(lengths) for lengths in batches] == [1, 1, 1]
 
 
+def test_the_devices_peak_is_measured_for_jobs_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def peak(device: str, dtype: torch.dtype) -> float:
+        measured.append(device)
+        return 7.0
+
+    monkeypatch.setattr("reembed.encoders.local.load.peak", peak)
+    section = EncoderConfig(model=str(tiny_models.model_of(tmp_path / "m", "bert")))
+    assert load(section, "cpu", "float32", 400).about.peak_flops == 0
+    assert not measured
+    assert load(section, "cpu", "float32", 400, for_job=True).about.peak_flops == 7
+    assert measured == ["cpu"]
+
+
 def test_the_canarys_texts_are_what_they_are_meant_to_be() -> None:
     assert len(TEXTS) == 32
     assert TEXTS.count("Two words") == 2
