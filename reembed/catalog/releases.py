@@ -152,7 +152,7 @@ class Release:
             "release": self.id,
             "model": self.space.model,
             "space": self.space.id,
-            "weights_sha256": self.space.identity.model_sha256,
+            "model_sha256": self.space.identity.model_sha256,
             "dim": self.space.dim,
             "rows": self.rows,
             "dead_letters": self.dead_letters,

@@ -39,7 +39,7 @@ class Compared:
     release: str
     model: str
     space: str
-    weights_sha256: str
+    model_sha256: str
     dim: int
     rows: int
     dead_letters: int

@@ -116,7 +116,7 @@ def of_model(catalog: Catalog, live: Release, candidate: Release) -> list[Compar
     """
     found = [r for records in _with_live(catalog, live, every=True).values() for r in records]
     weights = candidate.space.identity.model_sha256
-    mine = [r for r in found if r.candidate.weights_sha256 == weights]
+    mine = [r for r in found if r.candidate.model_sha256 == weights]
     return sorted(mine, key=lambda r: (r.at, r.candidate.release, r.number))
 
 
