@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"([0-9]{8})\.json")
 
 def keep(catalog: Catalog, live: Release, candidate: Release, record: Comparison) -> Comparison:
     """Add a comparison to those of its pair, and return it with its number, the earlier ones and its report's path."""
-    pair = folder(catalog, candidate, live)
+    pair = f"{folder(catalog, candidate)}/{live.origin}"
     while True:
         earlier = tuple(r.summary() for r in of_model(catalog, live, candidate))
         number = len(_numbers(catalog, pair)) + 1
@@ -51,7 +51,7 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | 
     Raises:
         IntegrityError: comparisons were removed, or this one is of another pair.
     """
-    pair = folder(catalog, candidate, live)
+    pair = f"{folder(catalog, candidate)}/{live.origin}"
     numbers = _numbers(catalog, pair)
     if not numbers:
         return None
@@ -120,10 +120,9 @@ def of_model(catalog: Catalog, live: Release, candidate: Release) -> list[Compar
     return sorted(mine, key=lambda r: (r.at, r.candidate.release, r.number))
 
 
-def folder(catalog: Catalog, candidate: Release, live: Release | None = None) -> str:
-    """Return the folder of the comparisons of a candidate's line, or of a pair's."""
-    of_candidate = f"comparisons/{catalog.alias}/{candidate.origin}"
-    return f"{of_candidate}/{live.origin}" if live else of_candidate
+def folder(catalog: Catalog, candidate: Release) -> str:
+    """Return the folder of the comparisons of a candidate's line."""
+    return f"comparisons/{catalog.alias}/{candidate.origin}"
 
 
 def _with_live(

@@ -25,7 +25,7 @@ MARGIN, MARGIN_SHARE = 0.01, 0.02
 """The margin where the config sets none: absolute, or this share of live's mean where that is more,
 so that a high metric is not held to noise. A margin that is set is applied as it is."""
 _TYPICAL_SD = 0.2
-"""Of nDCG@10 differences (measured .16-.21); stands in where too few queries tell their own."""
+"""Standard deviation of nDCG@10 differences (measured .16 to .21); used if too few queries show their own."""
 MIN_PRESENT = 0.5
 """Share of the relevant documents that must be in the candidate for a comparison to say anything."""
 MIN_SHARED_JUDGED, MIN_SHARED = 0.98, 0.95
@@ -36,7 +36,7 @@ margin. Others only make the task easier, and live may be somewhat behind."""
 
 @dataclass(frozen=True)
 class Rule:
-    """What one rule found. The numbers are None where there is nothing to measure."""
+    """What one rule found. A number is None if nothing was measured."""
 
     name: str
     verdict: Outcome
@@ -83,10 +83,10 @@ def require_verdict_of_rules(found: Verdict) -> None:
 
 @dataclass(frozen=True)
 class Shared:
-    """How far two releases hold the same documents; shares of those that either holds."""
+    """Shares of the documents of either release that both hold."""
 
     judged: float
-    """Of the relevant documents."""
+    """Share of the relevant documents."""
     all: float
     why: str = ""
     """What differs, in words."""
@@ -111,7 +111,7 @@ def judge(
     judged_present: float = 1.0,
     shared: Shared = Shared(1.0, 1.0),
 ) -> Verdict:
-    """Whether a candidate may be promoted.
+    """Decide whether a candidate may be promoted.
 
     Args:
         gate: margin and ann_recall, fixed before results exist.
@@ -139,61 +139,67 @@ def judge(
 
 
 def combine(*rules: Rule) -> Verdict:
-    """The verdict of several rules; of none: inconclusive."""
+    """Return the verdict of several rules; inconclusive without any."""
     outcomes = {rule.verdict for rule in rules} or {"inconclusive"}
     outcome: Outcome = "pass"
     if "fail" in outcomes:
         outcome = "fail"
     elif "inconclusive" in outcomes:
         outcome = "inconclusive"
-    needed = [rule.queries_needed for rule in rules if rule.queries_needed is not None]
-    queries = max(needed) if needed and outcome == "inconclusive" else None
-    return Verdict(outcome, rules, queries, _margin_needed(rules))
+    needed: list[int] = []
+    if outcome == "inconclusive":
+        needed = [rule.queries_needed for rule in rules if rule.queries_needed is not None]
+    return Verdict(outcome, rules, max(needed, default=None), _margin_needed(rules))
 
 
 def _margin_needed(rules: tuple[Rule, ...]) -> float | None:
-    """None where all pass, or where a rule that no margin moves stands in the way."""
+    """Return the smallest margin that passes; None if all pass, or if a rule without a margin blocks."""
     blocking = [rule for rule in rules if rule.verdict != "pass"]
     bounds = [rule.bound for rule in blocking if rule.margin is not None and rule.n >= MIN_QUERIES]
     known = [bound for bound in bounds if bound is not None]
     if not blocking or len(known) < len(blocking):
         return None
     margin = math.ceil(-min(known) * 1000) / 1000
-    return margin if margin < 1 else None
+    if margin >= 1:
+        return None
+    return margin
 
 
 def verify_rule(verified: bool) -> Rule:
-    """G0: what was built is what was planned, row by row."""
+    """Require that what was built is what was planned, row by row (G0)."""
     if verified:
         return Rule("verify", "pass", "verify passed")
     return Rule("verify", "fail", "verify did not pass")
 
 
 def no_evidence_rule() -> Rule:
-    """G1 without judged queries."""
+    """Return the rule of a comparison without judged queries (G1): inconclusive."""
     return Rule("relevance", "inconclusive", "no relevance evidence: structural checks only")
 
 
 def present_rule(share: float) -> Rule:
-    """Judgements of documents that are not there show nothing."""
-    outcome: Outcome = "pass" if share >= MIN_PRESENT else "inconclusive"
-    detail = f"{share:.1%} of the relevant documents can be found in the candidate, at least {MIN_PRESENT:.0%} needed"
-    return Rule("judged documents", outcome, detail, observed=share, required=MIN_PRESENT)
+    """Require that the judged documents are there: judgements of others show nothing."""
+    detail = f"{share:.1%} of the relevant documents can be found in the candidate"
+    return _share_rule("judged documents", detail, share, MIN_PRESENT)
 
 
 def shared_rule(what: str, share: float, required: float, why: str) -> Rule:
-    """Both releases were asked the same task."""
-    detail = (
-        f"{share:.1%} of the {what} of either release are in both, at least {required:.0%} needed"
-    )
+    """Require that both releases were asked the same task."""
+    detail = f"{share:.1%} of the {what} of either release are in both"
+    return _share_rule(f"same {what}", detail, share, required, why)
+
+
+def _share_rule(name: str, detail: str, share: float, required: float, why: str = "") -> Rule:
+    detail = f"{detail}, at least {required:.0%} needed"
     if share >= required:
-        return Rule(f"same {what}", "pass", detail, observed=share, required=required)
-    detail = f"{detail}: {why}" if why else detail
-    return Rule(f"same {what}", "inconclusive", detail, observed=share, required=required)
+        return Rule(name, "pass", detail, observed=share, required=required)
+    if why:
+        detail = f"{detail}: {why}"
+    return Rule(name, "inconclusive", detail, observed=share, required=required)
 
 
 def ann_recall_rule(ann_recall_Q: Floats, required: float) -> Rule:
-    """G0: the index finds what exact search finds; bound >= required. float64 [Q]."""
+    """Require that the index finds what exact search finds (G0): bound >= required. float64 [Q]."""
     if len(ann_recall_Q) == 0:
         return Rule(
             "ann_recall@10", "inconclusive", "ann_recall@10 was not measured", required=required
@@ -204,7 +210,7 @@ def ann_recall_rule(ann_recall_Q: Floats, required: float) -> Rule:
 
 
 def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float | None) -> Rule:
-    """G1: the candidate loses no more than the margin; bound of the paired changes >= -margin.
+    """Require that the candidate loses no more than the margin (G1): bound of the paired changes >= -margin.
 
     Args:
         metric: its name, for people.
@@ -228,7 +234,7 @@ def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float 
 
 
 def _rule(name: str, interval: Interval, required: float, distance: float) -> Rule:
-    """A rule over a mean; `distance` is what the queries must resolve for a pass."""
+    """Judge a mean by its bounds; `distance` is what the queries must resolve for a pass."""
     outcome: Outcome = "inconclusive"
     if interval.n >= MIN_QUERIES and interval.lower >= required:
         outcome = "pass"
@@ -248,12 +254,14 @@ def _rule(name: str, interval: Interval, required: float, distance: float) -> Ru
 
 
 def _queries_for(interval: Interval, distance: float) -> int | None:
-    """None where as many were asked already, or where nothing separates mean and threshold."""
+    """Return how many queries decide; None if as many were asked already or nothing separates mean and limit."""
     if distance <= 0:
         return None
     sd = interval.sd if interval.n >= MIN_QUERIES else _TYPICAL_SD
     needed = max(MIN_QUERIES, queries_needed(sd, distance))
-    return needed if needed > interval.n else None
+    if needed <= interval.n:
+        return None
+    return needed
 
 
 def _detail(
@@ -267,5 +275,5 @@ def _detail(
     if outcome != "inconclusive":
         return text
     if needed is None:
-        return f"{text}: too near the limit for somewhat more queries to decide"
+        return f"{text}: too close to the limit for a few more queries to decide"
     return f"{text}: about {needed} queries would decide"

@@ -37,7 +37,7 @@ class Judgements:
     grade_J: Ints
 
     def grades_of(self, results_QK: Ints) -> tuple[Ints, Bools]:
-        """Grade of each result, 0 where there is none, and whether it was judged; both [Q, K]."""
+        """Return the grade of each result, 0 if it has none, and whether it was judged; both [Q, K]."""
         num_queries = results_QK.shape[0]
         if num_queries != self.num_queries or results_QK.max(initial=-1) >= self.num_documents:
             raise ValueError("the results were not numbered together with these judgements")
@@ -54,7 +54,7 @@ class Judgements:
 def number_documents(
     eval_set: EvalSet, *result_lists: Sequence[Sequence[str]]
 ) -> tuple[Judgements, tuple[Ints, ...]]:
-    """Judgements and result lists over one numbering of document ids.
+    """Number the documents of judgements and result lists together.
 
     Args:
         eval_set: the judged queries.
@@ -98,7 +98,7 @@ def _numbered(lists: Sequence[Sequence[str]], eval_set: EvalSet, number_of: dict
 
 
 def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: int) -> list[str]:
-    """The k best documents of a query, as BEIR and trec_eval rank them.
+    """Return the k best documents of a query, as BEIR and trec_eval rank them.
 
     A document whose id is the query's is left out, as in BEIR (in ArguAna each query is a document);
     of equal scores the document with the larger id comes first, as in trec_eval.
@@ -111,7 +111,7 @@ def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: i
 
 
 def ndcg_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
-    """nDCG@k [Q], as trec_eval's ndcg_cut: the gain is the grade, the discount log2(rank + 1)."""
+    """Return nDCG@k [Q], as trec_eval's ndcg_cut: the gain is the grade, the discount log2(rank + 1)."""
     grades_QK, _ = judgements.grades_of(results_QK[:, :k])
     discount_K = 1 / np.log2(np.arange(grades_QK.shape[1]) + 2)
     dcg_Q = np.maximum(grades_QK, 0) @ discount_K
@@ -129,7 +129,7 @@ def _ideal_dcg(judgements: Judgements, k: int) -> Floats:
 
 
 def recall_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
-    """Share of the relevant documents that are among the first k [Q], as trec_eval's recall."""
+    """Return the share of the relevant documents that are among the first k [Q], as trec_eval's recall."""
     grades_QK, _ = judgements.grades_of(results_QK[:, :k])
     relevant_J = judgements.grade_J > 0
     num_relevant_Q = np.bincount(
@@ -139,7 +139,7 @@ def recall_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
 
 
 def mrr_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
-    """1 / rank of the first relevant document among the first k, else 0 [Q]."""
+    """Return 1 / rank of the first relevant document among the first k, else 0 [Q]."""
     grades_QK, _ = judgements.grades_of(results_QK[:, :k])
     reciprocal_K = 1 / (np.arange(grades_QK.shape[1]) + 1)
     best_Q: Floats = np.where(grades_QK > 0, reciprocal_K, 0.0).max(axis=1, initial=0.0)
@@ -147,10 +147,10 @@ def mrr_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
 
 
 def judged_at(results_QK: Ints, judgements: Judgements, k: int) -> Floats:
-    """Share of the first k results that anybody judged [Q]; 0 without results.
+    """Return the share of the first k results that were judged [Q]; 0 without results.
 
     A system whose results were never pooled loses nDCG by being new, not by being worse; a low
-    share says so.
+    share shows that.
     """
     _, judged_QK = judgements.grades_of(results_QK[:, :k])
     return _share(judged_QK.sum(axis=1), (results_QK[:, :k] >= 0).sum(axis=1))
@@ -166,7 +166,7 @@ def _share(part_Q: NDArray[Any], whole_Q: NDArray[Any]) -> Floats:
 
 
 def overlap_at(a_QK: Ints, b_QK: Ints, k: int) -> Floats:
-    """Share of ids common to both top k [Q], of the longer list; two empty lists are the same."""
+    """Return the share of ids common to both top k [Q], of the longer list; 1 for two empty lists."""
     a_QK, b_QK = a_QK[:, :k], b_QK[:, :k]
     num_longer_Q = np.maximum((a_QK >= 0).sum(axis=1), (b_QK >= 0).sum(axis=1))
     overlap_Q = _share(_is_in(a_QK, b_QK).sum(axis=1), num_longer_Q)
@@ -175,7 +175,7 @@ def overlap_at(a_QK: Ints, b_QK: Ints, k: int) -> Floats:
 
 
 def _is_in(a_QK: Ints, b_QK: Ints) -> Bools:
-    """Whether each result of a is among the same query's results of b; -1 never is."""
+    """Return whether each result of a is among the same query's results of b; -1 never is."""
     num_queries, num_ids = len(a_QK), 1 + max(a_QK.max(initial=-1), b_QK.max(initial=-1))
     offset_Q1 = np.arange(num_queries)[:, None] * num_ids
     common_QK: Bools = np.isin(a_QK + offset_Q1, (b_QK + offset_Q1)[b_QK >= 0]) & (a_QK >= 0)
@@ -202,7 +202,7 @@ class Interval:
 
 
 def paired_interval(values_Q: Floats, level: float = 0.95) -> Interval:
-    """Student t interval of the mean of per-query differences (or of any per-query values).
+    """Return the Student t interval of the mean of per-query differences (or of any per-query values).
 
     Paired, because queries differ far more from each other than two systems do on one query.
     Values without variance give an interval of no width.
@@ -229,7 +229,7 @@ def paired_interval(values_Q: Floats, level: float = 0.95) -> Interval:
 
 
 def queries_needed(sd: float, margin: float) -> int:
-    """Queries that show an equal system to be within the margin, 80 % of the time at 95 %."""
+    """Return how many queries show, 80 % of the time at 95 %, that an equal system is within the margin."""
     return max(1, math.ceil(((_Z_CONFIDENCE + _Z_POWER) * sd / margin) ** 2))
 
 

@@ -67,7 +67,7 @@ def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> Eval
         storage_options: object-store settings, as Lance takes them.
 
     Raises:
-        UsageError: nothing is there, it is no such format, or a line in it is wrong.
+        UsageError: nothing is there, the format is unknown, or a line in it is wrong.
     """
     uri = uri.removeprefix("file://").rstrip("/") or uri
     if not is_remote(uri) and not Path(uri).exists():
@@ -85,7 +85,7 @@ def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> Eval
 
 
 def freeze(section: GateConfig, storage_options: dict[str, str]) -> FrozenGate:
-    """The gate with the queries' place made absolute, and their digest and number as they now are.
+    """Return the gate with the absolute place of its queries, and their digest and number as they are now.
 
     Raises:
         UsageError: as `load_eval_set`.
@@ -103,7 +103,9 @@ def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
     for query in queries:
         if query.query_id in place_of:
             first = place_of[query.query_id]
-            raise _bad(query.place, f"query {query.query_id!r} is there twice, first at {first}")
+            raise _bad(
+                query.place, f"query {query.query_id!r} is a duplicate, first seen at {first}"
+            )
         place_of[query.query_id] = query.place
         if any(grade > 0 for grade in query.qrels.values()):
             kept.append(query)
@@ -132,7 +134,7 @@ def _digest(queries: list[_Query]) -> str:
 
 
 def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Query]:
-    """The queries that the split judges, in the order of queries.jsonl."""
+    """Yield the queries that the split judges, in the order of queries.jsonl."""
     if not is_remote(uri) and not Path(uri).is_dir():
         raise UsageError(f"{uri}: unknown kind of judged queries", f"known: {_FORMATS}")
     store = _open_store(uri, options)
@@ -159,7 +161,7 @@ def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Qu
 
 
 def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
-    """Name of the split's file, picked from those that exist, so a split is never a path."""
+    """Return the name of the split's file, one of those that exist, so that a split is never a path."""
     file_of = {
         name.removesuffix(".gz").removesuffix(".tsv"): f"qrels/{name}"
         for name in _names(store, "qrels", uri)
@@ -178,7 +180,7 @@ def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
 
 
 def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
-    """As BEIR's reader does: tab-separated CSV, in which a cell may be quoted."""
+    """Parse as BEIR's reader does: tab-separated CSV, in which a cell may be quoted."""
     rows = _tsv_rows(place, content)
     _, columns = next(rows, (place, []))
     missing = [name for name in _TSV_HEADER if name not in columns]
@@ -203,7 +205,7 @@ def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
 
 
 def _tsv_rows(place: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
-    """`place:number` and cells of each row that is not blank."""
+    """Yield `place:number` and the cells of each row that is not blank."""
     reader = csv.reader(io.StringIO(_text(place, content), newline=""), delimiter="\t", strict=True)
     try:
         for cells in reader:
@@ -242,8 +244,9 @@ def _query_of_row(row: Mapping[str, Any], place: str) -> _Query:
     doc_ids = _field(row, "doc_ids", place)
     if not isinstance(doc_ids, list):
         raise _bad(place, f"doc_ids is not a list: {doc_ids!r:.80}")
-    given = row.get("grades")
-    grades = [1] * len(doc_ids) if given is None else given
+    grades = row.get("grades")
+    if grades is None:
+        grades = [1] * len(doc_ids)
     if not isinstance(grades, list) or len(grades) != len(doc_ids):
         raise _bad(place, "grades must be a list of the same length as doc_ids")
     qrels: dict[str, int] = {}
@@ -270,7 +273,7 @@ def _id_of(value: Any, place: str) -> str:
 def _text_of(value: Any, place: str) -> str:
     if isinstance(value, str) and value.strip():
         return value
-    raise _bad(place, f"text {value!r:.80} is empty or no string")
+    raise _bad(place, f"text {value!r:.80} is empty or not a string")
 
 
 def _is_int(value: Any) -> bool:
@@ -288,14 +291,14 @@ def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any
             ValueError,
             RecursionError,
         ) as error:  # a number of 5,000 digits is a plain ValueError
-            raise _bad(line_place, f"no JSON: {error}") from None
+            raise _bad(line_place, f"not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise _bad(line_place, "no JSON object")
+            raise _bad(line_place, "not a JSON object")
         yield line_place, row
 
 
 def _lines(place: str, content: bytes) -> Iterator[tuple[str, str]]:
-    """`place:number` and text of each line that is not blank."""
+    """Yield `place:number` and the text of each line that is not blank."""
     # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
     for number, line in enumerate(_text(place, content).split("\n"), start=1):
         if line.strip():

@@ -117,7 +117,7 @@ def test_inconclusive_with_queries_enough_does_not_ask_for_fewer_than_there_are(
     verdict = decide(Relevance(live, candidate, live, candidate))
     assert verdict.verdict == "inconclusive"
     assert verdict.queries_needed is None
-    assert "too near the limit" in rule_of(verdict, "nDCG@10 change").detail
+    assert "too close to the limit" in rule_of(verdict, "nDCG@10 change").detail
 
 
 def test_recall_alone_can_fail_the_gate():
@@ -219,7 +219,7 @@ def test_unmeasured_ann_recall_does_not_pass():
 
 
 def test_unpaired_metrics_are_refused():
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="not pairs"):
         decide(Relevance(np.ones(3), np.ones(4), np.ones(3), np.ones(3)))
 
 

@@ -273,25 +273,25 @@ def test_two_grades_for_one_document_are_refused_and_a_repeated_one_is_not(tmp_p
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[1]", "no JSON object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1]", "not a JSON object"),
         ('{"query_id": "2", "doc_ids": []}', "no 'text'; there are query_id, doc_ids"),
         ('{"query_id": "2", "text": " ", "doc_ids": ["a"]}', "is empty"),
-        ('{"query_id": "2", "text": null, "doc_ids": ["a"]}', "is empty or no string"),
+        ('{"query_id": "2", "text": null, "doc_ids": ["a"]}', "is empty or not a string"),
         ('{"query_id": 2.0, "text": "t", "doc_ids": ["a"]}', "id 2.0 is neither"),
         ('{"query_id": "2", "text": "t", "doc_ids": "a"}', "doc_ids is not a list"),
         ('{"query_id": "2", "text": "t", "doc_ids": [null]}', "id None is neither"),
         (
             '{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": []}',
-            "the same length as doc_ids",
+            "of the same length as doc_ids",
         ),
         (
             '{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [true]}',
             "not a whole number",
         ),
-        ('{"query_id": "1", "text": "t", "doc_ids": ["a"]}', "query '1' is there twice"),
-        (f'{{"query_id": {LONG}, "text": "t", "doc_ids": ["a"]}}', "no JSON"),
+        ('{"query_id": "1", "text": "t", "doc_ids": ["a"]}', "query '1' is a duplicate"),
+        (f'{{"query_id": {LONG}, "text": "t", "doc_ids": ["a"]}}', "not JSON"),
         (
             f'{{"query_id": "2", "text": "t", "doc_ids": ["a"], "grades": [{BIG}]}}',
             "beyond 1,000,000",
