@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,10 +62,22 @@ class Format(Protocol):
         """Return the index of the first cell that is not what was written; None if all are."""
 
 
+class Seen(Protocol):
+    """What the cells of one column have been so far."""
+
+    def add(self, cells: Any) -> None:
+        """Take more cells of the column into account."""
+
+    def column(self, name: str) -> Column:
+        """Return the column, with a type that holds all cells seen."""
+
+
 @dataclass
 class Numbers:
     """Which number type a column of texts can have: one that gives every text back, digit for digit."""
 
+    origin: str
+    """What the numbers are, in words."""
     types: list[pa.DataType] = field(default_factory=lambda: [pa.int64(), pa.float64()])
     filled: int = 0
 
@@ -75,11 +88,25 @@ class Numbers:
         self.filled += len(texts)
         self.types = [t for t in self.types if _survives(texts, t)]
 
-    def column(self, name: str, origin: str) -> Column:
+    def column(self, name: str) -> Column:
         """Return the column; text if no number type is left, or it may be an id."""
         if name in ID_COLUMNS or not self.types or not self.filled:
             return Column(name, pa.string())
-        return Column(name, self.types[0], f"{origin} is a number written the same way")
+        return Column(name, self.types[0], f"{self.origin} is a number written the same way")
+
+
+def surveyed(
+    files: list[str], cells: Callable[[str], Iterator[Cells]], seen: Callable[[], Seen]
+) -> list[Column]:
+    """Return every column of every file, typed by all its cells."""
+    found: dict[str, Seen] = {}
+    held: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        for _, columns in cells(file):
+            for name, values in columns.items():
+                found.setdefault(name, seen()).add(values)
+                held[name].add(file)
+    return [replace(s.column(n), files=frozenset(held[n])) for n, s in found.items()]
 
 
 def numbers(texts: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +24,7 @@ from reembed.source.import_columns import (
     numbers,
     opened,
     require_names,
+    surveyed,
     text_differs,
 )
 
@@ -38,15 +37,7 @@ class Csv:
 
     def survey(self, files: list[str]) -> list[Column]:
         """Return every column of every file; text or a number type."""
-        found: dict[str, Numbers] = {}
-        held: dict[str, set[str]] = defaultdict(set)
-        for file in files:
-            for _, cells in self.cells(file):
-                for name, texts in cells.items():
-                    found.setdefault(name, Numbers()).add(texts)
-                    held[name].add(file)
-        columns = (seen.column(name, "every cell") for name, seen in found.items())
-        return [replace(c, files=frozenset(held[c.name])) for c in columns]
+        return surveyed(files, self.cells, lambda: Numbers("every cell"))
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
         """Yield the rows of one file, read by Arrow."""

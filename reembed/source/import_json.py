@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,15 @@ import pyarrow.compute as pc
 
 from reembed.errors import SourceError
 from reembed.source import import_columns
-from reembed.source.import_columns import ID_COLUMNS, Cells, Column, first_other, not_utf8, opened
+from reembed.source.import_columns import (
+    ID_COLUMNS,
+    Cells,
+    Column,
+    first_other,
+    not_utf8,
+    opened,
+    surveyed,
+)
 
 _EXACT = 2**53
 """Every integer up to it is a double."""
@@ -37,15 +44,7 @@ class Json:
 
     def survey(self, files: list[str]) -> list[Column]:
         """Return every key of every object, with a type that holds all its values."""
-        found: dict[str, _Seen] = {}
-        held: dict[str, set[str]] = defaultdict(set)
-        for file in files:
-            for _, cells in self.cells(file):
-                for name, values in cells.items():
-                    found.setdefault(name, _Seen()).add(values)
-                    held[name].add(file)
-        columns = (seen.column(name) for name, seen in found.items())
-        return [replace(c, files=frozenset(held[c.name])) for c in columns]
+        return surveyed(files, self.cells, _Seen)
 
     def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
         """Yield the rows of one file."""

@@ -199,8 +199,8 @@ def _path_columns(files: list[str], own: set[str]) -> list[Column]:
     found: dict[str, Numbers] = {}
     for file in files:
         for key, value in _path_values(file).items():
-            found.setdefault(key, Numbers()).add(pa.array([value], pa.string()))
-    columns = (seen.column(key, "each") for key, seen in found.items() if key not in own)
+            found.setdefault(key, Numbers("each")).add(pa.array([value], pa.string()))
+    columns = (seen.column(key) for key, seen in found.items() if key not in own)
     return [replace(c, why="from the names of the folders", from_path=True) for c in columns]
 
 
