@@ -28,7 +28,6 @@ from reembed.store.storage import Storage  # noqa: E402
 
 NAME = "chaos"
 PAGE = ROOT / "docs/faults.md"
-START, END = "<!-- chaos: made by bench/chaos.py -->", "<!-- end of chaos -->"
 POINTS = ("tests/crash/test_every_point.py",)
 OTHERS = (
     "tests/crash/test_poison.py",
@@ -53,7 +52,7 @@ def main() -> None:
     figures["seconds"] = round(time.monotonic() - started, 1)
     common.finish(NAME, args, figures)
     if args.page:
-        write_table(figures)
+        common.put_into(PAGE, NAME, table(figures))
     sys.exit(0 if not figures["violations"] else 1)
 
 
@@ -195,14 +194,6 @@ def tests(files: tuple[str, ...]) -> common.Figures:
 def _empty(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
-
-
-def write_table(figures: common.Figures) -> None:
-    """The table of the page, between its two marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}", encoding="utf-8")
 
 
 def table(figures: common.Figures) -> str:

@@ -176,6 +176,14 @@ def _shown(argument: str) -> str:
     return option + equals + (Path(value).expanduser().resolve().name if looks else value)
 
 
+def put_into(page: Path, name: str, lines: str) -> None:
+    """Replace what stands between the two marks of a script in a page."""
+    start, end = f"<!-- {name}: made by bench/{name}.py -->", f"<!-- end of {name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{start}\n{lines}\n{end}{after}", encoding="utf-8")
+
+
 def finish(name: str, args: argparse.Namespace, figures: Figures) -> None:
     """Keep the record, and print it as the last line."""
     record = {

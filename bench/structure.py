@@ -1,8 +1,8 @@
 """The shape of the package at some commits: size, functions, untyped records, import contract.
 
-The targets are of docs/architecture.md. Nothing is run: the files of each commit are parsed.
+Nothing is run: the files of each commit are parsed. `--page` puts the table into docs/architecture.md.
 
-    python bench/structure.py 19e07f6 HEAD
+    python bench/structure.py 19e07f6 HEAD --page
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from bench import common  # noqa: E402 - the path comes first
 
 NAME = "structure"
+PAGE = ROOT / "docs" / "architecture.md"
 _UNTYPED = re.compile(r"dict\[str, Any\]")
 
 
@@ -31,10 +32,13 @@ def main() -> None:
     """Print a table with a column for each commit, and write the record."""
     parser = common.parser(NAME, __doc__)
     parser.add_argument("commits", nargs="+", help="what git takes as one")
+    parser.add_argument("--page", action="store_true", help="put the table into the page")
     args = common.parse(parser)
     figures = {commit: shape(files_of(commit)) for commit in args.commits}
     for line in table(figures):
         common.say(line)
+    if args.page:
+        common.put_into(PAGE, NAME, "\n".join(table(figures)))
     common.finish(NAME, args, {"commits": figures})
 
 

@@ -1,4 +1,4 @@
-"""What the pages name exists: commands, settings, files, folders."""
+"""What the pages name exists: commands, settings, files, folders, functions."""
 
 from __future__ import annotations
 
@@ -123,3 +123,29 @@ def missing_files(package: str, folder: Path) -> list[str]:
             f"{here.name}/{f}" for f in re.findall(r"\w+\.py", line) if not (here / f).exists()
         ]
     return missing
+
+
+def definitions(file: Path) -> set[str]:
+    """Every function, method (`Class.method`) and class of a module."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
+    return found
+
+
+HOP = re.compile(r"`((?:\w+/)*\w+\.py):([\w.]+)`")
+
+
+def test_every_function_that_the_architecture_names_exists() -> None:
+    hops = HOP.findall(TEXT["docs/architecture.md"])
+    assert len(hops) >= 10
+    missing = [
+        f"{file}:{name}"
+        for file, name in hops
+        if not (ROOT / "reembed" / file).exists()
+        or name not in definitions(ROOT / "reembed" / file)
+    ]
+    assert missing == []
