@@ -6,7 +6,7 @@ serving process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,7 @@ def import_documents(
 
 
 def tune(
-    config: Config, seconds: float = 60.0, out: str | None = None, *, say: Callable[[str], None]
+    config: Config, seconds: float = 60.0, out: str | None = None, *, emit: Listener = ignore
 ) -> Tuned:
     """Find the fastest batch, number type and layout for the model, the corpus and this machine.
 
@@ -144,7 +144,7 @@ def tune(
         config: the settings.
         seconds: the time to spend.
         out: an overlay to write, a YAML to give after the config.
-        say: hears of each measurement, in words.
+        emit: a listener, called with each measurement as a notice.
 
     Raises:
         UsageError: `out` cannot be written, or holds something else.
@@ -154,7 +154,7 @@ def tune(
 
     if out is not None:
         tune.require_overlay(Path(out))
-    found = replace(tune.tune(config, say, seconds), out=out)
+    found = replace(tune.tune(config, emit, seconds), out=out)
     if out is not None:
         Path(out).write_text(found.overlay)
     return found

@@ -121,8 +121,9 @@ def run(config: Config, fresh: bool) -> tuple[Built, int]:
 def tune(config: Config, out: str | None, seconds: float) -> tuple[Tuned, int]:
     """Find the fastest batch, number type and layout for this model, corpus and machine."""
     from reembed import api
+    from reembed.cli.progress import Console
 
-    return api.tune(config, seconds, out, say=lambda words: click.echo(words, err=True)), 0
+    return api.tune(config, seconds, out, emit=Console()), 0
 
 
 @cli.command()

@@ -27,11 +27,11 @@ _SPARE_CPUS = 2  # reading, tokenizing and writing go on beside the actors
 
 @contextmanager
 def connected(config: Config) -> Iterator[str]:
-    """Connect to Ray for the block; yields one line that says where.
+    """Connect to Ray for the block; yield where, in one line.
 
     Raises:
         UsageError: GPUs are asked for on this machine, which has none, or the cluster cannot be
-            reached, or is open to whoever reaches it.
+            reached, or is open to anyone who can reach it.
     """
     if ray.is_initialized():
         yield "the Ray that is running"
@@ -46,21 +46,21 @@ def connected(config: Config) -> Iterator[str]:
             where = _connect(address) + note if address else _start(config, folder)
             _require_room(config, private=not address)
             yield where
-        finally:  # also where a signal came while Ray started: what exits without it aborts
+        finally:  # also after a signal during Ray's start: exiting without it aborts
             if not is_left_running():
                 ray.shutdown()
 
 
 def is_left_running() -> bool:
-    """Whether a job is still being read: shutting Ray down under it aborts the process.
+    """Return whether a job is still being read: shutting Ray down then aborts the process.
 
-    The process must then end by `os._exit`; its private Ray ends with it.
+    The process must end by `os._exit` instead; its private Ray ends with it.
     """
     return any(t.name == READER and t.is_alive() for t in threading.enumerate())
 
 
 def _start(config: Config, folder: str) -> str:
-    """A Ray of our own, with its session below a folder; where it is, in words.
+    """Start a private Ray with its session below a folder; return where it is, in words.
 
     Raises:
         RunFailed: it did not start, twice.
@@ -98,7 +98,7 @@ def _init(config: Config, folder: str) -> None:
 
 
 def _connect(address: str) -> str:
-    """The cluster there; what it has, in words."""
+    """Connect to a cluster; return what it has, in words."""
     try:
         with quiet_stderr(), signals_wait():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -112,7 +112,7 @@ def _connect(address: str) -> str:
 
 
 def _require_room(config: Config, *, private: bool) -> None:
-    """A private Ray cannot grow: what does not fit now would wait for ever."""
+    """Refuse what does not fit on a private Ray: it cannot grow, so the run would wait indefinitely."""
     if not private:
         return
     cpus, cpus_here = config.embed.actors * config.embed.actor_cpus, total().get("CPU", 0)

@@ -19,7 +19,7 @@ _END_S = 30.0
 
 
 def place() -> Place:
-    """Where this process works; empty outside of Ray."""
+    """Return where this process runs; empty outside Ray."""
     if not ray.is_initialized():
         return Place()
     context = ray.get_runtime_context()
@@ -27,9 +27,9 @@ def place() -> Place:
 
 
 def outlived(node: str, job: str) -> bool:
-    """Whether a process there died alone: its driver is ours, and its node is up and not to be drained.
+    """Return whether a process there died alone: its driver is ours, and its node is up and not draining.
 
-    A job's id is only one within its cluster; a node's is one everywhere.
+    A job id is unique within its cluster only; a node id is unique everywhere.
     """
     if not ray.is_initialized() or job != place().job:
         return False
@@ -37,7 +37,7 @@ def outlived(node: str, job: str) -> bool:
 
 
 def end_embedder(actor: str, pid: int) -> bool:
-    """SIGKILL an embedding actor of this driver on its node; whether it was there.
+    """SIGKILL an embedding actor of this driver on its node; return whether it was there.
 
     `actor` and `pid` come from a record that others may have written: they only choose among the
     embedding actors that Ray says are this driver's, and the process must be a child of its raylet.
@@ -56,7 +56,7 @@ def end_embedder(actor: str, pid: int) -> bool:
 
 
 def _end(pid: int) -> bool:
-    """On the node itself: Ray's workers are children of one raylet."""
+    """Runs on the node itself: Ray's workers are children of one raylet."""
     if parent_of(pid) != os.getppid():
         return False
     os.kill(pid, signal.SIGKILL)
@@ -64,18 +64,18 @@ def _end(pid: int) -> bool:
 
 
 def live_nodes() -> set[str]:
-    """Ray's ids of the nodes that are up."""
+    """Return ids of the nodes that are up."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
 
 
 def has_room(cpus: float, gpus: float) -> bool:
-    """Whether an actor of this size fits on any node that is up, were it free."""
+    """Return whether an actor of this size would fit on any node that is up, if the node were free."""
     here = (n["Resources"] for n in ray.nodes() if n["Alive"])
     return any(r.get("CPU", 0) >= cpus and r.get("GPU", 0) >= gpus for r in here)
 
 
 def why_nothing_starts() -> str:
-    """What the cluster has, where no worker says that it is at work."""
+    """Return what the cluster has free, for an error when no actor is at work."""
     free = ray.available_resources()
     return (
         f"no actor is at work; of {resources()} are free: {free.get('CPU', 0):g} CPUs,"
@@ -84,14 +84,14 @@ def why_nothing_starts() -> str:
 
 
 def largest_node_cpus(gpus: float = 0) -> int:
-    """CPUs of the largest node that is up and has so many GPUs: the most that one task can ask for."""
+    """Return the most CPUs that one task can ask for on a node with `gpus` GPUs."""
     here = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fitting = [r for r in here if r.get("GPU", 0) >= gpus] or here
     return max(int(r.get("CPU", 0)) for r in fitting) or 1
 
 
 def has_gpu() -> bool:
-    """Whether any node of the cluster has a GPU now."""
+    """Return whether any node of the cluster has a GPU now."""
     return bool(total().get("GPU", 0) >= 1)
 
 

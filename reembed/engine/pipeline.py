@@ -37,8 +37,8 @@ from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
 from reembed.store.storage import storage_errors
 
-# Of reading, tokenizing and writing tasks. Not a whole number: Ray Data fuses stages whose resources
-# are equal, and tokenizing inside the actor would leave the model waiting for it.
+# CPUs of a reading, tokenizing or writing task. Not a whole number: Ray Data fuses stages with equal
+# resources, and the model would wait for a tokenizer in its own actor.
 _TASK_CPUS = 0.5
 _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 _MIN_STORE_BYTES = 256 << 20
@@ -50,10 +50,10 @@ _DISK = "df -h     # there; then the same command resumes"
 def embed_units(
     job: EmbedJob, units: list[EmbedUnit], on_receipt: Callable[[UnitDone], None], stop: Stop
 ) -> None:
-    """Embed and stage these units; `on_receipt` hears of each as it is staged.
+    """Embed and stage these units; call `on_receipt` for each as it is staged.
 
     Raises:
-        RunFailed: the job stopped, or stands still; what is staged stays.
+        RunFailed: the job stopped or stands still; staged units stay.
         Interrupted: it was asked to stop.
     """
     _set_context(job, units)
@@ -92,7 +92,7 @@ def embed_units(
 
 
 def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """Rows as they come; `meanwhile` is called at least every second: waiting is never blind."""
+    """Yield rows as they come; call `meanwhile` at least every second."""
     arrived: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
 
     def consume() -> None:
@@ -100,7 +100,7 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
             for row in dataset.iter_rows():
                 arrived.put(row)
             arrived.put(None)
-        except Exception as error:  # noqa: BLE001 - handed on: none must end unheard
+        except Exception as error:  # noqa: BLE001 - handed on, none is lost
             arrived.put(error)
 
     threading.Thread(target=consume, name=READER, daemon=True).start()
@@ -208,7 +208,7 @@ class _Embedder:
         try:
             with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
                 self._started = UnitEmbedder(job, host=nodes)
-        except ReembedError as error:  # raised here it would end in words of Ray's alone
+        except ReembedError as error:  # raised here, only Ray's words would remain
             self._started = error
         self._draining, self._asked = False, 0.0
 
@@ -224,7 +224,7 @@ class _Embedder:
         return row
 
     def _is_draining(self) -> bool:
-        """Asked once a second: a request for each unit is much beside a GPU's milliseconds."""
+        """Asked once a second: a request per unit would cost a GPU more than its milliseconds of work."""
         if time.monotonic() - self._asked > _ASK_S:
             self._draining, self._asked = self._job.is_draining, time.monotonic()
         return self._draining

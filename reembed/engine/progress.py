@@ -30,12 +30,12 @@ class UnitDone:
 
     @property
     def documents(self) -> int:
-        """Those that were tried."""
+        """Documents that were tried."""
         return self.rows + self.dead_letters
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> UnitDone:
-        """As `dataclasses.asdict` gives it."""
+        """Return the unit that a row describes, as `dataclasses.asdict` gives it."""
         return cls(**{**row, "stats": UnitStats(**row["stats"])})
 
 
@@ -46,7 +46,7 @@ class _Finished(NamedTuple):
     documents: int
     tokens: int
     actor_s: float
-    """Of its actor: since the end of its unit before."""
+    """Seconds of its actor since the end of its previous unit."""
 
 
 def _recent(finished: list[_Finished], actors: int) -> list[_Finished]:
@@ -63,8 +63,8 @@ def _recent(finished: list[_Finished], actors: int) -> list[_Finished]:
 def _rates(recent: list[_Finished], actors: int, at: float) -> tuple[float, float]:
     """Documents and tokens per second over `_recent` units.
 
-    The time ends with the last unit, not now: units under way are taken to go like those. Only once
-    none was finished for twice as long as ever between two of them does the rate fall.
+    The time ends with the last unit, not now: units in progress are assumed to go like those. The rate
+    falls only once none was finished for twice the longest time between two of them.
     """
     if not recent:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Who else can reach the Ray that is used: whoever reaches a Ray without a token can run code in it."""
+"""Who else can reach the Ray cluster: anyone who can reach one without a token can run code on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_PARENT = 20
 
 
 def cluster_address(configured: str | None) -> str | None:
-    """The cluster that Ray would connect to; None for a private one on this machine.
+    """Return the cluster that Ray would connect to; None for a private one on this machine.
 
     As in Ray, `auto` gives way to RAY_ADDRESS.
     """
@@ -32,10 +32,10 @@ def cluster_address(configured: str | None) -> str | None:
 
 
 def require_token(address: str, allowed: bool) -> str:
-    """Refuse a cluster on other machines that asks for no token; what to say of the one used.
+    """Refuse a cluster on other machines that asks for no token; return what to tell about the one used.
 
-    Ray sends a token only where RAY_AUTH_MODE=token, and a cluster that has the variable takes
-    nobody without. Under `ray job submit` the variable and `auto` come from the cluster.
+    Ray sends a token only if RAY_AUTH_MODE=token, and a cluster that has the variable refuses
+    everyone without one. Under `ray job submit` the variable and `auto` come from the cluster.
 
     Raises:
         UsageError: there is no token, and `allowed` (ray.allow_unauthenticated) does not waive it.
@@ -43,9 +43,7 @@ def require_token(address: str, allowed: bool) -> str:
     if _on_this_machine(address) or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         return exposed_token()
     if allowed:
-        return (
-            "; without a token, as ray.allow_unauthenticated says: whoever reaches it can run code"
-        )
+        return "; without a token (ray.allow_unauthenticated): anyone who can reach it can run code"
     raise UsageError(
         f"the Ray cluster at {redacted(address)} is on another machine, and RAY_AUTH_MODE is not token",
         "anyone who can reach an unauthenticated Ray cluster can run code on it and read documents and keys; "
@@ -56,7 +54,7 @@ def require_token(address: str, allowed: bool) -> str:
 
 @contextmanager
 def private_token() -> Iterator[None]:
-    """A token file that Ray makes in the block is readable by nobody else (Ray leaves that to the umask)."""
+    """Make a token file that Ray creates in the block readable by its owner only; Ray leaves that to the umask."""
     file = _token_file()
     there = file.exists()
     yield
@@ -65,7 +63,7 @@ def private_token() -> Iterator[None]:
 
 
 def exposed_token() -> str:
-    """What to say of a token that other users of this machine can read; "" where all is well."""
+    """Return what to tell about a token that other users of this machine can read; "" if none can."""
     file = _token_file()
     try:
         exposed = "RAY_AUTH_TOKEN" not in os.environ and file.stat().st_mode & _OTHERS
@@ -77,13 +75,13 @@ def exposed_token() -> str:
 
 @contextmanager
 def session_folder() -> Iterator[str]:
-    """A folder that nobody else can enter, for what a private Ray writes: Ray opens its own to all.
+    """Make a folder that only this user can enter, for what a private Ray writes: Ray opens its own to all.
 
-    It is removed at the end, but for a run that failed: Ray's logs may say why. Below RAY_TMPDIR,
-    where that is set, it stays.
+    It is removed at the end, unless the run failed: Ray's logs may tell why. If RAY_TMPDIR is set, the
+    folder is below it and stays.
 
     Raises:
-        UsageError: it cannot be made, or its path leaves no room for those of Ray's sockets.
+        UsageError: it cannot be made, or its path is too long for those of Ray's sockets.
     """
     named = os.environ.get("RAY_TMPDIR")
     parent = named or tempfile.gettempdir()
@@ -118,7 +116,7 @@ def _on_this_machine(address: str) -> bool:
     try:
         host = urlsplit("//" + address.rpartition("://")[2]).hostname or ""
         return host in ("auto", "localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: where it leads is not for us to say
+    except ValueError:  # a name: where it leads is unknown
         return False
 
 

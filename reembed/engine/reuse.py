@@ -1,4 +1,4 @@
-"""Vectors that this root already holds: a text is embedded once per space, whatever run asks for it.
+"""Vectors that this root already holds: each text is embedded once per space, whichever run asks.
 
 A donor is a verified release of the same space, of any alias under the root. A document takes the
 vector of a donor's row when the 128-bit digests of both texts are equal; the donor's files are
@@ -30,10 +30,10 @@ Int64 = npt.NDArray[np.int64]
 
 
 def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor, ...]:
-    """The newest verified release of each table of a space, over all aliases of the root.
+    """Return the newest verified release of each table of a space, over all aliases of the root.
 
-    What cannot be read of another alias gives no vectors, and that is said; so are the lines that
-    `_doubted` names.
+    Releases of another alias that cannot be read give no vectors, and neither do the lines that
+    `_doubted` names; a `Notice` tells which.
 
     Raises:
         IntegrityError: a record of this alias is damaged.
@@ -90,10 +90,10 @@ def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[
 
 
 def proofs(storage: Storage, donor: Donor) -> dict[str, Proof]:
-    """What each data file of a donor must be, by name.
+    """Return the proof of each data file of a donor, by name.
 
     Raises:
-        IntegrityError: the donor's records are not those it was registered with.
+        IntegrityError: the donor's records changed since it was registered.
     """
     release = Catalog(storage, donor.alias).release(donor.release)
     provenance.require_manifest(storage, release)
@@ -127,14 +127,14 @@ class Known:
         )
 
     def find(self, texts: Digests) -> Int64:
-        """int64 [N]: for each digest its place among the known texts, -1 where there is none."""
+        """Return int64 [N]: the place of each digest among the known texts, -1 if it is not known."""
         if not len(self.texts):
             return np.full(len(texts), -1, np.int64)
         at = np.minimum(np.searchsorted(self.texts, texts), len(self.texts) - 1)
         return np.where(self.texts[at] == texts, at, -1).astype(np.int64)
 
     def vectors(self, places: Int64) -> npt.NDArray[np.float32]:
-        """float32 [N, dim]: the vectors at these places of the known texts."""
+        """Return float32 [N, dim]: the vectors at these places of the known texts."""
         out = np.empty((len(places), self.tables[0].dim), np.float32)
         for number, table in enumerate(self.tables):
             rows = np.flatnonzero(self.table_of[places] == number)
@@ -145,7 +145,7 @@ class Known:
 
 
 def known(storage: Storage, plan: Plan) -> Known | None:
-    """Texts of a run's donors; read once per process; None where the plan names no donor."""
+    """Return the texts of a run's donors, read once per process; None if the plan names no donor."""
     return _known(storage, plan.donors, plan.space.dim) if plan.donors else None
 
 
@@ -155,5 +155,5 @@ def _known(storage: Storage, donors: tuple[Donor, ...], dim: int) -> Known:
 
 
 def damaged(storage: Storage, table: str, name: str, proof: Proof) -> list[str]:
-    """The file's name if its bytes are not those its receipt proves; reads the whole file."""
+    """Return the file's name if its bytes differ from its receipt; reads the whole file."""
     return damaged_files(storage, table, {name: proof})

@@ -20,11 +20,11 @@ _LOOK_S = 2.0
 def call(
     function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0, patience_s: float
 ) -> T:
-    """Run a function as one Ray task and wait: its memory and its GPU are not the driver's.
+    """Run a function as one Ray task, outside the driver's memory, and wait for its result.
 
     Raises:
         ReembedError: the one the function raised.
-        NoCapacity: no node had room for it, for `patience_s`.
+        NoCapacity: no node had room for it for `patience_s`.
         RunFailed: its process died each time.
     """
     task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
@@ -36,7 +36,7 @@ def call(
 def each(
     function: Callable[..., T], items: Iterable[tuple[Any, ...]], *, patience_s: float
 ) -> list[T]:
-    """Run a function over items as Ray tasks, a few at a time; results in the items' order.
+    """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
     Raises:
         ReembedError, NoCapacity, RunFailed: as `call`, of the first that fails.
@@ -59,7 +59,7 @@ def each(
 
 
 def _first_done(running: list[Any], cpus: float, gpus: float, patience_s: float) -> Any:
-    """Wait for one of these tasks, but not for ever where no node has room for it."""
+    """Wait for one of these tasks, at most `patience_s` while no node has room for it."""
     had_room = time.monotonic()
     while True:
         done, _ = ray.wait(running, timeout=_LOOK_S)
@@ -89,20 +89,20 @@ def _result(task: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What really went wrong: the exception raised in the worker, not Ray's words around it."""
+    """Return what went wrong in the worker, without Ray's words around it."""
     while isinstance(error, RayTaskError) or error.__cause__ is not None:
         inner = getattr(error, "cause", None) or error.__cause__
         if inner is None or inner is error or not str(inner).strip():
             break
         error = inner
     lines = str(error).strip().splitlines() or ["no message"]
-    # Of an actor that could not start Ray keeps the traceback alone, and that ends in the cause.
+    # For an actor that could not start, Ray keeps only the traceback, which ends in the cause.
     said = lines[-1] if isinstance(error, RayActorError) else lines[0]
     return f"{type(error).__name__}: {said.strip()}"
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """The ReembedError a Ray error carries, or the error itself."""
+    """Return the ReembedError that a Ray error carries, or the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ReembedError):
@@ -112,6 +112,6 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 def _plain(error: Any) -> ReembedError:
-    """Ray raises a class that is both RayTaskError and the cause's; the cause alone prints well."""
+    """The cause alone: Ray raises a class that is both RayTaskError and the cause's, which prints badly."""
     cause: ReembedError = error.cause
     return cause

@@ -10,7 +10,6 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
 from reembed.encoders.tokens import Tokens
 from reembed.errors import SourceError, UsageError
+from reembed.events import Listener, Notice
 from reembed.source.dataset import TEXT, Source
 
 _SAMPLE = 2_048
@@ -36,8 +36,6 @@ _REPLICAS_PER_GPU = (1, 2, 3)
 _TRIAL_S = 2.0
 _MARK = "# reembed tune:"
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class _Trials:
@@ -45,7 +43,7 @@ class _Trials:
 
     config: Config
     tokens: Tokens
-    say: Say
+    emit: Listener
     gpus: int
     cores: int
     half: float
@@ -104,7 +102,7 @@ class Tuned:
         return {**asdict(self), "overlay": self.overlay}
 
 
-def tune(config: Config, say: Say, seconds: float = 60.0) -> Tuned:
+def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
     """Return the best settings among those that were tried until time was up.
 
     Only loading the model and measuring it once are not cut short.
@@ -114,10 +112,10 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> Tuned:
     """
     started = time.monotonic()
     tokens, per_core = _sample(config)
-    say(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average")
+    emit(Notice(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average"))
     gpus, cores = measure.gpus(), len(os.sched_getaffinity(0))
     half, end = started + seconds / 2, started + seconds
-    trials = _Trials(config, tokens, say, gpus, cores, half, end)
+    trials = _Trials(config, tokens, emit, gpus, cores, half, end)
     tried: list[Tried] = []
     loading = time.monotonic()
     alone, setting = _of_one(trials, tried)
@@ -128,7 +126,11 @@ def tune(config: Config, say: Say, seconds: float = 60.0) -> Tuned:
     ]
     best = max(layouts, key=lambda found: found.tokens_per_s)
     if gpus:
-        say(f"a core tokenizes {per_core:,.0f} tokens/s; embed.tokenizer_workers is left as it is")
+        emit(
+            Notice(
+                f"a core tokenizes {per_core:,.0f} tokens/s; embed.tokenizer_workers is left as it is"
+            )
+        )
     return Tuned(
         embed={
             "dtype": setting.dtype,
@@ -202,7 +204,7 @@ def _of_one(trials: _Trials, tried: list[Tried]) -> tuple[float, Setting]:
     took = 0.0
     for dtype in measure.dtypes(trials.config.encoder, trials.config.embed.dtype):
         if tried and time.monotonic() + took > trials.half:
-            trials.say(f"no time left to try {dtype}")
+            trials.emit(Notice(f"no time left to try {dtype}"))
             break
         started = time.monotonic()
         found = _of_dtype(trials, dtype, tried)
@@ -219,25 +221,27 @@ def _of_dtype(trials: _Trials, dtype: str, tried: list[Tried]) -> tuple[float, S
     setting = Setting(dtype, budgets[0], min(trials.cores, _MOST_THREADS))
     encoder = setting.load(trials.config.encoder)
     for note in encoder.about.notes:
-        trials.say(note)
+        trials.emit(Notice(note))
     if tried and not encoder.about.path.endswith(dtype):
         return None
     rates: dict[int, float] = {}
     took = 0.0
     for budget in budgets:
         if rates and time.monotonic() + took > trials.half:
-            trials.say(f"no time left to try {budget:,} tokens a batch")
+            trials.emit(Notice(f"no time left to try {budget:,} tokens a batch"))
             break
         started = time.monotonic()
         encoder.batch_tokens = budget
         rate = measure.rate(encoder, trials.tokens, _TRIAL_S / 2)
         took = time.monotonic() - started
         if encoder.batch_tokens < budget and rates:
-            trials.say(f"{encoder.about.path}: {budget:,} tokens a batch do not fit")
+            trials.emit(Notice(f"{encoder.about.path}: {budget:,} tokens a batch do not fit"))
             break
         budget = encoder.batch_tokens  # what it came down to, where the first did not fit
         rates[budget] = rate
-        trials.say(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
+        trials.emit(
+            Notice(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
+        )
         tried.append(Tried(encoder.about.path, budget, round(rate)))
     fastest = max(rates.values())
     enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
@@ -252,7 +256,7 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
     found: list[Layout] = []
     for replicas, threads in _splits(trials.gpus, trials.cores):
         if time.monotonic() + took > trials.end:
-            trials.say(f"no time left to try {replicas} replicas")
+            trials.emit(Notice(f"no time left to try {replicas} replicas"))
             break
         started = time.monotonic()
         shared = replace(setting, threads=threads)
@@ -261,10 +265,10 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
                 trials.config.encoder, shared, replicas, trials.tokens, _TRIAL_S, trials.end
             )
         except measure.DoesNotFit as error:
-            trials.say(str(error))
+            trials.emit(Notice(str(error)))
             break
         if tokens_per_s is None:
-            trials.say(f"no time left to measure {replicas} replicas side by side")
+            trials.emit(Notice(f"no time left to measure {replicas} replicas side by side"))
             break
         took = time.monotonic() - started
         share = round(trials.gpus / replicas, 3)
@@ -272,7 +276,7 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
         where = f"with {threads} cores each"
         if trials.gpus:
             where = f"on {trials.gpus} GPU(s)"
-        trials.say(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s")
+        trials.emit(Notice(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s"))
     return found
 
 

@@ -1,9 +1,9 @@
-"""What a vector table lacks of a newer version of its source: rows of new files, or all, compared.
+"""How a vector table differs from a newer version of its source: rows of new files, or all, compared.
 
 Both ways end in the same comparison, by digests of id and text: a row whose text is what its vector
 was made from keeps its vector, whatever else happened to the row (an update that changed nothing,
-A-B-A, deleted and inserted again, compaction). Where new files show no difference, all rows are
-compared before that is believed.
+A-B-A, deleted and inserted again, compaction). If new files show no difference, all rows are
+compared to confirm it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Changes:
     how: str
     """files, or compare and why; for people."""
     embed: Int64
-    """Source rows whose text is new or other, by row id."""
+    """Source rows whose text is new or changed, by row id."""
     without_text: int
-    """Of `embed`: documents whose text is null, which will be dead letters."""
+    """Documents of `embed` whose text is null; they will be dead letters."""
     refresh: Int64
-    """Source rows with the same text and other carried values, by row id."""
+    """Source rows with the same text and changed carried values, by row id."""
     refreshed: Int64
     """Table rows that hold the vectors of `refresh`, in the same order."""
     copied: int
-    """Of `refresh`: documents that are new, whose text another document of the table has."""
+    """New documents of `refresh`, whose text another document of the table has."""
     removed: int
     """Documents that are no longer in the source."""
     dropped: dict[int, Int64]
@@ -65,14 +65,14 @@ def find_changes(
     *,
     retry: bool,
 ) -> Changes:
-    """Compare `table`, made of version `before`, with version `after` of the same source.
+    """Compare `table`, which equals version `before`, with version `after` of the same source.
 
     Args:
         before: the source as the table was made from it, or last caught up with.
-        after: the source as the table shall be.
+        after: the source that the table must equal.
         table: the vectors.
-        dead_letters: documents that have none, with the digests of their texts.
-        retry: try dead letters again even where their text is the same.
+        dead_letters: documents without a vector, with the digests of their texts.
+        retry: try dead letters again even if their text is the same.
     """
     held = _Held.read(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
@@ -107,10 +107,10 @@ def _compare(
 
     Args:
         held: the table.
-        found: rows of the source; all of them where `left` is None.
-        left: ids of rows that are gone or other than they were.
+        found: rows of the source; all of them if `left` is None.
+        left: ids of rows that are gone or changed.
         dead_letters: documents without a vector.
-        retry: try them again even where their text is the same.
+        retry: try them again even if their text is the same.
         rewrite: no row of the table may stay as it is.
     """
     everything = left is None
@@ -202,7 +202,7 @@ class _Found:
 
 
 def _row_of(among: Digests, wanted: Digests) -> Int64:
-    """Where in `among` each of `wanted` is; -1 where it is not."""
+    """Index in `among` of each of `wanted`; -1 if it is not there."""
     if not len(among):
         return np.full(len(wanted), -1, np.int64)
     order = np.argsort(among)

@@ -1,4 +1,4 @@
-"""What would stop a run after hours, found before Ray starts: texts that are missing, rights, room."""
+"""Checks before work starts, for what would stop a run after hours: missing texts, rights, disk room."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def require_texts(config: Config, source: Source, rows: int, emit: Listener) -> 
 def require_changed_texts(
     config: Config, release: Release, source: Source, changes: Changes, emit: Listener
 ) -> None:
-    """Count what a catch-up will have no vector of: changed documents whose text is null, and the
+    """Count what a catch-up will have no vector for: changed documents whose text is null, and the
     dead letters of its release that stay.
 
     Raises:
@@ -69,10 +69,10 @@ def _null_texts(what: str, config: Config) -> Notice:
 
 
 def require_rights(storage: Storage, plan: Plan) -> None:
-    """Every folder that the run will write to can be written to; of an object store nothing is known.
+    """Check that every folder the run will write to is writable; object stores are not checked.
 
     Raises:
-        UsageError: one cannot.
+        UsageError: one is not writable.
     """
     if is_remote(storage.root):
         return
@@ -88,7 +88,7 @@ def require_rights(storage: Storage, plan: Plan) -> None:
 
 
 def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
-    """Hold what is left to write against what is free in a local root.
+    """Compare what is left to write with what is free in a local root.
 
     Raises:
         RunFailed: the vectors alone do not fit.
@@ -116,7 +116,7 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
 
 
 def _carried_bytes(source: Source) -> float:
-    """Of a document's id and carried values, by the first few."""
+    """Mean bytes of a document's id and carried values, from the first batch."""
     sample = next(source.scan()).drop_columns([TEXT])
     return float(sample.nbytes / max(1, sample.num_rows))
 

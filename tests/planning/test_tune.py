@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import Quiet
 
 from reembed.cli.verbs import cli
 from reembed.config.settings import load
@@ -25,6 +26,7 @@ from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
 from reembed.encoders.local.sentence import SentenceEncoder
 from reembed.encoders.tokens import Tokens
+from reembed.events import Event, Notice
 from reembed.planning import tune as tuning
 from reembed.source.dataset import Source
 
@@ -36,8 +38,8 @@ import tiny_models
 def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_file, tmp_path):
     model = tiny_models.model_of(tmp_path / "m", "bert")
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
-    said: list[str] = []
-    result = tuning.tune(load([file], [])[0], said.append, seconds=60)
+    said = Quiet()
+    result = tuning.tune(load([file], [])[0], said, seconds=60)
     embed = result.embed
     assert result.tokens_per_s == max(found.tokens_per_s for found in result.layouts)
     assert "tokenizer_workers" not in embed, "it was not tried"
@@ -54,10 +56,10 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
 def test_without_time_it_still_measures_one_of_each(corpus, config_file, tmp_path):
     model = tiny_models.model_of(tmp_path / "m", "bert")
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"dtype": "float32"})
-    said: list[str] = []
-    result = tuning.tune(load([file], [])[0], said.append, seconds=0.1)
+    said = Quiet()
+    result = tuning.tune(load([file], [])[0], said, seconds=0.1)
     assert len(result.one_replica) == len(result.layouts) == 1
-    assert any("no time left to try 2,048 tokens" in words for words in said)
+    assert any("no time left to try 2,048 tokens" in words for words in said.said())
 
 
 def cpu_seconds() -> float:
@@ -74,12 +76,12 @@ def test_it_keeps_to_its_seconds_and_writes_only_what_it_tried(
     file = config_file(corpus(300), encoder={"model": str(model)})
     measured: list[float] = []
 
-    def say(words: str) -> None:
-        if "tokens a batch: " in words:
+    def emit(event: Event) -> None:
+        if isinstance(event, Notice) and "tokens a batch: " in event.what:
             measured.append(cpu_seconds() - started)
 
     started = cpu_seconds()
-    result = tuning.tune(load([file], [])[0], say, seconds=seconds)
+    result = tuning.tune(load([file], [])[0], emit, seconds=seconds)
     # The model is loaded and measured once, however long that takes.
     most = max(seconds * os.cpu_count(), measured[0]) + 4.0 * os.cpu_count()
     assert cpu_seconds() - started < most
