@@ -19,7 +19,7 @@ from inline import Inline
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.options import secrets_in
 from reembed.config.settings import Config, load
-from reembed.engine import cluster, ray_auth
+from reembed.engine import cluster, nodes, ray_auth
 from reembed.errors import ConfigError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted
 from reembed.source.dataset import Source
@@ -79,7 +79,8 @@ def ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ray:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     double = Ray()
-    monkeypatch.setattr(cluster, "ray", double)
+    for module in (cluster, nodes):
+        monkeypatch.setattr(module, "ray", double)
     return double
 
 
