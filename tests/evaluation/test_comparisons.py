@@ -283,10 +283,11 @@ def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
     qrels.joinpath("dev.tsv").write_text("".join((qrels / "test.tsv").open().readlines()[:30]))
     said: list[Any] = []
     record = check.compare_candidate(
-        pair.config(split="dev"), pair.candidate.id, lambda _, **f: said.append(f), PLANNED
+        pair.config(split="dev"), pair.candidate.id, said.append, PLANNED
     )
     assert (record.queries.count, record.queries.place.split) == (QUERIES, "test")
-    assert [name for name, _, _ in said[0]["settings"]] == ["gate.split"]
+    (ignored,) = said
+    assert [setting.name for setting in ignored.settings] == ["gate.split"]
 
 
 def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
