@@ -400,7 +400,7 @@ def _stage(job: Any, units: list[Any]) -> list[Any]:
             waited_s=0.0, embed_s=0.0, model_s=0.0,
         )  # fmt: skip
         table.stage(job.run, job.plan, job.columns, table.Staged(unit.id, pa.table(rows)))
-        done.append(UnitDone(unit.id, 1, 0, stats))
+        done.append(UnitDone(unit.id, 1, 1, 0, stats))
     return done
 
 

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
+from reembed.catalog import lines
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
@@ -145,9 +146,13 @@ def crowd(catalog: Catalog) -> None:
     plan = catalog.storage.read(f"runs/{release.run_id}/plan.json")
     for n in range(3, RUNS + 1):
         run = Run(catalog.storage, f"{line}-{n}")
-        catalog.storage.write(run.path("plan.json"), {**plan, "run_id": run.id})
+        place = replace(release.place, origin=run.id)
+        lines.begin(catalog.storage, catalog.alias, run.id, place)
+        catalog.storage.write(
+            run.path("plan.json"), {**plan, "run_id": run.id, "place": asdict(place)}
+        )
         if n <= RELEASES:
-            candidate = catalog.register(replace(release, id=run.id, run_id=run.id, number=n))
+            candidate = catalog.register(replace(release, id=run.id, run_id=run.id, place=place))
             comparison(catalog, candidate, release)
         if n <= RUNS - OPEN_RUNS:
             run.finish(run.id)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from obstore.exceptions import BaseError
 
 from reembed.catalog.index_manifest import read_manifest
-from reembed.catalog.releases import Catalog, Release, VerifyRecord
-from reembed.catalog.reports import IDS, ROWS
-from reembed.catalog.runs import Run
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.reports import IDS, ROWS, VerifyReport
+from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
 from reembed.config.changed import changed_settings
 from reembed.config.resolved import ResolvedConfig, resolve
@@ -35,7 +35,7 @@ from reembed.lifecycle.gc import GcPlan
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.promote import Reasons, candidate
 from reembed.lifecycle.status import Status
-from reembed.store.records import checked, encode
+from reembed.store.records import decode, encode
 from reembed.store.storage import Storage, absolute_queries
 from reembed.table.provenance import verification_path
 
@@ -53,12 +53,12 @@ class Built:
     """A candidate that was built, or was complete already."""
 
     release: Release
-    live: str | None
+    live: Release | None
     """The release that serves, which a build does not change; None if nothing does."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed run --json` prints: the release's record, and what is live."""
-        return {**encode(self.release), "live": self.live}
+        return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
 
     release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
     live = catalog_of(config).live()
-    return Built(release, live.release.id if live else None)
+    return Built(release, live.release if live else None)
 
 
 def status(config: Config) -> Status:
@@ -239,9 +239,9 @@ def verify_release(
     try:
         return _verified(catalog, release, level=level, sample=sample, resume=resume)
     except IntegrityError as error:
-        failed = {"release": release.id, "passed": False, "why": str(error), "at": now()}
-        catalog.storage.write(verification_path(release.run_id), failed)
-        again = Run(catalog.storage, release.run_id).rebuild
+        failed = _unfinished(release, str(error))
+        catalog.storage.write(verification_path(release.run_id), encode(failed))
+        again = rebuild_of(catalog.storage, release.origin)
         raise IntegrityError(error.what, error.why, again) from error
     except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
@@ -292,31 +292,43 @@ def _verified(
     journal = Journal.open(run, key, resume=resume)
     failed = _failed_before(storage, run)
     # The rows that were found wrong are looked at again: others would say nothing of them.
-    found = verify.verify(subject, sample, failed.get("seed"), level=level, journal=journal)
+    seed = failed.seed if failed else None
+    found = verify.verify(subject, sample, seed, level=level, journal=journal)
     standing = behind(source, newest, found.lacking, why)
-    report = {"release": release.id, **found.to_json(), "lag": standing.to_json()}
     remove_journal(run)
-    enough = level >= max(ROWS, failed.get("level", 0))
-    counts = not report["passed"] or (enough and report["sampled"] >= failed.get("sampled", 0))
+    large = failed is None or (level >= failed.level and found.sampled >= failed.sampled)
+    counts = not found.passed or (large and level >= ROWS)
     if counts:
-        storage.write(verification_path(run.id), report)
-    larger = _as_large(release, failed) if failed and not counts else None
-    return {**report, "rebuild": run.rebuild, "larger": larger}
+        storage.write(verification_path(run.id), encode(found))
+    return {
+        "release": release.id,
+        **found.to_json(),
+        "lag": standing.to_json(),
+        "rebuild": rebuild_of(storage, release.origin),
+        "larger": _as_large(release, failed) if failed and not counts else None,
+    }
 
 
-def _as_large(release: Release, failed: Mapping[str, Any]) -> str:
-    """The verification whose passing replaces one that failed."""
-    level, sample = max(failed.get("level", 3), 2), failed.get("sampled", 0)
-    return f"reembed verify --release {release.id} --level {level} --sample {sample}"
+def _unfinished(release: Release, why: str) -> VerifyReport:
+    """Return the report of a verification that could not finish."""
+    nothing = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
+    return replace(nothing, why=why, at=now())
 
 
-def _failed_before(storage: Storage, run: Run) -> Mapping[str, Any]:
-    """The newest verification, if it failed; a damaged record of it is replaced by the next one."""
+def _as_large(release: Release, failed: VerifyReport) -> str:
+    """Return the verification whose passing replaces one that failed."""
+    level = max(failed.level, ROWS)
+    return f"reembed verify --release {release.id} --level {level} --sample {failed.sampled}"
+
+
+def _failed_before(storage: Storage, run: Run) -> VerifyReport | None:
+    """Return the newest verification, if it failed; the next one replaces a damaged record of it."""
     try:
         record = storage.read_if_there(verification_path(run.id))
-        return {} if record is None or checked(VerifyRecord, record)["passed"] else record
+        found = decode(VerifyReport, record) if record is not None else None
     except IntegrityError:
-        return {}
+        return None
+    return None if found is None or found.passed else found
 
 
 def is_fresh(report: dict[str, Any], within_s: float) -> bool:

@@ -79,7 +79,7 @@ class Planned:
 
     stage: ClassVar[str] = "plan"
     run: str
-    rows: int
+    documents: int
     units: int
     source: str
     source_version: int
@@ -207,6 +207,7 @@ class Sealed:
     table: str
     version: int
     rows: int
+    documents: int
     dead_letters: int
 
 

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -38,7 +37,6 @@ import ray
 import yaml
 from click.testing import CliRunner
 
-from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
 from reembed.events import Event, Notice, Working
@@ -225,13 +223,6 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def short_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Releases may be called a, b, a-u2-1: where the form of ids is not what is tested."""
-    form = re.compile("[a-z0-9-]+")
-    monkeypatch.setattr(Catalog, "_is_own", lambda self, name: bool(form.fullmatch(name)))
 
 
 class Verbs:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 
 import lance
 import pyarrow as pa
 
+from reembed.catalog import lines
 from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile, read_manifest
+from reembed.catalog.lines import Place as LinePlace
 from reembed.catalog.releases import Catalog, Release, SourceRef
+from reembed.catalog.reports import VerifyReport
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparison import (
@@ -55,6 +59,11 @@ def index_file(storage: Storage, release: Release, ending: str = "faiss") -> str
     return file.path(release.index)
 
 
+def verified(version: int = 1, why: str | None = None) -> VerifyReport:
+    """Return the report of a verification that passed, or could not finish for this reason."""
+    return VerifyReport("t", version, 1, 3, 1, 1, 0, {}, None, 0, None, why)
+
+
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     manifest = index_manifest(name)
     for file in manifest.files:
@@ -64,17 +73,30 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)
     fields = {
-        "id": name, "alias": "docs", "run_id": name, "space": SPACE, "encoder": EncoderConfig(model="m"),
+        "id": name, "alias": catalog.alias, "run_id": name, "place": place_of(name),
+        "space": SPACE, "encoder": EncoderConfig(model="m"),
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": manifest.sha256,
-        "rows": 1, "dead_letters": 0,
-        "source": SOURCE, "verify": {"passed": True, "table_version": 1},
+        "rows": 1, "documents": 1, "dead_letters": 0,
+        "source": SOURCE, "verify": verified(),
         "gate": GATE,
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s",
-        "number": catalog.next_number(),
     }  # fmt: skip
-    return catalog.register(Release(**{**fields, **changes}))
+    release = Release(**{**fields, **changes})
+    lines.begin(catalog.storage, catalog.alias, release.id, release.place)
+    return catalog.register(release)
+
+
+def place_of(name: str) -> LinePlace:
+    """Return the place that a test's name for a release means.
+
+    "a" begins a line; "a-u7-2" is its second catch-up, of version 7 of the source.
+    """
+    found = re.fullmatch(r"(.+)-u(\d+)-(\d+)", name)
+    if found is None:
+        return LinePlace("settings", name, 0, 1)
+    return LinePlace("settings", found[1], int(found[3]), int(found[2]))
 
 
 def comparison(

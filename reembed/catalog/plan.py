@@ -7,63 +7,70 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+from reembed.catalog.lines import Place
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import SourceRef, StoredSpace
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
-from reembed.store.records import decode, encode, holds, where
+from reembed.store.records import decode, encode, where
 
 Kind = Literal["rebuild", "catch_up"]
 
 
 @dataclass(frozen=True)
 class EmbedRange:
-    """Live rows [offset, offset + rows) of a source fragment are embedded."""
+    """Embed the documents of live rows [offset, offset + rows) of a source fragment."""
 
     id: str
     fragment: int
     offset: int
     rows: int
+    """Of the source."""
+    documents: int
 
 
 @dataclass(frozen=True)
 class EmbedRows:
-    """Source rows of these ids are embedded."""
+    """Embed the documents of these source rows."""
 
     id: str
     row_ids: tuple[int, ...]
+    documents: int
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Rows of the source."""
         return len(self.row_ids)
 
 
 @dataclass(frozen=True)
 class KeepFragment:
-    """The rows of a table fragment are taken over, but for those that leave."""
+    """Take over the rows of a table fragment, except those that leave."""
 
     id: str
     fragment: int
     rows: int
-    """How many stay."""
+    """Of the table, that stay."""
+    documents: int
     leaving: tuple[int, ...]
-    """Their row ids."""
+    """Row ids of the table."""
 
 
 @dataclass(frozen=True)
 class RefreshRows:
-    """What is carried is read again from source rows, and laid beside the vectors of table rows."""
+    """Read what is carried from source rows again, and store it beside the vectors of table rows."""
 
     id: str
     row_ids: tuple[int, ...]
+    """Of the source."""
     table_rows: tuple[int, ...]
+    documents: int
 
     @property
     def rows(self) -> int:
-        """How many."""
-        return len(self.row_ids)
+        """Rows of the table."""
+        return len(self.table_rows)
 
 
 EmbedUnit = EmbedRange | EmbedRows
@@ -82,10 +89,10 @@ class _Units:
     """Units as a plan's record holds them: lists, to stay small at 100,000 of them."""
 
     units: list[
-        tuple[Literal["range"], str, int, int, int]
-        | tuple[Literal["rows"], str, _Ids]
-        | tuple[Literal["keep"], str, int, int, _Ids]
-        | tuple[Literal["refresh"], str, _Ids, _Ids]
+        tuple[Literal["range"], str, int, int, int, int]
+        | tuple[Literal["rows"], str, _Ids, int]
+        | tuple[Literal["keep"], str, int, int, int, _Ids]
+        | tuple[Literal["refresh"], str, _Ids, _Ids, int]
     ]
 
 
@@ -100,14 +107,14 @@ class Base:
 
     release: str
     run_id: str
-    origin: str
-    """The rebuild that the release descends from."""
     table_version: int
     fragments: tuple[int, ...]
     """Those that stay."""
     rows: int
-    """In them."""
-    dead_letters: tuple[Annotated[dict[str, Any], holds(DeadLetter)], ...]
+    """Rows of the table in them."""
+    documents: int
+    """Documents in them."""
+    dead_letters: tuple[DeadLetter, ...]
     """Documents that still have no vector and are not tried again."""
     how: str
     """How the changes were found, in words."""
@@ -132,6 +139,7 @@ class Plan:
     kind: Kind
     run_id: str
     alias: str
+    place: Place
     space: StoredSpace
     encoder: EncoderConfig
     source: SourceRef
@@ -142,6 +150,9 @@ class Plan:
     gate: FrozenGate
     index: IndexConfig
     rows: int
+    """Source rows that are embedded."""
+    documents: int
+    """Documents that are embedded."""
     units: Sequence[Unit]
     created_at: str
     base: Base | None = None
@@ -153,8 +164,8 @@ class Plan:
 
     @property
     def origin(self) -> str:
-        """The rebuild at the beginning of the line: its own, unless it is a catch-up's."""
-        return self.base.origin if self.base else self.run_id
+        """The rebuild that began the line."""
+        return self.place.origin
 
     @property
     def resume(self) -> str:

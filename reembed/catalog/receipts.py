@@ -6,9 +6,11 @@ runs/RUN/units/UNIT.json         create-only: of several attempts at one unit th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from reembed.store.records import holds
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+
+from reembed.store.records import first_wrong
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,17 @@ class DeadLetter:
 
 
 @dataclass(frozen=True)
-class ProofRecord:
-    """What a data file must be, byte for byte."""
+class FileProof:
+    """What a file must be, byte for byte."""
 
     size_bytes: int
     sha256: str
 
 
+@with_config(ConfigDict(extra="ignore"))
 @dataclass(frozen=True)
-class DataFileRecord:
-    """A data file as Lance describes it, in the table's own folder."""
+class _LanceFile:
+    """What Lance reads of a data file in the table's own folder; other fields may follow."""
 
     path: str
     fields: list[int]
@@ -42,17 +45,30 @@ class DataFileRecord:
     base_id: None
 
 
+@with_config(ConfigDict(extra="ignore"))
 @dataclass(frozen=True)
-class FragmentRecord:
-    """A fragment as it was staged: new rows alone."""
+class _LanceFragment:
+    """What Lance reads of a staged fragment; other fields may follow."""
 
     id: int
-    files: list[DataFileRecord]
+    files: list[_LanceFile]
     physical_rows: int
     deletion_file: None
     row_id_meta: None
     created_at_version_meta: None
     last_updated_at_version_meta: None
+
+
+_FRAGMENT = TypeAdapter(_LanceFragment)
+
+
+def _readable(fragment: str) -> str:
+    """Check a fragment before Lance reads it, which panics on fields of other types."""
+    try:
+        _FRAGMENT.validate_json(fragment, strict=True)
+    except ValidationError as error:
+        raise ValueError(first_wrong(error)) from None
+    return fragment
 
 
 @dataclass(frozen=True)
@@ -93,13 +109,19 @@ class Receipt:
     columns: str
     """Digest of the table's columns."""
     rows: int
+    """Of the table."""
+    documents: int
+    """That these rows are of."""
     dead_letters: tuple[DeadLetter, ...]
-    fragments: list[Annotated[dict[str, Any], holds(FragmentRecord)]]
-    files: dict[str, Annotated[dict[str, Any], holds(ProofRecord)]]
+    """Documents without a row."""
+    fragments: tuple[Annotated[str, AfterValidator(_readable)], ...]
+    """As Lance writes them in JSON."""
+    files: dict[str, FileProof]
+    """What each of their data files must be, by name."""
     stats: UnitStats | None
     """None for rows that were kept."""
 
     @property
-    def documents(self) -> int:
-        """Those that were tried."""
-        return self.rows + len(self.dead_letters)
+    def tried(self) -> int:
+        """Documents that were tried."""
+        return self.documents + len(self.dead_letters)

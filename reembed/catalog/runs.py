@@ -19,13 +19,12 @@ import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
+from reembed.catalog.lines import Entry, entries
 from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import Receipt
-from reembed.catalog.releases import RUN_ID, line_of, place_in_line
 from reembed.clock import now
-from reembed.store.records import checked, decode
+from reembed.store.records import decode, encode
 from reembed.store.storage import Storage, is_remote
 
 _LISTING_THREADS = 16
@@ -49,16 +48,6 @@ class Run:
     id: str
 
     @property
-    def number(self) -> tuple[int, int, int, int]:
-        """What orders runs."""
-        return order_of(self.id)
-
-    @property
-    def is_catch_up(self) -> bool:
-        """Whether it brings a release up to date, as its id says."""
-        return line_of(self.id) != self.id
-
-    @property
     def pin_tag(self) -> str:
         """The tag that holds the source version; the same run in another root has another."""
         place = f"{self.storage.root}\n{self.storage.root_id}"
@@ -66,12 +55,9 @@ class Run:
 
     @property
     def rebuild(self) -> str:
-        """The command that replaces wrong or damaged vectors of its line, by the line's settings.
-
-        It copies no vectors: other releases share files with the line, or copied from it.
-        """
-        line = Run(self.storage, line_of(self.id))
-        return started_with(line, "--fresh", "--set embed.reuse=false")
+        """The command that replaces wrong or damaged vectors of its line; reads the plan."""
+        plan = self.plan()
+        return rebuild_of(self.storage, plan.origin if plan else self.id)
 
     def path(self, name: str) -> str:
         """Path under the root of a file of this run."""
@@ -86,6 +72,10 @@ class Run:
         record = self.storage.read_if_there(self.path("plan.json"))
         return Plan.from_json(record) if record is not None else None
 
+    def is_planned(self) -> bool:
+        """Return whether the plan is written; does not read it."""
+        return self.storage.size(self.path("plan.json")) is not None
+
     def write_plan(self, plan: Plan) -> Plan:
         """Fix the plan; where another process was first, its plan is the plan."""
         if self.storage.create(self.path("plan.json"), plan.to_json()):
@@ -94,19 +84,21 @@ class Run:
         assert theirs is not None  # create-only records are never deleted while a run is open
         return theirs
 
-    def result(self) -> dict[str, Any] | None:
-        """The release it ended in, once it has."""
+    def result(self) -> ResultRecord | None:
+        """Return what it ended in; None while it is open."""
         record = self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
-        return checked(ResultRecord, record) if record is not None else None
+        return decode(ResultRecord, record) if record is not None else None
 
     def finish(self, release_id: str) -> None:
-        """It ended in a release."""
-        self.storage.create(f"{_RESULTS}{self.id}.json", {"release": release_id, "at": now()})
+        """Record that it ended in a release."""
+        self._end(release_id)
 
     def abandon(self) -> None:
         """Give it up: it will never be resumed, and gc may remove what it staged."""
-        given_up = {"release": None, "abandoned": True, "at": now()}
-        self.storage.create(f"{_RESULTS}{self.id}.json", given_up)
+        self._end(None)
+
+    def _end(self, release_id: str | None) -> None:
+        self.storage.create(f"{_RESULTS}{self.id}.json", encode(ResultRecord(release_id, now())))
 
     def staged(self) -> set[str]:
         """Ids of the units that have a receipt."""
@@ -125,27 +117,28 @@ class Run:
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
-    """Every run under the root, or those of one alias, in the order in which they were planned."""
-    found = (RUN_ID.fullmatch(name) for name in storage.folders("runs/"))
-    runs = [Run(storage, m[0]) for m in found if m and alias in (None, m[1])]
-    return sorted(runs, key=lambda r: r.number)
+    """Return the runs of an alias, or of all, in the order in which they were begun."""
+    return [Run(storage, entry.id) for entry in entries(storage, alias)]
+
+
+def open_among(storage: Storage, begun: list[Entry]) -> list[Entry]:
+    """Return those that have no result yet: one listing, no record is read."""
+    ended = set(storage.names(_RESULTS))
+    return [e for e in begun if f"{e.id}.json" not in ended]
 
 
 def open_runs(storage: Storage, alias: str) -> list[Run]:
-    """The runs of an alias that have no result yet: two listings, no record is read."""
-    runs = find_runs(storage, alias)  # first: one that ends in between is not called open
-    ended = set(storage.names(_RESULTS))
-    return [r for r in runs if f"{r.id}.json" not in ended]
+    """Return the runs of an alias that have no result yet."""
+    # Listed before the results: a run that ends in between is not called open.
+    return [Run(storage, entry.id) for entry in open_among(storage, entries(storage, alias))]
 
 
-def order_of(run_id: str) -> tuple[int, int, int, int]:
-    """What orders runs and releases: counter and source version of the rebuild, then of the catch-up.
+def rebuild_of(storage: Storage, origin: str) -> str:
+    """Return the command that replaces wrong or damaged vectors of a line, by the line's settings.
 
-    Counters go up whatever versions do: those of a source that was made again start at 1.
+    It copies no vectors: other releases share files with the line, or copied from it.
     """
-    found = RUN_ID.fullmatch(run_id)
-    rebuilt = (int(found[4]), int(found[3])) if found else (0, 0)
-    return *rebuilt, *place_in_line(run_id)
+    return started_with(Run(storage, origin), "--fresh", "--set embed.reuse=false")
 
 
 def started_with(run: Run, *options: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from reembed.catalog.releases import line_of
-
 if TYPE_CHECKING:
+    from reembed.catalog.releases import Release
     from reembed.lifecycle.status import Status
     from reembed.source.importer import Imported
 
@@ -27,13 +26,13 @@ def after_import(r: Imported) -> str:
     return f"{command}     # or another column as text: {others}" if others else command
 
 
-def after_run(release: str, live: str | None) -> str:
+def after_run(release: Release, live: Release | None) -> str:
     """Return the command that follows a build, given what is live."""
     if live is None:
-        return _first_promotion(release)
-    if line_of(live) == line_of(release):
+        return _first_promotion(release.id)
+    if live.origin == release.origin:
         return "reembed status"
-    return f"reembed compare --candidate {release}"
+    return f"reembed compare --candidate {release.id}"
 
 
 def after_status(status: Status) -> list[str]:

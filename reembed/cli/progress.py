@@ -133,7 +133,7 @@ def _(e: events.AlreadyBuilt) -> str:
 def _(e: events.Planned) -> str:
     pinned = "" if e.pinned else "; the source is read-only, so its version could not be tagged"
     return (
-        f"run {e.run}: {e.rows:,} documents of {e.source} version {e.source_version}"
+        f"run {e.run}: {e.documents:,} documents of {e.source} version {e.source_version}"
         f" in {e.units:,} units -> {e.model} (space {e.space}, {e.dim} dimensions){pinned}"
     )
 

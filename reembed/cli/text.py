@@ -91,7 +91,7 @@ def _tune(r: Tuned) -> Lines:
 def _run(r: Built) -> Lines:
     new = r.release
     yield f"release {new.id}: {new.rows:,} vectors, model {new.space.model} (space {new.space.id})"
-    yield from _next(after_run(new.id, r.live))
+    yield from _next(after_run(new, r.live))
 
 
 def _behind(lag: dict[str, Any]) -> Behind:

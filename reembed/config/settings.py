@@ -305,9 +305,9 @@ class Config(Section):
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
-    def run_prefix(self, uri: str) -> str:
-        """Return what ids of its rebuilds begin with; a source version and a counter follow."""
-        return f"{self.alias}-{self.result_key(uri)[:8]}-v"
+    def line_settings(self, uri: str) -> str:
+        """Return the digest that the lines built with these settings are filed under."""
+        return self.result_key(uri)[:8]
 
 
 def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:

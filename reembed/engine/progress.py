@@ -25,13 +25,14 @@ class UnitDone:
 
     unit: str
     rows: int
+    documents: int
     dead_letters: int
     stats: UnitStats
 
     @property
-    def documents(self) -> int:
+    def tried(self) -> int:
         """Documents that were tried."""
-        return self.rows + self.dead_letters
+        return self.documents + self.dead_letters
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> UnitDone:
@@ -111,10 +112,10 @@ class EmbedProgress:
             )
             self._first = self._last - age
         actor_s = stats.embed_s + stats.waited_s
-        finished = _Finished(self._last, done.documents, stats.tokens, actor_s)
+        finished = _Finished(self._last, done.tried, stats.tokens, actor_s)
         self._recent = _recent([*self._recent, finished], self._actors)
-        self._done += done.documents
-        self._new += done.documents
+        self._done += done.tried
+        self._new += done.tried
         self._units_done += 1
         self._tokens += stats.tokens
         self._busy_s += stats.embed_s

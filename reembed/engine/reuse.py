@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from reembed import digests
 from reembed.catalog.plan import Donor, Plan
+from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.digests import Digests
@@ -23,7 +24,7 @@ from reembed.errors import IntegrityError, ReembedError
 from reembed.events import Listener, Notice
 from reembed.store.storage import Storage
 from reembed.table import provenance
-from reembed.table.read import Proof, TableVersion, as_vectors, damaged_files
+from reembed.table.read import TableVersion, as_vectors, damaged_files
 from reembed.table.write import read_sealed
 
 Int64 = npt.NDArray[np.int64]
@@ -59,7 +60,7 @@ def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor,
     for line in sorted(doubted.keys() & {r.origin for r in there}):
         emit(Notice(f"no vectors are copied from line {line}: {doubted[line]}"))
     whole = [r for r in there if r.origin not in doubted]
-    newest = {r.table: r for r in sorted(whole, key=lambda r: (r.number, r.created_at, r.id))}
+    newest = {r.table: r for r in whole}  # oldest first
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)
         for _, r in sorted(newest.items())
@@ -89,7 +90,7 @@ def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[
     return doubted
 
 
-def proofs(storage: Storage, donor: Donor) -> dict[str, Proof]:
+def proofs(storage: Storage, donor: Donor) -> dict[str, FileProof]:
     """Return the proof of each data file of a donor, by name.
 
     Raises:
@@ -154,6 +155,6 @@ def _known(storage: Storage, donors: tuple[Donor, ...], dim: int) -> Known:
     return Known.read(tuple(TableVersion(storage, d.table, d.table_version, dim) for d in donors))
 
 
-def damaged(storage: Storage, table: str, name: str, proof: Proof) -> list[str]:
+def damaged(storage: Storage, table: str, name: str, proof: FileProof) -> list[str]:
     """Return the file's name if its bytes differ from its receipt; reads the whole file."""
     return damaged_files(storage, table, {name: proof})

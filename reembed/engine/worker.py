@@ -277,4 +277,5 @@ def write(job: EmbedJob, unit: str, documents: pa.Table) -> UnitDone:
         for d in documents.filter(failed).select(["doc_id", ERROR, "text_hash"]).to_pylist()
     )
     receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
-    return UnitDone(unit, receipt.rows, len(receipt.dead_letters), stats)
+    failed = len(receipt.dead_letters)
+    return UnitDone(unit, receipt.rows, receipt.documents, failed, stats)

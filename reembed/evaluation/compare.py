@@ -71,7 +71,7 @@ def compare(
     }
     verdict = gate.judge(
         terms.gate,
-        verified=bool(candidate.verify.get("passed")),
+        verified=candidate.verify.passed,
         ann_recall_Q=new.ann_recall_Q,
         relevance=gate.Relevance(*measured["ndcg@10"], *measured["recall@10"]),
         judged_present=coverage.present,

@@ -42,6 +42,7 @@ class Compared:
     model_sha256: str
     dim: int
     rows: int
+    documents: int
     dead_letters: int
     source_version: int
     created_at: str

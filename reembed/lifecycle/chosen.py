@@ -45,5 +45,5 @@ def named(catalog: Catalog, which: str) -> Release:
         stood = previous(catalog, catalog.require_live())
         if stood is None:
             raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
-        return catalog.release(stood)
+        return catalog.release(stood.release)
     return kept(catalog, which)

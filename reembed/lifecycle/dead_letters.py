@@ -42,8 +42,7 @@ def of_release(catalog: Catalog, release: Release) -> DeadLetters:
     """
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
-    found = tuple(sealed.dead_letters)
-    return DeadLetters(release.id, release.source.version, found, finished=True)
+    return DeadLetters(release.id, release.source.version, sealed.dead_letters, finished=True)
 
 
 def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
@@ -52,7 +51,7 @@ def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
         if which not in (None, run.id) or not (plan := run.plan()):
             continue
         found = [d for r in run.receipts() for d in r.dead_letters]
-        found += [DeadLetter(**d) for d in plan.base.dead_letters] if plan.base else ()
+        found += plan.base.dead_letters if plan.base else ()
         if found or which:
             return DeadLetters(run.id, plan.source.version, tuple(found), finished=False)
     return None

@@ -12,7 +12,7 @@ from typing import Any
 from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
-from reembed.catalog.releases import Catalog, Release, SourceRef, line_of
+from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, find_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
@@ -275,7 +275,7 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
 def _is_dropped(run: Run) -> bool:
     """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing."""
     result = run.result()
-    if result is None or result.get("release") or run.plan() is None:
+    if result is None or result.release or run.plan() is None:
         return False
     return run.storage.read_if_there(run.path(_CLEARED)) is None
 
@@ -311,8 +311,8 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     steps = catalog.log()
     live = steps[-1] if steps else None
     log = [r for r in steps if not _is_gone(catalog, r.release)]
-    ids = islice(catalog.standing(live), 2) if live else ()
-    stack = [r for r in map(catalog.release, ids) if not _is_gone(catalog, r)]
+    top = islice(catalog.standing(live), 2) if live else ()
+    stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
     reasons = {
         r.id: why for r, why in zip(stack, ("live", "previous: rollback goes here"), strict=False)
     }
@@ -326,8 +326,8 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
     served = {record.release.origin for record in steps}
     for waiting in candidates(catalog, live):
-        if line_of(waiting) not in served:
-            reasons.setdefault(waiting, "candidate")
+        if waiting.origin not in served:
+            reasons.setdefault(waiting.id, "candidate")
     return reasons
 
 
@@ -344,7 +344,7 @@ def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[st
 
 
 def _is_gone(catalog: Catalog, release: Release) -> bool:
-    return catalog.is_retired(release.id) and not any(
+    return catalog.is_retired(release) and not any(
         True for _ in catalog.storage.objects(f"{release.index}/")
     )
 

@@ -8,17 +8,17 @@ from itertools import islice
 
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, StoredFile
+from reembed.catalog.lines import Entry
 from reembed.catalog.releases import (
     Action,
     AliasRecord,
     Catalog,
     Grounds,
     Release,
-    line_of,
-    place_in_line,
+    Standing,
 )
 from reembed.catalog.reports import Evidence
-from reembed.catalog.runs import Run, order_of, started_with
+from reembed.catalog.runs import Run, rebuild_of, started_with
 from reembed.config.settings import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
@@ -46,32 +46,46 @@ class Reasons:
 
 
 def newest_of(catalog: Catalog, release: Release) -> Release:
-    """The release of the same line that has the newest documents, and whose data is there."""
-    line = [r for r in catalog.ids() if line_of(r) == release.origin]
-    newest = max(line, key=place_in_line, default=release.id)
-    return release if newest == release.id else catalog.release(newest)
+    """Return the release of the same line that has the newest documents, and whose data is there."""
+    newest = _newest_by_line(catalog.entries()).get(release.origin)
+    if newest is None or newest.id == release.id:
+        return release
+    return catalog.release(newest.id)
 
 
-def candidates(catalog: Catalog, live: AliasRecord | None) -> list[str]:
-    """Releases that could be promoted: the newest of every line that does not stand, oldest first.
+def _newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
+    """Return the newest release of each line that is there; the lines in the order they were begun."""
+    newest: dict[str, Entry] = {}
+    for entry in begun:
+        if not entry.kept:
+            continue
+        known = newest.setdefault(entry.origin, entry)
+        if entry.place.reach > known.place.reach:
+            newest[entry.origin] = entry
+    return newest
+
+
+def candidates(
+    catalog: Catalog, live: AliasRecord | None, begun: list[Entry] | None = None
+) -> list[Entry]:
+    """Return what could be promoted: the newest of every line that does not stand, oldest line first.
 
     What served before the live release is what a rollback goes to, never a candidate by itself.
+    `begun` is what `Catalog.entries` gave, if the caller has it already.
     """
-    lines = {line_of(r) for r in catalog.standing(live)} if live else set()
-    newest: dict[str, str] = {}
-    for release in sorted(catalog.ids(), key=order_of):
-        if line_of(release) not in lines:
-            newest[line_of(release)] = release
-    return list(newest.values())
+    lines = {s.origin for s in catalog.standing(live)} if live else set()
+    newest = _newest_by_line(catalog.entries() if begun is None else begun)
+    return [entry for line, entry in newest.items() if line not in lines]
 
 
 def release_of(catalog: Catalog, config: Config) -> Release | None:
-    """The newest release built with a config's settings, as it was last caught up; None without one."""
-    prefix = config.run_prefix(absolute(config.source.uri))
-    if config.source.version is not None:
-        prefix = f"{prefix}{config.source.version}-"
-    mine = [r for r in catalog.ids() if r.startswith(prefix)]
-    return catalog.release(max(mine, key=order_of)) if mine else None
+    """Return the newest release built with a config's settings, as it was last caught up, if any."""
+    settings, version = config.line_settings(absolute(config.source.uri)), config.source.version
+    found = [e for e in catalog.entries() if e.place.settings == settings]
+    begun = {e.origin: e.place.version for e in found if e.id == e.origin}
+    mine = _newest_by_line(found)
+    meant = [e for line, e in mine.items() if version in (None, begun.get(line))]
+    return catalog.release(meant[-1].id) if meant else None
 
 
 def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:
@@ -89,7 +103,7 @@ def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -
         waiting = candidates(catalog, live)
         raise UsageError(
             f"release {chosen.id} is already live",
-            f"candidates: {', '.join(waiting)}; name one"
+            f"candidates: {_names(waiting)}; name one"
             if waiting
             else "there is no other candidate",
             "reembed status",
@@ -102,9 +116,13 @@ def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
     waiting = candidates(catalog, live)
     return UsageError(
         f"{catalog.alias} has no release that was built with these settings",
-        f"candidates of other settings: {', '.join(waiting)}; name one" if waiting else None,
+        f"candidates of other settings: {_names(waiting)}; name one" if waiting else None,
         "reembed status" if waiting else "reembed run",
     )
+
+
+def _names(waiting: list[Entry]) -> str:
+    return ", ".join(entry.id for entry in waiting)
 
 
 def require_kept(catalog: Catalog, release: Release) -> None:
@@ -113,7 +131,7 @@ def require_kept(catalog: Catalog, release: Release) -> None:
     Raises:
         UsageError: its data is going or gone.
     """
-    if catalog.is_retired(release.id):
+    if catalog.is_retired(release):
         raise UsageError(
             f"release {release.id} was removed by gc",
             "its data is gone",
@@ -227,8 +245,8 @@ def rollback(
     return _swap(catalog, live, "rollback", target, Grounds(reason))
 
 
-def previous(catalog: Catalog, live: AliasRecord) -> str | None:
-    """Id of the release that stood before the live one; None for the first."""
+def previous(catalog: Catalog, live: AliasRecord) -> Standing | None:
+    """Return what stood before the live release; None for the first."""
     return next(islice(catalog.standing(live), 1, None), None)
 
 
@@ -240,22 +258,23 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
             f"{live.release.id} is the oldest release",
             "reembed history",
         )
-    line = [r for r in catalog.ids() if line_of(r) == line_of(stood)]
-    if not line:
-        require_kept(catalog, catalog.release(stood))
-    newest = max(line, key=place_in_line, default=stood)
+    newest = _newest_by_line(catalog.entries()).get(stood.origin)
+    if newest is None:
+        require_kept(catalog, catalog.release(stood.release))
+    name = newest.id if newest else stood.release
     try:
-        return _standing(catalog, _release(catalog, newest, held))
+        return _standing(catalog, _release(catalog, name, held))
     except IntegrityError as error:
-        if newest == stood:
+        if name == stood.release:
             raise
-        fix = f"reembed rollback --to {shlex.quote(stood)}     # it served before; its documents are older"
+        to = shlex.quote(stood.release)
+        fix = f"reembed rollback --to {to}     # it served before; its documents are older"
         raise IntegrityError(error.what, error.why, fix) from error
 
 
 def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
     """A release that served: one that stands, one of the last steps, or else one of the log."""
-    if to in held or to in catalog.standing(live):
+    if to in held or any(to == s.release for s in catalog.standing(live)):
         release = _release(catalog, to, held)
         require_kept(catalog, release)
         return _standing(catalog, release)
@@ -330,7 +349,7 @@ def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
 
     A release that was found to equal a newer version of the source reaches as far as that.
     """
-    return max(place_in_line(release.id), noted_place(catalog, release))
+    return max(release.place.reach, noted_place(catalog, release))
 
 
 def _require_newest(catalog: Catalog, chosen: Release) -> None:
@@ -366,7 +385,7 @@ def _swap(
     of the two sees the other, and the release that lost its data never stays live.
     """
     record = catalog.append(live, action, release, grounds)
-    if catalog.is_retired(release.id) and live is not None:
+    if catalog.is_retired(release) and live is not None:
         undone = Grounds(f"gc was removing {release.id}")
         catalog.append(record, "rollback", live.release, undone, back_to=live)
         raise Conflict(
@@ -388,7 +407,7 @@ def _standing(catalog: Catalog, release: Release) -> Release:
     for file in _described_index(catalog, release).files:
         if there.get(file.path(release.index)) != file.size_bytes:
             raise _index_not_whole(storage, release, file)
-    if storage.size(f"{release.table}/_versions/{manifest['name']}") != manifest["size_bytes"]:
+    if storage.size(f"{release.table}/_versions/{manifest.name}") != manifest.size_bytes:
         raise _no_table(storage, release)
     return release
 
@@ -397,7 +416,7 @@ def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> In
     return IntegrityError(
         f"the index of release {release.id} is incomplete",
         f"{file.path(release.index)} is gone, cut short or changed",
-        Run(storage, release.run_id).rebuild,
+        rebuild_of(storage, release.origin),
     )
 
 
@@ -405,7 +424,7 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
     return IntegrityError(
         f"release {release.id} has no table",
         f"{release.table} version {release.table_version} cannot be opened",
-        Run(storage, release.run_id).rebuild,
+        rebuild_of(storage, release.origin),
     )
 
 
@@ -429,7 +448,7 @@ def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
         raise IntegrityError(
             f"release {release.id} has no index",
             f"{described} is gone",
-            Run(catalog.storage, release.run_id).rebuild,
+            rebuild_of(catalog.storage, release.origin),
         )
     manifest = decode(IndexManifest, record)
     provenance.require_index(release, manifest)

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
-from reembed.catalog.releases import AliasRecord, Catalog, Release, line_of
-from reembed.catalog.runs import Run, open_runs, started_with
+from reembed.catalog.lines import Entry
+from reembed.catalog.plan import Plan
+from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.promote import candidates, previous
@@ -143,19 +145,20 @@ def status(catalog: Catalog) -> Status:
     """
     live = catalog.live()
     stood = previous(catalog, live) if live else None
-    waiting, runs = candidates(catalog, live), open_runs(catalog.storage, catalog.alias)
+    begun = catalog.entries()
+    waiting, runs = candidates(catalog, live, begun), open_among(catalog.storage, begun)
     compared = comparisons.pairs(catalog)
     newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
     return Status(
         alias=catalog.alias,
         live=live,
         lag=lag(catalog, live.release) if live else None,
-        previous=catalog.release(stood) if stood else None,
+        previous=catalog.release(stood.release) if stood else None,
         candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
         rolled_back=_rolled_back(catalog, live) if live else None,
         older_candidates=tuple(_older(catalog, r, live, compared) for r in older),
-        retired=tuple(catalog.retired()),
-        runs=tuple(r for r in map(_run, runs[-_RUNS:]) if _is_a_run(r)),
+        retired=tuple(e.id for e in begun if e.retired),
+        runs=tuple(r for e in runs[-_RUNS:] if _is_a_run(r := _run(catalog, e))),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
     )
 
@@ -168,9 +171,9 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
 
 
 def _candidate(
-    catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> Candidate:
-    release = catalog.release(release_id)
+    release = catalog.release(entry.id)
     with_lines = sorted(other for line, other in compared if line == release.origin)
     found = compared.get((release.origin, live.release.origin)) if live else None
     verdict = comparisons.read(catalog, found.path).verdict if found else None
@@ -178,17 +181,16 @@ def _candidate(
 
 
 def _older(
-    catalog: Catalog, release_id: str, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> OlderCandidate:
-    found = compared.get((line_of(release_id), live.release.origin)) if live else None
-    return OlderCandidate(release_id, found.verdict(catalog) if found else None)
+    found = compared.get((entry.origin, live.release.origin)) if live else None
+    return OlderCandidate(entry.id, found.verdict(catalog) if found else None)
 
 
-def _resume(run: Run) -> str:
-    if run.is_catch_up:
-        plan = run.plan()
-        return f"reembed catch-up {plan.base.release if plan and plan.base else 'live'}"
-    return started_with(run)
+def _resume(run: Run, entry: Entry, plan: Plan | None) -> str:
+    if entry.id == entry.origin:
+        return started_with(run)
+    return plan.resume if plan else "reembed catch-up live"
 
 
 def _driven(lease: Lease | None) -> bool | None:
@@ -197,13 +199,14 @@ def _driven(lease: Lease | None) -> bool | None:
     return lease.process_lives if lease.on_this_machine else None
 
 
-def _run(run: Run) -> OpenRun:
+def _run(catalog: Catalog, entry: Entry) -> OpenRun:
+    run = Run(catalog.storage, entry.id)
     plan, lease = run.plan(), read_lease(run)
     return OpenRun(
         run=run.id,
         driven=_driven(lease),
         host=lease.host if lease else None,
-        resume=_resume(run),
+        resume=_resume(run, entry, plan),
         units=len(plan.units) if plan else None,
         staged=len(run.staged()),
         workers=tuple(workers(run)),

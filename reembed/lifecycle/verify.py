@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import encoders
+from reembed.catalog.receipts import FileProof
+from reembed.catalog.releases import ManifestProof
 from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences, VerifyReport
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
@@ -20,7 +22,6 @@ from reembed.lifecycle.scans import EXAMPLES, Documents, Rows, scan_source, scan
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.table.read import (
-    Proof,
     TableVersion,
     as_vectors,
     damaged_files,
@@ -47,9 +48,9 @@ class Subject:
     dead_letters: tuple[str | int, ...]
     index_ids: pa.Table | None = None
     """row_id and doc_id of every row that the index finds; None if there is no index yet."""
-    proofs: dict[str, Proof] = field(default_factory=dict)
+    proofs: dict[str, FileProof] = field(default_factory=dict)
     """What each data file must be, byte for byte, by name."""
-    manifest: Proof | None = None
+    manifest: ManifestProof | None = None
     """What the file that describes the version must be; None if no release recorded it."""
     newest: Source | None = None
     """A newer version of the source, to find out how far the table is behind it."""
@@ -121,7 +122,7 @@ def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
     damaged: list[str] = []
     manifest = subject.manifest
     if manifest and manifest != manifest_proof(table.storage, table.path, table.version):
-        damaged.append(str(manifest["name"]))
+        damaged.append(manifest.name)
     for start in range(0, len(names), _FILES_A_STEP):
         some = {n: proofs[n] for n in names[start : start + _FILES_A_STEP]}
         look = functools.partial(damaged_files, table.storage, table.path, some)

@@ -18,7 +18,7 @@ from reembed.source.columns import check_columns, plain, template_columns
 from reembed.source.delta import Delta, fingerprint, fragments_of
 from reembed.source.documents import TEXT, columns_read, documents, readable
 from reembed.source.filter import check_filter, require_condition
-from reembed.source.ids import check_ids
+from reembed.source.ids import check_ids, documents_in
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.store.lance import tags_of
 from reembed.store.storage import absolute
@@ -247,4 +247,6 @@ class Source:
 def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[EmbedRange]:
     for offset in range(first, first + rows, size):
         left = first + rows - offset
-        yield EmbedRange(f"{fragment:06d}-{offset:09d}", fragment, offset, min(size, left))
+        live = min(size, left)
+        name = f"{fragment:06d}-{offset:09d}"
+        yield EmbedRange(name, fragment, offset, live, documents_in(live))

@@ -17,6 +17,11 @@ _MAX_ID = 2**63 - 1
 _EXAMPLES = 5
 
 
+def documents_in(rows: int) -> int:
+    """Return how many documents so many rows of a source are: each row is one document."""
+    return rows
+
+
 def check_ids(dataset: lance.LanceDataset, where: str, column: str, condition: str | None) -> int:
     """Return the number of documents that pass the filter, each with an id of its own.
 

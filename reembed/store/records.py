@@ -106,11 +106,16 @@ def _validated(kind: Any, extra: Literal["forbid", "ignore"], fields: Any, place
         body = json.dumps({"value": fields})
         return _form(kind, extra).model_validate_json(body).value
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        raise _other(place, f"{field}: {first['msg']}" if field else first["msg"]) from None
+        raise _other(place, first_wrong(error, skip=1)) from None
     except (RecursionError, TypeError) as error:
         raise _other(place, str(error)) from None
+
+
+def first_wrong(error: ValidationError, skip: int = 0) -> str:
+    """Return the first field that is wrong, without its first `skip` names, and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"][skip:])
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 @functools.cache

@@ -30,7 +30,9 @@ from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import credentials_in, redacted, without_options
 from reembed.store.records import DAMAGED, SCHEMA_VERSION, Record, checked
 
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+NAME = "[a-z0-9][a-z0-9._-]{0,127}"
+"""Form of ids and aliases, which become part of paths."""
+_ID = re.compile(NAME)
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 8 << 20
 _SHOWN = 30

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
+from reembed.catalog.lines import Place, begin
 from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
-from reembed.catalog.releases import Catalog, Release, line_of, place_in_line
-from reembed.catalog.runs import Run, find_runs, open_runs
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
 from reembed.config.changed import changed_settings
 from reembed.config.settings import Config
 from reembed.events import ChangesFound, Listener
 from reembed.source.dataset import Source
+from reembed.source.ids import documents_in as source_documents
 from reembed.source.lag import caught_up, newest_of, note, noted_place
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
@@ -24,6 +26,7 @@ from reembed.strategies.context import embed_settings_changed, emit_ignored, pla
 from reembed.table import provenance
 from reembed.table import write as table
 from reembed.table.read import TableVersion
+from reembed.table.read import documents_in as table_documents
 from reembed.table.write import read_sealed
 
 
@@ -32,6 +35,7 @@ class Pass:
     """A pass over a release: one that is planned and was interrupted, or what a new one must do."""
 
     run: Run
+    place: Place
     release: Release
     plan: Plan | None
     """None for a new pass."""
@@ -65,15 +69,16 @@ def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
 
     Passes whose source was replaced are given up.
     """
-    for run in reversed(open_runs(catalog.storage, catalog.alias)):
-        if not run.is_catch_up:
+    for entry in reversed(open_among(catalog.storage, catalog.entries())):
+        if entry.origin != release.origin or entry.id == entry.origin:
             continue
+        run = Run(catalog.storage, entry.id)
         plan = run.plan()
         if plan is None or plan.base is None or plan.base.release != release.id:
             continue
         source = Source(plan.source, catalog.source_options)
         if source.is_as_planned(plan.source):
-            return Pass(run, release, plan, source, None)
+            return Pass(run, entry.place, release, plan, source, None)
         source.newest()  # raises if the source is only unavailable, and not replaced
         if not is_driven(run):
             run.abandon()
@@ -94,8 +99,10 @@ def _new_pass(
         note(catalog, release, number, after)
         return None
     preflight.require_changed_texts(config, release, after, changes, emit)
-    run = Run(catalog.storage, f"{release.origin}-u{after.version}-{number}")
-    return Pass(run, release, None, after, changes)
+    run = Run(catalog.storage, f"{release.origin}-v{after.version}-{number}")
+    place = replace(release.place, step=number, version=after.version)
+    begin(catalog.storage, catalog.alias, run.id, place)
+    return Pass(run, place, release, None, after, changes)
 
 
 def _changes_event(changes: Changes, before: Source, after: Source) -> ChangesFound:
@@ -112,9 +119,12 @@ def _changes_event(changes: Changes, before: Source, after: Source) -> ChangesFo
 
 
 def next_number(catalog: Catalog, release: Release) -> int:
-    """Return the number of the line's next catch-up; no two lines share run ids."""
-    runs = [r for r in find_runs(catalog.storage, catalog.alias) if line_of(r.id) == release.origin]
-    taken = [place_in_line(r.id)[0] for r in runs if r.is_catch_up and r.plan() is not None]
+    """Return the number of the line's next catch-up; a run that has no plan gives up its number."""
+    taken = [
+        e.place.step
+        for e in catalog.entries()
+        if e.origin == release.origin and Run(catalog.storage, e.id).is_planned()
+    ]
     return max([*taken, noted_place(catalog, release)[0]]) + 1
 
 
@@ -129,10 +139,10 @@ def changes_of(
     sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
     provenance.require_sealed(release, sealed.sha256)
     provenance.require_files(catalog.storage, release)
-    dead = [vars(d) for d in sealed.dead_letters]
     failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
     with storage_errors(failed, f"reembed verify --release {release.id}"):
-        return find_changes(before, after, _vectors(catalog.storage, release), dead, retry=retry)
+        held = _vectors(catalog.storage, release)
+        return find_changes(before, after, held, sealed.dead_letters, retry=retry)
 
 
 def is_superseded(found: Pass) -> bool:
@@ -185,6 +195,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             kind="catch_up",
             run_id=run.id,
             alias=release.alias,
+            place=found.place,
             space=release.space,
             encoder=release.encoder,
             source=found.after.ref,
@@ -193,6 +204,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             gate=release.gate,
             index=built.settings,
             rows=len(changes.embed),
+            documents=source_documents(len(changes.embed)),
             units=list(_units(counts, changes, config.embed.unit_documents)),
             created_at=now(),
             base=_base(release, changes, counts),
@@ -205,13 +217,14 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
 
 def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
     staying = tuple(f for f in counts if f not in changes.dropped)
+    rows = sum(counts[f] for f in staying)
     return Base(
         release=release.id,
         run_id=release.run_id,
-        origin=release.origin,
         table_version=release.table_version,
         fragments=staying,
-        rows=sum(counts[f] for f in staying),
+        rows=rows,
+        documents=table_documents(rows),
         dead_letters=changes.dead_letters,
         how=changes.how,
     )
@@ -221,15 +234,17 @@ def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit
     """Documents to embed, documents to refresh, and what stays of fragments that lost rows."""
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
-        yield EmbedRows(f"embed-{start:09d}", rows)
+        yield EmbedRows(f"embed-{start:09d}", rows, source_documents(len(rows)))
     for start in range(0, len(changes.refresh), size):
         rows = tuple(changes.refresh[start : start + size].tolist())
         held = tuple(changes.refreshed[start : start + size].tolist())
-        yield RefreshRows(f"refresh-{start:09d}", rows, held)
+        yield RefreshRows(f"refresh-{start:09d}", rows, held, source_documents(len(rows)))
     for fragment, dropped in changes.dropped.items():
         left = counts[fragment] - len(dropped)
         if left:
-            yield KeepFragment(f"keep-{fragment:06d}", fragment, left, tuple(dropped.tolist()))
+            leaving = tuple(dropped.tolist())
+            documents = table_documents(left)
+            yield KeepFragment(f"keep-{fragment:06d}", fragment, left, documents, leaving)
 
 
 def _fragment_rows(storage: Storage, release: Release) -> dict[int, int]:

@@ -8,15 +8,15 @@ compared to confirm it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import digests
+from reembed.catalog.receipts import DeadLetter
 from reembed.digests import Digests
 from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
@@ -46,7 +46,7 @@ class Changes:
     """Documents that are no longer in the source."""
     dropped: dict[int, Int64]
     """Table rows that do not stay where they are, by fragment."""
-    dead_letters: tuple[dict[str, Any], ...]
+    dead_letters: tuple[DeadLetter, ...]
     """Documents without a vector that are not tried again."""
     forgotten: int
     """Documents without a vector that are no longer in the source."""
@@ -61,7 +61,7 @@ def find_changes(
     before: Source,
     after: Source,
     table: TableVersion,
-    dead_letters: list[dict[str, Any]],
+    dead_letters: Sequence[DeadLetter],
     *,
     retry: bool,
 ) -> Changes:
@@ -98,7 +98,7 @@ def _compare(
     held: _Held,
     found: _Found,
     left: Digests | None,
-    dead_letters: list[dict[str, Any]],
+    dead_letters: Sequence[DeadLetter],
     *,
     retry: bool,
     rewrite: bool,
@@ -115,7 +115,7 @@ def _compare(
     """
     everything = left is None
     left = np.setdiff1d(held.ids if left is None else left, found.ids)
-    failed = digests.of_ids([d["doc_id"] for d in dead_letters])
+    failed = digests.of_ids([d.doc_id for d in dead_letters])
     gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
     row = _row_of(held.ids, found.ids)
     there = row >= 0
@@ -211,26 +211,26 @@ def _row_of(among: Digests, wanted: Digests) -> Int64:
     return np.where(ordered[at] == wanted, order[at], -1).astype(np.int64)
 
 
-def _among(found: _Found, dead_letters: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
+def _among(found: _Found, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.bool_]:
     """Which rows are dead letters whose text is still the one that failed."""
     if not dead_letters:
         return np.zeros(len(found.ids), bool)
-    known = {digests.of_id(d["doc_id"]) + bytes.fromhex(d["text_hash"]) for d in dead_letters}
+    known = {digests.of_id(d.doc_id) + bytes.fromhex(d.text_hash) for d in dead_letters}
     pairs = zip(found.ids, found.texts, strict=True)
     return np.array([i.tobytes() + t.tobytes() in known for i, t in pairs], bool)
 
 
 def _remaining(
-    dead_letters: list[dict[str, Any]],
+    dead_letters: Sequence[DeadLetter],
     found: _Found,
     dead: npt.NDArray[np.bool_],
     gone: Digests,
     *,
     everything: bool,
-) -> tuple[dict[str, Any], ...]:
+) -> tuple[DeadLetter, ...]:
     """Dead letters that stay: met with the same text, or not met because only changes were read."""
     stay = {i.tobytes() for i in found.ids[dead]}
     if not everything:
         met = {i.tobytes() for i in (*found.ids, *gone)}
-        stay |= {digests.of_id(d["doc_id"]) for d in dead_letters} - met
-    return tuple(d for d in dead_letters if digests.of_id(d["doc_id"]) in stay)
+        stay |= {digests.of_id(d.doc_id) for d in dead_letters} - met
+    return tuple(d for d in dead_letters if digests.of_id(d.doc_id) in stay)

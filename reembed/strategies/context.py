@@ -70,7 +70,7 @@ def planned(run: Run, plan: Plan, *, pinned: bool) -> Planned:
     """Return the event that a run was planned."""
     return Planned(
         run=run.id,
-        rows=plan.rows,
+        documents=plan.documents,
         units=len(plan.units),
         source=plan.source.uri,
         source_version=plan.source.version,

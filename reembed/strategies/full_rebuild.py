@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from reembed.catalog.journal import Journal
 from reembed.catalog.lease import driving
+from reembed.catalog.lines import begin
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
@@ -17,6 +18,7 @@ from reembed.strategies.rebuild_plan import (
     emit_already_built,
     finished,
     make_plan,
+    place_of,
 )
 from reembed.strategies.steps import build_index, embed_documents, register, seal, verify_rows
 
@@ -38,6 +40,7 @@ def full_rebuild(
     emit = to_all(Journal(storage), emit)
     wanted = Wanted.read(config, catalog, emit)
     run = choose_run(wanted, fresh=fresh)
+    begin(storage, config.alias, run.id, place_of(run, wanted))
     with driving(run), abandoned_unless_planned(run):
         if (release := finished(run, catalog)) is not None:
             emit_already_built(release, run, wanted, emit)

@@ -13,9 +13,10 @@ from obstore.exceptions import BaseError
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
+from reembed.catalog.lines import Place
 from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.runs import Run, find_runs
+from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.changed import changed_settings
 from reembed.config.settings import Config, EncoderConfig, FrozenGate
@@ -58,19 +59,19 @@ class Wanted:
 def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
     """Return the unfinished run of these settings, the finished one of this source version, or a new one.
 
-    Run ids follow from the settings and the source version, so that two processes started at once
-    mean the same run, and one of them is told so.
+    The id of a new run follows from the settings, the source version and the runs before it: two
+    processes started at once choose the same run, and the second is refused.
 
     Raises:
         Conflict: `fresh`, and another process drives a run of these settings.
     """
     config, catalog, source = wanted.config, wanted.catalog, wanted.source
-    prefix = config.run_prefix(source.uri)
-    runs = find_runs(catalog.storage, config.alias)
-    mine = [r for r in runs if r.id.startswith(prefix) and not r.is_catch_up]
-    at_version = [r for r in mine if r.id.startswith(f"{prefix}{source.version}-")]
-    last = mine[-1].number[0] if mine else 0
-    new = Run(catalog.storage, f"{prefix}{source.version}-{last + 1}")
+    settings = config.line_settings(source.uri)
+    begun = [e for e in catalog.entries() if e.place.settings == settings and e.id == e.origin]
+    mine = [Run(catalog.storage, e.id) for e in begun]
+    at_version = [Run(catalog.storage, e.id) for e in begun if e.place.version == source.version]
+    name = f"{config.alias}-{settings}-v{source.version}-{len(mine) + 1}"
+    new = Run(catalog.storage, name)
     if fresh:
         _abandon_unfinished(mine)
         return new
@@ -87,6 +88,12 @@ def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
     return complete[-1] if complete else new
 
 
+def place_of(run: Run, wanted: Wanted) -> Place:
+    """Return the place of a rebuild: it begins a line."""
+    source = wanted.source
+    return Place(wanted.config.line_settings(source.uri), run.id, 0, source.version)
+
+
 def _abandon_unfinished(runs: list[Run]) -> None:
     unfinished = [r for r in runs if r.result() is None]
     if (driven := next(filter(is_driven, unfinished), None)) is not None:
@@ -101,10 +108,10 @@ def _abandon_unfinished(runs: list[Run]) -> None:
 
 def _is_complete(run: Run, wanted: Wanted) -> bool:
     """Whether the run ended in a release of this source and space that gc has not removed."""
-    plan, result = run.plan(), run.result() or {}
-    if plan is None or not result.get("release"):
+    plan, result = run.plan(), run.result()
+    if plan is None or result is None or not result.release:
         return False
-    if wanted.catalog.is_retired(result["release"]):
+    if wanted.catalog.is_retired(wanted.catalog.release(result.release)):
         return False
     same_source = plan.source.fingerprint == wanted.source.ref.fingerprint
     return same_source and plan.space.id == wanted.space.id
@@ -125,7 +132,7 @@ def abandoned_unless_planned(run: Run) -> Iterator[None]:
 def finished(run: Run, catalog: Catalog) -> Release | None:
     """Return the release this run ended in, if it did."""
     result = run.result()
-    return catalog.release(result["release"]) if result and result["release"] else None
+    return catalog.release(result.release) if result and result.release else None
 
 
 def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listener) -> None:
@@ -154,12 +161,12 @@ def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
         emit_ignored(_planned_otherwise(plan, wanted), emit)
         emit(resumed(run, plan))
         return plan
-    rows = _check_documents(wanted, emit)
+    documents = _check_documents(wanted, emit)
     pinned = wanted.source.pin(run.pin_tag)
     # Before the plan: messages that name a planned run's settings rely on this file.
     settings = yaml.safe_dump(wanted.config.shown())
     run.storage.write_bytes(run.path("config.yaml"), settings.encode())
-    plan = _write_plan(run, wanted, rows, emit)
+    plan = _write_plan(run, wanted, documents, emit)
     emit(planned(run, plan, pinned=pinned))
     faults.point("run.after_plan")
     if not wanted.config.gate.queries:
@@ -171,17 +178,18 @@ def _check_documents(wanted: Wanted, emit: Listener) -> int:
     """Check ids and texts; return how many documents there are."""
     source = wanted.source
     emit(Working(f"reading every id of {source.uri} version {source.version}"))
-    rows = source.check_documents()
+    documents = source.check_documents()
     if source.ref.filter is not None:
-        emit(Notice(f"source.filter keeps {rows:,} of {source.count_rows():,} rows"))
-    preflight.require_texts(wanted.config, source, rows, emit)
-    return rows
+        emit(Notice(f"source.filter keeps {documents:,} of {source.count_rows():,} rows"))
+    preflight.require_texts(wanted.config, source, documents, emit)
+    return documents
 
 
-def _write_plan(run: Run, wanted: Wanted, rows: int, emit: Listener) -> Plan:
+def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Plan:
     config, source, space = wanted.config, wanted.source, wanted.space
     path = table.path_of(config.alias, space)
     columns = table.schema(space, *source.schema())
+    units = source.units(config.embed.unit_documents, config.embed.actors)
     donors: tuple[Donor, ...] = ()
     if config.embed.reuse:
         donors = reuse.find_donors(wanted.catalog, space.id, emit)
@@ -190,6 +198,7 @@ def _write_plan(run: Run, wanted: Wanted, rows: int, emit: Listener) -> Plan:
             kind="rebuild",
             run_id=run.id,
             alias=config.alias,
+            place=place_of(run, wanted),
             space=space,
             encoder=_portable(config.encoder),
             source=source.ref,
@@ -197,8 +206,9 @@ def _write_plan(run: Run, wanted: Wanted, rows: int, emit: Listener) -> Plan:
             base_version=table.ensure_table(run.storage, path, columns),
             gate=wanted.gate,
             index=config.index,
-            rows=rows,
-            units=source.units(config.embed.unit_documents, config.embed.actors),
+            rows=sum(unit.rows for unit in units),
+            documents=documents,
+            units=units,
             created_at=now(),
             reuse=config.embed.reuse,
             donors=donors,
@@ -217,7 +227,8 @@ def _require_donors(run: Run, plan: Plan) -> None:
         Conflict: gc is removing a release that the plan copies from.
     """
     for donor in plan.donors:
-        if Catalog(run.storage, donor.alias).is_retired(donor.release):
+        catalog = Catalog(run.storage, donor.alias)
+        if catalog.is_retired(catalog.release(donor.release)):
             run.abandon()
             raise Conflict(
                 f"gc removed release {donor.release} while run {run.id} was planned",

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows
-from reembed.catalog.receipts import Receipt
+from reembed.catalog.receipts import FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import storage_errors
-from reembed.table.read import Proof, TableVersion, proof_of
+from reembed.table.read import TableVersion, proof_of
 from reembed.table.write import Staged, read_sealed, stage
 
 
@@ -64,7 +64,7 @@ def _fragments_of(table: TableVersion, row_ids: tuple[int, ...]) -> set[int]:
 
 
 def _require_sound(
-    run: Run, table: TableVersion, proofs: dict[str, Proof], fragments: set[int]
+    run: Run, table: TableVersion, proofs: dict[str, FileProof], fragments: set[int]
 ) -> None:
     for fragment in table.dataset().get_fragments():
         if fragment.fragment_id not in fragments:

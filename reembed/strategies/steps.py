@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.plan import Donor, EmbedUnit, KeptUnit, Plan
+from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
 from reembed.config.changed import changed_settings
 from reembed.config.settings import Config
@@ -22,11 +23,13 @@ from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, W
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.lifecycle import verify
+from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
 from reembed.strategies.context import RunContext, emit_ignored
+from reembed.table import provenance
 from reembed.table import write as table
-from reembed.table.read import Proof, TableVersion, manifest_proof
+from reembed.table.read import TableVersion, manifest_proof
 from reembed.table.write import SealedTable
 
 
@@ -41,8 +44,8 @@ def embed_documents(context: RunContext) -> None:
     _prove_donors(context)
     progress = EmbedProgress(
         context.emit,
-        total=plan.rows,
-        done=plan.rows - sum(u.rows for u in todo),
+        total=plan.documents,
+        done=plan.documents - sum(u.documents for u in todo),
         units=(len(units) - len(todo), len(units)),
         actors=embed.actors,
     )
@@ -77,7 +80,7 @@ def _prove_donors(context: RunContext) -> None:
         )
 
 
-def _proofs(context: RunContext, donor: Donor) -> dict[str, Proof]:
+def _proofs(context: RunContext, donor: Donor) -> dict[str, FileProof]:
     """Proofs of the donor's files; if its records are damaged, the fix is a run without it."""
     try:
         return reuse.proofs(context.run.storage, donor)
@@ -102,7 +105,7 @@ def seal(context: RunContext) -> SealedTable:
     allowed = context.config.embed.max_dead_letters
     sealed = table.seal(context.run, context.plan, context.columns, allowed)
     dead = len(sealed.dead_letters)
-    context.emit(Sealed(sealed.path, sealed.version, sealed.rows, dead))
+    context.emit(Sealed(sealed.path, sealed.version, sealed.rows, sealed.documents, dead))
     return sealed
 
 
@@ -198,9 +201,7 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
     return index.Trained(manifest.base.factory, loaded.segments[0], since)
 
 
-def verify_rows(
-    context: RunContext, sealed: SealedTable, manifest: IndexManifest
-) -> dict[str, Any]:
+def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifest) -> VerifyReport:
     """Compare every row with its source; return the report, which passed.
 
     Raises:
@@ -219,32 +220,32 @@ def verify_rows(
     again = min(verify.SAMPLE, sealed.rows)
     context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
     report = context.executor.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
-    run.storage.write(run.path("verify.json"), report)
-    differences = {k: d["count"] for k, d in report["differences"].items() if d["count"]}
+    run.storage.write(provenance.verification_path(run.id), encode(report))
+    differences = {str(k): d.count for k, d in report.differences.items() if d.count}
     context.emit(
         Verified(
-            passed=report["passed"],
-            rows=report["rows"],
-            sampled=report["sampled"],
+            passed=report.passed,
+            rows=report.rows,
+            sampled=report.sampled,
             differences=differences,
-            confidence=report["confidence"],
+            confidence=report.confidence,
         )
     )
-    if not report["passed"]:
+    if not report.passed:
         wrong = ", ".join(f"{count} {kind}" for kind, count in differences.items())
         raise IntegrityError(f"the table differs from its source: {wrong}", None, run.rebuild)
     return report
 
 
-def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) -> dict[str, Any]:
+def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) -> VerifyReport:
     storage = subject.table.storage
     with storage_errors(f"{subject.table.path} below {storage.root} could not be verified"):
         ids = index_store.load(storage, path, manifest).ids()
-        return verify.verify(replace(subject, index_ids=ids)).to_json()
+        return verify.verify(replace(subject, index_ids=ids))
 
 
 def register(
-    context: RunContext, sealed: SealedTable, manifest: IndexManifest, report: dict[str, Any]
+    context: RunContext, sealed: SealedTable, manifest: IndexManifest, report: VerifyReport
 ) -> Release:
     """Register the release as a candidate; what serves is unchanged.
 
@@ -257,7 +258,7 @@ def register(
     table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
     if table_manifest is None:
         raise IntegrityError(f"{sealed.path} has lost version {sealed.version}", None, run.rebuild)
-    if (result := run.result()) is not None and result["release"] is None:
+    if (result := run.result()) is not None and result.release is None:
         raise Conflict(
             f"run {run.id} was given up while this process was building it",
             "someone ran it with --fresh or dropped it because this process seemed dead",
@@ -269,6 +270,7 @@ def register(
             id=run.id,
             alias=plan.alias,
             run_id=run.id,
+            place=plan.place,
             space=plan.space,
             encoder=plan.encoder,
             table=sealed.path,
@@ -279,11 +281,11 @@ def register(
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
             rows=sealed.rows,
+            documents=sealed.documents,
             dead_letters=len(sealed.dead_letters),
             source=plan.source,
             verify=report,
             gate=plan.gate,
-            number=catalog.next_number(),
         )
     )
     faults.point("run.after_register")

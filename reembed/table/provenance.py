@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from reembed.catalog.index_manifest import IndexManifest
-from reembed.catalog.releases import Release, VerifyRecord
-from reembed.catalog.runs import Run
+from reembed.catalog.releases import Release
+from reembed.catalog.reports import VerifyReport
+from reembed.catalog.runs import rebuild_of
 from reembed.errors import IntegrityError
 from reembed.store.lance import tags_of
-from reembed.store.records import checked
+from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.table.read import manifest_proof, missing_files, open_table
 
@@ -22,9 +23,9 @@ def verification_path(run_id: str) -> str:
 def is_verified(storage: Storage, release: Release) -> bool:
     """Whether the release was admitted by a verification, and the newest one passed too."""
     record = storage.read_if_there(verification_path(release.run_id))
-    newest = checked(VerifyRecord, record) if record is not None else release.verify
-    same = newest.get("table_version") == release.table_version
-    return bool(release.verify.get("passed") and newest["passed"] and same)
+    newest = decode(VerifyReport, record) if record is not None else release.verify
+    same = newest.table_version == release.table_version
+    return release.verify.passed and newest.passed and same
 
 
 def require_verified(storage: Storage, release: Release) -> None:
@@ -127,5 +128,5 @@ def require_files(storage: Storage, release: Release) -> None:
         raise IntegrityError(
             f"{len(missing)} files of the table of release {release.id} are gone or cut short",
             ", ".join(missing[:3]),
-            Run(storage, release.run_id).rebuild,
+            rebuild_of(storage, release.origin),
         )

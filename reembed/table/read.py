@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,14 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from reembed.catalog.receipts import FileProof
+from reembed.catalog.releases import ManifestProof
 from reembed.errors import IntegrityError
 from reembed.store.lance import open_dataset
 from reembed.store.storage import Storage
 
 _BATCH_ROWS = 8_192
 
-Proof = dict[str, Any]
-"""size_bytes and sha256 of a data file, as its receipt records them."""
+
+def documents_in(rows: int) -> int:
+    """Return how many documents so many rows of a table are of: each document has one row."""
+    return rows
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
@@ -43,12 +47,12 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
     return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
 
 
-def manifest_proof(storage: Storage, path: str, version: int) -> Proof | None:
-    """Name, size and sha256 of the file that says what a version of a table is; None without it."""
+def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof | None:
+    """Return what the file that says what a version of a table is looks like now; None without it."""
     names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
     for name, _ in storage.objects(f"{path}/_versions/"):
         if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):
-            return {"name": name.rsplit("/", 1)[-1], "size_bytes": found[0], "sha256": found[1]}
+            return ManifestProof(name.rsplit("/", 1)[-1], *found)
     return None
 
 
@@ -67,15 +71,15 @@ def files_of(dataset: lance.LanceDataset) -> set[str]:
     return {f.path for m in dataset.get_fragments() for f in m.data_files()}
 
 
-def damaged_files(storage: Storage, path: str, proofs: dict[str, Proof]) -> list[str]:
+def damaged_files(storage: Storage, path: str, proofs: Mapping[str, FileProof]) -> list[str]:
     """Data files whose bytes are no longer those their receipt proves; reads them all."""
     return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
 
 
-def proof_of(storage: Storage, path: str, name: str) -> Proof | None:
+def proof_of(storage: Storage, path: str, name: str) -> FileProof | None:
     """Size and sha256 of a data file as it now is in the store; None when it is not there."""
     found = storage.digest(f"{path}/data/{name}")
-    return {"size_bytes": found[0], "sha256": found[1]} if found else None
+    return FileProof(*found) if found else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lance
@@ -19,14 +19,14 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
 from reembed.catalog.plan import Plan
-from reembed.catalog.receipts import DeadLetter, ProofRecord, Receipt, UnitStats
+from reembed.catalog.receipts import DeadLetter, FileProof, Receipt, UnitStats
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.space import Space
 from reembed.store.lance import tags_of
-from reembed.store.records import SCHEMA_VERSION, checked, encode
+from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
-from reembed.table.read import Proof, open_table, proof_of
+from reembed.table.read import documents_in, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 _RUN_PROPERTY = "reembed.run"
@@ -106,8 +106,9 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
         space=plan.space.id,
         columns=_fingerprint(columns),
         rows=table.num_rows,
+        documents=documents_in(table.num_rows),
         dead_letters=staged.dead_letters,
-        fragments=[m.to_json() for m in fragments],
+        fragments=tuple(json.dumps(m.to_json()) for m in fragments),
         files=files,
         stats=staged.stats,
     )
@@ -149,20 +150,19 @@ def _write(storage: Storage, path: str, table: pa.Table) -> list[FragmentMetadat
     return list(fragments)
 
 
-def _proof(storage: Storage, path: str, file: Any) -> Proof:
+def _proof(storage: Storage, path: str, file: Any) -> FileProof:
     """Size and sha256 of a data file as it now is in the store.
 
     Lance has no checksums, and reports success on a file whose last write failed (disk full).
     """
     proof = proof_of(storage, path, file.path)
-    size = proof["size_bytes"] if proof else 0
-    if size != file.file_size_bytes:
+    size = proof.size_bytes if proof else 0
+    if proof is None or size != file.file_size_bytes:
         raise IntegrityError(
             f"{path}/data/{file.path} has {size:,} bytes where {file.file_size_bytes:,} were written",
             "the disk is full, or the last write failed without an error",
             "df -h",
         )
-    assert proof is not None
     return proof
 
 
@@ -178,18 +178,27 @@ class SealedTable:
     version: int
     tag: str
     rows: int
-    dead_letters: list[DeadLetter]
-    proofs: dict[str, Proof]
+    documents: int
+    dead_letters: tuple[DeadLetter, ...]
+    proofs: dict[str, FileProof]
     """Of every data file, by name."""
     sha256: str
     """Of the record of all this, `sealed.json`, which the commit names."""
 
 
 @dataclass(frozen=True)
-class _SealedRecord:
+class _Sealed:
+    """`sealed.json`: what a version holds, fixed before it is committed."""
+
     rows: int
-    dead_letters: list[DeadLetter]
-    files: dict[str, ProofRecord]
+    documents: int
+    dead_letters: tuple[DeadLetter, ...]
+    files: dict[str, FileProof]
+
+    @property
+    def sha256(self) -> str:
+        """Digest that the commit names."""
+        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
 
 
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
@@ -205,18 +214,17 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         receipts = run.receipts()
         _check_receipts(plan, receipts, _fingerprint(columns))
         _check_staying(run, plan, columns)
-        record = _sealed_record(run, plan, receipts)
-        found = [DeadLetter(**d) for d in record["dead_letters"]]
-        _check_dead_letters(plan, found, max_dead_letters)
-        _check_files(run, plan, receipts, record["files"])
-        if not run.storage.create(run.path(_SEALED), record):
+        record = _sealed(run, plan, receipts)
+        _check_dead_letters(plan, record.dead_letters, max_dead_letters)
+        _check_files(run, plan, receipts, record.files)
+        if not run.storage.create(run.path(_SEALED), encode(record)):
             raise IntegrityError(
                 f"run {run.id} was sealed with other receipts than it has now",
                 "receipts were changed or removed since",
                 plan.restart,
             )
         faults.point("table.after_sealed")
-        version = _commit(run, plan, columns, receipts, record)
+        version = _commit(run, plan, columns, receipts, record.sha256)
     tag = f"reembed-{run.id}"
     version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
@@ -236,31 +244,38 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
     named = (
         (transaction.transaction_properties or {}).get(_SEALED_PROPERTY) if transaction else None
     )
-    record = run.storage.read_if_there(run.path(_SEALED))
-    if record is None or named != _sha256(record):
+    found = run.storage.read_if_there(run.path(_SEALED))
+    record = decode(_Sealed, found) if found is not None else None
+    if record is None or named != record.sha256:
         raise IntegrityError(
             f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
             "it was removed or changed, so the table's files can no longer be verified",
             run.rebuild,
         )
-    checked(_SealedRecord, record)
-    dead = [DeadLetter(**d) for d in record["dead_letters"]]
-    tag = f"reembed-{run.id}"
-    return SealedTable(path, version, tag, record["rows"], dead, record["files"], named)
+    return SealedTable(
+        path=path,
+        version=version,
+        tag=f"reembed-{run.id}",
+        rows=record.rows,
+        documents=record.documents,
+        dead_letters=record.dead_letters,
+        proofs=record.files,
+        sha256=record.sha256,
+    )
 
 
-def _sealed_record(run: Run, plan: Plan, receipts: list[Receipt]) -> dict[str, Any]:
-    """Rows, dead letters and proven files of the version to be: what is staged, and what stays."""
+def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
+    """Return what the version will hold: what is staged, and what stays of the base."""
     files = {name: proof for r in receipts for name, proof in r.files.items()}
-    dead = [asdict(d) for r in receipts for d in r.dead_letters]
-    rows = sum(r.rows for r in receipts)
+    dead = tuple(d for r in receipts for d in r.dead_letters)
+    rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
     if plan.base:
         base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
         stay = [f.path for m in _staying(run, plan) for f in m.files]
         files |= {name: base.proofs[name] for name in stay}
         dead += plan.base.dead_letters
-        rows += plan.base.rows
-    return {"schema_version": SCHEMA_VERSION, "rows": rows, "dead_letters": dead, "files": files}
+        rows, documents = rows + plan.base.rows, documents + plan.base.documents
+    return _Sealed(rows, documents, dead, files)
 
 
 def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
@@ -272,20 +287,17 @@ def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
     return [f.metadata for f in base.get_fragments() if f.fragment_id in stay]
 
 
-def _sha256(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> None:
-    planned = {u.id: u.rows for u in plan.units}
-    found = {r.unit: r.documents for r in receipts}
+    planned = {u.id: u.documents for u in plan.units}
+    found = {r.unit: r.tried for r in receipts}
     if missing := sorted(set(planned) - set(found)):
         raise RunFailed(
             f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
             "the run was interrupted",
             f"{plan.resume}     # the same command resumes it",
         )
-    wrong = [u for u, rows in found.items() if planned.get(u) != rows]
+    wrong = [u for u, tried in found.items() if planned.get(u) != tried]
+    wrong += [r.unit for r in receipts if documents_in(r.rows) != r.documents]
     wrong += [r.unit for r in receipts if (r.space, r.columns) != (plan.space.id, fingerprint)]
     if wrong:
         raise IntegrityError(
@@ -310,10 +322,10 @@ def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
         )
 
 
-def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
+def _check_dead_letters(plan: Plan, dead: tuple[DeadLetter, ...], limit: int) -> None:
     if len(dead) > limit:
         listed = "; ".join(f"{d.doc_id!r}: {d.reason}" for d in dead[:_EXAMPLES])
-        tried = plan.rows + (len(plan.base.dead_letters) if plan.base else 0)
+        tried = plan.documents + (len(plan.base.dead_letters) if plan.base else 0)
         raise TooManyDeadLetters(
             f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",
             f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
@@ -321,15 +333,15 @@ def _check_dead_letters(plan: Plan, dead: list[DeadLetter], limit: int) -> None:
         )
 
 
-def _check_files(run: Run, plan: Plan, receipts: list[Receipt], files: dict[str, Proof]) -> None:
+def _check_files(
+    run: Run, plan: Plan, receipts: list[Receipt], files: dict[str, FileProof]
+) -> None:
     there = dict(run.storage.objects(f"{plan.table}/data/"))
     staged = {name for r in receipts for name in r.files}
     for name, proof in files.items():
         size = there.get(f"{plan.table}/data/{name}")
-        if size != proof["size_bytes"]:
-            found = (
-                "is gone" if size is None else f"has {size:,} bytes, not {proof['size_bytes']:,}"
-            )
+        if size != proof.size_bytes:
+            found = "is gone" if size is None else f"has {size:,} bytes, not {proof.size_bytes:,}"
             raise IntegrityError(
                 f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
                 "someone cleaned up or damaged the table while the run was under way",
@@ -342,13 +354,13 @@ def _commit(
     plan: Plan,
     columns: pa.Schema,
     receipts: list[Receipt],
-    record: dict[str, Any],
+    sealed_sha256: str,
 ) -> int:
-    staged = [FragmentMetadata.from_json(json.dumps(f)) for r in receipts for f in r.fragments]
+    staged = [FragmentMetadata.from_json(f) for r in receipts for f in r.fragments]
     operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
     properties = {
         _RUN_PROPERTY: run.id,
-        _SEALED_PROPERTY: _sha256(record),
+        _SEALED_PROPERTY: sealed_sha256,
         "reembed.space": plan.space.id,
     }
     for _ in range(_COMMIT_TRIES):

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from releases import FIRST, make_release
 
+from reembed.catalog import alias as alias_module
+from reembed.catalog import lines
 from reembed.catalog import releases as catalog_module
-from reembed.catalog.releases import AliasRecord, Catalog, Release, line_of
-from reembed.catalog.runs import order_of
+from reembed.catalog.lines import Place
+from reembed.catalog.releases import AliasRecord, Catalog, Release, Standing
 from reembed.config.settings import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle.moves import roll_back
@@ -32,13 +34,14 @@ from reembed.lifecycle.status import status
 from reembed.serving.index import Index
 from reembed.source.dataset import Source
 from reembed.source.lag import note
+from reembed.store.records import encode
 from reembed.store.storage import Storage, to_bytes
 
 FORCE = {"force_reason": "a test"}
 
 
 @pytest.fixture
-def catalog(tmp_path, short_ids):
+def catalog(tmp_path):
     return Catalog(Storage.open(str(tmp_path)), "docs")
 
 
@@ -82,16 +85,16 @@ def test_who_reads_what_is_live_or_rolls_back_reads_as_many_records_of_any_log(
     assert sum(reads.values()) <= 6
 
 
-def standing_by_the_whole_log(log: list[AliasRecord]) -> list[str]:
+def standing_by_the_whole_log(log: list[AliasRecord]) -> list[Standing]:
     """As it was once found, from every record: the oracle."""
-    stack: list[str] = []
+    stack: list[Standing] = []
     for record in log:
-        lines = [line_of(r) for r in stack]
+        lines = [s.origin for s in stack]
         if record.action == "rollback" and record.release.origin in lines:
             stack = stack[: len(lines) - 1 - lines[::-1].index(record.release.origin)]
         elif record.action == "catch-up":
             stack = stack[:-1]
-        stack.append(record.release.id)
+        stack.append(Standing(record.release.id, record.release.origin))
     return stack
 
 
@@ -100,7 +103,7 @@ def test_what_stands_is_the_same_from_the_newest_records_as_from_the_whole_log(
     catalog, monkeypatch, seed
 ):
     monkeypatch.setattr(catalog_module, "STANDING", 3)
-    monkeypatch.setattr(catalog_module, "_HINT_EVERY", 4)
+    monkeypatch.setattr(alias_module, "HINT_EVERY", 4)
     rng = random.Random(seed)
     releases = {n: make_release(catalog, n) for n in ("a", "b", "c", "a-u2-1", "b-u3-1")}
     log: list[AliasRecord] = []
@@ -112,7 +115,7 @@ def test_what_stands_is_the_same_from_the_newest_records_as_from_the_whole_log(
             release = releases.get(f"{live.release.origin}-u2-1", live.release)
         elif action == "rollback" and rng.random() < 0.8:
             stack = [*catalog.standing(live)]
-            release = releases[stack[min(1, len(stack) - 1)]]
+            release = releases[stack[min(1, len(stack) - 1)].release]
         log.append(catalog.append(live, action, release))
         assert [*catalog.standing(log[-1])][::-1] == standing_by_the_whole_log(log)
         assert len(log[-1].standing) <= 3
@@ -149,7 +152,7 @@ def test_the_hint_spares_the_names_before_it(catalog, monkeypatch):
 
     monkeypatch.setattr(Storage, "names", names)
     assert catalog.require_live().generation == 70
-    assert len(listed) <= catalog_module._HINT_EVERY
+    assert len(listed) <= alias_module.HINT_EVERY
 
 
 # --- a gap is an error for every reader ---
@@ -204,7 +207,8 @@ def test_a_record_that_names_a_later_one_as_deeper_ends_no_reader_in_a_loop(cata
     a, b = make_release(catalog, "a"), make_release(catalog, "b")
     steps(catalog, a, b)
     record = catalog.storage.read("aliases/docs/00000002.json")
-    catalog.storage.write("aliases/docs/00000002.json", {**record, "standing": ["b"], "deeper": 2})
+    top = {"standing": [{"release": "b", "origin": "b"}], "deeper": 2}
+    catalog.storage.write("aliases/docs/00000002.json", {**record, **top})
     with pytest.raises(IntegrityError, match="a later record as an earlier one"):
         rollback(catalog)
 
@@ -246,11 +250,23 @@ STRAYS = (
 )  # fmt: skip
 
 
+LINE = "lines/docs/settings/docs-a-v1-1/00000000-00000000000000000001"
+
+
 def test_files_of_other_names_beside_the_records_break_nothing(tmp_path):
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
     a, b = make_release(catalog, "docs-a-v1-1"), make_release(catalog, "docs-b-v1-1")
     steps(catalog, a)
-    for folder in ("aliases/docs", "releases/docs", "aliases", "releases", "results"):
+    for folder in (
+        "aliases/docs",
+        "releases/docs",
+        "aliases",
+        "releases",
+        "results",
+        "lines",
+        "lines/docs",
+        LINE,
+    ):
         for name in STRAYS:
             file = tmp_path / folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -260,11 +276,11 @@ def test_files_of_other_names_beside_the_records_break_nothing(tmp_path):
     assert [r.id for r in catalog.releases()] == catalog.ids() == [a.id, b.id]
     assert promote(catalog, b.id, **FORCE).generation == 2
     assert rollback(catalog).release == a
-    assert candidates(catalog, catalog.live()) == [b.id]
+    assert [c.id for c in candidates(catalog, catalog.live())] == [b.id]
     assert catalog.retired() == []
     assert len(catalog.log()) == 3
-    assert make_release(catalog, "docs-c-v1-1").number == 3
-    assert b.number == 2
+    c = make_release(catalog, "docs-c-v1-1")
+    assert catalog.releases() == [a, b, c]
 
 
 # --- an alias never goes back by itself ---
@@ -287,7 +303,7 @@ def test_a_catch_up_that_finishes_late_does_not_move_live_back(catalog):
 
 def test_who_registers_last_is_not_the_newest_of_its_line(catalog):
     a, newer, late, other = line(catalog, "a", "a-u3-2", "a-u2-1", "b")
-    assert late.number > newer.number
+    assert catalog.releases().index(late) > catalog.releases().index(newer)
     assert newest_of(catalog, a) == newest_of(catalog, late) == newer
     steps(catalog, a, other)
     assert rollback(catalog).release == newer
@@ -365,7 +381,7 @@ def test_a_step_is_made_from_the_state_that_it_was_decided_on(catalog, monkeypat
     with pytest.raises(Conflict, match="was moved to a by"):
         does[verb]()
     assert [r.release.id for r in catalog.log()] == ["a", "b", "a"]
-    assert c.number == 3
+    assert catalog.releases().index(c) == 2
 
 
 def test_what_gc_took_at_the_same_moment_leaves_the_stack_as_it_was(catalog):
@@ -457,22 +473,55 @@ def test_a_config_that_pins_a_source_version_means_the_release_of_that_version(c
     }
     uri = str(tmp_path / "source.lance")
     open_config = Config(**settings, source={"uri": uri})
-    prefix = open_config.run_prefix(uri)
-    for name in ("1-1", "2-2", "11-3", "2-2-u3-1", "docs-0000-v1-9"):
-        make_release(catalog, name if name.startswith("docs") else prefix + name)
-    assert release_of(catalog, open_config).id == f"{prefix}11-3"
-    for version, mine in ((1, "1-1"), (2, "2-2-u3-1"), (11, "11-3"), (3, None)):
+    mine = open_config.line_settings(uri)
+    make_release(catalog, "first", place=Place(mine, "first", 0, 1))
+    make_release(catalog, "second", place=Place(mine, "second", 0, 2))
+    make_release(catalog, "third", place=Place(mine, "third", 0, 11))
+    make_release(catalog, "caught-up", place=Place(mine, "second", 1, 3))
+    make_release(catalog, "other", place=Place("other", "other", 0, 1))
+    assert release_of(catalog, open_config).id == "third"
+    for version, name in ((1, "first"), (2, "caught-up"), (11, "third"), (3, None)):
         found = release_of(catalog, Config(**settings, source={"uri": uri, "version": version}))
-        assert (found and found.id) == (mine and prefix + mine)
+        assert (found and found.id) == name
 
 
-def test_runs_are_ordered_by_counter_then_version_and_their_catch_ups_after_them():
-    ids = [
-        "docs-0-v9-1",
-        "docs-0-v1-2",
-        "docs-0-v1-2-u7-1",
-        "docs-0-v1-2-u5-2",
-        "docs-0-v3-2",
-        "docs-0-v10-2",
-    ]
-    assert sorted({*ids}, key=order_of) == ids
+def test_releases_are_in_the_order_in_which_their_runs_were_begun_whatever_their_names(catalog):
+    names = ["z", "m", "z-u7-1", "z-u5-2", "a", "docs-10", "docs-9"]
+    for name in names:
+        make_release(catalog, name)
+    assert catalog.ids() == [r.id for r in catalog.releases()] == names
+    lines.begin(catalog.storage, "docs", "b", Place("settings", "b", 0, 1))
+    assert [e.id for e in catalog.entries()] == [*names, "b"]
+    assert catalog.ids() == names
+
+
+def test_of_two_processes_that_began_a_run_at_once_neither_adds_a_second_run(catalog):
+    make_release(catalog, "a")
+    place = Place("settings", "b", 0, 1)
+    for number in (2, 3):
+        catalog.storage.write_bytes(place.mark("docs", "b", f"begun-{number:08d}"), b"")
+    make_release(catalog, "c")
+    assert [(e.id, e.begun) for e in catalog.entries()] == [("a", 1), ("b", 2), ("c", 3)]
+    lines.begin(catalog.storage, "docs", "b", place)
+    assert len(catalog.entries()) == 3
+
+
+@pytest.mark.parametrize("field", ["settings", "origin"])
+@pytest.mark.parametrize("named", ["../../aliases/docs", "a/b", "", "."])
+def test_a_release_whose_place_would_lead_elsewhere_is_refused(catalog, field, named):
+    record = encode(make_release(catalog, "a"))
+    record["place"] |= {field: named}
+    catalog.storage.write("releases/docs/a.json", record)
+    for reader in (catalog.mark_retired, catalog.release):
+        with pytest.raises(IntegrityError, match=f"place.{field}"):
+            reader("a")
+
+
+def test_the_same_id_in_another_alias_is_another_run(catalog):
+    other = Catalog(catalog.storage, "other")
+    other.register(replace(make_release(catalog, "a"), alias="other"))
+    other.mark_retired("a")
+    assert (catalog.ids(), catalog.retired()) == (["a"], [])
+    assert (other.ids(), other.retired()) == ([], ["a"])
+    other.unmark_retired("a")
+    assert other.ids() == ["a"]

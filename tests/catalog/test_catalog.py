@@ -8,9 +8,10 @@ import pickle
 import platform
 
 import pytest
-from releases import FIRST, SPACE, comparison, make_release, sha256
+from releases import FIRST, SPACE, comparison, make_release, place_of, sha256, verified
 
 from reembed import errors
+from reembed.catalog import lines
 from reembed.catalog.lease import driving, is_driven, read_lease
 from reembed.catalog.releases import Catalog, who
 from reembed.catalog.runs import Run
@@ -20,18 +21,18 @@ from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidates, promote, rollback
 from reembed.lifecycle.status import status
 from reembed.space import Space, with_id
-from reembed.store.records import SCHEMA_VERSION
+from reembed.store.records import SCHEMA_VERSION, encode
 from reembed.store.storage import Storage, from_bytes, to_bytes
 
 
 @pytest.fixture
-def catalog(tmp_path, short_ids):
+def catalog(tmp_path):
     return Catalog(Storage.open(str(tmp_path)), "docs")
 
 
 def standing(catalog: Catalog) -> list[str]:
     """From the first promoted to the live one."""
-    return [*catalog.standing(catalog.require_live())][::-1]
+    return [s.release for s in catalog.standing(catalog.require_live())][::-1]
 
 
 def test_a_release_comes_back_as_it_was_registered(catalog):
@@ -123,14 +124,13 @@ def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
 
 def test_a_verification_of_another_table_version_does_not_count(catalog):
     release = make_release(catalog, "a")
-    record = {"passed": True, "table_version": 2}
-    catalog.storage.write(f"runs/{release.run_id}/verify.json", record)
+    catalog.storage.write(f"runs/{release.run_id}/verify.json", encode(verified(version=2)))
     with pytest.raises(IntegrityError, match="is not verified"):
         promote(catalog, "a", **FIRST)
 
 
 def test_an_unverified_release_is_not_promoted(catalog):
-    make_release(catalog, "a", verify={"passed": False})
+    make_release(catalog, "a", verify=verified(why="a test"))
     with pytest.raises(IntegrityError, match="not verified"):
         promote(catalog, "a", **FIRST)
 
@@ -162,7 +162,7 @@ def test_after_a_rollback_the_same_comparison_promotes_again(catalog):
     comparison(catalog, b, a)
     promote(catalog, "b")
     assert rollback(catalog).release.id == "a"
-    assert candidates(catalog, catalog.live()) == ["b"]
+    assert [c.id for c in candidates(catalog, catalog.live())] == ["b"]
     assert promote(catalog, "b").release.id == "b"
     assert standing(catalog) == ["a", "b"]
 
@@ -174,11 +174,11 @@ def test_a_host_whose_clock_is_wrong_changes_no_order(catalog, monkeypatch, days
     promote(catalog, "a", **FIRST)
     wrong = (dt.datetime.now(dt.UTC) + dt.timedelta(days=days)).isoformat(timespec="seconds")
     b = make_release(catalog, "b", created_at=wrong)
-    assert candidates(catalog, catalog.live()) == ["b"]
+    assert [c.id for c in candidates(catalog, catalog.live())] == ["b"]
     assert gc.plan(catalog, 1).remove == []
     catalog.append(catalog.live(), "promote", b)
     make_release(catalog, "c")
-    assert candidates(catalog, catalog.live()) == ["c"]
+    assert [c.id for c in candidates(catalog, catalog.live())] == ["c"]
     assert [r.id for r in catalog.releases()] == ["a", "b", "c"]
     assert {r.release for r in gc.plan(catalog, 1).remove} == set()
 
@@ -299,8 +299,13 @@ def kept(catalog: Catalog) -> list[str]:
     return [path for path, _ in catalog.storage.objects("comparisons/")]
 
 
+def begun(catalog: Catalog, name: str) -> Run:
+    lines.begin(catalog.storage, catalog.alias, name, place_of(name))
+    return Run(catalog.storage, name)
+
+
 def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catalog):
-    run = Run(catalog.storage, "docs-0-v1-1")
+    run = begun(catalog, "docs-0-v1-1")
     run.storage.write(run.path("leases/00000001.json"), FAR)
     found = status(catalog)
     (told,) = found.runs
@@ -314,7 +319,7 @@ def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catal
 
 
 def test_status_knows_at_once_of_a_run_on_this_machine(catalog):
-    run = Run(catalog.storage, "docs-0-v1-1")
+    run = begun(catalog, "docs-0-v1-1")
     with driving(run):
         (told,) = status(catalog).runs
     assert (told.driven, told.host) == (True, platform.node())

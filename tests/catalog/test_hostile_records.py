@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,17 +189,36 @@ def changed(record: dict[str, Any], at: tuple[Any, ...], how: str) -> dict[str, 
 
 NEEDED = {
     "root.json": {"root_id", "create_only_at"},
-    "releases": {"id", "alias", "run_id", "space", "table", "source", "gate", "verify", "number"},
+    "releases": {"id", "alias", "run_id", "space", "table", "source", "gate", "verify", "place"},
     "aliases": {"generation", "token", "previous_token", "release", "grounds", "standing", "at"},
     "results": {"release", "at"},
-    "plan.json": {"run_id", "space", "encoder", "source", "units", "base", "donors", "gate"},
-    "verify.json": {"passed"},
+    "plan.json": {
+        "run_id",
+        "place",
+        "space",
+        "encoder",
+        "source",
+        "units",
+        "base",
+        "donors",
+        "gate",
+    },
+    "verify.json": {"table_version", "level", "rows", "documents", "differences", "why"},
     "caught-up": {"number", "source"},
     "golden.json": {"device", "path", "versions", "vectors"},
     "verifying.json": {"key", "done"},
-    "sealed.json": {"rows", "dead_letters", "files"},
+    "sealed.json": {"rows", "documents", "dead_letters", "files"},
     "indexes": {"sha256", "size_bytes", "table", "table_version", "space"},
-    "units": {"unit", "space", "columns", "rows", "dead_letters", "fragments", "files"},
+    "units": {
+        "unit",
+        "space",
+        "columns",
+        "rows",
+        "documents",
+        "dead_letters",
+        "fragments",
+        "files",
+    },
     "workers": {"id", "unit", "attempt", "node", "job", "actor", "pid", "at"},
     "attempts": {"trying"},
     "leases": {"number", "host", "machine", "pid", "pid_started", "beat", "released"},
@@ -310,7 +330,9 @@ def test_a_receipt_names_no_file_outside_its_table(root):
     (unit,) = root.unfinished.staged()
     path = root.unfinished.path(f"units/{unit}.json")
     record = root.read(path)
-    record["fragments"][0]["files"][0]["base_id"] = 1
+    fragment = json.loads(record["fragments"][0])
+    fragment["files"][0]["base_id"] = 1
+    record["fragments"][0] = json.dumps(fragment)
     (root.folder / path).write_bytes(to_bytes(record))
     with pytest.raises(IntegrityError, match="base_id"):
         root.unfinished.receipts()

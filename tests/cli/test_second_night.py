@@ -96,7 +96,7 @@ def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(nights, c
 
     monkeypatch.setattr(verify, "damaged_files", once_is_enough)
     assert cli("verify", "--resume", "-c", file)["passed"]
-    assert second.verify["passed"]
+    assert second.verify.passed
 
 
 def test_queries_that_the_plan_did_not_name_may_come_late_and_the_record_says_so(

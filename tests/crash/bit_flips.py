@@ -21,10 +21,12 @@ from releases import index_file
 
 from reembed import api as check
 from reembed.catalog.releases import Catalog
+from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
 from reembed.lifecycle.promote import promote
+from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -83,7 +85,7 @@ def _built(folder: Path) -> tuple[Catalog, dict[str, list[Path]]]:
     used = lance.dataset(str(table), version=live.table_version).get_fragments()
     return catalog, {
         "data": [table / "data" / f.path for m in used for f in m.data_files()],
-        "manifest": [table / "_versions" / live.table_manifest["name"]],
+        "manifest": [table / "_versions" / live.table_manifest.name],
         "index": [root / index_file(catalog.storage, live)],
         "index ids": [root / index_file(catalog.storage, live, "arrow")],
         "index manifest": [root / live.index / f"{live.index_sha256}.json"],
@@ -105,7 +107,7 @@ def _noticed(catalog: Catalog) -> bool:
         run = Run(catalog.storage, release.run_id)
         run.plan()
         run.receipts()
-        if not catalog.storage.read(run.path("verify.json"))["passed"]:
+        if not decode(VerifyReport, catalog.storage.read(run.path("verify.json"))).passed:
             return True
         report = check.verify_release(catalog, release.id, level=2, sample=0, resume=False)
     except IntegrityError:

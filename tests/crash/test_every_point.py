@@ -104,7 +104,7 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     assert catalog_of(config).require_live().release.id == release.id
     ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
     assert ids == [f"d{i:05d}" for i in range(300) if i != 7]
-    assert release.verify["passed"]
+    assert release.verify.passed
 
 
 def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(

@@ -178,7 +178,7 @@ def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 10
         model_tokens=tokens, computed_tokens=tokens, flop=0, peak_flops=0.0,
         started_at=clock.now - seconds, waited_s=0.0, embed_s=seconds, model_s=seconds,
     )  # fmt: skip
-    progress.receipt(UnitDone("u", unit, 0, stats))
+    progress.receipt(UnitDone("u", unit, unit, 0, stats))
 
 
 @pytest.mark.parametrize("lag", [0.0, 2.5, 0.01], ids=["in step", "one after the other", "nearly"])

@@ -6,17 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 from inline import Silent
-from releases import SPACE, make_release
+from releases import SPACE, make_release, verified
 
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.engine.reuse import find_donors
 from reembed.errors import IntegrityError
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 
 
 @pytest.fixture
-def catalog(tmp_path, short_ids):
+def catalog(tmp_path):
     return Catalog(Storage.open(str(tmp_path / "root")), "docs")
 
 
@@ -30,9 +31,9 @@ def test_a_damaged_record_of_the_own_alias_ends_the_search_for_vectors(catalog):
 
 def test_the_newest_release_of_each_table_gives_its_vectors(catalog):
     for number in (2, 9, 10):  # by name the tenth comes first
-        make_release(catalog, f"a-u{number}", table="tables/a.lance", number=number)
+        make_release(catalog, f"a-u{number}-{number}", table="tables/a.lance")
     make_release(catalog, "b")
-    assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10", "b"]
+    assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10-10", "b"]
 
 
 def test_a_release_that_gc_marked_gives_no_vectors(catalog):
@@ -44,7 +45,7 @@ def test_a_release_that_gc_marked_gives_no_vectors(catalog):
 
 def test_releases_of_every_alias_give_their_vectors(catalog):
     for alias in ("a", "docs", "z"):
-        make_release(Catalog(catalog.storage, alias), f"{alias}-0-v1-1", alias=alias)
+        make_release(Catalog(catalog.storage, alias), f"{alias}-0-v1-1")
     found = [d.release for d in find_donors(catalog, SPACE.id, Silent())]
     assert found == ["a-0-v1-1", "docs-0-v1-1", "z-0-v1-1"]
 
@@ -71,7 +72,7 @@ def lines(catalog, monkeypatch):
 )
 def test_lines_that_copied_from_one_that_failed_give_nothing_however_far(lines, failed, left):
     for line in failed:
-        lines.storage.write(f"runs/{line}/verify.json", {"passed": False})
+        lines.storage.write(f"runs/{line}/verify.json", encode(verified(why="a test")))
     assert "".join(d.release for d in find_donors(lines, SPACE.id, Silent())) == left
 
 
@@ -81,5 +82,5 @@ def test_a_line_whose_plan_cannot_be_read_gives_nothing_where_another_failed(lin
 
     monkeypatch.setattr(Run, "plan", unreadable)
     assert len(find_donors(lines, SPACE.id, Silent())) == len(COPIED_FROM)
-    lines.storage.write("runs/a/verify.json", {"passed": False})
+    lines.storage.write("runs/a/verify.json", encode(verified(why="a test")))
     assert find_donors(lines, SPACE.id, Silent()) == ()

@@ -54,10 +54,11 @@ def job(tmp_path):
             "gate": FrozenGate(),
             "index": IndexConfig(),
             "rows": n,
+            "documents": n,
             "created_at": "",
             "encoder": config.encoder,
         }
-        unit = EmbedRange("u", 0, 0, n)
+        unit = EmbedRange("u", 0, 0, n, n)
         plan = Plan(
             kind="rebuild", run_id="r", alias="a", space=space, units=[unit], **fields, **rest
         )

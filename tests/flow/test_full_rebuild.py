@@ -137,7 +137,7 @@ def test_documents_without_text_are_dead_letters_and_a_limit_stops_the_run(
     assert {d.doc_id: d.reason for d in listed.dead_letters} == null
     with pytest.raises(UsageError, match="no release"):
         dead_letters(config, "docs-00000000-v1-1")
-    assert release.verify["differences"]["missing"]["count"] == 0
+    assert release.verify.differences["missing"].count == 0
 
 
 def test_the_same_command_again_changes_nothing_and_fresh_starts_over(corpus, make_config, quiet):
@@ -264,8 +264,8 @@ def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet
         for name, proof in receipt.files.items():
             body = storage.read_bytes(f"{release.table}/data/{name}")
             assert (len(body), hashlib.sha256(body).hexdigest()) == (
-                proof["size_bytes"],
-                proof["sha256"],
+                proof.size_bytes,
+                proof.sha256,
             )
 
 

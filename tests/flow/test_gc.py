@@ -113,7 +113,7 @@ def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, qu
     catalog.append(
         catalog.live(), "catch-up", catch_up(make_config(source), first, quiet, executor=Inline())
     )
-    assert candidates(catalog, catalog.live()) == [waiting.id]
+    assert [c.id for c in candidates(catalog, catalog.live())] == [waiting.id]
     planned = gc.plan(catalog, 1)
     assert {r.release for r in planned.remove} == {first.id}
     gc.apply(catalog, planned, 1)

@@ -188,7 +188,7 @@ def catalog_of(file: str) -> Catalog:
 
 def assert_whole(catalog: Catalog, release: Release) -> None:
     """Verified when built and again now, every document once."""
-    assert release.verify["passed"]
+    assert release.verify.passed
     assert check.verify_release(catalog, release.id, level=3, sample=ROWS, resume=False)["passed"]
     table = catalog.storage.uri(release.table)
     dataset = lance.dataset(table, version=release.table_version)

@@ -32,9 +32,9 @@ def line(corpus, make_config, quiet):
     put(source, "b")
     newer = catch_up(config, first, quiet, executor=Inline())
     # As if it had been planned before `newer`, from `first` as well, and had ended after it.
-    planned = f"{first.id}-u{paused}-1"
+    planned, place = f"{first.id}-late", replace(newer.place, step=1, version=paused)
     source = replace(newer.source, version=paused)
-    late = replace(newer, id=planned, run_id=planned, source=source, number=newer.number + 1)
+    late = replace(newer, id=planned, run_id=planned, source=source, place=place)
     catalog.register(late)
     return catalog, first, newer, late
 
@@ -46,7 +46,7 @@ def put(source: str, *names: str) -> None:
 
 def test_a_catch_up_that_ends_late_does_not_move_live_back(line):
     catalog, _first, newer, late = line
-    assert late.number > newer.number
+    assert catalog.releases()[-1] == newer
     promote.promote(catalog, newer.id, initial_reason="a test")
     assert promote.follow(catalog, late).release.id == newer.id
     assert [r.release.id for r in catalog.log()] == [newer.id]
@@ -109,7 +109,8 @@ def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_c
 
 def test_a_rollback_from_another_line_does_not_stop_what_it_went_back_to(line):
     catalog, first, newer, late = line
-    other = catalog.register(replace(newer, id="passages-00000000-v1-1", run_id="x"))
+    place = replace(newer.place, origin="other", step=0)
+    other = catalog.register(replace(newer, id="other", run_id="other", place=place))
     catalog.append(None, "promote", first)
     began = catalog.append(catalog.live(), "promote", other)
     catalog.append(began, "rollback", late)
@@ -153,7 +154,7 @@ def test_a_damaged_catch_up_that_never_served_does_not_bar_the_way_back(
     path = {
         "index": index_file(catalog.storage, newer),
         "ids": index_file(catalog.storage, newer, "arrow"),
-        "table": f"{newer.table}/_versions/{newer.table_manifest['name']}",
+        "table": f"{newer.table}/_versions/{newer.table_manifest.name}",
         "record": f"releases/{catalog.alias}/{newer.id}.json",
         "verification": f"runs/{newer.id}/verify.json",
     }[damaged]

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from releases import SOURCE
+from releases import SOURCE, verified
 
-from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.catalog.lines import Place
+from reembed.catalog.releases import AliasRecord, Catalog, ManifestProof, Release
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict
@@ -76,6 +77,7 @@ def a_release(name: str) -> Release:
         id=name,
         alias=ALIAS,
         run_id=name,
+        place=Place("s", name, 0, 1),
         space=space,
         encoder=EncoderConfig(model="hashing:8"),
         table="tables/t.lance",
@@ -84,13 +86,13 @@ def a_release(name: str) -> Release:
         index="indexes/i",
         index_sha256="0",
         rows=1,
+        documents=1,
         dead_letters=0,
         source=SOURCE,
-        verify={"passed": True, "table_version": 1},
+        verify=verified(),
         gate=FrozenGate(),
         sealed_sha256="0",
-        table_manifest={"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
-        number=1,
+        table_manifest=ManifestProof("1.manifest", 1, "0"),
         created_at="2026-11-23T00:00:00+00:00",
     )
 
@@ -162,7 +164,7 @@ def test_of_many_appends_at_once_none_is_lost(tmp_path: Path) -> None:
     assert_one_chain(log)
     assert len(log) < ROUNDS * PROCESSES, "nobody met anybody: this was no race"
     assert Catalog(storage, ALIAS).require_live() == log[-1]
-    assert next(Catalog(storage, ALIAS).standing(log[-1])) == log[-1].release.id
+    assert next(Catalog(storage, ALIAS).standing(log[-1])).release == log[-1].release.id
 
 
 @pytest.mark.s3

@@ -117,7 +117,7 @@ def test_a_release_whose_newest_verification_failed_gives_no_vector(corpus, make
     release = build(config, quiet)
     storage = Storage.open(config.storage.root)
     record = storage.read(f"runs/{release.run_id}/verify.json")
-    storage.write(f"runs/{release.run_id}/verify.json", {**record, "passed": False})
+    storage.write(f"runs/{release.run_id}/verify.json", {**record, "why": "a test"})
     build(make_config(source, alias="second"), quiet)
     assert copied(quiet) == 0
 
@@ -137,7 +137,7 @@ def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification
     storage = Storage.open(config.storage.root)
     at = f"runs/{(first if failed == 'rebuild' else second).run_id}/verify.json"
     record = storage.read(at)
-    storage.write(at, {**record, "passed": False})
+    storage.write(at, {**record, "why": "a test"})
     if retired:
         Catalog(storage, first.alias).mark_retired(first.id)
     build(make_config(source, table={"carry": ["title"]}), quiet)
@@ -154,14 +154,14 @@ def test_copies_of_copies_of_what_failed_verification_are_not_copied(corpus, mak
     storage = Storage.open(config.storage.root)
     hidden = f"runs/{alone.run_id}/verify.json"
     sound = storage.read(hidden)
-    storage.write(hidden, {**sound, "passed": False})  # so that it gives nothing for now
+    storage.write(hidden, {**sound, "why": "a test"})  # so that it gives nothing for now
     lines = [first.id]
     for alias in ("second", "third"):
         lines.append(build(make_config(source, alias=alias), quiet).id)
         assert copied(quiet) == 300
     storage.write(hidden, sound)
     record = storage.read(f"runs/{first.id}/verify.json")
-    storage.write(f"runs/{first.id}/verify.json", {**record, "passed": False})
+    storage.write(f"runs/{first.id}/verify.json", {**record, "why": "a test"})
     last = build(make_config(source, alias="last"), quiet)
     plan = Run(storage, last.run_id).plan()
     assert plan is not None

@@ -16,9 +16,9 @@ from inline import Inline, Silent
 
 from reembed.api import verify_release
 from reembed.catalog.releases import Catalog
+from reembed.catalog.reports import ROWS
 from reembed.errors import IntegrityError
 from reembed.lifecycle.promote import promote
-from reembed.lifecycle.verify import ROWS
 from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta

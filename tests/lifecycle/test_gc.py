@@ -10,6 +10,7 @@ from inline import Inline, Silent
 
 from reembed import faults
 from reembed.catalog.lease import driving
+from reembed.catalog.lines import begin
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, open_runs
 from reembed.errors import Conflict, IntegrityError, UsageError
@@ -161,7 +162,7 @@ def test_a_release_that_became_needed_after_the_listing_stays(root):
     planned = gc.plan(catalog, 1)
     catalog.append(catalog.live(), "rollback", releases[0])
     assert gc.apply(catalog, planned, 1) == []
-    assert not catalog.is_retired(releases[0].id)
+    assert not catalog.is_retired(releases[0])
     assert files(catalog.storage, f"{releases[0].table}/data/")
     assert files(catalog.storage, f"{releases[0].index}/")
 
@@ -219,9 +220,10 @@ def test_gc_deletes_nothing_on_the_word_of_a_release_that_names_what_is_not_its_
     named = named.format(other=other.id, table=other.table)
     planted = f"{first.id}-u1-1"
     places = {"run_id": planted, "index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
-    release = replace(first, id=planted, **places | {field: named})
+    place = replace(first.place, step=9)
+    release = replace(first, id=planted, place=place, **places | {field: named})
     path = f"releases/{catalog.alias}/{planted}.json"
-    catalog.storage.create(path, encode(release))
+    catalog.register(release)
     before = files(catalog.storage, "")
     with pytest.raises(IntegrityError, match=f"{planted}.json names '{named}' in place of"):
         gc.plan(catalog, 1)
@@ -241,6 +243,7 @@ def test_gc_deletes_nothing_on_the_word_of_a_plan_that_names_what_is_not_its_own
     named = named.format(table=other.table)
     planted = Run(catalog.storage, first.id.replace("-v1-", "-v1-9"))
     plan = replace(Run(catalog.storage, first.id).plan(), run_id=planted.id)
+    begin(catalog.storage, catalog.alias, planted.id, replace(plan.place, origin=planted.id))
     planted.write_plan(replace(plan, **{field: named}))
     planted.abandon()
     with pytest.raises(IntegrityError, match=f"{planted.id}/plan.json names '{named}' in place of"):

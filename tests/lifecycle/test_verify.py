@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from reembed import encoders
+from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import FILES, ROWS, Difference, VerifyReport
 from reembed.catalog.reports import IDS as IDS_LEVEL
 from reembed.config.settings import Config
@@ -326,7 +327,7 @@ def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_re
     many = Subject(**{**vars(whole), "table": version, "proofs": proofs})
     assert verify(many, sample=0).differences["damaged"].count == 0
     for name in (names[0], names[63], names[64], names[69]):
-        changed = {**proofs, name: {**proofs[name], "sha256": "0" * 64}}
+        changed = {**proofs, name: FileProof(proofs[name].size_bytes, "0" * 64)}
         report = verify(Subject(**{**vars(many), "proofs": changed}), sample=0)
         assert report.differences["damaged"].examples == (name,)
         unproven = {n: p for n, p in proofs.items() if n != name}

@@ -20,12 +20,13 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
-from releases import SOURCE
+from releases import SOURCE, verified
 from tiny_models import bert_model, static_model
 
 from reembed import encoders
 from reembed.catalog.index_manifest import IndexManifest
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.lines import Place, begin
+from reembed.catalog.releases import Catalog, ManifestProof, Release
 from reembed.catalog.runs import find_runs
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, EncoderConfig, FrozenGate, load
@@ -314,10 +315,10 @@ def a_release(**changes: Any) -> Release:
     fields: dict[str, Any] = {
         "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": EncoderConfig(model="hashing:8"),
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
-        "index_sha256": "0", "rows": 1, "dead_letters": 0, "source": SOURCE,
-        "verify": {"passed": True, "table_version": 1}, "gate": FrozenGate(), "sealed_sha256": "0",
-        "table_manifest": {"name": "1.manifest", "size_bytes": 1, "sha256": "0"},
-        "number": 1,
+        "index_sha256": "0", "rows": 1, "documents": 1, "dead_letters": 0, "source": SOURCE,
+        "verify": verified(), "gate": FrozenGate(), "sealed_sha256": "0",
+        "table_manifest": ManifestProof("1.manifest", 1, "0"),
+        "place": Place("s", "r", 0, 1),
     }  # fmt: skip
     return Release(**{**fields, **changes})
 
@@ -421,6 +422,9 @@ def test_s8_folders_among_the_runs_that_are_none_are_passed_over(tmp_path: Path)
     storage = Storage.open(str(tmp_path))
     for name in ("passages-x-y-z", "passages", "passages-1-v1-x", "x y", "passages-aa-v1-1"):
         storage.write(f"runs/{name}/plan.json", {})
+    begin(storage, "passages", "passages-aa-v1-1", Place("aa", "passages-aa-v1-1", 0, 1))
+    for place in ("lines/passages/aa/x/1-1", "lines/passages/aa", "lines/passages/a/b/c/d"):
+        storage.write_bytes(f"{place}/run.begun-00000001", b"")
     assert [run.id for run in find_runs(storage, "passages")] == ["passages-aa-v1-1"]
     assert [run.id for run in find_runs(storage)] == ["passages-aa-v1-1"]
 

@@ -9,15 +9,25 @@ from typing import Any
 
 import pytest
 
+from reembed.catalog.lines import Place as LinePlace
 from reembed.catalog.receipts import DeadLetter
-from reembed.catalog.releases import AliasRecord, Grounds, Release, SourceRef
+from reembed.catalog.releases import (
+    AliasRecord,
+    Grounds,
+    ManifestProof,
+    Release,
+    SourceRef,
+    Standing,
+)
 from reembed.catalog.reports import (
     Change,
     ComparisonSummary,
+    Difference,
     Evidence,
     GateMargin,
     GateQueries,
     JudgedQueries,
+    VerifyReport,
 )
 from reembed.cli import paste
 from reembed.cli.progress import Console
@@ -128,7 +138,7 @@ class Shape(HTMLParser):
 
 
 def compared(words: str) -> Compared:
-    return Compared(words, words, words, words, 8, 10, 0, 1, words)
+    return Compared(words, words, words, words, 8, 10, 10, 0, 1, words)
 
 
 def told(words: str) -> ComparisonSummary:
@@ -168,18 +178,28 @@ def release(words: str) -> Release:
     return Release(
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
-        sealed_sha256="0", table_manifest={}, index=words, index_sha256="0",
-        rows=1, dead_letters=0, number=1,
+        sealed_sha256="0", table_manifest=ManifestProof(words, 1, words), index=words, index_sha256="0",
+        rows=1, documents=1, dead_letters=0, place=LinePlace(words, words, 0, 1),
         source=SourceRef(words, 1, "f", words, words, None, ()), gate=FrozenGate(),
-        verify={"documents": 1, "rows": 1, "dead_letters": 0, "confidence": words, "passed": True,
-                "differences": {words: {"count": 1, "examples": [words]}}},
+        verify=VerifyReport(words, 1, 1, 2, 1, 1, 0, {words: Difference(1, (words,))}, None, 0),
     )  # fmt: skip
 
 
 def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
     grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,))
     return AliasRecord(
-        1, "t", None, "promote", release(words), grounds, (words,), None, None, words, words, words
+        1,
+        "t",
+        None,
+        "promote",
+        release(words),
+        grounds,
+        (Standing(words, words),),
+        None,
+        None,
+        words,
+        words,
+        words,
     )
 
 

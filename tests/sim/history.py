@@ -320,7 +320,7 @@ class History:
             self._check_commits()
             self._check_serves()
             for release in self.catalog.releases():
-                if not self.catalog.is_retired(release.id):
+                if not self.catalog.is_retired(release):
                     self._check_release(release)
             self._check_source()
         except (ReembedError, OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
@@ -373,10 +373,9 @@ class History:
     def _check_serves(self) -> None:
         """Live and what a rollback goes to are whole, whatever gc did."""
         live = self.catalog.live()
-        for release in map(
-            self.catalog.release, islice(self.catalog.standing(live), 2) if live else ()
-        ):
-            if self.catalog.is_retired(release.id) and newest_of(self.catalog, release) is release:
+        top = islice(self.catalog.standing(live), 2) if live else ()
+        for release in (self.catalog.release(s.release) for s in top):
+            if self.catalog.is_retired(release) and newest_of(self.catalog, release) is release:
                 self.model.violations.append(f"gc: {release.id} may still be served")
                 return
             self._check_release(newest_of(self.catalog, release))
@@ -569,7 +568,7 @@ class History:
         """The first question to a reader whose release may be gone: an answer out of it, or none."""
         asked = attempt(partial(self._ask, self._held))
         if isinstance(asked, ReembedError) and not self.catalog.is_retired(
-            self._held.current.release.id
+            self._held.current.release
         ):
             self.model.violations.append(f"reader: {asked}")
 
@@ -659,7 +658,7 @@ class History:
                 self.model.violations.append("live has not caught up with the source")
             planned = gc.plan(self.catalog, 2)
             served = {record.release.origin for record in self.catalog.log()}
-            waiting = set(candidates(self.catalog, live))
+            waiting = {c.id for c in candidates(self.catalog, live)}
             waiting -= {newest_of(self.catalog, self.catalog.release(o)).id for o in served}
             if lost := waiting & {r.release for r in planned.remove}:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")

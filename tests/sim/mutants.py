@@ -143,7 +143,7 @@ def seals_without_all_units(patch: Patch) -> None:
 
     def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
         if unit.endswith("4"):
-            return UnitDone(unit, 0, 0, units.stats_of(documents))
+            return UnitDone(unit, 0, 0, 0, units.stats_of(documents))
         return honest(job, unit, documents)
 
     patch(units, "write", forgetful)
@@ -369,7 +369,7 @@ def a_verb_means_the_newest_release(patch: Patch) -> None:
 
     def newest(catalog: Catalog, config: Any) -> Any:
         waiting = promote.candidates(catalog, catalog.live())
-        return catalog.release(waiting[-1]) if waiting else None
+        return catalog.release(waiting[-1].id) if waiting else None
 
     patch(promote, "release_of", newest)
 

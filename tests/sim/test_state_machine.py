@@ -22,7 +22,7 @@ from inline import Inline, Silent
 
 from reembed import api as check
 from reembed import digests, faults
-from reembed.catalog.releases import Catalog, line_of
+from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.errors import ReembedError, UsageError
 from reembed.lifecycle import gc
@@ -185,7 +185,7 @@ class Migration(RuleBasedStateMachine):
     def releases_are_their_source(self) -> None:
         live = self.catalog.live()
         stack = list(self.catalog.standing(live)) if live else []
-        assert [line_of(r) for r in reversed(stack)] == self.expected_live
+        assert [s.origin for s in reversed(stack)] == self.expected_live
         for release in map(self.catalog.release, stack[:2]):
             newest = newest_of(self.catalog, release)
             texts = self.versions[newest.source.version]

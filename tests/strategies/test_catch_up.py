@@ -21,6 +21,7 @@ from reembed.errors import Conflict, IntegrityError, TooManyDeadLetters
 from reembed.events import ChangesFound, Planned
 from reembed.source.dataset import Source
 from reembed.source.lag import note
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
 from reembed.strategies.catch_up import catch_up
@@ -81,44 +82,44 @@ def test_the_version_of_an_interrupted_catch_up_cannot_be_cleaned_away(line, qui
     change(uri, "d00002")
     newer = catch_up(config, release, quiet, executor=Inline())
     assert newer.source.version == lance.dataset(uri).version
-    assert newer.verify["passed"]
+    assert newer.verify.passed
     done = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == run.id]
-    assert done[0].result()["release"] == run.id, "it was not resumed"
+    assert done[0].result().release == run.id, "it was not resumed"
 
 
 def test_a_catch_up_killed_before_its_plan_is_in_nobodys_way(line):
     uri, config, catalog, release = line
     change(uri, "d00001")
-    started = Run(catalog.storage, f"{release.id}-u{lance.dataset(uri).version}-1")
+    started = Run(catalog.storage, f"{release.id}-v{lance.dataset(uri).version}-1")
     with driving(started):
         pass
     assert started.plan() is None
     newer = catch_up(config, release, Silent(), executor=Inline())
-    assert newer.verify["passed"]
+    assert newer.verify.passed
     assert newer.rows == 300
 
 
 def test_of_two_catch_ups_with_one_version_one_is_refused(line):
     uri, config, catalog, release = line
     change(uri, "d00001")
-    other = Run(catalog.storage, f"{release.id}-u{lance.dataset(uri).version}-1")
+    other = Run(catalog.storage, f"{release.id}-v{lance.dataset(uri).version}-1")
     with driving(other), pytest.raises(Conflict):
         catch_up(config, release, Silent(), executor=Inline())
-    assert not [r for r in catalog.ids() if "-u" in r]
+    assert all(e.id == e.origin for e in catalog.entries() if e.released)
 
 
 def test_a_release_that_failed_its_verification_does_not_grow_into_one_that_passes(line):
     uri, config, catalog, release = line
     path = provenance.verification_path(release.run_id)
-    record, there = {**release.verify, "release": release.id, "at": "now"}, catalog.ids()
+    record, there = encode(release.verify), catalog.ids()
     change(uri, "d00001")
-    catalog.storage.write(path, {**record, "passed": False})
+    catalog.storage.write(path, {**record, "why": "a test"})
     with pytest.raises(IntegrityError, match="is not verified") as refused:
         catch_up(config, release, Silent(), executor=Inline())
     assert refused.value.fix == f"reembed verify --release {release.id}"
     assert catalog.ids() == there
     catalog.storage.write(path, record)
-    assert catch_up(config, release, Silent(), executor=Inline()).verify["passed"]
+    assert catch_up(config, release, Silent(), executor=Inline()).verify.passed
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet)
     assert (second.rows, second.dead_letters) == (298, 2)
     third = catch_up(config, second, quiet, retry_dead_letters=True, executor=Inline())
     assert (third.rows, third.dead_letters) == (300, 0)
-    assert third.verify["passed"]
+    assert third.verify.passed
 
 
 def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_source_moved_on(
@@ -220,7 +221,7 @@ def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_sour
     assert run.plan().source.version == lance.dataset(uri).version - 1
     change(uri, "d00001", "d00250", text="'a text at last'")
     newer = again()
-    assert run.result()["release"] is None, "it was not given up"
+    assert run.result().release is None, "it was not given up"
     assert (newer.rows, newer.dead_letters) == (300, 0)
     assert newer.source.version == lance.dataset(uri).version
 

@@ -210,7 +210,7 @@ def test_a_disk_too_small_for_a_catch_up_is_said_before_ray_starts(
     assert "39 rows of 512 x float32" in str(refused.value.why)
     free(38 * 512 * 4 + 59 * 512 * 4)
     newer = catch_up(config, release, quiet, executor=Inline())
-    assert (newer.rows, newer.verify["passed"]) == (58, True)
+    assert (newer.rows, newer.verify.passed) == (58, True)
     assert "little room" in said(quiet)
 
 

@@ -11,6 +11,7 @@ from inline import Inline, Silent
 
 from reembed import faults
 from reembed.catalog.lease import driving
+from reembed.catalog.lines import Place, begin
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.cli import text as report
@@ -58,6 +59,14 @@ def test_a_release_is_named_after_the_version_it_was_made_from_though_a_run_was_
         assert release_of(catalog, config.model_copy(update={"source": pinned})) == found
 
 
+def begun(config, catalog, uri):
+    """The run of the source's first version, as it is before it has a plan."""
+    settings = config.line_settings(uri)
+    run = Run(catalog.storage, f"{config.alias}-{settings}-v1-1")
+    begin(catalog.storage, config.alias, run.id, Place(settings, run.id, 0, 1))
+    return run
+
+
 def test_a_run_that_was_refused_is_nothing_to_go_on_with(place):
     uri, config, catalog = place
     set_text(uri, "cast(null as string)")
@@ -72,7 +81,7 @@ def test_a_run_that_was_refused_is_nothing_to_go_on_with(place):
 
 def test_a_run_killed_before_its_plan_is_shown_while_it_is_driven_and_not_after(place):
     uri, config, catalog = place
-    run = Run(catalog.storage, f"{config.run_prefix(uri)}1-1")
+    run = begun(config, catalog, uri)
     with driving(run):
         assert [r.run for r in status(catalog).runs] == [run.id]
     assert status(catalog).runs == ()
@@ -82,16 +91,16 @@ def test_a_run_killed_before_its_plan_is_shown_while_it_is_driven_and_not_after(
 
 def test_a_run_killed_before_its_plan_does_not_give_its_name_to_another_version(place):
     uri, config, catalog = place
-    run = Run(catalog.storage, f"{config.run_prefix(uri)}1-1")
+    run = begun(config, catalog, uri)
     with driving(run):
         pass
     set_text(uri, "'a text'")
-    assert build(config).id == f"{config.run_prefix(uri)}2-2"
+    assert build(config).id not in (run.id, None)
 
 
 def test_a_run_whose_plan_is_being_made_is_not_started_beside(place):
     uri, config, catalog = place
-    run = Run(catalog.storage, f"{config.run_prefix(uri)}1-1")
+    run = begun(config, catalog, uri)
     with driving(run):
         set_text(uri, "'a text'")
         with pytest.raises(Conflict, match=re.escape(run.id)):

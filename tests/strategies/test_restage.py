@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import lance
 import pyarrow as pa
@@ -30,7 +29,7 @@ def again(corpus, make_config, monkeypatch):
     release = full_rebuild(config, Silent(), executor=Inline())
     storage = Storage.open(config.storage.root)
     first = Run(storage, release.run_id)
-    base = Base(release.id, first.id, release.origin, release.table_version, (), 0, (), "a test")
+    base = Base(release.id, first.id, release.table_version, (), 0, 0, (), "a test")
     plan = dataclasses.replace(first.plan(), run_id=f"{first.id}-u2-1", base=base)
     source = Source.open(config)
     columns = schema(release.space, *source.schema())
@@ -40,13 +39,13 @@ def again(corpus, make_config, monkeypatch):
     def stage(unit, damaged=()):
         gone = {f.path for n in damaged for f in table.dataset().get_fragment(n).data_files()}
         proofs = {
-            name: {**proof, "sha256": "0" * 64} if name in gone else proof
+            name: dataclasses.replace(proof, sha256="0" * 64) if name in gone else proof
             for name, proof in sealed.proofs.items()
         }
         found = dataclasses.replace(sealed, proofs=proofs)
         monkeypatch.setattr(restage, "read_sealed", lambda *arguments: found)
         receipt = restage.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
-        fragments = [lance.FragmentMetadata.from_json(json.dumps(f)) for f in receipt.fragments]
+        fragments = [lance.FragmentMetadata.from_json(f) for f in receipt.fragments]
         made = lance.LanceOperation.Overwrite(columns, fragments)
         uri = storage.uri(release.table)
         return lance.LanceDataset.commit(
@@ -61,7 +60,8 @@ def again(corpus, make_config, monkeypatch):
 
 def kept(again, fragment, leaving=()):
     rows = again.rows[fragment]
-    return KeepFragment(f"keep-{fragment}", fragment, len(rows) - len(leaving), tuple(leaving))
+    left = len(rows) - len(leaving)
+    return KeepFragment(f"keep-{fragment}", fragment, left, left, tuple(leaving))
 
 
 def refreshed(again, rows):
@@ -71,7 +71,7 @@ def refreshed(again, rows):
     there = again.source.to_table(columns=["doc_id"], with_row_id=True).to_pylist()
     row_of = {r["doc_id"]: r["_rowid"] for r in there}
     ids = tuple(row_of[n] for n in names)
-    return RefreshRows("refresh-0", ids, tuple(held)), names
+    return RefreshRows("refresh-0", ids, tuple(held), len(ids)), names
 
 
 @pytest.mark.parametrize("fragment", range(FRAGMENTS))

@@ -76,7 +76,7 @@ def test_a_table_whose_manifest_is_another_is_refused_before_lance_opens_it(
 
     monkeypatch.setattr(provenance, "open_table", opened)
     other = dataclasses.replace(
-        release, table_manifest={**release.table_manifest, field: "something else"}
+        release, table_manifest=dataclasses.replace(release.table_manifest, **{field: 0})
     )
     with pytest.raises(IntegrityError, match="is not what release") as refused:
         provenance.require_table(catalog.storage, other)
@@ -122,7 +122,7 @@ def test_a_release_that_lacks_one_of_its_files_is_not_promoted(built, file):
 
 def test_a_table_of_another_manifest_gives_no_vector(built):
     catalog, release = built
-    manifest = {**release.table_manifest, "sha256": "0" * 64}
+    manifest = dataclasses.replace(release.table_manifest, sha256="0" * 64)
     other = dataclasses.replace(release, table_manifest=manifest)
     catalog.storage.write(f"releases/{other.alias}/{other.id}.json", encode(other))
     with pytest.raises(IntegrityError, match="is not what release"):
@@ -134,7 +134,9 @@ def test_a_release_is_verified_where_it_was_when_registered_and_at_the_last_look
     built, admitted, since
 ):
     catalog, release = built
-    admitted_as = dataclasses.replace(release, verify={**release.verify, "passed": admitted})
-    record = {**release.verify, "passed": since, "release": release.id, "at": "now"}
-    catalog.storage.write(provenance.verification_path(release.run_id), record)
+    failed = dataclasses.replace(release.verify, why="a test")
+    reports = {True: release.verify, False: failed}
+    admitted_as = dataclasses.replace(release, verify=reports[admitted])
+    newest = encode(reports[since])
+    catalog.storage.write(provenance.verification_path(release.run_id), newest)
     assert provenance.is_verified(catalog.storage, admitted_as) == (admitted and since)

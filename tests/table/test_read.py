@@ -83,8 +83,8 @@ def test_each_damaged_file_is_named(storage, versions):
 @pytest.mark.parametrize("version", [1, 2])
 def test_each_version_has_a_manifest_of_its_own(storage, versions, version):
     found = manifest_proof(storage, TABLE, version)
-    file = Path(storage.uri(f"{TABLE}/_versions/{found['name']}"))
-    assert found["size_bytes"] == file.stat().st_size
+    file = Path(storage.uri(f"{TABLE}/_versions/{found.name}"))
+    assert found.size_bytes == file.stat().st_size
     assert found != manifest_proof(storage, TABLE, 3 - version)
     file.unlink()
     assert manifest_proof(storage, TABLE, version) is None

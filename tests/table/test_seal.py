@@ -62,9 +62,11 @@ def test_a_receipt_of_another_space_or_other_columns_is_refused(staged, unit, fi
 
 
 @pytest.mark.parametrize("unit", [0, 3, UNITS - 1])
-def test_a_receipt_with_a_row_too_few_or_too_many_is_refused(staged, unit):
-    for rows in (-1, 1):
-        change(staged, unit, rows=staged.plan.units[unit].rows + rows)
+@pytest.mark.parametrize("figures", [("rows",), ("documents",), ("rows", "documents")])
+def test_a_receipt_with_a_row_or_document_too_few_or_too_many_is_refused(staged, unit, figures):
+    for more in (-1, 1):
+        changed = staged.plan.units[unit].documents + more
+        change(staged, unit, **dict.fromkeys(figures, changed))
         with pytest.raises(IntegrityError, match="do not match the plan"):
             seal(staged)
 
@@ -89,7 +91,7 @@ def test_dead_letters_of_all_units_count_together(staged):
     for unit in (1, 3):
         rows = staged.plan.units[unit].rows
         dead = [{"doc_id": f"x{unit}", "reason": "a test", "text_hash": "00"}]
-        change(staged, unit, rows=rows - 1, dead_letters=dead)
+        change(staged, unit, rows=rows - 1, documents=rows - 1, dead_letters=dead)
     with pytest.raises(TooManyDeadLetters, match="2 of 300 documents"):
         seal(staged, dead_letters=1)
     with pytest.raises(AssertionError, match="it went on to commit"):

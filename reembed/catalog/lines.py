@@ -1,0 +1,112 @@
+"""The lines of an alias: a rebuild and the catch-ups that grew out of it. One listing shows them all.
+
+lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.begun-00000001   the run was begun, the first of the alias
+                                        /RUN.release          its release is registered
+                                        /RUN.retired          gc's mark: the release's data is going or gone
+
+These files are empty. A run's id says nothing: its place is in its plan, in its release and in this path.
+Files of other names are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from reembed.store.storage import NAME, Storage
+
+_STEP = re.compile(r"([0-9]{8})-([0-9]{20})")
+_MARK = re.compile(rf"({NAME})\.(begun-[0-9]{{8}}|release|retired)")
+
+
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+"""A text that may become part of a path."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run and its release stand: in which line, and after which others of it."""
+
+    settings: Name
+    """Digest of the settings that the line was begun with."""
+    origin: Name
+    """Id of the rebuild that began the line."""
+    step: int
+    """0 for the rebuild. A catch-up takes its number before it reads the source: a later one has newer
+    documents, also if the source was created again and its versions start at 1."""
+    version: int
+    """Of the source; orders catch-ups that ran at once and have one number."""
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How new its documents are among those of the line."""
+        return self.step, self.version
+
+    def mark(self, alias: str, run_id: str, name: str) -> str:
+        """Return the path of one of a run's marks."""
+        step = f"{self.step:08d}-{self.version:020d}"
+        return f"lines/{alias}/{self.settings}/{self.origin}/{step}/{run_id}.{name}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, as the listing shows it; its release has the same id."""
+
+    alias: str
+    id: str
+    place: Place
+    begun: int
+    """Its number among the runs of the alias, in the order in which they were begun."""
+    released: bool
+    retired: bool
+
+    @property
+    def origin(self) -> str:
+        """The rebuild that began its line."""
+        return self.place.origin
+
+    @property
+    def kept(self) -> bool:
+        """Whether its release is registered, and gc has not marked it."""
+        return self.released and not self.retired
+
+
+def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
+    """Return the runs of an alias, or of all, in the order in which they were begun."""
+    marks: dict[tuple[str, str, Place], set[str]] = {}
+    for path, _ in storage.objects(f"lines/{alias}/" if alias else "lines/"):
+        if (key := _parsed(path)) is not None:
+            marks.setdefault(key, set()).add(path.rpartition(".")[2])
+    found = [
+        Entry(of, run_id, place, _first(names), "release" in names, "retired" in names)
+        for (of, run_id, place), names in marks.items()
+    ]
+    return sorted(found, key=lambda e: (e.begun, e.place.reach, e.id))
+
+
+def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
+    """Mark a run as begun, before anything else of it is written."""
+    known = entries(storage, alias)
+    if all(entry.id != run_id for entry in known):
+        number = 1 + max((entry.begun for entry in known), default=0)
+        storage.write_bytes(place.mark(alias, run_id, f"begun-{number:08d}"), b"")
+
+
+def _parsed(path: str) -> tuple[str, str, Place] | None:
+    parts = path.split("/")
+    if len(parts) != 6:
+        return None
+    _, alias, settings, origin, *rest = parts
+    step, mark = _STEP.fullmatch(rest[0]), _MARK.fullmatch(rest[1])
+    if step is None or mark is None:
+        return None
+    return alias, mark[1], Place(settings, origin, int(step[1]), int(step[2]))
+
+
+def _first(names: set[str]) -> int:
+    """Return the run's number; of two processes that began it at once, the lower one."""
+    numbers = (int(n.removeprefix("begun-")) for n in names if n.startswith("begun-"))
+    return min(numbers, default=0)
