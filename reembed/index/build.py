@@ -88,10 +88,12 @@ def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
         return "Flat"
     if rows > 10_000_000:
         return "IVF262144_HNSW32,SQ8"
-    per_root = 4 if rows <= 1_000_000 else 16
+    per_root, whole = 4, "Flat"
+    if rows > 1_000_000:
+        per_root, whole = 16, "SQfp16"
     lists = 2 ** round(math.log2(per_root * math.sqrt(rows)))
     if gpu or dim % 2:
-        return f"IVF{lists},Flat" if rows <= 1_000_000 else f"IVF{lists},SQfp16"
+        return f"IVF{lists},{whole}"
     return f"IVF{lists},PQ{dim // 2}x4fs,RFlat"
 
 
@@ -124,11 +126,12 @@ def build(
     if factory == "auto":
         # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
         factory = choose_factory(source.rows, source.dim, gpu=config.device == "gpu")
-    again = trained if trained and trained.factory == factory else None
+    if trained is not None and trained.factory != factory:
+        trained = None
     queries, tuned_on = _tuning_queries(source, queries)
     # Before the long part, so that queries of another model stop it early.
     exact_ids, exact_scores = exact_search(source, queries, EXACT_K)
-    index, device = _fill(_empty(factory, source.dim, again), source, factory, config.device)
+    index, device = _fill(_empty(factory, source.dim, trained), source, factory, config.device)
     doc_ids = _doc_ids(index, source)
     if config.nprobe is None:
         point, recalls = tune(index, queries, exact_ids, exact_scores, config.ann_recall)
@@ -137,7 +140,7 @@ def build(
         index.operate(point)
         recalls = ann_recall(index, queries, exact_ids, exact_scores)
     seconds = time.monotonic() - started
-    since = again.rows_since if again else 0
+    since = trained.rows_since if trained else 0
     return Built(index, doc_ids, factory, device, point, recalls, tuned_on, seconds, config, since)
 
 
@@ -179,7 +182,7 @@ def _cheapest(
     index: SearchIndex, k_factor: int | None, reaches: Callable[[dict[str, int]], bool]
 ) -> tuple[dict[str, int], bool]:
     """Return the point with the lowest knob that reaches, and True; else the highest, and False."""
-    most = index.knob[1] if index.knob else 1
+    _, most = index.knob or ("", 1)
     value = smallest(lambda v: reaches(_point(index, v, k_factor)), most)
     return _point(index, value or most, k_factor), value is not None
 
@@ -193,7 +196,10 @@ def smallest(reaches: Callable[[int], bool], most: int) -> int | None:
         low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
+        if reaches(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -201,10 +207,14 @@ def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[
     """Return the trained and filled index, on the CPU in the end, and where it was built."""
     gpu = wanted != "cpu" and gpu_available()
     whole = gpu and bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
-    resources: Any = faiss.StandardGpuResources() if gpu else None
+    resources: Any = None
+    if gpu:
+        resources = faiss.StandardGpuResources()
     if whole:
         index = faiss.index_cpu_to_gpu(resources, 0, index)
-    _train(index, source, factory, resources if gpu and not whole else None)
+        _train(index, source, factory, None)
+    else:
+        _train(index, source, factory, resources)
     faults.point("index.after_train")
     row_ids = [np.empty(0, np.int64)]
     for ids, vectors in checked_batches(source):
@@ -221,7 +231,9 @@ def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[
         return filled, "gpu"
     if not gpu or factory == "Flat":
         return filled, "cpu"
-    part = "its lists were trained on the GPU" if "IVF" in factory else "nothing ran there"
+    part = "nothing ran there"
+    if "IVF" in factory:
+        part = "its lists were trained on the GPU"
     return filled, f"cpu ({factory} cannot live on a GPU; {part})"
 
 
@@ -242,12 +254,15 @@ def _train(index: Any, source: VectorSource, factory: str, resources: Any) -> No
     """Train on a sample; with GPU resources (None without) the lists' k-means runs there."""
     if index.is_trained:
         return
-    lists = re.search(r"IVF(\d+)", factory)
-    wanted = max(65_536, ROWS_PER_LIST * int(lists[1])) if lists else 65_536
+    wanted = 65_536
+    if lists := re.search(r"IVF(\d+)", factory):
+        wanted = max(wanted, ROWS_PER_LIST * int(lists[1]))
     rows = min(wanted, max(1, TRAIN_BYTES // (4 * source.dim)))
     sample = np.ascontiguousarray(source.sample(rows, seed=0), dtype=np.float32)
     check_vectors(sample, source.dim)
-    ivf: Any = faiss.try_extract_index_ivf(index) if resources is not None else None
+    ivf: Any = None
+    if resources is not None:
+        ivf = faiss.try_extract_index_ivf(index)
     try:
         if ivf is not None:
             # Held in a name: FAISS keeps only a pointer to it.
@@ -277,8 +292,13 @@ def _doc_ids(index: SearchIndex, source: VectorSource) -> pa.Array:
 
 def _point(index: SearchIndex, value: int, k_factor: int | None) -> dict[str, int]:
     """The operating point with the index's knob at `value`, as far as it has one."""
-    point = {index.knob[0]: min(value, index.knob[1])} if index.knob else {}
-    return point if k_factor is None else {**point, "k_factor": k_factor}
+    point: dict[str, int] = {}
+    if index.knob:
+        name, most = index.knob
+        point[name] = min(value, most)
+    if k_factor is not None:
+        point["k_factor"] = k_factor
+    return point
 
 
 def _does_not_fit(factory: str, data: str, error: RuntimeError) -> UsageError:

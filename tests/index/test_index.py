@@ -8,14 +8,13 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import CPU, random_source, unit
 
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.config.settings import IndexConfig
-from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
 from reembed.index import build as index_module
 from reembed.index.build import (
     EXACT_K,
@@ -29,29 +28,15 @@ from reembed.index.build import (
 )
 from reembed.index.files import load, save
 from reembed.index.search import (
-    ADD_ROWS,
     ArrayVectors,
     Float32,
     Int64,
     ann_recall,
-    checked_batches,
     exact_search,
 )
 from reembed.store.storage import Storage
 
-CPU = IndexConfig(device="cpu")
 PATH = "indexes/r1"
-
-
-def unit(vectors: np.ndarray) -> Float32:
-    rows: Float32 = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return rows
-
-
-def random_source(rows: int, dim: int, seed: int = 0) -> ArrayVectors:
-    rng = np.random.default_rng(seed)
-    ids = rng.choice(2**62, size=rows, replace=False).astype(np.int64)
-    return ArrayVectors(ids, unit(rng.normal(size=(rows, dim))))
 
 
 def brute_force(source: ArrayVectors, queries: Float32, k: int) -> tuple[Int64, Float32]:
@@ -248,16 +233,6 @@ def test_ids_stand_beside_the_vectors_in_their_order(ivf: Built, clustered: Arra
     assert ivf.doc_ids.to_pylist() == clustered.row_ids.tolist()
 
 
-def test_rows_that_come_in_another_order_the_second_time_are_refused() -> None:
-    class Turned(ArrayVectors):
-        def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
-            yield self.row_ids[::-1], pa.array(self.row_ids[::-1])
-
-    source = random_source(50, 8)
-    with pytest.raises(IntegrityError, match="in another order"):
-        build(Turned(source.row_ids, source.vectors), CPU, None)
-
-
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,PQ4x4fs,RFlat", "HNSW8", "SQ8"])
 def test_a_trained_index_is_emptied_and_filled_again(factory: str) -> None:
     first, second = random_source(400, 8), random_source(300, 8, seed=1)
@@ -269,96 +244,6 @@ def test_a_trained_index_is_emptied_and_filled_again(factory: str) -> None:
     exact, _ = exact_search(second, second.vectors[:50], 1)
     found, _ = again.index.search(second.vectors[:50], 1)
     assert (found == exact).mean() > 0.9
-
-
-@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
-def test_duplicate_ids_are_refused(factory: str) -> None:
-    source = random_source(400, 8)
-    source.row_ids[399] = source.row_ids[7]
-    with pytest.raises(IntegrityError, match="1 row ids appear more than once"):
-        build(source, IndexConfig(device="cpu", factory=factory), None)
-
-
-def test_negative_ids_are_refused() -> None:
-    source = random_source(20, 8)
-    source.row_ids[3] = -1
-    with pytest.raises(IntegrityError, match="negative"):
-        build(source, CPU, None)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
-@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
-def test_vectors_that_are_not_finite_are_refused(value: float, factory: str) -> None:
-    source = random_source(400, 8)
-    source.vectors[123, 4] = value
-    with pytest.raises(IntegrityError, match=r"1 of \d+ vectors hold NaN"):
-        build(source, IndexConfig(device="cpu", factory=factory), None)
-
-
-def test_missing_rows_and_empty_tables_are_refused() -> None:
-    class Short(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids[:-1], self.vectors[:-1]
-
-    source = random_source(50, 8)
-    with pytest.raises(IntegrityError, match="50 rows, but 49 were read"):
-        build(Short(source.row_ids, source.vectors), CPU, None)
-    with pytest.raises(IntegrityError, match="no rows"):
-        build(ArrayVectors(source.row_ids[:0], source.vectors[:0]), CPU, None)
-
-
-def test_batches_of_another_shape_are_refused() -> None:
-    class Wide(ArrayVectors):
-        @property
-        def dim(self) -> int:
-            return 9
-
-    class Unnamed(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids[:-1], self.vectors
-
-    source = random_source(50, 8)
-    with pytest.raises(IntegrityError, match="9 dimensions"):
-        list(checked_batches(Wide(source.row_ids, source.vectors)))
-    with pytest.raises(IntegrityError, match="50 vectors came with"):
-        list(checked_batches(Unnamed(source.row_ids, source.vectors)))
-
-
-def test_large_batches_are_cut_and_half_precision_is_widened() -> None:
-    class OneBatch(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids, self.vectors
-
-    vectors = np.ones((300_000, 2), dtype=np.float16)
-    source = ArrayVectors(np.arange(300_000, dtype=np.int64), vectors)  # type: ignore[arg-type]
-    pieces = list(checked_batches(OneBatch(source.row_ids, source.vectors)))
-    assert max(len(ids) for ids, _ in pieces) <= ADD_ROWS
-    assert {v.dtype for _, v in pieces} == {np.dtype(np.float32)}
-
-
-def test_queries_of_another_space_are_refused(flat: Built) -> None:
-    with pytest.raises(SpaceMismatch, match="16 dimensions"):
-        flat.index.search(np.ones((2, 17), np.float32), 3)
-    with pytest.raises(SpaceMismatch):
-        build(random_source(20, 8), CPU, np.ones((2, 17), np.float32))
-    with pytest.raises(EncoderError):
-        flat.index.search(np.full((2, 16), np.nan, np.float32), 3)
-
-
-@pytest.mark.parametrize("factory", ["Foo", "IVF8,PQ7", "IVF4096,Flat", "IVF8,PQ8x4fs,"])
-def test_a_factory_that_does_not_fit_names_the_setting(factory: str) -> None:
-    with pytest.raises(UsageError, match=r"index\.factory") as caught:
-        build(random_source(300, 16), IndexConfig(device="cpu", factory=factory), None)
-    assert caught.value.fix == "reembed run --set index.factory=auto"
-    assert caught.value.why is not None
-    assert ".cpp" not in caught.value.why
-
-
-@pytest.mark.skipif(gpu_available(), reason="there is a GPU")
-def test_gpu_without_a_gpu_names_the_fix() -> None:
-    with pytest.raises(ReembedError) as caught:
-        build(random_source(20, 8), IndexConfig(device="gpu"), None)
-    assert caught.value.fix == "reembed run --set index.device=auto"
 
 
 def test_lists_can_be_trained_by_a_helper_index(
