@@ -23,6 +23,7 @@ from reembed import api, errors  # noqa: E402
 from reembed.config.resolved import ResolvedConfig  # noqa: E402
 from reembed.config.settings import Section  # noqa: E402
 from reembed.lifecycle import dead_letters, moves, status  # noqa: E402
+from reembed.lifecycle.verification import Verified  # noqa: E402
 from reembed.planning.tune import Tuned  # noqa: E402
 from reembed.serving.result import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
@@ -34,8 +35,8 @@ VERBS = (
     (api.tune, Tuned),
     (api.run, api.Built),
     (api.status, status.Status),
-    (api.verify, None),
-    (api.compare_candidate, None),
+    (api.verify, Verified),
+    (api.compare, None),
     (api.promote, moves.Moved),
     (api.catch_up, CaughtUp),
     (api.rollback, moves.Moved),

@@ -11,17 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from obstore.exceptions import BaseError
-
-from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import IDS, ROWS, VerifyReport
-from reembed.catalog.runs import Run, rebuild_of
-from reembed.clock import now
 from reembed.config.changed import changed_settings
 from reembed.config.resolved import ResolvedConfig, resolve
 from reembed.config.settings import Config
-from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparison import Comparison
 from reembed.evaluation.terms import Asked
@@ -35,15 +28,14 @@ from reembed.lifecycle.gc import GcPlan
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.promote import Reasons, candidate
 from reembed.lifecycle.status import Status
-from reembed.store.records import decode, encode
+from reembed.store.records import encode
 from reembed.store.storage import Storage, absolute_queries
-from reembed.table.provenance import verification_path
 
 if TYPE_CHECKING:
     from reembed.engine.executor import Executor
+    from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
-    from reembed.source.dataset import Source
     from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
 
@@ -206,7 +198,7 @@ def verify(
     level: int = 3,
     sample: int = 459,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> Verified:
     """Compare a release with its source again, and keep the report.
 
     Args:
@@ -221,175 +213,47 @@ def verify(
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
         NotVerified: the store, the source or the model could not be read.
     """
+    from reembed.lifecycle.verification import verify_release
+
     catalog = catalog_of(config)
     asked = chosen.kept(catalog, release) if release else chosen.by_default(catalog, config)
     return verify_release(catalog, asked.id, level=level, sample=sample, resume=resume)
 
 
-def verify_release(
-    catalog: Catalog, release_id: str, *, level: int, sample: int, resume: bool
-) -> dict[str, Any]:
-    """Verify a registered release again; a full report is kept in its run's folder.
-
-    Raises:
-        IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
-        NotVerified: the store, the source or the model could not be read.
-    """
-    release = chosen.kept(catalog, release_id)
-    try:
-        return _verified(catalog, release, level=level, sample=sample, resume=resume)
-    except IntegrityError as error:
-        failed = _unfinished(release, str(error))
-        catalog.storage.write(verification_path(release.run_id), encode(failed))
-        again = rebuild_of(catalog.storage, release.origin)
-        raise IntegrityError(error.what, error.why, again) from error
-    except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        again = f"reembed verify --release {release.id} --resume     # goes on with what was not read yet"
-        raise NotVerified(
-            f"release {release.id} could not be verified",
-            f"{type(error).__name__}: {first}",
-            getattr(error, "fix", None) or again,
-        ) from error
-
-
-def _verified(
-    catalog: Catalog, release: Release, *, level: int, sample: int, resume: bool
-) -> dict[str, Any]:
-    from reembed.index import files as index_store
-    from reembed.lifecycle import verify
-    from reembed.lifecycle.journal import Journal, JournalKey, remove_journal
-    from reembed.source.lag import behind, newest_of
-    from reembed.table import provenance
-    from reembed.table.read import TableVersion
-    from reembed.table.write import read_sealed
-
-    storage, run = catalog.storage, Run(catalog.storage, release.run_id)
-    provenance.require_manifest(storage, release)
-    manifest = read_manifest(storage, release.index, release.index_sha256)
-    provenance.require_index(release, manifest)
-    with_index = level >= ROWS
-    index = index_store.load(storage, release.index, manifest) if with_index else None
-    sealed = read_sealed(run, release.table, release.table_version)
-    provenance.require_sealed(release, sealed.sha256)
-    source = _equalled(catalog, release, read=level >= IDS)
-    newest, why = newest_of(source)
-    moved_on = newest is not None and not newest.is_same(source)
-    subject = verify.Subject(
-        source,
-        TableVersion(storage, release.table, release.table_version, release.space.dim),
-        release.space,
-        release.encoder,
-        tuple(d.doc_id for d in sealed.dead_letters),
-        index.ids() if index else None,
-        sealed.proofs,
-        release.table_manifest,
-        newest if moved_on and level >= IDS else None,
-        release.origin,
-    )
-    newest_version = subject.newest.version if subject.newest else None
-    key = JournalKey(release.table_version, source.version, newest_version, level, sample)
-    journal = Journal.open(run, key, resume=resume)
-    failed = _failed_before(storage, run)
-    # The rows that were found wrong are looked at again: others would say nothing of them.
-    seed = failed.seed if failed else None
-    found = verify.verify(subject, sample, seed, level=level, journal=journal)
-    standing = behind(source, newest, found.lacking, why)
-    remove_journal(run)
-    large = failed is None or (level >= failed.level and found.sampled >= failed.sampled)
-    counts = not found.passed or (large and level >= ROWS)
-    if counts:
-        storage.write(verification_path(run.id), encode(found))
-    return {
-        "release": release.id,
-        **found.to_json(),
-        "lag": standing.to_json(),
-        "rebuild": rebuild_of(storage, release.origin),
-        "larger": _as_large(release, failed) if failed and not counts else None,
-    }
-
-
-def _unfinished(release: Release, why: str) -> VerifyReport:
-    """Return the report of a verification that could not finish."""
-    nothing = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
-    return replace(nothing, why=why, at=now())
-
-
-def _as_large(release: Release, failed: VerifyReport) -> str:
-    """Return the verification whose passing replaces one that failed."""
-    level = max(failed.level, ROWS)
-    return f"reembed verify --release {release.id} --level {level} --sample {failed.sampled}"
-
-
-def _failed_before(storage: Storage, run: Run) -> VerifyReport | None:
-    """Return the newest verification, if it failed; the next one replaces a damaged record of it."""
-    try:
-        record = storage.read_if_there(verification_path(run.id))
-        found = decode(VerifyReport, record) if record is not None else None
-    except IntegrityError:
-        return None
-    return None if found is None or found.passed else found
-
-
-def is_fresh(report: dict[str, Any], within_s: float) -> bool:
-    """Whether nothing that a verified release lacks was written longer ago than this.
-
-    Raises:
-        NotVerified: the newest version of the source could not be read.
-    """
-    lag = report["lag"]
-    if lag["newest"] is None:
-        raise NotVerified(
-            f"how far release {report['release']} is behind its source is not known",
-            lag["why"],
-            "reembed verify --level 0     # without --fresh-within",
-        )
-    if lag["documents"] == 0:
-        return True
-    return lag["seconds"] is not None and bool(lag["seconds"] < within_s)
-
-
-def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
-    """The version of the source that the release must equal: what it was last caught up with.
-
-    Raises:
-        SourceError: it is to be read, and neither that nor what the release was made from is there.
-    """
-    from reembed.source.dataset import Source
-    from reembed.source.lag import caught_up
-
-    made_from = Source(release.source, catalog.source_options)
-    noted = caught_up(catalog, release)
-    if not read or noted.is_as_planned(noted.ref):
-        return noted
-    if made_from.is_as_planned(release.source):
-        return made_from
-    raise SourceError(
-        f"version {made_from.version} of {made_from.uri} is gone, or another dataset took its place",
-        "no source version is left to compare the release with",
-        f"reembed catch-up {release.id}     # compares every row with what is there now",
-    )
-
-
-def compare_candidate(
-    config: Config, release_id: str | None, emit: Listener, asked: Asked
+def compare(
+    config: Config,
+    release: str | None = None,
+    *,
+    changed_queries: bool = False,
+    margin: float | None = None,
+    reason: str | None = None,
+    emit: Listener = ignore,
 ) -> Comparison:
-    """Compare the candidate with what is live; the record and its page are kept.
+    """Compare a candidate with what is live on the same judged queries; the record and its page are kept.
+
+    Args:
+        config: the settings.
+        release: the candidate's id; None: what was built with these settings.
+        changed_queries: accept judged queries that changed since the plan, or those the config names now.
+        margin: judge by this margin instead of the planned one.
+        reason: why; required with these two and recorded.
+        emit: a listener, called with each event.
 
     Returns:
         The comparison, with the address of its page as `report`.
 
     Raises:
-        UsageError: the judged queries changed since the plan, and no flag accepts that.
+        UsageError: nothing is live, or the judged queries changed since the plan and that was not accepted.
+        IntegrityError: one of the two releases is damaged.
     """
     from reembed.evaluation import report
     from reembed.evaluation.compare import compare
 
     catalog = catalog_of(config)
     live = catalog.require_live()
-    new = candidate(catalog, config, release_id)
+    new = candidate(catalog, config, release)
     configured = absolute_queries(config.gate)
-    record = compare(catalog, live.release, new, configured, asked)
+    record = compare(catalog, live.release, new, configured, Asked(changed_queries, margin, reason))
     place = record.queries.place
     read = (configured.queries, configured.split) == (place.queries, place.split)
     judged = {"queries", "split"} if read else set()

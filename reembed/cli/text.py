@@ -12,17 +12,18 @@ from reembed.cli.next import after_import, after_run, after_status
 from reembed.cli.paste import pasteable
 from reembed.cli.progress import lag_words
 from reembed.evaluation.report import choices, evidence, notes, told
-from reembed.events import Behind
 from reembed.redact import one_line
 
 if TYPE_CHECKING:
     from reembed.api import Built, Collected
     from reembed.catalog.releases import Grounds, Release
+    from reembed.catalog.reports import Difference
     from reembed.config.resolved import ResolvedConfig
     from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
+    from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
     from reembed.source.importer import Imported
@@ -94,10 +95,6 @@ def _run(r: Built) -> Lines:
     yield from _next(after_run(new, r.live))
 
 
-def _behind(lag: dict[str, Any]) -> Behind:
-    return Behind("", **{name: value for name, value in lag.items() if name != "versions"})
-
-
 def _lag(lag: Lag) -> Lines:
     if words := lag_words(lag):
         yield f"{_INDENT}{words}"
@@ -161,38 +158,37 @@ def _release(role: str, r: Release) -> str:
     )
 
 
-def _verify(r: dict[str, Any]) -> Lines:
-    yield (
-        f"release {r['release']}: {r['documents']:,} documents, {r['rows']:,} rows,"
-        f" {r['dead_letters']:,} dead letters"
+def _verify(r: Verified) -> Lines:
+    found = r.report
+    counted = (
+        f"{found.documents:,} documents, {found.rows:,} rows, {found.dead_letters:,} dead letters"
     )
-    kinds = r["differences"].items()
-    yield from _table([(k, f"{d['count']:,}", _examples(d)) for k, d in kinds], right=(1,))
-    yield f"  {r['confidence']}"
-    if r["passed"]:
-        yield _coloured("pass", f"equal to source version {r['source_version']}")
+    yield f"release {r.release}: {counted}"
+    kinds = found.differences.items()
+    yield from _table([(k, f"{d.count:,}", _examples(d)) for k, d in kinds], right=(1,))
+    yield f"  {found.confidence}"
+    if r.passed:
+        yield _coloured("pass", f"equal to source version {found.source_version}")
     else:
-        yield _coloured("fail", f"differs from source version {r['source_version']}")
-    if behind := lag_words(_behind(r["lag"])):
-        found = [f"{d['count']:,} {k}" for k, d in (r["behind"] or {}).items() if d["count"]]
-        yield f"{behind}: {', '.join(found)}" if found else behind
+        yield _coloured("fail", f"differs from source version {found.source_version}")
+    if behind := lag_words(r.lag):
+        kinds = (found.behind or {}).items()
+        newer = ", ".join(f"{d.count:,} {k}" for k, d in kinds if d.count)
+        yield f"{behind}: {newer}" if newer else behind
     yield from _after_verify(r)
 
 
-def _examples(difference: dict[str, Any]) -> str:
-    if not difference["count"]:
-        return ""
-    return f"e.g. {', '.join(map(repr, difference['examples']))}"
+def _examples(difference: Difference) -> str:
+    return f"e.g. {', '.join(map(repr, difference.examples))}" if difference.count else ""
 
 
-def _after_verify(r: dict[str, Any]) -> Lines:
-    if not r["passed"]:
-        return _next(r["rebuild"])
-    if r["larger"]:
+def _after_verify(r: Verified) -> Lines:
+    if not r.passed:
+        return _next(r.rebuild)
+    if r.larger:
         failed = "an earlier verification that looked at more failed"
-        return [f"{failed}, so the release counts as failed", *_next(r["larger"])]
-    following = "status" if r["lag"]["documents"] == 0 else f"catch-up {r['release']}"
-    return _next(f"reembed {following}")
+        return [f"{failed}, so the release counts as failed", *_next(r.larger)]
+    return _next("reembed status" if r.lag.documents == 0 else f"reembed catch-up {r.release}")
 
 
 def _compare(c: Comparison) -> Lines:

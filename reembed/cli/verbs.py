@@ -6,7 +6,8 @@ Heavy libraries are imported inside the verbs: `reembed --help` and `reembed sta
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Status
+    from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
     from reembed.serving.result import SearchResult
     from reembed.source.importer import Imported
@@ -167,7 +169,7 @@ def verify(
     sample: int,
     resume: bool,
     fresh_within: float | None,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Verified, int]:
     """Check a release against its source, row by row.
 
     It must equal the version of the source that it was made from or last caught up with; how far
@@ -177,11 +179,11 @@ def verify(
     from reembed import api
 
     result = api.verify(config, release_id, level=level, sample=sample, resume=resume)
-    if not result["passed"]:
+    if not result.passed:
         return result, 1
-    if fresh_within is None or api.is_fresh(result, fresh_within):
+    if fresh_within is None or result.is_fresh(fresh_within):
         return result, 0
-    return {**result, "fresh": False}, 5
+    return replace(result, fresh=False), 5
 
 
 @cli.command()
@@ -213,12 +215,17 @@ def compare(
     """
     from reembed import api
     from reembed.cli.progress import Console
-    from reembed.evaluation.terms import Asked
 
     if (changed_queries or margin is not None) != bool(reason and reason.strip()):
         raise click.UsageError("--changed-queries or --margin X, and --reason TEXT, go together")
-    asked = Asked(changed_queries, margin, reason)
-    result = api.compare_candidate(config, release_id, Console(), asked)
+    result = api.compare(
+        config,
+        release_id,
+        changed_queries=changed_queries,
+        margin=margin,
+        reason=reason,
+        emit=Console(),
+    )
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result.verdict]
 
 

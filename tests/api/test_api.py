@@ -16,7 +16,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import api
-from reembed.api import catalog_of, dead_letters, search, verify_release
+from reembed.api import catalog_of, dead_letters, search
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import Difference, VerifyReport
 from reembed.catalog.runs import find_runs
@@ -24,6 +24,7 @@ from reembed.cli import paste
 from reembed.cli.text import text
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.lifecycle import gc, promote, verify
+from reembed.lifecycle.verification import verify_release
 from reembed.serving.index import Index
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
@@ -55,7 +56,7 @@ def build(tmp_path, make_config):
 
 
 def checked(build, dim=16):
-    return api.verify(build.config(dim), level=0, sample=0)["release"]
+    return api.verify(build.config(dim), level=0, sample=0).release
 
 
 def listed(build, which=None, dim=16):
@@ -158,8 +159,8 @@ def test_a_damaged_file_is_a_difference_and_never_a_crash(build, place):
     body[place % len(body)] ^= 1 << place % 8
     file.write_bytes(body)
     found = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
-    assert not found["passed"]
-    assert found["differences"]["damaged"]["examples"] == [file.name]
+    assert not found.passed
+    assert found.report.differences["damaged"].examples == (file.name,)
     with pytest.raises(IntegrityError, match="is not verified"):
         promote.promote(build.catalog, release.id, initial_reason="a test")
 
@@ -170,7 +171,7 @@ def test_a_damaged_record_of_a_verification_is_replaced_by_the_next_one(build):
     storage.write_bytes(path, b"{")
     with pytest.raises(IntegrityError):
         promote.promote(build.catalog, release.id, initial_reason="a test")
-    assert verify_release(build.catalog, release.id, level=3, sample=5, resume=False)["passed"]
+    assert verify_release(build.catalog, release.id, level=3, sample=5, resume=False).passed
     assert decode(VerifyReport, storage.read(path)).passed
     assert promote.promote(build.catalog, release.id, initial_reason="a test").release == release
 
@@ -224,15 +225,15 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     monkeypatch.setattr(verify, "_reembed", found_with_seed_1)
     for _ in range(3):
         report = verify_release(build.catalog, release.id, level=3, sample=5, resume=False)
-        assert not report["passed"], "others were looked at"
+        assert not report.passed, "others were looked at"
     lower = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
-    assert lower["passed"]
+    assert lower.passed
     with pytest.raises(IntegrityError, match="is not verified"):
         promote.promote(build.catalog, release.id, initial_reason="a test")
-    assert lower["larger"] == f"reembed verify --release {release.id} --level 3 --sample 5"
+    assert lower.larger == f"reembed verify --release {release.id} --level 3 --sample 5"
     said = text("verify", lower)
     assert "the release counts as failed" in said
-    assert said.endswith(f"Next: {lower['larger']}")
+    assert said.endswith(f"Next: {lower.larger}")
 
 
 def upsert(uri, texts):

@@ -26,8 +26,7 @@ from reembed.encoders import golden, load_encoder
 from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
-from reembed.evaluation.terms import Asked
-from reembed.lifecycle import promote
+from reembed.lifecycle import promote, verification
 from reembed.lifecycle.journal import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
@@ -86,7 +85,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     catalog.append(None, "promote", first)
     queries = f"gate.queries={config.gate.queries}"
     candidate = full_rebuild(load([other], [queries])[0], quiet, executor=Inline())
-    check.compare_candidate(load([other], [queries])[0], candidate.id, quiet, Asked())
+    check.compare(load([other], [queries])[0], candidate.id, emit=quiet)
     new = pa.table({"doc_id": ["n"], "title": ["n"], "text": ["new"]})
     lance.write_dataset(new, source, mode="append")
     newer = catch_up(config, first, quiet, executor=Inline())
@@ -107,7 +106,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
         },
     )
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), {"trying": [0, 20]})
-    check.verify_release(catalog, first.id, level=2, sample=0, resume=False)
+    verification.verify_release(catalog, first.id, level=2, sample=0, resume=False)
     lag.note(catalog, first, 1, Source(first.source, ()))
     found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 0, None)
     journal = JournalRecord(KEY, Done({"a": ()}, found))

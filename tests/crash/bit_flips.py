@@ -19,12 +19,12 @@ from conftest import documents
 from inline import Inline, Silent
 from releases import index_file
 
-from reembed import api as check
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
+from reembed.lifecycle import verification
 from reembed.lifecycle.promote import promote
 from reembed.store.records import decode
 from reembed.store.storage import Storage
@@ -109,7 +109,7 @@ def _noticed(catalog: Catalog) -> bool:
         run.receipts()
         if not decode(VerifyReport, catalog.storage.read(run.path("verify.json"))).passed:
             return True
-        report = check.verify_release(catalog, release.id, level=2, sample=0, resume=False)
+        report = verification.verify_release(catalog, release.id, level=2, sample=0, resume=False)
     except IntegrityError:
         return True
-    return not report["passed"]
+    return not report.passed

@@ -19,12 +19,11 @@ import lance
 import pyarrow as pa
 from inline import Inline, Silent
 
-from reembed import api as check
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.settings import Config
 from reembed.digests import digest
 from reembed.errors import ReembedError
-from reembed.lifecycle import verify
+from reembed.lifecycle import verification, verify
 from reembed.lifecycle.promote import follow, newest_of, promote, rollback
 from reembed.serving.index import Index
 from reembed.store.storage import Storage, storage_errors
@@ -171,14 +170,14 @@ def _of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[
     if found != expected:
         yield f"{release.id}: {len(found)} rows are not the {len(expected)} documents of its source"
     try:
-        report = check.verify_release(
+        report = verification.verify_release(
             catalog, release.id, level=verify.FULL, sample=len(expected), resume=False
         )
     except ReembedError as error:
         yield f"{release.id} does not verify: {error}"
         return
-    if not report["passed"] or report["sampled"] != len(expected):
-        yield f"{release.id} does not verify: {report['differences']}"
+    if not report.passed or report.report.sampled != len(expected):
+        yield f"{release.id} does not verify: {report.report.differences}"
 
 
 def _of_serving(place: Place, catalog: Catalog) -> Iterator[str]:

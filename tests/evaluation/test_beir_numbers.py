@@ -28,7 +28,6 @@ from reembed.errors import UsageError
 from reembed.evaluation.comparison import Comparison
 from reembed.evaluation.metrics import ranking
 from reembed.evaluation.queries import load_eval_set
-from reembed.evaluation.terms import Asked
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -98,7 +97,7 @@ def compare(folder: Path, judged: Path, root: Path) -> Comparison:
     catalog = Catalog(Storage.open(str(root)), "a")
     catalog.append(None, "promote", full_rebuild(config(256), Silent(), executor=Inline()))
     candidate = full_rebuild(config(32), Silent(), executor=Inline())
-    return check.compare_candidate(config(32), candidate.id, Silent(), Asked())
+    return check.compare(config(32), candidate.id, emit=Silent())
 
 
 def beir_qrels(folder: Path) -> dict[str, dict[str, int]]:

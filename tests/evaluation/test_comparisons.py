@@ -37,7 +37,7 @@ from reembed.evaluation.compare import PLANNED
 from reembed.evaluation.comparison import Compared, Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored
-from reembed.lifecycle import moves
+from reembed.lifecycle import moves, verification
 from reembed.lifecycle import promote as promotion
 from reembed.lifecycle.promote import follow, promote
 from reembed.lifecycle.status import status
@@ -93,7 +93,7 @@ class Pair:
 
     def compare(self, asked: Asked = PLANNED, which: str | None = None, **gate: Any) -> Comparison:
         config = self.config(**gate)
-        return check.compare_candidate(config, which or self.candidate.id, Silent(), asked)
+        return check.compare(config, which or self.candidate.id, **vars(asked), emit=Silent())
 
     def said(self, *arguments: str, code: int = 0) -> str:
         """What a verb prints for people."""
@@ -235,7 +235,7 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
 def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
     moved = shutil.move(pair.judged, pair.folder / "moved")
     config, said = pair.config(queries=str(moved)), []
-    record = check.compare_candidate(config, pair.candidate.id, said.append, PLANNED)
+    record = check.compare(config, pair.candidate.id, emit=said.append)
     assert record.queries.place == Place(str(moved), "test")
     assert (record.changes, record.gate, said) == ((), gate_of(pair), [])
     terms.require_sound(pair.catalog, record, pair.candidate)
@@ -282,12 +282,9 @@ def test_queries_of_another_split_are_not_taken_for_the_planned_ones(pair):
     qrels = Path(pair.judged, "qrels")
     qrels.joinpath("dev.tsv").write_text("".join((qrels / "test.tsv").open().readlines()[:30]))
     said: list[Any] = []
-    record = check.compare_candidate(
-        pair.config(split="dev"), pair.candidate.id, said.append, PLANNED
-    )
+    record = check.compare(pair.config(split="dev"), pair.candidate.id, emit=said.append)
     assert (record.queries.count, record.queries.place.split) == (QUERIES, "test")
-    (ignored,) = said
-    assert [setting.name for setting in ignored.settings] == ["gate.split"]
+    assert [setting.name for setting in said[0].settings] == ["gate.split"]
 
 
 def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(late):
@@ -303,7 +300,7 @@ def test_queries_that_the_plan_did_not_name_are_fixed_by_the_first_comparison(la
 @pytest.mark.parametrize("looser", [{"margin": 0.9}, {"ann_recall": 0.1}])
 def test_what_names_the_queries_late_loosens_nothing_else_of_the_plan(late, looser):
     config, said = late.config(queries=late.judge(52), **looser), []
-    record = check.compare_candidate(config, late.candidate.id, said.append, PLANNED)
+    record = check.compare(config, late.candidate.id, emit=said.append)
     planned = gate_of(late)
     assert [getattr(record.gate, k) for k in looser] == [getattr(planned, k) for k in looser]
     assert (record.gate_is_late, record.changes) == (True, ())
@@ -759,7 +756,7 @@ def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair
     with pytest.raises(IntegrityError) as from_search:
         OpenRelease.open(pair.catalog.storage, release).search(["a"], 1)
     with pytest.raises(IntegrityError) as from_verify:
-        check.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
+        verification.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
     assert printed_fix(from_search.value) == ["status"]
     assert printed_fix(from_verify.value)[:2] == ["run", "--fresh"]
     assert "reembed run --fresh" in from_search.value.fix

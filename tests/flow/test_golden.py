@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed import api as check
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import IntegrityError, SpaceMismatch
+from reembed.lifecycle import verification
 from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -103,7 +103,7 @@ def test_verify_does_not_blame_rows_for_another_model(built, monkeypatch):
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     turn(monkeypatch)
     with pytest.raises(SpaceMismatch):
-        check.verify_release(catalog, release.id, level=3, sample=20, resume=False)
+        verification.verify_release(catalog, release.id, level=3, sample=20, resume=False)
 
 
 def test_other_versions_of_the_libraries_are_named_where_the_vectors_differ(built, monkeypatch):

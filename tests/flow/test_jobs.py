@@ -24,10 +24,10 @@ from typing import Any
 import lance
 import pytest
 
-from reembed import api as check
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import load
+from reembed.lifecycle import verification
 from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]  # about 60 s where nothing else runs
@@ -189,7 +189,8 @@ def catalog_of(file: str) -> Catalog:
 def assert_whole(catalog: Catalog, release: Release) -> None:
     """Verified when built and again now, every document once."""
     assert release.verify.passed
-    assert check.verify_release(catalog, release.id, level=3, sample=ROWS, resume=False)["passed"]
+    found = verification.verify_release(catalog, release.id, level=3, sample=ROWS, resume=False)
+    assert found.passed
     table = catalog.storage.uri(release.table)
     dataset = lance.dataset(table, version=release.table_version)
     ids = dataset.to_table(columns=["doc_id"])["doc_id"].to_pylist()

@@ -22,14 +22,13 @@ from click.testing import CliRunner
 from flow_tables import rows_of
 from inline import Inline
 
-from reembed import api as check
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import IntegrityError, ReembedError
 from reembed.events import Planned
-from reembed.lifecycle import gc
+from reembed.lifecycle import gc, verification
 from reembed.lifecycle.promote import follow, promote
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -96,7 +95,7 @@ def ids_of(file: str, cli: Any) -> list[str]:
     """Ids in the table of what is live, which is verified."""
     live = cli("status", "-c", file)["live"]["release"]
     report = cli("verify", "-c", file, "--release", live, "--sample", "20")
-    assert report["passed"]
+    assert report.passed
     root = Path(file).parent / "root"
     release = Catalog(Storage.open(str(root)), "passages").release(live)
     table = open_table(Storage.open(str(root)), release.table, release.table_version)
@@ -343,7 +342,7 @@ def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
     swapped = dataclasses.replace(first, sealed_sha256=second.sealed_sha256)
     catalog.storage.write(f"releases/passages/{first.id}.json", encode(swapped))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
-        check.verify_release(catalog, first.id, level=0, sample=0, resume=False)
+        verification.verify_release(catalog, first.id, level=0, sample=0, resume=False)
     with pytest.raises(IntegrityError):
         promote(catalog, first.id, initial_reason="a test")
 

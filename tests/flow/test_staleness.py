@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.api import verify_release
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import ROWS
 from reembed.errors import IntegrityError
 from reembed.lifecycle.promote import promote
+from reembed.lifecycle.verification import verify_release
 from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta
@@ -50,7 +50,7 @@ def move_on(uri):
 
 
 def verified(catalog, release, level=3):
-    return verify_release(catalog, release.id, level=level, sample=20, resume=False)
+    return verify_release(catalog, release.id, level=level, sample=20, resume=False).to_json()
 
 
 def counts(differences):
@@ -138,7 +138,7 @@ def test_a_dead_letter_that_was_deleted_from_the_source_is_named(make_config, tm
     lance.dataset(uri).delete("doc_id = 'd0'")
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     report = verified(catalog, release)
-    assert report["passed"]
+    assert report.passed
     assert report["behind"]["extra"] == {"count": 1, "examples": ("d0",)}
 
 

@@ -16,8 +16,7 @@ import reembed
 from reembed import api as check
 from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError
-from reembed.evaluation.terms import Asked
-from reembed.lifecycle import gc, promote
+from reembed.lifecycle import gc, promote, verification
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -255,8 +254,8 @@ def test_verbs_delete_only_where_the_table_of_rights_says(
     newer = catch_up(first, released, quiet, executor=Inline())
     promote.follow(catalog, newer)
     allowed.remove("tables/")
-    assert check.verify_release(catalog, newer.id, level=3, sample=5, resume=False)["passed"]
-    check.compare_candidate(other, candidate.id, quiet, Asked(margin=0.9, reason="a test"))
+    assert verification.verify_release(catalog, newer.id, level=3, sample=5, resume=False).passed
+    check.compare(other, candidate.id, margin=0.9, reason="a test", emit=quiet)
     allowed.clear()
     promote.promote(catalog, candidate.id, force_reason="a test")
     assert promote.rollback(catalog).release.id == newer.id

@@ -52,6 +52,7 @@ from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
+from reembed.lifecycle.verification import Verified
 from reembed.redact import one_line, plain
 from reembed.serving.live import Hit
 from reembed.serving.result import SearchResult
@@ -260,12 +261,19 @@ def settings(words: str) -> Config:
     return config.model_copy(update={"source": source})
 
 
+def verified(words: str) -> VerifyReport:
+    missing = {"missing": Difference(1, (words,))}
+    return VerifyReport(
+        table=words, table_version=1, source_version=1, level=1, documents=1, rows=1, dead_letters=1,
+        differences=missing, behind=missing, sampled=0, at=words,
+    )  # fmt: skip
+
+
 def results(words: str) -> dict[str, Any]:
     """One result of each verb that shows text from outside, with `words` in its place."""
     hits = (Hit(words, 0.5, {"title": words}),) * 2
     moved = step(words, evidence(words))
     dead = (DeadLetter(words, words, words),)
-    lag = {"newest": 2, "source_version": 1, "documents": 1, "seconds": 1, "why": words}
     behind = Lag(1, 2, 1, 1.0, words)
     return {
         "search": SearchResult(moved.release, (words,), (hits,)),
@@ -280,12 +288,7 @@ def results(words: str) -> dict[str, Any]:
             retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), {"waiting": words}),),
             older_runs=(words,),
         ),
-        "verify": {
-            "release": words, "rebuild": words, "larger": None,
-            "documents": 1, "rows": 1, "dead_letters": 1, "confidence": words, "passed": False,
-            "differences": {"missing": {"count": 1, "examples": [words]}}, "source_version": 1, "lag": lag,
-            "behind": {"missing": {"count": 1, "examples": [words]}},
-        },
+        "verify": Verified(words, verified(words), behind, words, None),
         "import": Imported(words, 1, {words: words}, {words: words}, (words,), 1),
         "config": ResolvedConfig(settings(words), {"alias": words}),
     }  # fmt: skip

@@ -31,7 +31,6 @@ from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
-from reembed.evaluation.terms import Asked
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidate, candidates, follow, newest_of, promote, rollback
 from reembed.serving.index import Index
@@ -528,7 +527,7 @@ class History:
     def _decide(self) -> None:
         for model in reversed(MODELS):
             config = self.config(model)
-            asked = partial(check.compare_candidate, config, None, Silent(), Asked())
+            asked = partial(check.compare, config, emit=Silent())
             self._tell("compare", attempt(asked))
             chosen = attempt(partial(candidate, self.catalog, config))
             if isinstance(chosen, Release):

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from inline import Inline, Silent
 
-from reembed import api as check
 from reembed import digests, faults
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.errors import ReembedError, UsageError
-from reembed.lifecycle import gc
+from reembed.lifecycle import gc, verification
 from reembed.lifecycle.promote import candidate, follow, newest_of, promote, rollback
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -203,12 +202,12 @@ class Migration(RuleBasedStateMachine):
         if live is None:
             return
         try:
-            found = check.verify_release(
+            found = verification.verify_release(
                 self.catalog, live.release.id, level=3, sample=20, resume=False
             )
         except ReembedError as error:  # pragma: no cover
             raise AssertionError(str(error)) from error
-        assert found["passed"]
+        assert found.passed
 
 
 TestMigration = pytest.mark.deep(pytest.mark.timeout(600)(Migration.TestCase))

@@ -13,13 +13,13 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import api
-from reembed.api import verify_release
 from reembed.catalog.releases import Catalog
 from reembed.errors import SourceError, TooManyDeadLetters
 from reembed.lifecycle.chosen import by_default
 from reembed.lifecycle.moves import roll_back
 from reembed.lifecycle.promote import promote
 from reembed.lifecycle.status import status
+from reembed.lifecycle.verification import verify_release
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
 from reembed.strategies.catch_up import catch_up
@@ -104,8 +104,8 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
         assert refused.value.fix
     assert "--no-catch-up" in refused.value.fix
     report = verify_release(catalog, first.id, level=3, sample=5, resume=False)
-    assert report["passed"]
-    assert said in report["lag"]["why"]
+    assert report.passed
+    assert said in report.lag.why
     assert said in status(catalog).lag.why
     moved = api.promote(config, second.id, force="b", catch_up=False, emit=Silent())
     back = roll_back(catalog, None, "c")

@@ -1,0 +1,181 @@
+"""Verify a registered release again: what is compared with what, and where the report goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from obstore.exceptions import BaseError
+
+from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.reports import IDS, ROWS, VerifyReport
+from reembed.catalog.runs import Run, rebuild_of
+from reembed.clock import now
+from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
+from reembed.index import files as index_store
+from reembed.lifecycle import chosen, verify
+from reembed.lifecycle.journal import Journal, JournalKey, remove_journal
+from reembed.source.dataset import Source
+from reembed.source.lag import Lag, behind, caught_up, newest_of
+from reembed.store.records import decode, encode
+from reembed.store.storage import Storage
+from reembed.table import provenance
+from reembed.table.provenance import verification_path
+from reembed.table.read import TableVersion
+from reembed.table.write import read_sealed
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A release compared with its source."""
+
+    release: str
+    report: VerifyReport
+    """What was compared, and what differs."""
+    lag: Lag
+    """How far the release is behind the newest version of its source."""
+    rebuild: str
+    """The command that builds the release again."""
+    larger: str | None
+    """The command of a larger verification: an earlier one failed that looked at more."""
+    fresh: bool = True
+    """False if documents older than was asked for are missing or stale."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the release equals the version of its source that it must equal."""
+        return self.report.passed
+
+    def is_fresh(self, within_s: float) -> bool:
+        """Return whether the release lacks nothing that was written longer ago than this.
+
+        Raises:
+            NotVerified: the newest version of the source could not be read.
+        """
+        if self.lag.newest is None:
+            raise NotVerified(
+                f"how far release {self.release} is behind its source is not known",
+                self.lag.why,
+                "reembed verify --level 0     # without --fresh-within",
+            )
+        if self.lag.documents == 0:
+            return True
+        return self.lag.seconds is not None and self.lag.seconds < within_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed verify --json` prints: the report's fields, and the rest."""
+        own = {"lag": self.lag.to_json(), "rebuild": self.rebuild, "larger": self.larger}
+        stale = {} if self.fresh else {"fresh": False}
+        return {"release": self.release, **self.report.to_json(), **own, **stale}
+
+
+def verify_release(
+    catalog: Catalog, release_id: str, *, level: int, sample: int, resume: bool
+) -> Verified:
+    """Verify a registered release again; a full report is kept in its run's folder.
+
+    Raises:
+        IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
+        NotVerified: the store, the source or the model could not be read.
+    """
+    release = chosen.kept(catalog, release_id)
+    try:
+        return _verified(catalog, release, level=level, sample=sample, resume=resume)
+    except IntegrityError as error:
+        failed = _unfinished(release, str(error))
+        catalog.storage.write(verification_path(release.run_id), encode(failed))
+        again = rebuild_of(catalog.storage, release.origin)
+        raise IntegrityError(error.what, error.why, again) from error
+    except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        again = f"reembed verify --release {release.id} --resume     # continues with what was not read yet"
+        raise NotVerified(
+            f"release {release.id} could not be verified",
+            f"{type(error).__name__}: {first}",
+            getattr(error, "fix", None) or again,
+        ) from error
+
+
+def _verified(
+    catalog: Catalog, release: Release, *, level: int, sample: int, resume: bool
+) -> Verified:
+    storage, run = catalog.storage, Run(catalog.storage, release.run_id)
+    provenance.require_manifest(storage, release)
+    manifest = read_manifest(storage, release.index, release.index_sha256)
+    provenance.require_index(release, manifest)
+    with_index = level >= ROWS
+    index = index_store.load(storage, release.index, manifest) if with_index else None
+    sealed = read_sealed(run, release.table, release.table_version)
+    provenance.require_sealed(release, sealed.sha256)
+    source = _equalled(catalog, release, read=level >= IDS)
+    newest, why = newest_of(source)
+    moved_on = newest is not None and not newest.is_same(source)
+    subject = verify.Subject(
+        source,
+        TableVersion(storage, release.table, release.table_version, release.space.dim),
+        release.space,
+        release.encoder,
+        tuple(d.doc_id for d in sealed.dead_letters),
+        index.ids() if index else None,
+        sealed.proofs,
+        release.table_manifest,
+        newest if moved_on and level >= IDS else None,
+        release.origin,
+    )
+    newest_version = subject.newest.version if subject.newest else None
+    key = JournalKey(release.table_version, source.version, newest_version, level, sample)
+    journal = Journal.open(run, key, resume=resume)
+    failed = _failed_before(storage, run)
+    # The rows that were found wrong are read again: other rows would not say whether they are right now.
+    seed = failed.seed if failed else None
+    found = verify.verify(subject, sample, seed, level=level, journal=journal)
+    lag = behind(source, newest, found.lacking, why)
+    remove_journal(run)
+    large = failed is None or (level >= failed.level and found.sampled >= failed.sampled)
+    counts = not found.passed or (large and level >= ROWS)
+    if counts:
+        storage.write(verification_path(run.id), encode(found))
+    larger = _as_large(release, failed) if failed and not counts else None
+    return Verified(release.id, found, lag, rebuild_of(storage, release.origin), larger)
+
+
+def _unfinished(release: Release, why: str) -> VerifyReport:
+    """Return the report of a verification that could not finish."""
+    nothing = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
+    return replace(nothing, why=why, at=now())
+
+
+def _as_large(release: Release, failed: VerifyReport) -> str:
+    """Return the verification whose passing replaces one that failed."""
+    level = max(failed.level, ROWS)
+    return f"reembed verify --release {release.id} --level {level} --sample {failed.sampled}"
+
+
+def _failed_before(storage: Storage, run: Run) -> VerifyReport | None:
+    """Return the newest verification, if it failed; the next one replaces a damaged record of it."""
+    try:
+        record = storage.read_if_there(verification_path(run.id))
+        found = decode(VerifyReport, record) if record is not None else None
+    except IntegrityError:
+        return None
+    return None if found is None or found.passed else found
+
+
+def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
+    """Return the version of the source that the release must equal: what it was last caught up with.
+
+    Raises:
+        SourceError: it is to be read, and neither that nor what the release was made from is there.
+    """
+    made_from = Source(release.source, catalog.source_options)
+    noted = caught_up(catalog, release)
+    if not read or noted.is_as_planned(noted.ref):
+        return noted
+    if made_from.is_as_planned(release.source):
+        return made_from
+    raise SourceError(
+        f"version {made_from.version} of {made_from.uri} is gone, or another dataset took its place",
+        "nothing is left that the release could be compared with",
+        f"reembed catch-up {release.id}     # compares every row with what is there now",
+    )
