@@ -16,6 +16,7 @@ from tiny_models import bert_model
 
 from reembed import encoders
 from reembed.catalog.lease import workers
+from reembed.catalog.lines import Place
 from reembed.catalog.plan import EmbedRange, Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EncoderConfig, FrozenGate, IndexConfig
@@ -56,6 +57,7 @@ def job(tmp_path):
             "rows": n,
             "documents": n,
             "created_at": "",
+            "place": Place("s", "r", 0, 1),
             "encoder": config.encoder,
         }
         unit = EmbedRange("u", 0, 0, n, n)
