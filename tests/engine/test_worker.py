@@ -168,9 +168,8 @@ def test_a_replica_that_makes_other_vectors_than_the_first_does_not_start(job, m
     monkeypatch.setattr(HashingEncoder, "embed", other)
     with pytest.raises(SpaceMismatch, match="makes other vectors"):
         units.UnitEmbedder(made)
-    units.UnitEmbedder(
-        dataclasses.replace(made, plan=dataclasses.replace(made.plan, run_id="a-0-v1-2"))
-    )
+    another = dataclasses.replace(made.plan, place=Place("s", "another", 0, 1))
+    units.UnitEmbedder(dataclasses.replace(made, plan=another))
 
 
 @pytest.mark.parametrize(("model", "stored"), [("bert", "uint16"), ("hashing:16", "int32")])
