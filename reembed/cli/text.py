@@ -85,8 +85,8 @@ def _tune(r: Tuned) -> Lines:
     )
     yield "embed:"
     yield from (f"  {name}: {value}" for name, value in r.embed.items())
-    with_it = f" -c {shlex.quote(r.out)}" if r.out else "     # with the lines above in its config"
-    yield from _next(f"reembed run{with_it}")
+    by_hand = "reembed run     # with the lines above in its config"
+    yield from _next(f"reembed run -c {shlex.quote(r.out)}" if r.out else by_hand)
 
 
 def _run(r: Built) -> Lines:
@@ -325,9 +325,10 @@ def _after_gc(r: Collected) -> Lines:
         return ["Nothing to remove."]
     if r.deleted:
         return [f"{_bytes(plan.bytes)} freed.", *_next("reembed status")]
-    dropped = f" --drop-run {r.drop_run}" if r.drop_run else ""
     would = f"Nothing was removed; this would free {_bytes(plan.bytes)}."
-    return [would, *_next(f"reembed gc{dropped} --yes")]
+    if r.drop_run:
+        return [would, *_next(f"reembed gc --drop-run {r.drop_run} --yes")]
+    return [would, *_next("reembed gc --yes")]
 
 
 def _config(r: ResolvedConfig) -> Lines:

@@ -57,7 +57,7 @@ def choices(c: Comparison) -> list[str]:
     queries = " --changed-queries" if "queries" in changed else ""
     margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
     again = f"reembed compare --candidate {new}"
-    found = [f"reembed status     # keep {live}: it goes on serving, nothing changes"]
+    found = [f"reembed status     # keep {live}: it stays live, nothing changes"]
     same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
     if c.documents.behind and same != {"pass"}:
         missing = "it lacks documents; then compare again"

@@ -37,7 +37,8 @@ PLAIN = re.compile(
     r"len\(.+\)|.*\.id|[\w.]*\.run_id|\w+ \+ 1|r\['(id|release|of|from)'\]|new|live|nulls|dim|positions"
     r"|plan\.(resume|restart)|self\.(run_id|resume|base\.release)|release|encoding|wider:g"
     r"|name\.replace\('_', '-'\)|_again\(files, to\)|by_verdict\[.+\]|plan\.base\.release if .+"
-    r"|reasons\.flags|behind|level|sample|newest|run\['run'\]|set_to\(.+\)|files|given|wanted|more"
+    r"|reasons\.flags|behind|level|sample|newest|run\.run|r\.(of|drop_run)"
+    r"|c\.documents\.behind|set_to\(.+\)|files|given|wanted|more"
 )
 QUOTED = re.compile(r"shlex\.(quote|join)\(.+\)")
 PROSE = {
@@ -68,6 +69,8 @@ PROSE = {
     'search(["how do vaccines work"])',
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use the instance role",
     "set RAY_TMPDIR to a folder that can be written, with a short path",
+    "set a-value in the environment, and give --option a-value=env:a-value or leave it out",
+    "set a-value in the environment, here and on every Ray node",
     "set gate.queries and gate.split to queries with judgements",
     "set gate.queries to judged queries, such as a BEIR folder, and compare a-value again",
     "set gate.queries to one of these",
