@@ -267,8 +267,10 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
     except IntegrityError as error:
         if name == stood.release:
             raise
-        to = shlex.quote(stood.release)
-        fix = f"reembed rollback --to {to}     # it served before; its documents are older"
+        fix = (
+            f"reembed rollback --to {shlex.quote(stood.release)}"
+            "     # it served before; its documents are older"
+        )
         raise IntegrityError(error.what, error.why, fix) from error
 
 
