@@ -92,7 +92,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An unfinished run goes on."""
+    """An unfinished run is resumed."""
 
     stage: ClassVar[str] = "resume"
     run: str
@@ -139,7 +139,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Progress:
-    """Embedding goes on; rates are those of the last minute."""
+    """Progress of the embedding; rates are those of the last minute."""
 
     stage: ClassVar[str] = "embed"
     figures: Throughput

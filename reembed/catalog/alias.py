@@ -42,7 +42,7 @@ class AliasFiles:
         Raises:
             IntegrityError: there is a gap after the hint.
         """
-        # Whatever is listed after the hint is the log all the same.
+        # Everything listed after the hint belongs to the log anyway.
         found = self._numbers(self._hint()) or self._numbers(0)
         return found[-1] if found else None
 

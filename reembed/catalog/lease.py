@@ -166,7 +166,7 @@ def driving(run: Run) -> Iterator[None]:
 
 @contextmanager
 def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
-    """Do `work` every so many seconds, in a thread, while the block runs."""
+    """Call `work` at a fixed interval, in a thread, while the block runs."""
     stop = threading.Event()
 
     def loop() -> None:

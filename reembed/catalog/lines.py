@@ -1,6 +1,6 @@
 """The lines of an alias: a rebuild and the catch-ups that grew out of it. One listing shows them all.
 
-lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.begun-00000001   the run was begun, the first of the alias
+lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.begun-00000001   the run was started, the first of the alias
                                         /RUN.release          its release is registered
                                         /RUN.retired          gc's mark: the release's data is going or gone
 
@@ -31,7 +31,7 @@ class Place:
     """Where a run and its release stand: in which line, and after which others of it."""
 
     settings: Name
-    """Digest of the settings that the line was begun with."""
+    """Digest of the settings that the line was started with."""
     origin: Name
     """Id of the rebuild that began the line."""
     step: int
@@ -59,7 +59,7 @@ class Entry:
     id: str
     place: Place
     begun: int
-    """Its number among the runs of the alias, in the order in which they were begun."""
+    """Its number among the runs of the alias, in the order of their start."""
     released: bool
     retired: bool
 
@@ -75,7 +75,7 @@ class Entry:
 
 
 def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
-    """Return the runs of an alias, or of all, in the order in which they were begun."""
+    """Return the runs of an alias, or of all aliases, in the order of their start."""
     marks: dict[tuple[str, str, Place], set[str]] = {}
     for path, _ in storage.objects(f"lines/{alias}/" if alias else "lines/"):
         if (key := _parsed(path)) is not None:
@@ -88,7 +88,7 @@ def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
 
 
 def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
-    """Mark a run as begun, before anything else of it is written."""
+    """Mark a run as started, before any other file of it is written."""
     known = entries(storage, alias)
     if all(entry.id != run_id for entry in known):
         number = 1 + max((entry.begun for entry in known), default=0)

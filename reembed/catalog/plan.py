@@ -169,7 +169,7 @@ class Plan:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with it."""
+        """The command that resumes it."""
         return f"reembed catch-up {self.base.release}" if self.base else "reembed run"
 
     @property

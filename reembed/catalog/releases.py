@@ -222,7 +222,7 @@ class Catalog:
         return decode(Release, record)
 
     def entries(self) -> list[Entry]:
-        """Return the runs of the alias, in the order in which they were begun: one listing."""
+        """Return the runs of the alias in the order of their start, by one listing."""
         return entries(self.storage, self.alias)
 
     def ids(self) -> list[str]:

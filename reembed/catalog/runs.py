@@ -4,7 +4,7 @@ runs/RUN/plan.json               create-only: source version, units, base versio
 runs/RUN/config.yaml             the resolved settings, for people
 runs/RUN/leases/00000001.json    who drives it; the newest counts
 runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
-runs/RUN/attempts/UNIT/0001.json create-only: somebody began this unit
+runs/RUN/attempts/UNIT/0001.json create-only: a worker started this unit
 runs/RUN/workers/WORKER.json     who embeds which unit now
 runs/RUN/caught-up/N-VERSION.json create-only: a catch-up of number N found it equal to this version
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
@@ -117,7 +117,7 @@ class Run:
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
-    """Return the runs of an alias, or of all, in the order in which they were begun."""
+    """Return the runs of an alias, or of all aliases, in the order of their start."""
     return [Run(storage, entry.id) for entry in entries(storage, alias)]
 
 

@@ -33,7 +33,7 @@ class Console:
         self._terminal = sys.stderr.isatty()
         self._progress_at = time.monotonic()
         self._open = ""
-        """The progress line, as it stands on the terminal."""
+        """The progress line on the terminal."""
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, event: Event) -> None:

@@ -24,7 +24,7 @@ class Patience:
     def __init__(
         self, stall_s: float, resume: str, wait: Callable[[float], None] = time.sleep
     ) -> None:
-        """`stall_s`: embed.stall_s; `resume`: the command that goes on; `wait`: waits for seconds."""
+        """`stall_s`: embed.stall_s; `resume`: the command that resumes; `wait`: sleeps for seconds."""
         self._total_s, self._resume, self._wait = _SHARE * stall_s, resume, wait
 
     def through(self, ask: Callable[[], T]) -> T:

@@ -132,8 +132,8 @@ def _set_context(job: EmbedJob, units: list[EmbedUnit]) -> None:
     context.enable_progress_bars = False
     context.max_errored_blocks = 0  # else one bad document silently drops its whole unit
     context.checkpoint_config = None
-    context.raise_original_map_exception = True  # else "UDF failed", and what did is lost
-    context.execution_no_progress_timeout_s = -1  # how long nothing may move is embed.stall_s
+    context.raise_original_map_exception = True  # else it says "UDF failed" and hides the cause
+    context.execution_no_progress_timeout_s = -1  # embed.stall_s is the limit
     context.target_max_block_size = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     in_flight = job.embed.units_in_flight * job.embed.actors

@@ -1,4 +1,4 @@
-"""Figures of the embedding while it goes on: rates, time left, and why nothing moves."""
+"""Figures of the embedding while it runs: rates, time left, and why nothing moves."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _NORM_SLACK = 0.02  # of unit vectors in half precision
 
 @dataclass
 class _Unit:
-    """A unit while it is embedded; what is done outlasts a wait for the provider."""
+    """A unit while it is embedded; finished rows are kept during a wait for the provider."""
 
     vectors: Vectors
     """float32 [N, dim]; NaN for documents without a vector."""
@@ -85,7 +85,7 @@ class UnitEmbedder:
     ) -> None:
         """Load the model, and compare it with the plan and with the run's other replicas.
 
-        `wait` pauses for so many seconds, while the model's provider does not answer.
+        `wait` sleeps for the given seconds while the model's provider does not answer.
 
         Raises:
             SpaceMismatch: it is another model, or makes other vectors of the same texts.
@@ -129,7 +129,7 @@ class UnitEmbedder:
         Documents that fail get a `reembed.error`. `UnitStats`, as JSON, are in the metadata.
 
         Raises:
-            RunFailed: so many fail, or all vectors are the same, that the set-up must be broken.
+            RunFailed: too many documents fail, or all vectors are the same: the set-up is broken.
             ProviderError: the model's provider did not answer in time.
         """
         started, started_at = time.perf_counter(), time.time()
@@ -211,7 +211,7 @@ class UnitEmbedder:
         return min(1.0, self._job.embed.gpus_per_actor or 1.0)
 
     def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
-        """Give an error to vectors that cannot be stored: no search would find them, or say so."""
+        """Give an error to vectors that cannot be stored: a search would silently never find them."""
         stored_as = np.dtype(self._job.plan.space.vector_dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             stored = vectors.astype(stored_as, copy=False)

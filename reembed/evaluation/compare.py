@@ -116,7 +116,7 @@ def _queries_used(terms: Terms, queries: EvalSet, coverage: Coverage) -> Queries
 
 
 def _opened(catalog: Catalog, live: Release, candidate: Release) -> list[OpenRelease]:
-    again = f"{Run(catalog.storage, candidate.run_id).rebuild}     # {live.id} goes on serving"
+    again = f"{Run(catalog.storage, candidate.run_id).rebuild}     # {live.id} stays live"
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     new = _whole(catalog, candidate, "candidate", again)
     return [_whole(catalog, live, "live release", replace), new]

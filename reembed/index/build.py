@@ -242,7 +242,7 @@ def _empty(factory: str, dim: int, trained: Trained | None) -> Any:
     if trained is not None:
         trained.index.faiss_index.reset()
         return trained.index.faiss_index
-    # Positions are the ids: a map to ids of one's own would take 50 bytes a vector.
+    # Positions are the ids: a map to other ids would take 50 bytes per vector.
     inner = re.sub(r"^(IDMap2?,)+", "", factory)
     try:
         return faiss.index_factory(dim, inner, faiss.METRIC_INNER_PRODUCT)

@@ -54,7 +54,7 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
 
 
 def _newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
-    """Return the newest release of each line that is there; the lines in the order they were begun."""
+    """Return the newest release of each line; the lines are in the order of their start."""
     newest: dict[str, Entry] = {}
     for entry in begun:
         if not entry.kept:
@@ -232,7 +232,7 @@ def rollback(
 
     Raises:
         UsageError: nothing served before, or that release is gone.
-        Conflict: somebody else moved the alias at this moment.
+        Conflict: another process moved the alias at this moment.
         IntegrityError: that release is not verified, or its data is not there.
     """
     live, before = steps or catalog.last_steps()

@@ -83,7 +83,7 @@ class Role:
     fits: Callable[[pa.DataType], bool]
 
     def usable(self, schema: pa.Schema, taken: Collection[str]) -> list[str]:
-        """Return columns whose type fits, other than those that are `taken` already."""
+        """Return columns whose type fits, except those in `taken`."""
         return [f.name for f in schema if self.fits(plain(f.type)) and f.name not in taken]
 
 

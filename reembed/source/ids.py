@@ -18,7 +18,7 @@ _EXAMPLES = 5
 
 
 def documents_in(rows: int) -> int:
-    """Return how many documents so many rows of a source are: each row is one document."""
+    """Return the number of documents in this many rows of a source: each row is one document."""
     return rows
 
 

@@ -161,7 +161,7 @@ def _object(file: str, number: int, line: bytes) -> Row:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         row = _DECODER.decode(text)
-        if "\\ud" in text.lower():  # half a surrogate pair is no character
+        if "\\ud" in text.lower():  # half a surrogate pair is not a character
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise not_utf8(file, f"line {number}") from error

@@ -1,7 +1,7 @@
-"""What Lance says when a dataset does not open, told apart: it is not there, or it could not be read.
+"""Tell a dataset that does not exist from one that cannot be read.
 
-Lance 14 has `ValueError` for both when it opens and `OSError` for both when it reads on. Whoever
-takes a refused request for a dataset that is gone gives up vectors that are there.
+Lance 14 raises `ValueError` for both when it opens a dataset and `OSError` for both when it reads more.
+If a refused request were taken for a missing dataset, existing vectors would be given up.
 """
 
 from __future__ import annotations

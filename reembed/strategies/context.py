@@ -82,7 +82,7 @@ def planned(run: Run, plan: Plan, *, pinned: bool) -> Planned:
 
 
 def resumed(run: Run, plan: Plan) -> Resumed:
-    """Return the event that a planned run goes on."""
+    """Return the event that a planned run is resumed."""
     return Resumed(run.id, len(run.staged()), len(plan.units), plan.source.version)
 
 

@@ -1,4 +1,4 @@
-"""Which run a rebuild goes on with, and what a new one will do."""
+"""Choose the run that a rebuild resumes, and plan a new one."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _BATCH_ROWS = 8_192
 
 
 def documents_in(rows: int) -> int:
-    """Return how many documents so many rows of a table are of: each document has one row."""
+    """Return the number of documents in this many rows of a table: each document has one row."""
     return rows
 
 
@@ -57,7 +57,7 @@ def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof |
 
 
 def used_files(storage: Storage, path: str) -> set[str]:
-    """Names of the data files of every version of a table; none when there is no table."""
+    """Return the names of the data files of every version of a table; none if there is no table."""
     try:
         dataset = open_table(storage, path)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def files_of(dataset: lance.LanceDataset) -> set[str]:
 
 
 def damaged_files(storage: Storage, path: str, proofs: Mapping[str, FileProof]) -> list[str]:
-    """Data files whose bytes are no longer those their receipt proves; reads them all."""
+    """Return the data files whose bytes differ from their receipt; reads them all."""
     return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
 
 

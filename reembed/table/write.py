@@ -37,12 +37,12 @@ _EXAMPLES = 5
 
 
 def path_of(alias: str, space: Space) -> str:
-    """Path under the root of the table that holds an alias's vectors of a space."""
+    """Return the path, under the root, of the table with an alias's vectors of a space."""
     return f"tables/{alias}-{space.id}.lance"
 
 
 def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Schema:
-    """Columns of a vector table: what identifies, proves and searches a row, then what is carried."""
+    """Return the columns of a vector table: its own, then the carried ones."""
     value = pa.float16() if space.vector_dtype == "float16" else pa.float32()
     own = [
         pa.field("doc_id", id_type, nullable=False),
@@ -55,7 +55,7 @@ def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Sc
 
 
 def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
-    """Create the table empty if it is not there; its newest version."""
+    """Create an empty table if there is none; return its newest version."""
     uri = storage.uri(path)
     if not any(p.endswith(".manifest") for p, _ in storage.objects(f"{path}/_versions/")):
         try:
@@ -76,7 +76,7 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
 
 
 def newest_version(storage: Storage, path: str) -> int:
-    """Newest version of a table."""
+    """Return the newest version of a table."""
     return int(open_table(storage, path).version)
 
 
@@ -93,9 +93,9 @@ class Staged:
 
 
 def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
-    """Write one unit's fragments, prove them, and leave the receipt; the receipt that counts.
+    """Write one unit's fragments, check them and create the receipt; return the receipt that counts.
 
-    Of several attempts at one unit the first receipt wins; the others delete their files.
+    If there are several attempts at one unit, the first receipt wins and the others delete their files.
     """
     table = _with_constants(staged.rows, plan, columns)
     fragments = _write(run.storage, plan.table, table) if table.num_rows else []

@@ -36,7 +36,7 @@ class SentenceTokenizer:
     """The tokenizer of a model folder; safe to use from one thread at a time.
 
     backend: a tokenizers.Tokenizer that cuts at max_length tokens and does not pad.
-    max_length: tokens, special ones included; None is no limit.
+    max_length: tokens, special ones included; None: no limit.
     cut_left: texts that are too long lose their beginning instead of their end.
     """
 
@@ -60,7 +60,7 @@ class SentenceTokenizer:
         """Put the prompt before, add special tokens, cut at max_length.
 
         Half surrogate pairs become U+FFFD. Texts much longer than max_length (beyond 65,536
-        characters and 250 per token; a million where there is no max_length) are cut before
+        characters and 250 per token; a million if there is no max_length) are cut before
         tokenizing, which is linear in the whole text.
         """
         prompt = self.prompts[kind]
