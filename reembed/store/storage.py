@@ -42,7 +42,7 @@ _ENDPOINT = re.compile(
     r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
 )
 _LANCE_IO = ("External error: ", "LanceError(IO)")
-"""How what Lance could not read or write begins, where it is a ValueError."""
+"""Start of the messages of Lance's ValueErrors for failed reads and writes."""
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 
 
@@ -52,7 +52,7 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """Local paths made absolute, so that every process means the same folder.
+    """Return local paths made absolute, so that every process uses the same folder.
 
     Raises:
         UsageError: it holds credentials, or a character that is escaped differently here and there.
@@ -73,7 +73,7 @@ def absolute(uri: str) -> str:
 
 
 def require_id(kind: str, given: str) -> str:
-    """An id that is a plain name: it becomes part of paths.
+    """Return the id if it is a plain name: it becomes part of paths.
 
     Raises:
         UsageError: it is none.
@@ -88,7 +88,7 @@ def require_id(kind: str, given: str) -> str:
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:
-    """The gate's settings with the place of the queries made absolute: they must be found from anywhere."""
+    """Return the gate's settings with an absolute path of the queries, valid in every process."""
     settings = section.settings
     if not settings.queries:
         return settings
@@ -96,7 +96,7 @@ def absolute_queries(section: GateConfig) -> GateConfig:
 
 
 def content_path(folder: str, sha256: str, ending: str) -> str:
-    """Path of an object that is named by a digest: equal names hold equal bytes.
+    """Return the path of an object that is named by its digest: equal names hold equal bytes.
 
     Raises:
         IntegrityError: it is not a sha256 in hex.
@@ -130,7 +130,7 @@ def storage_errors(
     failed: str = "the storage did not answer as it should",
     fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
 ) -> Iterator[None]:
-    """Say in one sentence what a disk or an object store would not do; `failed`, and where.
+    """Turn errors of a disk or an object store into one that says what failed, and where.
 
     Raises:
         ReembedError: in place of the operating system's or the store's own error.
@@ -168,7 +168,7 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def from_bytes(body: bytes, uri: str) -> Record:
-    """The record that was stored.
+    """Return the stored record.
 
     Raises:
         IntegrityError: not one byte of it may differ.
@@ -267,12 +267,12 @@ class Storage:
 
     @property
     def store(self) -> ObjectStore:
-        """The obstore handle of this process."""
+        """Return this process's obstore handle."""
         return _open_store(self.root, self.options)
 
     @functools.cached_property
     def root_id(self) -> str:
-        """32 hex digits that name this root, whatever its address: read from `root.json`.
+        """Return 32 hex digits from `root.json` that name this root, whatever its address.
 
         The first use makes the record, after a proof that the store refuses to overwrite. The proof
         holds for one address: a root that was copied to another store is proven there again.
@@ -298,7 +298,7 @@ class Storage:
 
     @property
     def address(self) -> str:
-        """sha256 of what decides which store the root lies in."""
+        """Return the sha256 of the settings that decide which store holds the root."""
         endpoints = {
             k: v
             for k, v in (*resolved(self.options).items(), *os.environ.items())
@@ -331,11 +331,11 @@ class Storage:
 
     @property
     def lance_options(self) -> dict[str, str] | None:
-        """`storage_options` for Lance, which knows the same keys."""
+        """Return `storage_options` for Lance, which uses the same keys."""
         return resolved(self.options) or None
 
     def uri(self, path: str) -> str:
-        """Full URI of a path, for Lance.
+        """Return the full URI of a path, for Lance.
 
         Raises:
             IntegrityError: the path leads out of the root.
@@ -344,7 +344,7 @@ class Storage:
         return f"{self.root}/{path}"
 
     def create(self, path: str, record: Mapping[str, Any], *, proven_at: str | None = None) -> bool:
-        """Write a JSON record unless one is there; False when another writer's is.
+        """Write a JSON record if there is none; return False if another writer's record exists.
 
         `proven_at` is the `address` at which the store is known to refuse to overwrite; without it,
         or where it is another, the proof in `root.json` is read first.
@@ -362,15 +362,15 @@ class Storage:
         return True
 
     def write(self, path: str, record: Mapping[str, Any]) -> None:
-        """Write a JSON record, replacing one that is there."""
+        """Write a JSON record, replacing an existing one."""
         self.write_bytes(path, to_bytes(record))
 
     def write_bytes(self, path: str, body: bytes) -> None:
-        """Write bytes, replacing what is there."""
+        """Write bytes, replacing an existing object."""
         obstore.put(self.store, path, body)
 
     def read_bytes(self, path: str) -> bytes:
-        """All bytes of an object.
+        """Return all bytes of an object.
 
         Raises:
             FileNotFoundError: nothing is there.
@@ -378,7 +378,7 @@ class Storage:
         return bytes(obstore.get(self.store, path).bytes())
 
     def digest(self, path: str) -> tuple[int, str] | None:
-        """Size and sha256 of an object as it now is; None when it is not there."""
+        """Return size and sha256 of an object as it is now; None if it does not exist."""
         sha256, size = hashlib.sha256(), 0
         try:
             chunks = obstore.get(self.store, path).stream(min_chunk_size=_CHUNK_BYTES)
@@ -390,14 +390,14 @@ class Storage:
         return size, sha256.hexdigest()
 
     def size(self, path: str) -> int | None:
-        """Bytes of an object; None when it is not there."""
+        """Return the bytes of an object; None if it does not exist."""
         try:
             return int(obstore.head(self.store, path)["size"])
         except FileNotFoundError:
             return None
 
     def read(self, path: str) -> Record:
-        """A JSON record.
+        """Return a JSON record.
 
         Raises:
             FileNotFoundError: nothing is there.
@@ -406,19 +406,19 @@ class Storage:
         return from_bytes(self.read_bytes(path), self.uri(path))
 
     def read_if_there(self, path: str) -> Record | None:
-        """A JSON record, or None."""
+        """Return a JSON record; None if it does not exist."""
         try:
             return self.read(path)
         except FileNotFoundError:
             return None
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(path, size in bytes) of every object below a prefix, sorted."""
+        """Return (path, size in bytes) of every object below a prefix, sorted."""
         found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
         return iter(sorted(found))
 
     def names(self, folder: str, after: str = "") -> list[str]:
-        """Names of what lies below a folder, sorted; only those above `after`, where it is given."""
+        """Return the sorted names of the objects below a folder; only those after `after`, if given."""
         offset = f"{folder}{after}" if after else None
         found = (
             o["path"] for page in obstore.list(self.store, folder, offset=offset) for o in page
@@ -426,12 +426,12 @@ class Storage:
         return sorted(path.removeprefix(folder) for path in found)
 
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly below a prefix, sorted."""
+        """Return the sorted names of the folders directly below a prefix."""
         listing = obstore.list_with_delimiter(self.store, prefix)
         return sorted(p.rsplit("/", 1)[-1] for p in listing["common_prefixes"])
 
     def torn(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(path, size in bytes) of local files that a killed process left half written.
+        """Return (path, size in bytes) of local files that a killed process left half written.
 
         They end in #N, which the store's own listing leaves out. Object stores have none.
         """

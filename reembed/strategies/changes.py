@@ -103,7 +103,7 @@ def _compare(
     retry: bool,
     rewrite: bool,
 ) -> Changes:
-    """What differs between a table and the rows of its source that were read.
+    """Return what differs between a table and the rows of its source that were read.
 
     Args:
         held: the table.
@@ -202,7 +202,7 @@ class _Found:
 
 
 def _row_of(among: Digests, wanted: Digests) -> Int64:
-    """Index in `among` of each of `wanted`; -1 if it is not there."""
+    """Return the index in `among` of each of `wanted`; -1 if it is missing."""
     if not len(among):
         return np.full(len(wanted), -1, np.int64)
     order = np.argsort(among)
@@ -212,7 +212,7 @@ def _row_of(among: Digests, wanted: Digests) -> Int64:
 
 
 def _among(found: _Found, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.bool_]:
-    """Which rows are dead letters whose text is still the one that failed."""
+    """Return which rows are dead letters whose text has not changed since it failed."""
     if not dead_letters:
         return np.zeros(len(found.ids), bool)
     known = {digests.of_id(d.doc_id) + bytes.fromhex(d.text_hash) for d in dead_letters}
@@ -228,7 +228,7 @@ def _remaining(
     *,
     everything: bool,
 ) -> tuple[DeadLetter, ...]:
-    """Dead letters that stay: met with the same text, or not met because only changes were read."""
+    """Return the dead letters that stay: read with the same text, or not read because only changes were."""
     stay = {i.tobytes() for i in found.ids[dead]}
     if not everything:
         met = {i.tobytes() for i in (*found.ids, *gone)}

@@ -116,13 +116,13 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
 
 
 def _carried_bytes(source: Source) -> float:
-    """Mean bytes of a document's id and carried values, from the first batch."""
+    """Return the mean bytes of a document's id and carried values, from the first batch."""
     sample = next(source.scan()).drop_columns([TEXT])
     return float(sample.nbytes / max(1, sample.num_rows))
 
 
 def _size(count: int) -> str:
-    """Bytes, for people."""
+    """Return bytes in a readable unit."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

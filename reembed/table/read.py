@@ -37,7 +37,7 @@ def open_table(storage: Storage, path: str, version: int | None = None) -> lance
 
 
 def missing_files(storage: Storage, path: str, version: int) -> list[str]:
-    """Data files of a table version that are gone or have another size than the version says.
+    """Return the data files of a table version that are gone or differ from it in size.
 
     Raises:
         FileNotFoundError: the version itself is gone.
@@ -48,7 +48,7 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
 
 
 def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof | None:
-    """Return what the file that says what a version of a table is looks like now; None without it."""
+    """Return size and sha256 of the manifest of a table version as it is now; None if it is gone."""
     names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
     for name, _ in storage.objects(f"{path}/_versions/"):
         if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):
@@ -67,7 +67,7 @@ def used_files(storage: Storage, path: str) -> set[str]:
 
 
 def files_of(dataset: lance.LanceDataset) -> set[str]:
-    """Names of the data files of one version."""
+    """Return the names of the data files of one version."""
     return {f.path for m in dataset.get_fragments() for f in m.data_files()}
 
 
@@ -77,7 +77,7 @@ def damaged_files(storage: Storage, path: str, proofs: Mapping[str, FileProof]) 
 
 
 def proof_of(storage: Storage, path: str, name: str) -> FileProof | None:
-    """Size and sha256 of a data file as it now is in the store; None when it is not there."""
+    """Return size and sha256 of a data file as it is in the store now; None if it is gone."""
     found = storage.digest(f"{path}/data/{name}")
     return FileProof(*found) if found else None
 
@@ -92,7 +92,7 @@ class TableVersion:
     dim: int
 
     def dataset(self) -> lance.LanceDataset:
-        """The Lance dataset at this version."""
+        """Return the Lance dataset at this version."""
         return self._opened
 
     @functools.cached_property
@@ -110,14 +110,14 @@ class TableVersion:
         return int(self.dataset().count_rows())
 
     def sample(self, n: int, seed: int) -> npt.NDArray[np.float32]:
-        """float32 [min(n, rows), dim]: a random sample without replacement."""
+        """Return float32 [min(n, rows), dim]: a random sample without replacement."""
         dataset = self.dataset()
         rows = dataset.count_rows()
         chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n, rows), replace=False))
         return as_vectors(dataset.take(chosen.tolist(), columns=["vector"])["vector"])
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """(row ids int64 [B], vectors float32 [B, dim]), in table order."""
+        """Yield (row ids int64 [B], vectors float32 [B, dim]) in table order."""
         for batch in self.scan(["vector"]):
             yield (
                 batch.column("_rowid").to_numpy().astype(np.int64),
@@ -130,19 +130,19 @@ class TableVersion:
             yield batch.column("_rowid").to_numpy().astype(np.int64), batch.column("doc_id")
 
     def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Batches of these columns and _rowid."""
+        """Yield batches of these columns and _rowid."""
         scanner = self.dataset().scanner(
             columns=columns, with_row_id=True, batch_size=_BATCH_ROWS, scan_in_order=True
         )
         yield from scanner.to_batches()
 
     def scan_fragments(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-        """(fragment id, its rows: these columns and _rowid), fragment by fragment."""
+        """Yield (fragment id, rows with these columns and _rowid), fragment by fragment."""
         for fragment in self.dataset().get_fragments():
             yield fragment.fragment_id, self.fragment(fragment.fragment_id, columns)
 
     def fragment(self, fragment_id: int, columns: list[str]) -> pa.Table:
-        """Rows of one fragment, in order: these columns and _rowid."""
+        """Return the rows of one fragment in order, with these columns and _rowid."""
         dataset = self.dataset()
         fragment = dataset.get_fragment(fragment_id)
         assert fragment is not None  # a version is immutable, and the id is from it
@@ -154,7 +154,7 @@ class TableVersion:
         ).to_table()
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Rows by id, in the order asked.
+        """Return rows by id, in the order of the ids.
 
         Raises:
             IntegrityError: an id names no row (Lance itself would leave it out silently).
@@ -170,7 +170,7 @@ class TableVersion:
 
 
 def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """float32 [N, dim] of a fixed-size-list column."""
+    """Return a fixed-size-list column as float32 [N, dim]."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     flat = array.flatten().to_numpy(zero_copy_only=False)
     return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
@@ -181,7 +181,7 @@ def from_vectors(
     value: pa.DataType,
     valid: npt.NDArray[np.bool_] | None = None,
 ) -> pa.FixedSizeListArray:
-    """A fixed-size-list column of float32 [N, dim], in the type the table stores; null where not `valid`."""
+    """Return float32 [N, dim] as a fixed-size-list column in the table's type; null where not `valid`."""
     flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
     mask = None if valid is None else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(

@@ -123,7 +123,7 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
 
 
 def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
-    """Rows in the table's columns; those kept from an earlier version bring all of them."""
+    """Return rows with the table's columns; rows kept from an earlier version already have all."""
     n = rows.num_rows
     constants = {
         "space": pa.repeat(plan.space.id, n),
@@ -151,7 +151,7 @@ def _write(storage: Storage, path: str, table: pa.Table) -> list[FragmentMetadat
 
 
 def _proof(storage: Storage, path: str, file: Any) -> FileProof:
-    """Size and sha256 of a data file as it now is in the store.
+    """Return size and sha256 of a data file as it is in the store now.
 
     Lance has no checksums, and reports success on a file whose last write failed (disk full).
     """
@@ -265,7 +265,7 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
 
 
 def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
-    """Return what the version will hold: what is staged, and what stays of the base."""
+    """Return the fragments of the new version: the staged ones and those kept from the base."""
     files = {name: proof for r in receipts for name, proof in r.files.items()}
     dead = tuple(d for r in receipts for d in r.dead_letters)
     rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
@@ -279,7 +279,7 @@ def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
 
 
 def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
-    """Fragments of the base version that a catch-up leaves as they are, row ids included."""
+    """Return the base version's fragments that a catch-up keeps unchanged, with their row ids."""
     if plan.base is None:
         return []
     base = open_table(run.storage, plan.table, plan.base.table_version)
@@ -386,7 +386,7 @@ def _commit(
 
 
 def _committed(run: Run, plan: Plan) -> int | None:
-    """Version of the table that this run's commit made, read from the newest state."""
+    """Return the table version that this run's commit made, read from the newest state."""
     dataset = open_table(run.storage, plan.table)
     since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
     for version in reversed(since):
