@@ -62,7 +62,7 @@ EVENTS: list[Event] = [
     WorkerEnded("000000-000000000", 1, 62.5, 60.0, True),
     Draining(30.0),
     Kept(1, 40),
-    Sealed("tables/a.lance", 2, 20, 0),
+    Sealed("tables/a.lance", 2, 20, 20, 0),
     Indexed("Flat", "cpu", 20, 0.1, {"nprobe": 4}, 0.99, 5, "queries"),
     Verified(False, 20, 5, {"missing": 1}, "5 re-embedded"),
     Candidate(RUN, None),
