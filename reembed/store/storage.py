@@ -76,7 +76,7 @@ def require_id(kind: str, given: str) -> str:
     """Return the id if it is a plain name: it becomes part of paths.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     if not _ID.fullmatch(given) or ".." in given:
         raise UsageError(
@@ -127,7 +127,7 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
 
 @contextmanager
 def storage_errors(
-    failed: str = "the storage did not answer as it should",
+    failed: str = "the storage request failed",
     fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
 ) -> Iterator[None]:
     """Turn errors of a disk or an object store into one that says what failed, and where.

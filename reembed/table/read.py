@@ -48,7 +48,7 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
 
 
 def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof | None:
-    """Return size and sha256 of the manifest of a table version as it is now; None if it is gone."""
+    """Return name, size and sha256 of a version's manifest as it is now; None if it is gone."""
     names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
     for name, _ in storage.objects(f"{path}/_versions/"):
         if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):

@@ -265,7 +265,7 @@ def read_sealed(run: Run, path: str, version: int) -> SealedTable:
 
 
 def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
-    """Return the fragments of the new version: the staged ones and those kept from the base."""
+    """Return the counts, dead letters and files of the new version: staged and kept from the base."""
     files = {name: proof for r in receipts for name, proof in r.files.items()}
     dead = tuple(d for r in receipts for d in r.dead_letters)
     rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
