@@ -94,7 +94,7 @@ def test_a_store_that_overwrites_is_refused_before_the_first_record(bucket, answ
 
 @pytest.mark.s3
 def test_a_store_that_does_not_know_create_only_writes_is_refused(bucket):
-    unheard = pytest.raises(ReembedError, match="did not answer as it should")
+    unheard = pytest.raises(ReembedError, match="the storage request failed")
     with in_front_of(bucket.options["aws_endpoint"], "unknown") as end, unheard, storage_errors():
         at(bucket, end).create("a", {})
     storage = at(bucket, bucket.options["aws_endpoint"], aws_conditional_put="disabled")
