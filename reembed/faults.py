@@ -25,6 +25,7 @@ POINTS = (
     "index.before_save",
     "index.before_manifest",
     "run.before_register",
+    "run.before_mark",
     "run.after_register",
     "promote.before_swap",
     "promote.after_swap",

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
+from reembed import faults
 from reembed.catalog.alias import AliasFiles
 from reembed.catalog.lines import Entry, Place, entries
 from reembed.catalog.reports import Evidence, VerifyReport
@@ -199,6 +200,7 @@ class Catalog:
         """Record a built release and return the record; the first registration of a run counts."""
         self.storage.create(f"releases/{self.alias}/{release.id}.json", encode(release))
         registered = self.release(release.id)
+        faults.point("run.before_mark")
         self.storage.write_bytes(self._mark(registered, "release"), b"")
         return registered
 
