@@ -28,8 +28,9 @@ from reembed.lifecycle.gc import GcPlan
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.promote import Reasons, candidate
 from reembed.lifecycle.status import Status
+from reembed.store.paths import absolute_queries
 from reembed.store.records import encode
-from reembed.store.storage import Storage, absolute_queries
+from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
     from reembed.engine.executor import Executor

@@ -15,8 +15,9 @@ from typing import Literal
 
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError
-from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, content_path, from_bytes, to_bytes
+from reembed.store.paths import content_path
+from reembed.store.records import decode, encode, from_bytes, to_bytes
+from reembed.store.storage import Storage
 
 FIX = "reembed status     # and serve another release, or build this one again: reembed run --fresh"
 

@@ -16,7 +16,8 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from reembed.store.storage import NAME, Storage
+from reembed.store.paths import NAME
+from reembed.store.storage import Storage
 
 _STEP = re.compile(r"([0-9]{8})-([0-9]{20})")
 _MARK = re.compile(rf"({NAME})\.(begun-[0-9]{{8}}|release|retired)")

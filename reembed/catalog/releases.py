@@ -29,8 +29,9 @@ from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
+from reembed.store.paths import require_id
 from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, require_id
+from reembed.store.storage import Storage
 
 _READERS = 16
 STANDING = 128

@@ -24,8 +24,9 @@ from reembed.catalog.lines import Entry, entries
 from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import Receipt
 from reembed.clock import now
+from reembed.store.paths import is_remote
 from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, is_remote
+from reembed.store.storage import Storage
 
 _LISTING_THREADS = 16
 _RESULTS = "results/"

@@ -17,7 +17,8 @@ from obstore.exceptions import BaseError
 
 from reembed.config.settings import FrozenGate, GateConfig
 from reembed.errors import UsageError
-from reembed.store.storage import Storage, absolute_queries, is_remote
+from reembed.store.paths import absolute_queries, is_remote
+from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa

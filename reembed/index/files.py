@@ -30,8 +30,9 @@ from reembed.index import ids
 from reembed.index.build import Built
 from reembed.index.search import Float64, Int64, read, write
 from reembed.index.segments import SegmentedIndex
+from reembed.store.paths import content_path, is_remote
 from reembed.store.records import encode
-from reembed.store.storage import Storage, content_path, is_remote
+from reembed.store.storage import Storage
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20

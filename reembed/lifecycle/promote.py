@@ -23,8 +23,9 @@ from reembed.config.settings import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
 from reembed.source.lag import noted_place
+from reembed.store.paths import absolute, content_path
 from reembed.store.records import decode
-from reembed.store.storage import Storage, absolute, content_path
+from reembed.store.storage import Storage
 from reembed.table import provenance
 
 

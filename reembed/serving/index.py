@@ -12,7 +12,8 @@ from typing import Self
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.errors import UsageError
 from reembed.serving.live import Hit, OpenRelease
-from reembed.store.storage import Storage, require_id
+from reembed.store.paths import require_id
+from reembed.store.storage import Storage
 
 
 def open(

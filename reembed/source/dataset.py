@@ -21,7 +21,7 @@ from reembed.source.filter import check_filter, require_condition
 from reembed.source.ids import check_ids, documents_in
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.store.lance import tags_of
-from reembed.store.storage import absolute
+from reembed.store.paths import absolute
 
 __all__ = ["TEXT", "Source"]
 

@@ -32,7 +32,8 @@ from reembed.source.import_csv import Csv
 from reembed.source.import_json import Json
 from reembed.source.import_parquet import Parquet
 from reembed.store.lance import first_line, open_dataset
-from reembed.store.storage import Storage, absolute, is_remote
+from reembed.store.paths import absolute, is_remote
+from reembed.store.storage import Storage
 
 FORMATS = {
     ".jsonl": "json",

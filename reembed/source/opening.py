@@ -16,7 +16,8 @@ from reembed.config.options import Options
 from reembed.errors import ConfigError, ReembedError, SourceError
 from reembed.source.delta import fingerprint
 from reembed.store.lance import open_dataset
-from reembed.store.storage import Storage, is_remote
+from reembed.store.paths import is_remote
+from reembed.store.storage import Storage
 
 _KEPT_OPEN = 8
 _WHERE = (

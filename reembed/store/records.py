@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from reembed.errors import IntegrityError
+from reembed.errors import IntegrityError, UsageError
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ SCHEMA_VERSION = 4
 
 DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _MAX_SHOWN = 120
+_SHOWN = 30
+_SHA256 = "_sha256"
 
 
 class Record(dict[str, Any]):
@@ -72,19 +75,6 @@ def checked(kind: type[Any], record: Record) -> Record:
     return record
 
 
-def holds(kind: type[Any]) -> BeforeValidator:
-    """Of a field that is kept as it is: a dict that has the fields that `kind` has, and maybe more."""
-
-    def check(value: Any) -> Any:
-        try:
-            _validated(kind, "ignore", value, "")
-        except IntegrityError as error:
-            raise ValueError(error.why) from None
-        return value
-
-    return BeforeValidator(check)
-
-
 def _require_whole(kind: Any, fields: Mapping[str, Any], place: str) -> None:
     """Also fields that have a default are written, and a record that lacks one is not ours."""
     names = (f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
@@ -128,3 +118,54 @@ def _other(place: str, why: str) -> IntegrityError:
     return IntegrityError(
         f"{place} is not a valid reembed record", why.splitlines()[0][:_MAX_SHOWN], DAMAGED
     )
+
+
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`.
+
+    Raises:
+        UsageError: a text in it has no UTF-8 form; nothing that reads records would take it.
+    """
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(error.start - _SHOWN, 0) : error.end + _SHOWN]
+        raise UsageError(
+            f"a text to be stored is not UTF-8: ...{near.encode(errors='backslashreplace').decode()}...",
+            "the record could not be read again, so it is not written",
+            "locale     # and give the option, setting or file that holds this text in UTF-8",
+        ) from error
+    return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
+
+
+def from_bytes(body: bytes, uri: str) -> Record:
+    """Return the stored record.
+
+    Raises:
+        IntegrityError: not one byte of it may differ.
+        UsageError: a newer reembed wrote it.
+    """
+    try:
+        record = Record(json.loads(body))
+        record.uri = uri
+        record.pop(_SHA256, None)
+        intact = body == to_bytes(record)
+    except (ValueError, TypeError, RecursionError, UsageError) as error:
+        raise IntegrityError(f"{uri} is not a valid reembed record", str(error), DAMAGED) from error
+    if not intact:
+        raise IntegrityError(
+            f"{uri} was changed after it was written",
+            "its sha256 does not match its content",
+            DAMAGED,
+        )
+    if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise UsageError(
+            f"{uri} was written by another version of reembed",
+            f"format {found}, this one knows {SCHEMA_VERSION}",
+            "pip install -U reembed-ray",
+        )
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

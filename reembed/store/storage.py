@@ -25,18 +25,12 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from reembed.config.options import resolved
-from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError, ReembedError, UsageError
-from reembed.redact import credentials_in, redacted, without_options
-from reembed.store.records import DAMAGED, SCHEMA_VERSION, Record, checked
+from reembed.redact import without_options
+from reembed.store.paths import absolute, is_remote
+from reembed.store.records import Record, checked, from_bytes, to_bytes
 
-NAME = "[a-z0-9][a-z0-9._-]{0,127}"
-"""Form of ids and aliases, which become part of paths."""
-_ID = re.compile(NAME)
-_HEX = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 8 << 20
-_SHOWN = 30
-_SHA256 = "_sha256"
 _ROOT_RECORD = "root.json"
 _ENDPOINT = re.compile(
     r"(?:(?:aws|azure|google)_\w*)?(?:endpoint|account_name|use_emulator)\w*", re.IGNORECASE
@@ -44,66 +38,6 @@ _ENDPOINT = re.compile(
 _LANCE_IO = ("External error: ", "LanceError(IO)")
 """Start of the messages of Lance's ValueErrors for failed reads and writes."""
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store."""
-    return "://" in uri and not uri.startswith("file://")
-
-
-def absolute(uri: str) -> str:
-    """Return local paths made absolute, so that every process uses the same folder.
-
-    Raises:
-        UsageError: it holds credentials, or a character that is escaped differently here and there.
-    """
-    if (found := credentials_in(uri)) is not None:
-        raise UsageError(
-            f"{redacted(uri)} holds {found}",
-            "addresses are stored and printed; keys and tokens come from the environment",
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use the instance role",
-        )
-    if any(c in uri for c in "#%?"):
-        raise UsageError(
-            f"{uri} holds one of # % ?",
-            "Lance and the object store escape it differently, so they would use two places",
-            f"mv {shlex.quote(uri)} {shlex.quote(re.sub('[#%?]', '-', uri))}     # any name without these characters",
-        )
-    return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
-
-
-def require_id(kind: str, given: str) -> str:
-    """Return the id if it is a plain name: it becomes part of paths.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if not _ID.fullmatch(given) or ".." in given:
-        raise UsageError(
-            f"{given[:80]!r} is not a valid {kind}",
-            "ids are small letters, digits, dots and hyphens",
-            "reembed status",
-        )
-    return given
-
-
-def absolute_queries(section: GateConfig) -> GateConfig:
-    """Return the gate's settings with an absolute path of the queries, valid in every process."""
-    settings = section.settings
-    if not settings.queries:
-        return settings
-    return settings.model_copy(update={"queries": absolute(settings.queries)})
-
-
-def content_path(folder: str, sha256: str, ending: str) -> str:
-    """Return the path of an object that is named by its digest: equal names hold equal bytes.
-
-    Raises:
-        IntegrityError: it is not a sha256 in hex.
-    """
-    if not _HEX.fullmatch(sha256):
-        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, DAMAGED)
-    return f"{folder}/{sha256}.{ending}"
 
 
 @functools.cache
@@ -147,57 +81,6 @@ def storage_errors(
             f"{type(error).__name__}: {first}",
             fix,
         ) from error
-
-
-def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`.
-
-    Raises:
-        UsageError: a text in it has no UTF-8 form; nothing that reads records would take it.
-    """
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        near = error.object[max(error.start - _SHOWN, 0) : error.end + _SHOWN]
-        raise UsageError(
-            f"a text to be stored is not UTF-8: ...{near.encode(errors='backslashreplace').decode()}...",
-            "the record could not be read again, so it is not written",
-            "locale     # and give the option, setting or file that holds this text in UTF-8",
-        ) from error
-    return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
-
-
-def from_bytes(body: bytes, uri: str) -> Record:
-    """Return the stored record.
-
-    Raises:
-        IntegrityError: not one byte of it may differ.
-        UsageError: a newer reembed wrote it.
-    """
-    try:
-        record = Record(json.loads(body))
-        record.uri = uri
-        record.pop(_SHA256, None)
-        intact = body == to_bytes(record)
-    except (ValueError, TypeError, RecursionError, UsageError) as error:
-        raise IntegrityError(f"{uri} is not a valid reembed record", str(error), DAMAGED) from error
-    if not intact:
-        raise IntegrityError(
-            f"{uri} was changed after it was written",
-            "its sha256 does not match its content",
-            DAMAGED,
-        )
-    if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-        raise UsageError(
-            f"{uri} was written by another version of reembed",
-            f"format {found}, this one knows {SCHEMA_VERSION}",
-            "pip install -U reembed-ray",
-        )
-    return record
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _not_a_folder(place: str) -> UsageError:

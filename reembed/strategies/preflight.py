@@ -16,7 +16,8 @@ from reembed.config.settings import Config
 from reembed.errors import RunFailed, TooManyDeadLetters, UsageError
 from reembed.events import Listener, Notice
 from reembed.source.dataset import TEXT, Source
-from reembed.store.storage import Storage, is_remote
+from reembed.store.paths import is_remote
+from reembed.store.storage import Storage
 from reembed.strategies.changes import Changes
 
 _ROW_BYTES = 40  # text_hash, space, source_version

@@ -26,7 +26,7 @@ from reembed.evaluation import queries as evalset
 from reembed.events import AlreadyBuilt, ChangedSetting, Listener, Notice, Working
 from reembed.source.dataset import Source
 from reembed.space import Space
-from reembed.store.storage import absolute
+from reembed.store.paths import absolute
 from reembed.strategies import preflight
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
 from reembed.table import write as table

@@ -34,8 +34,8 @@ from reembed.lifecycle.status import status
 from reembed.serving.index import Index
 from reembed.source.dataset import Source
 from reembed.source.lag import note
-from reembed.store.records import encode
-from reembed.store.storage import Storage, to_bytes
+from reembed.store.records import encode, to_bytes
+from reembed.store.storage import Storage
 
 FORCE = {"force_reason": "a test"}
 

@@ -21,8 +21,8 @@ from reembed.lifecycle import gc
 from reembed.lifecycle.promote import candidates, promote, rollback
 from reembed.lifecycle.status import status
 from reembed.space import Space, with_id
-from reembed.store.records import SCHEMA_VERSION, encode
-from reembed.store.storage import Storage, from_bytes, to_bytes
+from reembed.store.records import SCHEMA_VERSION, encode, from_bytes, to_bytes
+from reembed.store.storage import Storage
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from reembed.lifecycle import promote, verification
 from reembed.lifecycle.journal import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
-from reembed.store.records import encode
-from reembed.store.storage import Storage, from_bytes, to_bytes
+from reembed.store.records import encode, from_bytes, to_bytes
+from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table import provenance

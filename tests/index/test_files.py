@@ -19,8 +19,8 @@ from reembed.index import files, ids
 from reembed.index.build import Built, build
 from reembed.index.files import load, lower_bound, save
 from reembed.index.search import ArrayVectors, read
-from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, to_bytes
+from reembed.store.records import decode, encode, to_bytes
+from reembed.store.storage import Storage
 
 PATH = "indexes/r1"
 

@@ -34,8 +34,8 @@ from reembed.index import files as index_store
 from reembed.lifecycle import gc, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
-from reembed.store.records import decode, encode
-from reembed.store.storage import Storage, to_bytes
+from reembed.store.records import decode, encode, to_bytes
+from reembed.store.storage import Storage
 from reembed.strategies import catch_up_plan, changes, restage
 from reembed.table import write as table
 from sim.history import CALM, play

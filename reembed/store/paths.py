@@ -1,0 +1,77 @@
+"""Addresses of stores, and the names that become part of paths."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from reembed.config.settings import GateConfig
+from reembed.errors import IntegrityError, UsageError
+from reembed.redact import credentials_in, redacted
+from reembed.store.records import DAMAGED
+
+NAME = "[a-z0-9][a-z0-9._-]{0,127}"
+"""Form of ids and aliases, which become part of paths."""
+_ID = re.compile(NAME)
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Return local paths made absolute, so that every process uses the same folder.
+
+    Raises:
+        UsageError: it holds credentials, or a character that is escaped differently here and there.
+    """
+    if (found := credentials_in(uri)) is not None:
+        raise UsageError(
+            f"{redacted(uri)} holds {found}",
+            "addresses are stored and printed; keys and tokens come from the environment",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or use the instance role",
+        )
+    if any(c in uri for c in "#%?"):
+        raise UsageError(
+            f"{uri} holds one of # % ?",
+            "Lance and the object store escape it differently, so they would use two places",
+            f"mv {shlex.quote(uri)} {shlex.quote(re.sub('[#%?]', '-', uri))}     # any name without these characters",
+        )
+    return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+def require_id(kind: str, given: str) -> str:
+    """Return the id if it is a plain name: it becomes part of paths.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _ID.fullmatch(given) or ".." in given:
+        raise UsageError(
+            f"{given[:80]!r} is not a valid {kind}",
+            "ids are small letters, digits, dots and hyphens",
+            "reembed status",
+        )
+    return given
+
+
+def absolute_queries(section: GateConfig) -> GateConfig:
+    """Return the gate's settings with an absolute path of the queries, valid in every process."""
+    settings = section.settings
+    if not settings.queries:
+        return settings
+    return settings.model_copy(update={"queries": absolute(settings.queries)})
+
+
+def content_path(folder: str, sha256: str, ending: str) -> str:
+    """Return the path of an object that is named by its digest: equal names hold equal bytes.
+
+    Raises:
+        IntegrityError: it is not a sha256 in hex.
+    """
+    if not _HEX.fullmatch(sha256):
+        raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, DAMAGED)
+    return f"{folder}/{sha256}.{ending}"
