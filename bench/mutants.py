@@ -35,7 +35,7 @@ MODULES = tuple(
         "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
         "engine/attempts", "engine/documents", "engine/reuse", "engine/worker", "evaluation/comparisons",
         "evaluation/terms", "index/files", "lifecycle/differences", "lifecycle/gc", "lifecycle/journal",
-        "lifecycle/promote", "lifecycle/scans", "lifecycle/verify", "serving/live",
+        "lifecycle/candidates", "lifecycle/complete", "lifecycle/promote", "lifecycle/scans", "lifecycle/verify", "serving/live",
         "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage",
         "strategies/catch_up", "strategies/catch_up_plan", "strategies/changes",
         "strategies/restage", "table/provenance", "table/read", "table/write",

@@ -19,14 +19,15 @@ from reembed.evaluation import comparisons
 from reembed.evaluation.comparison import Comparison
 from reembed.evaluation.terms import Asked
 from reembed.events import Ignored, Listener, ignore
-from reembed.lifecycle import chosen, moves
+from reembed.lifecycle import candidates, moves
 from reembed.lifecycle import dead_letters as letters
 from reembed.lifecycle import gc as collecting
 from reembed.lifecycle import status as standing
+from reembed.lifecycle.candidates import candidate
 from reembed.lifecycle.dead_letters import DeadLetters
 from reembed.lifecycle.gc import GcPlan
 from reembed.lifecycle.moves import History, Moved
-from reembed.lifecycle.promote import Reasons, candidate
+from reembed.lifecycle.promote import Reasons
 from reembed.lifecycle.status import Status
 from reembed.store.paths import absolute_queries
 from reembed.store.records import encode
@@ -217,7 +218,7 @@ def verify(
     from reembed.lifecycle.verification import verify_release
 
     catalog = catalog_of(config)
-    asked = chosen.kept(catalog, release) if release else chosen.by_default(catalog, config)
+    asked = candidates.kept(catalog, release) if release else candidates.by_default(catalog, config)
     return verify_release(catalog, asked.id, level=level, sample=sample, resume=resume)
 
 
@@ -354,7 +355,7 @@ def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
     catalog = catalog_of(config)
     if (unfinished := letters.of_unfinished(catalog, which)) is not None:
         return unfinished
-    release = chosen.named(catalog, which) if which else chosen.by_default(catalog, config)
+    release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
     return letters.of_release(catalog, release)
 
 
@@ -388,7 +389,7 @@ def search(
     from reembed.serving.result import SearchResult
 
     catalog = catalog_of(config)
-    asked = chosen.kept(catalog, release) if release else catalog.require_live().release
+    asked = candidates.kept(catalog, release) if release else catalog.require_live().release
     require_carried(asked, columns)
     hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns)
     return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))

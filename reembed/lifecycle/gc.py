@@ -16,7 +16,7 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, find_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
-from reembed.lifecycle.promote import candidates, newest_of
+from reembed.lifecycle.candidates import candidates, newest_of
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
 from reembed.store.records import DAMAGED

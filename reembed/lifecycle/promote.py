@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from itertools import islice
 
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest, StoredFile
-from reembed.catalog.lines import Entry
 from reembed.catalog.releases import (
     Action,
     AliasRecord,
     Catalog,
     Grounds,
     Release,
-    Standing,
 )
 from reembed.catalog.reports import Evidence
-from reembed.catalog.runs import Run, rebuild_of, started_with
-from reembed.config.settings import Config
+from reembed.catalog.runs import Run, started_with
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
+from reembed.lifecycle.candidates import newest_by_line, newest_of, previous, require_kept
+from reembed.lifecycle.complete import (
+    recall_bound,
+    require_complete,
+    require_recall,
+    require_standing,
+)
 from reembed.source.lag import noted_place
-from reembed.store.paths import absolute, content_path
-from reembed.store.records import decode
-from reembed.store.storage import Storage
-from reembed.table import provenance
 
 
 @dataclass(frozen=True)
@@ -44,100 +42,6 @@ class Reasons:
         force = f" --force --reason {shlex.quote(self.force)}" if self.force else ""
         initial = f" --initial --reason {shlex.quote(self.initial)}" if self.initial else ""
         return force + initial
-
-
-def newest_of(catalog: Catalog, release: Release) -> Release:
-    """Return the release of the same line that has the newest documents, and whose data is there."""
-    newest = _newest_by_line(catalog.entries()).get(release.origin)
-    if newest is None or newest.id == release.id:
-        return release
-    return catalog.release(newest.id)
-
-
-def _newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
-    """Return the newest release of each line; the lines are in the order of their start."""
-    newest: dict[str, Entry] = {}
-    for entry in begun:
-        if not entry.kept:
-            continue
-        known = newest.setdefault(entry.origin, entry)
-        if entry.place.reach > known.place.reach:
-            newest[entry.origin] = entry
-    return newest
-
-
-def candidates(
-    catalog: Catalog, live: AliasRecord | None, begun: list[Entry] | None = None
-) -> list[Entry]:
-    """Return what could be promoted: the newest of every line that does not stand, oldest line first.
-
-    What served before the live release is what a rollback goes to, never a candidate by itself.
-    `begun` is what `Catalog.entries` gave, if the caller has it already.
-    """
-    lines = {s.origin for s in catalog.standing(live)} if live else set()
-    newest = _newest_by_line(catalog.entries() if begun is None else begun)
-    return [entry for line, entry in newest.items() if line not in lines]
-
-
-def release_of(catalog: Catalog, config: Config) -> Release | None:
-    """Return the newest release built with a config's settings, as it was last caught up, if any."""
-    settings, version = config.line_settings(absolute(config.source.uri)), config.source.version
-    found = [e for e in catalog.entries() if e.place.settings == settings]
-    begun = {e.origin: e.place.version for e in found if e.id == e.origin}
-    mine = _newest_by_line(found)
-    meant = [e for line, e in mine.items() if version in (None, begun.get(line))]
-    return catalog.release(meant[-1].id) if meant else None
-
-
-def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:
-    """The release asked for, or the one that was built with the config's settings.
-
-    Raises:
-        UsageError: there is none, gc removed it, or it is live.
-    """
-    live = catalog.live()
-    chosen = release_of(catalog, config) if release_id is None else catalog.release(release_id)
-    if chosen is None:
-        raise none_built(catalog, live)
-    require_kept(catalog, chosen)
-    if live is not None and chosen.id == live.release.id:
-        waiting = candidates(catalog, live)
-        raise UsageError(
-            f"release {chosen.id} is already live",
-            f"candidates: {_names(waiting)}; name one"
-            if waiting
-            else "there is no other candidate",
-            "reembed status",
-        )
-    return chosen
-
-
-def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
-    """That no release is a config's own, and which others could be meant."""
-    waiting = candidates(catalog, live)
-    return UsageError(
-        f"{catalog.alias} has no release that was built with these settings",
-        f"candidates of other settings: {_names(waiting)}; name one" if waiting else None,
-        "reembed status" if waiting else "reembed run",
-    )
-
-
-def _names(waiting: list[Entry]) -> str:
-    return ", ".join(entry.id for entry in waiting)
-
-
-def require_kept(catalog: Catalog, release: Release) -> None:
-    """Refuse a release that gc marked.
-
-    Raises:
-        UsageError: its data is going or gone.
-    """
-    if catalog.is_retired(release):
-        raise UsageError(
-            f"release {release.id} was removed by gc",
-            "its data is gone",
-            started_with(Run(catalog.storage, release.origin), "--fresh"),
-        )
 
 
 def promote(
@@ -198,7 +102,7 @@ def admissible(
             "it needs a comparison with what is live",
             f"reembed compare --candidate {chosen.id}",
         )
-    _require_complete(catalog, chosen)
+    require_complete(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
         return Grounds()  # the same model with newer documents
     if live is None:
@@ -246,11 +150,6 @@ def rollback(
     return _swap(catalog, live, "rollback", target, Grounds(reason))
 
 
-def previous(catalog: Catalog, live: AliasRecord) -> Standing | None:
-    """Return what stood before the live release; None for the first."""
-    return next(islice(catalog.standing(live), 1, None), None)
-
-
 def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> Release:
     stood = previous(catalog, live)
     if stood is None:
@@ -259,12 +158,12 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
             f"{live.release.id} is the oldest release",
             "reembed history",
         )
-    newest = _newest_by_line(catalog.entries()).get(stood.origin)
+    newest = newest_by_line(catalog.entries()).get(stood.origin)
     if newest is None:
         require_kept(catalog, catalog.release(stood.release))
     name = newest.id if newest else stood.release
     try:
-        return _standing(catalog, _release(catalog, name, held))
+        return require_standing(catalog, _release(catalog, name, held))
     except IntegrityError as error:
         if name == stood.release:
             raise
@@ -280,7 +179,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
     if to in held or any(to == s.release for s in catalog.standing(live)):
         release = _release(catalog, to, held)
         require_kept(catalog, release)
-        return _standing(catalog, release)
+        return require_standing(catalog, release)
     served = {record.release.id: record.release for record in catalog.log()}
     if to not in served:
         known = ", ".join(served)
@@ -288,7 +187,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
             f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
         )
     require_kept(catalog, served[to])
-    return _standing(catalog, served[to])
+    return require_standing(catalog, served[to])
 
 
 def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
@@ -337,12 +236,12 @@ def _advance(
     """
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
-    _require_complete(catalog, release)
+    require_complete(catalog, release)
     required = release.gate.ann_recall
-    if force is None and _recall_bound(catalog, live.release) >= required:
+    if force is None and recall_bound(catalog, live.release) >= required:
         again = started_with(Run(catalog.storage, release.origin), "--fresh")
         fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
-        _require_recall(catalog, release, required, fix)
+        require_recall(catalog, release, required, fix)
     faults.point("promote.before_follow")
     return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))
 
@@ -399,82 +298,6 @@ def _swap(
     return record
 
 
-def _standing(catalog: Catalog, release: Release) -> Release:
-    """The release, which is still there, by the sizes of its index and of its table's manifest.
-
-    Size only: going back must be quick however large the index is, and serving hashes it anyway.
-    """
-    provenance.require_verified(catalog.storage, release)
-    storage, manifest = catalog.storage, release.table_manifest
-    there = dict(storage.objects(f"{release.index}/"))
-    for file in _described_index(catalog, release).files:
-        if there.get(file.path(release.index)) != file.size_bytes:
-            raise _index_not_whole(storage, release, file)
-    if storage.size(f"{release.table}/_versions/{manifest.name}") != manifest.size_bytes:
-        raise _no_table(storage, release)
-    return release
-
-
-def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> IntegrityError:
-    return IntegrityError(
-        f"the index of release {release.id} is incomplete",
-        f"{file.path(release.index)} is gone, cut short or changed",
-        rebuild_of(storage, release.origin),
-    )
-
-
-def _no_table(storage: Storage, release: Release) -> IntegrityError:
-    return IntegrityError(
-        f"release {release.id} has no table",
-        f"{release.table} version {release.table_version} cannot be opened",
-        rebuild_of(storage, release.origin),
-    )
-
-
-def _require_complete(catalog: Catalog, release: Release) -> None:
-    provenance.require_verified(catalog.storage, release)
-    for file in _described_index(catalog, release).files:
-        found = catalog.storage.digest(file.path(release.index))
-        if found != (file.size_bytes, file.sha256):
-            raise _index_not_whole(catalog.storage, release, file)
-    try:
-        provenance.require_table(catalog.storage, release)
-        provenance.require_files(catalog.storage, release)
-    except FileNotFoundError as error:
-        raise _no_table(catalog.storage, release) from error
-
-
-def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
-    described = content_path(release.index, release.index_sha256, "json")
-    record = catalog.storage.read_if_there(described)
-    if record is None:
-        raise IntegrityError(
-            f"release {release.id} has no index",
-            f"{described} is gone",
-            rebuild_of(catalog.storage, release.origin),
-        )
-    manifest = decode(IndexManifest, record)
-    provenance.require_index(release, manifest)
-    return manifest
-
-
-def _recall_bound(catalog: Catalog, release: Release) -> float:
-    """Lower 95 % bound of ann_recall@10 as it was measured when the index was built."""
-    index = _described_index(catalog, release)
-    # One query has no bound; finding all is enough.
-    return 1.0 if index.ann_recall_at_10 == 1 else index.ann_recall_lower
-
-
-def _require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:
-    bound = _recall_bound(catalog, release)
-    if bound < required:
-        raise GateFailed(
-            f"the index of release {release.id}, which a catch-up built, has a lower ann_recall than its gate requires",
-            f"lower bound of ann_recall@10: {bound:.4f}, at least {required:.4f} needed",
-            fix,
-        )
-
-
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evidence:
     # What was caught up has the model of what was compared: the newest verdict on the line stands.
     record = comparisons.newest(catalog, live, chosen)
@@ -505,5 +328,5 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
         )
     if compared.id != chosen.id:  # the verdict is about another index
         required = record.gate.ann_recall
-        _require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
+        require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
     return record.evidence()

@@ -16,7 +16,7 @@ from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
-from reembed.lifecycle.promote import candidates, previous
+from reembed.lifecycle.candidates import candidates, previous
 from reembed.source.lag import Lag, lag
 
 _CANDIDATES, _RUNS = 5, 2

@@ -14,7 +14,7 @@ from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.index import files as index_store
-from reembed.lifecycle import chosen, verify
+from reembed.lifecycle import candidates, verify
 from reembed.lifecycle.journal import Journal, JournalKey, remove_journal
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
@@ -79,7 +79,7 @@ def verify_release(
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
         NotVerified: the store, the source or the model could not be read.
     """
-    release = chosen.kept(catalog, release_id)
+    release = candidates.kept(catalog, release_id)
     try:
         return _verified(catalog, release, level=level, sample=sample, resume=resume)
     except IntegrityError as error:

@@ -11,9 +11,9 @@ from reembed.config.settings import Config
 from reembed.engine.executor import Executor
 from reembed.errors import Conflict, SourceError
 from reembed.events import Listener
-from reembed.lifecycle.chosen import named
+from reembed.lifecycle.candidates import candidate, named, newest_of
 from reembed.lifecycle.moves import Moved, behind, moved
-from reembed.lifecycle.promote import Reasons, admissible, candidate, follow, newest_of, promote
+from reembed.lifecycle.promote import Reasons, admissible, follow, promote
 from reembed.source.lag import Lag
 from reembed.strategies import catch_up as strategy
 

@@ -20,16 +20,9 @@ from reembed.catalog.lines import Place
 from reembed.catalog.releases import AliasRecord, Catalog, Release, Standing
 from reembed.config.settings import Config
 from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.lifecycle.candidates import candidate, candidates, newest_of, release_of
 from reembed.lifecycle.moves import roll_back
-from reembed.lifecycle.promote import (
-    candidate,
-    candidates,
-    follow,
-    newest_of,
-    promote,
-    release_of,
-    rollback,
-)
+from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.lifecycle.status import status
 from reembed.serving.index import Index
 from reembed.source.dataset import Source

@@ -18,7 +18,8 @@ from reembed.catalog.runs import Run
 from reembed.cli import text as report
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.lifecycle import gc
-from reembed.lifecycle.promote import candidates, promote, rollback
+from reembed.lifecycle.candidates import candidates
+from reembed.lifecycle.promote import promote, rollback
 from reembed.lifecycle.status import status
 from reembed.space import Space, with_id
 from reembed.store.records import SCHEMA_VERSION, encode, from_bytes, to_bytes

@@ -26,7 +26,7 @@ from reembed.encoders import golden, load_encoder
 from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
-from reembed.lifecycle import promote, verification
+from reembed.lifecycle import complete, verification
 from reembed.lifecycle.journal import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
@@ -146,7 +146,7 @@ def readers(r: Root) -> dict[str, Reader]:
         sealed: lambda r: table.read_sealed(
             Run(storage, newer.run_id), newer.table, newer.table_version
         ),
-        f"{first.index}/{first.index_sha256}.json": lambda r: promote._require_complete(
+        f"{first.index}/{first.index_sha256}.json": lambda r: complete.require_complete(
             r.catalog, first
         ),
         r.unfinished.path(unit): lambda r: r.unfinished.receipts(),

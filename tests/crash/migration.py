@@ -24,7 +24,8 @@ from reembed.config.settings import Config
 from reembed.digests import digest
 from reembed.errors import ReembedError
 from reembed.lifecycle import verification, verify
-from reembed.lifecycle.promote import follow, newest_of, promote, rollback
+from reembed.lifecycle.candidates import newest_of
+from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.serving.index import Index
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies.catch_up import catch_up

@@ -37,8 +37,7 @@ from reembed.evaluation.compare import PLANNED
 from reembed.evaluation.comparison import Compared, Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored
-from reembed.lifecycle import moves, verification
-from reembed.lifecycle import promote as promotion
+from reembed.lifecycle import complete, moves, verification
 from reembed.lifecycle.promote import follow, promote
 from reembed.lifecycle.status import status
 from reembed.serving.live import OpenRelease
@@ -598,8 +597,8 @@ def test_a_verdict_holds_for_the_index_of_a_catch_up_only_above_the_gate_s_recal
 )
 def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound):
     index = SimpleNamespace(ann_recall_at_10=found, ann_recall_lower=lower)
-    monkeypatch.setattr(promotion, "_described_index", lambda catalog, release: index)
-    assert promotion._recall_bound(None, None) == bound
+    monkeypatch.setattr(complete, "_described_index", lambda catalog, release: index)
+    assert complete.recall_bound(None, None) == bound
 
 
 def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):

@@ -15,7 +15,8 @@ from reembed.catalog.runs import find_runs
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict, UsageError
 from reembed.lifecycle import gc
-from reembed.lifecycle.promote import candidates, promote
+from reembed.lifecycle.candidates import candidates
+from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

@@ -14,7 +14,7 @@ from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.engine import ray_executor
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.lifecycle import promote
+from reembed.lifecycle import candidates, promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -130,7 +130,7 @@ def test_what_is_behind_in_its_line_is_not_promoted_even_by_force(line, reason):
 def test_the_newest_of_a_line_is_the_one_with_the_newest_documents(line):
     catalog, first, newer, late = line
     for member in (first, newer, late):
-        assert promote.newest_of(catalog, member).id == newer.id
+        assert candidates.newest_of(catalog, member).id == newer.id
 
 
 def test_rollback_goes_to_the_newest_documents_of_the_line(line, corpus, make_config, quiet):

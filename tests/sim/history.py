@@ -32,7 +32,8 @@ from reembed.config.settings import Config
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
 from reembed.lifecycle import gc
-from reembed.lifecycle.promote import candidate, candidates, follow, newest_of, promote, rollback
+from reembed.lifecycle.candidates import candidate, candidates, newest_of
+from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.serving.index import Index
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up

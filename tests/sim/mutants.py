@@ -31,7 +31,7 @@ from reembed.engine.progress import UnitDone
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
 from reembed.index import files as index_store
-from reembed.lifecycle import gc, promote, verify
+from reembed.lifecycle import candidates, complete, gc, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
 from reembed.store.records import decode, encode, to_bytes
@@ -353,7 +353,7 @@ def late_catch_up_moves_live_back(patch: Patch) -> None:
     def backwards(catalog: Catalog, seen: Any, release: Any) -> Any:
         if seen.release.id == release.id:
             return seen
-        promote._require_complete(catalog, release)
+        complete.require_complete(catalog, release)
         faults.point("promote.before_follow")
         now = catalog.require_live()
         if now.release.origin != release.origin:
@@ -368,10 +368,10 @@ def a_verb_means_the_newest_release(patch: Patch) -> None:
     """Whatever config it is given."""
 
     def newest(catalog: Catalog, config: Any) -> Any:
-        waiting = promote.candidates(catalog, catalog.live())
+        waiting = candidates.candidates(catalog, catalog.live())
         return catalog.release(waiting[-1].id) if waiting else None
 
-    patch(promote, "release_of", newest)
+    patch(candidates, "release_of", newest)
 
 
 @bug

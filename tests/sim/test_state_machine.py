@@ -25,7 +25,8 @@ from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.errors import ReembedError, UsageError
 from reembed.lifecycle import gc, verification
-from reembed.lifecycle.promote import candidate, follow, newest_of, promote, rollback
+from reembed.lifecycle.candidates import candidate, newest_of
+from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

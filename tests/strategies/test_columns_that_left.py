@@ -15,7 +15,7 @@ from inline import Inline, Silent
 from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.errors import SourceError, TooManyDeadLetters
-from reembed.lifecycle.chosen import by_default
+from reembed.lifecycle.candidates import by_default
 from reembed.lifecycle.moves import roll_back
 from reembed.lifecycle.promote import promote
 from reembed.lifecycle.status import status

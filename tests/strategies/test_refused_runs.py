@@ -16,8 +16,8 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.cli import text as report
 from reembed.errors import Conflict, ReembedError, SourceError
+from reembed.lifecycle.candidates import release_of
 from reembed.lifecycle.gc import plan as plan_gc
-from reembed.lifecycle.promote import release_of
 from reembed.lifecycle.status import status
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage

@@ -12,7 +12,7 @@ from reembed.catalog.plan import Donor
 from reembed.catalog.releases import Catalog
 from reembed.engine import reuse
 from reembed.errors import IntegrityError
-from reembed.lifecycle import promote
+from reembed.lifecycle import complete, promote
 from reembed.source.dataset import Source
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -113,10 +113,10 @@ def test_a_release_that_lacks_one_of_its_files_is_not_promoted(built, file):
     dataset = lance.dataset(uri, release.table_version)
     names = [f.path for m in dataset.get_fragments() for f in m.data_files()]
     lance.write_dataset(dataset.to_table(), uri, mode="overwrite")
-    promote._require_complete(catalog, release)
+    complete.require_complete(catalog, release)
     catalog.storage.remove(f"{release.table}/data/{names[file]}")
     with pytest.raises(IntegrityError, match="1 files of the table") as refused:
-        promote._require_complete(catalog, release)
+        complete.require_complete(catalog, release)
     assert refused.value.why == names[file]
 
 

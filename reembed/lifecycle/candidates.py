@@ -1,0 +1,152 @@
+"""Which release is meant: a candidate, the newest of a line, or the one that a verb names."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from reembed.catalog.lines import Entry
+from reembed.catalog.releases import AliasRecord, Catalog, Release, Standing
+from reembed.catalog.runs import Run, started_with
+from reembed.config.settings import Config
+from reembed.errors import UsageError
+from reembed.store.paths import absolute
+
+
+def newest_of(catalog: Catalog, release: Release) -> Release:
+    """Return the release of the same line that has the newest documents, and whose data is there."""
+    newest = newest_by_line(catalog.entries()).get(release.origin)
+    if newest is None or newest.id == release.id:
+        return release
+    return catalog.release(newest.id)
+
+
+def newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
+    """Return the newest release of each line; the lines are in the order of their start."""
+    newest: dict[str, Entry] = {}
+    for entry in begun:
+        if not entry.kept:
+            continue
+        known = newest.setdefault(entry.origin, entry)
+        if entry.place.reach > known.place.reach:
+            newest[entry.origin] = entry
+    return newest
+
+
+def candidates(
+    catalog: Catalog, live: AliasRecord | None, begun: list[Entry] | None = None
+) -> list[Entry]:
+    """Return what could be promoted: the newest of every line that does not stand, oldest line first.
+
+    What served before the live release is what a rollback goes to, never a candidate by itself.
+    `begun` is what `Catalog.entries` gave, if the caller has it already.
+    """
+    lines = {s.origin for s in catalog.standing(live)} if live else set()
+    newest = newest_by_line(catalog.entries() if begun is None else begun)
+    return [entry for line, entry in newest.items() if line not in lines]
+
+
+def release_of(catalog: Catalog, config: Config) -> Release | None:
+    """Return the newest release built with a config's settings, as it was last caught up, if any."""
+    settings, version = config.line_settings(absolute(config.source.uri)), config.source.version
+    found = [e for e in catalog.entries() if e.place.settings == settings]
+    begun = {e.origin: e.place.version for e in found if e.id == e.origin}
+    mine = newest_by_line(found)
+    meant = [e for line, e in mine.items() if version in (None, begun.get(line))]
+    return catalog.release(meant[-1].id) if meant else None
+
+
+def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:
+    """Return the release asked for, or the one that was built with the config's settings.
+
+    Raises:
+        UsageError: there is none, gc removed it, or it is live.
+    """
+    live = catalog.live()
+    chosen = release_of(catalog, config) if release_id is None else catalog.release(release_id)
+    if chosen is None:
+        raise none_built(catalog, live)
+    require_kept(catalog, chosen)
+    if live is not None and chosen.id == live.release.id:
+        waiting = candidates(catalog, live)
+        raise UsageError(
+            f"release {chosen.id} is already live",
+            f"candidates: {_names(waiting)}; name one"
+            if waiting
+            else "there is no other candidate",
+            "reembed status",
+        )
+    return chosen
+
+
+def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
+    """Return the error for a config without a release of its own; it names what else could be meant."""
+    waiting = candidates(catalog, live)
+    return UsageError(
+        f"{catalog.alias} has no release that was built with these settings",
+        f"candidates of other settings: {_names(waiting)}; name one" if waiting else None,
+        "reembed status" if waiting else "reembed run",
+    )
+
+
+def _names(waiting: list[Entry]) -> str:
+    return ", ".join(entry.id for entry in waiting)
+
+
+def require_kept(catalog: Catalog, release: Release) -> None:
+    """Refuse a release that gc marked.
+
+    Raises:
+        UsageError: its data is going or gone.
+    """
+    if catalog.is_retired(release):
+        raise UsageError(
+            f"release {release.id} was removed by gc",
+            "its data is gone",
+            started_with(Run(catalog.storage, release.origin), "--fresh"),
+        )
+
+
+def previous(catalog: Catalog, live: AliasRecord) -> Standing | None:
+    """Return what stood before the live release; None for the first."""
+    return next(islice(catalog.standing(live), 1, None), None)
+
+
+def by_default(catalog: Catalog, config: Config) -> Release:
+    """Return the config's own release if it never served; else what is live.
+
+    Raises:
+        UsageError: nothing was built with these settings, and nothing is live.
+    """
+    own, log = release_of(catalog, config), catalog.log()
+    if own is not None and own.origin not in {step.release.origin for step in log}:
+        return own
+    if not log:
+        raise none_built(catalog, None)
+    return log[-1].release
+
+
+def kept(catalog: Catalog, release_id: str) -> Release:
+    """Return a release by id.
+
+    Raises:
+        UsageError: it does not exist, or gc removed it.
+    """
+    release = catalog.release(release_id)
+    require_kept(catalog, release)
+    return release
+
+
+def named(catalog: Catalog, which: str) -> Release:
+    """Return the release that `which` names: live, previous, or an id.
+
+    Raises:
+        UsageError: no such release exists, or gc removed it.
+    """
+    if which == "live":
+        return catalog.require_live().release
+    if which == "previous":
+        stood = previous(catalog, catalog.require_live())
+        if stood is None:
+            raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
+        return catalog.release(stood.release)
+    return kept(catalog, which)

@@ -1,0 +1,101 @@
+"""Whether a release can serve: its index, its table and the record of its verification are whole."""
+
+from __future__ import annotations
+
+from reembed.catalog.index_manifest import IndexManifest, StoredFile
+from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.runs import rebuild_of
+from reembed.errors import GateFailed, IntegrityError
+from reembed.store.paths import content_path
+from reembed.store.records import decode
+from reembed.store.storage import Storage
+from reembed.table import provenance
+
+
+def require_standing(catalog: Catalog, release: Release) -> Release:
+    """Return the release if the sizes of its index and of its table's manifest are as recorded.
+
+    Sizes only: going back must be quick however large the index is, and serving hashes it anyway.
+
+    Raises:
+        IntegrityError: a file is missing or has another size, or the release is not verified.
+    """
+    provenance.require_verified(catalog.storage, release)
+    storage, manifest = catalog.storage, release.table_manifest
+    there = dict(storage.objects(f"{release.index}/"))
+    for file in _described_index(catalog, release).files:
+        if there.get(file.path(release.index)) != file.size_bytes:
+            raise _index_not_whole(storage, release, file)
+    if storage.size(f"{release.table}/_versions/{manifest.name}") != manifest.size_bytes:
+        raise _no_table(storage, release)
+    return release
+
+
+def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> IntegrityError:
+    return IntegrityError(
+        f"the index of release {release.id} is incomplete",
+        f"{file.path(release.index)} is gone, cut short or changed",
+        rebuild_of(storage, release.origin),
+    )
+
+
+def _no_table(storage: Storage, release: Release) -> IntegrityError:
+    return IntegrityError(
+        f"release {release.id} has no table",
+        f"{release.table} version {release.table_version} cannot be opened",
+        rebuild_of(storage, release.origin),
+    )
+
+
+def require_complete(catalog: Catalog, release: Release) -> None:
+    """Read every file of the index and of the table, and compare it with its sha256.
+
+    Raises:
+        IntegrityError: a file is missing or changed, or the release is not verified.
+    """
+    provenance.require_verified(catalog.storage, release)
+    for file in _described_index(catalog, release).files:
+        found = catalog.storage.digest(file.path(release.index))
+        if found != (file.size_bytes, file.sha256):
+            raise _index_not_whole(catalog.storage, release, file)
+    try:
+        provenance.require_table(catalog.storage, release)
+        provenance.require_files(catalog.storage, release)
+    except FileNotFoundError as error:
+        raise _no_table(catalog.storage, release) from error
+
+
+def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
+    described = content_path(release.index, release.index_sha256, "json")
+    record = catalog.storage.read_if_there(described)
+    if record is None:
+        raise IntegrityError(
+            f"release {release.id} has no index",
+            f"{described} is gone",
+            rebuild_of(catalog.storage, release.origin),
+        )
+    manifest = decode(IndexManifest, record)
+    provenance.require_index(release, manifest)
+    return manifest
+
+
+def recall_bound(catalog: Catalog, release: Release) -> float:
+    """Return the lower 95 % bound of ann_recall@10, as measured when the index was built."""
+    index = _described_index(catalog, release)
+    # One query has no bound; finding all is enough.
+    return 1.0 if index.ann_recall_at_10 == 1 else index.ann_recall_lower
+
+
+def require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:
+    """Refuse an index whose measured ann_recall@10 may be lower than required.
+
+    Raises:
+        GateFailed: its lower bound is below `required`.
+    """
+    bound = recall_bound(catalog, release)
+    if bound < required:
+        raise GateFailed(
+            f"the index of release {release.id}, which a catch-up built, has a lower ann_recall than its gate requires",
+            f"lower bound of ann_recall@10: {bound:.4f}, at least {required:.4f} needed",
+            fix,
+        )
