@@ -17,13 +17,8 @@ from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, started_with
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
+from reembed.lifecycle import complete
 from reembed.lifecycle.candidates import newest_by_line, newest_of, previous, require_kept
-from reembed.lifecycle.complete import (
-    recall_bound,
-    require_complete,
-    require_recall,
-    require_standing,
-)
 from reembed.source.lag import noted_place
 
 
@@ -102,7 +97,7 @@ def admissible(
             "it needs a comparison with what is live",
             f"reembed compare --candidate {chosen.id}",
         )
-    require_complete(catalog, chosen)
+    complete.require_complete(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
         return Grounds()  # the same model with newer documents
     if live is None:
@@ -163,7 +158,7 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
         require_kept(catalog, catalog.release(stood.release))
     name = newest.id if newest else stood.release
     try:
-        return require_standing(catalog, _release(catalog, name, held))
+        return complete.require_standing(catalog, _release(catalog, name, held))
     except IntegrityError as error:
         if name == stood.release:
             raise
@@ -179,7 +174,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
     if to in held or any(to == s.release for s in catalog.standing(live)):
         release = _release(catalog, to, held)
         require_kept(catalog, release)
-        return require_standing(catalog, release)
+        return complete.require_standing(catalog, release)
     served = {record.release.id: record.release for record in catalog.log()}
     if to not in served:
         known = ", ".join(served)
@@ -187,7 +182,7 @@ def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Releas
             f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
         )
     require_kept(catalog, served[to])
-    return require_standing(catalog, served[to])
+    return complete.require_standing(catalog, served[to])
 
 
 def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
@@ -236,12 +231,12 @@ def _advance(
     """
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
-    require_complete(catalog, release)
+    complete.require_complete(catalog, release)
     required = release.gate.ann_recall
-    if force is None and recall_bound(catalog, live.release) >= required:
+    if force is None and complete.recall_bound(catalog, live.release) >= required:
         again = started_with(Run(catalog.storage, release.origin), "--fresh")
         fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
-        require_recall(catalog, release, required, fix)
+        complete.require_recall(catalog, release, required, fix)
     faults.point("promote.before_follow")
     return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))
 
@@ -328,5 +323,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
         )
     if compared.id != chosen.id:  # the verdict is about another index
         required = record.gate.ann_recall
-        require_recall(catalog, chosen, required, f"reembed compare --candidate {chosen.id}")
+        complete.require_recall(
+            catalog, chosen, required, f"reembed compare --candidate {chosen.id}"
+        )
     return record.evidence()

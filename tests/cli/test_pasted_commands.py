@@ -22,7 +22,7 @@ from reembed.cli.paste import error, error_record
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.encoders.hashing import HashingEncoder
 from reembed.engine import attempts
-from reembed.lifecycle import promote
+from reembed.lifecycle import complete
 
 HOSTILE = ["$(touch PWNED)", "`touch PWNED`", "a b", "it's", "; touch PWNED", "-n"]
 
@@ -614,7 +614,7 @@ def test_a_catch_up_whose_index_finds_too_little_is_built_again_by_its_line_s_se
     release = serving(inline)
     late(inline, "one more")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(promote, "_recall_bound", lambda _, of: 1.0 if of.id == release else 0.0)
+        patch.setattr(complete, "recall_bound", lambda _, of: 1.0 if of.id == release else 0.0)
         fix = fails("catch-up", "live")
     forced, again = fix.split("     # or: ")
     assert forced.startswith("reembed promote ")

@@ -603,7 +603,7 @@ def test_an_index_that_found_all_needs_no_bound(monkeypatch, found, lower, bound
 
 def test_the_compared_index_is_held_to_its_comparison_alone(pair, monkeypatch):
     assert pair.compare(Asked(margin=0.9, reason="a test")).verdict == "pass"
-    monkeypatch.setattr(promotion, "_recall_bound", lambda catalog, release: 0.0)
+    monkeypatch.setattr(complete, "recall_bound", lambda catalog, release: 0.0)
     assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
 
 
