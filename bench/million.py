@@ -309,7 +309,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     from reembed.strategies import steps
     from reembed.strategies.context import RunContext
     from reembed.strategies.rebuild_plan import Wanted, choose_run, make_plan
-    from reembed.table import write as table
+    from reembed.table import seal as sealing
 
     config = Config.model_validate(
         {
@@ -341,7 +341,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
         Path(run.storage.root), {"table": sealed.path, "table_version": sealed.version}
     )
     seal_again = _Clock()
-    table.seal(run, plan, context.columns, 0)
+    sealing.seal(run, plan, context.columns, 0)
     return {
         **figures,
         "units_seal_again_seconds": seal_again.lap(),

@@ -33,13 +33,13 @@ MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
         "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
-        "engine/attempts", "engine/documents", "engine/reuse", "engine/worker", "evaluation/comparisons",
+        "engine/attempts", "engine/documents", "engine/job", "engine/patience", "engine/reuse", "engine/worker", "evaluation/comparisons",
         "evaluation/terms", "index/files", "lifecycle/differences", "lifecycle/gc", "lifecycle/journal",
         "lifecycle/candidates", "lifecycle/complete", "lifecycle/promote",
         "lifecycle/scans", "lifecycle/verify", "serving/live",
         "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage",
         "strategies/catch_up", "strategies/catch_up_plan", "strategies/changes",
-        "strategies/restage", "table/provenance", "table/read", "table/write",
+        "strategies/restage", "table/provenance", "table/read", "table/seal", "table/write",
     )
 )  # fmt: skip
 EXPLAINED = ROOT / "docs" / "mutants.md"

@@ -25,7 +25,7 @@ from reembed.lifecycle import gc as collecting
 from reembed.lifecycle import status as standing
 from reembed.lifecycle.candidates import candidate
 from reembed.lifecycle.dead_letters import DeadLetters
-from reembed.lifecycle.gc import GcPlan
+from reembed.lifecycle.gc_plan import Collected
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.promote import Reasons
 from reembed.lifecycle.status import Status
@@ -53,28 +53,6 @@ class Built:
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed run --json` prints: the release's record, and what is live."""
         return {**encode(self.release), "live": self.live.id if self.live else None}
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What gc would delete, or did."""
-
-    plan: GcPlan
-    removed: tuple[str, ...]
-    """Releases that were removed."""
-    deleted: bool
-    """Whether anything was to be deleted; if not, this is the plan alone."""
-    drop_run: str | None
-    """The unfinished run that was given up."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `reembed gc --json` prints."""
-        return {
-            **self.plan.to_json(),
-            "removed": self.removed,
-            "deleted": self.deleted,
-            "drop_run": self.drop_run,
-        }
 
 
 def catalog_of(config: Config) -> Catalog:

@@ -15,12 +15,13 @@ from reembed.evaluation.report import choices, evidence, notes, told
 from reembed.redact import one_line
 
 if TYPE_CHECKING:
-    from reembed.api import Built, Collected
+    from reembed.api import Built
     from reembed.catalog.releases import Grounds, Release
     from reembed.catalog.reports import Difference
     from reembed.config.resolved import ResolvedConfig
     from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
+    from reembed.lifecycle.gc_plan import Collected
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
     from reembed.lifecycle.verification import Verified

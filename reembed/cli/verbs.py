@@ -17,11 +17,12 @@ from reembed.cli.command import DURATION, UTF8, configured, lean_imports, output
 from reembed.errors import UsageError
 
 if TYPE_CHECKING:
-    from reembed.api import Built, Collected
+    from reembed.api import Built
     from reembed.config.resolved import ResolvedConfig
     from reembed.config.settings import Config
     from reembed.evaluation.comparison import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
+    from reembed.lifecycle.gc_plan import Collected
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Status
     from reembed.lifecycle.verification import Verified

@@ -25,7 +25,7 @@ from reembed.events import Listener, Notice
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.read import TableVersion, as_vectors, damaged_files
-from reembed.table.write import read_sealed
+from reembed.table.seal import read_sealed
 
 Int64 = npt.NDArray[np.int64]
 

@@ -9,7 +9,7 @@ from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, open_runs
 from reembed.table import provenance
-from reembed.table.write import read_sealed
+from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
 
 from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
@@ -17,6 +15,7 @@ from reembed.catalog.runs import Run, find_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.candidates import candidates, newest_of
+from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
 from reembed.store.records import DAMAGED
@@ -28,69 +27,6 @@ log = logging.getLogger(__name__)
 
 _STAGING = ("units/", "attempts/", "leases/")
 _CLEARED = "cleared.json"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A release that stays."""
-
-    release: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Removable:
-    """A release whose data can go."""
-
-    release: str
-    why: str
-    index: str
-    index_bytes: int
-    table: str
-    table_version: int
-    whole_table: bool
-    """No other release or unfinished run uses the table."""
-    table_bytes: int
-    """What goes for certain: the whole table, or 0 where versions share files."""
-
-
-@dataclass(frozen=True)
-class Orphan:
-    """A file that nothing names: of a table, no version and no receipt; of an index, not its release.
-
-    A process that died or came second left it.
-    """
-
-    path: str
-    size: int
-
-
-@dataclass(frozen=True)
-class GcPlan:
-    """What gc would do."""
-
-    keep: list[Kept]
-    remove: list[Removable]
-    orphans: list[Orphan]
-    dropped_runs: list[str]
-    """Runs that were given up and still have staged receipts, an index or a tag on the table."""
-    tables: list[str]
-    """Tables of given-up runs alone."""
-    tables_bytes: int
-    trim: list[str]
-    """Tables with versions that no release names any more."""
-    held_runs: list[str]
-    """Unfinished runs, whose tables are not touched."""
-
-    @property
-    def bytes(self) -> int:
-        """What deleting it frees for certain."""
-        releases = sum(r.index_bytes + r.table_bytes for r in self.remove)
-        return releases + self.tables_bytes + sum(o.size for o in self.orphans)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields, and `bytes`."""
-        return {**asdict(self), "bytes": self.bytes}
 
 
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:

@@ -23,7 +23,7 @@ from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.provenance import verification_path
 from reembed.table.read import TableVersion
-from reembed.table.write import read_sealed
+from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)

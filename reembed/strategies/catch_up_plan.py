@@ -27,7 +27,7 @@ from reembed.table import provenance
 from reembed.table import write as table
 from reembed.table.read import TableVersion
 from reembed.table.read import documents_in as table_documents
-from reembed.table.write import read_sealed
+from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)

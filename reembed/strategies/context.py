@@ -20,7 +20,7 @@ from reembed.source.dataset import Source
 from reembed.strategies import preflight
 from reembed.table import write as table
 from reembed.table.read import TableVersion
-from reembed.table.write import SealedTable
+from reembed.table.seal import SealedTable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import storage_errors
 from reembed.table.read import TableVersion, proof_of
-from reembed.table.write import Staged, read_sealed, stage
+from reembed.table.seal import read_sealed
+from reembed.table.write import Staged, stage
 
 
 def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:

@@ -28,9 +28,9 @@ from reembed.store.storage import storage_errors
 from reembed.strategies import restage
 from reembed.strategies.context import RunContext, emit_ignored
 from reembed.table import provenance
-from reembed.table import write as table
+from reembed.table import seal as sealing
 from reembed.table.read import TableVersion, manifest_proof
-from reembed.table.write import SealedTable
+from reembed.table.seal import SealedTable
 
 
 def embed_documents(context: RunContext) -> None:
@@ -103,7 +103,7 @@ def restage_rows(context: RunContext) -> None:
 def seal(context: RunContext) -> SealedTable:
     """Commit all staged units to the table, at once."""
     allowed = context.config.embed.max_dead_letters
-    sealed = table.seal(context.run, context.plan, context.columns, allowed)
+    sealed = sealing.seal(context.run, context.plan, context.columns, allowed)
     dead = len(sealed.dead_letters)
     context.emit(Sealed(sealed.path, sealed.version, sealed.rows, sealed.documents, dead))
     return sealed

@@ -35,7 +35,7 @@ from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table import provenance
-from reembed.table import write as table
+from reembed.table import seal as sealing
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def readers(r: Root) -> dict[str, Reader]:
         ),
         plain.path("verifying.json"): lambda r: Journal.open(plain, KEY, resume=True),
         Run(storage, newer.run_id).path("plan.json"): lambda r: Run(storage, newer.run_id).plan(),
-        sealed: lambda r: table.read_sealed(
+        sealed: lambda r: sealing.read_sealed(
             Run(storage, newer.run_id), newer.table, newer.table_version
         ),
         f"{first.index}/{first.index_sha256}.json": lambda r: complete.require_complete(

@@ -292,7 +292,8 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     assert f"fix: reembed compare -c {file} --candidate {candidate.id}" in said
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
-    third = dataclasses.replace(live, id="third", run_id="third")
+    another = dataclasses.replace(live.place, origin="third")
+    third = dataclasses.replace(live, id="third", run_id="third", place=another)
     catalog.register(third)
     catalog.append(step, "promote", third)
     said = fails(4, "promote", candidate.id, "-c", file)

@@ -21,7 +21,7 @@ from reembed.store.storage import Storage
 from reembed.strategies import changes
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.table import write as table
+from reembed.table import seal as sealing
 
 ROWS = 40
 
@@ -232,7 +232,7 @@ def test_rows_under_a_new_type_are_damage_to_verify_even_where_catch_up_let_them
     retype(uri, "at", pa.array(STAMPS, pa.timestamp("us")))
     lance.dataset(uri).delete("doc_id = 'd00'")
     monkeypatch.setattr(Source, "retyped", lambda self, schema: [])
-    monkeypatch.setattr(table, "_check_staying", lambda run, plan, columns: None)
+    monkeypatch.setattr(sealing, "_check_staying", lambda run, plan, columns: None)
     monkeypatch.setattr(changes, "_compare", _only_texts)
     with pytest.raises(IntegrityError, match=r"differs from its source: 2\d carried"):
         follow(config, first)

@@ -28,6 +28,7 @@ from reembed.serving.index import Index
 from reembed.store.storage import Storage
 from reembed.strategies import preflight
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table import seal as sealing
 from reembed.table import write as tables
 
 
@@ -346,7 +347,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
     run = Run(storage, release.run_id)
     plan = run.plan()
     columns = tables.schema(plan.space, pa.string(), [])
-    late = tables._commit(
+    late = sealing._commit(
         run,
         dataclasses.replace(plan, base_version=release.table_version),
         columns,
@@ -354,7 +355,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
         storage.read(run.path("sealed.json")),
     )
     assert late == release.table_version + 1
-    again = tables.seal(run, plan, columns, max_dead_letters=0)
+    again = sealing.seal(run, plan, columns, max_dead_letters=0)
     assert (again.version, again.rows) == (release.table_version, 40)
 
 

@@ -285,7 +285,7 @@ def test_s12_a_run_needs_no_right_to_write_to_its_source(
     config = make_config(source)
     release = full_rebuild(config, quiet, executor=RayExecutor())
     (plan,) = quiet.of(Planned)
-    assert plan["pinned"] is False
+    assert plan.pinned is False
     assert (
         promote(
             Catalog(Storage.open(config.storage.root), config.alias),

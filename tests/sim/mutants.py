@@ -37,6 +37,7 @@ from reembed.source.dataset import Source
 from reembed.store.records import decode, encode, to_bytes
 from reembed.store.storage import Storage
 from reembed.strategies import catch_up_plan, changes, restage
+from reembed.table import seal as sealing
 from reembed.table import write as table
 from sim.history import CALM, play
 
@@ -77,7 +78,7 @@ def _blind(patch: Patch) -> None:
 
 @under_faults
 def commits_again_without_looking_for_its_own_commit(patch: Patch) -> None:
-    seal, committed, process = table.seal, table._committed, threading.local()
+    seal, committed, process = sealing.seal, sealing._committed, threading.local()
 
     def hasty(*args: Any) -> Any:
         process.unseen = 2  # the looks before the first commit: the next finds what was committed
@@ -87,8 +88,8 @@ def commits_again_without_looking_for_its_own_commit(patch: Patch) -> None:
         process.unseen -= 1
         return committed(run, plan) if process.unseen < 0 else None
 
-    patch(table, "seal", hasty)
-    patch(table, "_committed", look)
+    patch(sealing, "seal", hasty)
+    patch(sealing, "_committed", look)
 
 
 @under_faults
@@ -138,7 +139,7 @@ def receipt_before_its_files(patch: Patch) -> None:
 @bug
 def seals_without_all_units(patch: Patch) -> None:
     _blind(patch)
-    patch(table, "_check_receipts", lambda plan, receipts, fingerprint: None)
+    patch(sealing, "_check_receipts", lambda plan, receipts, fingerprint: None)
     honest = units.write
 
     def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
@@ -279,7 +280,7 @@ def carried_columns_get_a_new_type_over_old_bytes(patch: Patch) -> None:
 
     patch(changes, "_compare", only_texts)
     patch(Source, "retyped", lambda self, schema: [])
-    patch(table, "_check_staying", lambda run, plan, columns: None)
+    patch(sealing, "_check_staying", lambda run, plan, columns: None)
 
 
 # --- index, alias, gc, readers ---

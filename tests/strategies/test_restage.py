@@ -17,7 +17,8 @@ from reembed.store.storage import Storage
 from reembed.strategies import restage
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table.read import TableVersion
-from reembed.table.write import read_sealed, schema
+from reembed.table.seal import read_sealed
+from reembed.table.write import schema
 
 FRAGMENTS = 5
 

@@ -13,6 +13,7 @@ from reembed.errors import IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.store.storage import Storage
 from reembed.strategies import rebuild_plan, steps
 from reembed.strategies.context import RunContext
+from reembed.table import seal as sealing
 from reembed.table import write as table
 
 UNITS = 5
@@ -33,8 +34,8 @@ def staged(corpus, make_config, monkeypatch):
     def committed(*arguments):
         raise AssertionError("it went on to commit")
 
-    monkeypatch.setattr(table, "_check_files", lambda run, plan, receipts, files: None)
-    monkeypatch.setattr(table, "_commit", committed)
+    monkeypatch.setattr(sealing, "_check_files", lambda run, plan, receipts, files: None)
+    monkeypatch.setattr(sealing, "_commit", committed)
     return work
 
 
@@ -44,7 +45,7 @@ def change(work, unit, **fields):
 
 
 def seal(work, dead_letters=0):
-    return table.seal(work.run, work.plan, work.columns, dead_letters)
+    return sealing.seal(work.run, work.plan, work.columns, dead_letters)
 
 
 def test_receipts_that_fit_are_committed(staged):

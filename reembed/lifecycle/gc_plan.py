@@ -1,0 +1,91 @@
+"""What gc would do, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A release that stays."""
+
+    release: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A release whose data can go."""
+
+    release: str
+    why: str
+    index: str
+    index_bytes: int
+    table: str
+    table_version: int
+    whole_table: bool
+    """No other release or unfinished run uses the table."""
+    table_bytes: int
+    """What goes for certain: the whole table, or 0 where versions share files."""
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file that nothing names: of a table, no version and no receipt; of an index, not its release.
+
+    A process that died or came second left it.
+    """
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class GcPlan:
+    """What gc would do."""
+
+    keep: list[Kept]
+    remove: list[Removable]
+    orphans: list[Orphan]
+    dropped_runs: list[str]
+    """Runs that were given up and still have staged receipts, an index or a tag on the table."""
+    tables: list[str]
+    """Tables of given-up runs alone."""
+    tables_bytes: int
+    trim: list[str]
+    """Tables with versions that no release names any more."""
+    held_runs: list[str]
+    """Unfinished runs, whose tables are not touched."""
+
+    @property
+    def bytes(self) -> int:
+        """What deleting it frees for certain."""
+        releases = sum(r.index_bytes + r.table_bytes for r in self.remove)
+        return releases + self.tables_bytes + sum(o.size for o in self.orphans)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, and `bytes`."""
+        return {**asdict(self), "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What gc would delete, or did."""
+
+    plan: GcPlan
+    removed: tuple[str, ...]
+    """Releases that were removed."""
+    deleted: bool
+    """Whether anything was to be deleted; if not, this is the plan alone."""
+    drop_run: str | None
+    """The unfinished run that was given up."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed gc --json` prints."""
+        return {
+            **self.plan.to_json(),
+            "removed": self.removed,
+            "deleted": self.deleted,
+            "drop_run": self.drop_run,
+        }

@@ -1,0 +1,269 @@
+"""Seal a run: all receipts enter the table in one commit.
+
+It is a single Overwrite commit that carries the run's id in its transaction properties: Lance has no
+idempotency key, and the same append committed twice doubles the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.fragment import FragmentMetadata
+
+from reembed import faults
+from reembed.catalog.plan import Plan
+from reembed.catalog.receipts import DeadLetter, FileProof, Receipt
+from reembed.catalog.runs import Run
+from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
+from reembed.store.lance import tags_of
+from reembed.store.records import decode, encode
+from reembed.table.read import documents_in, open_table
+from reembed.table.write import fingerprint
+
+_RUN_PROPERTY = "reembed.run"
+_SEALED_PROPERTY = "reembed.sealed"
+_SEALED = "sealed.json"
+_COMMIT_TRIES = 8
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class SealedTable:
+    """A committed, tagged table version."""
+
+    path: str
+    version: int
+    tag: str
+    rows: int
+    documents: int
+    dead_letters: tuple[DeadLetter, ...]
+    proofs: dict[str, FileProof]
+    """Of every data file, by name."""
+    sha256: str
+    """Of the record of all this, `sealed.json`, which the commit names."""
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """`sealed.json`: what a version holds, fixed before it is committed."""
+
+    rows: int
+    documents: int
+    dead_letters: tuple[DeadLetter, ...]
+    files: dict[str, FileProof]
+
+    @property
+    def sha256(self) -> str:
+        """Digest that the commit names."""
+        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+
+
+def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
+    """Check every receipt, then bring all units into the table in one commit; once, however often called.
+
+    Raises:
+        RunFailed: units are missing, or more documents are dead letters than allowed.
+        IntegrityError: a staged file is missing or has another size.
+        Conflict: other runs kept committing to this table.
+    """
+    version = _committed(run, plan)
+    if version is None:
+        receipts = run.receipts()
+        _check_receipts(plan, receipts, fingerprint(columns))
+        _check_staying(run, plan, columns)
+        record = _sealed(run, plan, receipts)
+        _check_dead_letters(plan, record.dead_letters, max_dead_letters)
+        _check_files(run, plan, receipts, record.files)
+        if not run.storage.create(run.path(_SEALED), encode(record)):
+            raise IntegrityError(
+                f"run {run.id} was sealed with other receipts than it has now",
+                "receipts were changed or removed since",
+                plan.restart,
+            )
+        faults.point("table.after_sealed")
+        version = _commit(run, plan, columns, receipts, record.sha256)
+    tag = f"reembed-{run.id}"
+    version = _tagged(open_table(run.storage, plan.table), tag, version)
+    faults.point("table.after_tag")
+    sealed = read_sealed(run, plan.table, version)
+    # An interrupted call may have allowed more than this one.
+    _check_dead_letters(plan, sealed.dead_letters, max_dead_letters)
+    return sealed
+
+
+def read_sealed(run: Run, path: str, version: int) -> SealedTable:
+    """What a run sealed, as the commit of that version names it.
+
+    Raises:
+        IntegrityError: the record is gone, or is not the one that was committed.
+    """
+    transaction = open_table(run.storage, path).read_transaction(version)
+    named = (
+        (transaction.transaction_properties or {}).get(_SEALED_PROPERTY) if transaction else None
+    )
+    found = run.storage.read_if_there(run.path(_SEALED))
+    record = decode(_Sealed, found) if found is not None else None
+    if record is None or named != record.sha256:
+        raise IntegrityError(
+            f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
+            "it was removed or changed, so the table's files can no longer be verified",
+            run.rebuild,
+        )
+    return SealedTable(
+        path=path,
+        version=version,
+        tag=f"reembed-{run.id}",
+        rows=record.rows,
+        documents=record.documents,
+        dead_letters=record.dead_letters,
+        proofs=record.files,
+        sha256=record.sha256,
+    )
+
+
+def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
+    """Return the counts, dead letters and files of the new version: staged and kept from the base."""
+    files = {name: proof for r in receipts for name, proof in r.files.items()}
+    dead = tuple(d for r in receipts for d in r.dead_letters)
+    rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
+    if plan.base:
+        base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
+        stay = [f.path for m in _staying(run, plan) for f in m.files]
+        files |= {name: base.proofs[name] for name in stay}
+        dead += plan.base.dead_letters
+        rows, documents = rows + plan.base.rows, documents + plan.base.documents
+    return _Sealed(rows, documents, dead, files)
+
+
+def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
+    """Return the base version's fragments that a catch-up keeps unchanged, with their row ids."""
+    if plan.base is None:
+        return []
+    base = open_table(run.storage, plan.table, plan.base.table_version)
+    stay = set(plan.base.fragments)
+    return [f.metadata for f in base.get_fragments() if f.fragment_id in stay]
+
+
+def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> None:
+    planned = {u.id: u.documents for u in plan.units}
+    found = {r.unit: r.tried for r in receipts}
+    if missing := sorted(set(planned) - set(found)):
+        raise RunFailed(
+            f"{len(missing):,} of {len(planned):,} units are not staged: {', '.join(missing[:_EXAMPLES])} ...",
+            "the run was interrupted",
+            f"{plan.resume}     # the same command resumes it",
+        )
+    wrong = [u for u, tried in found.items() if planned.get(u) != tried]
+    wrong += [r.unit for r in receipts if documents_in(r.rows) != r.documents]
+    wrong += [r.unit for r in receipts if (r.space, r.columns) != (plan.space.id, fingerprint)]
+    if wrong:
+        raise IntegrityError(
+            f"receipts do not match the plan: {', '.join(wrong[:_EXAMPLES])}",
+            None,
+            plan.restart,
+        )
+
+
+def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
+    """Fragments that stay must have these columns: under another type, Lance reads other values."""
+    if plan.base is None or not plan.base.fragments:
+        return
+    held = open_table(run.storage, plan.table, plan.base.table_version).schema
+    found, needed = ([(f.name, f.type) for f in s] for s in (held, columns))
+    if found != needed:
+        other = ", ".join(f"{n}: {t}" for n, t in needed if (n, t) not in found)
+        raise IntegrityError(
+            f"run {run.id} keeps rows of {plan.table} version {plan.base.table_version} as they are",
+            f"it has other columns than the run writes ({other})",
+            plan.restart,
+        )
+
+
+def _check_dead_letters(plan: Plan, dead: tuple[DeadLetter, ...], limit: int) -> None:
+    if len(dead) > limit:
+        listed = "; ".join(f"{d.doc_id!r}: {d.reason}" for d in dead[:_EXAMPLES])
+        tried = plan.documents + (len(plan.base.dead_letters) if plan.base else 0)
+        raise TooManyDeadLetters(
+            f"{len(dead):,} of {tried:,} documents could not be embedded, {limit:,} are allowed",
+            f"{listed}{' ...' if len(dead) > _EXAMPLES else ''} (`reembed dead-letters {plan.run_id}` lists all)",
+            f"{plan.resume} --set embed.max_dead_letters={len(dead)}     # the other vectors are kept",
+        )
+
+
+def _check_files(
+    run: Run, plan: Plan, receipts: list[Receipt], files: dict[str, FileProof]
+) -> None:
+    there = dict(run.storage.objects(f"{plan.table}/data/"))
+    staged = {name for r in receipts for name in r.files}
+    for name, proof in files.items():
+        size = there.get(f"{plan.table}/data/{name}")
+        if size != proof.size_bytes:
+            found = "is gone" if size is None else f"has {size:,} bytes, not {proof.size_bytes:,}"
+            raise IntegrityError(
+                f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
+                "someone cleaned up or damaged the table while the run was under way",
+                plan.restart if name in staged else run.rebuild,
+            )
+
+
+def _commit(
+    run: Run,
+    plan: Plan,
+    columns: pa.Schema,
+    receipts: list[Receipt],
+    sealed_sha256: str,
+) -> int:
+    staged = [FragmentMetadata.from_json(f) for r in receipts for f in r.fragments]
+    operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
+    properties = {
+        _RUN_PROPERTY: run.id,
+        _SEALED_PROPERTY: sealed_sha256,
+        "reembed.space": plan.space.id,
+    }
+    for _ in range(_COMMIT_TRIES):
+        # Only the newest state says whether ours is in: an answer may be lost, and a commit below
+        # versions that were cleaned away "succeeds" without effect.
+        if (version := _committed(run, plan)) is not None:
+            return version
+        newest = open_table(run.storage, plan.table).version
+        transaction = lance.Transaction(newest, operation, transaction_properties=properties)
+        faults.point("table.before_commit")
+        try:
+            lance.LanceDataset.commit(
+                run.storage.uri(plan.table), transaction, storage_options=run.storage.lance_options
+            )
+        except CommitConflictError:
+            continue
+        faults.point("table.after_commit")
+    raise Conflict(
+        f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
+        "other runs of the same alias and model commit to it at the same time",
+        f"{plan.resume}     # the staged vectors are kept",
+    )
+
+
+def _committed(run: Run, plan: Plan) -> int | None:
+    """Return the table version that this run's commit made, read from the newest state."""
+    dataset = open_table(run.storage, plan.table)
+    since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
+    for version in reversed(since):
+        transaction = dataset.read_transaction(version)
+        if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
+            return version
+    return None
+
+
+def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
+    """Tag the version; of two drivers that both committed, the first tag says which one counts."""
+    if tag not in tags_of(dataset):
+        try:
+            dataset.tags.create(tag, version)
+        except ValueError:
+            if tag not in tags_of(dataset):
+                raise
+    return int(tags_of(dataset)[tag]["version"])
