@@ -10,7 +10,7 @@ Names are loaded when they are first used: `import reembed` loads no heavy libra
 
 from __future__ import annotations
 
-import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,21 +70,25 @@ __all__ = [
     "open",
 ]
 
-_HOMES = {
-    "open": "reembed.serving.index",
-    "Index": "reembed.serving.index",
-    "Hit": "reembed.serving.live",
-    "Config": "reembed.config.settings",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it; every other one is an error."""
-    if name not in __all__:
+    home: ModuleType
+    if name in ("open", "Index"):
+        import reembed.serving.index as home
+    elif name == "Hit":
+        import reembed.serving.live as home
+    elif name == "Config":
+        import reembed.config.settings as home
+    elif name == "api":
+        import reembed.api as home
+
+        return home
+    elif name in __all__:
+        import reembed.errors as home
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "api":
-        return importlib.import_module("reembed.api")
-    return getattr(importlib.import_module(_HOMES.get(name, "reembed.errors")), name)
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

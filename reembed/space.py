@@ -8,9 +8,7 @@ import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from reembed.errors import SpaceMismatch
 
@@ -55,7 +53,7 @@ class ProviderIdentity:
         return _sha256(asdict(self))
 
 
-Identity = Annotated[ContentIdentity | ProviderIdentity, Field(discriminator="kind")]
+Identity = ContentIdentity | ProviderIdentity
 """What makes two models the same model."""
 
 

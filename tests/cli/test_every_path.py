@@ -199,7 +199,7 @@ def first(world: World, dim: int) -> None:
     """The first promotion is refused until it is called that, by the command that the refusal prints."""
     code, said = world.of_config("promote", dim)
     assert code == 3
-    assert "not known" in said
+    assert "unknown about" in said
     code, said = world.follow(said, "fix")
     assert code == 0, said
     assert "Back:" not in said

@@ -352,7 +352,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
         dataclasses.replace(plan, base_version=release.table_version),
         columns,
         run.receipts(),
-        storage.read(run.path("sealed.json")),
+        release.sealed_sha256,
     )
     assert late == release.table_version + 1
     again = sealing.seal(run, plan, columns, max_dead_letters=0)

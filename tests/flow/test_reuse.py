@@ -12,6 +12,7 @@ from flow_tables import rows_of, vectors_of
 from inline import Inline
 
 from reembed import digests
+from reembed.catalog.lines import Place
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.encoders.hashing import HashingEncoder
@@ -286,6 +287,10 @@ def test_what_cannot_be_read_of_another_alias_gives_no_vectors(corpus, make_conf
     root = make_config(source).storage.root
     Path(root, "releases/later").mkdir()
     Path(root, "releases/later", other).write_text("{}")
+    name = Path(other).stem
+    mark = Path(root, Place("settings", name, 0, 1).mark("later", name, "release"))
+    mark.parent.mkdir(parents=True)
+    mark.touch()
     build(make_config(source, table={"carry": ["text"]}), quiet)
     assert copied(quiet) == 40
     said = quiet.said()

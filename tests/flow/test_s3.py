@@ -178,6 +178,8 @@ def test_a_key_among_the_storage_options_is_refused_and_not_repeated(
     key: str, config_file: Callable[..., str]
 ) -> None:
     file = config_file("s3://b/d", storage={"options": {key: "hunter2"}})
-    with pytest.raises(ConfigError, match=f"{key} is a secret; export it as {key.upper()}") as bad:
+    with pytest.raises(
+        ConfigError, match=f"{key} is a secret; export it, for example as {key.upper()}"
+    ) as bad:
         load([file], [])
     assert "hunter2" not in str(bad.value)

@@ -4,59 +4,74 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any
 
 from reembed.errors import SetupError
 
-_Count = Annotated[int, Field(gt=0)]
+
+@dataclass(frozen=True)
+class Form:
+    """What a value must be, in words, and a function that tells whether one is."""
+
+    words: str
+    fits: Callable[[Any], bool]
 
 
-class _Settings(TypedDict, total=False):
-    """Settings that are used here, or that libraries take unchecked; null leaves a setting out."""
-
-    # the width of a token's vector, under the names of several architectures
-    hidden_size: _Count | None
-    d_model: _Count | None
-    dim: _Count | None
-    n_embd: _Count | None
-    in_features: _Count | None
-    out_features: _Count | None
-    truncate_dim: _Count | None
-    max_position_embeddings: int | None
-    n_positions: int | None
-    max_seq_length: int | None
-    model_max_length: float | None
-    type: str | None
-    path: str | None
-    tokenizer_class: str | None
-    transformer_task: str | None
-    model_type: str | None
-    similarity_fn_name: str | None
-    architectures: list[str] | None
-    pooling_mode: str | list[str] | None
-    prompts: dict[str, str | None] | None
-    weight_map: dict[str, str] | None
-    modality_config: dict[str, Any] | None
-    # settings of another place, by the same names
-    text_config: _Settings | None
-    model_args: _Settings | None
-    model_kwargs: _Settings | None
-    tokenizer_args: _Settings | None
-    processor_kwargs: _Settings | None
-    config_args: _Settings | None
-    config_kwargs: _Settings | None
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
+TEXT = Form("a string", lambda v: isinstance(v, str))
+WHOLE = Form("a whole number", _is_whole)
+NUMBER = Form("a number", lambda v: _is_whole(v) or isinstance(v, float))
+COUNT = Form("a whole number above 0", lambda v: _is_whole(v) and v > 0)
+NULL = Form("null", lambda v: v is None)
+OBJECT = Form("an object", lambda v: isinstance(v, dict))
+
+
+def listed(form: Form) -> Form:
+    """Return the form of a list of such values."""
+    return Form(
+        f"a list, each {form.words}",
+        lambda v: isinstance(v, list) and all(form.fits(one) for one in v),
+    )
+
+
+def mapped(form: Form) -> Form:
+    """Return the form of an object with such values."""
+    return Form(
+        f"an object, each value {form.words}",
+        lambda v: isinstance(v, dict) and all(form.fits(one) for one in v.values()),
+    )
+
+
+def either(one: Form, other: Form) -> Form:
+    """Return the form of what fits one of two."""
+    return Form(f"{one.words} or {other.words}", lambda v: one.fits(v) or other.fits(v))
+
+
+_PASSED_ON = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args",
+              "config_kwargs")  # fmt: skip
+# Settings that are used here or that libraries take unchecked; null sets nothing, so it fits each.
+_SETTINGS: dict[str, Form] = {
+    **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), COUNT),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_length"), WHOLE),
+    **dict.fromkeys(("in_features", "out_features", "truncate_dim"), COUNT),
+    **dict.fromkeys(_PASSED_ON, OBJECT),
+    **dict.fromkeys(("text_config", "modality_config"), OBJECT),
+    **dict.fromkeys(("type", "path", "tokenizer_class", "transformer_task", "model_type"), TEXT),
+    "architectures": listed(TEXT),
+    "similarity_fn_name": TEXT,
+    "prompts": mapped(either(TEXT, NULL)),
+    "pooling_mode": either(TEXT, listed(TEXT)),
+    "model_max_length": NUMBER,
+    "weight_map": mapped(TEXT),
+}
 Settings = dict[str, Any]
-"""Settings as a file has them, checked to be `_Settings`, and more."""
-_SETTINGS: TypeAdapter[Any] = TypeAdapter(_Settings)
-_MODULES: TypeAdapter[Any] = TypeAdapter(list[_Settings])
-_OBJECT: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
+"""Settings as a file has them, checked to fit `_SETTINGS`, and more."""
 # Files that must be an object if they are there; others, such as data_config.json, may be anything.
 _OBJECTS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
             "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json")  # fmt: skip
@@ -83,26 +98,33 @@ def read_json(file: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{file} cannot be read as JSON", str(error)) from error
     if file.name == "modules.json":
-        _require(file, _MODULES, content)
+        _require(file, "", listed(OBJECT), content)
+        for module in content:
+            _require_settings(file, module)
     elif file.name in _TOKENS:
-        _require(file, _OBJECT, content)
+        _require(file, "", OBJECT, content)
     elif file.name in _OBJECTS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
-        _require(file, _SETTINGS, content)
+        _require(file, "", OBJECT, content)
+        _require_settings(file, content)
         _require_own_code(file, content)
     return content
 
 
-def _require(file: Path, form: TypeAdapter[Any], content: Any) -> None:
-    try:
-        form.validate_python(content, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = next((part for part in first["loc"] if isinstance(part, str)), "it")
+def _require_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if value is not None and name in _SETTINGS:
+            _require(file, name, _SETTINGS[name], value)
+            if name in (*_PASSED_ON, "text_config"):
+                _require_settings(file, value)
+
+
+def _require(file: Path, name: str, form: Form, value: Any) -> None:
+    if not form.fits(value):
         raise SetupError(
-            f"{file}: {name} is {first['input']!r:.80}",
-            f"{first['msg']}; the file is damaged, or it belongs to something else",
+            f"{file}: {name or 'it'} is {value!r:.80}",
+            f"it must be {form.words}; the file is damaged, or it belongs to something else",
             "copy or download the model again",
-        ) from None
+        )
 
 
 def _require_own_code(file: Path, settings: Mapping[str, Any]) -> None:
