@@ -216,7 +216,8 @@ def catalog(built: Path, tmp_path: Path) -> Catalog:
     for racer in range(PROCESSES):
         for letter in "ab":
             name = f"r{racer}-{letter}"
-            catalog.register(replace(release, id=name, run_id=name))
+            place = replace(release.place, origin=name)
+            catalog.register(replace(release, id=name, run_id=name, place=place))
     return catalog
 
 

@@ -95,7 +95,7 @@ def ids_of(file: str, cli: Any) -> list[str]:
     """Ids in the table of what is live, which is verified."""
     live = cli("status", "-c", file)["live"]["release"]
     report = cli("verify", "-c", file, "--release", live, "--sample", "20")
-    assert report.passed
+    assert report["passed"]
     root = Path(file).parent / "root"
     release = Catalog(Storage.open(str(root)), "passages").release(live)
     table = open_table(Storage.open(str(root)), release.table, release.table_version)
