@@ -25,7 +25,6 @@ POINTS = (
     "index.before_save",
     "index.before_manifest",
     "run.before_register",
-    "run.before_mark",
     "run.after_register",
     "promote.before_swap",
     "promote.after_swap",

@@ -1,26 +1,29 @@
-"""The lines of an alias: a rebuild and the catch-ups that grew out of it. One listing shows them all.
+"""The lines of an alias: a rebuild and the catch-ups that grew out of it. Two listings show them all.
 
 lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.begun-00000001   the run was started, the first of the alias
-                                        /RUN.release          its release is registered
                                         /RUN.retired          gc's mark: the release's data is going or gone
+releases/ALIAS/RELEASE.json                                   its release is registered
 
-These files are empty. A run's id says nothing: its place is in its plan, in its release and in this path.
+The marks are empty. A run's id says nothing: its place is in its plan, in its release and in this path.
 Files of other names are ignored.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import StringConstraints
 
+from reembed.errors import IntegrityError, UsageError
 from reembed.store.paths import NAME
+from reembed.store.records import decode, where
 from reembed.store.storage import Storage
 
 _STEP = re.compile(r"([0-9]{8})-([0-9]{20})")
-_MARK = re.compile(rf"({NAME})\.(begun-[0-9]{{8}}|release|retired)")
+_MARK = re.compile(rf"({NAME})\.(begun-[0-9]{{8}}|retired)")
+_RELEASE = re.compile(rf"releases/({NAME})/({NAME})\.json")
 
 
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
@@ -76,16 +79,28 @@ class Entry:
 
 
 def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
-    """Return the runs of an alias, or of all aliases, in the order of their start."""
+    """Return the runs of an alias, or of all aliases, in the order of their start.
+
+    A release whose marks are lost is found by its record, which says its place.
+    """
     marks: dict[tuple[str, str, Place], set[str]] = {}
     for path, _ in storage.objects(f"lines/{alias}/" if alias else "lines/"):
         if (key := _parsed(path)) is not None:
             marks.setdefault(key, set()).add(path.rpartition(".")[2])
-    found = [
-        Entry(of, run_id, place, _first(names), "release" in names, "retired" in names)
+    recorded = _recorded(storage, alias)  # second: a run that ended meanwhile has both
+    found = {
+        (of, run_id): Entry(of, run_id, place, _first(names), (of, run_id) in recorded, False)
         for (of, run_id, place), names in marks.items()
+        if names != {"retired"}
+    }
+    for of, name in recorded - found.keys():
+        if (place := _recorded_place(storage, of, name)) is not None:
+            found[of, name] = Entry(of, name, place, 0, True, False)
+    listed = [
+        replace(e, retired="retired" in marks.get((e.alias, e.id, e.place), ()))
+        for e in found.values()
     ]
-    return sorted(found, key=lambda e: (e.begun, e.place.reach, e.id))
+    return sorted(listed, key=lambda e: (e.begun, e.place.reach, e.id))
 
 
 def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
@@ -94,6 +109,23 @@ def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
     if all(entry.id != run_id for entry in known):
         number = 1 + max((entry.begun for entry in known), default=0)
         storage.write_bytes(place.mark(alias, run_id, f"begun-{number:08d}"), b"")
+
+
+def _recorded(storage: Storage, alias: str | None) -> set[tuple[str, str]]:
+    """Return alias and id of every release that has a record."""
+    listed = storage.objects(f"releases/{alias}/" if alias else "releases/")
+    named = (_RELEASE.fullmatch(path) for path, _ in listed)
+    return {(m[1], m[2]) for m in named if m}
+
+
+def _recorded_place(storage: Storage, alias: str, name: str) -> Place | None:
+    """Return the place that a release's record says; None if the file is not that record."""
+    try:
+        record = storage.read(f"releases/{alias}/{name}.json")
+        own = (record["alias"], record["id"]) == (alias, name)
+        return decode(Place, record["place"], where(record)) if own else None
+    except (IntegrityError, UsageError):
+        return None
 
 
 def _parsed(path: str) -> tuple[str, str, Place] | None:

@@ -16,11 +16,10 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
-from reembed import faults
 from reembed.catalog.alias import AliasFiles
 from reembed.catalog.lines import Entry, Place, entries
 from reembed.catalog.reports import Evidence, VerifyReport
@@ -32,6 +31,9 @@ from reembed.space import Space, with_id
 from reembed.store.paths import require_id
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
+
+if TYPE_CHECKING:
+    from reembed.catalog.runs import Run
 
 _READERS = 16
 STANDING = 128
@@ -200,10 +202,14 @@ class Catalog:
     def register(self, release: Release) -> Release:
         """Record a built release and return the record; the first registration of a run counts."""
         self.storage.create(f"releases/{self.alias}/{release.id}.json", encode(release))
-        registered = self.release(release.id)
-        faults.point("run.before_mark")
-        self.storage.write_bytes(self._mark(registered, "release"), b"")
-        return registered
+        return self.release(release.id)
+
+    def registered(self, run: Run) -> Release | None:
+        """Return the release of a run if it is registered; a run that died before it ended has ended now."""
+        if self.storage.size(f"releases/{self.alias}/{run.id}.json") is None:
+            return None
+        run.finish(run.id)
+        return self.release(run.id)
 
     def release(self, release_id: str) -> Release:
         """Return a release by id.

@@ -22,10 +22,15 @@ class Patience:
     """Tries again, after pauses that double, until the provider answers or time is up."""
 
     def __init__(
-        self, stall_s: float, resume: str, wait: Callable[[float], None] = time.sleep
+        self,
+        stall_s: float,
+        resume: str,
+        wait: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stall_s`: embed.stall_s; `resume`: the command that resumes; `wait`: sleeps for seconds."""
-        self._total_s, self._resume, self._wait = _SHARE * stall_s, resume, wait
+        """Take embed.stall_s, the command that resumes, what sleeps for seconds, and a clock in seconds."""
+        self._total_s, self._resume = _SHARE * stall_s, resume
+        self._wait, self._clock = wait, clock
 
     def through(self, ask: Callable[[], T]) -> T:
         """Return what `ask` returns, trying again on a ProviderError.
@@ -33,12 +38,14 @@ class Patience:
         Raises:
             ProviderError: it failed for longer than is waited.
         """
-        waited, pause = 0.0, _FIRST_S
+        slept, pause, started = 0.0, _FIRST_S, self._clock()
         while True:
             try:
                 return ask()
             except ProviderError as error:
                 asked = max(pause, error.retry_after_s or 0.0)
+                # A request that times out takes time as well.
+                waited = max(slept, self._clock() - started)
                 if waited + asked > self._total_s:
                     raise ProviderError(
                         f"the model's provider did not answer in {waited:,.0f} s of waiting",
@@ -47,4 +54,4 @@ class Patience:
                     ) from error
                 log.warning("%s: trying again in %.0f s", error.what, asked)
             self._wait(asked)
-            waited, pause = waited + asked, min(2 * pause, _MOST_S)
+            slept, pause = slept + asked, min(2 * pause, _MOST_S)

@@ -287,7 +287,10 @@ def _doc_ids(index: SearchIndex, source: VectorSource) -> pa.Array:
     rows, names = zip(*source.ids(), strict=True)
     if not np.array_equal(np.concatenate(rows), row_ids):
         raise IntegrityError("the table gave its rows in another order the second time")
-    return pa.chunked_array(names).combine_chunks()
+    together = pa.chunked_array(names)
+    if pa.types.is_string(together.type):  # 32-bit offsets: one array of them holds 2 GiB
+        together = together.cast(pa.large_string())
+    return together.combine_chunks()
 
 
 def _point(index: SearchIndex, value: int, k_factor: int | None) -> dict[str, int]:

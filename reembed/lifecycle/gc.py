@@ -11,7 +11,7 @@ from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
 from reembed.catalog.releases import Catalog, Release, SourceRef
-from reembed.catalog.runs import Run, find_runs
+from reembed.catalog.runs import Run, find_runs, open_among, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.candidates import candidates, newest_of
@@ -41,17 +41,20 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    going_on = [r for r in runs if r.result() is None and r.id != dropping]
+    begun = catalog.entries()
+    going_on = [
+        Run(catalog.storage, e.id) for e in open_among(catalog.storage, begun) if e.id != dropping
+    ]
     held = {r.id: p.table for r in going_on if (p := r.plan())}
     held_tables = set(held.values())
     reasons = _reasons(catalog, keep, dropping)
     releases = catalog.releases()
     _require_own_places(catalog, releases)
-    kept = [r for r in releases if r.id in reasons]
+    kept = [catalog.release(name) for name in reasons]
     for release in kept:
         provenance.require_manifest(catalog.storage, release)
     tables_kept = {r.table for r in kept} | held_tables
-    dropped = [r for r in runs if r.id == dropping or _is_dropped(r)]
+    dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r)]
     gone = {f"reembed-{r.id}" for r in dropped}
     proven = _proven_files(catalog, kept)
     removable = [
@@ -156,8 +159,8 @@ def droppable(catalog: Catalog, name: str) -> Run:
         UsageError: there is no such unfinished run.
         Conflict: it is being driven.
     """
-    found = [r for r in find_runs(catalog.storage, catalog.alias) if r.id == name]
-    if not found or found[0].result() is not None:
+    found = [r for r in open_runs(catalog.storage, catalog.alias) if r.id == name]
+    if not found or catalog.registered(found[0]) is not None:
         raise UsageError(f"{catalog.alias} has no unfinished run {name}", None, "reembed status")
     if is_driven(found[0]):
         raise Conflict(f"run {name} is being driven", None, "reembed status")
@@ -208,11 +211,13 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
     return [o for o in found if o.path not in named]
 
 
-def _is_dropped(run: Run) -> bool:
+def _is_dropped(catalog: Catalog, run: Run) -> bool:
     """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing."""
     result = run.result()
     if result is None or result.release or run.plan() is None:
         return False
+    if catalog.storage.size(f"releases/{catalog.alias}/{run.id}.json") is not None:
+        return False  # it was registered first: its data goes as that of a release
     return run.storage.read_if_there(run.path(_CLEARED)) is None
 
 

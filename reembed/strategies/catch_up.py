@@ -66,7 +66,8 @@ def catch_up(
             except (TooManyDeadLetters, IntegrityError) as error:
                 if not is_superseded(found):
                     raise
-                found.run.abandon()
+                if catalog.registered(found.run) is None:
+                    found.run.abandon()
                 emit(Notice(f"{error.what}: given up, as the source has a newer version"))
                 continue
         retry_dead_letters = retry_dead_letters and found.leaves_dead_letters

@@ -80,7 +80,7 @@ def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
         if source.is_as_planned(plan.source):
             return Pass(run, entry.place, release, plan, source, None)
         source.newest()  # raises if the source is only unavailable, and not replaced
-        if not is_driven(run):
+        if not is_driven(run) and catalog.registered(run) is None:
             run.abandon()
     return None
 

@@ -29,6 +29,7 @@ from reembed.space import Space
 from reembed.store.paths import absolute
 from reembed.strategies import preflight
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.strategies.steps import given_up
 from reembed.table import write as table
 
 
@@ -73,10 +74,10 @@ def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
     name = f"{config.alias}-{settings}-v{source.version}-{len(mine) + 1}"
     new = Run(catalog.storage, name)
     if fresh:
-        _abandon_unfinished(mine)
+        _abandon_unfinished(catalog, mine)
         return new
     candidates = at_version if config.source.version else mine
-    unfinished = [r for r in candidates if r.result() is None]
+    unfinished = [r for r in candidates if r.result() is None and catalog.registered(r) is None]
     for run in reversed(unfinished):
         plan = run.plan()
         if plan is not None and source.is_as_planned(plan.source):
@@ -94,8 +95,8 @@ def place_of(run: Run, wanted: Wanted) -> Place:
     return Place(wanted.config.line_settings(source.uri), run.id, 0, source.version)
 
 
-def _abandon_unfinished(runs: list[Run]) -> None:
-    unfinished = [r for r in runs if r.result() is None]
+def _abandon_unfinished(catalog: Catalog, runs: list[Run]) -> None:
+    unfinished = [r for r in runs if r.result() is None and catalog.registered(r) is None]
     if (driven := next(filter(is_driven, unfinished), None)) is not None:
         raise Conflict(
             f"run {driven.id} of the same settings is being driven",
@@ -132,7 +133,9 @@ def abandoned_unless_planned(run: Run) -> Iterator[None]:
 def finished(run: Run, catalog: Catalog) -> Release | None:
     """Return the release this run ended in, if it did."""
     result = run.result()
-    return catalog.release(result.release) if result and result.release else None
+    if result is not None and result.release is None:
+        raise given_up(run)
+    return catalog.registered(run)
 
 
 def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listener) -> None:

@@ -244,6 +244,20 @@ def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) ->
         return verify.verify(replace(subject, index_ids=ids))
 
 
+def given_up(run: Run) -> Conflict:
+    """Return the error that a run was given up."""
+    return Conflict(
+        f"run {run.id} was given up while this process was building it",
+        "someone ran it with --fresh or dropped it because this process seemed dead",
+        "reembed run",
+    )
+
+
+def _require_open(run: Run) -> None:
+    if (result := run.result()) is not None and result.release is None:
+        raise given_up(run)
+
+
 def register(
     context: RunContext, sealed: SealedTable, manifest: IndexManifest, report: VerifyReport
 ) -> Release:
@@ -258,12 +272,7 @@ def register(
     table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
     if table_manifest is None:
         raise IntegrityError(f"{sealed.path} has lost version {sealed.version}", None, run.rebuild)
-    if (result := run.result()) is not None and result.release is None:
-        raise Conflict(
-            f"run {run.id} was given up while this process was building it",
-            "someone ran it with --fresh or dropped it because this process seemed dead",
-            "reembed run",
-        )
+    _require_open(run)
     faults.point("run.before_register")
     release = catalog.register(
         Release(
@@ -290,6 +299,11 @@ def register(
     )
     faults.point("run.after_register")
     run.finish(release.id)
+    try:
+        _require_open(run)  # given up since: of both, the one that looks last sees the other
+    except Conflict:
+        catalog.mark_retired(release.id)
+        raise
     live = catalog.live()
     context.emit(Candidate(release.id, live.release.id if live else None))
     return release

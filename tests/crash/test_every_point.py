@@ -26,7 +26,6 @@ DRIVER = (
     "table.after_commit",
     "table.after_tag",
     "run.before_register",
-    "run.before_mark",
     "run.after_register",
 )
 # One run meets them all: a killed Ray worker is replaced, and the unit or task is done again.

@@ -255,6 +255,18 @@ def test_pauses_double_up_to_a_minute_and_end_in_time():
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
 
 
+def test_requests_that_take_long_count_as_waiting():
+    now = [0.0]
+
+    def ask():
+        now[0] += 60
+        raise ProviderError("timed out")
+
+    with pytest.raises(ProviderError, match="did not answer"):
+        Patience(500, "reembed run", lambda s: None, lambda: now[0]).through(ask)
+    assert now[0] < 500
+
+
 def test_an_error_of_a_provider_travels_with_what_it_asks_for():
     error = pickle.loads(pickle.dumps(ProviderBusy("429", "rate limit", retry_after_s=3)))
     assert (error.what, error.why, error.retry_after_s) == ("429", "rate limit", 3)

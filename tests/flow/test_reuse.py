@@ -287,10 +287,11 @@ def test_what_cannot_be_read_of_another_alias_gives_no_vectors(corpus, make_conf
     root = make_config(source).storage.root
     Path(root, "releases/later").mkdir()
     Path(root, "releases/later", other).write_text("{}")
-    name = Path(other).stem
-    mark = Path(root, Place("settings", name, 0, 1).mark("later", name, "release"))
-    mark.parent.mkdir(parents=True)
-    mark.touch()
+    if other.startswith("later"):
+        name = other.removesuffix(".json")
+        mark = Path(root, Place("settings", name, 0, 1).mark("later", name, "begun-00000001"))
+        mark.parent.mkdir(parents=True)
+        mark.touch()
     build(make_config(source, table={"carry": ["text"]}), quiet)
     assert copied(quiet) == 40
     said = quiet.said()
