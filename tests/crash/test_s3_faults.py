@@ -73,7 +73,7 @@ def test_a_write_meets_the_fault_that_its_kind_says(store, kind, answer, applied
     assert ask(store, "PUT", f"{kind}-0", b"first")[0] == 200
     met = ask(store, "PUT", f"{kind}-1", b"second")
     assert (met if isinstance(met, str) else met[0]) == answer
-    assert (time.monotonic() - started > 1.5) == (kind == "delay")
+    assert kind != "delay" or time.monotonic() - started > 1.5
     assert store.report()["injected"] == f"PUT /bucket/{kind}-1"
     assert ask(store, "GET", f"{kind}-1")[0] == (200 if applied else 404)
 

@@ -155,17 +155,17 @@ def test_a_second_signal_and_a_spent_patience_stop_at_once(
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    started = time.monotonic()
     out, err = process.communicate(timeout=230)
     assert (process.returncode, json.loads(out)["exit_code"]) == (130, 130), err
-    assert time.monotonic() - started < 15
+    assert not run.staged(), "it did not wait for the unit, which takes a minute"
     process = start(cli, file, slow(60))
     wait_for(lambda: len(workers(run)) > 1)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     process.communicate(timeout=230)
     assert process.returncode == 75
-    assert 1.5 < time.monotonic() - started < 15
+    assert time.monotonic() - started > 1.5, "drain_s"
+    assert not run.staged()
 
 
 def test_a_stopped_worker_is_ended_at_its_deadline_and_its_unit_done_again(
