@@ -231,7 +231,7 @@ class Catalog:
         return decode(Release, record)
 
     def entries(self) -> list[Entry]:
-        """Return the runs of the alias in the order of their start, by one listing."""
+        """Return the runs of the alias in the order of their start, by two listings."""
         return entries(self.storage, self.alias)
 
     def ids(self) -> list[str]:

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.config.options import secrets_in
 from reembed.errors import UsageError
+from reembed.index.search import Float32
 from reembed.serving.live import Hit, OpenRelease
 from reembed.store.paths import require_id
 from reembed.store.storage import Storage
@@ -29,10 +31,16 @@ def open(
             `env:NAME`, or comes from the environment or the instance role.
 
     Raises:
-        UsageError: the root does not exist, or nothing was promoted to the alias.
+        UsageError: the root does not exist, nothing was promoted to the alias, or an option holds a secret.
         IntegrityError: a record, the index or the table is not what was registered.
         SpaceMismatch: the model found here does not make the vectors of the release.
     """
+    if secrets := secrets_in(options or {}):
+        raise UsageError(
+            f"options hold a secret: {', '.join(secrets)}",
+            "a process that opens an index may be logged and pickled with its options",
+            f'options={{"{secrets[0]}": "env:{secrets[0].upper()}"}}',
+        )
     return Index(Catalog(Storage.existing(root, options), alias))
 
 
@@ -88,20 +96,23 @@ class Index:
         return self._open().release
 
     def search(
-        self, texts: Sequence[str], k: int = 10, columns: Sequence[str] = ()
+        self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
     ) -> list[list[Hit]]:
         """Return the k best documents of each query, best first; fewer if the release has fewer.
 
         Args:
-            texts: the queries. An empty list gives an empty list.
+            queries: texts, or vectors float32 [Q, dim] of the release's space. Without queries the
+                result is empty.
             k: hits per query.
             columns: carried columns (`table.carry`) to return with each hit.
 
         Raises:
-            UsageError: `texts`, `k` or `columns` are not valid, or the index was closed.
-            IntegrityError: gc removed the release; `refresh` opens what is live now.
+            UsageError: `queries`, `k` or `columns` are not valid, or the index was closed.
+            SpaceMismatch, EncoderError: vectors have another dimension, or hold NaN or infinity.
+            IntegrityError: columns are asked for, and gc removed the release; `refresh` opens what is
+                live now.
         """
-        return self.current.search(texts, k, columns)
+        return self.current.search(queries, k, columns)
 
     def refresh(self) -> bool:
         """Follow the alias; return True if it moved.

@@ -78,7 +78,15 @@ def require_rights(storage: Storage, plan: Plan) -> None:
     if is_remote(storage.root):
         return
     root = Path(storage.root)
-    written = (f"{plan.table}/data", f"{plan.table}/_versions", "indexes", "lines", "releases", "results", "runs")
+    written = (
+        f"{plan.table}/data",
+        f"{plan.table}/_versions",
+        "indexes",
+        "lines",
+        "releases",
+        "results",
+        "runs",
+    )
     for place in (root, *(root / name for name in (*written, f"releases/{plan.alias}"))):
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
             raise UsageError(

@@ -63,6 +63,7 @@ PROSE = {
     "complete the pair in line a-value of a-value, or remove it",
     "hit.doc_id",
     "reembed.open(a-value, a-value)",
+    'options={"a-value": "env:a-value"}',
     "save it as a sentence-transformers model with a text modality",
     "save it with a tokenizer.json",
     "save the model again with save_pretrained()",

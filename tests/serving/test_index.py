@@ -74,6 +74,12 @@ def test_the_first_python_code_of_the_readme_is_three_lines_that_work(config):
     names["index"].close()
 
 
+def test_an_option_that_holds_a_secret_is_refused_without_its_value(tmp_path):
+    with pytest.raises(UsageError, match="env:AWS_SECRET_ACCESS_KEY") as refused:
+        reembed.open("s3://b/root", "passages", options={"aws_secret_access_key": "hunter2"})
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_root_that_does_not_exist_is_named_and_not_created(tmp_path):
     missing = tmp_path / "no" / "such"
     with pytest.raises(UsageError, match=f"{missing} does not exist") as refused:
