@@ -11,7 +11,7 @@ Files of other names are ignored.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import StringConstraints
@@ -88,17 +88,18 @@ def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
         if (key := _parsed(path)) is not None:
             marks.setdefault(key, set()).add(path.rpartition(".")[2])
     recorded = _recorded(storage, alias)  # second: a run that ended meanwhile has both
+    retired = {(of, run_id) for (of, run_id, _), names in marks.items() if "retired" in names}
     found = {
-        (of, run_id): Entry(of, run_id, place, _first(names), (of, run_id) in recorded, False)
+        (of, run_id): (place, _first(names))
         for (of, run_id, place), names in marks.items()
         if names != {"retired"}
     }
     for of, name in recorded - found.keys():
         if (place := _recorded_place(storage, of, name)) is not None:
-            found[of, name] = Entry(of, name, place, 0, True, False)
+            found[of, name] = (place, 0)
     listed = [
-        replace(e, retired="retired" in marks.get((e.alias, e.id, e.place), ()))
-        for e in found.values()
+        Entry(*key, place, number, key in recorded, key in retired)
+        for key, (place, number) in found.items()
     ]
     return sorted(listed, key=lambda e: (e.begun, e.place.reach, e.id))
 

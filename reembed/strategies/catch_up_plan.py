@@ -123,7 +123,7 @@ def next_number(catalog: Catalog, release: Release) -> int:
     taken = [
         e.place.step
         for e in catalog.entries()
-        if e.origin == release.origin and Run(catalog.storage, e.id).is_planned()
+        if e.origin == release.origin and (e.released or Run(catalog.storage, e.id).is_planned())
     ]
     return max([*taken, noted_place(catalog, release)[0]]) + 1
 
