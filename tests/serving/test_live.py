@@ -170,9 +170,9 @@ def shared(tmp_path_factory):
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
-        ({"texts": "bada"}, UsageError, "must be a list of texts or an array"),
-        ({"texts": [None]}, UsageError, "must be a list of texts or an array"),
-        ({"texts": ["a", 7]}, UsageError, "must be a list of texts or an array"),
+        ({"queries": "bada"}, UsageError, "must be a list of texts or an array"),
+        ({"queries": [None]}, UsageError, "must be a list of texts or an array"),
+        ({"queries": ["a", 7]}, UsageError, "must be a list of texts or an array"),
         ({"k": 0}, UsageError, "k must be a whole number"),
         ({"k": -1}, UsageError, "k must be a whole number"),
         ({"k": 2.5}, UsageError, "k must be a whole number"),
@@ -184,16 +184,16 @@ def shared(tmp_path_factory):
         ({"columns": [None]}, UsageError, "must be a list of names"),
         ({"columns": None}, UsageError, "must be a list of names"),
         ({"columns": ["doc_id"]}, UsageError, "each hit has it"),
-        ({"texts": None}, UsageError, "must be a list of texts or an array"),
-        ({"texts": 5}, UsageError, "must be a list of texts or an array"),
-        ({"texts": {"a": 1}}, UsageError, "must be a list of texts or an array"),
-        ({"texts": {"a"}}, UsageError, "must be a list of texts or an array"),
+        ({"queries": None}, UsageError, "must be a list of texts or an array"),
+        ({"queries": 5}, UsageError, "must be a list of texts or an array"),
+        ({"queries": {"a": 1}}, UsageError, "must be a list of texts or an array"),
+        ({"queries": {"a"}}, UsageError, "must be a list of texts or an array"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(shared, asked, error, words):
     live = Index(shared.catalog)
     with pytest.raises(error, match=words) as said:
-        live.search(**{"texts": ["bada"], **asked})
+        live.search(**{"queries": ["bada"], **asked})
     assert isinstance(said.value, ReembedError)
     assert said.value.fix
 
