@@ -337,7 +337,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
         storage.remove(f"{path}/index.json")
         return save(built, storage, path, **more)
 
-    for module in (index_store, index_manifest, promote):
+    for module in (index_store, index_manifest, complete):
         patch(module, "content_path", in_place)
     for module in list(sys.modules.values()):
         if getattr(module, "read_manifest", None) is honest:
