@@ -8,6 +8,9 @@ Files of other names in the folder are ignored.
 
 from __future__ import annotations
 
+import getpass
+import os
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +22,15 @@ from reembed.store.storage import Storage
 
 _RECORD = re.compile(r"([0-9]{8})\.json")
 HINT_EVERY = 64
+
+
+def who() -> str:
+    """Return user@host of this process, with ? for what is not UTF-8."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        user = f"uid{os.getuid()}"
+    return f"{user}@{platform.node()}".encode(errors="replace").decode()
 
 
 @dataclass(frozen=True)

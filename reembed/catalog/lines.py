@@ -1,6 +1,6 @@
 """The lines of an alias: a rebuild and the catch-ups that grew out of it. Two listings show them all.
 
-lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.begun-00000001   the run was started, the first of the alias
+lines/ALIAS/SETTINGS/ORIGIN/STEP-VERSION/RUN.started-00000001   the run was started, the first of the alias
                                         /RUN.retired          gc's mark: the release's data is going or gone
 releases/ALIAS/RELEASE.json                                   its release is registered
 
@@ -22,7 +22,7 @@ from reembed.store.records import decode, where
 from reembed.store.storage import Storage
 
 _STEP = re.compile(r"([0-9]{8})-([0-9]{20})")
-_MARK = re.compile(rf"({NAME})\.(begun-[0-9]{{8}}|retired)")
+_MARK = re.compile(rf"({NAME})\.(started-[0-9]{{8}}|retired)")
 _RELEASE = re.compile(rf"releases/({NAME})/({NAME})\.json")
 
 
@@ -62,8 +62,8 @@ class Entry:
     alias: str
     id: str
     place: Place
-    begun: int
-    """Its number among the runs of the alias, in the order of their start."""
+    number: int
+    """Its place among the runs of the alias, in the order of their start."""
     released: bool
     retired: bool
 
@@ -101,15 +101,15 @@ def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
         Entry(*key, place, number, key in recorded, key in retired)
         for key, (place, number) in found.items()
     ]
-    return sorted(listed, key=lambda e: (e.begun, e.place.reach, e.id))
+    return sorted(listed, key=lambda e: (e.number, e.place.reach, e.id))
 
 
 def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
     """Mark a run as started, before any other file of it is written."""
     known = entries(storage, alias)
     if all(entry.id != run_id for entry in known):
-        number = 1 + max((entry.begun for entry in known), default=0)
-        storage.write_bytes(place.mark(alias, run_id, f"begun-{number:08d}"), b"")
+        number = 1 + max((entry.number for entry in known), default=0)
+        storage.write_bytes(place.mark(alias, run_id, f"started-{number:08d}"), b"")
 
 
 def _recorded(storage: Storage, alias: str | None) -> set[tuple[str, str]]:
@@ -142,5 +142,5 @@ def _parsed(path: str) -> tuple[str, str, Place] | None:
 
 def _first(names: set[str]) -> int:
     """Return the run's number; of two processes that began it at once, the lower one."""
-    numbers = (int(n.removeprefix("begun-")) for n in names if n.startswith("begun-"))
+    numbers = (int(n.removeprefix("started-")) for n in names if n.startswith("started-"))
     return min(numbers, default=0)

@@ -9,9 +9,6 @@ holds what rollback needs.
 
 from __future__ import annotations
 
-import getpass
-import os
-import platform
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
-from reembed.catalog.alias import AliasFiles
+from reembed.catalog.alias import AliasFiles, who
 from reembed.catalog.lines import Entry, Place, entries
 from reembed.catalog.reports import Evidence, VerifyReport
 from reembed.clock import now
@@ -39,15 +36,6 @@ _READERS = 16
 STANDING = 128
 """Releases that one record of the log holds; those below are in the record that it names."""
 Action = Literal["promote", "rollback", "catch-up"]
-
-
-def who() -> str:
-    """Return user@host of this process, with ? for what is not UTF-8."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        user = f"uid{os.getuid()}"
-    return f"{user}@{platform.node()}".encode(errors="replace").decode()
 
 
 StoredSpace = Annotated[Space, WrapValidator(with_id), PlainSerializer(Space.to_json)]

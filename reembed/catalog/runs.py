@@ -122,10 +122,10 @@ def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
     return [Run(storage, entry.id) for entry in entries(storage, alias)]
 
 
-def open_among(storage: Storage, begun: list[Entry]) -> list[Entry]:
+def open_among(storage: Storage, known: list[Entry]) -> list[Entry]:
     """Return those that have no result and no release yet: one listing, no record is read."""
     ended = set(storage.names(_RESULTS))
-    return [e for e in begun if not e.released and f"{e.id}.json" not in ended]
+    return [e for e in known if not e.released and f"{e.id}.json" not in ended]
 
 
 def open_runs(storage: Storage, alias: str) -> list[Run]:

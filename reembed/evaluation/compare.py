@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from reembed.catalog.releases import Catalog, Release, who
+from reembed.catalog.alias import who
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.settings import GateConfig

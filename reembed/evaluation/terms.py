@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from reembed.catalog.releases import Catalog, Release, who
+from reembed.catalog.alias import who
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import Change, GateMargin, GateQueries
 from reembed.clock import now
 from reembed.config.settings import FrozenGate, GateConfig

@@ -20,10 +20,10 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     return catalog.release(newest.id)
 
 
-def newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
+def newest_by_line(entries: list[Entry]) -> dict[str, Entry]:
     """Return the newest release of each line; the lines are in the order of their start."""
     newest: dict[str, Entry] = {}
-    for entry in begun:
+    for entry in entries:
         if not entry.kept:
             continue
         known = newest.setdefault(entry.origin, entry)
@@ -33,15 +33,15 @@ def newest_by_line(begun: list[Entry]) -> dict[str, Entry]:
 
 
 def candidates(
-    catalog: Catalog, live: AliasRecord | None, begun: list[Entry] | None = None
+    catalog: Catalog, live: AliasRecord | None, entries: list[Entry] | None = None
 ) -> list[Entry]:
     """Return what could be promoted: the newest of every line that does not stand, oldest line first.
 
     What served before the live release is what a rollback goes to, never a candidate by itself.
-    `begun` is what `Catalog.entries` gave, if the caller has it already.
+    `entries` is what `Catalog.entries` gave, if the caller has it already.
     """
     lines = {s.origin for s in catalog.standing(live)} if live else set()
-    newest = newest_by_line(catalog.entries() if begun is None else begun)
+    newest = newest_by_line(catalog.entries() if entries is None else entries)
     return [entry for line, entry in newest.items() if line not in lines]
 
 
@@ -49,9 +49,9 @@ def release_of(catalog: Catalog, config: Config) -> Release | None:
     """Return the newest release built with a config's settings, as it was last caught up, if any."""
     settings, version = config.line_settings(absolute(config.source.uri)), config.source.version
     found = [e for e in catalog.entries() if e.place.settings == settings]
-    begun = {e.origin: e.place.version for e in found if e.id == e.origin}
+    versions = {e.origin: e.place.version for e in found if e.id == e.origin}
     mine = newest_by_line(found)
-    meant = [e for line, e in mine.items() if version in (None, begun.get(line))]
+    meant = [e for line, e in mine.items() if version in (None, versions.get(line))]
     return catalog.release(meant[-1].id) if meant else None
 
 

@@ -41,9 +41,9 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     runs = find_runs(catalog.storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    begun = catalog.entries()
+    known = catalog.entries()
     going_on = [
-        Run(catalog.storage, e.id) for e in open_among(catalog.storage, begun) if e.id != dropping
+        Run(catalog.storage, e.id) for e in open_among(catalog.storage, known) if e.id != dropping
     ]
     held = {r.id: p.table for r in going_on if (p := r.plan())}
     held_tables = set(held.values())

@@ -6,13 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from reembed import faults
-from reembed.catalog.releases import (
-    Action,
-    AliasRecord,
-    Catalog,
-    Grounds,
-    Release,
-)
+from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
 from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, started_with
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError

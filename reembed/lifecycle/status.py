@@ -145,8 +145,8 @@ def status(catalog: Catalog) -> Status:
     """
     live = catalog.live()
     stood = previous(catalog, live) if live else None
-    begun = catalog.entries()
-    waiting, runs = candidates(catalog, live, begun), open_among(catalog.storage, begun)
+    known = catalog.entries()
+    waiting, runs = candidates(catalog, live, known), open_among(catalog.storage, known)
     compared = comparisons.pairs(catalog)
     newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
     return Status(
@@ -157,7 +157,7 @@ def status(catalog: Catalog) -> Status:
         candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
         rolled_back=_rolled_back(catalog, live) if live else None,
         older_candidates=tuple(_older(catalog, r, live, compared) for r in older),
-        retired=tuple(e.id for e in begun if e.retired),
+        retired=tuple(e.id for e in known if e.retired),
         runs=tuple(r for e in runs[-_RUNS:] if _is_a_run(r := _run(catalog, e))),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
     )

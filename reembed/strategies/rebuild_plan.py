@@ -68,9 +68,9 @@ def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
     """
     config, catalog, source = wanted.config, wanted.catalog, wanted.source
     settings = config.line_settings(source.uri)
-    begun = [e for e in catalog.entries() if e.place.settings == settings and e.id == e.origin]
-    mine = [Run(catalog.storage, e.id) for e in begun]
-    at_version = [Run(catalog.storage, e.id) for e in begun if e.place.version == source.version]
+    rebuilds = [e for e in catalog.entries() if e.place.settings == settings and e.id == e.origin]
+    mine = [Run(catalog.storage, e.id) for e in rebuilds]
+    at_version = [Run(catalog.storage, e.id) for e in rebuilds if e.place.version == source.version]
     name = f"{config.alias}-{settings}-v{source.version}-{len(mine) + 1}"
     new = Run(catalog.storage, name)
     if fresh:

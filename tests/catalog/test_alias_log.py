@@ -492,9 +492,9 @@ def test_of_two_processes_that_began_a_run_at_once_neither_adds_a_second_run(cat
     make_release(catalog, "a")
     place = Place("settings", "b", 0, 1)
     for number in (2, 3):
-        catalog.storage.write_bytes(place.mark("docs", "b", f"begun-{number:08d}"), b"")
+        catalog.storage.write_bytes(place.mark("docs", "b", f"started-{number:08d}"), b"")
     make_release(catalog, "c")
-    assert [(e.id, e.begun) for e in catalog.entries()] == [("a", 1), ("b", 2), ("c", 3)]
+    assert [(e.id, e.number) for e in catalog.entries()] == [("a", 1), ("b", 2), ("c", 3)]
     lines.begin(catalog.storage, "docs", "b", place)
     assert len(catalog.entries()) == 3
 

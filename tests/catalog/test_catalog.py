@@ -12,8 +12,9 @@ from releases import FIRST, SPACE, comparison, make_release, place_of, sha256, v
 
 from reembed import errors
 from reembed.catalog import lines
+from reembed.catalog.alias import who
 from reembed.catalog.lease import driving, is_driven, read_lease
-from reembed.catalog.releases import Catalog, who
+from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.cli import text as report
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError

@@ -289,7 +289,7 @@ def test_what_cannot_be_read_of_another_alias_gives_no_vectors(corpus, make_conf
     Path(root, "releases/later", other).write_text("{}")
     if other.startswith("later"):
         name = other.removesuffix(".json")
-        mark = Path(root, Place("settings", name, 0, 1).mark("later", name, "begun-00000001"))
+        mark = Path(root, Place("settings", name, 0, 1).mark("later", name, "started-00000001"))
         mark.parent.mkdir(parents=True)
         mark.touch()
     build(make_config(source, table={"carry": ["text"]}), quiet)

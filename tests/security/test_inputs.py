@@ -424,7 +424,7 @@ def test_s8_folders_among_the_runs_that_are_none_are_passed_over(tmp_path: Path)
         storage.write(f"runs/{name}/plan.json", {})
     begin(storage, "passages", "passages-aa-v1-1", Place("aa", "passages-aa-v1-1", 0, 1))
     for place in ("lines/passages/aa/x/1-1", "lines/passages/aa", "lines/passages/a/b/c/d"):
-        storage.write_bytes(f"{place}/run.begun-00000001", b"")
+        storage.write_bytes(f"{place}/run.started-00000001", b"")
     assert [run.id for run in find_runs(storage, "passages")] == ["passages-aa-v1-1"]
     assert [run.id for run in find_runs(storage)] == ["passages-aa-v1-1"]
 

@@ -15,7 +15,8 @@ from inline import Inline
 from releases import make_release
 from tiny_models import bert_model
 
-from reembed.catalog.releases import Catalog, who
+from reembed.catalog.alias import who
+from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import EncoderConfig, Prompts, load
 from reembed.encoders import describe
