@@ -234,17 +234,23 @@ class History:
         return work
 
     def _ask(self, served: Index) -> None:
-        """One document by its own text: it must be found, with the score that this text has."""
+        """One document by its own text: it must be found with the score of this text, and all with their year.
+
+        Only a search that asks for a column reads the table.
+        """
         release, encoder = served.current.release, served.current.encoder
         texts = self._expected(release)
         doc_id = self.rng.choice(sorted(texts))
         query = encoder.embed_queries([texts[doc_id]])
         own = encoder.embed_documents([texts[doc_id]]).vectors
-        hits = served.search([texts[doc_id]], k=len(texts))[0]
+        hits = served.search([texts[doc_id]], k=len(texts), columns=["year"])[0]
         scores = [h.score for h in hits if h.doc_id == doc_id]
         error = 1e-4 if served.current.index.scores_are_exact else _SQ8
         if not np.allclose(scores or np.nan, query @ own.T, atol=error):
             self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
+        _, years = self.model.years[release.source.version]
+        if wrong := [h.doc_id for h in hits if h.columns["year"] != years[h.doc_id]]:
+            self.model.violations.append(f"reader: {wrong} carry another year in {release.id}")
 
     def _reader_failed(self, error: BaseException) -> None:
         """Between resolving and opening gc may take a release; what is live now must open."""
