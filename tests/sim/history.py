@@ -249,7 +249,7 @@ class History:
         if not np.allclose(scores or np.nan, query @ own.T, atol=error):
             self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
         _, years = self.model.years[release.source.version]
-        if wrong := [h.doc_id for h in hits if h.columns["year"] != years[h.doc_id]]:
+        if wrong := [h.doc_id for h in hits if h.columns["year"] != years[str(h.doc_id)]]:
             self.model.violations.append(f"reader: {wrong} carry another year in {release.id}")
 
     def _reader_failed(self, error: BaseException) -> None:
