@@ -30,7 +30,7 @@ from reembed.index import ids
 from reembed.index.build import Built
 from reembed.index.search import Float64, Int64, read, write
 from reembed.index.segments import SegmentedIndex
-from reembed.store.paths import content_path, is_remote
+from reembed.store.paths import content_path
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
@@ -88,15 +88,15 @@ def finished(storage: Storage, path: str, table_version: int) -> IndexManifest |
 def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex:
     """Return the index, each segment at its operating point.
 
-    Vectors are read into memory, ids are mapped: in place where the root is a folder, else from a
-    temporary file that takes room on the disk until the index is freed.
+    Vectors are read into memory. Ids are mapped from a temporary copy that takes room on the disk until
+    the index is freed: a mapped file that is cut short ends the process, and nobody else knows the copy.
 
     Raises:
         IntegrityError: a file is missing or is not what the manifest says.
     """
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
         at = (storage, path, Path(name))
-        batches = [ids.map_ids(_in_place(*at, s.ids), s.ids.sha256) for s in manifest.segments]
+        batches = [ids.map_ids(_copy(*at, s.ids), s.ids.sha256) for s in manifest.segments]
         segments = [
             read(_copy(*at, s.vectors), batch.column("row_id").to_numpy())
             for s, batch in zip(manifest.segments, batches, strict=True)
@@ -140,18 +140,7 @@ def _tombstones(storage: Storage, path: str, folder: Path, manifest: IndexManife
     if manifest.tombstones is None:
         return np.empty(0, np.int64)
     file = manifest.tombstones.file
-    return ids.map_tombstones(_in_place(storage, path, folder, file), file.sha256)
-
-
-def _in_place(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
-    """Return where a file can be mapped, its size checked; what maps it checks its digest."""
-    place = file.path(path)
-    if is_remote(storage.root):
-        return _copy(storage, path, folder, file)
-    size = storage.size(place)
-    if size != file.size_bytes:
-        raise _other(place, size, file)
-    return Path(storage.uri(place))
+    return ids.map_tombstones(_copy(storage, path, folder, file), file.sha256)
 
 
 def _copy(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:

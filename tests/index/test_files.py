@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,8 @@ def flat() -> Built:
     return built_of(500, "Flat")
 
 
-@pytest.fixture(params=["folder", "object store"])
-def storage(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: Any) -> Storage:
-    """A root whose files are mapped in place, and one whose files are fetched."""
-    if request.param == "object store":
-        monkeypatch.setattr(files, "is_remote", lambda root: True)
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
     return Storage.open(tmp_path / "root")
 
 
@@ -64,6 +62,15 @@ def test_saved_and_loaded_is_the_same_index(storage: Storage) -> None:
     assert loaded.doc_ids(positions) == built.doc_ids.take(pa.array(positions)).to_pylist()
     np.testing.assert_array_equal(loaded.row_ids(positions), built.index.row_ids[positions])
     assert loaded.ids()["row_id"].to_pylist() == built.index.row_ids.tolist()
+
+
+def test_files_that_are_cut_short_do_not_end_a_process_that_has_them_open(
+    flat: Built, storage: Storage
+) -> None:
+    loaded = load(storage, PATH, save_to(storage, flat))
+    for path, _ in storage.objects(PATH):
+        os.truncate(storage.uri(path), 0)
+    assert loaded.doc_ids(np.arange(500)) == flat.doc_ids.to_pylist()
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.int32(), pa.int64()])

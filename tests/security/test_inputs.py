@@ -279,12 +279,10 @@ def mutated(body: bytes, number: int) -> bytes:
 
 
 @pytest.mark.parametrize("ending", ["faiss", "arrow"])
-@pytest.mark.parametrize("remote", [True, False])
 def test_s6_no_mutation_of_an_index_reaches_faiss_or_arrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, remote: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     storage, manifest = saved(tmp_path)
-    monkeypatch.setattr(index_store, "is_remote", lambda root: remote)
     (named,) = [f for f in manifest.files if f.ending == ending]
     file, loads = tmp_path / named.path("indexes/r"), []
     body = file.read_bytes()
@@ -294,7 +292,6 @@ def test_s6_no_mutation_of_an_index_reaches_faiss_or_arrow(
         spy = lambda *args, original=original: (loads.append(args), original(*args))[1]  # noqa: E731
         monkeypatch.setattr(place, name, spy)
     for number in range(200):
-        # Put in its place, as a store does: the old file may still be mapped.
         other = tmp_path / "other"
         other.write_bytes(mutated(body, number))
         other.replace(file)
