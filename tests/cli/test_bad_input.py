@@ -172,9 +172,10 @@ def test_a_dimension_the_model_does_not_have(tmp_path, corpus, config_file, refu
     assert "32" in said
 
 
-def test_logical_cpus_that_leave_no_room(corpus, config_file, refused):
-    said = refused(2, "run", "-c", config_file(corpus(10)), "--set", "ray.num_cpus=1")
-    assert "the actors take 1 logical CPUs, ray.num_cpus is 1" in said
+def test_logical_cpus_that_leave_no_room(corpus, config_file, cli):
+    done = cli.process("run", "-c", config_file(corpus(10)), "--set", "ray.num_cpus=1")
+    assert done.returncode == 2
+    assert "the actors take 1 logical CPUs, ray.num_cpus is 1" in done.stderr
 
 
 def test_ids_beyond_64_bits(tmp_path, config_file, refused):
@@ -207,9 +208,10 @@ def test_usage_errors_have_json_too(cli, corpus, config_file):
     assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "UsageError")
 
 
-def test_gpus_that_are_not_there(corpus, config_file, refused):
-    said = refused(2, "run", "-c", config_file(corpus(10), embed={"gpus_per_actor": 1}))
-    assert "needs 1 GPUs, this machine has 0" in said
+def test_gpus_that_are_not_there(corpus, config_file, cli):
+    done = cli.process("run", "-c", config_file(corpus(10), embed={"gpus_per_actor": 1}))
+    assert done.returncode == 2
+    assert "needs 1 GPUs, this machine has 0" in done.stderr
 
 
 def test_judged_queries_that_are_missing_stop_the_run_before_it_embeds(

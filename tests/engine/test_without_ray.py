@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 _NO_RAY = """
 import sys
@@ -48,9 +50,13 @@ print(json.dumps({"steps": played["steps"], "violations": played["violations"], 
 """
 
 
+_TESTS = Path(__file__).parents[1]
+
+
 def run(program: str, *arguments: str) -> dict:
     command = [sys.executable, "-c", _NO_RAY + program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": str(_TESTS)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
