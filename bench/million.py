@@ -345,7 +345,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     return {
         **figures,
         "units_seal_again_seconds": seal_again.lap(),
-        "units_rows_exact": rows == ids == sealed.rows == units,
+        "units_rows_exact": rows == ids == sealed.content.rows == units,
         "units_plan_bytes": (Path(run.storage.root) / run.path("plan.json")).stat().st_size,
         "units_sealed_bytes": (Path(run.storage.root) / run.path("sealed.json")).stat().st_size,
     }

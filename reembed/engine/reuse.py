@@ -9,7 +9,7 @@ from the same rows, and gc keeps them while the run is open.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from reembed.events import Listener, Notice
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.read import TableVersion, as_vectors, damaged_files
-from reembed.table.seal import read_sealed
 
 Int64 = npt.NDArray[np.int64]
 
@@ -96,11 +95,11 @@ def proofs(storage: Storage, donor: Donor) -> dict[str, FileProof]:
     Raises:
         IntegrityError: the donor's records changed since it was registered.
     """
-    release = Catalog(storage, donor.alias).release(donor.release)
+    registered = Catalog(storage, donor.alias).release(donor.release)
+    # The vectors are read from the table that the plan names: it must be the release's.
+    release = replace(registered, table=donor.table, table_version=donor.table_version)
     provenance.require_manifest(storage, release)
-    sealed = read_sealed(Run(storage, release.run_id), donor.table, donor.table_version)
-    provenance.require_sealed(release, sealed.sha256)
-    return sealed.proofs
+    return provenance.require_sealed(storage, release).files
 
 
 @dataclass(frozen=True)

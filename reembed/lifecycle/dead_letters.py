@@ -7,9 +7,8 @@ from typing import Any
 
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.runs import Run, open_runs
+from reembed.catalog.runs import open_runs
 from reembed.table import provenance
-from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ def of_release(catalog: Catalog, release: Release) -> DeadLetters:
     Raises:
         IntegrityError: the record of its table is not the one it was registered with.
     """
-    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
-    provenance.require_sealed(release, sealed.sha256)
-    return DeadLetters(release.id, release.source.version, sealed.dead_letters, finished=True)
+    dead = provenance.require_sealed(catalog.storage, release).dead_letters
+    return DeadLetters(release.id, release.source.version, dead, finished=True)
 
 
 def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:

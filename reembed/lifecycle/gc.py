@@ -285,9 +285,7 @@ def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[st
 
 
 def _is_gone(catalog: Catalog, release: Release) -> bool:
-    return catalog.is_retired(release) and not any(
-        True for _ in catalog.storage.objects(f"{release.index}/")
-    )
+    return catalog.is_retired(release) and not catalog.storage.objects(f"{release.index}/")
 
 
 def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
@@ -307,7 +305,7 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
 
 def _untag(catalog: Catalog, table: str, tag: str) -> None:
     catalog.storage.require_own(table)
-    if not any(True for _ in catalog.storage.objects(f"{table}/_versions/")):
+    if not catalog.storage.objects(f"{table}/_versions/"):
         return  # the table is gone
     dataset = open_table(catalog.storage, table)
     if tag in tags_of(dataset):

@@ -23,7 +23,6 @@ from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.provenance import verification_path
 from reembed.table.read import TableVersion
-from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def _verified(
     provenance.require_index(release, manifest)
     with_index = level >= ROWS
     index = index_store.load(storage, release.index, manifest) if with_index else None
-    sealed = read_sealed(run, release.table, release.table_version)
-    provenance.require_sealed(release, sealed.sha256)
+    sealed = provenance.require_sealed(storage, release)
     source = _equalled(catalog, release, read=level >= IDS)
     newest, why = newest_of(source)
     moved_on = newest is not None and not newest.is_same(source)
@@ -118,7 +116,7 @@ def _verified(
         release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
         index.ids() if index else None,
-        sealed.proofs,
+        sealed.files,
         release.table_manifest,
         newest if moved_on and level >= IDS else None,
         release.origin,

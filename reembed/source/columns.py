@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from reembed.catalog.releases import SourceRef
 from reembed.errors import SourceError
-from reembed.store.lance import first_line
+from reembed.store.storage import first_line
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 """Which YAML reads as something else than a text."""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from reembed.catalog.releases import SourceRef
 from reembed.errors import SourceError
 from reembed.source.columns import plain, template_columns, text_columns
-from reembed.store.lance import first_line
+from reembed.store.storage import first_line
 
 TEXT = "reembed.text"
 """Name of the text among a document's columns. Lance allows no dot in a column's name, so that no

@@ -11,7 +11,7 @@ import lance
 import pyarrow as pa
 
 from reembed.errors import SourceError
-from reembed.store.lance import first_line
+from reembed.store.storage import first_line
 
 _TOKEN = re.compile(
     r"'(?:[^']|'')*'"

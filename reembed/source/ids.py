@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed.errors import SourceError
-from reembed.store.lance import first_line
+from reembed.store.storage import first_line
 
 _MAX_ID = 2**63 - 1
 _EXAMPLES = 5

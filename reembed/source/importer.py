@@ -31,9 +31,9 @@ from reembed.source.import_columns import (
 from reembed.source.import_csv import Csv
 from reembed.source.import_json import Json
 from reembed.source.import_parquet import Parquet
-from reembed.store.lance import first_line, open_dataset
+from reembed.store.lance import open_dataset
 from reembed.store.paths import absolute, is_remote
-from reembed.store.storage import Storage
+from reembed.store.storage import Storage, first_line
 
 FORMATS = {
     ".jsonl": "json",

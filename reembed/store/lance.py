@@ -7,31 +7,28 @@ If a refused request were taken for a missing dataset, existing vectors would be
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import lance
 
 from reembed.config.options import resolved
 from reembed.errors import IntegrityError
+from reembed.store.storage import first_line
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error without Lance's note of the place in its own code."""
-    return (str(error) or type(error).__name__).split(", /home/")[0].splitlines()[0]
-
-
-@contextmanager
-def told_apart() -> Iterator[None]:
-    """Lance's errors by what they mean.
+def open_dataset(
+    uri: str, version: int | None = None, options: Mapping[str, str] | None = None
+) -> lance.LanceDataset:
+    """Return a dataset, at a version or at its newest.
 
     Raises:
         FileNotFoundError: there is no such dataset, or no such version of it.
-        OSError: the store did not answer, or refused, or what it gave cannot be read.
+        OSError: the store did not answer or refused, or its answer cannot be read.
     """
+    settings = resolved(options or {}) or None
     try:
-        yield
+        return lance.dataset(uri, version=version, storage_options=settings)
     except (ValueError, OSError) as error:
         said = first_line(error)
         if said.startswith("Dataset at path") and "was not found" in said:
@@ -39,20 +36,8 @@ def told_apart() -> Iterator[None]:
         raise OSError(said) from error
 
 
-def open_dataset(
-    uri: str, version: int | None = None, options: Mapping[str, str] | None = None
-) -> lance.LanceDataset:
-    """A dataset, at a version or at its newest.
-
-    Raises:
-        FileNotFoundError, OSError: as `told_apart`.
-    """
-    with told_apart():
-        return lance.dataset(uri, version=version, storage_options=resolved(options or {}) or None)
-
-
 def tags_of(dataset: lance.LanceDataset) -> dict[str, Any]:
-    """Name -> version and more of each tag.
+    """Return each tag's version and more, by name.
 
     Raises:
         IntegrityError: a file among the tags is not one.
@@ -62,6 +47,6 @@ def tags_of(dataset: lance.LanceDataset) -> dict[str, Any]:
     except RuntimeError as error:
         raise IntegrityError(
             f"{dataset.uri}: its tags cannot be read",
-            f"a file in _refs/tags is not a tag: {str(error).split(', /home/')[0].splitlines()[0]}",
+            f"a file in _refs/tags is not a tag: {first_line(error)}",
             f"ls -l {shlex.quote(f'{dataset.uri}/_refs/tags')}     # and move it away",
         ) from error

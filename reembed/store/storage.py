@@ -28,7 +28,7 @@ from reembed.config.options import resolved
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import without_options
 from reembed.store.paths import absolute, is_remote
-from reembed.store.records import Record, checked, from_bytes, to_bytes
+from reembed.store.records import Record, decode, encode, from_bytes, to_bytes
 
 _CHUNK_BYTES = 8 << 20
 _ROOT_RECORD = "root.json"
@@ -38,6 +38,7 @@ _ENDPOINT = re.compile(
 _LANCE_IO = ("External error: ", "LanceError(IO)")
 """Start of the messages of Lance's ValueErrors for failed reads and writes."""
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
+_FLAGS = {"true": True, "false": False}
 
 
 @functools.cache
@@ -46,9 +47,7 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
         return LocalStore(root, automatic_cleanup=True)
     found = resolved(options).items()
     config = {k: v for k, v in found if k not in _CLIENT_OPTIONS}
-    client = {
-        k: v == "true" if v in ("true", "false") else v for k, v in found if k in _CLIENT_OPTIONS
-    }
+    client = {k: _FLAGS.get(v, v) for k, v in found if k in _CLIENT_OPTIONS}
     try:
         return from_url(root, config=config or None, client_options=client or None)  # type: ignore[arg-type]
     except (BaseError, ValueError) as error:
@@ -57,6 +56,11 @@ def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
             without_options(str(error).splitlines()[0], found),
             "reembed config --check",
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, without Lance's note of the place in its own code."""
+    return (str(error) or type(error).__name__).split(", /home/")[0].splitlines()[0]
 
 
 @contextmanager
@@ -72,15 +76,9 @@ def storage_errors(
     try:
         yield
     except (OSError, BaseError, ValueError) as error:
-        said = str(error) or type(error).__name__
-        if isinstance(error, ValueError) and not said.startswith(_LANCE_IO):
+        if isinstance(error, ValueError) and not str(error).startswith(_LANCE_IO):
             raise
-        first = said.split(", /home/")[0].splitlines()[0]  # then comes a line of Lance's code
-        raise ReembedError(
-            failed,
-            f"{type(error).__name__}: {first}",
-            fix,
-        ) from error
+        raise ReembedError(failed, f"{type(error).__name__}: {first_line(error)}", fix) from error
 
 
 def _not_a_folder(place: str) -> UsageError:
@@ -134,15 +132,12 @@ class Storage:
             UsageError: the folder does not exist, or is a file.
         """
         storage = cls._at(root, options)
-        if not is_remote(storage.root) and not Path(storage.root).is_dir():
-            if Path(storage.root).exists():
-                raise _not_a_folder(storage.root)
-            raise UsageError(
-                f"storage.root {storage.root} does not exist",
-                "nothing was built there",
-                "reembed run",
-            )
-        return storage
+        if is_remote(storage.root) or Path(storage.root).is_dir():
+            return storage
+        if Path(storage.root).exists():
+            raise _not_a_folder(storage.root)
+        what = f"storage.root {storage.root} does not exist"
+        raise UsageError(what, "nothing was built there", "reembed run")
 
     @classmethod
     def _at(cls, root: str | os.PathLike[str], options: Mapping[str, str] | None) -> Storage:
@@ -163,30 +158,23 @@ class Storage:
         Raises:
             UsageError: the store overwrites what it was asked to create.
         """
-        record = self._root_record()
-        if record is not None and record["create_only_at"] == self.address:
-            return str(record["root_id"])
-        self._prove_create_only()
-        if record is None:
-            mine = {"root_id": uuid.uuid4().hex, "create_only_at": self.address}
+        found = self.read_if_there(_ROOT_RECORD)
+        if found is None:
+            self._prove_create_only()
+            mine = _RootRecord(uuid.uuid4().hex, self.address)
             with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
-                obstore.put(self.store, _ROOT_RECORD, to_bytes(mine), mode="create")
-            record = self._root_record()
-            assert record is not None
-        return str(record["root_id"])
-
-    def _root_record(self) -> Record | None:
-        record = self.read_if_there(_ROOT_RECORD)
-        return checked(_RootRecord, record) if record is not None else None
+                obstore.put(self.store, _ROOT_RECORD, to_bytes(encode(mine)), mode="create")
+            return decode(_RootRecord, self.read(_ROOT_RECORD)).root_id
+        record = decode(_RootRecord, found)
+        if record.create_only_at != self.address:
+            self._prove_create_only()
+        return record.root_id
 
     @property
     def address(self) -> str:
         """Return the sha256 of the settings that decide which store holds the root."""
-        endpoints = {
-            k: v
-            for k, v in (*resolved(self.options).items(), *os.environ.items())
-            if _ENDPOINT.fullmatch(k)
-        }
+        settings = {**resolved(self.options), **os.environ}
+        endpoints = {k: v for k, v in settings.items() if _ENDPOINT.fullmatch(k)}
         return hashlib.sha256(json.dumps([self.root, endpoints]).encode()).hexdigest()
 
     def _prove_create_only(self) -> None:
@@ -284,7 +272,7 @@ class Storage:
 
         Raises:
             FileNotFoundError: nothing is there.
-            ReembedError: it is not JSON.
+            IntegrityError, UsageError: as `from_bytes`.
         """
         return from_bytes(self.read_bytes(path), self.uri(path))
 
@@ -295,18 +283,16 @@ class Storage:
         except FileNotFoundError:
             return None
 
-    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def objects(self, prefix: str) -> list[tuple[str, int]]:
         """Return (path, size in bytes) of every object below a prefix, sorted."""
-        found = [(o["path"], o["size"]) for page in obstore.list(self.store, prefix) for o in page]
-        return iter(sorted(found))
+        pages = obstore.list(self.store, prefix)
+        return sorted((o["path"], o["size"]) for page in pages for o in page)
 
     def names(self, folder: str, after: str = "") -> list[str]:
         """Return the sorted names of the objects below a folder; only those after `after`, if given."""
         offset = f"{folder}{after}" if after else None
-        found = (
-            o["path"] for page in obstore.list(self.store, folder, offset=offset) for o in page
-        )
-        return sorted(path.removeprefix(folder) for path in found)
+        pages = obstore.list(self.store, folder, offset=offset)
+        return sorted(o["path"].removeprefix(folder) for page in pages for o in page)
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders directly below a prefix."""
@@ -344,7 +330,7 @@ class Storage:
             IntegrityError: as `require_own`.
         """
         self.require_own(prefix)
-        found, torn = list(self.objects(prefix)), list(self.torn(prefix))
+        found, torn = self.objects(prefix), list(self.torn(prefix))
         for path, _ in torn:
             Path(self.uri(path)).unlink(missing_ok=True)
         if found:

@@ -27,7 +27,6 @@ from reembed.table import provenance
 from reembed.table import write as table
 from reembed.table.read import TableVersion
 from reembed.table.read import documents_in as table_documents
-from reembed.table.seal import read_sealed
 
 
 @dataclass(frozen=True)
@@ -136,13 +135,12 @@ def changes_of(
     Raises:
         IntegrityError: records or files of the release were changed.
     """
-    sealed = read_sealed(Run(catalog.storage, release.run_id), release.table, release.table_version)
-    provenance.require_sealed(release, sealed.sha256)
+    dead_letters = provenance.require_sealed(catalog.storage, release).dead_letters
     provenance.require_files(catalog.storage, release)
     failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
     with storage_errors(failed, f"reembed verify --release {release.id}"):
         held = _vectors(catalog.storage, release)
-        return find_changes(before, after, held, sealed.dead_letters, retry=retry)
+        return find_changes(before, after, held, dead_letters, retry=retry)
 
 
 def is_superseded(found: Pass) -> bool:

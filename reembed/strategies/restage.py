@@ -31,7 +31,7 @@ def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: Kept
     assert plan.base is not None
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
-    proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).proofs
+    proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).files
     if isinstance(unit, KeepFragment):
         _require_sound(run, table, proofs, {unit.fragment})
         rows = _kept(table, columns, unit)

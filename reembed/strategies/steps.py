@@ -104,8 +104,9 @@ def seal(context: RunContext) -> SealedTable:
     """Commit all staged units to the table, at once."""
     allowed = context.config.embed.max_dead_letters
     sealed = sealing.seal(context.run, context.plan, context.columns, allowed)
-    dead = len(sealed.dead_letters)
-    context.emit(Sealed(sealed.path, sealed.version, sealed.rows, sealed.documents, dead))
+    held = sealed.content
+    dead = len(held.dead_letters)
+    context.emit(Sealed(sealed.path, sealed.version, held.rows, held.documents, dead))
     return sealed
 
 
@@ -213,11 +214,11 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
         context.vectors(sealed),
         plan.space,
         plan.encoder,
-        tuple(d.doc_id for d in sealed.dead_letters),
-        proofs=sealed.proofs,
+        tuple(d.doc_id for d in sealed.content.dead_letters),
+        proofs=sealed.content.files,
         origin=plan.origin,
     )
-    again = min(verify.SAMPLE, sealed.rows)
+    again = min(verify.SAMPLE, sealed.content.rows)
     context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
     report = context.executor.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
     run.storage.write(provenance.verification_path(run.id), encode(report))
@@ -285,13 +286,13 @@ def register(
             table=sealed.path,
             table_version=sealed.version,
             table_tag=sealed.tag,
-            sealed_sha256=sealed.sha256,
+            sealed_sha256=sealed.content.sha256,
             table_manifest=table_manifest,
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
-            rows=sealed.rows,
-            documents=sealed.documents,
-            dead_letters=len(sealed.dead_letters),
+            rows=sealed.content.rows,
+            documents=sealed.content.documents,
+            dead_letters=len(sealed.content.dead_letters),
             source=plan.source,
             verify=report,
             gate=plan.gate,

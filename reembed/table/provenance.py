@@ -1,22 +1,23 @@
-"""Whether an index and a table are those that a release was registered with, and not another's."""
+"""Check that an index and a table are those that a release was registered with."""
 
 from __future__ import annotations
 
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.releases import Release
 from reembed.catalog.reports import VerifyReport
-from reembed.catalog.runs import rebuild_of
+from reembed.catalog.runs import Run, rebuild_of
 from reembed.errors import IntegrityError
 from reembed.store.lance import tags_of
 from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.table.read import manifest_proof, missing_files, open_table
+from reembed.table.seal import Sealed, read_sealed
 
 FIX = "reembed status     # and promote or roll back to a release that is whole"
 
 
 def verification_path(run_id: str) -> str:
-    """Where the newest verification of a run's release is kept."""
+    """Return where the newest verification of a run's release is kept."""
     return f"runs/{run_id}/verify.json"
 
 
@@ -43,7 +44,7 @@ def require_verified(storage: Storage, release: Release) -> None:
 
 
 def require_index(release: Release, manifest: IndexManifest) -> None:
-    """Hold an index's manifest against the release that names it, before FAISS reads a byte.
+    """Check an index's manifest against the release that names it, before FAISS reads a byte.
 
     Raises:
         IntegrityError: it is another index, or of another table or space.
@@ -67,9 +68,9 @@ def require_index(release: Release, manifest: IndexManifest) -> None:
 
 
 def require_manifest(storage: Storage, release: Release) -> None:
-    """Hold the file that says what the table's version is against its sha256, before Lance reads it.
+    """Check the manifest of the table's version against its sha256, before Lance reads it.
 
-    Lance has no checksum there either: a flipped bit is another table, or a panic.
+    Lance has no checksum of it: a flipped bit is another table, or a panic.
 
     Raises:
         IntegrityError: it is gone or changed.
@@ -83,42 +84,42 @@ def require_manifest(storage: Storage, release: Release) -> None:
         )
 
 
-def require_sealed(release: Release, sha256: str) -> None:
-    """Hold the record of a sealed version's files against the release that names it.
+def require_sealed(storage: Storage, release: Release) -> Sealed:
+    """Return the record of the table's files that the release was registered with.
 
     Raises:
-        IntegrityError: the release was registered with another one.
+        IntegrityError: it is gone or changed, or the release was registered with another one.
     """
-    if sha256 != release.sealed_sha256:
+    found = read_sealed(Run(storage, release.run_id), release.table, release.table_version)
+    if found.sha256 != release.sealed_sha256:
         raise IntegrityError(
             f"release {release.id} was registered with another record of its table's files",
-            f"sha256 {sha256[:12]} where the release records {release.sealed_sha256[:12]}",
+            f"sha256 {found.sha256[:12]} where the release records {release.sealed_sha256[:12]}",
             FIX,
         )
+    return found
 
 
 def require_table(storage: Storage, release: Release) -> None:
-    """Look for the tag that sealing put on the release's version of its table.
+    """Check the tag that sealing put on the release's version of its table.
 
     Raises:
         IntegrityError: the table's tag names another version, or there is none.
         FileNotFoundError: the table is gone.
     """
     require_manifest(storage, release)
-    tags = tags_of(open_table(storage, release.table))
-    tagged = tags[release.table_tag]["version"] if release.table_tag in tags else None
+    tag = release.table_tag
+    tagged = tags_of(open_table(storage, release.table)).get(tag, {}).get("version")
     if tagged != release.table_version:
         raise IntegrityError(
             f"version {release.table_version} of {release.table} was not sealed for release {release.id}",
-            f"its tag {release.table_tag} names version {tagged}"
-            if tagged
-            else f"it has no tag {release.table_tag}",
+            f"its tag {tag} names version {tagged}" if tagged else f"it has no tag {tag}",
             FIX,
         )
 
 
 def require_files(storage: Storage, release: Release) -> None:
-    """Look for the data files of the release's table, by name and size.
+    """Check that the data files of the release's table are there, by name and size.
 
     Raises:
         IntegrityError: some are gone or cut short.

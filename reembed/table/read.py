@@ -11,6 +11,7 @@ import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
@@ -27,11 +28,10 @@ def documents_in(rows: int) -> int:
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
-    """A table, at a version or at its newest.
+    """Return a table, at a version or at its newest.
 
     Raises:
-        FileNotFoundError: the table or the version is not there.
-        OSError: it cannot be read.
+        FileNotFoundError, OSError: as `open_dataset`.
     """
     return open_dataset(storage.uri(path), version, storage.lance_options)
 
@@ -49,10 +49,9 @@ def missing_files(storage: Storage, path: str, version: int) -> list[str]:
 
 def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof | None:
     """Return name, size and sha256 of a version's manifest as it is now; None if it is gone."""
-    names = {f"{version}.manifest", f"{2**64 - 1 - version:020d}.manifest"}
-    for name, _ in storage.objects(f"{path}/_versions/"):
-        if name.rsplit("/", 1)[-1] in names and (found := storage.digest(name)):
-            return ManifestProof(name.rsplit("/", 1)[-1], *found)
+    for name in (f"{2**64 - 1 - version:020d}.manifest", f"{version}.manifest"):
+        if found := storage.digest(f"{path}/_versions/{name}"):
+            return ManifestProof(name, *found)
     return None
 
 
@@ -119,10 +118,8 @@ class TableVersion:
     def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Yield (row ids int64 [B], vectors float32 [B, dim]) in table order."""
         for batch in self.scan(["vector"]):
-            yield (
-                batch.column("_rowid").to_numpy().astype(np.int64),
-                as_vectors(batch.column("vector")),
-            )
+            row_ids = batch.column("_rowid").to_numpy().astype(np.int64)
+            yield row_ids, as_vectors(batch.column("vector"))
 
     def ids(self) -> Iterator[tuple[npt.NDArray[np.int64], pa.Array]]:
         """Yield row ids int64 [B] and document ids [B], in table order, which is that of `batches`."""
@@ -146,12 +143,10 @@ class TableVersion:
         dataset = self.dataset()
         fragment = dataset.get_fragment(fragment_id)
         assert fragment is not None  # a version is immutable, and the id is from it
-        return dataset.scanner(
-            columns=columns,
-            fragments=[fragment],
-            with_row_id=True,
-            scan_in_order=True,
-        ).to_table()
+        scanner = dataset.scanner(
+            columns=columns, fragments=[fragment], with_row_id=True, scan_in_order=True
+        )
+        return scanner.to_table()
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return rows by id, in the order of the ids.
@@ -171,9 +166,8 @@ class TableVersion:
 
 def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """Return a fixed-size-list column as float32 [N, dim]."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    flat = array.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, array.type.list_size)
+    flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, column.type.list_size)
 
 
 def from_vectors(
@@ -182,8 +176,6 @@ def from_vectors(
     valid: npt.NDArray[np.bool_] | None = None,
 ) -> pa.FixedSizeListArray:
     """Return float32 [N, dim] as a fixed-size-list column in the table's type; null where not `valid`."""
-    flat = vectors.astype(np.float16) if pa.types.is_float16(value) else vectors
+    flat = pa.array(vectors.astype(value.to_pandas_dtype(), copy=False).reshape(-1))
     mask = None if valid is None else pa.array(~valid)
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(flat.reshape(-1)), vectors.shape[1], mask=mask
-    )
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=mask)

@@ -33,29 +33,14 @@ _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
-class SealedTable:
-    """A committed, tagged table version."""
-
-    path: str
-    version: int
-    tag: str
-    rows: int
-    documents: int
-    dead_letters: tuple[DeadLetter, ...]
-    proofs: dict[str, FileProof]
-    """Of every data file, by name."""
-    sha256: str
-    """Of the record of all this, `sealed.json`, which the commit names."""
-
-
-@dataclass(frozen=True)
-class _Sealed:
+class Sealed:
     """`sealed.json`: what a version holds, fixed before it is committed."""
 
     rows: int
     documents: int
     dead_letters: tuple[DeadLetter, ...]
     files: dict[str, FileProof]
+    """Every data file, by name."""
 
     @property
     def sha256(self) -> str:
@@ -63,8 +48,20 @@ class _Sealed:
         return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class SealedTable:
+    """A committed, tagged table version."""
+
+    path: str
+    version: int
+    tag: str
+    content: Sealed
+
+
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
-    """Check every receipt, then bring all units into the table in one commit; once, however often called.
+    """Check every receipt, then bring all units into the table in one commit.
+
+    A run is committed once, however often this is called.
 
     Raises:
         RunFailed: units are missing, or more documents are dead letters than allowed.
@@ -76,7 +73,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
         receipts = run.receipts()
         _check_receipts(plan, receipts, fingerprint(columns))
         _check_staying(run, plan, columns)
-        record = _sealed(run, plan, receipts)
+        record = _content(run, plan, receipts)
         _check_dead_letters(plan, record.dead_letters, max_dead_letters)
         _check_files(run, plan, receipts, record.files)
         if not run.storage.create(run.path(_SEALED), encode(record)):
@@ -90,43 +87,30 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
     tag = f"reembed-{run.id}"
     version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
-    sealed = read_sealed(run, plan.table, version)
+    content = read_sealed(run, plan.table, version)
     # An interrupted call may have allowed more than this one.
-    _check_dead_letters(plan, sealed.dead_letters, max_dead_letters)
-    return sealed
+    _check_dead_letters(plan, content.dead_letters, max_dead_letters)
+    return SealedTable(plan.table, version, tag, content)
 
 
-def read_sealed(run: Run, path: str, version: int) -> SealedTable:
-    """What a run sealed, as the commit of that version names it.
+def read_sealed(run: Run, path: str, version: int) -> Sealed:
+    """Return what a run sealed, as the commit of that version names it.
 
     Raises:
         IntegrityError: the record is gone, or is not the one that was committed.
     """
-    transaction = open_table(run.storage, path).read_transaction(version)
-    named = (
-        (transaction.transaction_properties or {}).get(_SEALED_PROPERTY) if transaction else None
-    )
+    named = _properties(open_table(run.storage, path), version).get(_SEALED_PROPERTY)
     found = run.storage.read_if_there(run.path(_SEALED))
-    record = decode(_Sealed, found) if found is not None else None
-    if record is None or named != record.sha256:
-        raise IntegrityError(
-            f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
-            "it was removed or changed, so the table's files can no longer be verified",
-            run.rebuild,
-        )
-    return SealedTable(
-        path=path,
-        version=version,
-        tag=f"reembed-{run.id}",
-        rows=record.rows,
-        documents=record.documents,
-        dead_letters=record.dead_letters,
-        proofs=record.files,
-        sha256=record.sha256,
+    if found is not None and (sealed := decode(Sealed, found)).sha256 == named:
+        return sealed
+    raise IntegrityError(
+        f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
+        "it was removed or changed, so the table's files can no longer be verified",
+        run.rebuild,
     )
 
 
-def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
+def _content(run: Run, plan: Plan, receipts: list[Receipt]) -> Sealed:
     """Return the counts, dead letters and files of the new version: staged and kept from the base."""
     files = {name: proof for r in receipts for name, proof in r.files.items()}
     dead = tuple(d for r in receipts for d in r.dead_letters)
@@ -134,10 +118,10 @@ def _sealed(run: Run, plan: Plan, receipts: list[Receipt]) -> _Sealed:
     if plan.base:
         base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
         stay = [f.path for m in _staying(run, plan) for f in m.files]
-        files |= {name: base.proofs[name] for name in stay}
+        files |= {name: base.files[name] for name in stay}
         dead += plan.base.dead_letters
         rows, documents = rows + plan.base.rows, documents + plan.base.documents
-    return _Sealed(rows, documents, dead, files)
+    return Sealed(rows, documents, dead, files)
 
 
 def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
@@ -162,15 +146,12 @@ def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> No
     wrong += [r.unit for r in receipts if documents_in(r.rows) != r.documents]
     wrong += [r.unit for r in receipts if (r.space, r.columns) != (plan.space.id, fingerprint)]
     if wrong:
-        raise IntegrityError(
-            f"receipts do not match the plan: {', '.join(wrong[:_EXAMPLES])}",
-            None,
-            plan.restart,
-        )
+        named = ", ".join(wrong[:_EXAMPLES])
+        raise IntegrityError(f"receipts do not match the plan: {named}", None, plan.restart)
 
 
 def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
-    """Fragments that stay must have these columns: under another type, Lance reads other values."""
+    """Check that fragments that stay have these columns: under another type, Lance reads other values."""
     if plan.base is None or not plan.base.fragments:
         return
     held = open_table(run.storage, plan.table, plan.base.table_version).schema
@@ -204,19 +185,16 @@ def _check_files(
         size = there.get(f"{plan.table}/data/{name}")
         if size != proof.size_bytes:
             found = "is gone" if size is None else f"has {size:,} bytes, not {proof.size_bytes:,}"
+            kind, fix = ("staged file ", plan.restart) if name in staged else ("", run.rebuild)
             raise IntegrityError(
-                f"{'staged file ' if name in staged else ''}{plan.table}/data/{name} {found}",
+                f"{kind}{plan.table}/data/{name} {found}",
                 "someone cleaned up or damaged the table while the run was under way",
-                plan.restart if name in staged else run.rebuild,
+                fix,
             )
 
 
 def _commit(
-    run: Run,
-    plan: Plan,
-    columns: pa.Schema,
-    receipts: list[Receipt],
-    sealed_sha256: str,
+    run: Run, plan: Plan, columns: pa.Schema, receipts: list[Receipt], sealed_sha256: str
 ) -> int:
     staged = [FragmentMetadata.from_json(f) for r in receipts for f in r.fragments]
     operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
@@ -251,11 +229,14 @@ def _committed(run: Run, plan: Plan) -> int | None:
     """Return the table version that this run's commit made, read from the newest state."""
     dataset = open_table(run.storage, plan.table)
     since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
-    for version in reversed(since):
-        transaction = dataset.read_transaction(version)
-        if transaction and (transaction.transaction_properties or {}).get(_RUN_PROPERTY) == run.id:
-            return version
-    return None
+    ours = (v for v in reversed(since) if _properties(dataset, v).get(_RUN_PROPERTY) == run.id)
+    return next(ours, None)
+
+
+def _properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
+    """Return what the commit of a version says of itself."""
+    transaction = dataset.read_transaction(version)
+    return (transaction and transaction.transaction_properties) or {}
 
 
 def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:

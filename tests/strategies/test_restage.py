@@ -41,9 +41,9 @@ def again(corpus, make_config, monkeypatch):
         gone = {f.path for n in damaged for f in table.dataset().get_fragment(n).data_files()}
         proofs = {
             name: dataclasses.replace(proof, sha256="0" * 64) if name in gone else proof
-            for name, proof in sealed.proofs.items()
+            for name, proof in sealed.files.items()
         }
-        found = dataclasses.replace(sealed, proofs=proofs)
+        found = dataclasses.replace(sealed, files=proofs)
         monkeypatch.setattr(restage, "read_sealed", lambda *arguments: found)
         receipt = restage.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
         fragments = [lance.FragmentMetadata.from_json(f) for f in receipt.fragments]
