@@ -1,8 +1,10 @@
 """The shape of the package at some commits: size, functions, untyped records, import contract.
 
-Nothing is run: the files of each commit are parsed. `--page` puts the table into docs/architecture.md.
+Nothing is run: the files of each commit are parsed. `code_lines` are those that are not blank, a comment
+or a docstring. How long the tests took is not known to git, so it is given: minutes of `make test` and of
+the whole `.ci/run` on two cores. `--page` puts the table into docs/architecture.md.
 
-    python bench/structure.py 19e07f6 HEAD --page
+    python bench/structure.py 19e07f6 HEAD --minutes 19e07f6 25 27.3 --page
 """
 
 from __future__ import annotations
@@ -33,8 +35,18 @@ def main() -> None:
     parser = common.parser(NAME, __doc__)
     parser.add_argument("commits", nargs="+", help="what git takes as one")
     parser.add_argument("--page", action="store_true", help="put the table into the page")
+    parser.add_argument(
+        "--minutes",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("COMMIT", "TEST", "CI"),
+        help="minutes of make test and of .ci/run at one of the commits; - where unknown",
+    )
     args = common.parse(parser)
     figures = {commit: shape(files_of(commit)) for commit in args.commits}
+    for commit, test, ci in args.minutes:
+        figures[commit] |= {"make_test_minutes": test, "ci_minutes": ci}
     for line in table(figures):
         common.say(line)
     if args.page:
@@ -56,12 +68,14 @@ def shape(files: dict[str, str]) -> common.Figures:
     modules = {name: text for name, text in files.items() if name.endswith(".py")}
     trees = [ast.parse(text) for text in modules.values()]
     lengths = [text.count("\n") for text in modules.values()]
+    code = sum(_code_lines(text, tree) for text, tree in zip(modules.values(), trees, strict=True))
     functions = sorted(length for tree in trees for length in _functions(tree))
     thousands = sum(lengths) / 1000
     conditional = sum(isinstance(node, ast.IfExp) for tree in trees for node in ast.walk(tree))
     untyped = sum(len(_UNTYPED.findall(text)) for text in modules.values())
     return {
         "lines": sum(lengths),
+        "code_lines": code,
         "modules": len(modules),
         "folders": len({Path(name).parent for name in modules}),
         "modules_over_400_lines": sum(length > 400 for length in lengths),
@@ -71,6 +85,16 @@ def shape(files: dict[str, str]) -> common.Figures:
         "conditional_expressions_per_kloc": round(conditional / thousands, 1),
         "import_contract_lines": contract_lines(files["pyproject.toml"]),
     }
+
+
+def _code_lines(text: str, tree: ast.Module) -> int:
+    """Lines that are not blank, a comment or a docstring."""
+    rest = {n for n, line in enumerate(text.splitlines(), 1) if line.strip()[:1] not in ("", "#")}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=last):
+                rest -= set(range(first, (last or first) + 1))
+    return len(rest)
 
 
 def _functions(tree: ast.Module) -> Iterator[int]:
@@ -88,13 +112,20 @@ def contract_lines(pyproject: str) -> int:
 
 def table(figures: dict[str, common.Figures]) -> list[str]:
     """Markdown, a row for each figure."""
-    names = list(next(iter(figures.values())))
+    names = list(dict.fromkeys(name for f in figures.values() for name in f))
     head = ["| |" + "".join(f" {commit} |" for commit in figures), "|---|" + "---|" * len(figures)]
     rows = (
-        f"| {name.replace('_', ' ')} |" + "".join(f" {f[name]:,g} |" for f in figures.values())
+        f"| {name.replace('_', ' ')} |"
+        + "".join(f" {_shown(f.get(name))} |" for f in figures.values())
         for name in names
     )
     return [*head, *rows]
+
+
+def _shown(figure: float | str | None) -> str:
+    if isinstance(figure, int | float):
+        return f"{figure:,g}"
+    return figure or "-"
 
 
 if __name__ == "__main__":
