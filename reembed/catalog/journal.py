@@ -24,6 +24,13 @@ _EVENTS, _PROGRESS = "events.jsonl", "progress.json"
 _PROGRESS_EVERY_S = 5.0
 
 
+@dataclass(frozen=True)
+class Figures(Progress):
+    """The latest progress of a run's embedding, and when it was emitted."""
+
+    at: str
+
+
 class Journal:
     """A listener that keeps events in the folder of the run that they are about.
 
@@ -58,12 +65,22 @@ class Journal:
         due = event.last or time.monotonic() - self._progress_at >= _PROGRESS_EVERY_S
         if self._run is not None and due:
             self._progress_at = time.monotonic()
-            self._storage.write(self._run.path(_PROGRESS), {"at": now(), **encode(event)})
+            figures = Figures(**vars(event), at=now())
+            self._storage.write(self._run.path(_PROGRESS), encode(figures))
 
 
 def _line(event: Event) -> bytes:
     record = {"at": now(), "stage": event.stage, **encode(event)}
     return json.dumps(record, sort_keys=True).encode() + b"\n"
+
+
+def latest_figures(run: Run) -> Figures | None:
+    """Return the latest figures of a run's embedding, if there are any.
+
+    Raises:
+        IntegrityError: they are not as reembed writes them.
+    """
+    return run.storage.decode_if_there(Figures, run.path(_PROGRESS))
 
 
 @dataclass(frozen=True)

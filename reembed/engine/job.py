@@ -11,8 +11,16 @@ from reembed.catalog.plan import Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.source.dataset import Source
+from reembed.store.records import encode
 
 DRAIN = "drain.json"
+
+
+@dataclass(frozen=True)
+class _Drain:
+    """A request that no other unit is started."""
+
+    token: str
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,9 @@ class EmbedJob:
     @property
     def is_draining(self) -> bool:
         """Whether the driver was asked to end: no other unit is started."""
-        asked = self.run.storage.read_if_there(self.run.path(DRAIN))
-        return asked is not None and bool(asked["token"] == self.token)
+        asked = self.run.storage.decode_if_there(_Drain, self.run.path(DRAIN))
+        return asked is not None and asked.token == self.token
 
     def drain(self) -> None:
         """Ask that no other unit is started."""
-        self.run.storage.write(self.run.path(DRAIN), {"token": self.token})
+        self.run.storage.write(self.run.path(DRAIN), encode(_Drain(self.token)))

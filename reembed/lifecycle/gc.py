@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from reembed import faults
@@ -18,7 +19,7 @@ from reembed.lifecycle.candidates import candidates, newest_of
 from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
-from reembed.store.records import DAMAGED
+from reembed.store.records import DAMAGED, encode
 from reembed.table import provenance
 from reembed.table.read import files_of, open_table, used_files
 from reembed.table.write import path_of
@@ -27,6 +28,13 @@ log = logging.getLogger(__name__)
 
 _STAGING = ("units/", "attempts/", "leases/")
 _CLEARED = "cleared.json"
+
+
+@dataclass(frozen=True)
+class _Cleared:
+    """That all which a given-up run left is gone."""
+
+    at: str
 
 
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
@@ -227,7 +235,7 @@ def _clear_dropped(catalog: Catalog, run: Run) -> None:
         _untag(catalog, planned.table, f"reembed-{run.id}")
     catalog.storage.delete_tree(f"indexes/{run.id}/")
     _clear(catalog, run, planned.source if planned else None)
-    run.storage.create(run.path(_CLEARED), {"at": now()})
+    run.storage.create(run.path(_CLEARED), encode(_Cleared(now())))
 
 
 def _clear(catalog: Catalog, run: Run, source: SourceRef | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
 from reembed.catalog.lines import Entry
 from reembed.catalog.plan import Plan
@@ -74,13 +75,10 @@ class OpenRun:
     """How many it has; None before it has a plan."""
     staged: int
     workers: tuple[Worker, ...]
-    progress: dict[str, Any] | None
-    """Its latest figures, as `progress.json` has them."""
-
-    @property
-    def waiting(self) -> str | None:
-        """Why it waits, in words; None if it does not."""
-        return (self.progress or {}).get("waiting")
+    progress: Figures | None
+    """Its latest figures."""
+    waiting: str | None
+    """Why it waits; None if it does not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields; of a worker its unit, its attempt and since when."""
@@ -202,6 +200,7 @@ def _driven(lease: Lease | None) -> bool | None:
 def _run(catalog: Catalog, entry: Entry) -> OpenRun:
     run = Run(catalog.storage, entry.id)
     plan, lease = run.plan(), read_lease(run)
+    progress, waiting = _progress(run)
     return OpenRun(
         run=run.id,
         driven=_driven(lease),
@@ -210,7 +209,8 @@ def _run(catalog: Catalog, entry: Entry) -> OpenRun:
         units=len(plan.units) if plan else None,
         staged=len(run.staged()),
         workers=tuple(workers(run)),
-        progress=_progress(run),
+        progress=progress,
+        waiting=waiting,
     )
 
 
@@ -219,9 +219,10 @@ def _is_a_run(run: OpenRun) -> bool:
     return run.units is not None or run.driven is not False
 
 
-def _progress(run: Run) -> dict[str, Any] | None:
-    """Return the run's latest figures; nothing depends on them, so a damaged file is only reported."""
+def _progress(run: Run) -> tuple[Figures | None, str | None]:
+    """Return the latest figures and why it waits; a damaged record is only reported, as nothing depends on it."""
     try:
-        return run.storage.read_if_there(run.path("progress.json"))
+        figures = latest_figures(run)
     except IntegrityError as error:
-        return {"waiting": f"unknown: {error.what}"}
+        return None, f"unknown: {error.what}"
+    return figures, figures and figures.waiting

@@ -285,7 +285,7 @@ def results(words: str) -> dict[str, Any]:
             alias=words, live=moved, lag=behind, previous=moved.release,
             candidates=(Candidate(moved.release, words, (words,)),),
             rolled_back=RolledBack(words, words, words), older_candidates=(OlderCandidate(words, words),),
-            retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), {"waiting": words}),),
+            retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), None, words),),
             older_runs=(words,),
         ),
         "verify": Verified(words, verified(words), behind, words, None),
