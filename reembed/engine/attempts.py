@@ -16,16 +16,17 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 
 from reembed.catalog.lease import Worker, workers
 from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.engine.host import ALONE, Host
 from reembed.errors import RunFailed
-from reembed.store.records import checked
+from reembed.store.records import encode
 
 MAX_ATTEMPTS = 30
+"""Under one driver, however they ended."""
 _CARELESS_DEATHS = 2
 _CUT = 16
 _DEATHS_OF_POISON = 2
@@ -34,8 +35,13 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _AttemptRecord:
-    trying: Range | None
+class _Record:
+    """An attempt, as it is stored."""
+
+    driver: str
+    trying: Range | None = None
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells attempts apart: an equal record would pass for our own whose answer was lost."""
 
 
 @dataclass(frozen=True)
@@ -46,52 +52,61 @@ class Attempt:
     unit: str
     number: int
     host: Host
-    poison: frozenset[int]
-    """Row numbers that must not be tried again."""
+    driver: str
     _ranges: tuple[Range, ...]
-    _careful: bool
+    poison: frozenset[int] = frozenset()
+    """Row numbers that must not be tried again."""
+    _careful: bool = False
 
     def ranges(self) -> Iterator[Range]:
         """Yield row ranges to embed; once the unit is suspect, each is recorded first."""
-        for start, stop in self._ranges:
+        for tried in self._ranges:
             if self._careful:
-                self.run.storage.write(
-                    _path(self.run, self.unit, self.number), {"trying": [start, stop]}
-                )
-            yield start, stop
+                path = _path(self.run, self.unit, self.number)
+                self.run.storage.write(path, encode(_Record(self.driver, tried)))
+            yield tried
 
 
-def begin(run: Run, unit: str, rows: int, host: Host = ALONE) -> Attempt:
+def begin(run: Run, unit: str, rows: int, host: Host = ALONE, driver: str = "") -> Attempt:
     """Record that this unit is tried, and return in which ranges.
+
+    `driver` names the start of the driver: only attempts under it count towards `MAX_ATTEMPTS`, because
+    what ends drivers, such as a store that fails for hours, says nothing about the unit.
 
     Raises:
         RunFailed: it was tried too often, and no single document explains why.
     """
     number = 1
-    # The token tells attempts apart: an equal record would pass for our own whose answer was lost.
-    token = uuid.uuid4().hex
-    while not run.storage.create(_path(run, unit, number), {"trying": None, "token": token}):
-        number = max(number, _newest(run, unit)) + 1
+    while not run.storage.create(_path(run, unit, number), encode(_Record(driver))):
+        names = run.numbered(f"attempts/{unit}/")
+        number = max(number, *(int(name.removesuffix(".json")) for name in names[-1:])) + 1
+    whole = Attempt(run, unit, number, host, driver, ((0, rows),))
     if number <= _CARELESS_DEATHS:
-        return Attempt(run, unit, number, host, frozenset(), ((0, rows),), False)
+        return whole
     alone = _died_alone(run, unit, host)
     if number > MAX_ATTEMPTS:
-        plan = run.plan()
-        assert plan is not None  # the unit is of it
-        raise RunFailed(
-            f"unit {unit} was tried {MAX_ATTEMPTS} times and never embedded",
-            f"{len(alone)} of its workers died on their own, the others with their node or driver;"
-            " a single document is not the cause, the machine may be short of memory",
-            f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
-        )
+        first = _read(run, unit, number - MAX_ATTEMPTS)
+        if first is not None and first.driver == driver:
+            raise _tried_too_often(run, unit, len(alone))
     if len(alone) < _CARELESS_DEATHS:
-        return Attempt(run, unit, number, host, frozenset(), ((0, rows),), False)
+        return whole
     deaths = _deaths(run, unit, alone)
     poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
     ranges = tuple(
         r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
     )
-    return Attempt(run, unit, number, host, poison, ranges, True)
+    return replace(whole, poison=poison, _ranges=ranges, _careful=True)
+
+
+def _tried_too_often(run: Run, unit: str, alone: int) -> RunFailed:
+    plan = run.plan()
+    assert plan is not None  # the unit is of it
+    return RunFailed(
+        f"unit {unit} was tried {MAX_ATTEMPTS} times and never embedded",
+        f"{alone} of its workers died on their own, the others with their node;"
+        " a single document is not the cause, the machine may be short of memory",
+        f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
+    )
 
 
 @contextmanager
@@ -100,7 +115,7 @@ def working(attempt: Attempt, worker: str) -> Iterator[None]:
     run, here = attempt.run, attempt.host.place()
     path = run.path(f"workers/{worker}.json")
     who = Worker(worker, attempt.unit, attempt.number, *here, os.getpid(), now())
-    run.storage.write(path, asdict(who))
+    run.storage.write(path, encode(who))
     try:
         yield
     finally:
@@ -128,14 +143,12 @@ def _died_alone(run: Run, unit: str, host: Host) -> list[int]:
 
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:
-    tried = (run.storage.read_if_there(_path(run, unit, n)) for n in attempts)
-    ranges = (checked(_AttemptRecord, t)["trying"] for t in tried if t is not None)
-    return Counter((r[0], r[1]) for r in ranges if r)
+    records = (_read(run, unit, number) for number in attempts)
+    return Counter(r.trying for r in records if r is not None and r.trying is not None)
 
 
-def _newest(run: Run, unit: str) -> int:
-    names = run.numbered(f"attempts/{unit}/")
-    return int(names[-1].removesuffix(".json")) if names else 0
+def _read(run: Run, unit: str, number: int) -> _Record | None:
+    return run.storage.decode_if_there(_Record, _path(run, unit, number))
 
 
 def _path(run: Run, unit: str, number: int) -> str:

@@ -134,7 +134,9 @@ class UnitEmbedder:
         """
         started, started_at = time.perf_counter(), time.time()
         waited, model_s = started - (self._idle_since or started), self._model_s
-        attempt = attempts.begin(self._job.run, name, documents.num_rows, self._host)
+        attempt = attempts.begin(
+            self._job.run, name, documents.num_rows, self._host, self._job.token
+        )
         unit = _Unit.begin(documents, self._job.plan.space.dim)
         for row in attempt.poison:
             unit.errors[row] = "its embedding kills the process, or does not end"

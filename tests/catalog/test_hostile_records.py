@@ -105,7 +105,8 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
             "at": "x",
         },
     )
-    unfinished.storage.write(unfinished.path("attempts/u/0003.json"), {"trying": [0, 20]})
+    attempt = {"driver": "d", "trying": [0, 20], "token": "t"}
+    unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)
     verification.verify_release(catalog, first.id, level=2, sample=0, resume=False)
     lag.note(catalog, first, 1, Source(first.source, ()))
     found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 0, None)
@@ -219,7 +220,7 @@ NEEDED = {
         "files",
     },
     "workers": {"id", "unit", "attempt", "node", "job", "actor", "pid", "at"},
-    "attempts": {"trying"},
+    "attempts": {"driver", "trying", "token"},
     "leases": {"number", "host", "machine", "pid", "pid_started", "beat", "released"},
     "comparisons": {"verdict", "queries", "gate", "changes", "earlier", "candidate", "live"},
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from crash.killed import Outlived, attempt_at
+from inline import Inline
 
 from reembed.catalog.lease import driving, read_lease, workers
 from reembed.catalog.runs import Run
@@ -15,6 +17,8 @@ from reembed.engine.host import ALONE
 from reembed.errors import RunFailed
 from reembed.lifecycle import status
 from reembed.store.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table import write
 
 ROWS = 300
 DIED_ALONE = Outlived()
@@ -115,6 +119,30 @@ def test_a_unit_that_was_begun_too_often_through_no_fault_of_a_document_ends_the
     assert failed.value.why.startswith("0 of its workers died on their own")
 
 
+def test_attempts_under_earlier_drivers_do_not_count_towards_the_limit(run, monkeypatch):
+    for number in range(2 * attempts.MAX_ATTEMPTS):
+        attempts.begin(run, "u", ROWS, ALONE, driver=f"start {number}")
+    monkeypatch.setattr(Run, "plan", lambda self: SimpleNamespace(restart="reembed run --fresh"))
+    for _ in range(attempts.MAX_ATTEMPTS):
+        attempts.begin(run, "u", ROWS, ALONE, driver="this start")
+    with pytest.raises(RunFailed, match=f"was tried {attempts.MAX_ATTEMPTS} times"):
+        attempts.begin(run, "u", ROWS, ALONE, driver="this start")
+    attempts.begin(run, "u", ROWS, ALONE, driver="the next start")
+
+
+def test_a_store_that_takes_no_files_for_many_starts_uses_up_no_attempts(
+    corpus, make_config, quiet, monkeypatch
+):
+    config = make_config(corpus(60))
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "stage", lambda *_: Path("/dev/full").write_text("x"))
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space left"):
+                full_rebuild(config, quiet, executor=Inline())
+    assert full_rebuild(config, quiet, executor=Inline()).rows == 60
+
+
 @pytest.mark.parametrize("stray", ["notes.json", "notes.txt", "0001 (copy).json"])
 def test_files_of_other_names_beside_numbered_records_break_nothing(run, stray):
     for folder in ("leases", "attempts/u", "workers"):
@@ -127,6 +155,8 @@ def test_files_of_other_names_beside_numbered_records_break_nothing(run, stray):
 
 
 def test_damaged_figures_of_a_run_are_named_and_status_goes_on(run):
-    assert status._progress(run) is None
+    assert status._progress(run) == (None, None)
     run.storage.write_bytes(run.path("progress.json"), b'{"at": ')
-    assert "progress.json" in status._progress(run)["waiting"]
+    figures, waiting = status._progress(run)
+    assert figures is None
+    assert "progress.json" in waiting

@@ -368,9 +368,9 @@ def test_every_document_that_kills_is_a_dead_letter_that_says_so(job, monkeypatc
     made, texts = job()
     embedder, begin = units.UnitEmbedder(made), attempts.begin
 
-    def fourth(run, unit, rows, host):
+    def fourth(run, unit, rows, host, driver):
         return dataclasses.replace(
-            begin(run, unit, rows, host),
+            begin(run, unit, rows, host, driver),
             poison=frozenset({3, 7}),
             _ranges=((0, 3), (4, 7), (8, rows)),
         )
