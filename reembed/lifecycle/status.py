@@ -225,4 +225,6 @@ def _progress(run: Run) -> tuple[Figures | None, str | None]:
         figures = latest_figures(run)
     except IntegrityError as error:
         return None, f"unknown: {error.what}"
-    return figures, figures and figures.waiting
+    if figures is None:
+        return None, None
+    return figures, figures.waiting

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
@@ -51,7 +51,7 @@ def decode(kind: type[T], record: Any, at: str = "") -> T:
     if isinstance(record, Mapping):
         fields = {k: v for k, v in record.items() if k != "schema_version"}
         _require_whole(kind, fields, at or _place(record, kind))
-    return cast(T, _validated(kind, "forbid", fields, at or _place(record, kind)))
+    return cast(T, _validated(kind, fields, at or _place(record, kind)))
 
 
 def encode(record: Any) -> dict[str, Any]:
@@ -63,16 +63,6 @@ def encode(record: Any) -> dict[str, Any]:
 @functools.cache
 def _writer(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def checked(kind: type[Any], record: Record) -> Record:
-    """The record itself, which has the fields that `kind` has, and maybe more.
-
-    Raises:
-        IntegrityError: as `decode`.
-    """
-    _validated(kind, "ignore", record, _place(record, kind))
-    return record
 
 
 def _require_whole(kind: Any, fields: Mapping[str, Any], place: str) -> None:
@@ -91,10 +81,10 @@ def _place(record: Any, kind: Any) -> str:
     return where(record) or f"a record of {getattr(kind, '__name__', kind)}"
 
 
-def _validated(kind: Any, extra: Literal["forbid", "ignore"], fields: Any, place: str) -> Any:
+def _validated(kind: Any, fields: Any, place: str) -> Any:
     try:
         body = json.dumps({"value": fields})
-        return _form(kind, extra).model_validate_json(body).value
+        return _form(kind).model_validate_json(body).value
     except ValidationError as error:
         raise _other(place, first_wrong(error, skip=1)) from None
     except (RecursionError, TypeError) as error:
@@ -109,9 +99,11 @@ def first_wrong(error: ValidationError, skip: int = 0) -> str:
 
 
 @functools.cache
-def _form(kind: Any, extra: Literal["forbid", "ignore"]) -> Any:
+def _form(kind: Any) -> Any:
     # The settings of a model hold for the plain dataclasses and dicts in it, too.
-    return create_model("Form", __config__=ConfigDict(extra=extra, strict=True), value=(kind, ...))
+    return create_model(
+        "Form", __config__=ConfigDict(extra="forbid", strict=True), value=(kind, ...)
+    )
 
 
 def _other(place: str, why: str) -> IntegrityError:

@@ -30,6 +30,8 @@ from reembed.redact import without_options
 from reembed.store.paths import absolute, is_remote
 from reembed.store.records import Record, decode, encode, from_bytes, to_bytes
 
+T = TypeVar("T")
+
 _CHUNK_BYTES = 8 << 20
 _ROOT_RECORD = "root.json"
 _ENDPOINT = re.compile(
@@ -282,6 +284,11 @@ class Storage:
             return self.read(path)
         except FileNotFoundError:
             return None
+
+    def decode_if_there(self, kind: type[T], path: str) -> T | None:
+        """Return the dataclass that a JSON record describes; None if the record does not exist."""
+        record = self.read_if_there(path)
+        return None if record is None else decode(kind, record)
 
     def objects(self, prefix: str) -> list[tuple[str, int]]:
         """Return (path, size in bytes) of every object below a prefix, sorted."""
