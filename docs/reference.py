@@ -22,10 +22,10 @@ import reembed  # noqa: E402 - the path comes first
 from reembed import api, errors  # noqa: E402
 from reembed.config.resolved import ResolvedConfig  # noqa: E402
 from reembed.config.settings import Section  # noqa: E402
-from reembed.lifecycle import dead_letters, moves, status  # noqa: E402
+from reembed.lifecycle import dead_letters, gc_plan, moves, status  # noqa: E402
 from reembed.lifecycle.verification import Verified  # noqa: E402
 from reembed.planning.tune import Tuned  # noqa: E402
-from reembed.serving.result import SearchResult  # noqa: E402
+from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
 
@@ -43,7 +43,7 @@ VERBS = (
     (api.history, moves.History),
     (api.search, SearchResult),
     (api.dead_letters, dead_letters.DeadLetters),
-    (api.gc, api.Collected),
+    (api.gc, gc_plan.Collected),
 )
 """Functions in the order of a migration, and what each returns."""
 _ENTRY = re.compile(r"([\w, ]+): (.*)")

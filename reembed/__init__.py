@@ -10,33 +10,13 @@ Names are loaded when they are first used: `import reembed` loads no heavy libra
 
 from __future__ import annotations
 
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reembed import api
     from reembed.config.settings import Config
-    from reembed.errors import (
-        ConfigError,
-        Conflict,
-        DocumentError,
-        EncoderError,
-        GateFailed,
-        Inconclusive,
-        IntegrityError,
-        Interrupted,
-        NoCapacity,
-        NotVerified,
-        ProviderBusy,
-        ProviderError,
-        ReembedError,
-        RunFailed,
-        SetupError,
-        SourceError,
-        SpaceMismatch,
-        TooManyDeadLetters,
-        UsageError,
-    )
+    from reembed.errors import *
     from reembed.serving.index import Index, open
     from reembed.serving.live import Hit
 
@@ -71,24 +51,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from the module that defines it; every other one is an error."""
-    home: ModuleType
-    if name in ("open", "Index"):
-        import reembed.serving.index as home
-    elif name == "Hit":
-        import reembed.serving.live as home
-    elif name == "Config":
-        import reembed.config.settings as home
-    elif name == "api":
-        import reembed.api as home
+_HOMES = {
+    "Config": "config.settings",
+    "Hit": "serving.live",
+    "Index": "serving.index",
+    "open": "serving.index",
+}
+"""The modules of public names; all others are errors."""
 
-        return home
-    elif name in __all__:
-        import reembed.errors as home
-    else:
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(home, name)
+    if name == "api":
+        return import_module("reembed.api")
+    return getattr(import_module(f"reembed.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

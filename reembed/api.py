@@ -1,7 +1,7 @@
 """Every verb as a function: it takes a `Config`, prints nothing, and returns a frozen result.
 
-`to_json()` of a result is what the verb prints with `--json`. `reembed.open` is the way to search in a
-serving process.
+`to_json()` of a result is what the verb prints with `--json`. A serving process searches with
+`reembed.open`. What a function needs is imported when it is called.
 """
 
 from __future__ import annotations
@@ -12,32 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.releases import Catalog, Release
-from reembed.config.changed import changed_settings
 from reembed.config.resolved import ResolvedConfig, resolve
 from reembed.config.settings import Config
-from reembed.evaluation import comparisons
-from reembed.evaluation.comparison import Comparison
-from reembed.evaluation.terms import Asked
 from reembed.events import Ignored, Listener, ignore
-from reembed.lifecycle import candidates, moves
-from reembed.lifecycle import dead_letters as letters
-from reembed.lifecycle import gc as collecting
-from reembed.lifecycle import status as standing
-from reembed.lifecycle.candidates import candidate
-from reembed.lifecycle.dead_letters import DeadLetters
-from reembed.lifecycle.gc_plan import Collected
-from reembed.lifecycle.moves import History, Moved
-from reembed.lifecycle.promote import Reasons
-from reembed.lifecycle.status import Status
-from reembed.store.paths import absolute_queries
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
     from reembed.engine.executor import Executor
+    from reembed.evaluation.comparisons import Comparison
+    from reembed.lifecycle.dead_letters import DeadLetters
+    from reembed.lifecycle.gc_plan import Collected
+    from reembed.lifecycle.moves import History, Moved
+    from reembed.lifecycle.status import Status
     from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
-    from reembed.serving.result import SearchResult
+    from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
 
@@ -48,7 +38,7 @@ class Built:
 
     release: Release
     live: Release | None
-    """The release that serves, which a build does not change; None if nothing does."""
+    """The live release, which a build does not change; None if nothing is live."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed run --json` prints: the release's record, and what is live."""
@@ -113,9 +103,8 @@ def tune(
     """Find the fastest batch, number type and layout for the model, the corpus and this machine.
 
     Args:
-        config: the settings.
         seconds: the time to spend.
-        out: an overlay to write, a YAML to give after the config.
+        out: the overlay to write: a YAML file to give after the config.
         emit: a listener, called with each measurement as a notice.
 
     Raises:
@@ -124,19 +113,18 @@ def tune(
     """
     from reembed.planning import tune
 
-    if out is not None:
-        tune.require_overlay(Path(out))
+    if out is None:
+        return tune.tune(config, emit, seconds)
+    tune.require_overlay(Path(out))
     found = replace(tune.tune(config, emit, seconds), out=out)
-    if out is not None:
-        Path(out).write_text(found.overlay)
+    Path(out).write_text(found.overlay)
     return found
 
 
 def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Built:
-    """Embed, build and verify a candidate. What serves does not change.
+    """Embed the documents, index and verify them as a candidate. The live release does not change.
 
     Args:
-        config: the settings.
         fresh: start over instead of resuming an unfinished run.
         emit: a listener, called with each event.
 
@@ -158,7 +146,9 @@ def status(config: Config) -> Status:
     Raises:
         UsageError: the root does not exist.
     """
-    return standing.status(catalog_of(config))
+    from reembed.lifecycle.status import status
+
+    return status(catalog_of(config))
 
 
 def history(config: Config) -> History:
@@ -168,6 +158,8 @@ def history(config: Config) -> History:
         UsageError: the root does not exist.
         IntegrityError: the log has a gap.
     """
+    from reembed.lifecycle.moves import History
+
     return History(config.alias, tuple(catalog_of(config).log()))
 
 
@@ -182,9 +174,9 @@ def verify(
     """Compare a release with its source again, and keep the report.
 
     Args:
-        config: the settings.
-        release: an id; None: what was built with these settings if it never served, else what is live.
-        level: 0 files by name and size, 1 and ids, 2 and every row, index and file, 3 and a sample.
+        release: an id; None: the one built with these settings if it was never live, else the live one.
+        level: 0 names and sizes of files; 1 also ids; 2 also every row, the index and the bytes of every
+            file; 3 also a sample that is embedded again.
         sample: rows to embed again at level 3.
         resume: continue a verification of the same kind that was interrupted.
 
@@ -193,6 +185,7 @@ def verify(
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
         NotVerified: the store, the source or the model could not be read.
     """
+    from reembed.lifecycle import candidates
     from reembed.lifecycle.verification import verify_release
 
     catalog = catalog_of(config)
@@ -209,12 +202,12 @@ def compare(
     reason: str | None = None,
     emit: Listener = ignore,
 ) -> Comparison:
-    """Compare a candidate with what is live on the same judged queries; the record and its page are kept.
+    """Compare a candidate with the live release on the same judged queries; record and page are kept.
 
     Args:
-        config: the settings.
-        release: the candidate's id; None: what was built with these settings.
-        changed_queries: accept judged queries that changed since the plan, or those the config names now.
+        release: the candidate's id; None: the one built with these settings.
+        changed_queries: accept judged queries that changed since the plan, or those that the config
+            names now.
         margin: judge by this margin instead of the planned one.
         reason: why; required with these two and recorded.
         emit: a listener, called with each event.
@@ -226,25 +219,25 @@ def compare(
         UsageError: nothing is live, or the judged queries changed since the plan and that was not accepted.
         IntegrityError: one of the two releases is damaged.
     """
-    from reembed.evaluation import report
+    from reembed.config.changed import changed_settings
+    from reembed.evaluation import comparisons, report
     from reembed.evaluation.compare import compare
+    from reembed.evaluation.terms import Asked
+    from reembed.lifecycle.candidates import candidate
+    from reembed.store.paths import absolute_queries
 
     catalog = catalog_of(config)
-    live = catalog.require_live()
+    live = catalog.require_live().release
     new = candidate(catalog, config, release)
     configured = absolute_queries(config.gate)
-    record = compare(catalog, live.release, new, configured, Asked(changed_queries, margin, reason))
-    place = record.queries.place
-    read = (configured.queries, configured.split) == (place.queries, place.split)
-    judged = {"queries", "split"} if read else set()
-    changed = changed_settings(
-        "gate",
-        record.planned_gate.settings.model_dump(exclude=judged),
-        configured.model_dump(exclude=judged),
-    )
-    if changed:
+    record = compare(catalog, live, new, configured, Asked(changed_queries, margin, reason))
+    place, judged = record.queries.place, set()
+    if (configured.queries, configured.split) == (place.queries, place.split):
+        judged = {"queries", "split"}
+    planned = record.planned_gate.settings.model_dump(exclude=judged)
+    if changed := changed_settings("gate", planned, configured.model_dump(exclude=judged)):
         emit(Ignored(tuple(changed)))
-    kept = comparisons.keep(catalog, live.release, new, record)
+    kept = comparisons.keep(catalog, live, new, record)
     page = report.html(kept, new, catalog.log())
     catalog.storage.write_bytes(kept.report, page.encode())
     return replace(kept, report=catalog.storage.uri(kept.report))
@@ -261,11 +254,10 @@ def promote(
 ) -> Moved:
     """Catch up with the source, then make a release live.
 
-    The gate is asked first: a release that may not become live does not need a pass.
+    The gate is checked first: nothing is embedded for a release that may not become live.
 
     Args:
-        config: the settings.
-        release: an id; None: what was built with these settings.
+        release: an id; None: the one built with these settings.
         initial: the reason for the record, if nothing is live yet to compare with.
         force: the reason for the record, to overrule the gate.
         catch_up: embed first what changed in the source since the release was built.
@@ -277,6 +269,7 @@ def promote(
         SourceError: the source cannot be read; `catch_up=False` promotes without it.
         IntegrityError: the release is not verified, or its data is not there.
     """
+    from reembed.lifecycle.promote import Reasons
     from reembed.strategies.up_to_date import promote_up_to_date
 
     catalog, reasons = catalog_of(config), Reasons(force, initial)
@@ -291,12 +284,11 @@ def catch_up(
     retry_dead_letters: bool = False,
     emit: Listener = ignore,
 ) -> CaughtUp:
-    """Bring live, previous or a release by id up to date; live moves on to the result.
+    """Bring a release up to date with its source; what replaces the live release becomes live.
 
     Args:
-        config: the settings.
         which: live, previous or the id of a release.
-        retry_dead_letters: try documents without a vector once more.
+        retry_dead_letters: try documents without a vector again.
         emit: a listener, called with each event.
 
     Raises:
@@ -322,30 +314,33 @@ def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
     """Return the documents without a vector, with reasons: of a release, or of a run so far.
 
     Args:
-        config: the settings.
-        which: live, previous, or the id of a release or an unfinished run. None: the newest
-            unfinished run that has some, or else the release that `verify` takes.
+        which: live, previous, or the id of a release or of an unfinished run. None: the newest
+            unfinished run with such documents, or else the release that `verify` checks.
 
     Raises:
         UsageError: no release and no run has that id, or nothing was built.
         IntegrityError: the record of the release's table is not the one it was made with.
     """
+    from reembed.lifecycle import candidates, dead_letters
+
     catalog = catalog_of(config)
-    if (unfinished := letters.of_unfinished(catalog, which)) is not None:
+    if (unfinished := dead_letters.of_unfinished(catalog, which)) is not None:
         return unfinished
     release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
-    return letters.of_release(catalog, release)
+    return dead_letters.of_release(catalog, release)
 
 
 def rollback(config: Config, to: str | None = None, reason: str | None = None) -> Moved:
-    """Make the release that served before, or `to`, live again.
+    """Make the previous release, or `to`, live again.
 
     Raises:
-        UsageError: nothing served before, or that release is gone.
+        UsageError: no release was live before, or that one is gone.
         Conflict: another process moved the alias at this moment.
         IntegrityError: that release is not verified, or its data is not there.
     """
-    return moves.roll_back(catalog_of(config), to, reason)
+    from reembed.lifecycle.moves import roll_back
+
+    return roll_back(catalog_of(config), to, reason)
 
 
 def search(
@@ -363,8 +358,8 @@ def search(
         UsageError: nothing is live, the release does not exist, or a column is not carried.
         IntegrityError: a record, the index or the table is not what was registered.
     """
-    from reembed.serving.live import OpenRelease, require_carried
-    from reembed.serving.result import SearchResult
+    from reembed.lifecycle import candidates
+    from reembed.serving.live import OpenRelease, SearchResult, require_carried
 
     catalog = catalog_of(config)
     asked = candidates.kept(catalog, release) if release else catalog.require_live().release
@@ -374,11 +369,10 @@ def search(
 
 
 def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:
-    """List what no release needs any more, and delete it if `delete`.
+    """List what no release needs; `storage.keep` says how many releases stay.
 
     Args:
-        config: the settings; `storage.keep` says how many releases stay.
-        delete: without it, nothing is changed.
+        delete: delete it; without this, nothing is changed.
         drop_run: an unfinished run to give up as well.
 
     Raises:
@@ -386,10 +380,14 @@ def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> 
         Conflict: a process drives that run.
         IntegrityError: a record names what another run or release made; then nothing is deleted.
     """
+    from reembed.lifecycle import gc
+    from reembed.lifecycle.gc_plan import Collected
+
     catalog, keep = catalog_of(config), config.storage.keep
-    dropped = collecting.droppable(catalog, drop_run) if drop_run else None
-    if dropped and delete:
-        dropped.abandon()
-    planned = collecting.plan(catalog, keep, dropping=drop_run)
-    removed = collecting.apply(catalog, planned, keep) if delete else []
+    if drop_run:
+        dropped = gc.droppable(catalog, drop_run)
+        if delete:
+            dropped.abandon()
+    planned = gc.plan(catalog, keep, dropping=drop_run)
+    removed = gc.apply(catalog, planned, keep) if delete else []
     return Collected(planned, tuple(r.release for r in removed), delete, drop_run)

@@ -16,15 +16,16 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.reports import VerifyReport
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
-from reembed.evaluation.comparison import (
+from reembed.evaluation.comparisons import (
     Compared,
     Comparison,
     DocumentsCompared,
     Place,
     QueriesUsed,
+    Rule,
     Sides,
 )
-from reembed.evaluation.gate import Rule, combine
+from reembed.evaluation.gate import combine
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
 from reembed.store.storage import Storage

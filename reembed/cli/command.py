@@ -6,19 +6,33 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Protocol
 
 import click
 
 from reembed.errors import Interrupted, ReembedError
 from reembed.redact import plain, redacted, shown_override
+
+_DEFAULT_CONFIG = "reembed.yaml"
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+_RESUMABLE = ("run", "catch-up")
+_INTERRUPTED = 130
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Result(Protocol):
+    """What a verb returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what --json prints."""
 
 
 class _Duration(click.ParamType[float]):
@@ -29,13 +43,10 @@ class _Duration(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        number, unit = (
-            str(value)[:-1],
-            {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(str(value)[-1:]),
-        )
-        if unit is None or not number.isdecimal():
+        found = re.fullmatch(r"(\d+)([smhd])", str(value))
+        if found is None:
             self.fail(f"{value!r} is not a time: 90s, 30m, 1h or 2d", param, ctx)
-        return float(number) * unit
+        return float(found[1]) * _SECONDS[found[2]]
 
 
 class _Utf8(click.ParamType[str]):
@@ -53,33 +64,30 @@ class _Utf8(click.ParamType[str]):
 
 DURATION = _Duration()
 UTF8 = _Utf8()
-_DEFAULT_CONFIG = "reembed.yaml"
-_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
-_RESUMABLE = ("run", "catch-up")
 
 
-def configured(function: Callable[..., Any]) -> Callable[..., Any]:
-    """-c, --set and --json; the verb receives the loaded config and returns (result, exit code)."""
+def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any]:
+    """Add -c and --set to a verb, which receives the loaded config, and what `output` adds."""
 
     @click.option(
         "-c",
         "--config",
         "files",
         multiple=True,
-        help=f"Config file; several go left to right. [{_DEFAULT_CONFIG}]",
+        help=f"Config file; of several, a later one overrides those before it. [{_DEFAULT_CONFIG}]",
     )
     @click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Overrule one setting."
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting."
     )
     @output
     @functools.wraps(function)
     def verb(
-        *, files: tuple[str, ...], overrides: tuple[str, ...], as_json: bool, **options: Any
-    ) -> Any:
+        *, files: tuple[str, ...], overrides: tuple[str, ...], **options: Any
+    ) -> tuple[Result, int]:
         from reembed.config import settings as config
 
         loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
-        click.get_current_context().obj = {"origins": origins, "as_json": as_json}
+        click.get_current_context().obj = origins
         return function(config=loaded, **options)
 
     return verb
@@ -95,7 +103,7 @@ class _NoPandas:
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """What is imported here loads no pandas and starts no threads for matrix products.
+    """Import no pandas here, and start no threads for matrix products.
 
     For verbs that answer at once and need neither: `pyarrow.dataset` loads pandas wherever it is
     installed, and numpy's OpenBLAS starts a thread for each core. What was imported before stays as
@@ -113,13 +121,13 @@ def lean_imports() -> Iterator[None]:
             del os.environ[_BLAS_THREADS]
 
 
-def output(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--json and -v; prints the verb's result, or its error, and sets the exit code."""
+def output(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any]:
+    """Add --json and -v to a verb; print its result, or its error, and exit with its code."""
 
     @click.option(
-        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."
+        "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
     )
-    @click.option("-v", "--verbose", is_flag=True, help="Traceback with an error.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print the traceback of an error.")
     @functools.wraps(function)
     def verb(*, as_json: bool, verbose: bool, **options: Any) -> None:
         from reembed.cli import paste
@@ -127,14 +135,15 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
         from reembed.store.storage import storage_errors
 
         name = click.get_current_context().info_name or ""
-        # The next command after `tune` names its overlay, which leaves the default file out.
-        files = options.get("files") or ([_DEFAULT_CONFIG] if name == "tune" else [])
+        files = options.get("files", ())
+        if name == "tune":  # its next command names its overlay, which leaves the default file out
+            files = files or [_DEFAULT_CONFIG]
         given = [f"-c {shlex.quote(f)}" for f in files if "overrides" in options]
         given += [f"--set {shlex.quote(shown_override(o))}" for o in options.get("overrides", ())]
         try:
             # Ray prints; stdout is for the result alone.
             with contextlib.redirect_stdout(sys.stderr), storage_errors(), _resumable(name):
-                result, code = function(as_json=as_json, **options)
+                result, code = function(**options)
         except ReembedError as error:
             if verbose:
                 click.echo(plain(redacted(traceback.format_exc())), err=True)
@@ -142,20 +151,18 @@ def output(function: Callable[..., Any]) -> Callable[..., Any]:
             if as_json:
                 click.echo(json.dumps(paste.error_record(error, given)))
             sys.exit(error.exit_code)
-        click.echo(_json(result) if as_json else text(name, result, given))
+        if as_json:
+            click.echo(json.dumps(result.to_json(), default=str))
+        else:
+            click.echo(text(name, result, given))
         sys.exit(code)
 
     return verb
 
 
-def _json(result: Any) -> str:
-    record = result if isinstance(result, dict) else result.to_json()
-    return json.dumps(record, default=str)
-
-
 @contextlib.contextmanager
 def _resumable(verb: str) -> Iterator[None]:
-    """SIGTERM ends a verb that the same command resumes with 75, wherever it is.
+    """Make SIGTERM end a verb that the same command resumes with 75, wherever it is.
 
     Not the others: a promote that moved the alias, started again, would be another promote.
     """
@@ -171,3 +178,46 @@ def _resumable(verb: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run(cli: click.Group, arguments: list[str] | None) -> None:
+    """Run the verb that the arguments name, or those of the process, and end the process."""
+    sys.excepthook = _unexpected
+    try:
+        _run_verb(cli, arguments)
+    except SystemExit as end:
+        if not end.code or "reembed.engine.cluster" not in sys.modules:
+            raise
+        # Ray, if it was stopped while it started or under a job that was given up, aborts during
+        # Python's own exit, and the exit code would be the abort's.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code))
+
+
+def _run_verb(cli: click.Group, arguments: list[str] | None) -> NoReturn:
+    try:
+        sys.exit(cli(arguments, prog_name="reembed", standalone_mode=False))
+    except click.UsageError as error:
+        error.show()
+        _end({"error": "UsageError", "what": error.format_message()}, error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. `reembed status` shows what is live and what is unfinished.", err=True)
+        _end({"error": "Interrupted", "what": "stopped by the user"}, _INTERRUPTED)
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of a bug, without credentials."""
+    click.echo(redacted("".join(traceback.format_exception(kind, error, trace))), err=True)
+
+
+def _end(record: dict[str, Any], code: int) -> NoReturn:
+    """End the process; with --json, print the error as JSON, because no verb did."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({**record, "exit_code": code}))
+    sys.exit(code)

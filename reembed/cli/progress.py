@@ -24,6 +24,8 @@ _BAR = 24
 _GAP = "  "
 _COLUMNS = 80
 _PROGRESS_EVERY_S = 10.0
+_UNTIL_SEALED = ("embed.max_dead_letters",)
+"""Settings that count until the table is sealed; those of the index count until it is built."""
 
 
 class Console:
@@ -64,7 +66,7 @@ class Console:
 
 
 def _width() -> int:
-    """Columns of the terminal that stderr is."""
+    """Return the columns of the terminal that stderr is."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
     except OSError:
@@ -79,7 +81,7 @@ class _Part(NamedTuple):
 
 
 def _fitted(parts: list[_Part], width: int) -> str:
-    """The parts that fit side by side, in their order."""
+    """Return the parts that fit side by side, in their order."""
     left = [p for p in parts if p.text]
     while len(left) > 1 and len(_GAP.join(p.text for p in left)) > width:
         left.remove(max(left))
@@ -108,56 +110,50 @@ def _progress_parts(e: Progress) -> list[_Part]:
     return parts
 
 
+_WORDS: dict[type[Event], str] = {
+    events.Working: "{e.what} ...",
+    events.Notice: "{e.what}",
+    events.AlreadyBuilt: "run {e.run} is complete: release {e.release}",
+    events.Resumed: (
+        "run {e.run}: {e.staged:,} of {e.units:,} units are staged, source version {e.source_version}"
+    ),
+    events.Connected: "{e.where}",
+    events.ChangesFound: (
+        "source version {e.before} -> {e.after}: {e.embed:,} documents to embed, {e.removed:,} removed,"
+        " {e.refresh:,} with new values of carried columns only, {e.copied:,} with the text of another"
+        " document, whose vector is copied (found by {e.how})"
+    ),
+    events.WaitingForNode: (
+        "no node of the cluster has the {e.cpus:g} CPUs and {e.gpus:g} GPUs of an actor;"
+        " waiting for one, at most {e.stall_s:,.0f} s (embed.stall_s)"
+    ),
+    events.Draining: (
+        "finishing units in progress, for at most {e.seconds:.0f} s;"
+        " press Ctrl-C or send the signal again to stop now"
+    ),
+    events.Kept: "{e.rows:,} rows in {e.units:,} units are kept and not embedded again",
+    events.Sealed: (
+        "{e.table} version {e.version}: {e.rows:,} rows in one commit, {e.dead_letters:,} dead letters"
+    ),
+}
+"""What the line of an event says after its time and stage, where that is the same for all of its kind."""
+
+
 @functools.singledispatch
 def words(event: Event) -> str:
     """Return what the line of an event says after its time and stage."""
-    raise TypeError(f"no words for {event}")
-
-
-@words.register
-def _(e: events.Working) -> str:
-    return f"{e.what} ..."
-
-
-@words.register
-def _(e: events.Notice) -> str:
-    return e.what
-
-
-@words.register
-def _(e: events.AlreadyBuilt) -> str:
-    return f"run {e.run} is complete: release {e.release}"
+    return _WORDS[type(event)].format(e=event)
 
 
 @words.register
 def _(e: events.Planned) -> str:
-    pinned = "" if e.pinned else "; the source is read-only, so its version could not be tagged"
-    return (
+    line = (
         f"run {e.run}: {e.documents:,} documents of {e.source} version {e.source_version}"
-        f" in {e.units:,} units -> {e.model} (space {e.space}, {e.dim} dimensions){pinned}"
+        f" in {e.units:,} units -> {e.model} (space {e.space}, {e.dim} dimensions)"
     )
-
-
-@words.register
-def _(e: events.Resumed) -> str:
-    return (
-        f"run {e.run}: {e.staged:,} of {e.units:,} units are staged,"
-        f" source version {e.source_version}"
-    )
-
-
-@words.register
-def _(e: events.Connected) -> str:
-    return e.where
-
-
-@words.register
-def _(e: events.ChangesFound) -> str:
-    return (
-        f"source version {e.before} -> {e.after}: {e.embed:,} documents to embed,"
-        f" {e.removed:,} removed, {e.refresh:,} with other carried values,"
-        f" {e.copied:,} with the text of another document, whose vector is copied (found by {e.how})"
-    )
+    if e.pinned:
+        return line
+    return f"{line}; the source is read-only, so its version could not be tagged"
 
 
 @words.register
@@ -167,55 +163,30 @@ def _(e: events.Progress) -> str:
 
 @words.register
 def _(e: events.Embedded) -> str:
-    p = e.figures
-    copied = f"{p.copied:,} vectors copied; " if p.copied else ""
-    mfu = f", {p.mfu:.0%} of the device's matrix product" if p.mfu else ""
+    p, copied, mfu = e.figures, "", ""
+    if p.copied:
+        copied = f"{p.copied:,} vectors copied; "
+    if p.mfu:
+        mfu = f", {p.mfu:.0%} of the device's matrix product"
     idle = max(0.0, 1 - p.busy)
     waits = min(idle, p.waits_for_input)
     records = min(idle - waits, p.waits_for_records)
     return (
         f"{copied}{p.path}: {p.docs_per_s:,.1f} docs/s, {p.tokens_per_s:,} tokens/s,"
-        f" padding {p.padding:.1%}{mfu}; the model idle {idle:.1%}"
+        f" padding {p.padding:.1%}{mfu}; the model was idle {idle:.1%} of the time"
         f" ({waits:.1%} waiting for input, {records:.1%} checks and records of units,"
         f" {idle - waits - records:.1%} transfer and start-up)"
     )
 
 
 @words.register
-def _(e: events.WaitingForNode) -> str:
-    return (
-        f"no node of the cluster has the {e.cpus:g} CPUs and {e.gpus:g} GPUs of an actor;"
-        f" waiting for one, {e.stall_s:,.0f} s in all (embed.stall_s)"
-    )
-
-
-@words.register
 def _(e: events.WorkerEnded) -> str:
-    worker = "its worker is ended" if e.ended else "its worker is gone"
+    worker = "its worker is gone"
+    if e.ended:
+        worker = "its worker was stopped"
     return (
-        f"unit {e.unit} was worked on for {e.seconds:.0f} s, over its deadline of"
-        f" {e.deadline_s:.0f} s: {worker}; trying it again"
-    )
-
-
-@words.register
-def _(e: events.Draining) -> str:
-    return (
-        f"finishing units in progress, for at most {e.seconds:.0f} s;"
-        " press Ctrl-C or send the signal again to stop now"
-    )
-
-
-@words.register
-def _(e: events.Kept) -> str:
-    return f"{e.rows:,} rows in {e.units:,} units are kept without embedding them"
-
-
-@words.register
-def _(e: events.Sealed) -> str:
-    return (
-        f"{e.table} version {e.version}: {e.rows:,} rows in one commit,"
-        f" {e.dead_letters:,} dead letters"
+        f"unit {e.unit} took {e.seconds:.0f} s, more than its deadline of {e.deadline_s:.0f} s:"
+        f" {worker}; trying the unit again"
     )
 
 
@@ -231,14 +202,15 @@ def _(e: events.Indexed) -> str:
 @words.register
 def _(e: events.Verified) -> str:
     wrong = ", ".join(f"{count} {kind}" for kind, count in e.differences.items())
-    found = wrong or "every document once, right text, right space, finite"
+    found = wrong or "each document once, with the right text and space; every vector finite"
     return f"{e.rows:,} rows: {found}; {e.confidence}"
 
 
 @words.register
 def _(e: events.Candidate) -> str:
-    serves = f"{e.live} still serves" if e.live else "nothing serves yet"
-    return f"{e.release} is ready; {serves}"
+    if e.live is None:
+        return f"{e.release} is ready; nothing is live yet"
+    return f"{e.release} is ready; {e.live} is still live"
 
 
 @words.register
@@ -248,30 +220,32 @@ def _(e: events.Behind) -> str:
 
 def lag_words(lag: events.Behind | Lag) -> str:
     """Return how far a release is behind its source; empty if it is not."""
-    why = f" ({lag.why})" if lag.why else ""
     if lag.newest is None:
         return f"not known to be up to date: {lag.why}"
     if lag.documents == 0:
         return ""
-    behind = f"behind its source: equal to version {lag.source_version}, the newest is {lag.newest}"
+    words = f"behind its source: equal to version {lag.source_version}, the newest is {lag.newest}"
     if lag.seconds is None:
-        return f"{behind}; since when is not known, as older versions were cleaned up{why}"
-    most = "" if lag.documents is None else f" (at most {lag.documents:,} documents)"
-    since = f"what changed in the last {_duration(lag.seconds)} is not in it"
-    return f"{behind}; {since}{most}{why}"
+        words += "; for how long is not known, because older versions were cleaned up"
+    else:
+        words += f"; what changed in the last {_duration(lag.seconds)} is not in it"
+        if lag.documents is not None:
+            words += f" (at most {lag.documents:,} documents)"
+    if lag.why:
+        words += f" ({lag.why})"
+    return words
 
 
 @words.register
 def _(e: events.Ignored) -> str:
-    built = [s for s in e.settings if _is_built(s.name)]
+    built = [s for s in e.settings if s.name.startswith("index.") or s.name in _UNTIL_SEALED]
     planned = [s for s in e.settings if s not in built]
-    said = []
+    said, ways = [], []
     if planned:
         said.append(f"fixed when the run was planned: {_each(planned, 'planned')}")
     if built:
         said.append(f"built already: {_each(built, 'built with')}")
     gate = [s.name.startswith("gate.") for s in e.settings]
-    ways = []
     if not all(gate):
         ways.append("`reembed run --fresh` plans again")
     if any(gate):
@@ -281,19 +255,18 @@ def _(e: events.Ignored) -> str:
     return "; ".join([*said, " and ".join(ways)])
 
 
-def _is_built(setting: str) -> bool:
-    """Whether it counts until the table is sealed, or until the index is built."""
-    return setting.startswith("index.") or setting == "embed.max_dead_letters"
-
-
 def _each(settings: Sequence[ChangedSetting], word: str) -> str:
     return ", ".join(f"{s.name} {_set(s.now)} ({word}: {_set(s.used)})" for s in settings)
 
 
 def _set(value: Any) -> Any:
-    return "left out" if value is None else value
+    if value is None:
+        return "left out"
+    return value
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    return f"{minutes // 60}h{minutes % 60:02}m"

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from reembed.catalog.releases import Grounds, Release
     from reembed.catalog.reports import Difference
     from reembed.config.resolved import ResolvedConfig
-    from reembed.evaluation.comparison import Comparison
+    from reembed.evaluation.comparisons import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.gc_plan import Collected
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
     from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
-    from reembed.serving.result import SearchResult
+    from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.source.lag import Lag
     from reembed.strategies.up_to_date import CaughtUp
@@ -60,8 +60,12 @@ def _table(rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[
     """Return rows as indented lines with aligned columns; those in `right` to the right."""
     from tabulate import tabulate
 
+    if not rows:
+        return []
     cells = [[one_line(str(cell)) for cell in row] for row in rows]
-    sides = ["right" if n in right else "left" for n in range(len(rows[0]))] if rows else None
+    sides = ["left"] * len(rows[0])
+    for column in right:
+        sides[column] = "right"
     lines = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=sides).splitlines()
     return [f"  {line}".rstrip() for line in lines]
 
@@ -75,7 +79,7 @@ def _import(r: Imported) -> Lines:
     notes = {column: f"({note})" for column, note in r.notes.items()}
     yield from _table([(column, kind, notes.get(column, "")) for column, kind in r.types.items()])
     if r.skipped:
-        yield f"Left out (no values, or not asked for): {', '.join(r.skipped)}"
+        yield f"Left out (no values, or not in --columns): {', '.join(r.skipped)}"
     yield from _next(after_import(r))
 
 
@@ -106,50 +110,47 @@ def _status(r: Status) -> Lines:
     if r.live and r.lag:
         yield _release("live", r.live.release)
         yield from _lag(r.lag)
+    else:
+        yield "  live       nothing yet"
     if r.previous:
         yield _release("previous", r.previous)
-    if not r.live:
-        yield "  live       nothing yet"
     if r.forced:
         yield "  the live release was promoted with --force"
     yield from (f"  not known: {words}" for words in r.unknown)
     for old in r.older_candidates:
-        yield f"  candidate  {old.release}  compared: {old.verdict or 'not with what is live'}"
+        verdict = old.verdict or "not with the live release"
+        yield f"  candidate  {old.release}  compared: {verdict}"
     yield from (f"{_release('candidate', c.release)}  {_compared(c)}" for c in r.candidates)
     if back := r.rolled_back:
-        yield f"  rolled back from {back.release} at {back.at}{_because(back.reason)}"
+        yield ": ".join(
+            filter(None, (f"  rolled back from {back.release} at {back.at}", back.reason))
+        )
     if r.older_runs:
-        yield f"  runs       {', '.join(r.older_runs)}  open"
+        yield f"  runs       {', '.join(r.older_runs)}  unfinished"
     for run in r.runs:
         yield from _open_run(run)
     yield from _next(*after_status(r))
-
-
-def _because(reason: str | None) -> str:
-    return f": {reason}" if reason else ""
 
 
 def _compared(c: Candidate) -> str:
     if c.verdict:
         return f"compared: {c.verdict}"
     if c.compared_with:
-        return f"compared with {', '.join(c.compared_with)}, which is not live any more"
+        return f"compared with {', '.join(c.compared_with)}, which is no longer live"
     return "compared: not yet"
 
 
 def _open_run(run: OpenRun) -> Lines:
-    yield f"  run        {run.run}  {run.staged:,} of {run.units or '?'} units staged  {_driven(run)}"
-    at_work = "embedding" if run.driven else "was embedding"
+    state, at_work = f"stopped; {run.resume} resumes it", "was embedding"
+    if run.driven:
+        state, at_work = "running", "embedding"
+    elif run.driven is None:
+        state = f"last driven from {run.host}; if that process is gone: {run.resume}"
+    yield f"  run        {run.run}  {run.staged:,} of {run.units or '?'} units staged  {state}"
     for w in run.workers:
         yield f"{_INDENT}{at_work} unit {w.unit}, attempt {w.attempt}, since {w.at}"
     if run.waiting:
         yield f"{_INDENT}waiting: {run.waiting}"
-
-
-def _driven(run: OpenRun) -> str:
-    if run.driven is None:
-        return f"driven from {run.host} when last seen; is it gone? then: {run.resume}"
-    return "running" if run.driven else f"stopped; {run.resume} resumes it"
 
 
 def _release(role: str, r: Release) -> str:
@@ -175,21 +176,20 @@ def _verify(r: Verified) -> Lines:
     if behind := lag_words(r.lag):
         kinds = (found.behind or {}).items()
         newer = ", ".join(f"{d.count:,} {k}" for k, d in kinds if d.count)
-        yield f"{behind}: {newer}" if newer else behind
-    yield from _after_verify(r)
+        yield ": ".join(filter(None, (behind, newer)))
+    if not r.passed:
+        yield from _next(r.rebuild)
+    elif r.larger:
+        yield "an earlier verification that checked more failed, so the release counts as failed"
+        yield from _next(r.larger)
+    elif r.lag.documents == 0:
+        yield from _next("reembed status")
+    else:
+        yield from _next(f"reembed catch-up {r.release}")
 
 
 def _examples(difference: Difference) -> str:
     return f"e.g. {', '.join(map(repr, difference.examples))}" if difference.count else ""
-
-
-def _after_verify(r: Verified) -> Lines:
-    if not r.passed:
-        return _next(r.rebuild)
-    if r.larger:
-        failed = "an earlier verification that looked at more failed"
-        return [f"{failed}, so the release counts as failed", *_next(r.larger)]
-    return _next("reembed status" if r.lag.documents == 0 else f"reembed catch-up {r.release}")
 
 
 def _compare(c: Comparison) -> Lines:
@@ -233,39 +233,38 @@ def _signed(value: float | None) -> str:
 
 
 def _caught_up(r: CaughtUp) -> Lines:
-    if r.before == r.release.id:
+    new = r.release
+    if r.before == new.id:
         yield f"{r.before} has every document as the source has it; nothing was embedded"
     elif r.generation:
-        yield f"{r.release.id} now serves {r.alias} in place of {r.before}"
+        yield f"{new.id} is now live for {r.alias}, in place of {r.before}"
     else:
-        yield f"{r.release.id} takes the place of {r.before}, which does not serve"
-    yield f"  {r.release.rows:,} rows, {r.release.dead_letters:,} dead letters"
+        yield f"{new.id} replaces {r.before}, which is not live"
+    yield f"  {new.rows:,} rows, {new.dead_letters:,} dead letters"
 
 
 def _dead_letters(r: DeadLetters) -> Lines:
     so_far = "" if r.finished else " so far"
-    count = len(r.dead_letters)
-    yield f"{r.of}: {count:,} dead letters{so_far}, of source version {r.source_version}"
+    count = f"{len(r.dead_letters):,} dead letters{so_far}"
+    yield f"{r.of}: {count}, of source version {r.source_version}"
     yield from (f"  {d.doc_id}  {d.reason}" for d in r.dead_letters)
-    if count and r.finished:
+    if r.dead_letters and r.finished:
         yield from _next(f"reembed catch-up {r.of} --retry-dead-letters")
 
 
 def _moved(r: Moved) -> Lines:
-    new = r.release
-    yield (
-        f"{r.alias}: {r.before or 'nothing'} -> {new.id} ({new.space.model}), generation {r.generation}"
-    )
+    new, before = r.release, r.before or "nothing"
+    yield f"{r.alias}: {before} -> {new.id} ({new.space.model}), generation {r.generation}"
     yield from (f"  not known: {words}" for words in r.grounds.unknown)
     if r.grounds.forced:
-        yield "  forced: no passing comparison stands behind it; `reembed history` keeps the reason"
+        yield "  forced: without a passing comparison; `reembed history` shows the reason"
     if compared := r.grounds.comparison:
         yield f"  compared: {told(compared)}"
         yield from (f"  {line}" for line in evidence(compared))
     yield from _lag(r.behind)
     yield from _next("reembed search 'some words'")
     if r.before is None:
-        yield "  nothing served before, so a rollback has no release to go back to"
+        yield "  no release was live before, so there is none to roll back to"
     elif r.before != new.id:
         yield f"Back: reembed rollback --to {r.before}"
 
@@ -317,19 +316,15 @@ def _gc(r: Collected) -> Lines:
         size = _bytes(sum(o.size for o in plan.orphans))
         yield f"  {done} {len(plan.orphans)} files ({size}) that no version of a table uses:"
         yield from (f"            {o.path}" for o in plan.orphans[:_EXAMPLES])
-    yield from _after_gc(r)
-
-
-def _after_gc(r: Collected) -> Lines:
-    plan = r.plan
     if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans)):
-        return ["Nothing to remove."]
-    if r.deleted:
-        return [f"{_bytes(plan.bytes)} freed.", *_next("reembed status")]
-    would = f"Nothing was removed; this would free {_bytes(plan.bytes)}."
-    if r.drop_run:
-        return [would, *_next(f"reembed gc --drop-run {r.drop_run} --yes")]
-    return [would, *_next("reembed gc --yes")]
+        yield "Nothing to remove."
+    elif r.deleted:
+        yield f"{_bytes(plan.bytes)} freed."
+        yield from _next("reembed status")
+    else:
+        yield f"Nothing was removed; this would free {_bytes(plan.bytes)}."
+        dropping = f"reembed gc --drop-run {r.drop_run} --yes"
+        yield from _next(dropping if r.drop_run else "reembed gc --yes")
 
 
 def _config(r: ResolvedConfig) -> Lines:
@@ -348,11 +343,13 @@ def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-    return f"{size:.1f} TiB"
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
 
 
 _TEXTS: dict[str, Callable[[Any], Lines]] = {

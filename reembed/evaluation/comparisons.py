@@ -1,4 +1,4 @@
-"""Comparisons that were made: every one is kept, none is overwritten, and `promote` reads the newest.
+"""Comparisons: what one found, and where they are kept. Every one is kept, and `promote` reads the newest.
 
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
                                                  that the two releases grew out of by catch-ups
@@ -9,22 +9,225 @@ comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Evidence, Outcome
+from reembed.catalog.reports import (
+    Change,
+    ComparisonSummary,
+    Evidence,
+    GateMargin,
+    JudgedQueries,
+    Outcome,
+)
+from reembed.config.settings import FrozenGate
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparison import Comparison
 from reembed.store.records import decode, encode
 
+T = TypeVar("T")
+_PARTS: tuple[Literal["margin", "queries"], ...] = ("margin", "queries")
 _NUMBER = re.compile(r"([0-9]{8})\.json")
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What one rule of the gate found. A number is None if nothing was measured."""
+
+    name: str
+    verdict: Outcome
+    detail: str
+    observed: float | None = None
+    """The mean."""
+    bound: float | None = None
+    """The lower one-sided 95 % bound of the mean; None when one query gives none."""
+    required: float | None = None
+    """What the bound must reach."""
+    margin: float | None = None
+    """The loss that was allowed; only of a rule about a change."""
+    queries_needed: int | None = None
+    """About how many queries would decide; only when inconclusive."""
+    n: int = 0
+    """Queries it was measured on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The worst verdict of all rules: fail, else inconclusive, else pass."""
+
+    verdict: Outcome
+    rules: tuple[Rule, ...]
+    queries_needed: int | None
+    margin_needed: float | None
+    """The smallest margin, to three digits, with which it would pass; None where no margin would."""
+
+
+@dataclass(frozen=True)
+class Sides(Generic[T]):
+    """A figure of both releases."""
+
+    live: T
+    candidate: T
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A release that was compared."""
+
+    release: str
+    model: str
+    space: str
+    model_sha256: str
+    dim: int
+    rows: int
+    documents: int
+    dead_letters: int
+    source_version: int
+    created_at: str
+
+    @classmethod
+    def of(cls, release: Release) -> Compared:
+        """Describe a release."""
+        return cls(**release.summary())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where judged queries were read from."""
+
+    queries: str
+    split: str
+
+
+@dataclass(frozen=True)
+class QueriesUsed:
+    """The judged queries, and how they fit the documents of the candidate."""
+
+    source: str
+    place: Place
+    sha256: str
+    count: int
+    dropped: int
+    """Queries without a relevant document, which are left out."""
+    judged_present: float
+    """Share of the judgements whose relevant document is in the candidate and may be found."""
+    own_documents: int
+    """Queries whose id is also a document's; that document is left out of their results."""
+    own_judged: int
+    """Queries among these that judge that document relevant: the ids may be equal by chance."""
+
+
+@dataclass(frozen=True)
+class DocumentsCompared:
+    """How the documents of the candidate and of live were chosen differently."""
+
+    differ: tuple[str, ...]
+    """What differs, in words."""
+    behind: str | None
+    """The release that a catch-up would bring to the documents of the other, if one would."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of n values and where the true mean lies; the bounds and sd are None when n is 1."""
+
+    mean: float
+    low: float | None
+    """Two-sided, with `high`."""
+    high: float | None
+    lower: float | None
+    """One-sided: the true mean lies above it at the level."""
+    upper: float | None
+    """One-sided: the true mean lies below it at the level."""
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A metric's means, the change with its intervals, and how many queries changed."""
+
+    live: float
+    candidate: float
+    change: Estimate
+    worse: int
+    same: int
+    better: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of latencies in milliseconds, each one that was measured."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Verdict):
+    """A verdict on a candidate and what it rests on: the record that `promote` asks for."""
+
+    alias: str
+    live: Compared
+    candidate: Compared
+    candidate_index_sha256: str
+    queries: QueriesUsed
+    documents: DocumentsCompared
+    gate: FrozenGate
+    """What was judged by: the planned gate with its changes."""
+    planned_gate: FrozenGate
+    gate_is_late: bool
+    """Whether the plan named no queries, so that they are those of the first comparison."""
+    changes: tuple[Change, ...]
+    metrics: dict[str, MetricChange]
+    ann_recall_at_10: Sides[float]
+    overlap_at_10: float
+    judged_at_10: Sides[float]
+    latency: Sides[Latency] | None
+    """Of a search without encoding; None where too few queries were timed."""
+    by: str
+    at: str
+    number: int = 0
+    """Its place among the comparisons of its pair, from 1; 0 before it is kept."""
+    earlier: tuple[ComparisonSummary, ...] = ()
+    """Comparisons before it of the same model, in this release or another, with the same live line."""
+    report: str = ""
+    """Its page: the path under the root."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison for scripts."""
+        return encode(self)
+
+    def summary(self) -> ComparisonSummary:
+        """Return the comparison in short."""
+        kinds = {"margin" if isinstance(c.after, GateMargin) else "queries" for c in self.changes}
+        return ComparisonSummary(
+            candidate=self.candidate.release,
+            live=self.live.release,
+            number=self.number,
+            verdict=self.verdict,
+            queries=JudgedQueries(self.queries.source, self.queries.sha256, self.queries.count),
+            margin=self.gate.margin,
+            changed=tuple(part for part in _PARTS if part in kinds),
+            by=self.by,
+            at=self.at,
+        )
+
+    def evidence(self) -> Evidence:
+        """Return what the alias's log keeps of it when the candidate becomes live."""
+        digest = hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+        return Evidence(
+            **vars(self.summary()), sha256=digest, changes=self.changes, earlier=self.earlier
+        )
+
+
 def keep(catalog: Catalog, live: Release, candidate: Release, record: Comparison) -> Comparison:
-    """Add a comparison to those of its pair, and return it with its number, the earlier ones and its report's path."""
+    """Add a comparison to those of its pair; return it with its number, the earlier ones and its report."""
     pair = f"{folder(catalog, candidate)}/{live.origin}"
     while True:
         earlier = tuple(r.summary() for r in of_model(catalog, live, candidate))
@@ -70,8 +273,10 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | 
 
 def last(catalog: Catalog, live: Release, candidate: Release) -> Evidence | None:
     """Return what the alias's log keeps of a pair's last comparison when the gate is overruled, if any."""
-    found = _with_live(catalog, live).get(candidate.origin)
-    return found[-1].evidence() if found else None
+    paths = _paths(_listed(catalog)).get((candidate.origin, live.origin))
+    if paths is None:
+        return None
+    return read(catalog, paths[-1]).evidence()
 
 
 def compared_with(catalog: Catalog, candidate: Release) -> list[str]:
@@ -114,7 +319,12 @@ def of_model(catalog: Catalog, live: Release, candidate: Release) -> list[Compar
     Other settings (prompts, dtype, dimensions) do not count: a small change of one is not a new
     model, and another space costs only a run.
     """
-    found = [r for records in _with_live(catalog, live, every=True).values() for r in records]
+    found = [
+        read(catalog, path)
+        for (_, line), paths in _paths(_listed(catalog)).items()
+        if line == live.origin
+        for path in paths
+    ]
     weights = candidate.space.identity.model_sha256
     mine = [r for r in found if r.candidate.model_sha256 == weights]
     return sorted(mine, key=lambda r: (r.at, r.candidate.release, r.number))
@@ -123,17 +333,6 @@ def of_model(catalog: Catalog, live: Release, candidate: Release) -> list[Compar
 def folder(catalog: Catalog, candidate: Release) -> str:
     """Return the folder of the comparisons of a candidate's line."""
     return f"comparisons/{catalog.alias}/{candidate.origin}"
-
-
-def _with_live(
-    catalog: Catalog, live: Release, *, every: bool = False
-) -> dict[str, list[Comparison]]:
-    """Return comparisons with live's line by the candidate's line: the newest of each, or every one."""
-    return {
-        line: [read(catalog, p) for p in (found if every else found[-1:])]
-        for (line, live_line), found in _paths(_listed(catalog)).items()
-        if live_line == live.origin
-    }
 
 
 def _listed(catalog: Catalog) -> dict[str, None]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reembed.errors import IntegrityError
+from reembed.evaluation.comparisons import Estimate, Latency
 from reembed.evaluation.queries import EvalSet
 
 Floats = NDArray[np.float64]
@@ -23,7 +24,6 @@ Bools = NDArray[np.bool_]
 
 _Z_CONFIDENCE = 1.645
 _Z_POWER = 0.842
-_SCORE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -185,23 +185,7 @@ def _is_in(a_QK: Ints, b_QK: Ints) -> Bools:
 # --- over queries ---
 
 
-@dataclass(frozen=True)
-class Interval:
-    """The mean of n values and where the true mean lies; infinite bounds when n is 1."""
-
-    mean: float
-    low: float
-    """Two-sided, with `high`."""
-    high: float
-    lower: float
-    """One-sided: the true mean lies above it at the level."""
-    upper: float
-    """One-sided: the true mean lies below it at the level."""
-    sd: float
-    n: int
-
-
-def paired_interval(values_Q: Floats, level: float = 0.95) -> Interval:
+def paired_interval(values_Q: Floats, level: float = 0.95) -> Estimate:
     """Return the Student t interval of the mean of per-query differences (or of any per-query values).
 
     Paired, because queries differ far more from each other than two systems do on one query.
@@ -218,12 +202,12 @@ def paired_interval(values_Q: Floats, level: float = 0.95) -> Interval:
         raise ValueError("an interval needs at least one value, all of them finite")
     mean = float(np.mean(values_Q))
     if n == 1:
-        return Interval(mean, -math.inf, math.inf, -math.inf, math.inf, math.nan, n)
+        return Estimate(mean, None, None, None, None, None, n)
     sd = float(np.std(values_Q, ddof=1))
     error = sd / math.sqrt(n)
     two_sided = float(stdtrit(n - 1, (1 + level) / 2)) * error
     one_sided = float(stdtrit(n - 1, level)) * error
-    return Interval(
+    return Estimate(
         mean, mean - two_sided, mean + two_sided, mean - one_sided, mean + one_sided, sd, n
     )
 
@@ -233,16 +217,7 @@ def queries_needed(sd: float, margin: float) -> int:
     return max(1, math.ceil(((_Z_CONFIDENCE + _Z_POWER) * sd / margin) ** 2))
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Percentiles of latencies in milliseconds, each one that was measured."""
-
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-
-    @classmethod
-    def of(cls, latencies_s: Floats) -> Latency:
-        """Take the percentiles of latencies in seconds."""
-        values = np.percentile(latencies_s, (50, 95, 99), method="inverted_cdf") * 1e3
-        return cls(*map(float, values))
+def latency(latencies_s: Floats) -> Latency:
+    """Return the percentiles of latencies in seconds."""
+    values = np.percentile(latencies_s, (50, 95, 99), method="inverted_cdf") * 1e3
+    return Latency(*map(float, values))

@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,8 @@ def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> Eval
         return _eval_set(f"{uri} ({split})", _beir_queries(uri, split, storage_options))
     if uri.endswith(".lance"):
         return _eval_set(uri, _table_queries(uri, _lance_table(uri, storage_options)))
-    parent = uri.rpartition("/")[0] if is_remote(uri) else str(Path(uri).parent)
-    content = _read(_open_store(parent, storage_options), uri.rpartition("/")[2], uri)
+    parent, slash, name = uri.rpartition("/")
+    content = _read(_open_store(parent or slash or ".", storage_options), name, uri)
     if uri.endswith(".parquet"):
         return _eval_set(uri, _table_queries(uri, _parquet_table(uri, content)))
     rows = _jsonl_rows(uri, content)
@@ -102,11 +103,9 @@ def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
     kept: list[_Query] = []
     place_of: dict[str, str] = {}
     for query in queries:
-        if query.query_id in place_of:
-            first = place_of[query.query_id]
-            raise _bad(
-                query.place, f"query {query.query_id!r} is a duplicate, first seen at {first}"
-            )
+        if first := place_of.get(query.query_id):
+            why = f"query {query.query_id!r} is a duplicate, first seen at {first}"
+            raise _bad(query.place, why)
         place_of[query.query_id] = query.place
         if any(grade > 0 for grade in query.qrels.values()):
             kept.append(query)
@@ -116,19 +115,15 @@ def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
             f"{len(place_of)} judged queries were read, none with a grade above 0",
             "set gate.queries and gate.split to queries with judgements",
         )
+    lines = sorted(json.dumps([q.query_id, q.text, sorted(q.qrels.items())]) for q in kept)
     return EvalSet(
         query_ids=[query.query_id for query in kept],
         texts=[query.text for query in kept],
         qrels=[query.qrels for query in kept],
         source=source,
-        sha256=_digest(kept),
+        sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         dropped=len(place_of) - len(kept),
     )
-
-
-def _digest(queries: list[_Query]) -> str:
-    lines = sorted(json.dumps([q.query_id, q.text, sorted(q.qrels.items())]) for q in queries)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 # --- BEIR folder ---
@@ -142,16 +137,16 @@ def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Qu
     qrels_name = _qrels_name(store, uri, split)
     qrels_place = f"{uri}/{qrels_name}"
     qrels = _parse_qrels(qrels_place, _read(store, qrels_name, qrels_place))
-    names = _names(store, "", uri)
-    name = "queries.jsonl.gz" if "queries.jsonl.gz" in names else "queries.jsonl"
+    name = "queries.jsonl.gz"
+    if name not in _names(store, "", uri):
+        name = "queries.jsonl"
     place = f"{uri}/{name}"
     seen: set[str] = set()
     for line_place, row in _jsonl_rows(place, _read(store, name, place)):
         query_id = _id_of(_field(row, "_id", line_place), line_place)
         if query_id in qrels:
             seen.add(query_id)
-            text = _text_of(_field(row, "text", line_place), line_place)
-            yield _Query(line_place, query_id, text, qrels[query_id])
+            yield _Query(line_place, query_id, _text_of(row, line_place), qrels[query_id])
     lost = sorted(qrels.keys() - seen)
     if lost:
         raise UsageError(
@@ -169,13 +164,14 @@ def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
         if name.endswith((".tsv", ".tsv.gz"))
     }
     if not file_of:
-        why = f"no qrels/*.tsv lies there; judged queries are {_FORMATS}"
+        why = f"there is no qrels/*.tsv; judged queries are {_FORMATS}"
         raise UsageError(f"{uri}: no judged queries", why, "set gate.queries to one of these")
     if split not in file_of:
-        splits = sorted(file_of)
-        why = f"splits there: {', '.join(splits)}"
+        splits = ", ".join(sorted(file_of))
         raise UsageError(
-            f"{uri}: no split {split!r}", why, f"set gate.split to one of them: {', '.join(splits)}"
+            f"{uri}: no split {split!r}",
+            f"splits there: {splits}",
+            f"set gate.split to one of them: {splits}",
         )
     return file_of[split]
 
@@ -241,7 +237,7 @@ def _table_queries(uri: str, table: pa.Table) -> Iterator[_Query]:
 
 def _query_of_row(row: Mapping[str, Any], place: str) -> _Query:
     query_id = _id_of(_field(row, "query_id", place), place)
-    text = _text_of(_field(row, "text", place), place)
+    text = _text_of(row, place)
     doc_ids = _field(row, "doc_ids", place)
     if not isinstance(doc_ids, list):
         raise _bad(place, f"doc_ids is not a list: {doc_ids!r:.80}")
@@ -252,7 +248,7 @@ def _query_of_row(row: Mapping[str, Any], place: str) -> _Query:
         raise _bad(place, "grades must be a list of the same length as doc_ids")
     qrels: dict[str, int] = {}
     for doc_id, grade in zip(doc_ids, grades, strict=True):
-        if not _is_int(grade):
+        if type(grade) is not int:
             raise _bad(place, f"grade {grade!r:.80} is not a whole number")
         _judge(qrels, _id_of(doc_id, place), grade, place)
     return _Query(place, query_id, text, qrels)
@@ -266,50 +262,42 @@ def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
 
 def _id_of(value: Any, place: str) -> str:
     # A float id is a column of integers with a gap in it: "12.0" would match no document.
-    if isinstance(value, str) or _is_int(value):
+    if type(value) in (str, int):
         return str(value)
     raise _bad(place, f"id {value!r:.80} is neither a string nor an integer")
 
 
-def _text_of(value: Any, place: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    raise _bad(place, f"text {value!r:.80} is empty or not a string")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _text_of(row: Mapping[str, Any], place: str) -> str:
+    text = _field(row, "text", place)
+    if isinstance(text, str) and text.strip():
+        return text
+    raise _bad(place, f"text {text!r:.80} is empty or not a string")
 
 
 # --- bytes ---
 
 
 def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line_place, line in _lines(place, content):
+    """Yield `place:number` and the object of each line that is not blank."""
+    # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
+    for number, line in enumerate(_text(place, content).split("\n"), start=1):
+        if not line.strip():
+            continue
+        line_place = f"{place}:{number}"
         try:
             row = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of 5,000 digits is a plain ValueError
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
             raise _bad(line_place, f"not JSON: {error}") from None
         if not isinstance(row, dict):
             raise _bad(line_place, "not a JSON object")
         yield line_place, row
 
 
-def _lines(place: str, content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield `place:number` and the text of each line that is not blank."""
-    # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
-    for number, line in enumerate(_text(place, content).split("\n"), start=1):
-        if line.strip():
-            yield f"{place}:{number}", line.removesuffix("\r")
-
-
 def _text(place: str, content: bytes) -> str:
     try:
-        plain = gzip.decompress(content) if place.endswith(".gz") else content
-        return plain.decode("utf-8-sig")
+        if place.endswith(".gz"):
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         why = str(error)
         raise UsageError(f"{place}: not readable as text", why, "store it again as UTF-8") from None
@@ -330,40 +318,44 @@ def _parquet_table(uri: str, content: bytes) -> pa.Table:
 def _lance_table(uri: str, options: dict[str, str]) -> pa.Table:
     from reembed.store.lance import open_dataset
 
-    try:
+    with _reading(uri):
         dataset = open_dataset(uri, options=options)
-        wanted = [name for name in dataset.schema.names if name in (*_COLUMNS, "grades")]
-        # All columns where one is missing, so that the error can name those there are.
-        return dataset.to_table(columns=wanted if set(_COLUMNS) <= set(wanted) else None)
-    except (ValueError, OSError) as error:
-        raise _missing(uri, str(error).split("\n")[0]) from None
+        names = set(dataset.schema.names)
+        if not names.issuperset(_COLUMNS):
+            return dataset.to_table()  # all columns, so that the error can name them
+        return dataset.to_table(columns=[*_COLUMNS, *names.intersection(["grades"])])
 
 
 # --- stores ---
 
 
-def _open_store(folder: str, options: dict[str, str]) -> ObjectStore:
-    place = folder if is_remote(folder) else str(Path(folder).resolve())
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Raise a UsageError that names the place instead of an error of a disk, a store or Lance."""
     try:
+        yield
+    except FileNotFoundError:
+        raise _missing(place) from None
+    except (BaseError, OSError, ValueError, UsageError) as error:
+        raise _missing(place, str(error).split("\n")[0]) from None
+
+
+def _open_store(folder: str, options: dict[str, str]) -> ObjectStore:
+    place = folder
+    if not is_remote(folder):
+        place = str(Path(folder).resolve())
+    with _reading(folder):
         return Storage(place, tuple(sorted(options.items()))).store
-    except (BaseError, OSError, UsageError) as error:
-        raise _missing(folder, str(error).split("\n")[0]) from None
 
 
 def _read(store: ObjectStore, name: str, place: str) -> bytes:
-    try:
+    with _reading(place):
         return bytes(store.get(name).bytes())
-    except FileNotFoundError:
-        raise _missing(place) from None
-    except (BaseError, OSError) as error:
-        raise _missing(place, str(error).split("\n")[0]) from None
 
 
 def _names(store: ObjectStore, folder: str, place: str) -> list[str]:
-    try:
+    with _reading(place):
         listed = store.list_with_delimiter(folder or None)["objects"]
-    except (BaseError, OSError) as error:
-        raise _missing(place, str(error).split("\n")[0]) from None
     return [entry["path"].rpartition("/")[2] for entry in listed]
 
 

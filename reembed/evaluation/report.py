@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from reembed.catalog.releases import AliasRecord, Release
-from reembed.catalog.reports import (
-    Change,
-    ComparisonSummary,
-    Evidence,
-    GateMargin,
-    GateQueries,
-)
-from reembed.evaluation.comparison import Comparison
+from typing import TYPE_CHECKING
+
+from reembed.catalog.reports import GateMargin, GateQueries
 from reembed.redact import harmless
+
+if TYPE_CHECKING:
+    from reembed.catalog.releases import AliasRecord, Release
+    from reembed.catalog.reports import Change, ComparisonSummary, Evidence
+    from reembed.evaluation.comparisons import Comparison
 
 
 def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> str:

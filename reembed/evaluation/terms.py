@@ -16,14 +16,14 @@ from reembed.config.settings import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import comparisons
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparison import Comparison, Place
+from reembed.evaluation.comparisons import Comparison, Place
 from reembed.evaluation.gate import require_verdict_of_rules
 from reembed.store.records import decode, encode
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a comparison is asked to do differently from the plan."""
+    """What a comparison does differently from the plan."""
 
     changed_queries: bool = False
     """Judge by the queries as they are now, or as the config names them now."""
@@ -95,27 +95,25 @@ def _queries_of(gate: FrozenGate) -> GateQueries:
 def _read_queries(
     planned: FrozenGate, configured: GateConfig, asked: Asked, options: dict[str, str]
 ) -> tuple[Place, evalset.EvalSet]:
-    """Return the planned queries, wherever they are now, and where that is; others if those are asked for.
+    """Return the planned queries, wherever they are now, and their place; others if `asked` accepts those.
 
     If neither place has the planned ones: what is in the planned place, or else in the other.
     """
-    gates: list[GateConfig] = [configured, planned] if configured.queries else [planned]
-    places = [Place(str(gate.queries), gate.split) for gate in gates]
+    places = [Place(str(g.queries), g.split) for g in (configured, planned) if g.queries]
     if asked.changed_queries:
-        return places[0], evalset.load_eval_set(places[0].queries, places[0].split, options)
-    other: tuple[Place, evalset.EvalSet] | None = None
+        places = places[:1]
+    found: list[tuple[Place, evalset.EvalSet]] = []
     for place in places:
         try:
             queries = evalset.load_eval_set(place.queries, place.split, options)
         except UsageError:
-            if place is places[-1] and other is None:
+            if place is places[-1] and not found:
                 raise
             continue
-        other = (place, queries)
+        found.append((place, queries))
         if queries.sha256 == planned.sha256:
             break
-    assert other is not None  # or the last place raised
-    return other
+    return found[-1]
 
 
 def _planned(
@@ -151,7 +149,9 @@ def planned_gate(
     if candidate.gate.queries:
         return candidate.gate, False
     kept = catalog.storage.read_if_there(_late_path(catalog, candidate))
-    return (decode(FrozenGate, kept) if kept is not None else None), True
+    if kept is None:
+        return None, True
+    return decode(FrozenGate, kept), True
 
 
 def _late_path(catalog: Catalog, candidate: Release) -> str:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import faiss
@@ -170,21 +171,16 @@ def tune(
         index.operate(point)
         return ann_recall(index, queries, exact_ids, exact_scores, k)
 
-    point: dict[str, int] = {}
-    for k_factor in index.k_factors:
-        point, reached = _cheapest(index, k_factor, lambda p: measure(p).mean() >= target)
-        if reached:
-            break
-    return point, measure(point)
+    def reaches(k_factor: int | None, value: int) -> bool:
+        return bool(measure(_point(index, value, k_factor)).mean() >= target)
 
-
-def _cheapest(
-    index: SearchIndex, k_factor: int | None, reaches: Callable[[dict[str, int]], bool]
-) -> tuple[dict[str, int], bool]:
-    """Return the point with the lowest knob that reaches, and True; else the highest, and False."""
     _, most = index.knob or ("", 1)
-    value = smallest(lambda v: reaches(_point(index, v, k_factor)), most)
-    return _point(index, value or most, k_factor), value is not None
+    for k_factor in index.k_factors:
+        value = smallest(partial(reaches, k_factor), most)
+        if value is not None:
+            break
+    point = _point(index, value or most, k_factor)
+    return point, measure(point)
 
 
 def smallest(reaches: Callable[[int], bool], most: int) -> int | None:

@@ -3,6 +3,9 @@
 The files of a segment are written first, the manifest that names them last. All are named by their
 sha256, so nothing that a release names is ever replaced; an index without a manifest was never
 finished. FAISS and Arrow trust the files they read, so digests are checked before.
+
+Row ids and document ids are an Arrow IPC file with one record batch, in the order of the vectors. It is
+memory-mapped: nothing is parsed when it is opened, and a lookup touches only the pages of its ids.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Literal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from scipy.special import stdtrit
 
 from reembed import faults
@@ -26,7 +30,6 @@ from reembed.catalog.index_manifest import (
     read_manifest,
 )
 from reembed.errors import IntegrityError
-from reembed.index import ids
 from reembed.index.build import Built
 from reembed.index.search import Float64, Int64, read, write
 from reembed.index.segments import SegmentedIndex
@@ -36,6 +39,11 @@ from reembed.store.storage import Storage
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
+_INTEGERS = pa.schema(
+    [pa.field("row_id", pa.int64(), False), pa.field("doc_id", pa.int64(), False)]
+)
+_STRINGS = _INTEGERS.set(1, pa.field("doc_id", pa.large_string(), False))
+_TOMBSTONES = pa.schema([pa.field("position", pa.int64(), False)])
 
 
 def save(
@@ -45,7 +53,7 @@ def save(
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
         vectors, names = Path(folder) / "built.faiss", Path(folder) / "built.arrow"
         write(built.index, vectors)
-        ids.write(ids.batch_of(built.index.row_ids, built.doc_ids), names)
+        write_batch(batch_of(built.index.row_ids, built.doc_ids), names)
         faults.point("index.before_save")
         segment = Segment(
             kind="base",
@@ -96,26 +104,81 @@ def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex
     """
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
         at = (storage, path, Path(name))
-        batches = [ids.map_ids(_copy(*at, s.ids), s.ids.sha256) for s in manifest.segments]
+        batches = [map_ids(_copy(*at, s.ids)) for s in manifest.segments]
         segments = [
             read(_copy(*at, s.vectors), batch.column("row_id").to_numpy())
             for s, batch in zip(manifest.segments, batches, strict=True)
         ]
-        dead = _tombstones(*at, manifest)
+        dead = np.empty(0, np.int64)
+        if manifest.tombstones is not None:
+            dead = map_tombstones(_copy(*at, manifest.tombstones.file))
     for segment, found in zip(manifest.segments, segments, strict=True):
         if (found.rows, found.dim) != (segment.rows, manifest.dim):
-            raise IntegrityError(
-                f"a segment of the index in {path} does not fit its manifest",
-                f"{found.rows:,} vectors of {found.dim} dimensions, not "
-                f"{segment.rows:,} of {manifest.dim}",
-                FIX,
-            )
+            what = f"a segment of the index in {path} does not fit its manifest"
+            held = f"{found.rows:,} vectors of {found.dim} dimensions"
+            raise IntegrityError(what, f"{held}, not {segment.rows:,} of {manifest.dim}", FIX)
         found.operate(segment.operating_point)
     index = SegmentedIndex(segments, [b.column("doc_id") for b in batches], dead)
     if index.rows != manifest.rows:
         what = f"the index in {path} holds {index.rows:,} rows, its manifest says {manifest.rows:,}"
         raise IntegrityError(what, None, FIX)
     return index
+
+
+def batch_of(row_ids: Int64, doc_ids: pa.Array) -> pa.RecordBatch:
+    """Return row ids int64 [N] and document ids [N], integers or strings, as a segment stores them.
+
+    Raises:
+        IntegrityError: a document id is null, or their number differs.
+    """
+    if len(row_ids) != len(doc_ids) or doc_ids.null_count:
+        named = len(doc_ids) - doc_ids.null_count
+        what = f"{len(row_ids):,} rows have {named:,} document ids"
+        raise IntegrityError(what, None, "reembed verify")
+    schema = _STRINGS
+    if pa.types.is_integer(doc_ids.type):
+        schema = _INTEGERS
+    return pa.record_batch([pa.array(row_ids), doc_ids.cast(schema.types[1])], schema=schema)
+
+
+def write_batch(batch: pa.RecordBatch, path: Path) -> None:
+    """Write the batch as one file."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as out:
+        out.write_batch(batch)
+
+
+def map_ids(path: Path) -> pa.RecordBatch:
+    """Return row_id and doc_id of a segment; the file stays mapped as long as the batch lives.
+
+    Raises:
+        IntegrityError: it is not such a file.
+    """
+    return _mapped(path, [_INTEGERS, _STRINGS])
+
+
+def map_tombstones(path: Path) -> Int64:
+    """Return the positions int64 [T] of tombstones, sorted.
+
+    Raises:
+        IntegrityError: as `map_ids`, or they are not sorted.
+    """
+    positions: Int64 = _mapped(path, [_TOMBSTONES]).column("position").to_numpy()
+    if len(positions) and (positions[0] < 0 or (np.diff(positions) <= 0).any()):
+        raise IntegrityError(f"{path} holds positions that are not sorted")
+    return positions
+
+
+def _mapped(path: Path, schemas: list[pa.Schema]) -> pa.RecordBatch:
+    what = f"{path} is not a file of ids"
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)  # offsets that lead out of the file
+    except pa.ArrowException as error:
+        raise IntegrityError(what, str(error)) from error
+    if reader.num_record_batches != 1 or not any(batch.schema.equals(s) for s in schemas):
+        raise IntegrityError(what, f"{reader.num_record_batches} batches of {batch.schema}")
+    return batch
 
 
 def lower_bound(recalls: Float64) -> float:
@@ -130,17 +193,12 @@ def _put(storage: Storage, path: str, file: Path) -> StoredFile:
     """Store a file under the name of its bytes; equal names hold equal bytes, so none is replaced."""
     with file.open("rb") as data:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
-    ending: Literal["faiss", "arrow"] = "faiss" if file.suffix == ".faiss" else "arrow"
+    ending: Literal["faiss", "arrow"] = "arrow"
+    if file.suffix == ".faiss":
+        ending = "faiss"
     stored = StoredFile(sha256, file.stat().st_size, ending)
     storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=_CHUNK_BYTES)
     return stored
-
-
-def _tombstones(storage: Storage, path: str, folder: Path, manifest: IndexManifest) -> Int64:
-    if manifest.tombstones is None:
-        return np.empty(0, np.int64)
-    file = manifest.tombstones.file
-    return ids.map_tombstones(_copy(storage, path, folder, file), file.sha256)
 
 
 def _copy(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
@@ -149,25 +207,17 @@ def _copy(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
     try:
         found = storage.store.get(place)
     except FileNotFoundError:
-        raise _other(place, None, file) from None
-    if found.meta["size"] != file.size_bytes:
-        raise _other(place, found.meta["size"], file)
+        raise IntegrityError(f"{place} is missing", "its manifest is there", FIX) from None
+    what, size = f"{place} is not the index that was saved", found.meta["size"]
+    if size != file.size_bytes:
+        why = f"it has {size:,} bytes, its manifest says {file.size_bytes:,}"
+        raise IntegrityError(what, why, FIX)
     digest, copy = hashlib.sha256(), folder / f"{file.sha256}.{file.ending}"
     with copy.open("wb") as out:
         for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
             digest.update(chunk)
             out.write(chunk)
     if digest.hexdigest() != file.sha256:
-        raise IntegrityError(
-            f"{place} is not the index that was saved",
-            f"its sha256 is {digest.hexdigest()}, its manifest says {file.sha256}",
-            FIX,
-        )
+        why = f"its sha256 is {digest.hexdigest()}, its manifest says {file.sha256}"
+        raise IntegrityError(what, why, FIX)
     return copy
-
-
-def _other(place: str, size: int | None, file: StoredFile) -> IntegrityError:
-    if size is None:
-        return IntegrityError(f"{place} is missing", "its manifest is there", FIX)
-    why = f"it has {size:,} bytes, its manifest says {file.size_bytes:,}"
-    return IntegrityError(f"{place} is not the index that was saved", why, FIX)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import faiss
 import numpy as np
@@ -22,6 +21,9 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX
 from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, UsageError
+
+if TYPE_CHECKING:
+    from reembed.index.segments import SegmentedIndex
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -54,39 +56,6 @@ class VectorSource(Protocol):
         """Yield row ids [B] and document ids [B], every row once, in the order of `batches`."""
 
 
-@dataclass(frozen=True)
-class ArrayVectors:
-    """Vectors in memory: row ids int64 [N], which are the document ids too, and vectors [N, D]."""
-
-    row_ids: Int64
-    vectors: Float32
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return len(self.row_ids)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self.vectors.shape[1])
-
-    def sample(self, n: int, seed: int) -> Float32:
-        """Return min(n, N) rows [., D], without repeats."""
-        chosen = np.random.default_rng(seed).permutation(self.rows)[:n]
-        return self.vectors[np.sort(chosen)]
-
-    def batches(self) -> Iterator[tuple[Int64, Float32]]:
-        """Yield all rows in pieces of 64k."""
-        for start in range(0, self.rows, 65_536):
-            piece = slice(start, start + 65_536)
-            yield self.row_ids[piece], self.vectors[piece]
-
-    def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
-        """Yield all ids at once."""
-        yield self.row_ids, pa.array(self.row_ids)
-
-
 class SearchIndex:
     """A filled FAISS index with the row id of each position."""
 
@@ -95,10 +64,14 @@ class SearchIndex:
         self.faiss_index = faiss_index
         self.row_ids = row_ids
         self._ivf: Any = faiss.try_extract_index_ivf(faiss_index)
+        self._refine: Any = None
+        self._hnsw: Any = None
         inner: Any = faiss.downcast_index(faiss_index)
-        self._refine: Any = inner if isinstance(inner, faiss.IndexRefine) else None
-        base: Any = faiss.downcast_index(inner.base_index) if self._refine is not None else inner
-        self._hnsw: Any = base if isinstance(base, faiss.IndexHNSW) else None
+        base = inner
+        if isinstance(inner, faiss.IndexRefine):
+            self._refine, base = inner, faiss.downcast_index(inner.base_index)
+        if isinstance(base, faiss.IndexHNSW):
+            self._hnsw = base
         exact = (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat, faiss.IndexRefineFlat)
         self.scores_are_exact = isinstance(inner, exact)
 
@@ -124,7 +97,9 @@ class SearchIndex:
     @property
     def k_factors(self) -> tuple[int | None, ...]:
         """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
-        return K_FACTORS if self._refine is not None else (None,)
+        if self._refine is None:
+            return (None,)
+        return K_FACTORS
 
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point: any of nprobe, ef_search and k_factor.
@@ -132,10 +107,8 @@ class SearchIndex:
         Raises:
             IntegrityError: the index has no such setting, so the point belongs to another index.
         """
-        settings = {self.knob[0]} if self.knob else set()
-        if self._refine is not None:
-            settings.add("k_factor")
-        if not point.keys() <= settings:
+        parts = {"nprobe": self._ivf, "ef_search": self._hnsw, "k_factor": self._refine}
+        if any(parts.get(setting) is None for setting in point):
             raise IntegrityError(f"operating point {point} belongs to another index", fix=FIX)
         if "k_factor" in point:
             self._refine.k_factor = point["k_factor"]
@@ -189,19 +162,8 @@ def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64,
     return best_ids, best_scores
 
 
-class RowSearch(Protocol):
-    """What finds rows by their vectors: one index, or several segments."""
-
-    @property
-    def scores_are_exact(self) -> bool:
-        """Whether scores are inner products of the vectors as they were given."""
-
-    def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
-        """Return row ids [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out."""
-
-
 def ann_recall(
-    index: RowSearch,
+    index: SearchIndex | SegmentedIndex,
     queries: Float32,
     exact_ids: Int64,
     exact_scores: Float32,

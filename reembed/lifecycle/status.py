@@ -7,7 +7,7 @@ and all open runs, and only the newest of each are read.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
@@ -18,7 +18,9 @@ from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.candidates import candidates, previous
-from reembed.source.lag import Lag, lag
+
+if TYPE_CHECKING:
+    from reembed.source.lag import Lag
 
 _CANDIDATES, _RUNS = 5, 2
 """How many are read; the rest are named, candidates with their verdicts."""
@@ -150,7 +152,7 @@ def status(catalog: Catalog) -> Status:
     return Status(
         alias=catalog.alias,
         live=live,
-        lag=lag(catalog, live.release) if live else None,
+        lag=_lag(catalog, live) if live else None,
         previous=catalog.release(stood.release) if stood else None,
         candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
         rolled_back=_rolled_back(catalog, live) if live else None,
@@ -159,6 +161,12 @@ def status(catalog: Catalog) -> Status:
         runs=tuple(r for e in runs[-_RUNS:] if _is_a_run(r := _run(catalog, e))),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
     )
+
+
+def _lag(catalog: Catalog, live: AliasRecord) -> Lag:
+    from reembed.source.lag import lag  # loads Lance, which nothing else here needs
+
+    return lag(catalog, live.release)
 
 
 def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:

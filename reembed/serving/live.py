@@ -1,8 +1,9 @@
-"""`OpenRelease`: a release's table version, index and query model, opened and checked as one."""
+"""`OpenRelease`: a release's table version, index and query model, opened and checked as one; its hits."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,9 +116,10 @@ class OpenRelease:
         """
         require_k(k)
         if not isinstance(columns, tuple) or columns:
-            columns = _names(columns)
-            require_carried(self.release, columns)
-        vectors = queries if _are_vectors(queries) else self.encode_queries(queries)
+            columns = require_carried(self.release, columns)
+        vectors = queries
+        if not _are_vectors(queries):
+            vectors = self.encode_queries(queries)
         # FAISS makes room for k results, however few vectors there are.
         positions, scores = self.index.nearest(vectors, min(k, max(1, self.index.rows)))
         there = positions >= 0
@@ -131,19 +133,36 @@ class OpenRelease:
         if not columns:
             return repeat(_NO_COLUMNS, len(positions))
         known, place = np.unique(self.index.row_ids(positions), return_inverse=True)
-        rows = self._take(known, list(dict.fromkeys(columns)))
-        values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}
-        return ({c: values[c][at] for c in columns} for at in place.tolist())
-
-    def _take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         try:
-            return self.table.take(row_ids, columns)
+            rows = self.table.take(known, list(dict.fromkeys(columns)))
         except (OSError, ValueError) as error:
             raise IntegrityError(
                 f"the table of release {self.release.id} cannot be read any more",
                 str(error).splitlines()[0],
-                "reembed status     # where gc removed it: open what is live now",
+                "reembed status     # if gc removed it, open the live release",
             ) from error
+        values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}
+        return ({c: values[c][at] for c in columns} for at in place.tolist())
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The hits of each query, all of one release."""
+
+    release: Release
+    queries: tuple[str, ...]
+    hits: tuple[tuple[Hit, ...], ...]
+    """Of each query, best first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed search --json` prints: null for numbers that JSON does not have."""
+        pairs = zip(self.queries, self.hits, strict=True)
+        return {
+            "release": self.release.id,
+            "model": self.release.space.model,
+            "space": self.release.space.id,
+            "results": [{"query": q, "hits": [_shown(h) for h in hits]} for q, hits in pairs],
+        }
 
 
 def _are_vectors(queries: Any) -> TypeGuard[Float32]:
@@ -162,48 +181,49 @@ def _value(scalar: pa.Scalar) -> Any:
         return scalar.cast(digests.without_times(scalar.type)).as_py()
 
 
-def _names(columns: Any) -> Sequence[str]:
-    """Return columns as a list of names; a str is left to `require_carried`.
+def _shown(hit: Hit) -> dict[str, Any]:
+    return {"doc_id": hit.doc_id, "score": round(hit.score, 6), "columns": _finite(hit.columns)}
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None for each number that JSON does not have, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def require_carried(release: Release, columns: Any) -> list[str]:
+    """Return columns as a list of names that the release carries.
 
     Raises:
-        UsageError: it is not a list of names.
+        UsageError: it is not a list of names, or it names others.
     """
-    named = columns
+    names = columns
     if isinstance(columns, Iterable) and not isinstance(columns, str | bytes | dict):
-        named = list(columns)
-    if isinstance(named, str):
-        return named
-    if not isinstance(named, list) or not all(isinstance(c, str) for c in named):
+        names = list(columns)
+    if not isinstance(names, list) or not all(isinstance(c, str) for c in names):
         raise UsageError(
-            f"columns must be a list of names, not {named!r:.80}", None, 'columns=["title"]'
+            f"columns must be a list of names, not {columns!r:.80}", None, 'columns=["title"]'
         )
-    if "doc_id" in named:
+    if "doc_id" in names:
         raise UsageError("doc_id is not a carried column", "each hit has it", "hit.doc_id")
-    return named
-
-
-def require_carried(release: Release, columns: Sequence[str]) -> None:
-    """Refuse columns that a release does not carry.
-
-    Raises:
-        UsageError: naming them, and those that are carried.
-    """
     carried = release.source.carry
-    named = [columns] if isinstance(columns, str) else list(columns)
-    if unknown := [str(c) for c in named if c not in carried]:
-        if own := [c for c in unknown if c in RESERVED_COLUMNS]:
-            raise UsageError(
-                f"{', '.join(own)} is not a carried column",
-                "it is one of reembed's own columns, which search does not return",
-                f"columns={carried!r}",
-            )
+    unknown = [c for c in names if c not in carried]
+    if own := [c for c in unknown if c in RESERVED_COLUMNS]:
+        raise UsageError(
+            f"{', '.join(own)} is not a carried column",
+            "it is one of reembed's own columns, which search does not return",
+            f"columns={carried!r}",
+        )
+    if unknown:
         wanted = shlex.quote(f"table.carry={json.dumps(list(dict.fromkeys([*carried, *unknown])))}")
         raise UsageError(
             f"{', '.join(unknown)} is not carried in release {release.id}",
             f"carried: {', '.join(carried) or 'nothing'}",
             f"reembed run --set {wanted}",
         )
-    if isinstance(columns, str):
-        raise UsageError(
-            f"columns must be a list of names, not {columns!r}", None, f"columns=[{columns!r}]"
-        )
+    return names

@@ -43,7 +43,6 @@ PLAIN = re.compile(
 QUOTED = re.compile(r"shlex\.(quote|join)\(.+\)")
 PROSE = {
     "add them to a-value, or remove their judgements",
-    "columns=[a-value]",
     "copy or download the model again",
     "correct it or remove it, then run again",
     "download the model again, or save it again with save_pretrained()",

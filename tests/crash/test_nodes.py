@@ -84,7 +84,7 @@ def test_without_any_node_a_job_waits_says_so_and_ends_with_75_and_a_new_node_re
     said = json.loads(out)
     assert (said["error"], said["exit_code"]) == ("NoCapacity", 75)
     assert "no node of the cluster has the 1 CPUs and 0 GPUs of an actor" in said["why"]
-    assert "waiting for one, 60 s in all" in err
+    assert "waiting for one, at most 60 s" in err
     before = {r.unit: r for r in run.receipts()}
     assert len(before) >= 2
     cluster.add_node(num_cpus=3)

@@ -181,7 +181,7 @@ def test_a_stopped_worker_is_ended_at_its_deadline_and_its_unit_done_again(
     assert process.returncode == 0, err
     assert json.loads(out)["rows"] == 120
     events = [json.loads(e) for e in run.storage.read_bytes(run.path("events.jsonl")).splitlines()]
-    assert "over its deadline of 3 s: its worker is ended; trying it again" in err
+    assert "more than its deadline of 3 s: its worker was stopped; trying the unit again" in err
     (ended,) = [e for e in events if e["stage"] == "deadline"]
     assert (ended["unit"], ended["ended"]) == (worker.unit, True)
     again = {r.unit: r.stats.attempt for r in run.receipts()}

@@ -25,7 +25,7 @@ from reembed.catalog.releases import Catalog
 from reembed.cli import text as report
 from reembed.config.settings import Config, EncoderConfig
 from reembed.errors import UsageError
-from reembed.evaluation.comparison import Comparison
+from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.metrics import ranking
 from reembed.evaluation.queries import load_eval_set
 from reembed.store.storage import Storage

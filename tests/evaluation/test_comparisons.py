@@ -33,8 +33,7 @@ from reembed.config.settings import Config, FrozenGate, GateConfig, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.compare import PLANNED
-from reembed.evaluation.comparison import Compared, Comparison, Place
+from reembed.evaluation.comparisons import Compared, Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored
 from reembed.lifecycle import complete, moves, verification
@@ -45,6 +44,7 @@ from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
+PLANNED = Asked()
 CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DOCUMENTS, QUERIES = 240, 52
 ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
@@ -928,7 +928,7 @@ def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair)
     ],
 )
 def test_a_change_without_a_reason_or_out_of_range_is_refused(pair, options):
-    with pytest.raises(AssertionError, match=r"go together|not in the range"):
+    with pytest.raises(AssertionError, match=r"is required with|not in the range"):
         pair.said("compare", *options)
     assert pair.kept() == []
 

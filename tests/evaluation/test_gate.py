@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError
+from reembed.evaluation.comparisons import Rule, Verdict
 from reembed.evaluation.gate import (
     MIN_QUERIES,
     Relevance,
-    Rule,
     Shared,
-    Verdict,
     combine,
     judge,
     require_verdict_of_rules,
@@ -36,7 +35,7 @@ def releases(change: float, n: int, seed: int = 0, sd: float = 0.18) -> Relevanc
     return Relevance(live, ndcg, live, recall)
 
 
-def decide(relevance: Relevance | None, **changed: object) -> Verdict:
+def decide(relevance: Relevance, **changed: object) -> Verdict:
     arguments = {"verified": True, "ann_recall_Q": EXACT, "relevance": relevance, **changed}
     return judge(GATE, **arguments)
 
@@ -96,6 +95,7 @@ def test_one_query_is_inconclusive_and_its_record_is_json():
     verdict = decide(Relevance(one, one, one, one), ann_recall_Q=one)
     assert verdict.verdict == "inconclusive"
     assert rule_of(verdict, "nDCG@10 change").bound is None
+    assert "over 1 queries, at least -0.0100 needed" in rule_of(verdict, "nDCG@10 change").detail
     json.dumps(encode(verdict), allow_nan=False)
 
 
@@ -177,18 +177,11 @@ def test_no_margin_is_said_to_pass_where_something_else_stands_in_the_way():
     assert decide(worse, verified=False).margin_needed is None
     assert decide(worse, ann_recall_Q=np.full(300, 0.5)).margin_needed is None
     assert decide(releases(-0.05, MIN_QUERIES - 1)).margin_needed is None
-    assert decide(None).margin_needed is None
-
-
-def test_without_judged_queries_the_verdict_is_inconclusive_and_says_so():
-    verdict = decide(None)
-    assert verdict.verdict == "inconclusive"
-    assert rule_of(verdict, "relevance").detail == ("no relevance evidence: structural checks only")
 
 
 def test_an_unverified_candidate_fails_whatever_its_relevance():
     assert decide(releases(0.1, 1000), verified=False).verdict == "fail"
-    assert decide(None, verified=False).verdict == "fail"
+    assert decide(releases(0.0, 50), verified=False).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -203,19 +196,20 @@ def test_ann_recall_must_reach_its_target(share_of_perfect, expected):
 
 def test_ann_recall_near_its_target_is_inconclusive():
     ann_recall = np.where(np.arange(100) % 4 == 0, 0.82, 1.0)
-    rule = rule_of(decide(None, ann_recall_Q=ann_recall), "ann_recall@10")
+    rule = rule_of(decide(releases(0.1, 1000), ann_recall_Q=ann_recall), "ann_recall@10")
     assert rule.verdict == "inconclusive"
     assert rule.queries_needed is not None
 
 
 def test_exact_search_passes_even_a_target_of_one():
-    verdict = judge(GateConfig(ann_recall=1.0), verified=True, ann_recall_Q=EXACT, relevance=None)
+    gate, relevance = GateConfig(ann_recall=1.0), releases(0.1, 1000)
+    verdict = judge(gate, verified=True, ann_recall_Q=EXACT, relevance=relevance)
     assert rule_of(verdict, "ann_recall@10").verdict == "pass"
 
 
 def test_unmeasured_ann_recall_does_not_pass():
-    rule = rule_of(decide(None, ann_recall_Q=np.array([])), "ann_recall@10")
-    assert rule.verdict == "inconclusive"
+    with pytest.raises(ValueError, match="at least one value"):
+        decide(releases(0.1, 1000), ann_recall_Q=np.array([]))
 
 
 def test_unpaired_metrics_are_refused():
@@ -239,7 +233,7 @@ def test_the_worst_rule_decides(found):
 
 
 def test_a_verdict_survives_the_codec():
-    for relevance in (None, releases(0.0, 60), releases(0.1, 600), releases(-0.3, 200)):
+    for relevance in (releases(0.0, 1), releases(0.0, 60), releases(0.1, 600), releases(-0.3, 200)):
         verdict = decide(relevance)
         assert decode(Verdict, json.loads(json.dumps(encode(verdict)))) == verdict
         require_verdict_of_rules(verdict)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ir_measures import RR, Judged, R, nDCG
 
 from reembed.errors import IntegrityError
+from reembed.evaluation.comparisons import Estimate
 from reembed.evaluation.metrics import (
     Judgements,
-    Latency,
     judged_at,
+    latency,
     mrr_at,
     ndcg_at,
     number_documents,
@@ -235,8 +236,7 @@ def test_interval_equals_scipy():
 
 def test_interval_of_one_value_is_unbounded():
     interval = paired_interval(np.array([0.3]))
-    assert (interval.mean, interval.lower, interval.upper) == (0.3, -math.inf, math.inf)
-    assert (interval.low, interval.high, interval.n) == (-math.inf, math.inf, 1)
+    assert interval == Estimate(0.3, None, None, None, None, None, 1)
 
 
 def test_interval_of_equal_values_has_no_width():
@@ -272,6 +272,6 @@ def test_queries_needed_gives_80_percent_power_to_an_equal_system():
 
 def test_latency_percentiles_are_measured_values_in_milliseconds():
     latencies_s = np.array([0.001] * 98 + [0.050, 0.2])
-    assert vars(Latency.of(latencies_s)) == pytest.approx(
+    assert vars(latency(latencies_s)) == pytest.approx(
         {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0}
     )

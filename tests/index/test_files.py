@@ -12,14 +12,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+from vectors import ArrayVectors
 
-from reembed.catalog.index_manifest import IndexManifest, StoredFile, read_manifest
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, UsageError
-from reembed.index import files, ids
+from reembed.index import files
 from reembed.index.build import Built, build
 from reembed.index.files import load, lower_bound, save
-from reembed.index.search import ArrayVectors, read
+from reembed.index.search import read
 from reembed.store.records import decode, encode, to_bytes
 from reembed.store.storage import Storage
 
@@ -188,11 +189,10 @@ def test_a_file_that_is_not_an_index_by_position_is_refused(tmp_path: Path) -> N
         read(file, np.arange(3))
 
 
-def stored(storage: Storage, tmp_path: Path, batch: pa.RecordBatch) -> tuple[Path, StoredFile]:
-    file = tmp_path / "written.arrow"
-    ids.write(batch, file)
-    named = files._put(storage, PATH, file)
-    return Path(storage.uri(named.path(PATH))), named
+def stored(folder: Path, batch: pa.RecordBatch) -> Path:
+    file = folder / "written.arrow"
+    files.write_batch(batch, file)
+    return file
 
 
 @pytest.mark.parametrize(
@@ -204,42 +204,35 @@ def stored(storage: Storage, tmp_path: Path, batch: pa.RecordBatch) -> tuple[Pat
         {"row_id": ["a"], "doc_id": ["a"]},
     ],
 )
-def test_a_file_of_other_columns_is_refused(
-    storage: Storage, tmp_path: Path, columns: dict[str, Any]
-) -> None:
-    file, named = stored(storage, tmp_path, pa.record_batch(columns))
+def test_a_file_of_other_columns_is_refused(tmp_path: Path, columns: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match="is not a file of ids"):
-        ids.map_ids(file, named.sha256)
+        files.map_ids(stored(tmp_path, pa.record_batch(columns)))
 
 
-def test_ids_whose_offsets_lead_out_of_the_file_are_refused(
-    storage: Storage, tmp_path: Path
-) -> None:
-    file, _ = stored(storage, tmp_path, ids.batch_of(np.arange(2), pa.array(["abc", "de"])))
+def test_ids_whose_offsets_lead_out_of_the_file_are_refused(tmp_path: Path) -> None:
+    file = stored(tmp_path, files.batch_of(np.arange(2), pa.array(["abc", "de"])))
     offsets = [np.array([0, middle, 5], np.int64).tobytes() for middle in (3, 2**40)]
     assert file.read_bytes().count(offsets[0]) == 1
     hostile = tmp_path / "hostile.arrow"
     hostile.write_bytes(file.read_bytes().replace(*offsets))
     with pytest.raises(IntegrityError, match="is not a file of ids"):
-        ids.map_ids(hostile, files._put(storage, PATH, hostile).sha256)
+        files.map_ids(hostile)
 
 
-def test_a_file_that_is_not_arrow_is_refused(tmp_path: Path, storage: Storage) -> None:
+def test_a_file_that_is_not_arrow_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.arrow"
     file.write_bytes(b"not arrow at all")
     with pytest.raises(IntegrityError, match="is not a file of ids"):
-        ids.map_ids(file, files._put(storage, PATH, file).sha256)
+        files.map_ids(file)
 
 
-def test_tombstones_come_back_sorted_and_unsorted_ones_are_refused(
-    storage: Storage, tmp_path: Path
-) -> None:
-    file, named = stored(storage, tmp_path, ids.tombstones_of(np.array([5, 1, 5])))
-    assert ids.map_tombstones(file, named.sha256).tolist() == [1, 5]
-    turned = pa.record_batch([pa.array([5, 1])], schema=ids._TOMBSTONES)
-    file, named = stored(storage, tmp_path, turned)
-    with pytest.raises(IntegrityError, match="not sorted"):
-        ids.map_tombstones(file, named.sha256)
+def test_sorted_tombstones_come_back_and_unsorted_ones_are_refused(tmp_path: Path) -> None:
+    batch = pa.record_batch([pa.array([1, 5])], schema=files._TOMBSTONES)
+    assert files.map_tombstones(stored(tmp_path, batch)).tolist() == [1, 5]
+    for turned in ([5, 1], [1, 1], [-1, 1]):
+        batch = pa.record_batch([pa.array(turned)], schema=files._TOMBSTONES)
+        with pytest.raises(IntegrityError, match="not sorted"):
+            files.map_tombstones(stored(tmp_path, batch))
 
 
 def test_lower_bound_is_the_student_t_bound() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vectors import CPU, random_source, unit
+from vectors import CPU, ArrayVectors, random_source, unit
 
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.config.settings import IndexConfig
@@ -28,7 +28,6 @@ from reembed.index.build import (
 )
 from reembed.index.files import load, save
 from reembed.index.search import (
-    ArrayVectors,
     Float32,
     Int64,
     ann_recall,

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pytest
-from vectors import CPU, random_source
+from vectors import CPU, ArrayVectors, random_source
 
 from reembed.config.settings import IndexConfig
 from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
 from reembed.index.build import build, gpu_available
-from reembed.index.search import ADD_ROWS, ArrayVectors, Float32, Int64, checked_batches
+from reembed.index.search import ADD_ROWS, Float32, Int64, checked_batches
 
 
 def test_rows_that_come_in_another_order_the_second_time_are_refused() -> None:

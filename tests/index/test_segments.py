@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vectors import ArrayVectors
 
 from reembed.catalog.index_manifest import IndexManifest, Tombstones, read_manifest
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError
-from reembed.index import files, ids
+from reembed.index import files
 from reembed.index.build import build
-from reembed.index.search import ArrayVectors, Float32, Int64, SearchIndex
+from reembed.index.search import Float32, Int64, SearchIndex
 from reembed.index.segments import SegmentedIndex
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -119,7 +120,8 @@ def saved(storage: Storage, tombstones: Int64) -> tuple[IndexManifest, Float32]:
         where = {"space": "s", "table": "t", "table_version": 1}
         made.append(files.save(built, storage, PATH, **where))
     file = Path(storage.root) / "dead.arrow"
-    ids.write(ids.tombstones_of(tombstones), file)
+    dead_rows = pa.record_batch([pa.array(np.unique(tombstones))], schema=files._TOMBSTONES)
+    files.write_batch(dead_rows, file)
     delta = dataclasses.replace(made[1].base, kind="delta")
     dead = Tombstones(files._put(storage, PATH, file), len(np.unique(tombstones)))
     manifest = dataclasses.replace(made[0], segments=(made[0].base, delta), tombstones=dead)

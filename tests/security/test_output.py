@@ -36,26 +36,25 @@ from reembed.config.resolved import ResolvedConfig
 from reembed.config.settings import Config, EncoderConfig, FrozenGate, SourceConfig
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
-from reembed.evaluation.comparison import (
+from reembed.evaluation.comparisons import (
     Compared,
     Comparison,
     DocumentsCompared,
     Estimate,
+    Latency,
     MetricChange,
     Place,
     QueriesUsed,
+    Rule,
     Sides,
 )
-from reembed.evaluation.gate import Rule
-from reembed.evaluation.metrics import Latency
 from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
 from reembed.lifecycle.verification import Verified
 from reembed.redact import one_line, plain
-from reembed.serving.live import Hit
-from reembed.serving.result import SearchResult
+from reembed.serving.live import Hit, SearchResult
 from reembed.source.importer import Imported
 from reembed.source.lag import Lag
 from reembed.space import ContentIdentity, Space
