@@ -8,22 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
+
+
+class Event:
+    """One thing that happened; each kind is a frozen dataclass of plain fields."""
+
+    stage: ClassVar[str]
+    """Its name in the log line and in events.jsonl."""
+
+    def __init_subclass__(cls, stage: str = "") -> None:
+        if stage:
+            cls.stage, KINDS[stage] = stage, cls
+
+
+KINDS: dict[str, type[Event]] = {}
+"""Every kind of event, by stage."""
+Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Working:
+class Working(Event, stage="begin"):
     """A step that takes a while starts."""
 
-    stage: ClassVar[str] = "begin"
     what: str
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(Event, stage="note"):
     """A fact that the user should know; nothing has to be done about it."""
 
-    stage: ClassVar[str] = "note"
     what: str
 
 
@@ -38,27 +52,24 @@ class ChangedSetting:
 
 
 @dataclass(frozen=True)
-class Ignored:
+class Ignored(Event, stage="ignored"):
     """Settings that differ from those that the run was planned or built with."""
 
-    stage: ClassVar[str] = "ignored"
     settings: tuple[ChangedSetting, ...]
 
 
 @dataclass(frozen=True)
-class AlreadyBuilt:
+class AlreadyBuilt(Event, stage="already"):
     """The run is complete; nothing was done."""
 
-    stage: ClassVar[str] = "already"
     run: str
     release: str
 
 
 @dataclass(frozen=True)
-class ChangesFound:
+class ChangesFound(Event, stage="changes"):
     """A release was compared with a newer version of its source; figures count documents."""
 
-    stage: ClassVar[str] = "changes"
     before: int
     """Source version that the release equals."""
     after: int
@@ -74,10 +85,9 @@ class ChangesFound:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(Event, stage="plan"):
     """The run's plan was written."""
 
-    stage: ClassVar[str] = "plan"
     run: str
     documents: int
     units: int
@@ -91,10 +101,9 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Resumed:
+class Resumed(Event, stage="resume"):
     """An unfinished run is resumed."""
 
-    stage: ClassVar[str] = "resume"
     run: str
     staged: int
     """Units that have a receipt."""
@@ -103,10 +112,9 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Connected:
+class Connected(Event, stage="ray"):
     """The executor is ready."""
 
-    stage: ClassVar[str] = "ray"
     where: str
 
 
@@ -138,10 +146,9 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Event, stage="embed"):
     """Progress of the embedding; rates are those of the last minute."""
 
-    stage: ClassVar[str] = "embed"
     figures: Throughput
     eta_s: int | None
     waiting: str | None
@@ -151,18 +158,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Embedded(Event, stage="embedded"):
     """All units are embedded; rates count from the first unit's start."""
 
-    stage: ClassVar[str] = "embedded"
     figures: Throughput
 
 
 @dataclass(frozen=True)
-class WaitingForNode:
+class WaitingForNode(Event, stage="waiting"):
     """No node of the cluster has room for an actor."""
 
-    stage: ClassVar[str] = "waiting"
     cpus: float
     gpus: float
     stall_s: float
@@ -170,10 +175,9 @@ class WaitingForNode:
 
 
 @dataclass(frozen=True)
-class WorkerEnded:
+class WorkerEnded(Event, stage="deadline"):
     """A worker exceeded the deadline of its unit; the unit is tried again."""
 
-    stage: ClassVar[str] = "deadline"
     unit: str
     attempt: int
     seconds: float
@@ -183,27 +187,24 @@ class WorkerEnded:
 
 
 @dataclass(frozen=True)
-class Draining:
+class Draining(Event, stage="stopping"):
     """A signal came: units in progress are finished, for at most `seconds`."""
 
-    stage: ClassVar[str] = "stopping"
     seconds: float
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Event, stage="kept"):
     """Rows of the base were staged again without embedding them."""
 
-    stage: ClassVar[str] = "kept"
     units: int
     rows: int
 
 
 @dataclass(frozen=True)
-class Sealed:
+class Sealed(Event, stage="table"):
     """All units are in the table, in one commit."""
 
-    stage: ClassVar[str] = "table"
     table: str
     version: int
     rows: int
@@ -212,10 +213,9 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(Event, stage="index"):
     """The index was built, tuned and saved."""
 
-    stage: ClassVar[str] = "index"
     factory: str
     device: str
     rows: int
@@ -227,10 +227,9 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Event, stage="verify"):
     """Table and index were compared with the source."""
 
-    stage: ClassVar[str] = "verify"
     passed: bool
     rows: int
     sampled: int
@@ -241,19 +240,17 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Event, stage="candidate"):
     """The release is registered; what serves is unchanged."""
 
-    stage: ClassVar[str] = "candidate"
     release: str
     live: str | None
 
 
 @dataclass(frozen=True)
-class Behind:
+class Behind(Event, stage="lag"):
     """How far a release is behind its source."""
 
-    stage: ClassVar[str] = "lag"
     release: str
     source_version: int
     """The newest version that the release is known to equal."""
@@ -268,33 +265,6 @@ class Behind:
     def versions(self) -> int | None:
         """Versions after `source_version`."""
         return None if self.newest is None else self.newest - self.source_version
-
-
-Event = (
-    Working
-    | Notice
-    | Ignored
-    | AlreadyBuilt
-    | ChangesFound
-    | Planned
-    | Resumed
-    | Connected
-    | Progress
-    | Embedded
-    | WaitingForNode
-    | WorkerEnded
-    | Draining
-    | Kept
-    | Sealed
-    | Indexed
-    | Verified
-    | Candidate
-    | Behind
-)
-Listener = Callable[[Event], None]
-
-KINDS: dict[str, type[Event]] = {kind.stage: kind for kind in get_args(Event)}
-"""By stage: the name of an event in the log line and in events.jsonl."""
 
 
 def ignore(event: Event) -> None:

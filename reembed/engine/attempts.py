@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from reembed.catalog.lease import Worker, workers
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.engine.host import ALONE, Host
+from reembed.engine.executor import ALONE, Host
 from reembed.errors import RunFailed
 from reembed.store.records import encode
 

@@ -16,8 +16,8 @@ from ray.exceptions import AuthenticationError
 from reembed.config.settings import Config
 from reembed.engine import ray_auth
 from reembed.engine.nodes import resources, total
+from reembed.engine.ray_errors import reason
 from reembed.engine.ray_internals import on_loopback, quiet_stderr, signals_wait
-from reembed.engine.tasks import reason
 from reembed.errors import ReembedError, RunFailed, UsageError
 
 READER = "reembed-rows"

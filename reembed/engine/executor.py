@@ -1,10 +1,10 @@
-"""Where the work of a strategy runs. This module does not import Ray: `ray_executor` does."""
+"""Where the work of a strategy runs, and its workers. This module does not import Ray: `ray_executor` does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import Config
@@ -44,3 +44,34 @@ class Executor(Protocol):
 
     def has_gpu(self) -> bool:
         """Return whether a call can ask for a GPU."""
+
+
+class Place(NamedTuple):
+    """Ids of a process's node, of its driver's job and of its actor; empty outside a cluster."""
+
+    node: str = ""
+    job: str = ""
+    actor: str = ""
+
+
+class Host(Protocol):
+    """Tells a worker where it runs, and whether another one died alone."""
+
+    def place(self) -> Place:
+        """Return where this process runs."""
+
+    def outlived(self, node: str, job: str) -> bool:
+        """Return whether a process there died while its node and its driver lived on."""
+
+
+class _Alone:
+    """A process outside a cluster: nothing is known about others."""
+
+    def place(self) -> Place:
+        return Place()
+
+    def outlived(self, node: str, job: str) -> bool:
+        return False
+
+
+ALONE = _Alone()

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed.catalog.lease import parent_of
 from reembed.engine import ray_internals
-from reembed.engine.host import Place
+from reembed.engine.executor import Place
 
 EMBEDDER = "_Embedder"
 """In the name of the class of each actor that embeds."""

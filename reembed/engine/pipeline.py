@@ -30,8 +30,8 @@ from reembed.engine.cluster import READER
 from reembed.engine.documents import prepared, read
 from reembed.engine.job import EmbedJob
 from reembed.engine.progress import UnitDone
+from reembed.engine.ray_errors import reason, unwrapped
 from reembed.engine.signals import Stop
-from reembed.engine.tasks import reason, unwrapped
 from reembed.engine.watchdog import Watchdog
 from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed

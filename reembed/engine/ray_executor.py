@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import ray
+from ray.exceptions import RayError, RayTaskError
 
 from reembed.config.settings import Config
-from reembed.engine import cluster, nodes, pipeline, tasks
+from reembed.engine import cluster, nodes, pipeline
+from reembed.engine.ray_errors import reason, unwrapped
+from reembed.errors import NoCapacity, RunFailed
 
 T = TypeVar("T")
+
+_TASKS_AT_ONCE = 64
+_LOOK_S = 2.0
 
 
 class RayExecutor:
     """Runs work on Ray, as `Executor` describes."""
 
     where = "Ray"
+    embed = staticmethod(pipeline.embed_units)
+    largest_node_cpus = staticmethod(nodes.largest_node_cpus)
+    has_gpu = staticmethod(nodes.has_gpu)
 
     @contextmanager
     def connected(self, config: Config) -> Iterator[RayExecutor]:
@@ -25,13 +37,66 @@ class RayExecutor:
             yield self
 
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
-        """As `tasks.call`."""
-        return tasks.call(function, *args, cpus=cpus, gpus=gpus, patience_s=self._patience_s)
+        """Run a function as one Ray task, outside the driver's memory, and wait for its result.
+
+        Raises:
+            ReembedError: the one the function raised.
+            NoCapacity: no node had room for it for `embed.stall_s`.
+            RunFailed: its process died each time.
+        """
+        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
+        running = task.remote(*args)
+        self._first_done([running], cpus, gpus)
+        return cast(T, _result(running))
 
     def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-        """As `tasks.each`."""
-        return tasks.each(function, items, patience_s=self._patience_s)
+        """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
-    embed = staticmethod(pipeline.embed_units)
-    largest_node_cpus = staticmethod(nodes.largest_node_cpus)
-    has_gpu = staticmethod(nodes.has_gpu)
+        Raises:
+            ReembedError, NoCapacity, RunFailed: as `call`, of the first that fails.
+        """
+        task = ray.remote(function).options(num_cpus=1, max_retries=3)
+        found: dict[int, T] = {}
+        running: dict[Any, int] = {}
+
+        def collect() -> None:
+            done = self._first_done(list(running), 1, 0)
+            found[running.pop(done)] = _result(done)
+
+        for number, item in enumerate(items):
+            if len(running) >= _TASKS_AT_ONCE:
+                collect()
+            running[task.remote(*item)] = number
+        while running:
+            collect()
+        return [found[number] for number in sorted(found)]
+
+    def _first_done(self, running: list[Any], cpus: float, gpus: float) -> Any:
+        """Wait for one of these tasks, at most `embed.stall_s` while no node has room for it."""
+        had_room = time.monotonic()
+        while True:
+            done, _ = ray.wait(running, timeout=_LOOK_S)
+            if done:
+                return done[0]
+            waited = time.monotonic() - had_room
+            if nodes.has_room(cpus, gpus):
+                had_room = time.monotonic()
+            elif waited > self._patience_s:
+                raise NoCapacity(
+                    f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
+                    f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs that it needs",
+                    "reembed status     # the same command resumes",
+                )
+
+
+def _result(task: Any) -> Any:
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        raise unwrapped(error) from error
+    except RayError as error:
+        raise RunFailed(
+            "a task on the cluster died each time it was tried",
+            reason(error),
+            "reembed status     # the same command resumes",
+        ) from error

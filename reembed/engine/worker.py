@@ -31,7 +31,7 @@ from reembed.engine.documents import (
     to_embed,
     tokens_of,
 )
-from reembed.engine.host import ALONE, Host
+from reembed.engine.executor import ALONE, Host
 from reembed.engine.job import EmbedJob
 from reembed.engine.patience import Patience
 from reembed.engine.progress import UnitDone

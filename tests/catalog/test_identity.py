@@ -21,7 +21,7 @@ from reembed.catalog.lease import Lease, Worker, driving, machine, read_lease
 from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig
 from reembed.engine import attempts, nodes
-from reembed.engine.host import Place
+from reembed.engine.executor import Place
 from reembed.engine.watchdog import Watchdog
 from reembed.events import ignore
 from reembed.store.storage import Storage

@@ -10,7 +10,7 @@ import pytest
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.attempts import Attempt, Range
-from reembed.engine.host import ALONE, Host, Place
+from reembed.engine.executor import ALONE, Host, Place
 from reembed.store.storage import Storage
 
 

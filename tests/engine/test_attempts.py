@@ -13,7 +13,7 @@ from inline import Inline
 from reembed.catalog.lease import driving, read_lease, workers
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
-from reembed.engine.host import ALONE
+from reembed.engine.executor import ALONE
 from reembed.errors import RunFailed
 from reembed.lifecycle import status
 from reembed.store.storage import Storage
