@@ -383,7 +383,6 @@ def _stage(job: Any, units: list[Any]) -> list[Any]:
 
     from reembed import digests
     from reembed.catalog.receipts import UnitStats
-    from reembed.engine.progress import UnitDone
     from reembed.table import write as table
     from reembed.table.read import from_vectors
 
@@ -399,8 +398,8 @@ def _stage(job: Any, units: list[Any]) -> list[Any]:
             model_tokens=2, computed_tokens=2, flop=0, peak_flops=0.0, started_at=started,
             waited_s=0.0, embed_s=0.0, model_s=0.0,
         )  # fmt: skip
-        table.stage(job.run, job.plan, job.columns, table.Staged(unit.id, pa.table(rows)))
-        done.append(UnitDone(unit.id, 1, 1, 0, stats))
+        staged = table.Staged(unit.id, pa.table(rows), stats=stats)
+        done.append(table.stage(job.run, job.plan, job.columns, staged))
     return done
 
 

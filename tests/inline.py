@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from reembed.catalog.plan import EmbedUnit
+from reembed.catalog.receipts import Receipt
 from reembed.config.settings import Config
 from reembed.engine import worker as work
 from reembed.engine.documents import prepared, read
 from reembed.engine.job import EmbedJob
-from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 from reembed.engine.worker import UnitEmbedder
 from reembed.events import Event
@@ -38,7 +38,7 @@ class Inline:
         self,
         job: EmbedJob,
         units: list[EmbedUnit],
-        on_receipt: Callable[[UnitDone], None],
+        on_receipt: Callable[[Receipt], None],
         stop: Stop,
     ) -> None:
         embedder = UnitEmbedder(job, self.wait)

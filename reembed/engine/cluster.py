@@ -44,7 +44,8 @@ def connected(config: Config) -> Iterator[str]:
     with nullcontext("") if address else ray_auth.session_folder() as folder:
         try:
             where = _connect(address) + note if address else _start(config, folder)
-            _require_room(config, private=not address)
+            if not address:
+                _require_room(config)
             yield where
         finally:  # also after a signal during Ray's start: exiting without it aborts
             if not is_left_running():
@@ -111,10 +112,8 @@ def _connect(address: str) -> str:
     return f"Ray cluster with {resources()}"
 
 
-def _require_room(config: Config, *, private: bool) -> None:
+def _require_room(config: Config) -> None:
     """Refuse what does not fit on a private Ray: it cannot grow, so the run would wait indefinitely."""
-    if not private:
-        return
     cpus, cpus_here = config.embed.actors * config.embed.actor_cpus, total().get("CPU", 0)
     if cpus >= cpus_here:
         raise UsageError(

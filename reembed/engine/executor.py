@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from reembed.catalog.plan import EmbedUnit
+from reembed.catalog.receipts import Receipt
 from reembed.config.settings import Config
 from reembed.engine.job import EmbedJob
-from reembed.engine.progress import UnitDone
 from reembed.engine.signals import Stop
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Executor(Protocol):
         self,
         job: EmbedJob,
         units: list[EmbedUnit],
-        on_receipt: Callable[[UnitDone], None],
+        on_receipt: Callable[[Receipt], None],
         stop: Stop,
     ) -> None:
         """Embed and stage units; call `on_receipt` for each; end early when `stop` says so."""

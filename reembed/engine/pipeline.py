@@ -7,6 +7,7 @@ mix units, and what is inside an actor may be sorted and packed as the model lik
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import queue
 import socket
@@ -14,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,17 @@ from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from reembed.catalog.plan import EmbedUnit
+from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes, worker
 from reembed.engine.cluster import READER
 from reembed.engine.documents import prepared, read
 from reembed.engine.job import EmbedJob
-from reembed.engine.progress import UnitDone
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.engine.signals import Stop
 from reembed.engine.watchdog import Watchdog
 from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
+from reembed.store.records import decode, encode
 from reembed.store.storage import storage_errors
 
 # CPUs of a reading, tokenizing or writing task. Not a whole number: Ray Data fuses stages with equal
@@ -48,7 +49,7 @@ _DISK = "df -h     # there; then the same command resumes"
 
 
 def embed_units(
-    job: EmbedJob, units: list[EmbedUnit], on_receipt: Callable[[UnitDone], None], stop: Stop
+    job: EmbedJob, units: list[EmbedUnit], on_receipt: Callable[[Receipt], None], stop: Stop
 ) -> None:
     """Embed and stage these units; call `on_receipt` for each as it is staged.
 
@@ -85,9 +86,9 @@ def embed_units(
 
     with stop.draining(job.drain, job.embed.drain_s):
         for row in _rows(dataset, look):
-            done = UnitDone.from_row(row)
-            watchdog.heard(done)
-            on_receipt(done)
+            receipt = decode(Receipt, json.loads(row["receipt"]))
+            watchdog.heard(receipt)
+            on_receipt(receipt)
     stop.check(drained=True)
 
 
@@ -235,7 +236,8 @@ def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:
         return batch
     unit, documents = _documents(batch)
     with storage_errors(f"unit {unit} could not be written to {job.plan.table}{_at(job)}", _DISK):
-        return pa.Table.from_pylist([asdict(worker.write(job, unit, documents))])
+        receipt = worker.write(job, unit, documents)
+    return pa.table({"receipt": [json.dumps(encode(receipt))]})
 
 
 def _at(job: EmbedJob) -> str:

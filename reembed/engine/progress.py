@@ -5,39 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reembed.catalog.lease import repeating
-from reembed.catalog.receipts import UnitStats
+from reembed.catalog.receipts import Receipt
 from reembed.events import Embedded, Listener, Notice, Progress, Throughput
 
 _EVERY_S = 1.0
 _ETA_FROM = 0.01
 _QUIET_S = 30.0
 _WINDOW_S = 60.0
-
-
-@dataclass(frozen=True)
-class UnitDone:
-    """A unit that was embedded and staged."""
-
-    unit: str
-    rows: int
-    documents: int
-    dead_letters: int
-    stats: UnitStats
-
-    @property
-    def tried(self) -> int:
-        """Documents that were tried."""
-        return self.documents + self.dead_letters
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> UnitDone:
-        """Return the unit that a row describes, as `dataclasses.asdict` gives it."""
-        return cls(**{**row, "stats": UnitStats(**row["stats"])})
 
 
 class _Finished(NamedTuple):
@@ -101,9 +79,10 @@ class EmbedProgress:
         self._flop = self._peak_s = 0.0
         self._path = ""
 
-    def receipt(self, done: UnitDone) -> None:
+    def receipt(self, receipt: Receipt) -> None:
         """Count a unit that was staged."""
-        stats = done.stats
+        stats = receipt.stats
+        assert stats is not None  # it was embedded
         self._last = time.monotonic()
         if self._first is None:
             # The actor's clock may be another host's: what it says is bounded by what is possible.
@@ -112,16 +91,16 @@ class EmbedProgress:
             )
             self._first = self._last - age
         actor_s = stats.embed_s + stats.waited_s
-        finished = _Finished(self._last, done.tried, stats.tokens, actor_s)
+        finished = _Finished(self._last, receipt.tried, stats.tokens, actor_s)
         self._recent = _recent([*self._recent, finished], self._actors)
-        self._done += done.tried
-        self._new += done.tried
+        self._done += receipt.tried
+        self._new += receipt.tried
         self._units_done += 1
         self._tokens += stats.tokens
         self._busy_s += stats.embed_s
         self._model_s += stats.model_s
         self._waited_s += stats.waited_s
-        self._dead += done.dead_letters
+        self._dead += len(receipt.dead_letters)
         self._copied += stats.copied
         self._computed += stats.computed_tokens
         self._real += stats.model_tokens
@@ -161,7 +140,7 @@ class EmbedProgress:
             waits_for_input=self._share(self._waited_s, capacity),
             waits_for_records=self._share(self._busy_s - self._model_s, capacity),
             path=self._path,
-            padding=round(self._computed / self._real - 1, 4) if self._real else 0.0,
+            padding=round(max(self._computed / max(self._real, 1) - 1, 0.0), 4),
             mfu=round(self._flop / self._peak_s, 3) if self._peak_s else None,
             units_done=self._units_done,
             units=self._units,
@@ -179,14 +158,17 @@ class EmbedProgress:
             return None
         return max(1, round((self._total - self._done) / docs_per_s - (at - self._last)))
 
-    def _share(self, seconds: float, capacity: float) -> float:
-        return round(min(1.0, seconds / capacity), 3) if self._new else 0.0
+    @staticmethod
+    def _share(seconds: float, capacity: float) -> float:
+        return round(min(1.0, seconds / capacity), 3)
 
     def _waiting(self, at: float) -> str | None:
         if self._first is None:
             return f"{self._actors} actor(s) load the model and embed their first unit"
         quiet = at - self._last
-        return f"no unit was finished for {quiet:.0f} s" if quiet > _QUIET_S else None
+        if quiet > _QUIET_S:
+            return f"no unit was finished for {quiet:.0f} s"
+        return None
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

@@ -26,9 +26,12 @@ def cluster_address(configured: str | None) -> str | None:
 
     As in Ray, `auto` gives way to RAY_ADDRESS.
     """
-    named = os.environ.get("RAY_ADDRESS") or None
-    address = (named or configured) if configured in (None, "auto") else configured
-    return None if address == "local" else address
+    address = configured
+    if configured in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or configured
+    if address == "local":
+        return None
+    return address
 
 
 def require_token(address: str, allowed: bool) -> str:
@@ -66,11 +69,12 @@ def exposed_token() -> str:
     """Return what to tell about a token that other users of this machine can read; "" if none can."""
     file = _token_file()
     try:
-        exposed = "RAY_AUTH_TOKEN" not in os.environ and file.stat().st_mode & _OTHERS
+        exposed = file.stat().st_mode & _OTHERS
     except OSError:
         return ""
-    fix = f"chmod 600 {shlex.quote(str(file))}"
-    return f"; other users of this machine can read its token: {fix}" if exposed else ""
+    if not exposed or "RAY_AUTH_TOKEN" in os.environ:
+        return ""
+    return f"; other users of this machine can read its token: chmod 600 {shlex.quote(str(file))}"
 
 
 @contextmanager
@@ -85,16 +89,16 @@ def session_folder() -> Iterator[str]:
     """
     named = os.environ.get("RAY_TMPDIR")
     parent = named or tempfile.gettempdir()
-    if len(parent) > _LONGEST_PARENT and named:
-        raise UsageError(
-            f"RAY_TMPDIR={named} is too long",
-            f"a socket path may have at most 107 characters, which leaves {_LONGEST_PARENT} for it",
-            "export RAY_TMPDIR=/tmp",
-        )
+    if len(parent) > _LONGEST_PARENT:
+        if named:
+            raise UsageError(
+                f"RAY_TMPDIR={named} is too long",
+                f"a socket path may have at most 107 characters, which leaves {_LONGEST_PARENT} for it",
+                "export RAY_TMPDIR=/tmp",
+            )
+        parent = "/tmp"
     try:
-        folder = tempfile.mkdtemp(
-            prefix="reembed-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"
-        )
+        folder = tempfile.mkdtemp(prefix="reembed-", dir=parent)
     except OSError as error:
         raise UsageError(
             f"cannot make a folder in {parent} for Ray's session",
@@ -121,5 +125,4 @@ def _on_this_machine(address: str) -> bool:
 
 
 def _token_file() -> Path:
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

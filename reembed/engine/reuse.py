@@ -24,7 +24,7 @@ from reembed.errors import IntegrityError, ReembedError
 from reembed.events import Listener, Notice
 from reembed.store.storage import Storage
 from reembed.table import provenance
-from reembed.table.read import TableVersion, as_vectors, damaged_files
+from reembed.table.read import TableVersion, as_vectors
 
 Int64 = npt.NDArray[np.int64]
 
@@ -152,8 +152,3 @@ def known(storage: Storage, plan: Plan) -> Known | None:
 @functools.lru_cache(maxsize=1)
 def _known(storage: Storage, donors: tuple[Donor, ...], dim: int) -> Known:
     return Known.read(tuple(TableVersion(storage, d.table, d.table_version, dim) for d in donors))
-
-
-def damaged(storage: Storage, table: str, name: str, proof: FileProof) -> list[str]:
-    """Return the file's name if its bytes differ from its receipt; reads the whole file."""
-    return damaged_files(storage, table, {name: proof})

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from reembed.catalog import lease
 from reembed.catalog.lease import Worker
 from reembed.catalog.plan import EmbedUnit
+from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes
 from reembed.engine.job import EmbedJob
-from reembed.engine.progress import UnitDone
 from reembed.errors import NoCapacity, RunFailed
 from reembed.events import Listener, WaitingForNode, WorkerEnded
 
@@ -45,11 +45,12 @@ class Watchdog:
         self._heard = self._looked = time.monotonic()
         self._told_no_room = False
 
-    def heard(self, done: UnitDone) -> None:
+    def heard(self, receipt: Receipt) -> None:
         """Note that a unit was staged."""
+        assert receipt.stats is not None  # it was embedded
         self._heard = time.monotonic()
-        self._left.discard(done.unit)
-        self._times.append(done.stats.embed_s)
+        self._left.discard(receipt.unit)
+        self._times.append(receipt.stats.embed_s)
 
     @property
     def deadline_s(self) -> float:

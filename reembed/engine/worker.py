@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import encoders, faults
-from reembed.catalog.receipts import DeadLetter, UnitStats
+from reembed.catalog.receipts import DeadLetter, Receipt, UnitStats
 from reembed.encoders import golden
 from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors
 from reembed.encoders.tokens import require_tokens
@@ -34,18 +34,17 @@ from reembed.engine.documents import (
 from reembed.engine.executor import ALONE, Host
 from reembed.engine.job import EmbedJob
 from reembed.engine.patience import Patience
-from reembed.engine.progress import UnitDone
 from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
 from reembed.table import write as table
 from reembed.table.read import as_vectors, from_vectors
 
 _STATS = "reembed.stats"
-_SYSTEMATIC = (
-    0.5  # if more than this share of a unit fails, the set-up is broken, not the documents
-)
+# If more than this share of a unit fails, the set-up is broken, not the documents.
+_SYSTEMATIC = 0.5
 _SYSTEMATIC_ROWS = 8
 _NORM_SLACK = 0.02  # of unit vectors in half precision
+_NO_VECTOR = "its vector is not finite or zero: the model has nothing for this text"
 
 
 @dataclass
@@ -219,10 +218,7 @@ class UnitEmbedder:
             stored = vectors.astype(stored_as, copy=False)
             norms = np.linalg.norm(stored.astype(np.float32), axis=1)
         for row in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-            errors[row] = (
-                errors[row]
-                or "its vector is not finite or zero: the model has nothing for this text"
-            )
+            errors[row] = errors[row] or _NO_VECTOR
         if self._job.plan.space.normalize:
             for row in np.flatnonzero(np.abs(norms - 1) > _NORM_SLACK):
                 errors[row] = errors[row] or f"its vector has length {norms[row]:.3f}, not 1"
@@ -269,15 +265,12 @@ def stats_of(documents: pa.Table) -> UnitStats:
     return UnitStats(**json.loads(documents.schema.metadata[_STATS.encode()]))
 
 
-def write(job: EmbedJob, unit: str, documents: pa.Table) -> UnitDone:
-    """Stage an embedded unit; return what the driver's progress needs."""
-    stats = stats_of(documents)
-    failed = documents[ERROR].is_valid()
+def write(job: EmbedJob, unit: str, documents: pa.Table) -> Receipt:
+    """Stage an embedded unit; return the receipt that counts."""
     rows = documents.filter(documents[ERROR].is_null()).drop_columns([ERROR])
+    failed = documents.filter(documents[ERROR].is_valid()).select(["doc_id", ERROR, "text_hash"])
     dead = tuple(
-        DeadLetter(d["doc_id"], d[ERROR], d["text_hash"].hex())
-        for d in documents.filter(failed).select(["doc_id", ERROR, "text_hash"]).to_pylist()
+        DeadLetter(d["doc_id"], d[ERROR], d["text_hash"].hex()) for d in failed.to_pylist()
     )
-    receipt = table.stage(job.run, job.plan, job.columns, table.Staged(unit, rows, dead, stats))
-    failed = len(receipt.dead_letters)
-    return UnitDone(unit, receipt.rows, receipt.documents, failed, stats)
+    staged = table.Staged(unit, rows, dead, stats_of(documents))
+    return table.stage(job.run, job.plan, job.columns, staged)

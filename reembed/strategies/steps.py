@@ -29,7 +29,7 @@ from reembed.strategies import restage
 from reembed.strategies.context import RunContext, emit_ignored
 from reembed.table import provenance
 from reembed.table import seal as sealing
-from reembed.table.read import TableVersion, manifest_proof
+from reembed.table.read import TableVersion, damaged_files, manifest_proof
 from reembed.table.seal import SealedTable
 
 
@@ -63,7 +63,7 @@ def _prove_donors(context: RunContext) -> None:
     """
     storage, donors = context.run.storage, context.plan.donors
     files = [
-        (storage, donor.table, name, proof)
+        (storage, donor.table, {name: proof})
         for donor in donors
         for name, proof in _proofs(context, donor).items()
     ]
@@ -71,7 +71,7 @@ def _prove_donors(context: RunContext) -> None:
         return
     named = ", ".join(d.release for d in donors)
     context.emit(Working(f"vectors of equal texts are copied from {named}; checking its files"))
-    damaged = [name for found in context.executor.each(reuse.damaged, files) for name in found]
+    damaged = [name for found in context.executor.each(damaged_files, files) for name in found]
     if damaged:
         raise IntegrityError(
             f"{len(damaged)} files of {named} are damaged: {damaged[0]}",

@@ -15,9 +15,9 @@ from dataclasses import replace
 import pytest
 from inline import Silent
 
-from reembed.catalog.receipts import UnitStats
+from reembed.catalog.receipts import Receipt, UnitStats
 from reembed.cli.progress import Console
-from reembed.engine.progress import EmbedProgress, UnitDone
+from reembed.engine.progress import EmbedProgress
 from reembed.events import Progress, Throughput, Working
 
 FIGURES = Throughput(
@@ -178,7 +178,7 @@ def finish(progress: EmbedProgress, clock: Clock, seconds: float, unit: int = 10
         model_tokens=tokens, computed_tokens=tokens, flop=0, peak_flops=0.0,
         started_at=clock.now - seconds, waited_s=0.0, embed_s=seconds, model_s=seconds,
     )  # fmt: skip
-    progress.receipt(UnitDone("u", unit, unit, 0, stats))
+    progress.receipt(Receipt("u", "", "", unit, unit, (), (), {}, stats))
 
 
 @pytest.mark.parametrize("lag", [0.0, 2.5, 0.01], ids=["in step", "one after the other", "nearly"])

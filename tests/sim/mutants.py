@@ -23,11 +23,11 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from reembed import faults, strategies
 from reembed.catalog import index_manifest
 from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.reports import Difference
 from reembed.catalog.runs import find_runs
 from reembed.engine import worker as units
-from reembed.engine.progress import UnitDone
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
 from reembed.index import files as index_store
@@ -144,7 +144,7 @@ def seals_without_all_units(patch: Patch) -> None:
 
     def forgetful(job: Any, unit: str, documents: pa.Table) -> Any:
         if unit.endswith("4"):
-            return UnitDone(unit, 0, 0, 0, units.stats_of(documents))
+            return Receipt(unit, "", "", 0, 0, (), (), {}, units.stats_of(documents))
         return honest(job, unit, documents)
 
     patch(units, "write", forgetful)
