@@ -1,4 +1,4 @@
-"""Columns of a dataset that hold ids, text and what is carried: which they may be, and templates over them."""
+"""Check the columns that hold ids, text and carried values; read templates over them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import lance
@@ -18,7 +18,10 @@ from reembed.errors import SourceError
 from reembed.store.storage import first_line
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
-"""Which YAML reads as something else than a text."""
+"""Words that YAML does not read as text."""
+_TEXT_NAMES = (
+    "text", "body", "content", "contents", "passage", "document", "abstract", "description"
+)  # fmt: skip
 
 
 def text_columns(ref: SourceRef) -> list[str]:
@@ -48,30 +51,9 @@ def template_columns(text: str) -> list[str]:
     return [name for _, name, _, _ in parts if name]
 
 
-_TEXT_NAMES = (
-    "text",
-    "body",
-    "content",
-    "contents",
-    "passage",
-    "document",
-    "abstract",
-    "description",
-)
-
-
 def likely_text(names: list[str]) -> str:
-    """Return the column whose name says that it is the text, among columns that hold strings; else the first."""
+    """Return, among columns that hold strings, the one whose name says that it is the text; else the first."""
     return min(names, key=lambda n: (*_TEXT_NAMES, n.lower()).index(n.lower()))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether it is a string type."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_id(kind: pa.DataType) -> bool:
-    return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
 @dataclass(frozen=True)
@@ -80,21 +62,24 @@ class Role:
 
     setting: str
     what: str
-    fits: Callable[[pa.DataType], bool]
+    types: tuple[pa.DataType, ...]
+    """As `plain` gives them."""
 
     def usable(self, schema: pa.Schema, taken: Collection[str]) -> list[str]:
-        """Return columns whose type fits, except those in `taken`."""
-        return [f.name for f in schema if self.fits(plain(f.type)) and f.name not in taken]
+        """Return the columns whose type fits, except those in `taken`."""
+        return [f.name for f in schema if plain(f.type) in self.types and f.name not in taken]
 
 
-IDS = Role("source.id_column", "ids", _is_id)
-TEXTS = Role("source.text", "text", is_text)
+_IDS = Role("source.id_column", "ids", (pa.string(), pa.int64()))
+_TEXTS = Role("source.text", "text", (pa.string(),))
 
 
-def require(schema: pa.Schema, where: str, column: str, role: Role, taken: Collection[str]) -> None:
-    """Refuse a column of a type that does not fit; says which would."""
+def _require(
+    schema: pa.Schema, where: str, column: str, role: Role, taken: Collection[str]
+) -> None:
+    """Refuse a column of a type that does not fit; name those that do."""
     found = schema.field(column).type
-    if not role.fits(plain(found)):
+    if plain(found) not in role.types:
         usable = role.usable(schema, taken)
         raise SourceError(
             f"column {column!r} of {where} is {found}, which cannot be {role.what}",
@@ -124,14 +109,14 @@ def check_columns(dataset: lance.LanceDataset, ref: SourceRef) -> None:
             "give the column another name, or name another one",
         )
     for column in texts:
-        require(schema, where, column, TEXTS, taken=(ref.id_column,))
-    require(schema, where, ref.id_column, IDS, taken=texts)
+        _require(schema, where, column, _TEXTS, taken=(ref.id_column,))
+    _require(schema, where, ref.id_column, _IDS, taken=texts)
     for column in ref.carry:
         _check_carried(dataset, ref, column)
 
 
 def _check_carried(dataset: lance.LanceDataset, ref: SourceRef, column: str) -> None:
-    """Refuse a column that a scan returns in another type than the schema has: of a blob, its place."""
+    """Refuse a column that a scan returns in another type than the schema has, as it does of blobs."""
     stored = dataset.schema.field(column).type
     try:
         read = dataset.scanner(columns=[column]).projected_schema.field(column).type
@@ -153,9 +138,12 @@ def _instead_of(column: str, ref: SourceRef, texts: list[str], schema: pa.Schema
     """Return the command that names another column, or carries one less."""
     if column not in (ref.id_column, *texts):
         return _carry_without(ref, column)
-    role, taken = (IDS, texts) if column == ref.id_column else (TEXTS, [ref.id_column])
-    usable = role.usable(schema, taken)
-    return f"reembed run {set_to(role.setting, nearest(column, usable or schema.names))}"
+    role, taken = _TEXTS, [ref.id_column]
+    if column == ref.id_column:
+        role, taken = _IDS, texts
+    names = role.usable(schema, taken) or schema.names
+    nearest = difflib.get_close_matches(column, names, 1, 0.0)[0]
+    return f"reembed run {set_to(role.setting, nearest)}"
 
 
 def _carry_without(ref: SourceRef, column: str) -> str:
@@ -169,11 +157,6 @@ def set_to(setting: str, column: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w-]*", column) or column.lower() in _YAML_WORDS:
         value = json.dumps(column)
     return f"--set {shlex.quote(f'{setting}={value}')}"
-
-
-def nearest(column: str, names: list[str]) -> str:
-    """Return the name that is most like this one."""
-    return str(difflib.get_close_matches(column, names, 1, 0.0)[0])
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

@@ -1,4 +1,4 @@
-"""A Lance dataset at a pinned version, read in units that every attempt reads alike."""
+"""A Lance dataset at a pinned version, read in units: each attempt at a unit reads the same rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from reembed.config.settings import Config
 from reembed.errors import SourceError
 from reembed.source.columns import check_columns, plain, template_columns
 from reembed.source.delta import Delta, fingerprint, fragments_of
-from reembed.source.documents import TEXT, columns_read, documents, readable
+from reembed.source.documents import (
+    TEXT,
+    check_ids,
+    columns_read,
+    documents,
+    documents_in,
+    readable,
+)
 from reembed.source.filter import check_filter, require_condition
-from reembed.source.ids import check_ids, documents_in
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.store.lance import tags_of
 from reembed.store.paths import absolute
@@ -73,7 +79,7 @@ class Source:
         return self.ref.version
 
     def dataset(self) -> lance.LanceDataset:
-        """Return the dataset at the pinned version; each process opens it once."""
+        """Return the dataset at the pinned version, which each process opens once."""
         return open_pinned(self.uri, self.version, self.ref.fingerprint, self.options)
 
     def newest(self) -> Source:
@@ -90,15 +96,13 @@ class Source:
         return replace(self, ref=ref)
 
     def is_same(self, other: Source) -> bool:
-        """Whether both are one version of one dataset; another made in its place is not."""
+        """Return whether both are one version of one dataset; another made in its place is not."""
         mine, its = self.ref, other.ref
         return (mine.version, mine.fingerprint) == (its.version, its.fingerprint)
 
     def is_as_planned(self, planned: SourceRef) -> bool:
-        """Whether the version that a plan pinned is still there, and still the same files."""
-        if planned.uri != self.uri:
-            return False
-        return planned_dataset(planned, self.options) is not None
+        """Return whether the version that a plan pinned is still there, and still the same files."""
+        return planned.uri == self.uri and planned_dataset(planned, self.options) is not None
 
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
@@ -132,11 +136,10 @@ class Source:
         """Return, in words, which columns of a vector table have another type in this version."""
         id_type, carried = self.schema()
         types = {"doc_id": id_type, **{f.name: f.type for f in carried}}
-        found = {name: table.field(name).type for name in types}
         return [
-            f"{name} is {found[name]} in the table and {types[name]} in the source"
-            for name in types
-            if found[name] != types[name]
+            f"{name} is {held} in the table and {kind} in the source"
+            for name, kind in types.items()
+            if (held := table.field(name).type) != kind
         ]
 
     def count_rows(self) -> int:
@@ -149,9 +152,7 @@ class Source:
         Raises:
             SourceError: there is no document, or ids are null or repeated (with examples).
         """
-        ref = self.ref
-        where = f"{ref.uri} version {ref.version}"
-        return check_ids(self.dataset(), where, ref.id_column, ref.filter)
+        return check_ids(self.dataset(), self.ref)
 
     def null_texts(self) -> int:
         """Return the number of documents whose text is null; in a template null counts as empty."""
@@ -188,15 +189,14 @@ class Source:
         """
         if isinstance(unit, EmbedRows):
             return self.take(unit.row_ids)
-        dataset = self.dataset()
-        fragment = dataset.get_fragment(unit.fragment)
+        fragment = self.dataset().get_fragment(unit.fragment)
         if fragment is None:
             raise SourceError(
                 f"{self.uri} version {self.version} has lost fragment {unit.fragment}"
             )
         window = {"offset": unit.offset, "limit": unit.rows, "scan_in_order": True}
         with readable(self.ref):
-            rows = self._scanner(dataset, fragments=[fragment], **window).to_table()
+            rows = self._scanner(fragments=[fragment], **window).to_table()
         if rows.num_rows != unit.rows:
             raise SourceError(
                 f"unit {unit.id} has {rows.num_rows} rows where the plan counted {unit.rows}",
@@ -210,14 +210,13 @@ class Source:
         Raises:
             SourceError: a row holds text that is not UTF-8.
         """
-        for batch in self._batches(self.dataset()):
+        for batch in self._batches():
             yield documents(self.ref, batch)
 
     def rows(self, delta: Delta | None = None) -> Iterator[pa.Table]:
         """Yield `_rowid` beside what `scan` gives; only rows that a delta says were written."""
-        dataset = self.dataset()
-        fragments = fragments_of(dataset, delta.written) if delta else None
-        for batch in self._batches(dataset, fragments=fragments, with_row_id=True):
+        fragments = fragments_of(self.dataset(), delta.written) if delta else None
+        for batch in self._batches(fragments=fragments, with_row_id=True):
             yield documents(self.ref, batch).append_column("_rowid", batch["_rowid"])
 
     def take(self, row_ids: Sequence[int]) -> pa.Table:
@@ -235,18 +234,18 @@ class Source:
             )
         return documents(self.ref, rows)
 
-    def _batches(self, dataset: lance.LanceDataset, **how: Any) -> Iterator[pa.Table]:
+    def _batches(self, **how: Any) -> Iterator[pa.Table]:
         with readable(self.ref):
-            for batch in self._scanner(dataset, batch_size=_SCAN_ROWS, **how).to_batches():
+            for batch in self._scanner(batch_size=_SCAN_ROWS, **how).to_batches():
                 yield pa.Table.from_batches([batch])
 
-    def _scanner(self, dataset: lance.LanceDataset, **how: Any) -> lance.LanceScanner:
-        return dataset.scanner(columns=columns_read(self.ref), filter=self.ref.filter, **how)
+    def _scanner(self, **how: Any) -> lance.LanceScanner:
+        columns, condition = columns_read(self.ref), self.ref.filter
+        return self.dataset().scanner(columns=columns, filter=condition, **how)
 
 
 def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[EmbedRange]:
     for offset in range(first, first + rows, size):
-        left = first + rows - offset
-        live = min(size, left)
+        live = min(size, first + rows - offset)
         name = f"{fragment:06d}-{offset:09d}"
         yield EmbedRange(name, fragment, offset, live, documents_in(live))

@@ -1,11 +1,15 @@
-"""How rows of a source become documents: today one row is one document with one text."""
+"""How rows of a source become documents: today one row is one document with one text and an id of its own."""
 
 from __future__ import annotations
 
+import shlex
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import lance
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +21,13 @@ from reembed.store.storage import first_line
 TEXT = "reembed.text"
 """Name of the text among a document's columns. Lance allows no dot in a column's name, so that no
 carried column can be called so."""
+_MAX_ID = 2**63 - 1
+_EXAMPLES = 5
+
+
+def documents_in(rows: int) -> int:
+    """Return the number of documents in this many rows of a source: each row is one document."""
+    return rows
 
 
 def columns_read(ref: SourceRef) -> list[str]:
@@ -47,11 +58,54 @@ def readable(ref: SourceRef) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid) as error:  # the first of its `take`
         if "UTF" not in str(error).upper():
             raise
+        raise _unreadable(ref, columns_read(ref), error) from error
+
+
+def check_ids(dataset: lance.LanceDataset, ref: SourceRef) -> int:
+    """Return the number of documents that pass the filter, each with an id of its own.
+
+    Raises:
+        SourceError: there is no document, or ids are null, repeated (with examples) or too large.
+    """
+    column, where = ref.id_column, f"{ref.uri} version {ref.version}"
+    try:
+        keys, nulls = _id_keys(dataset, ref)
+    except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
+        if not ref.filter or "UTF" in str(error).upper():
+            raise _unreadable(ref, [column], error) from error
         raise SourceError(
-            f"{', '.join(columns_read(ref))} of {ref.uri} version {ref.version} cannot be read",
+            f"source.filter = {ref.filter!r} cannot be evaluated for every row of {where}",
             first_line(error),
-            "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
+            "reembed config     # shows source.filter; change it so that it fits every row",
         ) from error
+    if nulls:
+        raise SourceError(
+            f"{nulls:,} documents of {where} have no {column}",
+            "a vector without an id cannot be found again, updated or deleted",
+            f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
+        )
+    if not len(keys):
+        why, fix = "the dataset has no rows", "reembed import --help"
+        if ref.filter:
+            why = f"the filter {ref.filter!r} matches no row"
+            fix = "reembed run --set source.filter=null"
+        raise SourceError(f"{where} has no documents", why, fix)
+    values, counts = np.unique(keys, return_counts=True)
+    if (suspects := values[counts > 1]).size and (examples := _repeated(dataset, ref, suspects)):
+        raise SourceError(
+            f"{column} of {where} is not unique: {', '.join(examples)} ...",
+            "each document has one vector: each id must name exactly one row",
+            "remove the duplicates, or set source.filter to one row per id",
+        )
+    return len(keys)
+
+
+def _unreadable(ref: SourceRef, columns: Sequence[str], error: Exception) -> SourceError:
+    return SourceError(
+        f"{', '.join(columns)} of {ref.uri} version {ref.version} cannot be read",
+        first_line(error),
+        "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
+    )
 
 
 def _text(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
@@ -70,3 +124,40 @@ def _text(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
 
 def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string()).cast(pa.large_binary())
+
+
+def _ids(dataset: lance.LanceDataset, ref: SourceRef) -> Iterator[pa.Array]:
+    for batch in dataset.scanner(columns=[ref.id_column], filter=ref.filter).to_batches():
+        ids = batch.column(0)
+        yield ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+
+
+def _id_keys(dataset: lance.LanceDataset, ref: SourceRef) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the key of each id that is not null, and how many are null."""
+    keys, nulls = [np.empty(0, np.int64)], 0
+    for ids in _ids(dataset, ref):
+        nulls += ids.null_count
+        if pa.types.is_uint64(ids.type) and (pc.max(ids).as_py() or 0) > _MAX_ID:
+            raise SourceError(
+                f"{ref.id_column} of {ref.uri} version {ref.version} holds integers above {_MAX_ID:,}",
+                "ids are stored as signed 64-bit integers or as text",
+                "write the ids as strings, and set source.id_column to that column",
+            )
+        keys.append(_keys(ids.drop_null()))
+    return np.concatenate(keys), nulls
+
+
+def _repeated(
+    dataset: lance.LanceDataset, ref: SourceRef, suspects: npt.NDArray[np.int64]
+) -> list[str]:
+    """Return ids that repeat, among those whose keys do."""
+    found = [ids.filter(np.isin(_keys(ids), suspects)) for ids in _ids(dataset, ref)]
+    counts = pa.chunked_array(found).value_counts().to_pylist()
+    return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
+
+
+def _keys(ids: pa.Array) -> npt.NDArray[np.int64]:
+    """Return a number for each id; two ids may share one, which `_repeated` then tells apart."""
+    if pa.types.is_integer(ids.type):
+        return np.asarray(ids.cast(pa.int64()), np.int64)
+    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))

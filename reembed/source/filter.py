@@ -1,11 +1,11 @@
-"""Check that a filter means the columns it seems to mean, before documents are counted by it."""
+"""Check that each part of a filter names a column, before documents are counted by it."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import lance
 import pyarrow as pa
@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 _OF_THE_MOMENT = re.compile(
     r"current_(timestamp|date|time)|(now|today|current_\w+|random|rand|uuid)\s*\(", re.IGNORECASE
 )
-"""What gives another answer each time, of the functions that Lance knows."""
+"""Functions of Lance that return another value at each evaluation."""
 
 
 def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> None:
@@ -51,7 +51,7 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
             "the documents would change while the dataset does not, and no check could see it",
             _example(dataset),
         )
-    if error := _error(dataset, condition) or _fails(dataset, condition):
+    if error := _error(dataset, condition, evaluate=True):
         raise _not_a_filter(dataset, where, condition, error, _example(dataset))
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
@@ -109,25 +109,16 @@ def _example(dataset: lance.LanceDataset) -> str | None:
     return f"reembed run --set {shlex.quote(f'source.filter={example}')}"
 
 
-def _error(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """Return what Lance says against a condition when it plans a scan by it; no row is read."""
-    return _said(lambda: _scanner(dataset, condition).explain_plan())
+def _error(dataset: lance.LanceDataset, condition: str, *, evaluate: bool = False) -> str | None:
+    """Return what Lance says against a condition when it plans a scan by it; None if it takes it.
 
-
-def _fails(dataset: lance.LanceDataset, condition: str) -> str | None:
-    """Return what Lance says when it evaluates a condition, up to the first row that meets it."""
-    return _said(lambda: _scanner(dataset, condition, limit=1).to_table())
-
-
-def _scanner(
-    dataset: lance.LanceDataset, condition: str, limit: int | None = None
-) -> lance.LanceScanner:
-    return dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=limit)
-
-
-def _said(look: Callable[[], object]) -> str | None:
+    No row is read, or with `evaluate` those up to the first one that meets the condition.
+    """
     try:
-        look()
+        scanner = dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=1)
+        scanner.explain_plan()
+        if evaluate:
+            scanner.to_table()
     except (ValueError, OSError) as error:
         return first_line(error)
     return None
@@ -136,20 +127,16 @@ def _said(look: Callable[[], object]) -> str | None:
 def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str]:
     """Yield what AND and OR join, at any depth. A part that fails alone is joined again: x BETWEEN 1 AND 2."""
     parts = _split(tokens)
-    if len(parts) == 1:
-        inner = _inside(tokens)
-        if inner is None:
-            yield "".join(tokens).strip()
-        else:
-            yield from _comparisons(dataset, inner)
+    if len(parts) == 1 and (inner := _inside(tokens)) is not None:
+        yield from _comparisons(dataset, inner)
         return
     part: list[str] = []
     for piece in parts:
         part += piece
-        if _error(dataset, "".join(part)) is not None:
-            part.append("AND")
-        elif part == tokens:
+        if part == tokens:
             yield "".join(tokens).strip()
+        elif _error(dataset, "".join(part)) is not None:
+            part.append("AND")
         else:
             yield from _comparisons(dataset, part)
             part = []

@@ -1,11 +1,10 @@
-"""Open a source's dataset; errors name the dataset, what is wrong with it, and what helps."""
+"""Open a source's dataset. Errors name the dataset, what is wrong and what to do."""
 
 from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import lance
@@ -33,8 +32,10 @@ def open_source(uri: str, version: int | None, options: Options) -> lance.LanceD
         SourceError: it cannot be opened, or the environment lacks a variable that the options name.
     """
     try:
-        with _naming(uri):
-            return open_dataset(uri, version, dict(options))
+        return open_dataset(uri, version, dict(options))
+    except ConfigError as error:
+        what = f"cannot open the dataset {uri}: {error.what}"
+        raise SourceError(what, error.why, error.fix) from error
     except OSError as error:
         raise _cannot_open(uri, version, options, error) from error
 
@@ -55,30 +56,19 @@ def planned_dataset(planned: SourceRef, options: Options) -> lance.LanceDataset 
     """Return the version that a record names; None if it is gone, or made of other files.
 
     Raises:
-        SourceError: the store did not answer or refused, or the environment lacks a variable that
-            the options name.
+        SourceError: as `open_source`, if it is not for the version alone.
     """
     try:
-        with _naming(planned.uri):
-            dataset = open_dataset(planned.uri, planned.version, dict(options))
-    except FileNotFoundError:
+        dataset = open_source(planned.uri, planned.version, options)
+    except SourceError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         if is_remote(planned.uri):  # with the settings of another store, no version is there at all
             open_source(planned.uri, None, options)
         return None
-    except OSError as error:
-        raise _cannot_open(planned.uri, planned.version, options, error) from error
     if planned.fingerprint != fingerprint(dataset):
         return None
     return dataset
-
-
-@contextmanager
-def _naming(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        what = f"cannot open the dataset {uri}: {error.what}"
-        raise SourceError(what, error.why, error.fix) from error
 
 
 def _cannot_open(uri: str, version: int | None, options: Options, error: OSError) -> SourceError:
@@ -88,25 +78,17 @@ def _cannot_open(uri: str, version: int | None, options: Options, error: OSError
             f"source.uri must name one: {', '.join(tables)}",
             f"reembed run --set {shlex.quote(f'source.uri={tables[0]}')}",
         )
-    what = f"cannot open the dataset {uri}"
-    if version is None:
-        return SourceError(what, str(error), _instead(uri))
-    return SourceError(
-        f"{what} version {version}", str(error), _newest_instead(uri, options) or _instead(uri)
-    )
-
-
-def _newest_instead(uri: str, options: Options) -> str | None:
-    """Return the run of the newest version, if only the one asked for is missing."""
-    try:
-        newest = open_dataset(uri, None, dict(options)).version
-    except OSError:
-        return None
-    return f"reembed run --set source.version={newest}     # the newest version there is"
+    what, fix = f"cannot open the dataset {uri}", _instead(uri)
+    if version is not None:
+        what = f"{what} version {version}"
+        with suppress(OSError):  # only this version may be missing
+            newest = open_dataset(uri, None, dict(options)).version
+            fix = f"reembed run --set source.version={newest}     # the newest version there is"
+    return SourceError(what, str(error), fix)
 
 
 def _tables_in(uri: str, options: Options) -> list[str]:
-    """Return datasets in a folder or below a prefix, as LanceDB keeps its tables; none if it cannot be listed."""
+    """Return the datasets in a folder or below a prefix; none if it cannot be listed."""
     if not is_remote(uri) and not Path(uri).is_dir():
         return []
     try:

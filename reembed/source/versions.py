@@ -1,10 +1,9 @@
-"""What differs between two versions of a source: where rows may differ, how many, and since when."""
+"""Compare two versions of a source: where rows may differ, how many, and since when."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import lance
 import numpy as np
@@ -14,43 +13,21 @@ from reembed.source import delta as files
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta, fragments_of
 from reembed.source.documents import columns_read, doc_ids
-from reembed.source.opening import open_source, planned_dataset
+from reembed.source.opening import open_source
 
 _COUNTED_ROWS = 100_000
-
-
-@dataclass(frozen=True)
-class Later:
-    """What a version of the source has that an earlier one lacks."""
-
-    why: str | None
-    """Why the versions cannot be told apart by their files."""
-    documents: int | None
-    """At most how many were written or deleted; None where that was not counted."""
-    since: dt.datetime | None
-    """When the first version after the earlier one was written, UTC; None where that is not known."""
-
-
-def later(since: Source, newest: Source, *, count: bool) -> Later:
-    """Return what `newest` has that an earlier version of its dataset lacks.
-
-    Raises:
-        SourceError, OSError, ValueError: a version cannot be read.
-    """
-    older, newer = planned_dataset(since.ref, newest.options), newest.dataset()
-    if older is None:
-        return Later(_gone(since), None, _written_after(newest, 0))
-    written = _written_after(newest, since.version)
-    if not count:
-        return Later(None, None, written)
-    return Later(None, _documents_changed(since, older, newest, newer), written)
 
 
 def why_no_delta(before: Source, after: Source) -> str | None:
     """Return why an earlier version cannot be told from a later one by its files; None if it can."""
     if after.is_as_planned(before.ref):
         return None
-    return _gone(before)
+    return gone(before)
+
+
+def gone(source: Source) -> str:
+    """Return what is said of a version that is not there any more."""
+    return f"version {source.version} of the source is gone, or another dataset took its place"
 
 
 def delta(before: Source, after: Source) -> Delta:
@@ -63,16 +40,12 @@ def ids_left(source: Source, delta: Delta) -> pa.ChunkedArray:
     return _ids_left(source, source.dataset(), delta)
 
 
-def _gone(source: Source) -> str:
-    return f"version {source.version} of the source is gone, or another dataset took its place"
-
-
 def _delta(source: Source, older: lance.LanceDataset, newer: lance.LanceDataset) -> Delta:
     """Compare by files; with a filter every column counts, as it may name any."""
     return files.delta(older, newer, None if source.ref.filter else columns_read(source.ref))
 
 
-def _written_after(newest: Source, version: int) -> dt.datetime | None:
+def written_after(newest: Source, version: int) -> dt.datetime | None:
     """Return when the first version after `version` was written, UTC.
 
     If that one was cleaned up: when `version` was, which is earlier. None if neither is there.
@@ -87,10 +60,12 @@ def _written_after(newest: Source, version: int) -> dt.datetime | None:
     return dataset.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
 
 
-def _documents_changed(
-    since: Source, older: lance.LanceDataset, newest: Source, newer: lance.LanceDataset
-) -> int | None:
-    """Return at most how many documents were written or deleted; None if counting reads many rows."""
+def documents_changed(since: Source, older: lance.LanceDataset, newest: Source) -> int | None:
+    """Return at most how many documents were written or deleted; None if counting reads many rows.
+
+    `older` is the dataset of `since`.
+    """
+    newer = newest.dataset()
     found = _delta(newest, older, newer)
     new = fragments_of(newer, found.written)
     old = fragments_of(older, (*found.left, *found.thinned))

@@ -17,7 +17,7 @@ from reembed.config.changed import changed_settings
 from reembed.config.settings import Config
 from reembed.events import ChangesFound, Listener
 from reembed.source.dataset import Source
-from reembed.source.ids import documents_in as source_documents
+from reembed.source.documents import documents_in as source_documents
 from reembed.source.lag import caught_up, newest_of, note, noted_place
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight

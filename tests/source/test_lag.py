@@ -145,16 +145,16 @@ def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahea
     def written_after(newest, version):
         return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead)
 
-    monkeypatch.setattr(versions, "_written_after", written_after)
+    monkeypatch.setattr(versions, "written_after", written_after)
     assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
 
 
 def test_seconds_count_from_the_first_version_that_the_release_lacks(behind, monkeypatch):
     catalog, release, _ = behind
     asked: list[int] = []
-    plain = versions._written_after
+    plain = versions.written_after
     monkeypatch.setattr(
-        versions, "_written_after", lambda *given: asked.append(given[-1]) or plain(*given)
+        versions, "written_after", lambda *given: asked.append(given[-1]) or plain(*given)
     )
     assert lag(catalog, release).why is None
     assert asked == [1]
