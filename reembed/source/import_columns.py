@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ BLOCK_BYTES = 8 << 20
 """About what is held of a file at a time."""
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?$"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,16 @@ class Column:
     name: str
     type: pa.DataType
     why: str | None = None
-    """What made its type another than the files', or where it comes from."""
+    """Why its type is not that of the files, or where it comes from."""
     from_path: bool = False
     files: frozenset[str] = frozenset()
     """The files that have it themselves."""
     clash: str | None = None
-    """Why there is not one column for all files, where that is so."""
+    """Why no one column holds it for all files; None if one does."""
 
 
 Cells = tuple[int, dict[str, Any]]
-"""Rows of a file: how many, and their cells by column; a column that the file lacks is not there."""
+"""Rows of a file: how many, and their cells by column, without the columns that the file lacks."""
 
 
 class Format(Protocol):
@@ -52,11 +54,11 @@ class Format(Protocol):
             SourceError: a file is not what it should be; names the file and the row.
         """
 
-    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """Yield the rows of one file, with those columns in these types."""
+    def typed(self, file: str, columns: list[Column]) -> Iterator[Cells]:
+        """Yield the rows of one file: arrays of those columns, which it has, in their types."""
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """Yield the rows of one file again, read in another way than by `tables`."""
+        """Yield the rows of one file again, read in another way than by `typed`."""
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
         """Return the index of the first cell that is not what was written; None if all are."""
@@ -74,7 +76,7 @@ class Seen(Protocol):
 
 @dataclass
 class Numbers:
-    """Which number type a column of texts can have: one that gives every text back, digit for digit."""
+    """The number types that a column of texts can have: those that give every text back, digit for digit."""
 
     origin: str
     """What the numbers are, in words."""
@@ -83,8 +85,7 @@ class Numbers:
 
     def add(self, texts: pa.Array) -> None:
         """Take more cells of the column into account; null and empty ones fit any type."""
-        texts = texts.drop_null()
-        texts = texts.filter(pc.not_equal(texts, ""))
+        texts = texts.filter(pc.not_equal(texts, ""))  # drops null, too
         self.filled += len(texts)
         self.types = [t for t in self.types if _survives(texts, t)]
 
@@ -125,9 +126,7 @@ def text_differs(texts: pa.Array, written: pa.ChunkedArray) -> int | None:
 def first_false(flags: pa.Array | pa.ChunkedArray) -> int | None:
     """Return the index of the first value that is false; None if all are true."""
     at = int(pc.index(flags, False).as_py())
-    if at < 0:
-        return None
-    return at
+    return at if at >= 0 else None
 
 
 def same(value: Any, cell: Any) -> bool:
@@ -152,18 +151,16 @@ def first_other(values: list[Any], cells: list[Any]) -> int | None:
     return next((at for at, (value, cell) in enumerate(pairs) if not same(value, cell)), None)
 
 
-def opened(file: str) -> pa.NativeFile:
+def opened(file: str) -> io.BufferedReader:
     """Return the bytes of a file, decompressed.
 
     Raises:
         SourceError: it is UTF-16.
     """
-    with pa.input_stream(file, compression="detect") as stream:
-        if stream.read(2) in _UTF16:
-            raise SourceError(
-                f"{file} is UTF-16", "files are read as UTF-8", _iconv(file, "UTF-16")
-            )
-    return pa.input_stream(file, compression="detect")
+    stream = io.BufferedReader(pa.input_stream(file, compression="detect"), _BUFFER_BYTES)
+    if stream.peek(2)[:2] in _UTF16:
+        raise SourceError(f"{file} is UTF-16", "files are read as UTF-8", _iconv(file, "UTF-16"))
+    return stream
 
 
 def require_names(file: str, names: list[str]) -> None:
@@ -187,7 +184,7 @@ def require_names(file: str, names: list[str]) -> None:
 
 
 def not_utf8(file: str, where: str, column: str | None = None) -> SourceError:
-    """Return the error for bytes that are not text; it names file, row and column."""
+    """Return the error for bytes that are not text, with file, row and column."""
     return SourceError(
         f"{file}, {where}: {f'column {column!r}' if column else 'the line'} is not valid UTF-8",
         "text in another encoding could not be read back",
@@ -205,7 +202,7 @@ def _iconv(file: str, encoding: str) -> str | None:
 
 
 def _survives(texts: pa.Array, kind: pa.DataType) -> bool:
-    if not pc.all(pc.match_substring_regex(texts, _NUMBER)).as_py() and len(texts):
+    if not pc.all(pc.match_substring_regex(texts, _NUMBER), min_count=0).as_py():
         return False
     try:
         return bool(texts.cast(kind).cast(pa.string()).equals(texts))

@@ -36,34 +36,24 @@ class Csv:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Return every column of every file; text or a number type."""
         return surveyed(files, self.cells, lambda: Numbers("every cell"))
 
-    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """Yield the rows of one file, read by Arrow."""
-        wanted = {c.name: c.type for c in columns}
-        names = _header(file)
+    def typed(self, file: str, columns: list[Column]) -> Iterator[Cells]:
+        names = [c.name for c in columns] or next(_rows(file))[1][:1]  # one column to count rows
         with opened(file) as stream:
             reader = pacsv.open_csv(
                 stream,
                 pacsv.ReadOptions(block_size=_LONGEST_ROW),
                 pacsv.ParseOptions(newlines_in_values=True),
                 pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()),
-                    include_columns=[n for n in names if n in wanted] or names[:1],
+                    column_types=dict.fromkeys(names, pa.string()), include_columns=names
                 ),
             )
             for batch in reader:
-                made = {
-                    n: numbers(batch.column(n), kind)
-                    if n in names
-                    else pa.nulls(batch.num_rows, kind)
-                    for n, kind in wanted.items()
-                }
-                yield pa.table(made)
+                made = {c.name: numbers(batch.column(c.name), c.type) for c in columns}
+                yield batch.num_rows, made
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """Yield the rows of one file as text, read by Python's csv module."""
         rows: list[list[str]] = []
         names, size, first = None, 0, 2
         for line, row in _rows(file):
@@ -86,7 +76,6 @@ class Csv:
         yield _as_text(file, names, rows, first)
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Return the index of the first cell that, written as text, is not the file's."""
         return text_differs(cells, written)
 
 
@@ -105,10 +94,6 @@ def _rows(file: str) -> Iterator[tuple[int, list[str]]]:
                 f"{file}, line {reader.line_num}: not CSV: {error}",
                 'a cell with a comma, a quote or a line end is "quoted", quotes in it are doubled',
             ) from error
-
-
-def _header(file: str) -> list[str]:
-    return next(_rows(file), (0, []))[1]
 
 
 def _as_text(file: str, names: list[str], rows: list[list[str]], first: int) -> Cells:

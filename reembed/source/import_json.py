@@ -35,6 +35,7 @@ _SHORT = 16
 """A decimal of 15 digits and a point survives a double."""
 _MOST_FIELDS = 1_000
 _SEVERAL = "values of several kinds; those that are not text are written as JSON"
+_ONE_OBJECT = "each line is one JSON object"
 
 Row = dict[str, Any]
 
@@ -43,11 +44,9 @@ class Json:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Return every key of every object, with a type that holds all its values."""
         return surveyed(files, self.cells, _Seen)
 
-    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """Yield the rows of one file."""
+    def typed(self, file: str, columns: list[Column]) -> Iterator[Cells]:
         for rows in _blocks(file):
             made = {}
             for column in columns:
@@ -55,16 +54,14 @@ class Json:
                 if pa.types.is_string(column.type):
                     values = [_as_text(v) for v in values]
                 made[column.name] = pa.array(values, column.type)
-            yield pa.table(made)
+            yield len(rows), made
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """Yield the rows of one file."""
         for rows in _blocks(file):
             names = dict.fromkeys(name for row in rows for name in row)
             yield len(rows), {n: [row.get(n) for row in rows] for n in names}
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Return the index of the first value that is not what was written."""
         back = written.to_pylist()
         if not pa.types.is_string(written.type):
             return first_other(cells, back)
@@ -101,16 +98,16 @@ class _Seen:
         except pa.ArrowException:
             self.text = _SEVERAL
         else:
-            # Arrow makes 1.0 of true.
-            if _has_double(array.type) and first_other(values, array.to_pylist()) is not None:
-                self.text = _SEVERAL
+            doubles = any(map(pa.types.is_floating, _within(array.type)))
+            if doubles and first_other(values, array.to_pylist()) is not None:
+                self.text = _SEVERAL  # Arrow makes 1.0 of true
 
     def _merge(self, kind: pa.DataType) -> None:
         schemas = [pa.schema([("x", self.type)]), pa.schema([("x", kind)])]
         merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         if self.wide and _mixes(self.type, kind):
             self.text = "integers beyond 2^53 beside decimals"
-        elif _size(merged) > _MOST_FIELDS:
+        elif sum(1 for _ in _within(merged)) > _MOST_FIELDS:
             self.text = f"objects of more than {_MOST_FIELDS:,} different keys, written as JSON"
         self.type = merged
 
@@ -119,47 +116,31 @@ class _Seen:
             return Column(name, pa.string(), self.text)
         if _is_empty(self.type):
             return Column(name, pa.null())
-        if _has_empty(self.type):
+        if any(map(_is_empty, _within(self.type))):
             return Column(name, pa.string(), "objects with empty parts, written as JSON")
         if not (self.whole and pa.types.is_floating(self.type)):
             return Column(name, self.type)
         if name in ID_COLUMNS:
-            return Column(
-                name, pa.string(), "ids that are integers beside decimals, as they are written"
-            )
+            why = "ids that are integers beside decimals, as they are written"
+            return Column(name, pa.string(), why)
         return Column(name, self.type, "integers beside decimals, all written as decimals")
 
 
 def _blocks(file: str) -> Iterator[list[Row]]:
-    """Yield the objects of a file, some MiB of lines at a time."""
-    number = 1
-    for block in _line_blocks(file):
-        lines = block.split(b"\n")
-        rows = [_object(file, number + at, line) for at, line in enumerate(lines) if line.strip()]
-        number += len(lines) - 1
-        if rows:
-            yield rows
-
-
-def _line_blocks(file: str) -> Iterator[bytes]:
-    """Yield whole lines, however long one is."""
+    """Yield the objects of a file, some MiB of whole lines at a time, however long one is."""
+    first = 1
     with opened(file) as stream:
-        rest = b""
-        while block := stream.read(import_columns.BLOCK_BYTES):
-            lines, newline, tail = block.rpartition(b"\n")
-            if newline:
-                yield rest + lines + newline
-                rest = tail
-            else:
-                rest += tail
-        if rest:
-            yield rest
+        while lines := stream.readlines(import_columns.BLOCK_BYTES):
+            numbered = enumerate(lines, first)
+            if rows := [_object(file, n, line) for n, line in numbered if line.strip()]:
+                yield rows
+            first += len(lines)
 
 
 def _object(file: str, number: int, line: bytes) -> Row:
     where = f"{file}, line {number}"
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.removesuffix(b"\n").decode("utf-8-sig" if number == 1 else "utf-8")
         row = _DECODER.decode(text)
         if "\\ud" in text.lower():  # half a surrogate pair is not a character
             json.dumps(row, ensure_ascii=False).encode()
@@ -179,9 +160,6 @@ def _object(file: str, number: int, line: bytes) -> Row:
         found = f"{where}: {type(row).__name__} in place of an object"
         raise SourceError(found, _ONE_OBJECT, _lines_of(file))
     return row
-
-
-_ONE_OBJECT = "each line is one JSON object"
 
 
 def _lines_of(file: str) -> str | None:
@@ -238,23 +216,18 @@ def _is_wide(array: pa.Array) -> bool:
 
 
 def _children(kind: pa.DataType) -> dict[str, pa.DataType]:
-    if pa.types.is_list(kind):
-        return {"": kind.value_type}
-    if pa.types.is_struct(kind):
-        return {f.name: f.type for f in kind}
-    return {}
+    return {f.name: f.type for f in map(kind.field, range(kind.num_fields))}
 
 
-def _size(kind: pa.DataType) -> int:
-    return 1 + sum(map(_size, _children(kind).values()))
-
-
-def _has_double(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or any(map(_has_double, _children(kind).values()))
+def _within(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """Yield a type and all types in it."""
+    yield kind
+    for child in _children(kind).values():
+        yield from _within(child)
 
 
 def _mixes(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether an integer of one is a double of the other."""
+    """Return whether an integer of one is a double of the other."""
     if {one, other} == {pa.int64(), pa.float64()}:
         return True
     mine, its = _children(one), _children(other)
@@ -262,10 +235,6 @@ def _mixes(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _is_empty(kind: pa.DataType) -> bool:
-    """Whether it is null, an object without keys or a list without values: nothing a column could hold."""
+    """Return whether it is null, an object without keys or a list without values."""
     nothing = pa.types.is_struct(kind) and not kind.num_fields
     return pa.types.is_null(kind) or nothing or kind == pa.list_(pa.null())
-
-
-def _has_empty(kind: pa.DataType) -> bool:
-    return _is_empty(kind) or any(map(_has_empty, _children(kind).values()))

@@ -37,7 +37,6 @@ class Parquet:
     """As `Format` asks."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Return every column of every file; the wider type if two files differ, or their clash."""
         schemas = {file: pq.read_schema(file) for file in files}
         for file, schema in schemas.items():
             require_names(file, schema.names)
@@ -53,26 +52,15 @@ class Parquet:
                 at += batch.num_rows
         return list(columns.values())
 
-    def tables(self, file: str, columns: list[Column]) -> Iterator[pa.Table]:
-        """Yield the rows of one file, read as a dataset."""
+    def typed(self, file: str, columns: list[Column]) -> Iterator[Cells]:
         for batch in pads.dataset(file, format="parquet").to_batches(batch_size=_ROWS):
-            there = batch.schema.names
-            yield pa.table(
-                {
-                    c.name: batch.column(c.name).cast(c.type)
-                    if c.name in there
-                    else pa.nulls(batch.num_rows, c.type)
-                    for c in columns
-                }
-            )
+            yield batch.num_rows, {c.name: batch.column(c.name).cast(c.type) for c in columns}
 
     def cells(self, file: str) -> Iterator[Cells]:
-        """Yield the rows of one file, read without a dataset."""
         for batch in pq.ParquetFile(file).iter_batches(_ROWS):
             yield batch.num_rows, dict(zip(batch.schema.names, batch.columns, strict=True))
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
-        """Return the index of the first value that is not what was written, in the type of the file."""
         values = cells.cast(_plain(cells.type))
         back = _narrowed(written, values.type)
         if back.equals(pa.chunked_array([values])):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,8 @@ from reembed.store.paths import absolute, is_remote
 from reembed.store.storage import Storage, first_line
 
 FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"
+}  # fmt: skip
 _READERS: dict[str, Format] = {"json": Json(), "csv": Csv(), "parquet": Parquet()}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -53,11 +49,15 @@ class _Asked:
     files: list[str]
     to: str
     file_format: str | None
-    columns: list[str] | None
+    columns: list[str]
     options: dict[str, str]
 
+    @property
+    def uri(self) -> str:
+        return absolute(self.to)
+
     def again(self, **changes: Any) -> str:
-        """Return the command that asks for the same but for the changes; secrets are left to the environment."""
+        """Return the command that asks for the same but for the changes, without secrets."""
         asked = replace(self, **changes)
         command = ["reembed", "import", *asked.files, "--to", asked.to]
         if asked.file_format:
@@ -79,7 +79,7 @@ class Imported:
     types: dict[str, str]
     """Arrow type of each column, in their order."""
     notes: dict[str, str]
-    """What is special about a column's type, for those with something to say."""
+    """Why a column has its type, for those with something to say."""
     skipped: tuple[str, ...]
     """Columns that were left out: they hold no values, or were not asked for."""
     version: int
@@ -110,25 +110,23 @@ def import_documents(
         SourceError: a file cannot be read as what it is, or a column is missing.
         IntegrityError: what was written is not what the files hold.
     """
-    uri = absolute(to)
-    asked = _Asked(files, to, file_format, columns, options or {})
+    asked = _Asked(files, to, file_format, columns or [], options or {})
     kind = file_format or _format(asked)
     _require_files(files)
-    _require_new(asked, uri)
+    _require_new(asked)
     reader = _READERS[kind]
     try:
         own = [_with_folders(column, files) for column in reader.survey(files)]
         found = [*own, *_path_columns(files, {c.name for c in own})]
         chosen = _chosen(asked, found)
-        with _new_folder(uri, options):
-            written = _write(reader, files, uri, chosen, options)
+        with _new_folder(asked):
+            written = _write(reader, asked, chosen)
             if not written.count_rows():
                 raise _no_documents(asked)
-            _compare(reader, files, to, written, chosen)
+            _compare(reader, asked, written, chosen)
     except (pa.ArrowException, OSError) as error:  # Lance passes on a reader's error as OSError
-        raise SourceError(
-            f"cannot import {', '.join(files)} as {kind} to {to}", str(error).splitlines()[0]
-        ) from error
+        what = f"cannot import {', '.join(files)} as {kind} to {to}"
+        raise SourceError(what, first_line(error)) from error
     types = {c.name: str(c.type) for c in chosen}
     return Imported(
         uri=to,
@@ -141,43 +139,37 @@ def import_documents(
 
 
 def _require_files(files: list[str]) -> None:
-    missing = [f for f in files if not Path(f).is_file()]
-    if missing:
+    if missing := [f for f in files if not Path(f).is_file()]:
+        nearest = next((p for p in Path(missing[0]).parents if p.is_dir()), Path())
         raise UsageError(
-            f"no such file: {', '.join(missing)}",
-            None,
-            f"ls {shlex.quote(str(_nearest(Path(missing[0]).parent)))}",
+            f"no such file: {', '.join(missing)}", None, f"ls {shlex.quote(str(nearest))}"
         )
 
 
-def _nearest(folder: Path) -> Path:
-    return next((p for p in (folder, *folder.parents) if p.is_dir()), Path())
-
-
-def _require_new(asked: _Asked, uri: str) -> None:
-    to, place = asked.to, asked.to.rstrip("/") + "-documents.lance"
-    if _exists(uri, asked.options):
+def _require_new(asked: _Asked) -> None:
+    with suppress(FileNotFoundError):
+        open_dataset(asked.uri, options=asked.options)
         raise UsageError(
-            f"{to} is already a Lance dataset",
+            f"{asked.to} is already a Lance dataset",
             "import makes new datasets; existing documents are never overwritten",
-            asked.again(to=to.removesuffix(".lance") + "-2.lance"),
+            asked.again(to=asked.to.removesuffix(".lance") + "-2.lance"),
         )
-    if not is_remote(uri) and Path(uri).is_file():
-        raise UsageError(f"{to} is a file", "a dataset needs its own folder", asked.again(to=place))
-    if not _is_empty(uri, asked.options):
-        raise UsageError(
-            f"{to} is a folder with something else in it",
-            "a dataset needs its own folder",
-            asked.again(to=place),
-        )
+    if found := _in_the_way(asked):
+        place = asked.to.rstrip("/") + "-documents.lance"
+        what = f"{asked.to} is {found}"
+        raise UsageError(what, "a dataset needs its own folder", asked.again(to=place))
 
 
-def _is_empty(uri: str, options: dict[str, str] | None) -> bool:
-    """Whether nothing is there; a bucket's own root may be given, or a prefix of it."""
-    if not is_remote(uri):
-        return not Path(uri).exists() or not any(Path(uri).iterdir())
-    storage = Storage(uri, as_options(options))
-    return not any(True for _ in storage.objects(""))
+def _in_the_way(asked: _Asked) -> str | None:
+    """Return what is at the place of the dataset; None if nothing is, or an empty folder or bucket."""
+    place = Path(asked.uri)
+    if is_remote(asked.uri):
+        full = bool(Storage(asked.uri, as_options(asked.options)).objects(""))
+    elif place.is_file():
+        return "a file"
+    else:
+        full = place.exists() and any(place.iterdir())
+    return "a folder with something else in it" if full else None
 
 
 def _with_folders(column: Column, files: list[str]) -> Column:
@@ -212,17 +204,17 @@ def _path_values(file: str) -> dict[str, str | None]:
 
 
 def _chosen(asked: _Asked, found: list[Column]) -> list[Column]:
-    """Return the columns to keep: those that hold something, or those asked for.
+    """Return the columns to keep: those asked for, or all that hold a value.
 
     Raises:
         SourceError: there is none, one is not there, or a dataset cannot have it.
     """
     by_name = {c.name: c for c in found}
-    if unknown := sorted(set(asked.columns or ()) - set(by_name)):
+    if unknown := sorted(set(asked.columns) - set(by_name)):
         raise SourceError(
             f"no column {', '.join(unknown)}",
             f"there are: {', '.join(by_name)}",
-            asked.again(columns=[n for n in asked.columns or () if n in by_name]),
+            asked.again(columns=[n for n in asked.columns if n in by_name]),
         )
     held = [c.name for c in found if c.clash or not pa.types.is_null(c.type)]
     chosen = [by_name[n] for n in asked.columns or held]
@@ -258,21 +250,21 @@ def _refusal(column: Column) -> str | None:
 
 
 @contextmanager
-def _new_folder(uri: str, options: dict[str, str] | None) -> Iterator[None]:
+def _new_folder(asked: _Asked) -> Iterator[None]:
     """Make a folder that no other user reads; if the block fails, nothing is left in it."""
-    storage = Storage(uri, as_options(options))
-    made = not is_remote(uri) and _closed_folder(Path(uri))
+    folder = Path(asked.uri)
+    made = not is_remote(asked.uri) and _closed_folder(folder)
     try:
         yield
     except BaseException:  # Ctrl-C too: half a dataset looks like a whole one
-        storage.delete_tree("")
+        Storage(asked.uri, as_options(asked.options)).delete_tree("")
         if made:
-            Path(uri).rmdir()
+            folder.rmdir()
         raise
 
 
 def _closed_folder(folder: Path) -> bool:
-    """Make a folder of mode 0700, or close one that was there to all but its owner and its group; True if made.
+    """Make a folder of mode 0700, or close an existing one to all but its owner and group; True if made.
 
     Raises:
         UsageError: it is open to everyone, and another user's.
@@ -293,36 +285,29 @@ def _closed_folder(folder: Path) -> bool:
     return False
 
 
-def _write(
-    reader: Format,
-    files: list[str],
-    uri: str,
-    columns: list[Column],
-    options: dict[str, str] | None,
-) -> lance.LanceDataset:
-    schema = pa.schema([(c.name, c.type) for c in columns])
+def _write(reader: Format, asked: _Asked, columns: list[Column]) -> lance.LanceDataset:
     batches = (
         batch
-        for file in files
-        for table in reader.tables(file, [c for c in columns if not c.from_path])
-        for batch in _with_path(table, file, columns).select(schema.names).to_batches()
+        for file in asked.files
+        for count, cells in reader.typed(file, [c for c in columns if file in c.files])
+        for batch in _with_all(columns, file, count, cells).to_batches()
     )
+    schema = pa.schema([(c.name, c.type) for c in columns])
     return lance.write_dataset(
         pa.RecordBatchReader.from_batches(schema, batches),
-        uri,
+        asked.uri,
         mode="create",
         enable_stable_row_ids=True,
-        storage_options=resolved(options or {}) or None,
+        storage_options=resolved(asked.options) or None,
     )
 
 
-def _with_path(table: pa.Table, file: str, columns: list[Column]) -> pa.Table:
-    """The table with the columns that its folders' names stand for."""
-    for column in columns:
-        if column.from_path:
-            values = _path_texts(file, column.name, table.num_rows).cast(column.type)
-            table = table.append_column(column.name, values)
-    return table
+def _with_all(columns: list[Column], file: str, count: int, cells: Mapping[str, Any]) -> pa.Table:
+    """Return rows of a file with every column: its own, those of its folders' names, else nulls."""
+    nulls = {c.name: pa.nulls(count, c.type) for c in columns}
+    of_path = [c for c in columns if c.from_path]
+    texts = {c.name: _path_texts(file, c.name, count).cast(c.type) for c in of_path}
+    return pa.table({**nulls, **cells, **texts})
 
 
 def _path_texts(file: str, key: str, rows: int) -> pa.Array:
@@ -330,11 +315,7 @@ def _path_texts(file: str, key: str, rows: int) -> pa.Array:
 
 
 def _compare(
-    reader: Format,
-    files: list[str],
-    to: str,
-    written: lance.LanceDataset,
-    columns: list[Column],
+    reader: Format, asked: _Asked, written: lance.LanceDataset, columns: list[Column]
 ) -> None:
     """Compare every cell of every file with the dataset, some thousand rows at a time.
 
@@ -342,19 +323,20 @@ def _compare(
         IntegrityError: a cell or the number of rows differs; names the file, the row, the column.
     """
     start = 0
-    for file in files:
+    for file in asked.files:
         first = start
         for count, cells in reader.cells(file):
             rows = written.scanner(offset=start, limit=count, scan_in_order=True).to_table()
             if rows.num_rows != count:
-                raise _lost(to, file, f"row {start - first + rows.num_rows + 1} is not there")
+                raise _lost(asked, file, f"row {start - first + rows.num_rows + 1} is not there")
             for column in columns:
                 at = _first_other(reader, file, cells, column, rows[column.name])
                 if at is not None:
-                    raise _lost(to, file, f"row {start - first + at + 1}: column {column.name!r}")
+                    found = f"row {start - first + at + 1}: column {column.name!r}"
+                    raise _lost(asked, file, found)
             start += count
-    if start != (found := written.count_rows()):
-        raise _lost(to, ", ".join(files), f"{found:,} rows were written of {start:,}")
+    if start != (count := written.count_rows()):
+        raise _lost(asked, ", ".join(asked.files), f"{count:,} rows were written of {start:,}")
 
 
 def _first_other(
@@ -367,9 +349,9 @@ def _first_other(
     return first_false(written.is_null())
 
 
-def _lost(to: str, file: str, what: str) -> IntegrityError:
+def _lost(asked: _Asked, file: str, what: str) -> IntegrityError:
     return IntegrityError(
-        f"{to} is not what {file} holds: {what}",
+        f"{asked.to} is not what {file} holds: {what}",
         "the file changed meanwhile, or a reader lost something; the dataset was not kept",
     )
 
@@ -387,11 +369,3 @@ def _format(asked: _Asked) -> str:
             f"{asked.again(file_format=first)}     # or {', '.join(others)}",
         )
     return str(kinds.pop())
-
-
-def _exists(uri: str, options: dict[str, str] | None) -> bool:
-    try:
-        open_dataset(uri, options=options)
-    except FileNotFoundError:
-        return False
-    return True

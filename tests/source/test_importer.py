@@ -378,17 +378,15 @@ def test_a_reader_that_changes_one_cell_is_found_and_nothing_is_kept(tmp_path, m
     else:
         pq.write_table(table, tmp_path / name)
     reader = type(importer._READERS[importer.FORMATS[Path(name).suffix]])
-    honest = reader.tables
+    honest = reader.typed
     for column, other in (("id", "D499"), ("n", 0), ("f", None)):
 
-        def tables(self, file, columns, column=column, other=other):
-            for table in honest(self, file, columns):
-                values = table[column].to_pylist()
-                values[-1] = other
-                at = table.schema.get_field_index(column)
-                yield table.set_column(at, column, pa.array(values, table[column].type))
+        def typed(self, file, columns, column=column, other=other):
+            for count, cells in honest(self, file, columns):
+                values = [*cells[column].to_pylist()[:-1], other]
+                yield count, {**cells, column: pa.array(values, cells[column].type)}
 
-        monkeypatch.setattr(reader, "tables", tables)
+        monkeypatch.setattr(reader, "typed", typed)
         with pytest.raises(IntegrityError, match=f"row 500: column '{column}'"):
             importer.import_documents([str(tmp_path / name)], str(tmp_path / "out.lance"))
         assert not (tmp_path / "out.lance").exists()
@@ -397,11 +395,11 @@ def test_a_reader_that_changes_one_cell_is_found_and_nothing_is_kept(tmp_path, m
 @pytest.mark.parametrize("rows", [slice(0, -1), slice(1, None)])
 def test_a_reader_that_loses_a_row_is_found(tmp_path, monkeypatch, rows):
     (tmp_path / "a.csv").write_bytes(b"id,t\n1,x\n2,y\n")
-    honest = Csv.tables
+    honest = Csv.typed
     monkeypatch.setattr(
         Csv,
-        "tables",
-        lambda *a: (pa.table(t.to_pydict()).take(list(range(2)[rows])) for t in honest(*a)),
+        "typed",
+        lambda *a: ((1, {n: v[rows] for n, v in cells.items()}) for _, cells in honest(*a)),
     )
     with pytest.raises(IntegrityError):
         importer.import_documents([str(tmp_path / "a.csv")], str(tmp_path / "out.lance"))
