@@ -89,3 +89,11 @@ def stored(column: pa.Array) -> Digests:
 def stack(joined: bytes | bytearray) -> Digests:
     """Return joined digests as an array."""
     return np.frombuffer(bytes(joined), dtype=f"V{BYTES}")
+
+
+def find(known: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
+    """Return int64 [N]: the place of each of `wanted` among `known`, which is sorted; -1 if it is missing."""
+    if not len(known):
+        return np.full(len(wanted), -1, np.int64)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, at, -1).astype(np.int64)

@@ -154,6 +154,8 @@ class Plan:
     documents: int
     """Documents that are embedded."""
     units: Sequence[Unit]
+    unit_documents: int
+    """Documents in a unit at most, except in a kept fragment."""
     created_at: str
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""

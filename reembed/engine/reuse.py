@@ -128,10 +128,7 @@ class Known:
 
     def find(self, texts: Digests) -> Int64:
         """Return int64 [N]: the place of each digest among the known texts, -1 if it is not known."""
-        if not len(self.texts):
-            return np.full(len(texts), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.texts, texts), len(self.texts) - 1)
-        return np.where(self.texts[at] == texts, at, -1).astype(np.int64)
+        return digests.find(self.texts, texts)
 
     def vectors(self, places: Int64) -> npt.NDArray[np.float32]:
         """Return float32 [N, dim]: the vectors at these places of the known texts."""

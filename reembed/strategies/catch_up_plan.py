@@ -60,7 +60,34 @@ def next_pass(
     """
     interrupted = unfinished_pass(catalog, release)
     provenance.require_verified(catalog.storage, release)
-    return interrupted or _new_pass(config, catalog, release, emit, retry=retry)
+    if interrupted is not None:
+        return interrupted
+    before, number = caught_up(catalog, release), next_number(catalog, release)
+    after = before.newest()  # after the number was taken: a later number has newer documents
+    if after.is_same(before) and not retry:
+        return None
+    after.check_documents()
+    changes = changes_of(catalog, release, before, after, retry=retry)
+    emit(
+        ChangesFound(
+            before=before.version,
+            after=after.version,
+            embed=len(changes.embed),
+            refresh=len(changes.refresh) - changes.copied,
+            copied=changes.copied,
+            removed=changes.removed,
+            documents=changes.documents,
+            how=changes.how,
+        )
+    )
+    if not changes.documents:
+        note(catalog, release, number, after)
+        return None
+    preflight.require_changed_texts(config, release, after, changes, emit)
+    run = Run(catalog.storage, f"{release.origin}-v{after.version}-{number}")
+    place = replace(release.place, step=number, version=after.version)
+    begin(catalog.storage, catalog.alias, run.id, place)
+    return Pass(run, place, release, None, after, changes)
 
 
 def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
@@ -82,39 +109,6 @@ def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
         if not is_driven(run) and catalog.registered(run) is None:
             run.abandon()
     return None
-
-
-def _new_pass(
-    config: Config, catalog: Catalog, release: Release, emit: Listener, *, retry: bool
-) -> Pass | None:
-    before, number = caught_up(catalog, release), next_number(catalog, release)
-    after = before.newest()  # after the number was taken: a later number has newer documents
-    if after.is_same(before) and not retry:
-        return None
-    after.check_documents()
-    changes = changes_of(catalog, release, before, after, retry=retry)
-    emit(_changes_event(changes, before, after))
-    if not changes.documents:
-        note(catalog, release, number, after)
-        return None
-    preflight.require_changed_texts(config, release, after, changes, emit)
-    run = Run(catalog.storage, f"{release.origin}-v{after.version}-{number}")
-    place = replace(release.place, step=number, version=after.version)
-    begin(catalog.storage, catalog.alias, run.id, place)
-    return Pass(run, place, release, None, after, changes)
-
-
-def _changes_event(changes: Changes, before: Source, after: Source) -> ChangesFound:
-    return ChangesFound(
-        before=before.version,
-        after=after.version,
-        embed=len(changes.embed),
-        refresh=len(changes.refresh) - changes.copied,
-        copied=changes.copied,
-        removed=changes.removed,
-        documents=changes.documents,
-        how=changes.how,
-    )
 
 
 def next_number(catalog: Catalog, release: Release) -> int:
@@ -187,7 +181,8 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     assert changes is not None  # a planned pass is found by its plan
     pinned = found.after.pin(run.pin_tag)
     built = read_manifest(run.storage, release.index, release.index_sha256)
-    counts = _fragment_rows(run.storage, release)
+    fragments = _vectors(run.storage, release).dataset().get_fragments()
+    counts = {f.fragment_id: f.count_rows() for f in fragments}
     plan = run.write_plan(
         Plan(
             kind="catch_up",
@@ -206,6 +201,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             units=list(_units(counts, changes, config.embed.unit_documents)),
             created_at=now(),
             base=_base(release, changes, counts),
+            unit_documents=config.embed.unit_documents,
         )
     )
     emit(planned(run, plan, pinned=pinned))
@@ -243,12 +239,6 @@ def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit
             leaving = tuple(dropped.tolist())
             documents = table_documents(left)
             yield KeepFragment(f"keep-{fragment:06d}", fragment, left, documents, leaving)
-
-
-def _fragment_rows(storage: Storage, release: Release) -> dict[int, int]:
-    """Rows of each fragment of the release's table version."""
-    fragments = _vectors(storage, release).dataset().get_fragments()
-    return {f.fragment_id: f.count_rows() for f in fragments}
 
 
 def _vectors(storage: Storage, release: Release) -> TableVersion:

@@ -8,7 +8,7 @@ compared to confirm it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,7 @@ def find_changes(
         dead_letters: documents without a vector, with the digests of their texts.
         retry: try dead letters again even if their text is the same.
     """
-    held = _Held.read(table, list(after.ref.carry))
+    held = _Rows.of_table(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
     why = versions.why_no_delta(before, after)
     if retyped:
@@ -83,20 +83,20 @@ def find_changes(
         why = "dead letters are tried again"
     if why is None:
         delta = versions.delta(before, after)
-        found = _Found.read(after.rows(delta))
+        found = _Rows.of_source(after.rows(delta))
         left = digests.stack(digests.of_column(versions.ids_left(before, delta)))
         changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
         if changes.documents:
             return replace(changes, how="delta: rows of files that are new")
         why = "new files hold no other document"
-    found = _Found.read(after.rows())
+    found = _Rows.of_source(after.rows())
     changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=bool(retyped))
     return replace(changes, how=f"compare: {why}")
 
 
 def _compare(
-    held: _Held,
-    found: _Found,
+    held: _Rows,
+    found: _Rows,
     left: Digests | None,
     dead_letters: Sequence[DeadLetter],
     *,
@@ -149,22 +149,38 @@ def _compare(
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Rows of the table, in table order."""
+class _Rows:
+    """Rows of the table, in table order, or of the source, as far as they were read."""
 
     ids: Digests
     texts: Digests
     carried: Digests
     row_ids: Int64
     fragments: Int64
+    """Of the table; for the source, the number of the part that a row was read in."""
 
     @classmethod
-    def read(cls, table: TableVersion, carry: list[str]) -> _Held:
+    def of_table(cls, table: TableVersion, carry: list[str]) -> _Rows:
+        parts = table.scan_fragments(["doc_id", "text_hash", *carry])
+        return cls._read(parts, "text_hash", lambda hashes: b"".join(hashes.to_pylist()))
+
+    @classmethod
+    def of_source(cls, parts: Iterator[pa.Table]) -> _Rows:
+        return cls._read(enumerate(parts), TEXT, digests.of_column)
+
+    @classmethod
+    def _read(
+        cls,
+        parts: Iterable[tuple[int, pa.Table]],
+        text: str,
+        digests_of: Callable[[pa.ChunkedArray], bytes],
+    ) -> _Rows:
         ids, texts, carried = bytearray(), bytearray(), bytearray()
         rows, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for fragment, part in table.scan_fragments(["doc_id", "text_hash", *carry]):
+        for fragment, part in parts:
+            carry = [c for c in part.column_names if c not in ("doc_id", text, "_rowid")]
             ids += digests.of_column(part["doc_id"])
-            texts += b"".join(part["text_hash"].to_pylist())
+            texts += digests_of(part[text])
             carried += digests.of_rows([part[c] for c in carry], part.num_rows)
             rows.append(part["_rowid"].to_numpy().astype(np.int64))
             fragments.append(np.full(part.num_rows, fragment, np.int64))
@@ -177,41 +193,13 @@ class _Held:
         )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Rows of the source, as far as they were read."""
-
-    ids: Digests
-    texts: Digests
-    carried: Digests
-    row_ids: Int64
-
-    @classmethod
-    def read(cls, parts: Iterator[pa.Table]) -> _Found:
-        ids, texts, carried = bytearray(), bytearray(), bytearray()
-        rows = [np.empty(0, np.int64)]
-        for part in parts:
-            carry = [c for c in part.column_names if c not in ("doc_id", TEXT, "_rowid")]
-            ids += digests.of_column(part["doc_id"])
-            texts += digests.of_column(part[TEXT])
-            carried += digests.of_rows([part[c] for c in carry], part.num_rows)
-            rows.append(part["_rowid"].to_numpy().astype(np.int64))
-        return cls(
-            digests.stack(ids), digests.stack(texts), digests.stack(carried), np.concatenate(rows)
-        )
-
-
 def _row_of(among: Digests, wanted: Digests) -> Int64:
     """Return the index in `among` of each of `wanted`; -1 if it is missing."""
-    if not len(among):
-        return np.full(len(wanted), -1, np.int64)
     order = np.argsort(among)
-    ordered = among[order]
-    at = np.minimum(np.searchsorted(ordered, wanted), len(among) - 1)
-    return np.where(ordered[at] == wanted, order[at], -1).astype(np.int64)
+    return np.append(order, -1)[digests.find(among[order], wanted)]
 
 
-def _among(found: _Found, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.bool_]:
+def _among(found: _Rows, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.bool_]:
     """Return which rows are dead letters whose text has not changed since it failed."""
     if not dead_letters:
         return np.zeros(len(found.ids), bool)
@@ -222,7 +210,7 @@ def _among(found: _Found, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.
 
 def _remaining(
     dead_letters: Sequence[DeadLetter],
-    found: _Found,
+    found: _Rows,
     dead: npt.NDArray[np.bool_],
     gone: Digests,
     *,

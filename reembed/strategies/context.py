@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from reembed.catalog.plan import EmbedRange, EmbedRows, Plan, RefreshRows
+from reembed.catalog.plan import KeepFragment, Plan
 from reembed.catalog.runs import Run
 from reembed.config.changed import changed_settings
 from reembed.config.settings import Config
@@ -96,25 +96,9 @@ def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
     """Return settings of the section embed that the plan fixed and that are different now."""
     now = config.embed.model_dump(include={"unit_documents", "reuse"})
     used = dict(now)
-    if (rows := _unit_rows(plan)) is not None:
-        used["unit_documents"] = rows
+    largest = max((u.rows for u in plan.units if not isinstance(u, KeepFragment)), default=0)
+    if largest >= min(plan.unit_documents, now["unit_documents"]):  # else neither cuts anything
+        used["unit_documents"] = plan.unit_documents
     if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
         used["reuse"] = plan.reuse
     return changed_settings("embed", used, now)
-
-
-def _unit_rows(plan: Plan) -> int | None:
-    """Documents in a whole unit; None if nothing was cut, so that any larger number would do.
-
-    What stays of a table's fragment is one unit, however large.
-    """
-    ranges = [u for u in plan.units if isinstance(u, EmbedRange)]
-    largest = max((u.rows for u in ranges), default=0)
-    ends = {(u.fragment, u.offset + u.rows) for u in ranges if u.rows == largest}
-    if any((u.fragment, u.offset) in ends for u in ranges):
-        return largest
-    for kind in (EmbedRows, RefreshRows):
-        rows = [u.rows for u in plan.units if isinstance(u, kind)]
-        if len(rows) > 1:
-            return max(rows)
-    return None

@@ -16,11 +16,17 @@ from reembed.strategies.rebuild_plan import (
     abandoned_unless_planned,
     choose_run,
     emit_already_built,
-    finished,
     make_plan,
     place_of,
 )
-from reembed.strategies.steps import build_index, embed_documents, register, seal, verify_rows
+from reembed.strategies.steps import (
+    build_index,
+    embed_documents,
+    register,
+    require_open,
+    seal,
+    verify_rows,
+)
 
 
 def full_rebuild(
@@ -42,7 +48,8 @@ def full_rebuild(
     run = choose_run(wanted, fresh=fresh)
     begin(storage, config.alias, run.id, place_of(run, wanted))
     with driving(run), abandoned_unless_planned(run):
-        if (release := finished(run, catalog)) is not None:
+        require_open(run)
+        if (release := catalog.registered(run)) is not None:
             emit_already_built(release, run, wanted, emit)
             return release
         plan = make_plan(run, wanted, emit)

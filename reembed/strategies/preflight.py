@@ -77,23 +77,13 @@ def require_rights(storage: Storage, plan: Plan) -> None:
     """
     if is_remote(storage.root):
         return
-    root = Path(storage.root)
-    written = (
-        f"{plan.table}/data",
-        f"{plan.table}/_versions",
-        "indexes",
-        "lines",
-        "releases",
-        "results",
-        "runs",
-    )
-    for place in (root, *(root / name for name in (*written, f"releases/{plan.alias}"))):
+    written = ["", "indexes", "lines", "releases", f"releases/{plan.alias}", "results", "runs"]
+    written += [f"{plan.table}/data", f"{plan.table}/_versions"]
+    for place in (Path(storage.root) / name for name in written):
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"{place} cannot be written to",
-                f"it belongs to user {place.stat().st_uid}, this process runs as {os.geteuid()}",
-                f"ls -ld {shlex.quote(str(place))}",
-            )
+            owner = f"it belongs to user {place.stat().st_uid}, this process runs as {os.geteuid()}"
+            fix = f"ls -ld {shlex.quote(str(place))}"
+            raise UsageError(f"{place} cannot be written to", owner, fix)
 
 
 def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:

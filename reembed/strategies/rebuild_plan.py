@@ -29,7 +29,6 @@ from reembed.space import Space
 from reembed.store.paths import absolute
 from reembed.strategies import preflight
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
-from reembed.strategies.steps import given_up
 from reembed.table import write as table
 
 
@@ -130,14 +129,6 @@ def abandoned_unless_planned(run: Run) -> Iterator[None]:
         raise
 
 
-def finished(run: Run, catalog: Catalog) -> Release | None:
-    """Return the release this run ended in, if it did."""
-    result = run.result()
-    if result is not None and result.release is None:
-        raise given_up(run)
-    return catalog.registered(run)
-
-
 def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listener) -> None:
     """Tell that the run is complete, and which settings differ from those it was built with.
 
@@ -145,9 +136,14 @@ def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listene
         IntegrityError: the release's index has no manifest, or a damaged one.
     """
     emit(AlreadyBuilt(run.id, release.id))
-    plan = run.plan()
+    plan, config = run.plan(), wanted.config
     changed = _planned_otherwise(plan, wanted) if plan else []
-    emit_ignored(changed + _built_otherwise(release, run, wanted.config), emit)
+    built = read_manifest(run.storage, release.index, release.index_sha256)
+    changed += changed_settings("index", built.settings.model_dump(), config.index.model_dump())
+    dead, allowed = release.dead_letters, config.embed.max_dead_letters
+    if dead > allowed:
+        changed.append(ChangedSetting("embed.max_dead_letters", dead, allowed))
+    emit_ignored(changed, emit)
 
 
 def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
@@ -215,6 +211,7 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
             created_at=now(),
             reuse=config.embed.reuse,
             donors=donors,
+            unit_documents=config.embed.unit_documents,
         )
     )
     _require_donors(run, plan)
@@ -251,13 +248,3 @@ def _planned_otherwise(plan: Plan, wanted: Wanted) -> list[ChangedSetting]:
     """Settings that the plan fixed and that are different now, what the judged queries hold included."""
     changed = changed_settings("gate", plan.gate.model_dump(), wanted.gate.model_dump())
     return changed + embed_settings_changed(plan, wanted.config)
-
-
-def _built_otherwise(release: Release, run: Run, config: Config) -> list[ChangedSetting]:
-    """Settings that a release was built by and that are different now."""
-    built = read_manifest(run.storage, release.index, release.index_sha256)
-    changed = changed_settings("index", built.settings.model_dump(), config.index.model_dump())
-    dead, allowed = release.dead_letters, config.embed.max_dead_letters
-    if dead > allowed:
-        changed.append(ChangedSetting("embed.max_dead_letters", dead, allowed))
-    return changed

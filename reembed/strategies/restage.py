@@ -23,22 +23,18 @@ def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: K
         IntegrityError: a file it would be read from differs from its receipt: a damaged vector
             would get a new, valid receipt.
     """
-    with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
-        return _staged(run, plan, columns, source, unit)
-
-
-def _staged(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
     assert plan.base is not None
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
-    proofs = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).files
-    if isinstance(unit, KeepFragment):
-        _require_sound(run, table, proofs, {unit.fragment})
-        rows = _kept(table, columns, unit)
-    else:
-        _require_sound(run, table, proofs, _fragments_of(table, unit.table_rows))
-        rows = _refreshed(table, source, unit)
-    return stage(run, plan, columns, Staged(unit.id, rows))
+    with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
+        files = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).files
+        if isinstance(unit, KeepFragment):
+            _require_sound(run, table, files, {unit.fragment})
+            rows = _kept(table, columns, unit)
+        else:
+            _require_sound(run, table, files, _fragments_of(table, unit.table_rows))
+            rows = _refreshed(table, source, unit)
+        return stage(run, plan, columns, Staged(unit.id, rows))
 
 
 def _kept(table: TableVersion, columns: pa.Schema, unit: KeepFragment) -> pa.Table:
@@ -67,13 +63,11 @@ def _fragments_of(table: TableVersion, row_ids: tuple[int, ...]) -> set[int]:
 def _require_sound(
     run: Run, table: TableVersion, proofs: dict[str, FileProof], fragments: set[int]
 ) -> None:
-    for fragment in table.dataset().get_fragments():
-        if fragment.fragment_id not in fragments:
-            continue
-        for file in fragment.data_files():
-            if proof_of(table.storage, table.path, file.path) != proofs.get(file.path):
-                raise IntegrityError(
-                    f"{table.path}/data/{file.path} is damaged",
-                    "its sha256 differs from its receipt",
-                    run.rebuild,
-                )
+    held = [f for f in table.dataset().get_fragments() if f.fragment_id in fragments]
+    for name in (file.path for fragment in held for file in fragment.data_files()):
+        if proof_of(table.storage, table.path, name) != proofs.get(name):
+            raise IntegrityError(
+                f"{table.path}/data/{name} is damaged",
+                "its sha256 differs from its receipt",
+                run.rebuild,
+            )

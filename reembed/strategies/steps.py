@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
-from reembed.catalog.plan import Donor, EmbedUnit, KeptUnit, Plan
-from reembed.catalog.receipts import FileProof
+from reembed.catalog.plan import EmbedUnit, KeptUnit, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
@@ -62,11 +61,14 @@ def _prove_donors(context: RunContext) -> None:
         IntegrityError: a file is damaged, or the records of a donor were changed.
     """
     storage, donors = context.run.storage, context.plan.donors
-    files = [
-        (storage, donor.table, {name: proof})
-        for donor in donors
-        for name, proof in _proofs(context, donor).items()
-    ]
+    try:
+        files = [
+            (storage, donor.table, {name: proof})
+            for donor in donors
+            for name, proof in reuse.proofs(storage, donor).items()
+        ]
+    except IntegrityError as error:  # a run without this donor is not stopped by it
+        raise IntegrityError(error.what, error.why, context.run.rebuild) from error
     if not files:
         return
     named = ", ".join(d.release for d in donors)
@@ -78,14 +80,6 @@ def _prove_donors(context: RunContext) -> None:
             "vectors would be copied from them",
             context.run.rebuild,
         )
-
-
-def _proofs(context: RunContext, donor: Donor) -> dict[str, FileProof]:
-    """Proofs of the donor's files; if its records are damaged, the fix is a run without it."""
-    try:
-        return reuse.proofs(context.run.storage, donor)
-    except IntegrityError as error:
-        raise IntegrityError(error.what, error.why, context.run.rebuild) from error
 
 
 def restage_rows(context: RunContext) -> None:
@@ -129,22 +123,20 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
     manifest = executor.call(
         _index_task, run, context.plan, context.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
     )
-    context.emit(_indexed_event(manifest, time.monotonic() - started))
-    return manifest
-
-
-def _indexed_event(manifest: IndexManifest, seconds: float) -> Indexed:
     built = manifest.base
-    return Indexed(
-        factory=built.factory,
-        device=built.device,
-        rows=manifest.rows,
-        seconds=round(seconds, 1),
-        operating_point=built.operating_point,
-        ann_recall_at_10=manifest.ann_recall_at_10,
-        num_queries=manifest.num_queries,
-        tuned_on=manifest.tuned_on,
+    context.emit(
+        Indexed(
+            factory=built.factory,
+            device=built.device,
+            rows=manifest.rows,
+            seconds=round(time.monotonic() - started, 1),
+            operating_point=built.operating_point,
+            ann_recall_at_10=manifest.ann_recall_at_10,
+            num_queries=manifest.num_queries,
+            tuned_on=manifest.tuned_on,
+        )
     )
+    return manifest
 
 
 def _tuning_texts(context: RunContext) -> list[str]:
@@ -168,25 +160,19 @@ def _index_task(
     run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
 ) -> IndexManifest:
     with storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}"):
-        return _indexed(run, plan, vectors, config, texts)
-
-
-def _indexed(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
-) -> IndexManifest:
-    queries = None
-    if texts:
-        encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
-        queries = encoder.embed_queries(texts)
-    built = index.build(vectors, config.index, queries, trained=_trained(run, plan, vectors.rows))
-    return index_store.save(
-        built,
-        run.storage,
-        f"indexes/{run.id}",
-        space=plan.space.id,
-        table=vectors.path,
-        table_version=vectors.version,
-    )
+        queries = None
+        if texts:
+            encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
+            queries = encoder.embed_queries(texts)
+        trained = _trained(run, plan, vectors.rows)
+        return index_store.save(
+            index.build(vectors, config.index, queries, trained=trained),
+            run.storage,
+            f"indexes/{run.id}",
+            space=plan.space.id,
+            table=vectors.path,
+            table_version=vectors.version,
+        )
 
 
 def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
@@ -245,18 +231,18 @@ def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) ->
         return verify.verify(replace(subject, index_ids=ids))
 
 
-def given_up(run: Run) -> Conflict:
-    """Return the error that a run was given up."""
-    return Conflict(
-        f"run {run.id} was given up while this process was building it",
-        "someone ran it with --fresh or dropped it because this process seemed dead",
-        "reembed run",
-    )
+def require_open(run: Run) -> None:
+    """Refuse to go on with a run that was given up.
 
-
-def _require_open(run: Run) -> None:
+    Raises:
+        Conflict: it was.
+    """
     if (result := run.result()) is not None and result.release is None:
-        raise given_up(run)
+        raise Conflict(
+            f"run {run.id} was given up while this process was building it",
+            "someone ran it with --fresh or dropped it because this process seemed dead",
+            "reembed run",
+        )
 
 
 def register(
@@ -273,7 +259,7 @@ def register(
     table_manifest = manifest_proof(run.storage, sealed.path, sealed.version)
     if table_manifest is None:
         raise IntegrityError(f"{sealed.path} has lost version {sealed.version}", None, run.rebuild)
-    _require_open(run)
+    require_open(run)
     faults.point("run.before_register")
     release = catalog.register(
         Release(
@@ -301,7 +287,7 @@ def register(
     faults.point("run.after_register")
     run.finish(release.id)
     try:
-        _require_open(run)  # given up since: of both, the one that looks last sees the other
+        require_open(run)  # given up since: of both, the one that looks last sees the other
     except Conflict:
         catalog.mark_retired(release.id)
         raise

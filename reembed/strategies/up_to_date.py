@@ -107,16 +107,18 @@ def catch_up_and_follow(
     newest = strategy.catch_up(
         config, newest, emit, executor=executor, retry_dead_letters=retry_dead_letters
     )
-    before = catalog.live()
+    before, generation = catalog.live(), None
     serves = before is not None and before.release.origin == newest.origin
-    record = follow(catalog, newest, decided_on=began) if serves else None
-    went = record is not None and before is not None and record.token != before.token
-    newest = record.release if record else newest
+    if before is not None and serves:
+        record = follow(catalog, newest, decided_on=began)
+        newest = record.release
+        if record.token != before.token:
+            generation = record.generation
     return CaughtUp(
         alias=catalog.alias,
         before=asked.id,
         release=newest,
-        generation=record.generation if record and went else None,
+        generation=generation,
         serves=serves,
         behind=behind(catalog, newest),
     )
@@ -130,9 +132,9 @@ def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) ->
     """
     if live.action != "rollback" or newest.id == live.release.id:
         return
-    reason = f": {live.grounds.reason}" if live.grounds.reason else ""
+    back = f"{catalog.alias} was rolled back to {live.release.id} at {live.at}"
     raise Conflict(
-        f"{catalog.alias} was rolled back to {live.release.id} at {live.at}{reason}",
+        ": ".join(filter(None, (back, live.grounds.reason))),
         f"{newest.id} has its model and newer documents, and a catch-up of live would go there",
         f"reembed catch-up {shlex.quote(live.release.id)}     # continues from it anyway",
     )

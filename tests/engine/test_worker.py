@@ -56,6 +56,7 @@ def job(tmp_path):
             "index": IndexConfig(),
             "rows": n,
             "documents": n,
+            "unit_documents": n,
             "created_at": "",
             "place": Place("s", "r", 0, 1),
             "encoder": config.encoder,
