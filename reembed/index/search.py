@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,7 +131,8 @@ class SearchIndex:
         """
         checked = _checked_queries(queries, self.dim, k)
         scores, positions = self.faiss_index.search(checked, int(k))
-        scores[positions < 0] = -np.inf
+        if positions[:, -1:].min(initial=0) < 0:  # rows ran out
+            scores[positions < 0] = -np.inf
         return positions, scores
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
@@ -268,7 +270,8 @@ def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
             f"queries of shape {vectors.shape} against an index of {dim} dimensions",
             "they come from another model, or were truncated differently",
         )
-    if not np.isfinite(vectors).all():
+    # The sum of squares is finite only if each number is; it can overflow, so then each is looked at.
+    if not isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
         raise EncoderError("a query vector holds NaN or infinity")
     return vectors
 

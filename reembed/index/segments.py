@@ -45,7 +45,7 @@ class SegmentedIndex:
                 f"{rows} rows with {[len(ids) for ids in doc_ids]} document ids, of {sorted(map(str, shapes))}",
                 FIX,
             )
-        self.segments, self._doc_ids = tuple(segments), tuple(doc_ids)
+        self.segments, self._doc_ids = tuple(segments), [_DocIds(ids) for ids in doc_ids]
         self._starts = np.cumsum([0, *rows])
         if len(tombstones) and tombstones[-1] >= self._starts[-1]:
             last, most = tombstones[-1], self._starts[-1]
@@ -105,17 +105,17 @@ class SegmentedIndex:
     def doc_ids(self, positions: Int64) -> list[str | int]:
         """Return the document ids [R] of positions [R]."""
         if len(self.segments) == 1:
-            return _taken(self._doc_ids[0], positions)
+            return self._doc_ids[0].take(positions)
         names = np.empty(len(positions), object)
         for segment, at, within in self._by_segment(positions):
-            names[at] = _taken(self._doc_ids[segment], within)
+            names[at] = self._doc_ids[segment].take(within)
         return list(names)
 
     def ids(self) -> pa.Table:
         """Return row_id and doc_id of every row that a search can find, in the order of positions."""
         held = pa.Table.from_batches(
-            pa.record_batch({"row_id": s.row_ids, "doc_id": names})
-            for s, names in zip(self.segments, self._doc_ids, strict=True)
+            pa.record_batch({"row_id": s.row_ids, "doc_id": doc_ids.ids})
+            for s, doc_ids in zip(self.segments, self._doc_ids, strict=True)
         )
         if self.rows == held.num_rows:
             return held
@@ -164,7 +164,21 @@ def _is_in(sorted_values: Int64, found: Int64) -> npt.NDArray[np.bool_]:
     return np.asarray(sorted_values[at] == found)
 
 
-def _taken(names: pa.Array, positions: Int64) -> list[str | int]:
-    if len(positions) <= _FEW:
-        return [names[p].as_py() for p in positions.tolist()]
-    return list(names.take(pa.array(positions)).to_pylist())
+class _DocIds:
+    """Document ids by position."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        """Take ids, large_string or int64 [N], without nulls."""
+        self.ids = ids
+        _, first, *text = ids.buffers()
+        self._numbers = memoryview(first).cast("q")[ids.offset :]
+        self._text = memoryview(text[0]) if text else None
+
+    def take(self, positions: Int64) -> list[str | int]:
+        """Return the ids [R] at positions [R]; a few straight from the buffers, at half the cost."""
+        if len(positions) > _FEW:
+            return list(self.ids.take(pa.array(positions)).to_pylist())
+        numbers, text = self._numbers, self._text
+        if text is None:
+            return [numbers[p] for p in positions.tolist()]
+        return [str(text[numbers[p] : numbers[p + 1]], "utf-8") for p in positions.tolist()]

@@ -126,7 +126,7 @@ class OpenRelease:
         found = positions[there]
         names, values = self.index.doc_ids(found), self._columns(found, columns)
         hits = map(_HIT, zip(names, scores[there].tolist(), values, strict=True))
-        return [list(islice(hits, count)) for count in there.sum(axis=1).tolist()]
+        return [list(islice(hits, row.count(True))) for row in there.tolist()]
 
     def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
         """Yield the values of these columns at each of positions [R]."""

@@ -46,7 +46,7 @@ def segmented(
     starts = np.cumsum([0, *sizes])[:-1].tolist()
     segments = [segment(p, start, factory) for p, start in zip(parts, starts, strict=True)]
     names = [
-        pa.array([f"d{start + n}" for n in range(size)])
+        pa.array([f"d{start + n}" for n in range(size)], pa.large_string())
         for start, size in zip(starts, sizes, strict=True)
     ]
     dead = np.array(sorted(tombstones), np.int64)
@@ -154,7 +154,7 @@ def test_tombstones_beyond_the_index_or_of_another_number_are_refused(tmp_path: 
 
 
 def test_segments_of_another_shape_are_refused() -> None:
-    one, names = segment(vectors_of(5, 0), 0), pa.array(list("abcde"))
+    one, names = segment(vectors_of(5, 0), 0), pa.array(list("abcde"), pa.large_string())
     with pytest.raises(IntegrityError, match="do not fit each other"):
         SegmentedIndex([one], [names[:4]])
     with pytest.raises(IntegrityError, match="do not fit each other"):
