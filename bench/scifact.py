@@ -122,8 +122,7 @@ def _ndcg(queries: Any, doc_ids: list[list[str | int]]) -> float:
     from reembed.evaluation import metrics
 
     lists = [[str(d) for d in found] for found in doc_ids]
-    judgements, (results,) = metrics.number_documents(queries, lists)
-    return round(float(metrics.ndcg_at(results, judgements, K).mean()), 4)
+    return round(float(metrics.ndcg_at(queries, lists, K).mean()), 4)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every verb as a function: it takes a `Config`, prints nothing, and returns a frozen result.
 
-`to_json()` of a result is what the verb prints with `--json`. A serving process searches with
-`reembed.open`. What a function needs is imported when it is called.
+`to_json()` of a result is what the verb prints with `--json`. `emit` is called with each event. A function
+that only reads raises UsageError if the root does not exist. A serving process searches with `reembed.open`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,7 @@ class Built:
 
 
 def catalog_of(config: Config) -> Catalog:
-    """Return the config's alias under its root.
-
-    Raises:
-        UsageError: the root does not exist.
-    """
+    """Return the config's alias under its root."""
     storage = Storage.existing(config.storage.root, config.storage.options)
     return Catalog(storage, config.alias, config.stores)
 
@@ -74,7 +70,7 @@ def import_documents(
     columns: Sequence[str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Imported:
-    """Make a Lance dataset from JSONL, CSV or Parquet files, and compare every cell with them.
+    """Write a Lance dataset from JSONL, CSV or Parquet files, and compare every cell with them.
 
     Args:
         files: paths, all of one format.
@@ -100,12 +96,11 @@ def import_documents(
 def tune(
     config: Config, seconds: float = 60.0, out: str | None = None, *, emit: Listener = ignore
 ) -> Tuned:
-    """Find the fastest batch, number type and layout for the model, the corpus and this machine.
+    """Find the fastest settings of `embed` for the model, the corpus and this machine.
 
     Args:
         seconds: the time to spend.
         out: the overlay to write: a YAML file to give after the config.
-        emit: a listener, called with each measurement as a notice.
 
     Raises:
         UsageError: `out` cannot be written, or holds something else.
@@ -126,7 +121,6 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
 
     Args:
         fresh: start over instead of resuming an unfinished run.
-        emit: a listener, called with each event.
 
     Raises:
         SourceError, EncoderError: the source or the model cannot be used.
@@ -141,11 +135,7 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
 
 
 def status(config: Config) -> Status:
-    """Return where the alias stands: live, previous, candidates, unfinished runs.
-
-    Raises:
-        UsageError: the root does not exist.
-    """
+    """Return where the alias stands: live, previous, candidates, unfinished runs."""
     from reembed.lifecycle.status import status
 
     return status(catalog_of(config))
@@ -155,7 +145,6 @@ def history(config: Config) -> History:
     """Return every promote, rollback and catch-up of the alias, oldest first.
 
     Raises:
-        UsageError: the root does not exist.
         IntegrityError: the log has a gap.
     """
     from reembed.lifecycle.moves import History
@@ -202,7 +191,9 @@ def compare(
     reason: str | None = None,
     emit: Listener = ignore,
 ) -> Comparison:
-    """Compare a candidate with the live release on the same judged queries; record and page are kept.
+    """Compare a candidate with the live release on the same judged queries.
+
+    The comparison and its page are kept; `report` of the result is the address of the page.
 
     Args:
         release: the candidate's id; None: the one built with these settings.
@@ -210,10 +201,6 @@ def compare(
             names now.
         margin: judge by this margin instead of the planned one.
         reason: why; required with these two and recorded.
-        emit: a listener, called with each event.
-
-    Returns:
-        The comparison, with the address of its page as `report`.
 
     Raises:
         UsageError: nothing is live, or the judged queries changed since the plan and that was not accepted.
@@ -261,7 +248,6 @@ def promote(
         initial: the reason for the record, if nothing is live yet to compare with.
         force: the reason for the record, to overrule the gate.
         catch_up: embed first what changed in the source since the release was built.
-        emit: a listener, called with each event.
 
     Raises:
         GateFailed, Inconclusive: the comparison is missing or does not pass.
@@ -289,7 +275,6 @@ def catch_up(
     Args:
         which: live, previous or the id of a release.
         retry_dead_letters: try documents without a vector again.
-        emit: a listener, called with each event.
 
     Raises:
         Conflict: live was rolled back to older documents of its model, before or meanwhile.

@@ -35,35 +35,23 @@ class Result(Protocol):
         """Return what --json prints."""
 
 
-class _Duration(click.ParamType[float]):
-    """90s, 30m, 1h, 2d -> seconds."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = re.fullmatch(r"(\d+)([smhd])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a time: 90s, 30m, 1h or 2d", param, ctx)
-        return float(found[1]) * _SECONDS[found[2]]
+def duration(value: str) -> float:
+    """Return the seconds of 90s, 30m, 1h or 2d."""
+    found = re.fullmatch(r"(\d+)([smhd])", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a time: 90s, 30m, 1h or 2d")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
-class _Utf8(click.ParamType[str]):
-    """Text that can be recorded: the shell passes on any bytes."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            str(value).encode()
-        except UnicodeEncodeError:
-            self.fail(f"{value!a} is not UTF-8; set LANG and the terminal to UTF-8", param, ctx)
-        return str(value)
-
-
-DURATION = _Duration()
-UTF8 = _Utf8()
+def words(value: str) -> str:
+    """Return text that can be recorded: the shell passes on any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(
+            f"{value!a} is not UTF-8; set LANG and the terminal to UTF-8"
+        ) from None
+    return value
 
 
 def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any]:
@@ -93,31 +81,25 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
     return verb
 
 
-class _NoPandas:
-    """A finder by which pandas is not installed."""
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Import no pandas here, and start no threads for matrix products.
+    """Import no pandas in this block, and start no threads for matrix products.
 
     For verbs that answer at once and need neither: `pyarrow.dataset` loads pandas wherever it is
     installed, and numpy's OpenBLAS starts a thread for each core. What was imported before stays as
     it is, and pyarrow works with a pandas that is imported later.
     """
-    finder: Any = _NoPandas()
-    unset = _BLAS_THREADS not in os.environ
-    sys.meta_path.insert(0, finder)
-    os.environ.setdefault(_BLAS_THREADS, "1")
+    pandas, threads = "pandas" not in sys.modules, _BLAS_THREADS not in os.environ
+    if pandas:
+        sys.modules["pandas"] = None  # type: ignore[assignment] # importing it fails
+    if threads:
+        os.environ[_BLAS_THREADS] = "1"
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
-        if unset:
+        if pandas:
+            del sys.modules["pandas"]
+        if threads:
             del os.environ[_BLAS_THREADS]
 
 

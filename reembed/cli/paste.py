@@ -1,15 +1,21 @@
-"""Errors as text, and commands to paste: each is completed by the config files and settings that were given."""
+"""Commands to paste: what fixes an error or follows a result, completed by the options that were given."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reembed.errors import ConfigError, ReembedError
 from reembed.redact import one_line, plain
+
+if TYPE_CHECKING:
+    from reembed.catalog.releases import Release
+    from reembed.lifecycle.status import Status
+    from reembed.source.importer import Imported
 
 _CONFIGURED = (
     "run", "tune", "status", "verify", "compare", "promote", "catch-up", "dead-letters", "rollback",
@@ -29,20 +35,21 @@ def error(problem: ReembedError, given: Sequence[str] = ()) -> str:
     """Return an error as text: what happened, why, and the command that fixes it."""
     # A name out of a document must not add a line, least of all one that begins with "fix:".
     parts = [plain(problem.what) if isinstance(problem, ConfigError) else one_line(problem.what)]
-    parts += [f"  {one_line(problem.why)}"] if problem.why else []
-    parts += [f"  fix: {one_line(problem.fix)}"] if problem.fix else []
+    if problem.why:
+        parts.append(f"  {one_line(problem.why)}")
+    if problem.fix:
+        parts.append(f"  fix: {one_line(problem.fix)}")
     return click.style("error: ", fg="red") + pasteable("\n".join(parts), given)
 
 
 def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return an error as --json prints it."""
-    # As a whole: what it quotes may have several lines.
-    fix = _complete(f"fix: {problem.fix}", _options(given))[5:] if problem.fix else None
     return {
         "error": type(problem).__name__,
         "what": problem.what,
         "why": problem.why,
-        "fix": fix,
+        # As a whole: what it quotes may have several lines.
+        "fix": problem.fix and _complete(f"fix: {problem.fix}", given).removeprefix("fix: "),
         "exit_code": problem.exit_code,
     }
 
@@ -50,17 +57,13 @@ def error_record(problem: ReembedError, given: Sequence[str] = ()) -> dict[str, 
 def pasteable(lines: str, given: Sequence[str]) -> str:
     """Return the lines with the `given` options in each command that takes them.
 
-    A command that resumes a run with the run's own settings stays as it is: --set would overrule them.
+    A command that resumes a run with the run's own settings stays as it is: --set would override them.
     """
-    options = _options(given)
-    return "\n".join(_complete(line, options) for line in lines.split("\n"))
+    return "\n".join(_complete(line, given) for line in lines.split("\n"))
 
 
-def _options(given: Sequence[str]) -> str:
-    return "".join(f" {g}" for g in given)
-
-
-def _complete(line: str, options: str) -> str:
+def _complete(line: str, given: Sequence[str]) -> str:
+    options = "".join(f" {g}" for g in given)
     if (labelled := _LABELLED.fullmatch(line)) is None:
         return _completed(line, "`", options)
     label, command, comment = labelled.groups()
@@ -76,3 +79,67 @@ def _completed(words: str, before: str, options: str) -> str:
         return words
     verbs = "|".join(_CONFIGURED)
     return re.sub(rf"{before}reembed ({verbs})\b", lambda m: m[0] + options, words)
+
+
+def after_import(r: Imported) -> str:
+    """Return the run of what was imported; the config names the model and the root."""
+    from reembed.source.columns import likely_text, set_to
+
+    columns = r.columns
+    id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
+    strings = [c for c in columns if r.types[c].endswith("string") and c != id_column]
+    text = likely_text(strings or columns[-1:])
+    uri = f"source.uri={r.uri}"
+    named = [set_to("source.id_column", id_column), set_to("source.text", text)]
+    command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
+    others = ", ".join(c for c in strings if c != text)
+    return f"{command}     # or another column as text: {others}" if others else command
+
+
+def after_run(release: Release, live: Release | None) -> str:
+    """Return the command that follows a build, given what is live."""
+    if live is None:
+        return _first_promotion(release.id)
+    if live.origin == release.origin:
+        return "reembed status"
+    return f"reembed compare --candidate {release.id}"
+
+
+def after_status(status: Status) -> list[str]:
+    """Return the commands that can follow, the usual one first."""
+    if any(run.driven for run in status.runs):
+        return ["reembed status     # a run is in progress"]
+    stopped = [run for run in status.runs if run.driven is False]
+    if status.runs and not stopped:
+        return [f"reembed status     # on {status.runs[-1].host}, where a run may be in progress"]
+    of_candidates = [_after_candidates(status)] if status.candidates or not stopped else []
+    if not stopped:
+        return of_candidates
+    run = stopped[-1]
+    return [run.resume, *of_candidates, f"reembed gc --drop-run {run.run} --yes     # give it up"]
+
+
+def _first_promotion(release: str) -> str:
+    return f"reembed promote {release} --initial --reason 'the first release'"
+
+
+def _after_candidates(status: Status) -> str:
+    if not status.candidates:
+        return "reembed search 'some words'" if status.live else "reembed run"
+    if not status.live:
+        return _first_promotion(status.candidates[-1].release.id)
+    left = status.rolled_back.release if status.rolled_back else None
+    waiting = [(c.verdict, c.release) for c in status.older_candidates]
+    waiting += [(c.verdict, c.release.id) for c in status.candidates]
+    by_verdict = {verdict: release for verdict, release in waiting if release != left}
+    if not by_verdict:
+        return "reembed history"
+    if "pass" in by_verdict:
+        return f"reembed promote {by_verdict['pass']}"
+    if None in by_verdict:
+        return f"reembed compare --candidate {by_verdict[None]}"
+    if "inconclusive" in by_verdict:
+        more = "--changed-queries --reason 'WHY'     # after judging more queries"
+        return f"reembed compare --candidate {by_verdict['inconclusive']} {more}"
+    why = "the candidates failed" if left is None else "no other candidate passed"
+    return f"reembed run     # with another model: {why}"

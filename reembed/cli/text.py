@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reembed.cli.next import after_import, after_run, after_status
-from reembed.cli.paste import pasteable
+from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
 from reembed.evaluation.report import choices, evidence, notes, told
 from reembed.redact import one_line

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 import reembed
-from reembed.cli.command import DURATION, UTF8, Result, configured, lean_imports, output
-from reembed.cli.command import run as run_process
+from reembed.cli import command
+from reembed.cli.command import Result, configured, duration, lean_imports, output, words
 from reembed.cli.progress import Console
 from reembed.errors import UsageError
 from reembed.events import Working
@@ -142,7 +142,7 @@ def status(config: Config) -> tuple[Result, int]:
 @click.option("--resume", is_flag=True, help="Continue an interrupted verification.")
 @click.option(
     "--fresh-within",
-    type=DURATION,
+    type=duration,
     metavar="TIME",
     help="Exit 5 if the release lacks a change of the source that is older than this: 30m, 1h, 2d.",
 )
@@ -184,7 +184,7 @@ def verify(
     help="Judge by this margin instead of the planned one.",
 )
 @click.option(
-    "--reason", type=UTF8, help="Why; required with --changed-queries and --margin, and recorded."
+    "--reason", type=words, help="Why; required with --changed-queries and --margin, and recorded."
 )
 @configured
 def compare(
@@ -225,7 +225,7 @@ def compare(
     "--force", is_flag=True, help="Promote without a passing comparison; recorded permanently."
 )
 @click.option(
-    "--reason", type=UTF8, help="Why, for the record; required with --initial and --force."
+    "--reason", type=words, help="Why, for the record; required with --initial and --force."
 )
 @click.option(
     "--catch-up/--no-catch-up",
@@ -287,7 +287,7 @@ def dead_letters(config: Config, release: str | None) -> tuple[Result, int]:
 
 @cli.command()
 @click.option("--to", help="Release to make live. [the previous one]")
-@click.option("--reason", type=UTF8, help="Why, for the record.")
+@click.option("--reason", type=words, help="Why, for the record.")
 @configured
 def rollback(config: Config, to: str | None, reason: str | None) -> tuple[Result, int]:
     """Make the previous release live again: one write; no data is moved."""
@@ -302,7 +302,7 @@ def history(config: Config) -> tuple[Result, int]:
 
 
 @cli.command()
-@click.argument("queries", nargs=-1, required=True, type=UTF8)
+@click.argument("queries", nargs=-1, required=True, type=words)
 @click.option(
     "-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query."
 )
@@ -353,4 +353,4 @@ def config_verb(config: Config, check: bool) -> tuple[Result, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the `reembed` command; the jobs pass their arguments."""
-    run_process(cli, arguments)
+    command.run(cli, arguments)

@@ -28,7 +28,7 @@ from reembed.evaluation.comparisons import (
     QueriesUsed,
     Sides,
 )
-from reembed.evaluation.metrics import Floats, Ints, Judgements
+from reembed.evaluation.metrics import Floats, Results
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.terms import Asked, Terms, agree
 from reembed.index import search as index_search
@@ -40,7 +40,7 @@ DEPTH = 100
 ANN_K = 10
 _TIMED_QUERIES = 200
 _WARM_UP = 5
-_METRICS: dict[str, tuple[Callable[[Ints, Judgements, int], Floats], int]] = {
+_METRICS: dict[str, tuple[Callable[[EvalSet, Results, int], Floats], int]] = {
     "ndcg@10": (metrics.ndcg_at, 10),
     "recall@10": (metrics.recall_at, 10),
     "recall@100": (metrics.recall_at, DEPTH),
@@ -69,9 +69,8 @@ def compare(
     used = _queries_used(terms, queries, new_held, candidate)
     documents = _documents_compared(catalog, live, candidate)
     old, new = (_Answers.of(release, queries) for release in opened)
-    judgements, (old_QK, new_QK) = metrics.number_documents(queries, old.results, new.results)
     measured = {
-        name: (metric(old_QK, judgements, k), metric(new_QK, judgements, k))
+        name: (metric(queries, old.results, k), metric(queries, new.results, k))
         for name, (metric, k) in _METRICS.items()
     }
     verdict = gate.judge(
@@ -96,10 +95,10 @@ def compare(
         changes=terms.changes,
         metrics={name: _change(*pair) for name, pair in measured.items()},
         ann_recall_at_10=Sides(float(old.ann_recall_Q.mean()), float(new.ann_recall_Q.mean())),
-        overlap_at_10=float(metrics.overlap_at(old_QK, new_QK, 10).mean()),
+        overlap_at_10=float(metrics.overlap_at(old.results, new.results, 10).mean()),
         judged_at_10=Sides(
-            float(metrics.judged_at(old_QK, judgements, 10).mean()),
-            float(metrics.judged_at(new_QK, judgements, 10).mean()),
+            float(metrics.judged_at(queries, old.results, 10).mean()),
+            float(metrics.judged_at(queries, new.results, 10).mean()),
         ),
         latency=_latency(old, new),
         by=who(),

@@ -126,9 +126,6 @@ def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
     )
 
 
-# --- BEIR folder ---
-
-
 def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Query]:
     """Yield the queries that the split judges, in the order of queries.jsonl."""
     if not is_remote(uri) and not Path(uri).is_dir():
@@ -219,9 +216,6 @@ def _judge(qrels: dict[str, int], doc_id: str, grade: int, place: str) -> None:
         raise _bad(place, f"document {doc_id!r} has grade {grade} and, before, {qrels[doc_id]}")
 
 
-# --- one row a query ---
-
-
 def _table_queries(uri: str, table: pa.Table) -> Iterator[_Query]:
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
@@ -274,9 +268,6 @@ def _text_of(row: Mapping[str, Any], place: str) -> str:
     raise _bad(place, f"text {text!r:.80} is empty or not a string")
 
 
-# --- bytes ---
-
-
 def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `place:number` and the object of each line that is not blank."""
     # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
@@ -324,9 +315,6 @@ def _lance_table(uri: str, options: dict[str, str]) -> pa.Table:
         if not names.issuperset(_COLUMNS):
             return dataset.to_table()  # all columns, so that the error can name them
         return dataset.to_table(columns=[*_COLUMNS, *names.intersection(["grades"])])
-
-
-# --- stores ---
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -190,22 +191,15 @@ def smallest(reaches: Callable[[int], bool], most: int) -> int | None:
         if high >= most:
             return None
         low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if reaches(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    between = range(low + 1, high)
+    return low + 1 + bisect_left(between, True, key=reaches)
 
 
 def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[SearchIndex, str]:
     """Return the trained and filled index, on the CPU in the end, and where it was built."""
     gpu = wanted != "cpu" and gpu_available()
     whole = gpu and bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
-    resources: Any = None
-    if gpu:
-        resources = faiss.StandardGpuResources()
+    resources: Any = faiss.StandardGpuResources() if gpu else None
     if whole:
         index = faiss.index_cpu_to_gpu(resources, 0, index)
         _train(index, source, factory, None)
@@ -227,10 +221,8 @@ def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[
         return filled, "gpu"
     if not gpu or factory == "Flat":
         return filled, "cpu"
-    part = "nothing ran there"
-    if "IVF" in factory:
-        part = "its lists were trained on the GPU"
-    return filled, f"cpu ({factory} cannot live on a GPU; {part})"
+    part = "its lists were trained on the GPU" if "IVF" in factory else "nothing ran there"
+    return filled, f"cpu ({factory} cannot be on a GPU; {part})"
 
 
 def _empty(factory: str, dim: int, trained: Trained | None) -> Any:

@@ -135,9 +135,7 @@ def batch_of(row_ids: Int64, doc_ids: pa.Array) -> pa.RecordBatch:
         named = len(doc_ids) - doc_ids.null_count
         what = f"{len(row_ids):,} rows have {named:,} document ids"
         raise IntegrityError(what, None, "reembed verify")
-    schema = _STRINGS
-    if pa.types.is_integer(doc_ids.type):
-        schema = _INTEGERS
+    schema = _INTEGERS if pa.types.is_integer(doc_ids.type) else _STRINGS
     return pa.record_batch([pa.array(row_ids), doc_ids.cast(schema.types[1])], schema=schema)
 
 
@@ -193,9 +191,7 @@ def _put(storage: Storage, path: str, file: Path) -> StoredFile:
     """Store a file under the name of its bytes; equal names hold equal bytes, so none is replaced."""
     with file.open("rb") as data:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
-    ending: Literal["faiss", "arrow"] = "arrow"
-    if file.suffix == ".faiss":
-        ending = "faiss"
+    ending: Literal["faiss", "arrow"] = "faiss" if file.suffix == ".faiss" else "arrow"
     stored = StoredFile(sha256, file.stat().st_size, ending)
     storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=_CHUNK_BYTES)
     return stored

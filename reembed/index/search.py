@@ -64,43 +64,27 @@ class SearchIndex:
         """Take an index and row ids int64 [N]; the index is kept, as FAISS frees its parts with it."""
         self.faiss_index = faiss_index
         self.row_ids = row_ids
+        self.rows, self.dim = int(faiss_index.ntotal), int(faiss_index.d)
+        self.knob: tuple[str, int] | None = None
+        """The setting that trades speed for recall and its largest value; None for a full scan."""
+        self.k_factors: tuple[int | None, ...] = (None,)
+        """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
         self._ivf: Any = faiss.try_extract_index_ivf(faiss_index)
-        self._refine: Any = None
         self._hnsw: Any = None
+        self._refine: Any = None
         inner: Any = faiss.downcast_index(faiss_index)
         base = inner
         if isinstance(inner, faiss.IndexRefine):
-            self._refine, base = inner, faiss.downcast_index(inner.base_index)
+            self._refine, self.k_factors = inner, K_FACTORS
+            base = faiss.downcast_index(inner.base_index)
         if isinstance(base, faiss.IndexHNSW):
             self._hnsw = base
+            self.knob = "ef_search", max(RECALL_K, min(self.rows, 4096))
+        if self._ivf is not None:
+            self.knob = "nprobe", int(self._ivf.nlist)
         exact = (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat, faiss.IndexRefineFlat)
         self.scores_are_exact = isinstance(inner, exact)
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return int(self.faiss_index.ntotal)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self.faiss_index.d)
-
-    @property
-    def knob(self) -> tuple[str, int] | None:
-        """The setting that trades speed for recall and its largest value; None for a full scan."""
-        if self._ivf is not None:
-            return "nprobe", int(self._ivf.nlist)
-        if self._hnsw is not None:
-            return "ef_search", max(RECALL_K, min(self.rows, 4096))
-        return None
-
-    @property
-    def k_factors(self) -> tuple[int | None, ...]:
-        """Values of k_factor worth trying, cheapest first; (None,) without a re-ranking stage."""
-        if self._refine is None:
-            return (None,)
-        return K_FACTORS
+        """Whether scores are inner products of the vectors as they were given."""
 
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point: any of nprobe, ef_search and k_factor.
@@ -174,8 +158,8 @@ def ann_recall(
     """Return the share of the true best k that the index finds, per query [Q]; ties with the k-th count.
 
     exact_ids and exact_scores [Q, K] come from exact_search with K >= k; a larger K knows more
-    ties by id. By score as ann-benchmarks does (plotting/metrics.py), but only for indexes whose
-    scores are exact: quantised ones err either way.
+    ties by id. Ties count by score, as in ann-benchmarks (plotting/metrics.py), only for indexes with
+    exact scores: quantised ones err either way.
     """
     found, scores = index.search(queries, k)
     kth = exact_scores[:, k - 1 : k]

@@ -57,16 +57,8 @@ class SegmentedIndex:
         self._is_plain = len(rows) == 1 and not len(tombstones)
         self.rows = sum(rows) - len(tombstones)
         """Rows that a search can find."""
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the vectors."""
-        return self.segments[0].dim
-
-    @property
-    def scores_are_exact(self) -> bool:
-        """Whether scores are inner products of the vectors as they were given."""
-        return all(s.scores_are_exact for s in self.segments)
+        self.dim = segments[0].dim
+        self.scores_are_exact = all(s.scores_are_exact for s in segments)
 
     def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return positions [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out.

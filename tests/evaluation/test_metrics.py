@@ -13,15 +13,14 @@ from ir_measures import RR, Judged, R, nDCG
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Estimate
 from reembed.evaluation.metrics import (
-    Judgements,
     judged_at,
     latency,
     mrr_at,
     ndcg_at,
-    number_documents,
     overlap_at,
     paired_interval,
     queries_needed,
+    ranking,
     recall_at,
 )
 from reembed.evaluation.queries import EvalSet, load_eval_set
@@ -32,10 +31,6 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 def eval_set(qrels: list[dict[str, int]]) -> EvalSet:
     ids = [f"q{number}" for number in range(len(qrels))]
     return EvalSet(ids, [f"text of {i}" for i in ids], qrels, "test", "0" * 64, 0)
-
-
-def ints(rows: list[list[int]]) -> np.ndarray:
-    return np.array(rows, dtype=np.int64)
 
 
 def random_case(
@@ -85,8 +80,7 @@ METRIC_IDS = [str(measure) for _, measure, _ in METRICS]
 def test_metrics_equal_ir_measures_on_random_lists(metric, measure, k):
     for seed in range(8):
         judged, results = random_case(seed)
-        judgements, (results_QK,) = number_documents(judged, results)
-        values_Q = metric(results_QK, judgements, k)
+        values_Q = metric(judged, results, k)
         assert values_Q.dtype == np.float64
         np.testing.assert_allclose(values_Q, oracle(judged, results, measure), atol=1e-9)
 
@@ -102,69 +96,59 @@ def test_metrics_equal_ir_measures_on_real_judgements(name):
         mixed = [*rng.choice(list(qrels), size=min(8, len(qrels)), replace=False)]
         mixed += [*rng.choice(docs, size=100, replace=False)]
         results.append(list(dict.fromkeys(str(doc) for doc in rng.permutation(mixed))))
-    judgements, (results_QK,) = number_documents(judged, results)
     for metric, measure, k in METRICS:
-        values_Q = metric(results_QK, judgements, k)
+        values_Q = metric(judged, results, k)
         np.testing.assert_allclose(values_Q, oracle(judged, results, measure), atol=1e-9)
 
 
 def test_a_perfect_list_scores_one_and_an_empty_one_zero():
     judged = eval_set([{"a": 3, "b": 1, "c": 0}, {"a": 1}])
-    judgements, (results_QK,) = number_documents(judged, [["a", "b"], []])
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
-        assert metric(results_QK, judgements, 10).tolist() == [1.0, 0.0]
+        assert metric(judged, [["a", "b"], []], 10).tolist() == [1.0, 0.0]
 
 
 def test_no_results_at_all_score_zero():
-    judgements, (results_QK,) = number_documents(eval_set([{"a": 1}, {"b": 1}]), [[], []])
-    assert results_QK.shape == (2, 0)
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
-        assert metric(results_QK, judgements, 10).tolist() == [0.0, 0.0]
-    assert overlap_at(results_QK, results_QK, 10).tolist() == [1.0, 1.0]
+        assert metric(eval_set([{"a": 1}, {"b": 1}]), [[], []], 10).tolist() == [0.0, 0.0]
+    assert overlap_at([[], []], [[], []], 10).tolist() == [1.0, 1.0]
 
 
 def test_a_judged_irrelevant_document_counts_as_judged_but_not_as_relevant():
     judged = eval_set([{"a": 0, "b": -2, "c": 1}])
-    judgements, (results_QK,) = number_documents(judged, [["a", "b", "new", "newer"]])
-    assert judged_at(results_QK, judgements, 10).tolist() == [0.5]
-    assert judged_at(results_QK, judgements, 1).tolist() == [1.0]
-    assert ndcg_at(results_QK, judgements, 10).tolist() == [0.0]
-    assert recall_at(results_QK, judgements, 10).tolist() == [0.0]
+    results = [["a", "b", "new", "newer"]]
+    assert judged_at(judged, results, 10).tolist() == [0.5]
+    assert judged_at(judged, results, 1).tolist() == [1.0]
+    assert ndcg_at(judged, results, 10).tolist() == [0.0]
+    assert recall_at(judged, results, 10).tolist() == [0.0]
 
 
 def test_a_relevant_document_below_k_does_not_count():
-    judgements, (results_QK,) = number_documents(eval_set([{"a": 1}]), [["x", "y", "a"]])
-    assert mrr_at(results_QK, judgements, 2).tolist() == [0.0]
-    assert mrr_at(results_QK, judgements, 3).tolist() == pytest.approx([1 / 3])
-    assert ndcg_at(results_QK, judgements, 3).tolist() == pytest.approx([1 / math.log2(4)])
+    judged, results = eval_set([{"a": 1}]), [["x", "y", "a"]]
+    assert mrr_at(judged, results, 2).tolist() == [0.0]
+    assert mrr_at(judged, results, 3).tolist() == pytest.approx([1 / 3])
+    assert ndcg_at(judged, results, 3).tolist() == pytest.approx([1 / math.log2(4)])
 
 
 def test_judgements_of_one_query_do_not_leak_into_the_next():
-    judgements, (results_QK,) = number_documents(
-        eval_set([{"a": 1}, {"b": 1}]), [["b", "z"], ["a", "z"]]
-    )
-    assert recall_at(results_QK, judgements, 10).tolist() == [0.0, 0.0]
+    judged = eval_set([{"a": 1}, {"b": 1}])
+    assert recall_at(judged, [["b", "z"], ["a", "z"]], 10).tolist() == [0.0, 0.0]
 
 
-def test_both_releases_share_one_numbering():
-    judgements, (live_QK, candidate_QK) = number_documents(
-        eval_set([{"a": 1}]), [["a", "b", "c"]], [["c", "d"]]
-    )
-    assert judgements.num_documents == 4
-    assert overlap_at(live_QK, candidate_QK, 10).tolist() == pytest.approx([1 / 3])
+def test_overlap_is_a_share_of_the_longer_list():
+    assert overlap_at([["a", "b", "c"]], [["c", "d"]], 10).tolist() == pytest.approx([1 / 3])
 
 
 def test_a_list_with_a_document_twice_is_refused():
     with pytest.raises(IntegrityError, match="'q0' found document 'a' twice"):
-        number_documents(eval_set([{"a": 1}]), [["b", "a", "a"]])
+        ranking(["b", "a", "a"], [3.0, 2.0, 1.0], "q0", 10)
 
 
-def test_results_of_another_numbering_are_refused():
-    judgements, _ = number_documents(eval_set([{"a": 1}]), [["a"]])
-    with pytest.raises(ValueError, match="not numbered together"):
-        ndcg_at(ints([[7]]), judgements, 10)
-    with pytest.raises(ValueError, match="2 result lists for 1 queries"):
-        number_documents(eval_set([{"a": 1}]), [["a"], ["b"]])
+def test_results_of_other_queries_are_refused():
+    for metric in (ndcg_at, recall_at, mrr_at, judged_at):
+        with pytest.raises(ValueError, match="longer than"):
+            metric(eval_set([{"a": 1}]), [["a"], ["b"]], 10)
+    with pytest.raises(ValueError, match="longer than"):
+        overlap_at([["a"]], [["a"], ["b"]], 10)
 
 
 cases = st.lists(
@@ -182,18 +166,16 @@ cases = st.lists(
 @settings(deadline=None)
 def test_every_metric_lies_between_zero_and_one(case, k):
     judged = eval_set([qrels for qrels, _, _ in case])
-    judgements, (a_QK, b_QK) = number_documents(
-        judged, [a for _, a, _ in case], [b for _, _, b in case]
-    )
+    a, b = [a for _, a, _ in case], [b for _, _, b in case]
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
-        values_Q = metric(a_QK, judgements, k)
+        values_Q = metric(judged, a, k)
         assert values_Q.shape == (len(case),)
         assert (values_Q >= 0).all()
         assert (values_Q <= 1 + 1e-12).all()
-    overlap_Q = overlap_at(a_QK, b_QK, k)
+    overlap_Q = overlap_at(a, b, k)
     assert ((overlap_Q >= 0) & (overlap_Q <= 1)).all()
-    np.testing.assert_array_equal(overlap_Q, overlap_at(b_QK, a_QK, k))
-    np.testing.assert_array_equal(overlap_at(a_QK, a_QK, k), 1.0)
+    np.testing.assert_array_equal(overlap_Q, overlap_at(b, a, k))
+    np.testing.assert_array_equal(overlap_at(a, a, k), 1.0)
 
 
 @given(cases, st.randoms(use_true_random=False))
@@ -204,22 +186,16 @@ def test_order_of_queries_and_names_of_documents_do_not_matter(case, random):
     name = dict(zip("abcdefghxyz", random.sample("ABCDEFGHXYZ", 11), strict=True))
     shuffled = [case[i] for i in order]
     renamed = eval_set([{name[doc]: grade for doc, grade in q.items()} for q, _, _ in shuffled])
-    plain, (plain_QK,) = number_documents(
-        eval_set([qrels for qrels, _, _ in case]), [results for _, results, _ in case]
-    )
-    other, (other_QK,) = number_documents(
-        renamed, [[name[doc] for doc in results] for _, results, _ in shuffled]
-    )
+    plain = eval_set([qrels for qrels, _, _ in case]), [results for _, results, _ in case]
+    other = renamed, [[name[doc] for doc in results] for _, results, _ in shuffled]
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
-        expected_Q = metric(plain_QK, plain, 5)[order]
-        np.testing.assert_allclose(metric(other_QK, other, 5), expected_Q, atol=1e-12)
+        expected_Q = metric(*plain, 5)[order]
+        np.testing.assert_allclose(metric(*other, 5), expected_Q, atol=1e-12)
 
 
 def test_no_judgements_score_zero_instead_of_nan():
-    none = ints([])
-    judgements = Judgements(1, 3, none, none, none)
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
-        assert metric(ints([[0, 1, -1]]), judgements, 10).tolist() == [0.0]
+        assert metric(eval_set([{}]), [["a", "b"]], 10).tolist() == [0.0]
 
 
 def test_interval_equals_scipy():

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from reembed.cli import next as following
+from reembed.cli import paste as following
 from reembed.cli.verbs import cli
 from reembed.config.settings import SourceConfig, load
 from reembed.errors import SourceError, UsageError
