@@ -283,9 +283,9 @@ def catch_up(
     """
     from reembed.strategies.up_to_date import catch_up_and_follow
 
-    catalog = catalog_of(config)
+    catalog, run = catalog_of(config), _executor()
     return catch_up_and_follow(
-        catalog, config, which, emit, executor=_executor(), retry_dead_letters=retry_dead_letters
+        catalog, config, which, emit, executor=run, retry_dead_letters=retry_dead_letters
     )
 
 

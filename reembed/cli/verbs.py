@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,14 @@ def cli() -> None:
     """
 
 
+_reason = click.option("--reason", type=words, help="Why, for the record.")
+
+
+def _require_reason(flags: str, given: bool, reason: str | None) -> None:
+    if given != bool(reason and reason.strip()):
+        raise click.UsageError(f"--reason TEXT is required with {flags}, and only there")
+
+
 @cli.command("import")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--to", required=True, help="Lance dataset to write.")
@@ -56,13 +64,7 @@ def cli() -> None:
     help="Object-store setting of the dataset.",
 )
 @output
-def import_verb(
-    files: tuple[str, ...],
-    to: str,
-    file_format: str | None,
-    columns: str | None,
-    options: tuple[str, ...],
-) -> tuple[Result, int]:
+def import_verb(columns: str | None, options: tuple[str, ...], **rest: Any) -> tuple[Result, int]:
     """Write a Lance dataset from JSONL, CSV or Parquet files."""
     from reembed.config.options import secrets_in
 
@@ -76,10 +78,7 @@ def import_verb(
     kept = None
     if columns:
         kept = [name.strip() for name in columns.split(",")]
-    result = reembed.api.import_documents(
-        files, to, file_format=file_format, columns=kept, options=store_options
-    )
-    return result, 0
+    return reembed.api.import_documents(columns=kept, options=store_options, **rest), 0
 
 
 @cli.command()
@@ -121,7 +120,6 @@ def status(config: Config) -> tuple[Result, int]:
 @cli.command()
 @click.option(
     "--release",
-    "release_id",
     help="Release to check. [the one built with these settings if it was never live, else the live one]",
 )
 @click.option(
@@ -147,21 +145,14 @@ def status(config: Config) -> tuple[Result, int]:
     help="Exit 5 if the release lacks a change of the source that is older than this: 30m, 1h, 2d.",
 )
 @configured
-def verify(
-    config: Config,
-    release_id: str | None,
-    level: int,
-    sample: int,
-    resume: bool,
-    fresh_within: float | None,
-) -> tuple[Result, int]:
+def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[Result, int]:
     """Check a release against its source, row by row.
 
     The release must equal the source version that it was built from or last caught up with; the
     output also says how far that is behind the newest version. Exits 0 if they are equal, 1 if
     anything differs, 2 if the check could not finish, 5 if they are equal but not --fresh-within.
     """
-    result = reembed.api.verify(config, release_id, level=level, sample=sample, resume=resume)
+    result = reembed.api.verify(config, **options)
     if not result.passed:
         return result, 1
     if fresh_within is None or result.is_fresh(fresh_within):
@@ -171,46 +162,30 @@ def verify(
 
 @cli.command()
 @click.option(
-    "--candidate", "release_id", help="Release to compare. [the one built with these settings]"
+    "--candidate", "release", help="Release to compare. [the one built with these settings]"
 )
 @click.option(
     "--changed-queries",
     is_flag=True,
-    help="Accept judged queries that changed since the plan, or those that the config names now.",
+    help="Accept judged queries that changed since the plan, or those that the config names now;"
+    " needs --reason.",
 )
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Judge by this margin instead of the planned one.",
+    help="Judge by this margin instead of the planned one; needs --reason.",
 )
-@click.option(
-    "--reason", type=words, help="Why; required with --changed-queries and --margin, and recorded."
-)
+@_reason
 @configured
-def compare(
-    config: Config,
-    release_id: str | None,
-    changed_queries: bool,
-    margin: float | None,
-    reason: str | None,
-) -> tuple[Result, int]:
+def compare(config: Config, **options: Any) -> tuple[Result, int]:
     """Run the same judged queries on the live release and a candidate.
 
     Every comparison is kept, and promote shows how many there were. Exits 3 if the candidate fails,
     6 if the comparison is inconclusive.
     """
-    if (changed_queries or margin is not None) != bool(reason and reason.strip()):
-        raise click.UsageError(
-            "--reason TEXT is required with --changed-queries or --margin X, and only there"
-        )
-    result = reembed.api.compare(
-        config,
-        release_id,
-        changed_queries=changed_queries,
-        margin=margin,
-        reason=reason,
-        emit=Console(),
-    )
+    changed = options["changed_queries"] or options["margin"] is not None
+    _require_reason("--changed-queries or --margin X", changed, options["reason"])
+    result = reembed.api.compare(config, **options, emit=Console())
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result.verdict]
 
 
@@ -219,14 +194,10 @@ def compare(
 @click.option(
     "--initial",
     is_flag=True,
-    help="The first promotion, when nothing is live to compare with; recorded.",
+    help="The first promotion, when nothing is live to compare with; needs --reason.",
 )
-@click.option(
-    "--force", is_flag=True, help="Promote without a passing comparison; recorded permanently."
-)
-@click.option(
-    "--reason", type=words, help="Why, for the record; required with --initial and --force."
-)
+@click.option("--force", is_flag=True, help="Promote without a passing comparison; needs --reason.")
+@_reason
 @click.option(
     "--catch-up/--no-catch-up",
     default=True,
@@ -235,12 +206,7 @@ def compare(
 )
 @configured
 def promote(
-    config: Config,
-    release: str | None,
-    initial: bool,
-    force: bool,
-    reason: str | None,
-    catch_up: bool,
+    config: Config, initial: bool, force: bool, reason: str | None, **options: Any
 ) -> tuple[Result, int]:
     """Make a candidate live: RELEASE, or the one built with these settings.
 
@@ -248,29 +214,23 @@ def promote(
     """
     if initial and force:
         raise click.UsageError("--initial is for the first promotion, --force for any other")
-    if (initial or force) != bool(reason and reason.strip()):
-        raise click.UsageError(
-            "--reason TEXT is required with --initial or --force, and only there"
-        )
+    _require_reason("--initial or --force", initial or force, reason)
     given = {"initial": initial, "force": force}
     reasons = {name: reason for name, chosen in given.items() if chosen}
-    return reembed.api.promote(config, release, **reasons, catch_up=catch_up, emit=Console()), 0
+    return reembed.api.promote(config, **reasons, **options, emit=Console()), 0
 
 
 @cli.command("catch-up")
-@click.argument("release", default="live")
+@click.argument("which", metavar="[RELEASE]", default="live")
 @click.option("--retry-dead-letters", is_flag=True, help="Try documents without a vector again.")
 @configured
-def catch_up(config: Config, release: str, retry_dead_letters: bool) -> tuple[Result, int]:
+def catch_up(config: Config, **options: Any) -> tuple[Result, int]:
     """Embed what changed in the source since a release was built.
 
     RELEASE is live (the default), previous, or the id of a release. What replaces the live release
     becomes live; nothing is compared, because the model is the same.
     """
-    emit = Console()
-    return reembed.api.catch_up(
-        config, release, retry_dead_letters=retry_dead_letters, emit=emit
-    ), 0
+    return reembed.api.catch_up(config, **options, emit=Console()), 0
 
 
 @cli.command("dead-letters")
@@ -287,7 +247,7 @@ def dead_letters(config: Config, release: str | None) -> tuple[Result, int]:
 
 @cli.command()
 @click.option("--to", help="Release to make live. [the previous one]")
-@click.option("--reason", type=words, help="Why, for the record.")
+@_reason
 @configured
 def rollback(config: Config, to: str | None, reason: str | None) -> tuple[Result, int]:
     """Make the previous release live again: one write; no data is moved."""

@@ -92,9 +92,7 @@ def judge(
         shared: how far both releases hold the same documents; metrics over different ones are not
             of one task.
     """
-    verify = Rule("verify", "fail", "verify did not pass")
-    if verified:
-        verify = Rule("verify", "pass", "verify passed")
+    did, why = "passed" if verified else "did not pass", shared.why
     ann_recall = paired_interval(ann_recall_Q)
     distance = max(ann_recall.mean - gate.ann_recall, 0)
     ndcg = relevance.live_ndcg_Q, relevance.candidate_ndcg_Q
@@ -102,17 +100,13 @@ def judge(
     present = "relevant documents can be found in the candidate"
     same = "documents of either release are in both"
     return combine(
-        verify,
+        Rule("verify", "pass" if verified else "fail", f"verify {did}"),
         _rule("ann_recall@10", ann_recall, gate.ann_recall, distance),
         _share_rule("judged documents", present, judged_present, MIN_PRESENT),
         _share_rule(
-            "same relevant documents",
-            f"relevant {same}",
-            shared.judged,
-            MIN_SHARED_JUDGED,
-            shared.why,
+            "same relevant documents", f"relevant {same}", shared.judged, MIN_SHARED_JUDGED, why
         ),
-        _share_rule("same documents", same, shared.all, MIN_SHARED, shared.why),
+        _share_rule("same documents", same, shared.all, MIN_SHARED, why),
         change_rule("nDCG@10", *ndcg, gate.margin),
         change_rule("recall@10", *recall, gate.margin),
     )
@@ -158,11 +152,8 @@ def _share_rule(name: str, what: str, share: float, required: float, why: str = 
 def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float | None) -> Rule:
     """Require that the candidate loses no more than the margin: bound of the paired changes >= -margin.
 
-    Args:
-        metric: its name, for people.
-        live_Q: float64, live's metric per query.
-        candidate_Q: float64, the candidate's, on the same queries in the same order.
-        margin: absolute; None: 0.01, or 2 % of live's mean where that is more.
+    The metric of both releases is float64 [Q], of the same queries in the same order. The margin is
+    absolute; None is 0.01, or 2 % of live's mean where that is more.
     """
     if live_Q.shape != candidate_Q.shape:
         raise ValueError(f"{metric}: {len(live_Q)} and {len(candidate_Q)} queries are not pairs")
@@ -217,9 +208,7 @@ def _queries_for(found: Estimate, distance: float) -> int | None:
 def _detail(
     name: str, found: Estimate, required: float, outcome: Outcome, needed: int | None
 ) -> str:
-    form = ".4f"
-    if required < 0:
-        form = "+.4f"
+    form = "+.4f" if required < 0 else ".4f"
     text = f"{name} {found.mean:{form}} over {found.n} queries"
     if found.lower is not None:
         text += f", one-sided 95 % bounds {found.lower:{form}} and {found.upper:{form}}"

@@ -109,12 +109,9 @@ def _share(part_Q: NDArray[Any], whole_Q: NDArray[Any]) -> Floats:
 def paired_interval(values_Q: Floats, level: float = 0.95) -> Estimate:
     """Return the Student t interval of the mean of per-query differences (or of any per-query values).
 
-    Paired, because queries differ far more from each other than two systems do on one query.
-    Values without variance give an interval of no width.
-
-    Args:
-        values_Q: float64, one per query; at least one, all finite.
-        level: of the two-sided interval and of each one-sided bound.
+    Paired, because queries differ far more from each other than two systems do on one query. The
+    level is that of the two-sided interval and of each one-sided bound. Values without variance give
+    an interval of no width. There is at least one value, and all are finite.
     """
     from scipy.special import stdtrit
 

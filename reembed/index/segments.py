@@ -61,11 +61,7 @@ class SegmentedIndex:
         self.scores_are_exact = all(s.scores_are_exact for s in segments)
 
     def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
-        """Return positions [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out.
-
-        Raises:
-            UsageError, SpaceMismatch, EncoderError: as `SearchIndex.nearest`.
-        """
+        """Return positions [Q, K] and scores [Q, K], and raise errors, as `SearchIndex.nearest`."""
         if self._is_plain:
             return self.segments[0].nearest(queries, k)
         require_k(k)

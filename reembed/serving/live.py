@@ -102,17 +102,9 @@ class OpenRelease:
     def search(
         self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
     ) -> list[list[Hit]]:
-        """Return the k best documents of each query, best first; fewer if the release holds fewer.
+        """Return the k best documents of each query, best first, and raise errors, as `Index.search`.
 
-        Queries are texts, or vectors float32 [Q, dim] of this release's space. The table is read only
-        for columns.
-
-        Raises:
-            UsageError: k, the queries or the columns are not as they must be.
-            SpaceMismatch: vectors have another dimension.
-            EncoderError: a vector holds NaN or infinity.
-            IntegrityError: columns are asked for and the table was removed after the release was
-                opened: refresh, or open it again.
+        The table is read only for columns.
         """
         require_k(k)
         if not isinstance(columns, tuple) or columns:
