@@ -58,11 +58,7 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
     """Add -c and --set to a verb, which receives the loaded config, and what `output` adds."""
 
     @click.option(
-        "-c",
-        "--config",
-        "files",
-        multiple=True,
-        help=f"Config file; of several, a later one overrides those before it. [{_DEFAULT_CONFIG}]",
+        "-c", "--config", "files", multiple=True, help="Config file; later ones win. [reembed.yaml]"
     )
     @click.option(
         "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting."
@@ -81,25 +77,31 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
     return verb
 
 
+class _NoPandas:
+    """A finder by which pandas is not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
-    """Import no pandas in this block, and start no threads for matrix products.
+    """Import no pandas here, and start no threads for matrix products.
 
     For verbs that answer at once and need neither: `pyarrow.dataset` loads pandas wherever it is
     installed, and numpy's OpenBLAS starts a thread for each core. What was imported before stays as
     it is, and pyarrow works with a pandas that is imported later.
     """
-    pandas, threads = "pandas" not in sys.modules, _BLAS_THREADS not in os.environ
-    if pandas:
-        sys.modules["pandas"] = None  # type: ignore[assignment] # importing it fails
-    if threads:
-        os.environ[_BLAS_THREADS] = "1"
+    finder: Any = _NoPandas()
+    unset = _BLAS_THREADS not in os.environ
+    sys.meta_path.insert(0, finder)
+    os.environ.setdefault(_BLAS_THREADS, "1")
     try:
         yield
     finally:
-        if pandas:
-            del sys.modules["pandas"]
-        if threads:
+        sys.meta_path.remove(finder)
+        if unset:
             del os.environ[_BLAS_THREADS]
 
 

@@ -28,7 +28,11 @@ because no node was left, 130 stopped by Ctrl-C (the same command resumes a run)
 
 @click.group(
     epilog=_EXIT_CODES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
 @click.version_option(reembed.__version__, prog_name="reembed")
 def cli() -> None:
@@ -96,13 +100,9 @@ def run(config: Config, fresh: bool) -> tuple[Result, int]:
 
 @cli.command()
 @click.option(
-    "--out",
-    type=click.Path(dir_okay=False),
-    help="Config file to write. [settings are only printed]",
+    "--out", type=click.Path(dir_okay=False), help="Also write the settings to this config file."
 )
-@click.option(
-    "--seconds", default=60.0, show_default=True, type=click.FloatRange(1), help="Time to spend."
-)
+@click.option("--seconds", default=60.0, type=click.FloatRange(1), help="Time to spend.")
 @configured
 def tune(config: Config, out: str | None, seconds: float) -> tuple[Result, int]:
     """Find the fastest settings of `embed` for this model, corpus and machine."""
@@ -125,17 +125,12 @@ def status(config: Config) -> tuple[Result, int]:
 @click.option(
     "--level",
     default=3,
-    show_default=True,
     type=click.IntRange(0, 3),
     help="0: names and sizes of files; 1: also ids; 2: also every row, the index and the bytes of every"
     " file; 3: also a sample that is embedded again.",
 )
 @click.option(
-    "--sample",
-    default=459,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Rows to embed again at level 3.",
+    "--sample", default=459, type=click.IntRange(0), help="Rows to embed again at level 3."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted verification.")
 @click.option(
@@ -201,7 +196,6 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
 @click.option(
     "--catch-up/--no-catch-up",
     default=True,
-    show_default=True,
     help="First embed what changed in the source since the candidate was built.",
 )
 @configured
@@ -263,9 +257,7 @@ def history(config: Config) -> tuple[Result, int]:
 
 @cli.command()
 @click.argument("queries", nargs=-1, required=True, type=words)
-@click.option(
-    "-k", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Results per query."
-)
+@click.option("-k", default=10, type=click.IntRange(1, 10_000), help="Results per query.")
 @click.option("--release", "release_id", help="Release to search. [the live one]")
 @click.option(
     "--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result."

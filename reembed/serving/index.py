@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
@@ -43,18 +42,10 @@ def open(
     return Index(Catalog(Storage.existing(root, options), alias))
 
 
-@dataclass(frozen=True)
-class _Serving:
-    """A step of the alias and its open release, replaced together."""
-
-    token: str
-    release: OpenRelease
-
-
 class Index:
     """The release that an alias names, open for queries; `refresh` follows the alias.
 
-    Threads may share it. It is a context manager that closes itself.
+    Threads may share it. It is a context manager that closes itself; a closed one raises UsageError.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -67,7 +58,8 @@ class Index:
         self._loading = threading.Lock()
         self._closing = threading.Lock()
         require_id("alias", catalog.alias)
-        self._serving: _Serving | None = self._load(catalog.require_live())
+        self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
+        """A step of the alias and its open release, replaced together."""
 
     @property
     def alias(self) -> str:
@@ -76,11 +68,7 @@ class Index:
 
     @property
     def release(self) -> Release:
-        """The release that answers: its id, rows, space (with the model), source and more.
-
-        Raises:
-            UsageError: the index was closed.
-        """
+        """The release that answers: its id, rows, space (with the model), source and more."""
         return self.current.release
 
     @property
@@ -88,11 +76,8 @@ class Index:
         """The open release that answers, with its index, table and encoder.
 
         It stays usable after a `refresh`, for a caller that asks one release several things.
-
-        Raises:
-            UsageError: the index was closed.
         """
-        return self._open().release
+        return self._open()[1]
 
     def search(
         self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
@@ -106,7 +91,7 @@ class Index:
             columns: carried columns (`table.carry`) to return with each hit.
 
         Raises:
-            UsageError: `queries`, `k` or `columns` are not valid, or the index was closed.
+            UsageError: `queries`, `k` or `columns` are not valid.
             SpaceMismatch, EncoderError: vectors have another dimension, or hold NaN or infinity.
             IntegrityError: columns are asked for, and gc removed the release; `refresh` opens what is
                 live now.
@@ -121,15 +106,14 @@ class Index:
         the old release is freed when the last search in it ends.
 
         Raises:
-            UsageError: the index was closed.
             IntegrityError, SpaceMismatch: as `open`; the old release continues to serve.
         """
         if not self._loading.acquire(blocking=False):
             return False
         try:
-            token = self._open().token
+            before, _ = self._open()
             record = self._catalog.require_live()
-            if record.token == token:
+            if record.token == before.token:
                 return False
             loaded = self._load(record)
             with self._closing:
@@ -150,10 +134,10 @@ class Index:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _load(self, record: AliasRecord) -> _Serving:
-        return _Serving(record.token, OpenRelease.open(self._catalog.storage, record.release))
+    def _load(self, record: AliasRecord) -> tuple[AliasRecord, OpenRelease]:
+        return record, OpenRelease.open(self._catalog.storage, record.release)
 
-    def _open(self) -> _Serving:
+    def _open(self) -> tuple[AliasRecord, OpenRelease]:
         serving = self._serving
         if serving is None:
             raise UsageError(
