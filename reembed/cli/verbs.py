@@ -200,7 +200,7 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
 )
 @configured
 def promote(
-    config: Config, initial: bool, force: bool, reason: str | None, **options: Any
+    config: Config, initial: bool, force: bool, reason: str | None, catch_up: bool, **options: Any
 ) -> tuple[Result, int]:
     """Make a candidate live: RELEASE, or the one built with these settings.
 
@@ -209,9 +209,8 @@ def promote(
     if initial and force:
         raise click.UsageError("--initial is for the first promotion, --force for any other")
     _require_reason("--initial or --force", initial or force, reason)
-    given = {"initial": initial, "force": force}
-    reasons = {name: reason for name, chosen in given.items() if chosen}
-    return reembed.api.promote(config, **reasons, **options, emit=Console()), 0
+    why = {"initial": reason if initial else None, "force": reason if force else None}
+    return reembed.api.promote(config, **why, **options, catch_up=catch_up, emit=Console()), 0
 
 
 @cli.command("catch-up")
