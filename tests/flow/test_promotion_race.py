@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash.forks import search_path
 from releases import SOURCE, verified
 
 from reembed.catalog.lines import Place
@@ -113,6 +114,7 @@ def race(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """What all racers said, and how each ended; the first of them die at `crashes`."""
     racers = []
+    env = os.environ | {"PYTHONPATH": search_path()}
     for i in range(PROCESSES):
         crash = {"REEMBED_CRASH_AT": crashes[i]} if i < len(crashes) else {}
         tries = 1000 if crash else attempts  # who has to win before it dies, goes on until it does
@@ -120,7 +122,7 @@ def race(
         racers.append(
             subprocess.Popen(
                 [sys.executable, __file__, *arguments],
-                env=os.environ | crash,
+                env=env | crash,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
