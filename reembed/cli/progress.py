@@ -101,7 +101,7 @@ def _progress_parts(e: Progress) -> list[_Part]:
         _Part(7, f"{p.actors} actor(s) {p.busy:.0%} busy"),
         _Part(8, f"units {p.units_done:,}/{p.units:,}"),
     ]
-    if e.eta_s:
+    if e.eta_s and p.done < p.total:
         parts.append(_Part(2, f"ETA {_duration(e.eta_s)}"))
     if p.dead_letters:
         parts.append(_Part(5, f"{p.dead_letters} dead letters"))

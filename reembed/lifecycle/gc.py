@@ -268,7 +268,9 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     for record in reversed(log):
         if len(reasons) >= keep:
             break
-        reasons.setdefault(record.release.id, f"among the last {keep} that served (storage.keep)")
+        reasons.setdefault(
+            record.release.id, f"one of the last {keep} live releases (storage.keep)"
+        )
     for release_id, why in _needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
     for release in stack:

@@ -105,10 +105,10 @@ def admissible(
 
 def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """What nobody knows of a release that was never compared."""
-    than = live.release.id if live else "what searches used before: nothing was live here"
+    than = live.release.id if live else "the search before it, because nothing was live here"
     queries = chosen.gate.queries
     judged = (
-        f"its judged queries ({queries}) were not asked" if queries else "it has no judged queries"
+        f"its judged queries ({queries}) were not run" if queries else "it has no judged queries"
     )
     return f"whether it is better than {than}", f"how good its results are: {judged}"
 
@@ -306,7 +306,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
     compared = catalog.release(record.candidate.release)
     terms.require_sound(catalog, record, compared)
     failing = "; ".join(rule.detail for rule in record.rules if rule.verdict != "pass")
-    again = f"{again}     # says what can be done"
+    again = f"{again}     # shows what you can do"
     if record.verdict == "fail":
         raise GateFailed(
             f"release {chosen.id} failed the comparison with {live.id}", failing, again

@@ -59,7 +59,7 @@ def test_the_first_release_needs_a_reason_and_the_second_a_comparison(catalog):
     first = promote(catalog, "a", **FIRST)
     assert (first.generation, first.grounds.reason, first.grounds.forced) == (1, "the first", False)
     assert "nothing was live" in first.grounds.unknown[0]
-    assert "judged queries (q) were not asked" in first.grounds.unknown[1]
+    assert "judged queries (q) were not run" in first.grounds.unknown[1]
     make_release(catalog, "b")
     with pytest.raises(GateFailed, match="was never compared with a"):
         promote(catalog, "b")
