@@ -62,9 +62,7 @@ def _table(rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[
     if not rows:
         return []
     cells = [[one_line(str(cell)) for cell in row] for row in rows]
-    sides = ["left"] * len(rows[0])
-    for column in right:
-        sides[column] = "right"
+    sides = ["right" if n in right else "left" for n in range(len(rows[0]))]
     lines = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=sides).splitlines()
     return [f"  {line}".rstrip() for line in lines]
 
@@ -121,9 +119,8 @@ def _status(r: Status) -> Lines:
         yield f"  candidate  {old.release}  compared: {verdict}"
     yield from (f"{_release('candidate', c.release)}  {_compared(c)}" for c in r.candidates)
     if back := r.rolled_back:
-        yield ": ".join(
-            filter(None, (f"  rolled back from {back.release} at {back.at}", back.reason))
-        )
+        reason = f": {back.reason}" if back.reason else ""
+        yield f"  rolled back from {back.release} at {back.at}{reason}"
     if r.older_runs:
         yield f"  runs       {', '.join(r.older_runs)}  unfinished"
     for run in r.runs:
@@ -175,7 +172,7 @@ def _verify(r: Verified) -> Lines:
     if behind := lag_words(r.lag):
         kinds = (found.behind or {}).items()
         newer = ", ".join(f"{d.count:,} {k}" for k, d in kinds if d.count)
-        yield ": ".join(filter(None, (behind, newer)))
+        yield f"{behind}: {newer}" if newer else behind
     if not r.passed:
         yield from _next(r.rebuild)
     elif r.larger:

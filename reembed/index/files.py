@@ -145,13 +145,23 @@ def write_batch(batch: pa.RecordBatch, path: Path) -> None:
         out.write_batch(batch)
 
 
-def map_ids(path: Path) -> pa.RecordBatch:
+def map_ids(path: Path, *schemas: pa.Schema) -> pa.RecordBatch:
     """Return row_id and doc_id of a segment; the file stays mapped as long as the batch lives.
 
     Raises:
         IntegrityError: it is not such a file.
     """
-    return _mapped(path, [_INTEGERS, _STRINGS])
+    what = f"{path} is not a file of ids"
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)  # offsets that lead out of the file
+    except pa.ArrowException as error:
+        raise IntegrityError(what, str(error)) from error
+    known = any(batch.schema.equals(s) for s in schemas or (_INTEGERS, _STRINGS))
+    if reader.num_record_batches != 1 or not known:
+        raise IntegrityError(what, f"{reader.num_record_batches} batches of {batch.schema}")
+    return batch
 
 
 def map_tombstones(path: Path) -> Int64:
@@ -160,23 +170,10 @@ def map_tombstones(path: Path) -> Int64:
     Raises:
         IntegrityError: as `map_ids`, or they are not sorted.
     """
-    positions: Int64 = _mapped(path, [_TOMBSTONES]).column("position").to_numpy()
+    positions: Int64 = map_ids(path, _TOMBSTONES).column("position").to_numpy()
     if len(positions) and (positions[0] < 0 or (np.diff(positions) <= 0).any()):
         raise IntegrityError(f"{path} holds positions that are not sorted")
     return positions
-
-
-def _mapped(path: Path, schemas: list[pa.Schema]) -> pa.RecordBatch:
-    what = f"{path} is not a file of ids"
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batch = reader.get_batch(0)
-        batch.validate(full=True)  # offsets that lead out of the file
-    except pa.ArrowException as error:
-        raise IntegrityError(what, str(error)) from error
-    if reader.num_record_batches != 1 or not any(batch.schema.equals(s) for s in schemas):
-        raise IntegrityError(what, f"{reader.num_record_batches} batches of {batch.schema}")
-    return batch
 
 
 def lower_bound(recalls: Float64) -> float:

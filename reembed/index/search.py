@@ -246,7 +246,13 @@ def require_k(k: object) -> None:
 def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
     """Return queries float32 [Q, D], contiguous, as FAISS takes them."""
     require_k(k)
-    vectors = np.ascontiguousarray(_as_float32(queries))
+    if not (isinstance(queries, np.ndarray) and queries.dtype == np.float32):
+        try:
+            with np.errstate(over="ignore"):  # infinity is refused later
+                queries = np.asarray(queries, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
+    vectors = np.ascontiguousarray(queries)
     if vectors.size == 0 and vectors.ndim <= 2 and len(vectors) == 0:
         return np.empty((0, dim), np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
@@ -258,16 +264,6 @@ def _checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
     if not isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
         raise EncoderError("a query vector holds NaN or infinity")
     return vectors
-
-
-def _as_float32(queries: npt.ArrayLike) -> Float32:
-    if isinstance(queries, np.ndarray) and queries.dtype == np.float32:
-        return queries
-    try:
-        with np.errstate(over="ignore"):  # infinity is refused later
-            return np.asarray(queries, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
 
 
 def reason(error: RuntimeError) -> str:
