@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -59,7 +59,7 @@ class Console:
     def _rewrite(self, prefix: str, progress: Progress) -> None:
         """Replace the progress line; one that a narrower terminal has wrapped stays."""
         width = _width() - 1  # a line that wraps cannot be rewritten
-        line = one_line(_fitted([_Part(6, prefix.rstrip()), *_progress_parts(progress)], width))
+        line = one_line(_fitted([(6, prefix.rstrip()), *_progress_parts(progress)], width))
         start = "\n" if len(self._open) > width else "\r\x1b[2K"
         click.echo(start + line, err=True, nl=False)
         self._open = line
@@ -73,40 +73,34 @@ def _width() -> int:
         return _COLUMNS
 
 
-class _Part(NamedTuple):
-    """A part of the progress line; without room for all, the one with the highest rank goes first."""
-
-    rank: int
-    text: str
-
-
-def _fitted(parts: list[_Part], width: int) -> str:
-    """Return the parts that fit side by side, in their order."""
-    left = [p for p in parts if p.text]
-    while len(left) > 1 and len(_GAP.join(p.text for p in left)) > width:
+def _fitted(parts: list[tuple[int, str]], width: int) -> str:
+    """Return the parts that fit side by side; without room for all, the highest rank goes first."""
+    left = list(parts)
+    while len(left) > 1 and len(_GAP.join(text for _, text in left)) > width:
         left.remove(max(left))
-    return _GAP.join(p.text for p in left)[:width]
+    return _GAP.join(text for _, text in left)[:width]
 
 
-def _progress_parts(e: Progress) -> list[_Part]:
+def _progress_parts(e: Progress) -> list[tuple[int, str]]:
+    """Return the parts of the progress line, each with its rank."""
     p = e.figures
     share = p.done / p.total
     full = int(share * _BAR)
     parts = [
-        _Part(10, "█" * full + "░" * (_BAR - full)),
-        _Part(4, f"{p.done:,}/{p.total:,}"),
-        _Part(0, f"{share:.1%}"),
-        _Part(3, f"{p.docs_per_s:,.1f} docs/s"),
-        _Part(9, f"{p.tokens_per_s:,} tokens/s"),
-        _Part(7, f"{p.actors} actor(s) {p.busy:.0%} busy"),
-        _Part(8, f"units {p.units_done:,}/{p.units:,}"),
+        (10, "█" * full + "░" * (_BAR - full)),
+        (4, f"{p.done:,}/{p.total:,}"),
+        (0, f"{share:.1%}"),
+        (3, f"{p.docs_per_s:,.1f} docs/s"),
+        (9, f"{p.tokens_per_s:,} tokens/s"),
+        (7, f"{p.actors} actor(s) {p.busy:.0%} busy"),
+        (8, f"units {p.units_done:,}/{p.units:,}"),
     ]
     if e.eta_s and p.done < p.total:
-        parts.append(_Part(2, f"ETA {_duration(e.eta_s)}"))
+        parts.append((2, f"ETA {_duration(e.eta_s)}"))
     if p.dead_letters:
-        parts.append(_Part(5, f"{p.dead_letters} dead letters"))
+        parts.append((5, f"{p.dead_letters} dead letters"))
     if e.waiting:
-        parts.append(_Part(1, f"waiting: {e.waiting}"))
+        parts.append((1, f"waiting: {e.waiting}"))
     return parts
 
 

@@ -97,7 +97,7 @@ def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex
     """Return the index, each segment at its operating point.
 
     Vectors are read into memory. Ids are mapped from a temporary copy that takes room on the disk until
-    the index is freed: a mapped file that is cut short ends the process, and nobody else knows the copy.
+    the index is freed: a process dies if a file that it has mapped is cut short, and no other process knows the copy.
 
     Raises:
         IntegrityError: a file is missing or is not what the manifest says.

@@ -1,6 +1,6 @@
 """Search one FAISS index, and search exactly for the results it is measured against.
 
-FAISS numbers vectors by position, in the order they were added; beside it stand the table's stable
+FAISS numbers vectors by position, in the order they were added; an index also has the table's stable
 row ids in that order. Scores are inner products: vectors have unit length, or the model says its
 similarity is the dot product. FAISS accepts NaN and silently never finds it, so batches are checked.
 

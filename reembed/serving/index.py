@@ -93,8 +93,7 @@ class Index:
         Raises:
             UsageError: `queries`, `k` or `columns` are not valid.
             SpaceMismatch, EncoderError: vectors have another dimension, or hold NaN or infinity.
-            IntegrityError: columns are asked for, and gc removed the release; `refresh` opens what is
-                live now.
+            IntegrityError: gc removed the table that `columns` are read from; `refresh` opens what is live.
         """
         return self.current.search(queries, k, columns)
 

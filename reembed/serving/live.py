@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +110,7 @@ class OpenRelease:
         if not isinstance(columns, tuple) or columns:
             columns = require_carried(self.release, columns)
         vectors = queries
-        if not _are_vectors(queries):
+        if not isinstance(queries, np.ndarray) or queries.dtype.kind not in "fiu":
             vectors = self.encode_queries(queries)
         # FAISS makes room for k results, however few vectors there are.
         positions, scores = self.index.nearest(vectors, min(k, max(1, self.index.rows)))
@@ -155,10 +155,6 @@ class SearchResult:
             "space": self.release.space.id,
             "results": [{"query": q, "hits": [_shown(h) for h in hits]} for q, hits in pairs],
         }
-
-
-def _are_vectors(queries: Any) -> TypeGuard[Float32]:
-    return isinstance(queries, np.ndarray) and queries.dtype.kind in "fiu"
 
 
 def _value(scalar: pa.Scalar) -> Any:
