@@ -77,7 +77,7 @@ def compare(
         terms.gate,
         verified=candidate.verify.passed,
         ann_recall_Q=new.ann_recall_Q,
-        relevance=gate.Relevance(*measured["ndcg@10"], *measured["recall@10"]),
+        relevance={"nDCG@10": measured["ndcg@10"], "recall@10": measured["recall@10"]},
         judged_present=used.judged_present,
         shared=_shared(old_held, new_held, documents),
     )

@@ -8,6 +8,7 @@ one-sided 95 % Student t bound must clear the threshold, and only an upper bound
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -61,22 +62,12 @@ class Shared:
     """What differs, in words."""
 
 
-@dataclass(frozen=True)
-class Relevance:
-    """Metrics of both releases on the same judged queries, each float64 [Q]."""
-
-    live_ndcg_Q: Floats
-    candidate_ndcg_Q: Floats
-    live_recall_Q: Floats
-    candidate_recall_Q: Floats
-
-
 def judge(
     gate: GateConfig,
     *,
     verified: bool,
     ann_recall_Q: Floats,
-    relevance: Relevance,
+    relevance: Mapping[str, tuple[Floats, Floats]],
     judged_present: float = 1.0,
     shared: Shared = Shared(1.0, 1.0),
 ) -> Verdict:
@@ -86,7 +77,7 @@ def judge(
         gate: margin and ann_recall, fixed before results exist.
         verified: `verify` found the candidate's table and index complete and unharmed.
         ann_recall_Q: ann_recall@10 of the candidate's index, per query; ones for exact search.
-        relevance: nDCG@10 and recall@10 of both releases.
+        relevance: metrics of live and of the candidate by name, float64 [Q] each, on the same queries.
         judged_present: share of the judgements whose document can be found; where few can,
             both releases score near zero, and equal zeros would look like "no change".
         shared: how far both releases hold the same documents; metrics over different ones are not
@@ -95,8 +86,6 @@ def judge(
     did, why = "passed" if verified else "did not pass", shared.why
     ann_recall = paired_interval(ann_recall_Q)
     distance = max(ann_recall.mean - gate.ann_recall, 0)
-    ndcg = relevance.live_ndcg_Q, relevance.candidate_ndcg_Q
-    recall = relevance.live_recall_Q, relevance.candidate_recall_Q
     present = "relevant documents can be found in the candidate"
     same = "documents of either release are in both"
     return combine(
@@ -107,22 +96,16 @@ def judge(
             "same relevant documents", f"relevant {same}", shared.judged, MIN_SHARED_JUDGED, why
         ),
         _share_rule("same documents", same, shared.all, MIN_SHARED, why),
-        change_rule("nDCG@10", *ndcg, gate.margin),
-        change_rule("recall@10", *recall, gate.margin),
+        *(change_rule(name, *values, gate.margin) for name, values in relevance.items()),
     )
 
 
 def combine(*rules: Rule) -> Verdict:
     """Return the verdict of several rules; inconclusive without any."""
     outcomes = {rule.verdict for rule in rules} or {"inconclusive"}
-    outcome: Outcome = "pass"
-    if "fail" in outcomes:
-        outcome = "fail"
-    elif "inconclusive" in outcomes:
-        outcome = "inconclusive"
-    needed: list[int] = []
-    if outcome == "inconclusive":
-        needed = [rule.queries_needed for rule in rules if rule.queries_needed is not None]
+    worst_first: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    outcome = next(o for o in worst_first if o in outcomes)
+    needed = [r.queries_needed for r in rules if r.queries_needed and outcome == "inconclusive"]
     return Verdict(outcome, rules, max(needed, default=None), _margin_needed(rules))
 
 

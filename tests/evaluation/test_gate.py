@@ -13,7 +13,6 @@ from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Rule, Verdict
 from reembed.evaluation.gate import (
     MIN_QUERIES,
-    Relevance,
     Shared,
     combine,
     judge,
@@ -25,6 +24,13 @@ GATE = GateConfig()
 EXACT = np.ones(200)
 
 
+Relevance = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def relevance_of(live_ndcg, ndcg, live_recall, recall) -> Relevance:
+    return {"nDCG@10": (live_ndcg, ndcg), "recall@10": (live_recall, recall)}
+
+
 def releases(change: float, n: int, seed: int = 0, sd: float = 0.18) -> Relevance:
     """Two releases whose nDCG@10 and recall@10 truly differ by `change`."""
     rng = np.random.default_rng(seed)
@@ -32,7 +38,7 @@ def releases(change: float, n: int, seed: int = 0, sd: float = 0.18) -> Relevanc
     shared = rng.normal(0, sd, n)
     ndcg = live + change + shared
     recall = live + change + 0.6 * shared + rng.normal(0, 0.8 * sd, n)
-    return Relevance(live, ndcg, live, recall)
+    return relevance_of(live, ndcg, live, recall)
 
 
 def decide(relevance: Relevance, **changed: object) -> Verdict:
@@ -77,14 +83,14 @@ def test_a_much_worse_model_fails():
 
 def test_an_identical_release_passes():
     live = np.random.default_rng(0).uniform(0, 1, 300)
-    verdict = decide(Relevance(live, live, live, live))
+    verdict = decide(relevance_of(live, live, live, live))
     assert verdict.verdict == "pass"
     assert [rule.verdict for rule in verdict.rules] == ["pass"] * 7
 
 
 def test_a_handful_of_identical_results_is_not_evidence():
     live = np.full(MIN_QUERIES - 1, 0.5)
-    verdict = decide(Relevance(live, live, live, live))
+    verdict = decide(relevance_of(live, live, live, live))
     assert verdict.verdict == "inconclusive"
     assert verdict.queries_needed is not None
     assert verdict.queries_needed > 100
@@ -92,7 +98,7 @@ def test_a_handful_of_identical_results_is_not_evidence():
 
 def test_one_query_is_inconclusive_and_its_record_is_json():
     one = np.array([0.5])
-    verdict = decide(Relevance(one, one, one, one), ann_recall_Q=one)
+    verdict = decide(relevance_of(one, one, one, one), ann_recall_Q=one)
     assert verdict.verdict == "inconclusive"
     assert rule_of(verdict, "nDCG@10 change").bound is None
     assert "over 1 queries, at least -0.0100 needed" in rule_of(verdict, "nDCG@10 change").detail
@@ -102,7 +108,8 @@ def test_one_query_is_inconclusive_and_its_record_is_json():
 def test_inconclusive_says_how_many_queries_would_decide():
     relevance = releases(0.0, 50)
     verdict = decide(relevance)
-    sd = np.std(relevance.candidate_ndcg_Q - relevance.live_ndcg_Q, ddof=1)
+    live, candidate = relevance["nDCG@10"]
+    sd = np.std(candidate - live, ddof=1)
     rule = rule_of(verdict, "nDCG@10 change")
     assert rule.queries_needed == pytest.approx((2.487 * sd / 0.01) ** 2, abs=1)
     assert verdict.queries_needed == max(r.queries_needed or 0 for r in verdict.rules)
@@ -114,7 +121,7 @@ def test_inconclusive_with_queries_enough_does_not_ask_for_fewer_than_there_are(
     live = np.full(5000, 0.3)
     noise = rng.normal(0, 0.2, 5000)
     candidate = live - 0.01 + (noise - noise.mean())
-    verdict = decide(Relevance(live, candidate, live, candidate))
+    verdict = decide(relevance_of(live, candidate, live, candidate))
     assert verdict.verdict == "inconclusive"
     assert verdict.queries_needed is None
     assert "too close to the limit" in rule_of(verdict, "nDCG@10 change").detail
@@ -122,18 +129,14 @@ def test_inconclusive_with_queries_enough_does_not_ask_for_fewer_than_there_are(
 
 def test_recall_alone_can_fail_the_gate():
     good, bad = releases(0.05, 500), releases(-0.1, 500)
-    verdict = decide(
-        Relevance(
-            good.live_ndcg_Q, good.candidate_ndcg_Q, bad.live_recall_Q, bad.candidate_recall_Q
-        )
-    )
+    verdict = decide({"nDCG@10": good["nDCG@10"], "recall@10": bad["recall@10"]})
     assert verdict.verdict == "fail"
     assert rule_of(verdict, "nDCG@10 change").verdict == "pass"
 
 
 def test_a_margin_that_is_left_out_is_two_percent_of_live_where_that_is_more():
     low, high = np.full(100, 0.2), np.full(100, 0.9)
-    verdict = decide(Relevance(low, low - 0.015, high, high - 0.015))
+    verdict = decide(relevance_of(low, low - 0.015, high, high - 0.015))
     assert rule_of(verdict, "nDCG@10 change").required == pytest.approx(-0.01)
     assert rule_of(verdict, "nDCG@10 change").verdict == "fail"
     assert rule_of(verdict, "recall@10 change").margin == pytest.approx(0.018)
@@ -142,7 +145,7 @@ def test_a_margin_that_is_left_out_is_two_percent_of_live_where_that_is_more():
 
 def test_two_releases_that_find_nothing_are_not_equally_good():
     zeros = np.zeros(100)
-    nothing = Relevance(zeros, zeros, zeros, zeros)
+    nothing = relevance_of(zeros, zeros, zeros, zeros)
     verdict = judge(GateConfig(), verified=True, ann_recall_Q=EXACT, relevance=nothing)
     assert verdict.verdict == "inconclusive"
     assert "0 for every query in both" in rule_of(verdict, "nDCG@10 change").detail
@@ -151,7 +154,7 @@ def test_two_releases_that_find_nothing_are_not_equally_good():
 @pytest.mark.parametrize("margin", [0.001, 0.01, 0.3])
 def test_a_margin_that_is_set_is_applied_as_it_is(margin):
     live = np.full(100, 0.9)
-    loses = Relevance(live, live - 0.015, live, live - 0.015)
+    loses = relevance_of(live, live - 0.015, live, live - 0.015)
     verdict = judge(GateConfig(margin=margin), verified=True, ann_recall_Q=EXACT, relevance=loses)
     rule = rule_of(verdict, "nDCG@10 change")
     assert (rule.margin, rule.required) == (margin, -margin)
@@ -214,7 +217,7 @@ def test_unmeasured_ann_recall_does_not_pass():
 
 def test_unpaired_metrics_are_refused():
     with pytest.raises(ValueError, match="not pairs"):
-        decide(Relevance(np.ones(3), np.ones(4), np.ones(3), np.ones(3)))
+        decide(relevance_of(np.ones(3), np.ones(4), np.ones(3), np.ones(3)))
 
 
 outcomes = st.lists(st.sampled_from(["pass", "fail", "inconclusive"]), max_size=6)
@@ -267,7 +270,7 @@ def test_releases_of_other_documents_are_not_compared(judged, every, verdict):
     found, ones = Shared(judged, every, "source.filter is another"), np.ones(100)
     decided = judge(
         GateConfig(), verified=True, ann_recall_Q=ones,
-        relevance=Relevance(ones, ones, ones, ones), shared=found,
+        relevance=relevance_of(ones, ones, ones, ones), shared=found,
     )  # fmt: skip
     assert decided.verdict == verdict
     assert decided.margin_needed is None
@@ -279,6 +282,6 @@ def test_judgements_of_documents_that_are_not_there_do_not_pass():
     zeros = np.zeros(300)
     verdict = judge(
         GateConfig(), verified=True, ann_recall_Q=np.ones(300),
-        relevance=Relevance(zeros, zeros, zeros, zeros), judged_present=0.2,
+        relevance=relevance_of(zeros, zeros, zeros, zeros), judged_present=0.2,
     )  # fmt: skip
     assert verdict.verdict == "inconclusive"
