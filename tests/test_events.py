@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,12 @@ def test_every_event_is_one_line_for_people(event: Event, capsys: pytest.Capture
     assert words(event)
     Console()(Progress(FIGURES, 4, None, last=True) if isinstance(event, Progress) else event)
     assert f" {event.stage:9} " in capsys.readouterr().err
+
+
+def test_the_progress_line_says_when_it_ends_until_all_is_done():
+    assert "ETA 0m04s" in words(Progress(FIGURES, eta_s=4, waiting=None, last=False))
+    done = dataclasses.replace(FIGURES, done=20)
+    assert "ETA" not in words(Progress(done, eta_s=1, waiting=None, last=True))
 
 
 @pytest.fixture

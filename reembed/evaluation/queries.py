@@ -155,22 +155,19 @@ def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Qu
 
 def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
     """Return the name of the split's file, one of those that exist, so that a split is never a path."""
-    file_of = {
-        name.removesuffix(".gz").removesuffix(".tsv"): f"qrels/{name}"
-        for name in _names(store, "qrels", uri)
-        if name.endswith((".tsv", ".tsv.gz"))
-    }
-    if not file_of:
+    names = [n for n in _names(store, "qrels", uri) if n.endswith((".tsv", ".tsv.gz"))]
+    if not names:
         why = f"there is no qrels/*.tsv; judged queries are {_FORMATS}"
         raise UsageError(f"{uri}: no judged queries", why, "set gate.queries to one of these")
-    if split not in file_of:
-        splits = ", ".join(sorted(file_of))
+    name_of = {n.removesuffix(".gz").removesuffix(".tsv"): n for n in names}
+    if split not in name_of:
+        splits = ", ".join(sorted(name_of))
         raise UsageError(
             f"{uri}: no split {split!r}",
             f"splits there: {splits}",
             f"set gate.split to one of them: {splits}",
         )
-    return file_of[split]
+    return f"qrels/{name_of[split]}"
 
 
 def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
