@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,28 +13,37 @@ import pytest
 import reembed
 
 _HEAVY = ("ray", "torch", "transformers", "sentence_transformers", "faiss", "lancedb", "scipy")
+_DATA = ("lance", "pyarrow", "numpy")
 _PROGRAM = f"""
-import sys
+import json, sys
 from reembed.cli.verbs import cli
 try:
     cli(sys.argv[1:], standalone_mode=False)
 finally:
-    print([m for m in {_HEAVY} if m in sys.modules], file=sys.stderr)
+    print(json.dumps([m for m in {_HEAVY + _DATA} if m in sys.modules]), file=sys.stderr)
 """
+
+
+def loaded(verb: str, folder: Path, config: str) -> str:
+    """The last line that a verb on an empty root prints on stderr: the heavy modules it loaded."""
+    (folder / "root").mkdir()
+    command = [sys.executable, "-c", _PROGRAM, verb, "-c", config]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", ["status", "history", "config"])
 def test_a_verb_that_reads_small_records_loads_no_heavy_library(
     verb: str, tmp_path: Path, config_file: Callable[..., str]
 ):
-    (tmp_path / "root").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, verb, "-c", config_file("docs.lance")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
+    found = loaded(verb, tmp_path, config_file("docs.lance"))
+    assert not set(_HEAVY) & set(json.loads(found)), found
+
+
+def test_status_where_nothing_was_built_loads_neither_lance_nor_numpy(
+    tmp_path: Path, config_file: Callable[..., str]
+):
+    assert loaded("status", tmp_path, config_file("docs.lance")) == "[]"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ def test_a_verb_that_reads_small_records_loads_no_heavy_library(
     ],
 )
 def test_the_package_its_config_and_its_help_load_no_heavy_library(program: str):
-    heavy = (*_HEAVY, "lance", "pyarrow", "numpy")
+    heavy = _HEAVY + _DATA
     said = f"{program}\nimport sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
