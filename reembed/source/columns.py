@@ -33,21 +33,17 @@ def template_columns(text: str) -> list[str]:
     """Return the columns named in a template; empty when `text` is a plain column name."""
     if "{" not in text:
         return []
+    said = f"source.text = {text!r}"
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise SourceError(
-            f"source.text = {text!r} is not a template", str(error), 'write "{title} {text}"'
-        ) from error
+        what = f"{said} is not a template"
+        raise SourceError(what, str(error), 'write "{title} {text}"') from error
     for _, name, spec, conversion in parts:
-        if name is not None and (
-            not name.replace("_", "a").replace("-", "a").isalnum() or spec or conversion
-        ):
-            raise SourceError(
-                f"source.text = {text!r}: {name!r} is not a plain column name",
-                "a template may only name columns",
-                'write "{title} {text}"',
-            )
+        plain_name = name is None or re.fullmatch(r"[\w-]+", name)
+        if not plain_name or spec or conversion:
+            what = f"{said}: {name!r} is not a plain column name"
+            raise SourceError(what, "a template may only name columns", 'write "{title} {text}"')
     return [name for _, name, _, _ in parts if name]
 
 

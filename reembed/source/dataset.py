@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,14 +17,7 @@ from reembed.config.settings import Config
 from reembed.errors import SourceError
 from reembed.source.columns import check_columns, plain, template_columns
 from reembed.source.delta import Delta, fingerprint, fragments_of
-from reembed.source.documents import (
-    TEXT,
-    check_ids,
-    columns_read,
-    documents,
-    documents_in,
-    readable,
-)
+from reembed.source.documents import TEXT, check_ids, columns_of, documents, documents_in, readable
 from reembed.source.filter import check_filter, require_condition
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.store.lance import tags_of
@@ -70,12 +64,10 @@ class Source:
 
     @property
     def uri(self) -> str:
-        """Where the dataset is."""
         return self.ref.uri
 
     @property
     def version(self) -> int:
-        """The pinned version."""
         return self.ref.version
 
     def dataset(self) -> lance.LanceDataset:
@@ -107,18 +99,12 @@ class Source:
     def pin(self, tag: str) -> bool:
         """Tag the version, so that cleanup cannot take it; False when the source is read-only."""
         dataset = self.dataset()
-        if tag in tags_of(dataset):
-            return True
-        try:
-            dataset.tags.create(tag, self.version)
-        except ValueError:
-            return tag in tags_of(dataset)  # another process of this run was first
-        except OSError:
-            return False
-        return True
+        if tag not in tags_of(dataset):
+            with suppress(ValueError, OSError):  # another process was first, or it is read-only
+                dataset.tags.create(tag, self.version)
+        return tag in tags_of(dataset)
 
     def unpin(self, tag: str) -> None:
-        """Remove the tag."""
         dataset = self.dataset()
         if tag in tags_of(dataset):
             dataset.tags.delete(tag)
@@ -143,7 +129,7 @@ class Source:
         ]
 
     def count_rows(self) -> int:
-        """Return the number of rows, with those that the filter leaves out."""
+        """Return the number of rows, also of those that the filter leaves out."""
         return int(self.dataset().count_rows())
 
     def check_documents(self) -> int:
@@ -205,11 +191,7 @@ class Source:
         return documents(self.ref, rows)
 
     def scan(self) -> Iterator[pa.Table]:
-        """Yield all documents, as `read` gives them, in bounded batches.
-
-        Raises:
-            SourceError: a row holds text that is not UTF-8.
-        """
+        """Yield all documents, as `read` gives them, in bounded batches."""
         for batch in self._batches():
             yield documents(self.ref, batch)
 
@@ -227,7 +209,7 @@ class Source:
                 text that is not UTF-8.
         """
         with readable(self.ref):
-            rows = self.dataset()._take_rows(list(row_ids), columns=columns_read(self.ref))
+            rows = self.dataset()._take_rows(list(row_ids), columns=columns_of(self.ref))
         if rows.num_rows != len(row_ids):
             raise SourceError(
                 f"{self.uri} version {self.version} has {rows.num_rows} of {len(row_ids)} rows by id"
@@ -240,7 +222,7 @@ class Source:
                 yield pa.Table.from_batches([batch])
 
     def _scanner(self, **how: Any) -> lance.LanceScanner:
-        columns, condition = columns_read(self.ref), self.ref.filter
+        columns, condition = columns_of(self.ref), self.ref.filter
         return self.dataset().scanner(columns=columns, filter=condition, **how)
 
 

@@ -19,18 +19,19 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import lance
 
-_Layout = dict[int, Any]
+
+Addresses = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Where the rows are that an older version of a dataset has and a newer has not, and vice versa."""
+    """Where the rows are that only the older or only the newer of two versions of a dataset has."""
 
     written: tuple[int, ...]
     """Fragments of the newer version whose files the older does not have."""
     left: tuple[int, ...]
     """Fragments of the older version whose files the newer does not have."""
-    thinned: dict[int, npt.NDArray[np.uint64]]
+    thinned: dict[int, Addresses]
     """Addresses of rows deleted from fragments that both versions have, by fragment."""
 
 
@@ -80,7 +81,7 @@ def _fields(dataset: lance.LanceDataset) -> dict[str, Any]:
     return {field.name(): field for field in dataset.lance_schema.fields()}
 
 
-def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> _Layout:
+def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> dict[int, Any]:
     """Return, by fragment, everything but its deletion file that decides what a scan of `columns` returns."""
     names = sorted(dataset.schema.names if columns is None else columns)
     fields = _fields(dataset)
@@ -116,10 +117,7 @@ def _deletions(fragment: lance.LanceFragment) -> Any:
     return found and found.asdict()
 
 
-def _addresses(
-    dataset: lance.LanceDataset, fragment: lance.LanceFragment
-) -> npt.NDArray[np.uint64]:
+def _addresses(dataset: lance.LanceDataset, fragment: lance.LanceFragment) -> Addresses:
     """Return addresses of the fragment's live rows; no column is read."""
     scanner = dataset.scanner(columns=[], with_row_address=True, fragments=[fragment])
-    addresses: npt.NDArray[np.uint64] = scanner.to_table()["_rowaddr"].to_numpy()
-    return addresses
+    return np.asarray(scanner.to_table()["_rowaddr"], np.uint64)

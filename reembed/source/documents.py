@@ -30,7 +30,7 @@ def documents_in(rows: int) -> int:
     return rows
 
 
-def columns_read(ref: SourceRef) -> list[str]:
+def columns_of(ref: SourceRef) -> list[str]:
     """Return the source columns that documents are made of."""
     return list(dict.fromkeys([ref.id_column, *text_columns(ref), *ref.carry]))
 
@@ -48,17 +48,13 @@ def doc_ids(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
 
 @contextmanager
 def readable(ref: SourceRef) -> Iterator[None]:
-    """Name the columns that cannot be read: Lance reads no text that is not UTF-8.
-
-    Raises:
-        SourceError: in place of Lance's error.
-    """
+    """Raise a SourceError with the columns' names if Lance meets text that is not UTF-8."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:  # the first of its `take`
         if "UTF" not in str(error).upper():
             raise
-        raise _unreadable(ref, columns_read(ref), error) from error
+        raise _unreadable(ref, columns_of(ref), error) from error
 
 
 def check_ids(dataset: lance.LanceDataset, ref: SourceRef) -> int:

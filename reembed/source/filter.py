@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import accumulate
 
 import lance
 import pyarrow as pa
@@ -162,11 +163,7 @@ def _inside(tokens: list[str]) -> list[str] | None:
         return tokens[tokens.index(solid[0]) + 1 :]
     if not solid or (solid[0], solid[-1]) != ("(", ")"):
         return None
-    first, last = tokens.index("("), len(tokens) - 1 - tokens[::-1].index(")")
-    inner = tokens[first + 1 : last]
-    depth = 0
-    for token in inner:
-        depth += (token == "(") - (token == ")")
-        if depth < 0:
-            return None
+    inner = tokens[tokens.index("(") + 1 : -1 - tokens[::-1].index(")")]
+    if min(accumulate((t == "(") - (t == ")") for t in inner), default=0) < 0:
+        return None
     return inner

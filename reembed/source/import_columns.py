@@ -48,11 +48,7 @@ class Format(Protocol):
     """One kind of file, read three times: to find the types, to write, to check what was written."""
 
     def survey(self, files: list[str]) -> list[Column]:
-        """Return every column of every file, with a type that holds all its cells.
-
-        Raises:
-            SourceError: a file is not what it should be; names the file and the row.
-        """
+        """Return every column of every file, typed by all its cells; SourceErrors name file and row."""
 
     def typed(self, file: str, columns: list[Column]) -> Iterator[Cells]:
         """Yield the rows of one file: arrays of those columns, which it has, in their types."""
@@ -65,13 +61,11 @@ class Format(Protocol):
 
 
 class Seen(Protocol):
-    """What the cells of one column have been so far."""
+    """What the cells of one column have been so far, and the column that holds all of them."""
 
-    def add(self, cells: Any) -> None:
-        """Take more cells of the column into account."""
+    def add(self, cells: Any) -> None: ...
 
-    def column(self, name: str) -> Column:
-        """Return the column, with a type that holds all cells seen."""
+    def column(self, name: str) -> Column: ...
 
 
 @dataclass
@@ -90,7 +84,7 @@ class Numbers:
         self.types = [t for t in self.types if _survives(texts, t)]
 
     def column(self, name: str) -> Column:
-        """Return the column; text if no number type is left, or it may be an id."""
+        """Return the column; it is text if no number type is left, or its name is that of an id."""
         if name in ID_COLUMNS or not self.types or not self.filled:
             return Column(name, pa.string())
         return Column(name, self.types[0], f"{self.origin} is a number written the same way")
@@ -130,7 +124,7 @@ def first_false(flags: pa.Array | pa.ChunkedArray) -> int | None:
 
 
 def same(value: Any, cell: Any) -> bool:
-    """Whether two values are the same, and of one kind: 1 is not True; NaN is NaN; -0.0 is not 0.0.
+    """Return whether two values are the same, and of one kind: 1 is not True; NaN is NaN; -0.0 is not 0.0.
 
     A field that an object lacks is null.
     """
@@ -152,11 +146,7 @@ def first_other(values: list[Any], cells: list[Any]) -> int | None:
 
 
 def opened(file: str) -> io.BufferedReader:
-    """Return the bytes of a file, decompressed.
-
-    Raises:
-        SourceError: it is UTF-16.
-    """
+    """Return the bytes of a file, decompressed; SourceError if it is UTF-16."""
     stream = io.BufferedReader(pa.input_stream(file, compression="detect"), _BUFFER_BYTES)
     if stream.peek(2)[:2] in _UTF16:
         raise SourceError(f"{file} is UTF-16", "files are read as UTF-8", _iconv(file, "UTF-16"))
@@ -164,11 +154,7 @@ def opened(file: str) -> io.BufferedReader:
 
 
 def require_names(file: str, names: list[str]) -> None:
-    """Refuse names that occur twice, since one column would be lost, and names of UTF-16.
-
-    Raises:
-        SourceError: names the file and the columns.
-    """
+    """Refuse names that occur twice, since one column would be lost, and names in UTF-16."""
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise SourceError(
             f"{file} has more than one column {', '.join(map(repr, twice))}",

@@ -1,6 +1,6 @@
-"""CSV files: every cell is text; a column is numeric only where every cell survives it.
+"""CSV files: every cell is text; a column has a number type only if every cell survives it.
 
-Read by Python's csv module to find the types and to check, and by Arrow to write.
+Python's csv module reads them to find the types and to check, Arrow to write.
 """
 
 from __future__ import annotations
@@ -101,14 +101,10 @@ def _as_text(file: str, names: list[str], rows: list[list[str]], first: int) -> 
     try:
         cells = {n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)}
     except UnicodeEncodeError as error:
-        raise _where(file, names, rows, first) from error
+        for row in rows:
+            for name, cell in zip(names, row, strict=True):
+                if any("\udc80" <= c <= "\udcff" for c in cell):
+                    raise not_utf8(file, f"line {first}", name) from error
+            first += 1 + sum(cell.count("\n") for cell in row)
+        raise
     return len(rows), cells
-
-
-def _where(file: str, names: list[str], rows: list[list[str]], first: int) -> SourceError:
-    for row in rows:
-        for name, cell in zip(names, row, strict=True):
-            if any("\udc80" <= c <= "\udcff" for c in cell):
-                return not_utf8(file, f"line {first}", name)
-        first += 1 + sum(cell.count("\n") for cell in row)
-    return not_utf8(file, "line 1")

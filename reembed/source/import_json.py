@@ -1,7 +1,7 @@
-"""JSON lines: numbers, texts, lists and objects as they are; what shares no type becomes text.
+"""JSON lines: numbers, texts, lists and objects as they are; values that share no type become text.
 
-Read by Python's json module, since Arrow's own reader makes dates of texts and doubles of big
-integers, and DuckDB's cuts decimals: docs/decisions/013.
+Python's json module reads them: Arrow's reader makes dates of texts and doubles of big integers, and
+DuckDB's cuts decimals (docs/decisions/013).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Json:
             for column in columns:
                 values = [row.get(column.name) for row in rows]
                 if pa.types.is_string(column.type):
-                    values = [_as_text(v) for v in values]
+                    values = list(map(_as_text, values))
                 made[column.name] = pa.array(values, column.type)
             yield len(rows), made
 
@@ -63,15 +63,12 @@ class Json:
 
     def differs(self, cells: Any, written: pa.ChunkedArray) -> int | None:
         back = written.to_pylist()
-        if not pa.types.is_string(written.type):
-            return first_other(cells, back)
-        if cells == back:
-            return None
-        parsed = [
-            c if c is None or isinstance(v, str) else _DECODER.decode(c)
-            for v, c in zip(cells, back, strict=True)
-        ]
-        return first_other(cells, parsed)
+        if pa.types.is_string(written.type) and cells != back:
+            back = [
+                c if c is None or isinstance(v, str) else _DECODER.decode(c)
+                for v, c in zip(cells, back, strict=True)
+            ]
+        return first_other(cells, back)
 
 
 @dataclass
@@ -79,11 +76,12 @@ class _Seen:
     """What was seen of a column: a type for all its values, or the reason why there is none."""
 
     type: pa.DataType = field(default_factory=pa.null)
-    wide: bool = False
-    """There are integers that no double holds."""
     text: str | None = None
+    """Why the column is text, if it is."""
     whole: bool = False
     """There are integers, perhaps beside decimals."""
+    wide: bool = False
+    """There are integers that no double holds."""
 
     def add(self, values: list[Any]) -> None:
         if self.text is not None:
@@ -166,9 +164,9 @@ def _lines_of(file: str) -> str | None:
     if file.endswith(import_columns.COMPRESSIONS):
         return None
     path = Path(file)
-    made = path.with_name(f"{path.stem}-lines.jsonl")
+    made = shlex.quote(str(path.with_name(f"{path.stem}-lines.jsonl")))
     command = f"jq -c 'if type == \"array\" then .[] else . end' {shlex.quote(file)}"
-    return f"{command} > {shlex.quote(str(made))}     # one object a line"
+    return f"{command} > {made}     # one object a line"
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> Row:

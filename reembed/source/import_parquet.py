@@ -1,6 +1,6 @@
-"""Parquet files: the types of the files, widened where they differ, if every cell survives it.
+"""Parquet files: the types of the files, widened if they differ and every cell survives it.
 
-Written by way of Arrow's datasets and checked by way of its Parquet reader.
+Arrow's datasets read them to write, its Parquet reader to check.
 """
 
 from __future__ import annotations
@@ -24,13 +24,9 @@ from reembed.source.import_columns import (
 
 _ROWS = 8_192
 _SIMPLE = (
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_boolean,
-    pa.types.is_decimal,
-    pa.types.is_string,
-    pa.types.is_large_string,
-)
+    pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean,
+    pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,
+)  # fmt: skip
 
 
 class Parquet:
@@ -70,36 +66,40 @@ class Parquet:
 
 def _column(name: str, schemas: dict[str, pa.Schema]) -> Column:
     kinds = _kinds(name, schemas)
-    files = frozenset(f for f, s in schemas.items() if name in s.names)
+    files = frozenset(f for f, schema in schemas.items() if name in schema.names)
+    column = Column(name, pa.null(), files=files)
     try:
         merged = pa.unify_schemas(
-            [pa.schema([(name, kind)]) for kind in kinds], promote_options="permissive"
+            [pa.schema([(name, kind)]) for kind in (pa.null(), *kinds)],
+            promote_options="permissive",
         )
     except pa.ArrowException:
-        return _as_text(Column(name, kinds[0], files=files), schemas)
+        return _as_text(column, schemas)
     kind = merged.field(0).type
-    held = [k for k in kinds if not pa.types.is_null(k)]
-    if name in ID_COLUMNS and pa.types.is_floating(kind) and any(map(pa.types.is_integer, held)):
-        return _as_text(Column(name, kind, files=files), schemas)  # 1 is not 1.0
-    why = f"the files have {', '.join(map(str, held))}" if len(held) > 1 else None
-    return Column(name, kind, why, files=files)
+    if name in ID_COLUMNS and pa.types.is_floating(kind) and any(map(pa.types.is_integer, kinds)):
+        return _as_text(column, schemas)  # 1 is not 1.0
+    why = _types(kinds) if len(kinds) > 1 else None
+    return replace(column, type=kind, why=why)
 
 
 def _as_text(column: Column, schemas: dict[str, pa.Schema]) -> Column:
     """Return the column as text if that can hold all its values unchanged; else with its clash."""
     kinds = _kinds(column.name, schemas)
-    held = [k for k in kinds if not pa.types.is_null(k)]
-    if all(any(is_kind(k) for is_kind in _SIMPLE) for k in held):
-        why = f"the files have {', '.join(map(str, held))}"
-        return replace(column, type=pa.string(), why=why)
+    if all(any(is_kind(k) for is_kind in _SIMPLE) for k in kinds):
+        return replace(column, type=pa.string(), why=_types(kinds))
     by_type = {str(schemas[f].field(column.name).type): f for f in schemas if f in column.files}
     where = ", ".join(f"{kind} in {file}" for kind, file in by_type.items())
     return replace(column, clash=f"is {where}: no type holds all of them unchanged")
 
 
 def _kinds(name: str, schemas: dict[str, pa.Schema]) -> list[pa.DataType]:
+    """Return the types that a column has in the files, without null."""
     kinds = (_plain(s.field(name).type) for s in schemas.values() if name in s.names)
-    return list(dict.fromkeys(kinds))
+    return [k for k in dict.fromkeys(kinds) if not pa.types.is_null(k)]
+
+
+def _types(kinds: list[pa.DataType]) -> str:
+    return f"the files have {', '.join(map(str, kinds))}"
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

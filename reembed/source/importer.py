@@ -1,4 +1,4 @@
-"""JSONL, CSV or Parquet -> a Lance dataset with stable row ids, streamed, every cell kept.
+"""Import JSONL, CSV or Parquet into a Lance dataset with stable row ids; streamed, every cell is kept.
 
 The files are read three times: to find one type for each column over all files, to write, and, by
 another reader, to compare every cell with what was written.
@@ -264,11 +264,7 @@ def _new_folder(asked: _Asked) -> Iterator[None]:
 
 
 def _closed_folder(folder: Path) -> bool:
-    """Make a folder of mode 0700, or close an existing one to all but its owner and group; True if made.
-
-    Raises:
-        UsageError: it is open to everyone, and another user's.
-    """
+    """Make a folder of mode 0700, or close an existing one to all but its owner and group; True if made."""
     if not folder.exists():
         folder.mkdir(mode=0o700, parents=True)
         return True
@@ -359,8 +355,8 @@ def _lost(asked: _Asked, file: str, what: str) -> IntegrityError:
 def _format(asked: _Asked) -> str:
     kinds = set()
     for name in asked.files:
-        suffixes = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
-        kinds.add(FORMATS.get(suffixes[-1] if suffixes else ""))
+        endings = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
+        kinds.add(FORMATS.get("".join(endings[-1:])))
     if len(kinds) != 1 or None in kinds:
         first, *others = _READERS
         raise UsageError(

@@ -99,7 +99,7 @@ def behind(source: Source, newest: Source | None, documents: int | None, why: st
         else:
             written = versions.written_after(newest, source.version)
             if documents is None:
-                documents = versions.documents_changed(source, older, newest)
+                documents = versions.documents_changed(source.ref, older, newest)
     except (SourceError, OSError, ValueError) as error:
         return Lag(source.version, None, None, None, _unread(source, error))
     age = None

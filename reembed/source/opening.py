@@ -42,12 +42,9 @@ def open_source(uri: str, version: int | None, options: Options) -> lance.LanceD
 
 @functools.lru_cache(maxsize=_KEPT_OPEN)
 def open_pinned(uri: str, version: int, made_of: str, options: Options) -> lance.LanceDataset:
-    """Return the dataset at a version, which this process opens once.
+    """Return the dataset at a version, as `open_source`; this process opens it once.
 
     `made_of` is the version's fingerprint: a dataset made again in its place is another one.
-
-    Raises:
-        SourceError: as `open_source`.
     """
     return open_source(uri, version, options)
 
@@ -91,15 +88,14 @@ def _tables_in(uri: str, options: Options) -> list[str]:
     """Return the datasets in a folder or below a prefix; none if it cannot be listed."""
     if not is_remote(uri) and not Path(uri).is_dir():
         return []
-    try:
-        folders = Storage(uri.rstrip("/"), options).folders("")
-    except (OSError, BaseError, ReembedError):
-        return []
-    return [f"{uri.rstrip('/')}/{name}" for name in folders if name.endswith(".lance")]
+    folder = Storage(uri.rstrip("/"), options)
+    with suppress(OSError, BaseError, ReembedError):
+        return [f"{folder.root}/{n}" for n in folder.folders("") if n.endswith(".lance")]
+    return []
 
 
 def _instead(uri: str) -> str:
-    """Return where a store's settings are, or the import that would make this local dataset."""
+    """Return where a store's settings are, or the import that makes this local dataset."""
     if is_remote(uri):
         return _WHERE
     stem, _, ending = uri.rpartition(".")

@@ -1,7 +1,7 @@
-"""Tell a dataset that does not exist from one that cannot be read.
+"""Open datasets; tell one that does not exist from one that cannot be read.
 
-Lance 14 raises `ValueError` for both when it opens a dataset and `OSError` for both when it reads more.
-If a refused request were taken for a missing dataset, existing vectors would be given up.
+Lance 14 raises `ValueError` for both when it opens a dataset. If a refused request were taken for a
+missing dataset, existing vectors would be given up.
 """
 
 from __future__ import annotations

@@ -13,20 +13,18 @@ from reembed.store.records import DAMAGED
 
 NAME = "[a-z0-9][a-z0-9._-]{0,127}"
 """Form of ids and aliases, which become part of paths."""
-_ID = re.compile(NAME)
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store."""
+    """Return whether a URI names an object store."""
     return "://" in uri and not uri.startswith("file://")
 
 
 def absolute(uri: str) -> str:
-    """Return local paths made absolute, so that every process uses the same folder.
+    """Return a URI with a local path made absolute, so that every process uses the same folder.
 
     Raises:
-        UsageError: it holds credentials, or a character that is escaped differently here and there.
+        UsageError: it holds credentials, or a character that Lance and the store escape differently.
     """
     if (found := credentials_in(uri)) is not None:
         raise UsageError(
@@ -44,18 +42,15 @@ def absolute(uri: str) -> str:
 
 
 def require_id(kind: str, given: str) -> str:
-    """Return the id if it is a plain name: it becomes part of paths.
+    """Return the id if it is a plain name, which may be part of a path.
 
     Raises:
         UsageError: it is not.
     """
-    if not _ID.fullmatch(given) or ".." in given:
-        raise UsageError(
-            f"{given[:80]!r} is not a valid {kind}",
-            "ids are small letters, digits, dots and hyphens",
-            "reembed status",
-        )
-    return given
+    if re.fullmatch(NAME, given) and ".." not in given:
+        return given
+    what = f"{given[:80]!r} is not a valid {kind}"
+    raise UsageError(what, "ids are small letters, digits, dots and hyphens", "reembed status")
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:
@@ -72,6 +67,6 @@ def content_path(folder: str, sha256: str, ending: str) -> str:
     Raises:
         IntegrityError: it is not a sha256 in hex.
     """
-    if not _HEX.fullmatch(sha256):
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise IntegrityError(f"{folder}: {sha256[:80]!r} is not a sha256", None, DAMAGED)
     return f"{folder}/{sha256}.{ending}"

@@ -1,4 +1,4 @@
-"""Reading a stored record back as what it was: every field there, of its type, or an error that names it.
+"""The codec of stored records: every field is there and of its type, or an error names it.
 
 A sha256 says that a record is as it was written, not who wrote it: a root, a dataset or a backup may
 come from others.
@@ -20,7 +20,7 @@ from reembed.errors import IntegrityError, UsageError
 T = TypeVar("T")
 
 SCHEMA_VERSION = 4
-"""Of every record; a record that changes its meaning takes a new one."""
+"""Of every record. Raise it when the meaning of a record changes."""
 
 DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _MAX_SHOWN = 120
@@ -29,11 +29,7 @@ _SHA256 = "_sha256"
 
 
 class Record(dict[str, Any]):
-    """The fields of a stored record, and where it was read from.
-
-    Raises:
-        IntegrityError: it is asked for a field that it does not have.
-    """
+    """The fields of a stored record, and where it was read from. A missing field is an IntegrityError."""
 
     uri = ""
 
@@ -42,20 +38,31 @@ class Record(dict[str, Any]):
 
 
 def decode(kind: type[T], record: Any, at: str = "") -> T:
-    """The dataclass, model or list that a record describes; unknown fields are refused.
+    """Return the dataclass, model or list that a record describes.
 
     Raises:
-        IntegrityError: naming the record's place, or `at`, and the first field that is wrong.
+        IntegrityError: a field is missing, unknown or of another type; names the first one and the
+            record's place, or `at`.
     """
+    place = at or where(record) or f"a record of {getattr(kind, '__name__', kind)}"
     fields = record
     if isinstance(record, Mapping):
         fields = {k: v for k, v in record.items() if k != "schema_version"}
-        _require_whole(kind, fields, at or _place(record, kind))
-    return cast(T, _validated(kind, fields, at or _place(record, kind)))
+    if isinstance(record, Mapping) and dataclasses.is_dataclass(kind):
+        for field in dataclasses.fields(kind):  # those with a default are written, too
+            if field.name not in fields:
+                raise _other(place, f"{field.name}: Field required")
+    form = _form(cast(Any, kind))
+    try:
+        return cast(T, form.model_validate_json(json.dumps({"value": fields})).value)
+    except ValidationError as error:
+        raise _other(place, first_wrong(error, skip=1)) from None
+    except (RecursionError, TypeError) as error:
+        raise _other(place, str(error)) from None
 
 
 def encode(record: Any) -> dict[str, Any]:
-    """A dataclass as it is stored; `decode` makes the same of it again."""
+    """Return a dataclass as it is stored, for `decode` to read."""
     fields = cast(dict[str, Any], _writer(cast(Any, type(record))).dump_python(record, mode="json"))
     return {"schema_version": SCHEMA_VERSION, **fields}
 
@@ -65,30 +72,9 @@ def _writer(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _require_whole(kind: Any, fields: Mapping[str, Any], place: str) -> None:
-    """Also fields that have a default are written, and a record that lacks one is not ours."""
-    names = (f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
-    if lost := [n for n in names if n not in fields and n != "schema_version"]:
-        raise _other(place, f"{lost[0]}: Field required")
-
-
 def where(record: Any) -> str:
-    """Where a record was read from; "" where that is not known."""
+    """Return where a record was read from; "" if that is not known."""
     return str(getattr(record, "uri", ""))
-
-
-def _place(record: Any, kind: Any) -> str:
-    return where(record) or f"a record of {getattr(kind, '__name__', kind)}"
-
-
-def _validated(kind: Any, fields: Any, place: str) -> Any:
-    try:
-        body = json.dumps({"value": fields})
-        return _form(kind).model_validate_json(body).value
-    except ValidationError as error:
-        raise _other(place, first_wrong(error, skip=1)) from None
-    except (RecursionError, TypeError) as error:
-        raise _other(place, str(error)) from None
 
 
 def first_wrong(error: ValidationError, skip: int = 0) -> str:
@@ -101,9 +87,8 @@ def first_wrong(error: ValidationError, skip: int = 0) -> str:
 @functools.cache
 def _form(kind: Any) -> Any:
     # The settings of a model hold for the plain dataclasses and dicts in it, too.
-    return create_model(
-        "Form", __config__=ConfigDict(extra="forbid", strict=True), value=(kind, ...)
-    )
+    config = ConfigDict(extra="forbid", strict=True)
+    return create_model("Form", __config__=config, value=(kind, ...))
 
 
 def _other(place: str, why: str) -> IntegrityError:
@@ -113,10 +98,10 @@ def _other(place: str, why: str) -> IntegrityError:
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored: JSON, with the sha256 of all the rest of it under `_sha256`.
+    """Return a record as it is stored: JSON, with the sha256 of the rest under `_sha256`.
 
     Raises:
-        UsageError: a text in it has no UTF-8 form; nothing that reads records would take it.
+        UsageError: a text in it has no UTF-8 form, so that the record could not be read.
     """
     try:
         json.dumps(record, ensure_ascii=False).encode()
@@ -134,8 +119,8 @@ def from_bytes(body: bytes, uri: str) -> Record:
     """Return the stored record.
 
     Raises:
-        IntegrityError: not one byte of it may differ.
-        UsageError: a newer reembed wrote it.
+        IntegrityError: it is not a record, or a byte differs from what was written.
+        UsageError: another version of reembed wrote it.
     """
     try:
         record = Record(json.loads(body))

@@ -24,7 +24,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from reembed.config.options import resolved
+from reembed.config.options import Options, as_options, resolved
 from reembed.errors import IntegrityError, ReembedError, UsageError
 from reembed.redact import without_options
 from reembed.store.paths import absolute, is_remote
@@ -41,10 +41,12 @@ _LANCE_IO = ("External error: ", "LanceError(IO)")
 """Start of the messages of Lance's ValueErrors for failed reads and writes."""
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "timeout")
 _FLAGS = {"true": True, "false": False}
+Root = str | os.PathLike[str]
+"""A URL or a folder."""
 
 
 @functools.cache
-def _open_store(root: str, options: tuple[tuple[str, str], ...]) -> ObjectStore:
+def _open_store(root: str, options: Options) -> ObjectStore:
     if not is_remote(root):
         return LocalStore(root, automatic_cleanup=True)
     found = resolved(options).items()
@@ -70,11 +72,7 @@ def storage_errors(
     failed: str = "the storage request failed",
     fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
 ) -> Iterator[None]:
-    """Turn errors of a disk or an object store into one that says what failed, and where.
-
-    Raises:
-        ReembedError: in place of the operating system's or the store's own error.
-    """
+    """Turn an error of a disk or an object store into a ReembedError that says what failed."""
     try:
         yield
     except (OSError, BaseError, ValueError) as error:
@@ -102,19 +100,14 @@ class Storage:
     """Small records by path under the root. Picklable: each process opens its own connection."""
 
     root: str
-    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    options: Options = field(default=(), repr=False)
 
     @classmethod
-    def open(
-        cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
-    ) -> Storage:
+    def open(cls, root: Root, options: Mapping[str, str] | None = None) -> Storage:
         """Return the storage at a URL, or at a folder, which is created if it does not exist.
 
         A new folder is closed to other users, because vectors reveal their texts; an existing one
-        keeps its mode.
-
-        Raises:
-            UsageError: a file is there.
+        keeps its mode. UsageError if a file is there.
         """
         storage = cls._at(root, options)
         if not is_remote(storage.root):
@@ -125,14 +118,8 @@ class Storage:
         return storage
 
     @classmethod
-    def existing(
-        cls, root: str | os.PathLike[str], options: Mapping[str, str] | None = None
-    ) -> Storage:
-        """Return the storage at a URL, or at a folder that exists: for readers, which create nothing.
-
-        Raises:
-            UsageError: the folder does not exist, or is a file.
-        """
+    def existing(cls, root: Root, options: Mapping[str, str] | None = None) -> Storage:
+        """Return the storage at a URL or an existing folder, for readers; UsageError if there is none."""
         storage = cls._at(root, options)
         if is_remote(storage.root) or Path(storage.root).is_dir():
             return storage
@@ -142,8 +129,8 @@ class Storage:
         raise UsageError(what, "nothing was built there", "reembed run")
 
     @classmethod
-    def _at(cls, root: str | os.PathLike[str], options: Mapping[str, str] | None) -> Storage:
-        return cls(absolute(os.fspath(root)).rstrip("/"), tuple(sorted((options or {}).items())))
+    def _at(cls, root: Root, options: Mapping[str, str] | None) -> Storage:
+        return cls(absolute(os.fspath(root)).rstrip("/"), as_options(options))
 
     @property
     def store(self) -> ObjectStore:
@@ -160,16 +147,14 @@ class Storage:
         Raises:
             UsageError: the store overwrites what it was asked to create.
         """
-        found = self.read_if_there(_ROOT_RECORD)
-        if found is None:
+        record = self.decode_if_there(_RootRecord, _ROOT_RECORD)
+        if record is None or record.create_only_at != self.address:
             self._prove_create_only()
+        if record is None:
             mine = _RootRecord(uuid.uuid4().hex, self.address)
             with suppress(AlreadyExistsError):  # another process was first, or ours landed unheard
                 obstore.put(self.store, _ROOT_RECORD, to_bytes(encode(mine)), mode="create")
-            return decode(_RootRecord, self.read(_ROOT_RECORD)).root_id
-        record = decode(_RootRecord, found)
-        if record.create_only_at != self.address:
-            self._prove_create_only()
+            record = decode(_RootRecord, self.read(_ROOT_RECORD))
         return record.root_id
 
     @property
@@ -208,22 +193,18 @@ class Storage:
         return resolved(self.options) or None
 
     def uri(self, path: str) -> str:
-        """Return the full URI of a path, for Lance.
-
-        Raises:
-            IntegrityError: the path leads out of the root.
-        """
+        """Return the full URI of a path, for Lance; IntegrityError if it leads out of the root."""
         self._require_below(path)
         return f"{self.root}/{path}"
 
     def create(self, path: str, record: Mapping[str, Any], *, proven_at: str | None = None) -> bool:
         """Write a JSON record if there is none; return False if another writer's record exists.
 
-        `proven_at` is the `address` at which the store is known to refuse to overwrite; without it,
-        or where it is another, the proof in `root.json` is read first.
+        `proven_at` is the `address` at which the store is known to refuse to overwrite. Without it,
+        or with another one, the proof in `root.json` is read first.
 
-        A lost acknowledgement (the write landed, its answer did not, the client's own retry met it)
-        looks like a lost race: so on refusal the bytes are read back, and equal ones are ours.
+        If the answer to a write was lost, the client's own retry is refused as if another writer
+        were first. So on refusal the bytes are read back, and equal ones are ours.
         """
         if proven_at != self.address:
             _ = self.root_id  # proves the store, once in the life of the root
@@ -243,11 +224,7 @@ class Storage:
         obstore.put(self.store, path, body)
 
     def read_bytes(self, path: str) -> bytes:
-        """Return all bytes of an object.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-        """
+        """Return all bytes of an object; FileNotFoundError if it does not exist."""
         return bytes(obstore.get(self.store, path).bytes())
 
     def digest(self, path: str) -> tuple[int, str] | None:
@@ -263,19 +240,14 @@ class Storage:
         return size, sha256.hexdigest()
 
     def size(self, path: str) -> int | None:
-        """Return the bytes of an object; None if it does not exist."""
+        """Return the size of an object in bytes; None if it does not exist."""
         try:
             return int(obstore.head(self.store, path)["size"])
         except FileNotFoundError:
             return None
 
     def read(self, path: str) -> Record:
-        """Return a JSON record.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            IntegrityError, UsageError: as `from_bytes`.
-        """
+        """Return a JSON record; FileNotFoundError if it does not exist, other errors as `from_bytes`."""
         return from_bytes(self.read_bytes(path), self.uri(path))
 
     def read_if_there(self, path: str) -> Record | None:
@@ -318,11 +290,7 @@ class Storage:
                 yield str(file.relative_to(self.root)), file.stat().st_size
 
     def remove(self, path: str) -> None:
-        """Delete one object, if it is there.
-
-        Raises:
-            IntegrityError: as `require_own`.
-        """
+        """Delete one object, if it is there and `require_own` allows it."""
         self.require_own(path)
         if not is_remote(self.root) and re.search(r"#\d+$", path):
             Path(self.uri(path)).unlink(missing_ok=True)
@@ -331,10 +299,9 @@ class Storage:
             obstore.delete(self.store, path)
 
     def delete_tree(self, prefix: str) -> int:
-        """Delete every object below a prefix, half written ones and empty folders too; the bytes freed.
+        """Delete every object below a prefix, if `require_own` allows it; return the bytes freed.
 
-        Raises:
-            IntegrityError: as `require_own`.
+        Half written files and empty folders go, too.
         """
         self.require_own(prefix)
         found, torn = self.objects(prefix), list(self.torn(prefix))
@@ -350,11 +317,10 @@ class Storage:
         return sum(size for _, size in (*found, *torn))
 
     def require_own(self, path: str) -> None:
-        """Refuse to delete at or behind a symbolic link: it leads to files of someone else, or of another
-        release, and both listing a local folder and Lance's clean-up follow it.
+        """Raise an IntegrityError if a path leads out of the root, or a symbolic link lies on or below it.
 
-        Raises:
-            IntegrityError: the path leads out of the root, or a link lies on it or below it.
+        A link leads to files of someone else or of another release, and both listing a local folder
+        and Lance's clean-up follow it.
         """
         self._require_below(path)
         if is_remote(self.root):

@@ -24,8 +24,7 @@ from reembed.strategies import preflight
 from reembed.strategies.changes import Changes, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
 from reembed.table import provenance
-from reembed.table import write as table
-from reembed.table.read import TableVersion
+from reembed.table.read import TableVersion, open_table
 from reembed.table.read import documents_in as table_documents
 
 
@@ -193,7 +192,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             encoder=release.encoder,
             source=found.after.ref,
             table=release.table,
-            base_version=table.newest_version(run.storage, release.table),
+            base_version=open_table(run.storage, release.table).version,
             gate=release.gate,
             index=built.settings,
             rows=len(changes.embed),

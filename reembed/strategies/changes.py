@@ -20,7 +20,9 @@ from reembed.catalog.receipts import DeadLetter
 from reembed.digests import Digests
 from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
+from reembed.source.documents import documents_in as source_documents
 from reembed.table.read import TableVersion
+from reembed.table.read import documents_in as table_documents
 
 Int64 = npt.NDArray[np.int64]
 _NO_TEXT = digests.stack(digests.NULL)[0]
@@ -54,7 +56,8 @@ class Changes:
     @property
     def documents(self) -> int:
         """Documents that differ."""
-        return len(self.embed) + len(self.refresh) + self.removed + self.forgotten
+        read = source_documents(len(self.embed) + len(self.refresh))
+        return read + self.removed + self.forgotten
 
 
 def find_changes(
@@ -76,15 +79,18 @@ def find_changes(
     """
     held = _Rows.of_table(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
-    why = versions.why_no_delta(before, after)
+    why = None
     if retyped:
         why = f"{', '.join(retyped)}: every row is written again"
     elif retry and dead_letters:
         why = "dead letters are tried again"
+    elif not after.is_as_planned(before.ref):
+        why = versions.gone(before)
     if why is None:
-        delta = versions.delta(before, after)
+        older = before.dataset()
+        delta = versions.delta(older, after)
         found = _Rows.of_source(after.rows(delta))
-        left = digests.stack(digests.of_column(versions.ids_left(before, delta)))
+        left = digests.stack(digests.of_column(versions.ids_left(before.ref, older, delta)))
         changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
         if changes.documents:
             return replace(changes, how="delta: rows of files that are new")
@@ -129,15 +135,15 @@ def _compare(
     moved |= copied
     row_of_vector = np.where(copied, twin, row)
     leaving = np.isin(held.ids, left)
-    removed = int(leaving.sum())
+    removed = table_documents(int(leaving.sum()))
     leaving[row[there & (embed | moved)]] = True
     return Changes(
         how="",
         embed=found.row_ids[embed],
-        without_text=int((found.texts[embed] == _NO_TEXT).sum()),
+        without_text=source_documents(int((found.texts[embed] == _NO_TEXT).sum())),
         refresh=found.row_ids[moved],
         refreshed=held.row_ids[row_of_vector[moved]],
-        copied=int(copied.sum()),
+        copied=source_documents(int(copied.sum())),
         removed=removed,
         dropped={
             int(f): held.row_ids[leaving & (held.fragments == f)]

@@ -28,7 +28,7 @@ from reembed.strategies import restage
 from reembed.strategies.context import RunContext, emit_ignored
 from reembed.table import provenance
 from reembed.table import seal as sealing
-from reembed.table.read import TableVersion, damaged_files, manifest_proof
+from reembed.table.read import TableVersion, damaged_files, manifest_proof, rows_of
 from reembed.table.seal import SealedTable
 
 
@@ -181,7 +181,7 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
         return None
     base = Catalog(run.storage, plan.alias).release(plan.base.release)
     manifest = read_manifest(run.storage, base.index, base.index_sha256)
-    since = manifest.base.rows_since_training + plan.rows
+    since = manifest.base.rows_since_training + rows_of(plan.documents)
     if since > rows / 2:
         return None
     loaded = index_store.load(run.storage, base.index, manifest)

@@ -1,4 +1,7 @@
-"""Check that an index and a table are those that a release was registered with."""
+"""Check that an index and a table are those that a release was registered with.
+
+Each `require_` function raises IntegrityError if they are not, FileNotFoundError if a table is gone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run, rebuild_of
 from reembed.errors import IntegrityError
 from reembed.store.lance import tags_of
-from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.table.read import manifest_proof, missing_files, open_table
 from reembed.table.seal import Sealed, read_sealed
@@ -22,19 +24,15 @@ def verification_path(run_id: str) -> str:
 
 
 def is_verified(storage: Storage, release: Release) -> bool:
-    """Whether the release was admitted by a verification, and the newest one passed too."""
-    record = storage.read_if_there(verification_path(release.run_id))
-    newest = decode(VerifyReport, record) if record is not None else release.verify
+    """Return whether the release was registered as verified, and the newest verification passed too."""
+    path = verification_path(release.run_id)
+    newest = storage.decode_if_there(VerifyReport, path) or release.verify
     same = newest.table_version == release.table_version
     return release.verify.passed and newest.passed and same
 
 
 def require_verified(storage: Storage, release: Release) -> None:
-    """Check that a release may serve, or grow into one that does.
-
-    Raises:
-        IntegrityError: it is not verified.
-    """
+    """Check that a release is verified, so that it may serve or grow into one that does."""
     if not is_verified(storage, release):
         raise IntegrityError(
             f"release {release.id} is not verified",
@@ -44,11 +42,7 @@ def require_verified(storage: Storage, release: Release) -> None:
 
 
 def require_index(release: Release, manifest: IndexManifest) -> None:
-    """Check an index's manifest against the release that names it, before FAISS reads a byte.
-
-    Raises:
-        IntegrityError: it is another index, or of another table or space.
-    """
+    """Check an index's manifest against the release that names it, before FAISS reads a byte."""
     if manifest.sha256 != release.index_sha256:
         raise IntegrityError(
             f"the index of release {release.id} was replaced after the release was registered",
@@ -71,9 +65,6 @@ def require_manifest(storage: Storage, release: Release) -> None:
     """Check the manifest of the table's version against its sha256, before Lance reads it.
 
     Lance has no checksum of it: a flipped bit is another table, or a panic.
-
-    Raises:
-        IntegrityError: it is gone or changed.
     """
     found = manifest_proof(storage, release.table, release.table_version)
     if found != release.table_manifest:
@@ -85,11 +76,7 @@ def require_manifest(storage: Storage, release: Release) -> None:
 
 
 def require_sealed(storage: Storage, release: Release) -> Sealed:
-    """Return the record of the table's files that the release was registered with.
-
-    Raises:
-        IntegrityError: it is gone or changed, or the release was registered with another one.
-    """
+    """Return the record of the table's files that the release was registered with."""
     found = read_sealed(Run(storage, release.run_id), release.table, release.table_version)
     if found.sha256 != release.sealed_sha256:
         raise IntegrityError(
@@ -101,12 +88,7 @@ def require_sealed(storage: Storage, release: Release) -> Sealed:
 
 
 def require_table(storage: Storage, release: Release) -> None:
-    """Check the tag that sealing put on the release's version of its table.
-
-    Raises:
-        IntegrityError: the table's tag names another version, or there is none.
-        FileNotFoundError: the table is gone.
-    """
+    """Check the manifest of the release's version of its table, and the tag that sealing put on it."""
     require_manifest(storage, release)
     tag = release.table_tag
     tagged = tags_of(open_table(storage, release.table)).get(tag, {}).get("version")
@@ -119,12 +101,7 @@ def require_table(storage: Storage, release: Release) -> None:
 
 
 def require_files(storage: Storage, release: Release) -> None:
-    """Check that the data files of the release's table are there, by name and size.
-
-    Raises:
-        IntegrityError: some are gone or cut short.
-        FileNotFoundError: the table's version is gone.
-    """
+    """Check that the data files of the release's table are there, by name and size."""
     if missing := missing_files(storage, release.table, release.table_version):
         raise IntegrityError(
             f"{len(missing)} files of the table of release {release.id} are gone or cut short",

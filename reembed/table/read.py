@@ -27,20 +27,20 @@ def documents_in(rows: int) -> int:
     return rows
 
 
-def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
-    """Return a table, at a version or at its newest.
+def rows_of(documents: int) -> int:
+    """Return the number of rows of this many documents in a table: each document has one row."""
+    return documents
 
-    Raises:
-        FileNotFoundError, OSError: as `open_dataset`.
-    """
+
+def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
+    """Return a table, at a version or at its newest; errors as those of `open_dataset`."""
     return open_dataset(storage.uri(path), version, storage.lance_options)
 
 
 def missing_files(storage: Storage, path: str, version: int) -> list[str]:
-    """Return the data files of a table version that are gone or differ from it in size.
+    """Return the data files of a table version that are gone or of another size.
 
-    Raises:
-        FileNotFoundError: the version itself is gone.
+    Raises FileNotFoundError if the version itself is gone.
     """
     there = dict(storage.objects(f"{path}/data/"))
     files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
@@ -140,10 +140,9 @@ class TableVersion:
 
     def fragment(self, fragment_id: int, columns: list[str]) -> pa.Table:
         """Return the rows of one fragment in order, with these columns and _rowid."""
-        dataset = self.dataset()
-        fragment = dataset.get_fragment(fragment_id)
+        fragment = self.dataset().get_fragment(fragment_id)
         assert fragment is not None  # a version is immutable, and the id is from it
-        scanner = dataset.scanner(
+        scanner = self.dataset().scanner(
             columns=columns, fragments=[fragment], with_row_id=True, scan_in_order=True
         )
         return scanner.to_table()

@@ -21,7 +21,7 @@ from reembed.catalog.receipts import DeadLetter, FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.store.lance import tags_of
-from reembed.store.records import decode, encode
+from reembed.store.records import encode
 from reembed.table.read import documents_in, open_table
 from reembed.table.write import fingerprint
 
@@ -100,14 +100,14 @@ def read_sealed(run: Run, path: str, version: int) -> Sealed:
         IntegrityError: the record is gone, or is not the one that was committed.
     """
     named = _properties(open_table(run.storage, path), version).get(_SEALED_PROPERTY)
-    found = run.storage.read_if_there(run.path(_SEALED))
-    if found is not None and (sealed := decode(Sealed, found)).sha256 == named:
-        return sealed
-    raise IntegrityError(
-        f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
-        "it was removed or changed, so the table's files can no longer be verified",
-        run.rebuild,
-    )
+    sealed = run.storage.decode_if_there(Sealed, run.path(_SEALED))
+    if sealed is None or sealed.sha256 != named:
+        raise IntegrityError(
+            f"runs/{run.id}/{_SEALED} is not the record that {path} version {version} was made with",
+            "it was removed or changed, so the table's files can no longer be verified",
+            run.rebuild,
+        )
+    return sealed
 
 
 def _content(run: Run, plan: Plan, receipts: list[Receipt]) -> Sealed:

@@ -47,12 +47,11 @@ def schema(space: Space, id_type: pa.DataType, carried: list[pa.Field]) -> pa.Sc
 
 def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
     """Create an empty table if there is none; return its newest version."""
-    uri = storage.uri(path)
     if not any(p.endswith(".manifest") for p, _ in storage.objects(f"{path}/_versions/")):
         try:
             lance.write_dataset(
                 columns.empty_table(),
-                uri,
+                storage.uri(path),
                 mode="create",
                 enable_stable_row_ids=True,
                 data_storage_version=STORAGE_VERSION,
@@ -64,11 +63,6 @@ def ensure_table(storage: Storage, path: str, columns: pa.Schema) -> int:
             except FileNotFoundError:
                 raise error from None
     return open_table(storage, path).version
-
-
-def newest_version(storage: Storage, path: str) -> int:
-    """Return the newest version of a table."""
-    return int(open_table(storage, path).version)
 
 
 @dataclass(frozen=True)

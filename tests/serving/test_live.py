@@ -245,7 +245,7 @@ def test_vectors_find_what_their_texts_find(shared):
     assert all(hit.columns == {"title": titles[hit.doc_id]} for hits in found for hit in hits)
 
 
-def test_a_search_without_columns_reads_no_table(shared, monkeypatch):
+def test_a_search_without_columns_ofs_no_table(shared, monkeypatch):
     opened = OpenRelease.open(shared.catalog.storage, shared.catalog.require_live().release)
     before, reads = opened.search(["bada", "bide"], 5), []
     dataset = opened.table.dataset()
