@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AfterValidator
 
-from reembed.encoders.base import Encoder, Rows, Vectors, apart
-from reembed.encoders.probes import TEXTS, cosines_of
+from reembed.encoders.base import Encoder, Vectors, apart
+from reembed.encoders.probes import TEXTS, least_cosine
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
@@ -93,24 +92,15 @@ def require(storage: Storage, origin: str, encoder: Encoder) -> None:
 
 def _golden(encoder: Encoder) -> Golden:
     made = encoder.embed_documents(TEXTS)
-    documents = made.vectors.copy()
-    documents[list(made.failures)] = np.nan
-    queries = _queries(encoder, documents)
-    return Golden(
-        made.stats.device, made.stats.path, _libraries(), _rows(documents), _rows(queries)
+    queries = np.full_like(made.vectors, np.nan)
+    embedded, _ = apart(
+        np.arange(len(TEXTS)), lambda rows: encoder.embed_queries([TEXTS[row] for row in rows])
     )
-
-
-def _queries(encoder: Encoder, like: Vectors) -> Vectors:
-    """float32, shaped as `like`; NaN for a query that the model refuses."""
-
-    def embed(rows: Rows) -> Vectors:
-        return encoder.embed_queries([TEXTS[row] for row in rows])
-
-    vectors = np.full_like(like, np.nan)
-    for rows, found in apart(np.arange(len(TEXTS)), embed)[0]:
-        vectors[rows] = found
-    return vectors
+    for rows, found in embedded:
+        queries[rows] = found
+    return Golden(
+        made.stats.device, made.stats.path, _libraries(), _rows(made.vectors), _rows(queries)
+    )
 
 
 @functools.cache  # reading them takes 40 ms
@@ -119,7 +109,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _rows(vectors: Vectors) -> list[list[float]]:
-    """Rounded rows of [32, dim]; zeros where the model has no vector for a text."""
+    """Return rounded rows of [32, dim]; zeros where the model has no vector for a text."""
     found = vectors.astype(np.float64)
     found[~np.isfinite(found).all(axis=1)] = 0.0
     rows: list[list[float]] = np.round(found, _DIGITS).tolist()
@@ -132,32 +122,21 @@ def _require_same(first: Golden, mine: Golden, origin: str) -> None:
         "query": (first.queries, mine.queries),
     }
     for kind, (golden, found) in pairs.items():
-        least, text = _least(np.array(golden), np.array(found))
-        cosine = (
-            f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"
+        least, text = least_cosine(np.array(golden), np.array(found))
+        if least >= SAME:
+            continue
+        here = mine.versions
+        reasons = [
+            f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed",
+            *(
+                f"{name} {version} there, {here.get(name)} here"
+                for name, version in first.versions.items()
+                if here.get(name) != version
+            ),
+        ]
+        raise SpaceMismatch(
+            f"the model on {mine.device} makes other vectors than that of run {origin}"
+            f" on {first.device}",
+            "; ".join(reasons),
+            "reembed config     # the model folder, embed.dtype; pip install the versions above",
         )
-        if least < SAME:
-            raise SpaceMismatch(
-                f"the model on {mine.device} makes other vectors than that of run {origin}"
-                f" on {first.device}",
-                "; ".join([cosine, *_other_versions(first, mine)]),
-                "reembed config     # the model folder, embed.dtype; pip install the versions above",
-            )
-
-
-def _least(golden: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> tuple[float, int]:
-    """Return the least cosine and its text, among those whose golden vector is not zero."""
-    if golden.shape != found.shape:
-        return -1.0, 0
-    usable = np.flatnonzero((golden != 0).any(axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = np.nan_to_num(cosines_of(golden[usable], found[usable]), nan=-1.0)
-    at = int(cosines.argmin())
-    return float(cosines[at]), int(usable[at])
-
-
-def _other_versions(first: Golden, mine: Golden) -> list[str]:
-    here = mine.versions
-    return [
-        f"{n} {v} there, {here.get(n)} here" for n, v in first.versions.items() if here.get(n) != v
-    ]

@@ -46,9 +46,20 @@ TEXTS: tuple[str, ...] = (
 )
 
 
-def cosines_of(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return the cosines of the rows of two [N, dim]: float64 [N]."""
-    one, other = a.astype(np.float64), b.astype(np.float64)
+def least_cosine(
+    first: npt.NDArray[np.floating], found: npt.NDArray[np.floating]
+) -> tuple[float, int]:
+    """Return the least cosine between the rows of two [N, dim], and its row.
+
+    Rows that are zero or not finite do not count in `first`, and have cosine -1 in `found`, as have
+    arrays that cannot be compared.
+    """
+    usable = np.flatnonzero(np.isfinite(first).all(axis=1) & first.any(axis=1))
+    if first.shape != found.shape or not len(usable):
+        return -1.0, 0
+    one, other = first[usable].astype(np.float64), found[usable].astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines: npt.NDArray[np.float64] = (one * other).sum(axis=1) / lengths
-    return cosines
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.nan_to_num((one * other).sum(axis=1) / lengths, nan=-1.0)
+    at = int(cosines.argmin())
+    return float(cosines[at]), int(usable[at])

@@ -6,9 +6,9 @@ Tokenizing needs no weights, so the pipeline does it on CPUs and hands token ids
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,14 +20,8 @@ from reembed.space import Space
 
 # What a text can make a tokenizer or a model raise. Anything else is not the text's fault.
 _OF_TEXTS = (
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    AssertionError,
-    OverflowError,
-)
+    ValueError, TypeError, IndexError, KeyError, RuntimeError, AssertionError, OverflowError,
+)  # fmt: skip
 _MOST_SAID = 200
 MOST_CHARACTERS = 1_000_000
 """Of one text, if the model itself sets no limit: one document must not exhaust a worker."""
@@ -79,6 +73,20 @@ class Tokenizer(Protocol):
         ...
 
 
+@contextmanager
+def blaming_texts() -> Iterator[None]:
+    """The block, or the decorated function, in which a library works on texts.
+
+    Raises:
+        DocumentError: in place of an error that a text can cause.
+    """
+    try:
+        yield
+    except _OF_TEXTS as error:
+        said = str(error).splitlines()[:1]
+        raise DocumentError(f"{type(error).__name__}: {''.join(said)}"[:_MOST_SAID]) from error
+
+
 class TokenEncoder(ABC):
     """An encoder made of two halves, `tokenize` and `embed`; one caller at a time."""
 
@@ -111,38 +119,45 @@ class TokenEncoder(ABC):
         parts, failures = apart(
             np.arange(len(tokens)), lambda rows: self._embed_checked(tokens.take(rows))
         )
-        vectors = self._joined(len(tokens), parts)
+        if len(parts) == 1 and not failures:
+            return Embedded(parts[0][1], failures, self.counts + self.about)
+        vectors = np.full((len(tokens), self.dim), np.nan, np.float32)
+        for rows, found in parts:
+            vectors[rows] = found
         return Embedded(vectors, failures, self.counts + self.about)
 
     def embed_documents(self, texts: Sequence[str]) -> Embedded:
         """Tokenize documents and embed them; one that fails is in `failures`."""
-        parts, failures = apart(
-            np.arange(len(texts)),
-            lambda rows: self.embed_tokens(self.tokenize([texts[r] for r in rows], "document")),
-        )
-        counts = EncoderStats()
-        for rows, found in parts:
-            counts += found.stats
-            failures |= {int(rows[row]): why for row, why in found.failures.items()}
-        vectors = self._joined(len(texts), [(rows, found.vectors) for rows, found in parts])
-        return Embedded(vectors, failures, counts + self.about)
+        tokens, refused = tokenize_documents(self.tokenize, texts, np.arange(len(texts)))
+        made = self.embed_tokens(tokens)
+        made.vectors[list(refused)] = np.nan
+        return replace(made, failures={**made.failures, **refused})
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
         """Tokenize queries and embed them."""
         return self._embed_checked(self.tokenize(texts, "query"))
 
+    @blaming_texts()
     def _embed_checked(self, tokens: Tokens) -> Vectors:
-        with blaming_texts():
-            return self.embed(tokens)
+        return self.embed(tokens)
 
-    def _joined(self, count: int, parts: list[tuple[Rows, Vectors]]) -> Vectors:
-        """float32 [count, dim]; NaN where no part has the row."""
-        if len(parts) == 1 and len(parts[0][0]) == count:
-            return parts[0][1]
-        vectors = np.full((count, self.dim), np.nan, np.float32)
-        for rows, found in parts:
-            vectors[rows] = found
-        return vectors
+
+def tokenize_documents(
+    tokenize: Callable[[Sequence[str], Kind], Tokens], texts: Sequence[str], rows: Rows
+) -> tuple[Tokens, dict[int, str]]:
+    """Return the tokens of N texts, and why some could not be tokenized, by row.
+
+    Only the texts at `rows`, in ascending order, are tokenized. All others, and those that fail, get
+    no tokens.
+    """
+    parts, failures = apart(rows, lambda some: tokenize([texts[row] for row in some], "document"))
+    lengths = np.zeros(len(texts), np.int64)
+    for some, found in parts:
+        lengths[some] = found.lengths
+    ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    prompt_length = max((found.prompt_length for _, found in parts), default=0)
+    return Tokens(ids, offsets, prompt_length), failures
 
 
 def require_tokens(encoder: Encoder) -> TokenEncoder:
@@ -154,20 +169,6 @@ def require_tokens(encoder: Encoder) -> TokenEncoder:
     if isinstance(encoder, TokenEncoder):
         return encoder
     raise SetupError(f"{encoder.describe().model} takes texts, not tokens: its provider tokenizes")
-
-
-@contextmanager
-def blaming_texts() -> Iterator[None]:
-    """The block, or the decorated function, in which a library works on texts.
-
-    Raises:
-        DocumentError: in place of an error that a text can cause.
-    """
-    try:
-        yield
-    except _OF_TEXTS as error:
-        said = str(error).splitlines()[:1]
-        raise DocumentError(f"{type(error).__name__}: {''.join(said)}"[:_MOST_SAID]) from error
 
 
 def clean(text: str) -> str:

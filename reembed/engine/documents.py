@@ -11,15 +11,14 @@ import os
 import socket
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed import digests, encoders
 from reembed.catalog.plan import EmbedUnit
 from reembed.config.settings import EncoderConfig
-from reembed.encoders.base import Rows, apart
-from reembed.encoders.tokens import Tokenizer, Tokens
+from reembed.encoders.base import Rows
+from reembed.encoders.tokens import Tokenizer, Tokens, tokenize_documents
 from reembed.engine import reuse
 from reembed.engine.job import EmbedJob
 from reembed.errors import SpaceMismatch
@@ -78,22 +77,16 @@ def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     A text that cannot be tokenized gets a `reembed.error`; documents with an error or a given vector
     get no tokens. The length of the prompt is in the metadata.
     """
-    texts, errors = texts_of(documents), documents[ERROR].to_pylist()
-    parts, failures = apart(
-        to_embed(documents),
-        lambda rows: tokenizer.tokenize([texts[r] for r in rows], "document"),
+    errors = documents[ERROR].to_pylist()
+    tokens, failures = tokenize_documents(
+        tokenizer.tokenize, texts_of(documents), to_embed(documents)
     )
     for row, why in failures.items():
         errors[row] = why
-    lengths = np.zeros(len(texts), np.int64)
-    for rows, found in parts:
-        lengths[rows] = found.lengths
-    ids = np.concatenate([np.empty(0, np.int32), *(found.ids for _, found in parts)])
-    prompt_length = max((found.prompt_length for _, found in parts), default=0)
     out = documents.drop_columns([TEXT, ERROR])
-    out = out.append_column(TOKENS, _column(ids, lengths))
+    out = out.append_column(TOKENS, _column(tokens))
     out = out.append_column(ERROR, pa.array(errors, pa.string()))
-    return out.replace_schema_metadata({"prompt_length": str(prompt_length)})
+    return out.replace_schema_metadata({"prompt_length": str(tokens.prompt_length)})
 
 
 def prepared(job: EmbedJob, documents: pa.Table) -> pa.Table:
@@ -117,12 +110,12 @@ def to_embed(documents: pa.Table) -> Rows:
     return np.flatnonzero(todo)
 
 
-def _column(ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]) -> pa.Array:
+def _column(tokens: Tokens) -> pa.Array:
     """Return ids of consecutive texts as lists, without a copy; in 16 bits where all fit."""
-    small = not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    values = pa.array(ids.astype(np.uint16) if small else ids)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+    ids = tokens.ids
+    if not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16):
+        ids = ids.astype(np.uint16)
+    return pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(ids))
 
 
 def copied(documents: pa.Table) -> int:

@@ -1,4 +1,4 @@
-"""The protocol, the registry, and what is done on an error; without a model."""
+"""The protocol, the backends, and what is done on an error; without a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import pytest
 
 from reembed import encoders
 from reembed.config.settings import EncoderConfig
-from reembed.encoders import registry
 from reembed.encoders.base import EncoderStats, apart
 from reembed.encoders.hashing import HashingEncoder
-from reembed.encoders.registry import Backend
 from reembed.errors import DocumentError, ProviderBusy, SetupError
 
 
@@ -93,8 +91,8 @@ def test_stats_add_their_counts_and_keep_the_newest_words():
 
 def test_a_backend_is_registered_in_one_line(monkeypatch):
     hashing = HashingEncoder(EncoderConfig(model="hashing:8"))
-    backend = Backend(lambda config: hashing.describe(), lambda config, options: hashing)
-    monkeypatch.setitem(registry.BACKENDS, "mine", backend)
+    backend = encoders.Backend(lambda config: hashing.describe(), lambda config, **_: hashing)
+    monkeypatch.setitem(encoders.BACKENDS, "mine", backend)
     section = EncoderConfig(model="mine:model")
     assert encoders.describe(section, "float16") == hashing.describe().stored_as("float16")
     assert encoders.load_encoder(section) is hashing

@@ -12,14 +12,14 @@ import pytest
 from conftest import documents
 from inline import Inline
 
+from reembed import encoders
 from reembed.catalog.lease import workers
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.config.settings import EncoderConfig
-from reembed.encoders import golden, registry
+from reembed.encoders import golden
 from reembed.encoders.base import Embedded, EncoderStats, Vectors
 from reembed.encoders.hashing import HashingEncoder
-from reembed.encoders.registry import Backend
 from reembed.engine.patience import Patience
 from reembed.errors import (
     ProviderBusy,
@@ -71,8 +71,8 @@ class Endpoint:
 def endpoint(monkeypatch):
     """What `encoder.model: test:model` loads, every time."""
     one = Endpoint(EncoderConfig(model="test:model"))
-    backend = Backend(lambda config: one.describe(), lambda config, options: one)
-    monkeypatch.setitem(registry.BACKENDS, "test", backend)
+    backend = encoders.Backend(lambda config: one.describe(), lambda config, **_: one)
+    monkeypatch.setitem(encoders.BACKENDS, "test", backend)
     return one
 
 

@@ -8,12 +8,14 @@ window counts as full attention.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+
+from reembed.encoders.local import linears
 
 _SIDE = {"cpu": 1_024, "cuda": 8_192}
 _TRIES = 5
@@ -24,9 +26,10 @@ class Arithmetic:
 
     def __init__(self, transformer: nn.Module) -> None:
         """Count the linear layers, before any is replaced; a shared layer counts each time it runs."""
-        config: Any = getattr(transformer, "config", None)
-        layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-        groups = int(getattr(config, "num_hidden_groups", 0) or layers)  # ALBERT shares its layers
+        layers = _size(transformer, "num_hidden_layers")
+        groups = _size(transformer, "num_hidden_groups") or layers  # ALBERT shares its layers
+        width = _size(transformer, "num_attention_heads") * _size(transformer, "head_dim")
+        width = width or _size(transformer, "hidden_size")
         weights = sum(
             m.weight.numel()
             for name, m in transformer.named_modules()
@@ -35,7 +38,7 @@ class Arithmetic:
         repeated = max(1, layers // max(1, groups))
         causal = any(getattr(m, "is_causal", None) is True for m in transformer.modules())
         self._per_token = 2.0 * weights * repeated
-        self._per_pair = (2.0 if causal else 4.0) * layers * _width(config)
+        self._per_pair = (2.0 if causal else 4.0) * layers * width
 
     def of(self, lengths: npt.NDArray[np.int64]) -> float:
         """Return the FLOP of one pass over texts with `lengths` tokens."""
@@ -43,33 +46,28 @@ class Arithmetic:
         return self._per_token * float(lengths.sum()) + self._per_pair * pairs
 
 
-def _width(config: Any) -> int:
-    """Return the width of the attention's products: heads times head size."""
-    hidden = int(getattr(config, "hidden_size", 0) or 0)
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    each = int(getattr(config, "head_dim", 0) or 0)
-    return heads * each or hidden
+def _size(transformer: nn.Module, name: str) -> int:
+    """Return a size that the model's configuration names; 0 if it does not."""
+    return int(getattr(getattr(transformer, "config", None), name, 0) or 0)
 
 
 def peak(device: str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of a large matrix product on the device, the best of five."""
     side = _SIDE["cuda" if device.startswith("cuda") else "cpu"]
     x = torch.randn(side, side, device=device).to(dtype)
-    best = min(_seconds(x) for _ in range(_TRIES))
-    return 2.0 * side**3 / best
+    multiply: Callable[[torch.Tensor], torch.Tensor] = x.mm
+    if not x.is_cuda and linears.is_available():
+        linear = nn.Linear(side, side, bias=False)
+        linear.weight = nn.Parameter(x.float(), requires_grad=False)
+        multiply = linears.PrepackedLinear(linear, dtype, narrow=True)
+    return 2.0 * side**3 / min(_seconds(multiply, x) for _ in range(_TRIES))
 
 
-def _seconds(x: torch.Tensor) -> float:
-    from reembed.encoders.local import linears
-
+def _seconds(multiply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     started = time.perf_counter()
+    multiply(x)
     if x.is_cuda:
-        torch.mm(x, x)
         torch.cuda.synchronize(x.device)
-        return time.perf_counter() - started
-    work = linears.product(x)
-    started = time.perf_counter()
-    work()
     return time.perf_counter() - started

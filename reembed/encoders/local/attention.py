@@ -1,7 +1,7 @@
 """Attention over texts laid end to end, without padding and without a mask.
 
-Registered with transformers' AttentionInterface under NAME. The models' own modules call it, and
-build no mask, since no mask function has that name. On CUDA it is `torch.nn.attention.varlen`
+transformers' AttentionInterface has it under NAME. The models' own modules call it, and build no mask,
+since no mask function has that name. On CUDA it is `torch.nn.attention.varlen`
 (FlashAttention for variable lengths, in the torch wheel; 16-bit types only). Elsewhere texts of equal
 length lie next to each other, and each such run is one plain attention on a view.
 """
@@ -183,10 +183,3 @@ def _window(length: int, window: int, causal: bool, device: torch.device) -> tor
     """Return which tokens see which, bool [length, length]."""
     near = torch.ones(length, length, dtype=torch.bool, device=device)
     return near.tril_(0 if causal else window - 1).triu_(1 - window)
-
-
-def register() -> None:
-    """Register this attention with transformers, under NAME."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, packed_attention)

@@ -6,7 +6,9 @@ into the model's input.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,54 +23,55 @@ Features = dict[str, Any]
 _VECTOR = 16  # float32 values in the widest vector register
 
 
-class Form(Protocol):
+class Form(ABC):
     """How the texts of a batch are arranged."""
 
     name: str
-    takes_empty: bool
+    takes_empty = False
     """Whether a text without tokens can be in a batch."""
 
     def fit(self, lengths: Rows, budget: int) -> int:
         """Return how many of these texts, longest first, make a batch of `budget` tokens; at least one."""
-        ...
+        return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
 
+    @abstractmethod
     def features(self, batch: Tokens, device: str, budget: int) -> Features:
         """Return the first module's input, by name, on `device`."""
-        ...
 
 
-class Padded:
-    """[N, longest], padded on the right, so that positions do not depend on a text's neighbours."""
+@dataclass
+class Padded(Form):
+    """input_ids, attention_mask (and token_type_ids) int64 [N, longest], padded on the right.
 
+    So positions do not depend on a text's neighbours.
+    """
+
+    pad_id: int
+    type_ids: bool
     name = "padded"
-    takes_empty = False
-
-    def __init__(self, pad_id: int, *, type_ids: bool) -> None:
-        self._pad_id, self._type_ids = pad_id, type_ids
 
     def fit(self, lengths: Rows, budget: int) -> int:
         """Count tokens with padding to the longest text."""
         return max(1, budget // max(1, int(lengths[0])))
 
     def features(self, batch: Tokens, device: str, budget: int) -> Features:
-        """Return input_ids, attention_mask (and token_type_ids) int64 [N, longest]."""
         lengths = batch.lengths
         mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.full(mask.shape, self._pad_id, np.int64)
+        ids = np.full(mask.shape, self.pad_id, np.int64)
         ids[mask] = batch.ids
-        features: Features = {
+        features = {
             "input_ids": on(device, ids),
             "attention_mask": on(device, mask.astype(np.int64)),
         }
-        if self._type_ids:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        if batch.prompt_length:
-            features["prompt_length"] = batch.prompt_length
-        return features
+        return features | _kinds_and_prompt(batch, features["input_ids"], self.type_ids)
 
 
-class Packed:
-    """[1, T], end to end; the layout goes to the attention, its starts to the pooling.
+@dataclass
+class Packed(Form):
+    """input_ids, position_ids (and token_type_ids) int64 [1, T]: texts end to end.
+
+    With them come seq_idx int64 [1, T] by text and cu_seq_lens_q int32 [N+1] for the pooling, and the
+    layout for the attention.
 
     Texts of padding at the end make T a multiple of 16. Without them a tensor, or a thread's share of
     it, could end within a vector register, where torch computes exp, sin and the like differently: a
@@ -76,76 +79,55 @@ class Packed:
     the budget, so that products have few shapes, and each shape always has the same kernel.
     """
 
-    takes_empty = False
-
-    def __init__(
-        self,
-        pad_id: int,
-        padding_idx: int | None,
-        dtype: torch.dtype,
-        *,
-        type_ids: bool,
-        shapes: int | None = None,
-        is_compiled: bool = False,
-    ) -> None:
-        """Set how tokens are arranged.
-
-        `padding_idx`: the id after which the model counts positions, None to count from 0; `dtype`: in
-        which the attention computes; `shapes`: how many sizes batches have; `is_compiled`: whether the
-        model's layers are compiled.
-        """
-        self.name = "compiled packed" if is_compiled else "packed"
-        self._pad_id, self._padding_idx = pad_id, padding_idx
-        self.dtype, self._type_ids = dtype, type_ids
-        self._shapes = shapes
-
-    def fit(self, lengths: Rows, budget: int) -> int:
-        """Count tokens without padding."""
-        return _together(lengths, budget)
+    pad_id: int
+    padding_idx: int | None
+    """The id after which the model counts positions; None to count from 0."""
+    dtype: torch.dtype
+    """In which the attention computes."""
+    type_ids: bool
+    shapes: int | None = None
+    """How many sizes batches have."""
+    name: str = "packed"
 
     def features(self, batch: Tokens, device: str, budget: int) -> Features:
-        """Return input_ids, position_ids (and token_type_ids) int64 [1, T], seq_idx int64 [1, T] by text,
-        cu_seq_lens_q int32 [N+1], and the layout."""
-        multiple = max(_VECTOR, budget // self._shapes) if self._shapes else _VECTOR
-        batch = _filled(batch, self._pad_id, multiple)
+        multiple = max(_VECTOR, budget // self.shapes) if self.shapes else _VECTOR
+        batch = _filled(batch, self.pad_id, multiple)
         lengths = batch.lengths
         starts = on(device, batch.offsets.astype(np.int32))
         ids = on(device, batch.ids[None].astype(np.int64))
+        # A power of two, so that the attention's kernel is chosen by few values.
+        longest = 1 << max(6, int(lengths.max() - 1).bit_length())
         features: Features = {
             "input_ids": ids,
-            "position_ids": on(device, _positions(batch, self._padding_idx)[None]),
+            "position_ids": on(device, _positions(batch, self.padding_idx)[None]),
             "cu_seq_lens_q": starts,
             # Otherwise pooling derives them on the device, and waits for it.
             "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
-            "layout": Layout(_runs(lengths), starts, _rounded(int(lengths.max())), self.dtype),
+            "layout": Layout(_runs(lengths), starts, longest, self.dtype),
         }
-        if self._type_ids:
-            features["token_type_ids"] = torch.zeros_like(ids)
-        if batch.prompt_length:
-            features["prompt_length"] = batch.prompt_length
-        return features
+        return features | _kinds_and_prompt(batch, ids, self.type_ids)
 
 
-class Flat:
-    """Ids and offsets, for a static model."""
+class Flat(Form):
+    """input_ids int64 [T] and offsets int64 [N], for a static model."""
 
     name = "static"
     takes_empty = True
 
-    def fit(self, lengths: Rows, budget: int) -> int:
-        """Count tokens without padding."""
-        return _together(lengths, budget)
-
     def features(self, batch: Tokens, device: str, budget: int) -> Features:
-        """Return input_ids int64 [T], offsets int64 [N]."""
         return {
             "input_ids": on(device, batch.ids.astype(np.int64)),
             "offsets": on(device, batch.offsets[:-1]),
         }
 
 
-def _together(lengths: Rows, budget: int) -> int:
-    return max(1, int(np.searchsorted(np.cumsum(lengths), budget, "right")))
+def _kinds_and_prompt(batch: Tokens, ids: torch.Tensor, type_ids: bool) -> Features:
+    features: Features = {}
+    if type_ids:
+        features["token_type_ids"] = torch.zeros_like(ids)
+    if batch.prompt_length:
+        features["prompt_length"] = batch.prompt_length
+    return features
 
 
 def longest_first(lengths: Rows, form: Form) -> Rows:
@@ -194,11 +176,6 @@ def _filled(batch: Tokens, pad_id: int, multiple: int) -> Tokens:
     ids = np.concatenate([batch.ids, np.full(lacking, pad_id, np.int32)])
     ends = np.arange(len(batch.ids), len(ids), int(batch.lengths.max()))[1:]
     return Tokens(ids, np.concatenate([batch.offsets, ends, [len(ids)]]), batch.prompt_length)
-
-
-def _rounded(longest: int) -> int:
-    """Return the next power of two, so that the attention's kernel is chosen by few values."""
-    return 1 << max(6, (longest - 1).bit_length())
 
 
 def on(device: str, array: npt.NDArray[Any]) -> torch.Tensor:

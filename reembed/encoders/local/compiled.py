@@ -22,13 +22,6 @@ _KINDS = 64
 """Most kinds of layers in one process, over all its models; torch itself stops at 8."""
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return the errors of compiling that are not RuntimeErrors."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-
-    return (FailOnRecompileLimitHit,)
-
-
 def compile_layers(transformer: nn.Module) -> None:
     """Make the repeated layers compile, in place, at their next call."""
     config: Any = torch._dynamo.config

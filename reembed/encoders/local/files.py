@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reembed.encoders.local.json_files import Settings, read_json
+from reembed.encoders.local.json_files import PASSED_ON, Settings, read_json
 from reembed.errors import SetupError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
@@ -27,19 +27,17 @@ _TRANSFORMER_SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+# What libraries raise that cannot use a file; tokenizers raises bare Exceptions, and Rust's panics have no
+# type to import.
+_REFUSALS = (
+    OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ImportError,
+    ArithmeticError, AssertionError,
+)  # fmt: skip
+_REFUSED_BY_NAME = ("Exception", "PanicException")
 # Files that loading may read beside weights; of these, what changes no vector, or is in the space itself.
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _NOT_READ = ("generation_config.json",)
 _IN_THE_SPACE = "config_sentence_transformers.json"
-# Settings that are passed on to transformers, and the keys allowed in them.
-_PASSED_ON = {
-    "model_args": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
-    "model_kwargs": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
-    "tokenizer_args": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
-    "processor_kwargs": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
-    "config_args": ("use_cache",),
-    "config_kwargs": ("use_cache",),
-}
 # Settings that name other files to read, which may depend on the library's version.
 _NAMES_FILES = {
     "config.json": ("transformers_weights",),
@@ -69,24 +67,24 @@ class Module:
         Raises:
             SetupError: the weights are missing or in a pickle format.
         """
+        whole, index = self.folder / _WEIGHTS, self.folder / _SHARDS
         if self.kind not in _WITH_WEIGHTS:
             return []
-        if (self.folder / _WEIGHTS).is_file():
-            return [self.folder / _WEIGHTS]
-        if self.kind == "Transformer" and (self.folder / _SHARDS).is_file():
-            shards = (read_json(self.folder / _SHARDS).get("weight_map") or {}).values()
-            if outside := sorted(name for name in shards if Path(name).name != name):
-                raise SetupError(
-                    f"{self.folder / _SHARDS} names {outside[0]}",
-                    "Shards must be beside the index; a path could lead out of the model folder.",
-                    "save the model again with save_pretrained()",
-                )
-            files = sorted({self.folder / name for name in shards})
-            missing = [file.name for file in files if not file.is_file()]
-            if files and not missing:
-                return files
+        if whole.is_file():
+            return [whole]
+        if self.kind != "Transformer" or not index.is_file():
+            raise _no_weights(self.folder)
+        shards = sorted(set((read_json(index).get("weight_map") or {}).values()))
+        if outside := [name for name in shards if Path(name).name != name]:
+            raise SetupError(
+                f"{index} names {outside[0]}",
+                "Shards must be beside the index; a path could lead out of the model folder.",
+                "save the model again with save_pretrained()",
+            )
+        missing = [name for name in shards if not (self.folder / name).is_file()]
+        if missing or not shards:
             raise SetupError(f"{self.folder}: shards are missing: {', '.join(missing)}")
-        raise _no_weights(self.folder)
+        return [self.folder / name for name in shards]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, from the headers of the files.
@@ -240,7 +238,14 @@ def _check(layout: Layout) -> None:
     for file in layout.files():
         if file.suffix == ".json":
             _require_own_files(file, read_json(file))
-    _require_known_settings(layout.modules[0])
+    first = layout.modules[0]
+    for name, known in PASSED_ON.items():
+        if unknown := (first.settings.get(name) or {}).keys() - {*known, "trust_remote_code"}:
+            raise SetupError(
+                f"{first.folder}: {name} sets {', '.join(sorted(unknown))}",
+                f"it may change which files are read; known are {', '.join(known)}",
+                f"remove it from {first.folder}/{_TRANSFORMER_SETTINGS[0]}",
+            )
 
 
 def _require_own_files(file: Path, content: Any) -> None:
@@ -270,17 +275,6 @@ def _foreign_files(config: Path) -> dict[str, str]:
     }
 
 
-def _require_known_settings(module: Module) -> None:
-    for name, known in _PASSED_ON.items():
-        given = module.settings.get(name) or {}
-        if unknown := sorted(set(given) - {*known, "trust_remote_code"}):
-            raise SetupError(
-                f"{module.folder}: {name} sets {', '.join(unknown)}",
-                f"it may change which files are read; known are {', '.join(known)}",
-                f"remove it from {module.folder}/{_TRANSFORMER_SETTINGS[0]}",
-            )
-
-
 def _no_weights(folder: Path) -> SetupError:
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if not pickles:
@@ -289,11 +283,15 @@ def _no_weights(folder: Path) -> SetupError:
             f"There is no {_WEIGHTS} in it; the copy or download is incomplete.",
             f"ls {shlex.quote(str(folder))}",
         )
+    convert = (
+        "from sentence_transformers import SentenceTransformer as S; "
+        f"S({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})"
+    )
     return SetupError(
         f"{folder} has its weights only as {', '.join(pickles)}",
         "Such files can run code when they are loaded; only safetensors is read. If you trust the "
         "file, convert it once:",
-        f"python -c {shlex.quote(_convert(folder))}     # then: encoder.model = the new folder",
+        f"python -c {shlex.quote(convert)}     # then: encoder.model = the new folder",
     )
 
 
@@ -308,6 +306,22 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise SetupError(f"{file} is not a safetensors file", str(error)) from error
 
 
-def _convert(folder: Path) -> str:
-    made = f"S({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})"
-    return f"from sentence_transformers import SentenceTransformer as S; {made}"
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Run the block, in which a library opens a model's files; `what` says what could not be done.
+
+    Raises:
+        SetupError: instead of an error that means that the library cannot use the files; too little
+            memory does not.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BaseException as error:
+        name = type(error).__name__
+        known = isinstance(error, (*_REFUSALS, StrictDataclassError, SafetensorError))
+        if name == "OutOfMemoryError" or not (known or name in _REFUSED_BY_NAME):
+            raise
+        raise SetupError(what, f"{name}: {error}") from error

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reembed.errors import SetupError
 
+Settings = dict[str, Any]
+"""Settings as a file has them, checked to fit `_SETTINGS`, and more."""
 
-@dataclass(frozen=True)
-class Form:
+
+class _Form(NamedTuple):
     """What a value must be, in words, and a function that tells whether one is."""
 
     words: str
@@ -24,57 +25,51 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-TEXT = Form("a string", lambda v: isinstance(v, str))
-WHOLE = Form("a whole number", _is_whole)
-NUMBER = Form("a number", lambda v: _is_whole(v) or isinstance(v, float))
-COUNT = Form("a whole number above 0", lambda v: _is_whole(v) and v > 0)
-NULL = Form("null", lambda v: v is None)
-OBJECT = Form("an object", lambda v: isinstance(v, dict))
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(one, kind) for one in value)
 
 
-def listed(form: Form) -> Form:
-    """Return the form of a list of such values."""
-    return Form(
-        f"a list, each {form.words}",
-        lambda v: isinstance(v, list) and all(form.fits(one) for one in v),
-    )
+def _is_map(value: Any, *kinds: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, kinds) for one in value.values())
 
 
-def mapped(form: Form) -> Form:
-    """Return the form of an object with such values."""
-    return Form(
-        f"an object, each value {form.words}",
-        lambda v: isinstance(v, dict) and all(form.fits(one) for one in v.values()),
-    )
+_TEXT = _Form("a string", lambda v: isinstance(v, str))
+_WHOLE = _Form("a whole number", _is_whole)
+_COUNT = _Form("a whole number above 0", lambda v: _is_whole(v) and v > 0)
+_OBJECT = _Form("an object", lambda v: isinstance(v, dict))
+_OBJECTS = _Form("a list, each an object", lambda v: _is_list(v, dict))
 
-
-def either(one: Form, other: Form) -> Form:
-    """Return the form of what fits one of two."""
-    return Form(f"{one.words} or {other.words}", lambda v: one.fits(v) or other.fits(v))
-
-
-_PASSED_ON = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args",
-              "config_kwargs")  # fmt: skip
-# Settings that are used here or that libraries take unchecked; null sets nothing, so it fits each.
-_SETTINGS: dict[str, Form] = {
-    **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), COUNT),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_length"), WHOLE),
-    **dict.fromkeys(("in_features", "out_features", "truncate_dim"), COUNT),
-    **dict.fromkeys(_PASSED_ON, OBJECT),
-    **dict.fromkeys(("text_config", "modality_config"), OBJECT),
-    **dict.fromkeys(("type", "path", "tokenizer_class", "transformer_task", "model_type"), TEXT),
-    "architectures": listed(TEXT),
-    "similarity_fn_name": TEXT,
-    "prompts": mapped(either(TEXT, NULL)),
-    "pooling_mode": either(TEXT, listed(TEXT)),
-    "model_max_length": NUMBER,
-    "weight_map": mapped(TEXT),
+# Settings that are passed on to transformers, and the keys allowed in them.
+PASSED_ON = {
+    "model_args": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "model_kwargs": ("dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"),
+    "tokenizer_args": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "processor_kwargs": ("model_max_length", "padding_side", "truncation_side", "use_fast"),
+    "config_args": ("use_cache",),
+    "config_kwargs": ("use_cache",),
 }
-Settings = dict[str, Any]
-"""Settings as a file has them, checked to fit `_SETTINGS`, and more."""
+# Settings that are used here or that libraries take unchecked; null sets nothing, so it fits each.
+_SETTINGS = {
+    **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), _COUNT),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_length"), _WHOLE),
+    **dict.fromkeys(("in_features", "out_features", "truncate_dim"), _COUNT),
+    **dict.fromkeys((*PASSED_ON, "text_config", "modality_config"), _OBJECT),
+    **dict.fromkeys(("type", "path", "tokenizer_class", "transformer_task", "model_type"), _TEXT),
+    "architectures": _Form("a list, each a string", lambda v: _is_list(v, str)),
+    "similarity_fn_name": _TEXT,
+    "prompts": _Form(
+        "an object, each value a string or null", lambda v: _is_map(v, str, type(None))
+    ),
+    "pooling_mode": _Form(
+        "a string or a list, each a string", lambda v: isinstance(v, str) or _is_list(v, str)
+    ),
+    "model_max_length": _Form("a number", lambda v: _is_whole(v) or isinstance(v, float)),
+    "weight_map": _Form("an object, each value a string", lambda v: _is_map(v, str)),
+}
 # Files that must be an object if they are there; others, such as data_config.json, may be anything.
-_OBJECTS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
-            "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json")  # fmt: skip
+_WITH_SETTINGS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
+                  "preprocessor_config.json", "processor_config.json",
+                  "model.safetensors.index.json")  # fmt: skip
 _TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _TRANSFORMER_SETTINGS = re.compile(r"sentence_[a-z-]+_config\.json")
 # Allowed values: others are fetched from the hub as code, or run what happens to be installed.
@@ -98,13 +93,13 @@ def read_json(file: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{file} cannot be read as JSON", str(error)) from error
     if file.name == "modules.json":
-        _require(file, "", listed(OBJECT), content)
+        _require(file, "", _OBJECTS, content)
         for module in content:
             _require_settings(file, module)
     elif file.name in _TOKENS:
-        _require(file, "", OBJECT, content)
-    elif file.name in _OBJECTS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
-        _require(file, "", OBJECT, content)
+        _require(file, "", _OBJECT, content)
+    elif file.name in _WITH_SETTINGS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
+        _require(file, "", _OBJECT, content)
         _require_settings(file, content)
         _require_own_code(file, content)
     return content
@@ -114,11 +109,11 @@ def _require_settings(file: Path, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if value is not None and name in _SETTINGS:
             _require(file, name, _SETTINGS[name], value)
-            if name in (*_PASSED_ON, "text_config"):
+            if name in (*PASSED_ON, "text_config"):
                 _require_settings(file, value)
 
 
-def _require(file: Path, name: str, form: Form, value: Any) -> None:
+def _require(file: Path, name: str, form: _Form, value: Any) -> None:
     if not form.fits(value):
         raise SetupError(
             f"{file}: {name or 'it'} is {value!r:.80}",

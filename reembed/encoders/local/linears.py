@@ -3,13 +3,12 @@
 The residual stream, embeddings and LayerNorm stay float32. oneDNN's operator is the one that torch's
 Inductor emits when it freezes a model. On processors where torch's default (MKL) is slow in float32 it
 more than doubles a model's speed, and a row's result does not depend on how many rows there are. The
-operator is private to torch, whose version is pinned, and the canary compares the vectors at every
-start. Without the operator the model keeps its own linear layers.
+operator is private to torch, whose version is pinned, and loading compares the vectors every time.
+Without the operator the model keeps its own linear layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,17 +32,8 @@ _ACTIVATIONS = {
 _NONE = ("none", "")
 # Linear layers whose result goes straight into attention; a rotation before it promotes to float32.
 _ATTENDED = {
-    "query",
-    "key",
-    "value",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "q_lin",
-    "k_lin",
-    "v_lin",
-    "Wqkv",
-}
+    "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "Wqkv",
+}  # fmt: skip
 
 
 class PrepackedLinear(nn.Module):
@@ -126,16 +116,6 @@ def has_bfloat16() -> bool:
     """Whether this processor has instructions for products in bfloat16."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
     return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
-
-
-def product(x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Return a function that multiplies x by itself in the fastest way available, to be timed."""
-    if not is_available():
-        return lambda: x @ x
-    linear = nn.Linear(x.shape[0], x.shape[1], bias=False)
-    linear.weight = nn.Parameter(x.float(), requires_grad=False)
-    layer: Callable[[torch.Tensor], torch.Tensor] = PrepackedLinear(linear, x.dtype, narrow=True)
-    return lambda: layer(x)
 
 
 def prepack(model: nn.Module, dtype: torch.dtype) -> int:

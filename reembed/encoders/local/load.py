@@ -1,7 +1,8 @@
 """Loading a model: the fastest way through it that keeps its vectors.
 
 Ways differ in number type, in form (packed or padded) and in whether layers are compiled. Each is
-tried on fixed texts (`canary`) and compared with what sentence-transformers makes of them.
+tried on fixed texts and compared with what sentence-transformers makes of them: if a model's code does
+something that ours does not expect, it shows here, before a document is embedded.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 
 from reembed.encoders.base import Vectors
-from reembed.encoders.local import attention, canary, compiled, linears, loaded
+from reembed.encoders.local import attention, compiled, linears, loaded
 from reembed.encoders.local.arithmetic import Arithmetic, peak
 from reembed.encoders.local.batches import Flat, Form, Packed, Padded
-from reembed.encoders.local.libraries import refusing
+from reembed.encoders.local.files import refusing
 from reembed.encoders.local.profile import Profile, read_profile
 from reembed.encoders.local.sentence import DTYPES, SentenceEncoder
+from reembed.encoders.probes import TEXTS, least_cosine
 from reembed.errors import SetupError
 
 if TYPE_CHECKING:
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LEAST_COSINE = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999}
 _LEAST_OF_PLAIN = 0.9999
+_TOGETHER = (
+    4  # few are as long as the longest; the empty text, which breaks some models, is not alone
+)
 _NAMED = 3
-_MAY_BE_EMPTY = 2  # of the canary's texts: "" and " ", for which some models have no vector
+_MAY_BE_EMPTY = 2  # of the fixed texts: "" and " ", for which some models have no vector
 _MOST_SAID = 300  # characters of an error in a note
 _SHAPES = 8  # sizes of batches on a GPU
 # What a model's code raises when it is not made for packed texts.
@@ -47,10 +53,7 @@ def load(
     *,
     for_job: bool = False,
 ) -> SentenceEncoder:
-    """Return the model of `config` on `device`, ready to embed.
-
-    `for_job`: compile layers (on CUDA in 16 bits) and measure the device's peak FLOP/s. Both take
-    seconds, which a few queries do not repay.
+    """Return the model of `config` on `device`, ready to embed; the options are `load_encoder`'s.
 
     Raises:
         SetupError: the model is missing, unsafe, unsupported or damaged, a setting does not fit it, or
@@ -62,7 +65,7 @@ def load(
     loader = _Loader(profile, device, batch_tokens, compile_layers=for_job)
     if profile.layout.has("StaticEmbedding"):
         model = loader.model()
-        loader.require_loaded(model)
+        loader.reference(model)
         return SentenceEncoder(profile, model, device, batch_tokens, Flat())
     encoder = loader.fastest(_dtype(profile, device, dtype))
     if for_job:
@@ -73,7 +76,7 @@ def load(
 
 
 class _Loader:
-    """Ways through one model, the fastest first, each held against the canary's texts."""
+    """Ways through one model, the fastest first, each compared on the fixed texts."""
 
     def __init__(
         self,
@@ -95,45 +98,70 @@ class _Loader:
 
         Tensors that are not in the model's files are NaN.
         """
-        model = _load_modules(self._profile, self._device)
+        from sentence_transformers import SentenceTransformer
+        from transformers import AttentionInterface
+        from transformers.utils import logging as transformers_logging
+
+        quiet: Any = transformers_logging.disable_progress_bar
+        quiet()
+        AttentionInterface.register(attention.NAME, attention.packed_attention)
+        layout, pooling = self._profile.layout, self._profile.config.pooling
+        with (
+            refusing(f"{layout.root} cannot be loaded"),
+            layout.staged() as folder,
+        ):
+            model = SentenceTransformer(
+                str(folder),
+                device=self._device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
         model.truncate_dim = None  # the profile's dim says where vectors are cut
-        pooling = next((m for m in model if type(m).__name__ == "Pooling"), None)
-        if self._profile.config.pooling is not None and pooling is not None:
-            pooling.pooling_mode = self._profile.config.pooling
-        self._unloaded = loaded.poison_unloaded(model, self._profile.layout)
+        pools: Any = next((m for m in model if type(m).__name__ == "Pooling"), None)
+        if pooling is not None and pools is not None:
+            pools.pooling_mode = pooling
+        model.float().eval()
+        self._unloaded = loaded.poison_unloaded(model, layout)
         return model
 
-    def require_loaded(self, model: Any) -> None:
-        """Refuse a model that uses tensors which its files do not have.
+    def reference(self, model: Any) -> Vectors:
+        """Return float32 [32, dim]: what `SentenceTransformer.encode` makes of the fixed texts.
 
         Raises:
-            SetupError: naming them.
+            SetupError: it cannot embed them, or needs tensors that the model's files do not have.
         """
-        if not self._unloaded:
-            return
-        vectors = self._reference(model)
-        without = int((~np.isfinite(vectors).all(axis=1)).sum())
-        if without > _MAY_BE_EMPTY:
+        layout, tokenizer = self._profile.layout, self._profile.tokenizer
+        if hasattr(model[0], "max_seq_length"):
+            model.max_seq_length = tokenizer.max_length
+        with refusing(f"{layout.root} cannot embed a text"):
+            encoded = model.encode(
+                list(TEXTS),
+                batch_size=_TOGETHER,
+                prompt=tokenizer.prompts["document"],  # "" keeps a model from adding one of its own
+                normalize_embeddings=False,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+                truncate_dim=None,
+            )
+        vectors: Vectors = np.asarray(encoded, np.float32)[:, : self._profile.dim]
+        lacking = int((~np.isfinite(vectors).all(axis=1)).sum())
+        if self._unloaded and lacking > _MAY_BE_EMPTY:
             names = ", ".join(self._unloaded[:_NAMED])
             raise SetupError(
-                f"{self._profile.layout.root} lacks {len(self._unloaded)} tensors that its vectors"
+                f"{layout.root} lacks {len(self._unloaded)} tensors that its vectors"
                 f" need: {names}{', ...' if len(self._unloaded) > _NAMED else ''}",
                 "loading would fill them with random or constant values; the checkpoint is incomplete,"
                 " holds NaN, or its tensors have other names than this architecture's",
                 "download the model again, or save it again with save_pretrained()",
             )
-
-    def _reference(self, model: Any) -> Vectors:
-        root = self._profile.layout.root
-        with refusing(f"{root} cannot embed a text", but=(torch.OutOfMemoryError,)):
-            return canary.reference(model, self._profile)
+        return vectors
 
     def fastest(self, wanted: str) -> SentenceEncoder:
         """Return the first way that keeps the vectors, of the wanted number type if possible."""
         model = self.model()
-        self.require_loaded(model)
+        golden = self.reference(model)
         self._arithmetic = Arithmetic(model[0].model)
-        golden = self._reference(model)
         if self._device == "cpu" and not _computes(wanted):
             self._notes.append(f"this processor does not compute in {wanted}: using float32")
             wanted = "float32"
@@ -146,7 +174,7 @@ class _Loader:
                     return found
             model = self.model()
         plain = self._encoder(model, self._padded(), "float32")
-        least = canary.cosine(golden, _embedding(plain))
+        least = _cosine(golden, plain)
         if least < _LEAST_OF_PLAIN:
             raise SetupError(
                 f"{self._profile.config.model} gives other vectors here than in sentence-transformers",
@@ -173,9 +201,9 @@ class _Loader:
                 self._profile.tokenizer.pad_id,
                 _padding_idx(transformer),
                 DTYPES[dtype],
-                type_ids=self._type_ids,
+                self._profile.tokenizer.type_ids,
                 shapes=None if self._device == "cpu" else _SHAPES,
-                is_compiled=is_compiled,
+                name="compiled packed" if is_compiled else "packed",
             )
         else:
             self._notes.append(
@@ -188,16 +216,17 @@ class _Loader:
 
     def _with(self, model: Any, form: Form, dtype: str, golden: Vectors) -> SentenceEncoder | None:
         """Return an encoder of this form, or None and a note that says why it does not keep the vectors."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
         encoder = self._encoder(model, form, dtype)
-        refused: tuple[type[Exception], ...] = (*_NOT_MADE_FOR_IT, *compiled.failures())
         try:
-            least = canary.cosine(golden, _embedding(encoder))
-            why = f"cosine {least:.7f}, at least {canary.LEAST_COSINE[dtype]} is needed"
+            least = _cosine(golden, encoder)
+            why = f"cosine {least:.7f}, at least {_LEAST_COSINE[dtype]} is needed"
         except torch.OutOfMemoryError:
             raise
-        except refused as error:
+        except (*_NOT_MADE_FOR_IT, FailOnRecompileLimitHit) as error:
             least, why = -1.0, shorten(f"{type(error).__name__}: {error}", _MOST_SAID)
-        if least >= canary.LEAST_COSINE[dtype]:
+        if least >= _LEAST_COSINE[dtype]:
             return encoder
         self._notes.append(f"not {encoder.path}: {why}")
         return None
@@ -211,11 +240,12 @@ class _Loader:
         return encoder
 
     def _padded(self) -> Padded:
-        return Padded(self._profile.tokenizer.pad_id, type_ids=self._type_ids)
+        tokenizer = self._profile.tokenizer
+        return Padded(tokenizer.pad_id, tokenizer.type_ids)
 
-    @property
-    def _type_ids(self) -> bool:
-        return self._profile.tokenizer.type_ids
+
+def _cosine(golden: Vectors, encoder: SentenceEncoder) -> float:
+    return least_cosine(golden, encoder.embed(encoder.tokenize(TEXTS, "document")))[0]
 
 
 def _is_exchangeable(transformer: Any) -> bool:
@@ -228,10 +258,6 @@ def _computes(dtype: str) -> bool:
     return dtype == "float32" or (
         dtype == "bfloat16" and linears.has_bfloat16() and linears.is_available()
     )
-
-
-def _embedding(encoder: SentenceEncoder) -> Any:
-    return lambda texts: encoder.embed(encoder.tokenize(texts, "document"))
 
 
 def _narrow(model: Any, dtype: str, device: str) -> None:
@@ -250,28 +276,6 @@ def _padding_idx(transformer: torch.nn.Module) -> int | None:
         if isinstance(table, torch.nn.Embedding) and isinstance(padding, int):
             return padding
     return None
-
-
-def _load_modules(profile: Profile, device: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    quiet: Any = transformers_logging.disable_progress_bar
-    quiet()
-    attention.register()
-    options = {"dtype": torch.float32, "use_safetensors": True}
-    with (
-        refusing(f"{profile.layout.root} cannot be loaded", but=(torch.OutOfMemoryError,)),
-        profile.layout.staged() as folder,
-    ):
-        model = SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs=options,
-        )
-    return model.float().eval()
 
 
 def _dtype(profile: Profile, device: str, dtype: str) -> str:

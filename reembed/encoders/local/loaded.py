@@ -26,15 +26,14 @@ _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 def poison_unloaded(model: torch.nn.Module, layout: Layout) -> list[str]:
     """Fill the floating-point tensors that are in no file with NaN; return their names."""
     held = _Held(layout)
-    names = [n for n, t in _tensors(model) if not held.has(n, t)]
-    tensors = model.state_dict()
-    for name in names:
-        tensors[name].fill_(torch.nan)
-    return names
-
-
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((n, t) for n, t in model.state_dict().items() if t.is_floating_point())
+    unloaded = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not held.has(name, tensor)
+    }
+    for tensor in unloaded.values():
+        tensor.fill_(torch.nan)
+    return list(unloaded)
 
 
 class _Held:

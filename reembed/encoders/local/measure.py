@@ -71,7 +71,7 @@ def release() -> None:
 
 def gpus() -> int:
     """Return the number of GPUs on this machine."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.cuda.device_count()
 
 
 def rate(encoder: TokenEncoder, tokens: Tokens, seconds: float) -> float:
@@ -81,7 +81,9 @@ def rate(encoder: TokenEncoder, tokens: Tokens, seconds: float) -> float:
     """
     some = tokens.take(_spread(len(tokens), _FIRST))
     encoder.embed(some)
-    guess = _once(encoder, some)
+    started = time.perf_counter()
+    encoder.embed(some)
+    guess = float(some.lengths.sum()) / max(time.perf_counter() - started, 1e-9)
     texts = int(len(tokens) * seconds * guess / max(1, int(tokens.lengths.sum())))
     window = tokens.take(_spread(len(tokens), max(_FIRST, texts)))
     encoder.embed(window)
@@ -163,9 +165,3 @@ def _replica(
 
 def _spread(count: int, wanted: int) -> Any:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
-
-
-def _once(encoder: TokenEncoder, tokens: Tokens) -> float:
-    started = time.perf_counter()
-    encoder.embed(tokens)
-    return float(tokens.lengths.sum()) / max(time.perf_counter() - started, 1e-9)

@@ -75,6 +75,10 @@ def read_profile(config: EncoderConfig) -> Profile:
         SetupError: the model is missing, unsafe or unsupported, or a setting does not fit it.
     """
     layout = read_layout(locate(config))
+    normalize = config.normalize
+    if normalize is None:
+        is_dot = layout.settings.get("similarity_fn_name") == "dot"
+        normalize = not is_dot or layout.has("Normalize")
     pooling = _pooling(layout, config)
     model_dim = _model_dim(layout, pooling)
     truncate_dim = config.truncate_dim or layout.settings.get("truncate_dim")
@@ -84,7 +88,7 @@ def read_profile(config: EncoderConfig) -> Profile:
         layout=layout,
         tokenizer=open_tokenizer(layout, config, _prompts(layout, config)),
         pooling=pooling,
-        normalize=_normalize(layout, config),
+        normalize=normalize,
         truncate_dim=truncate_dim,
         model_dim=model_dim,
     )
@@ -153,11 +157,13 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
     document prompt where the model names none, and so never comes to "passage".
     """
     own: Settings = layout.settings.get("prompts") or {}
-    given = config.prompts
     prompts: dict[Kind, str] = {
-        "query": _first(given.query, own.get("query")),
-        "document": _first(given.document, own.get("document")),
+        "query": own.get("query") or "",
+        "document": own.get("document") or "",
     }
+    for kind in prompts:
+        if (given := getattr(config.prompts, kind)) is not None:
+            prompts[kind] = given
     try:
         "".join(prompts.values()).encode()
     except UnicodeEncodeError as error:
@@ -167,13 +173,3 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
             "reembed config     # set encoder.prompts.query and encoder.prompts.document",
         ) from error
     return prompts
-
-
-def _first(*prompts: str | None) -> str:
-    return next((prompt for prompt in prompts if prompt is not None), "")
-
-
-def _normalize(layout: Layout, config: EncoderConfig) -> bool:
-    if config.normalize is not None:
-        return config.normalize
-    return layout.settings.get("similarity_fn_name") != "dot" or layout.has("Normalize")

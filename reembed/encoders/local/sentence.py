@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reembed.encoders.base import EncoderStats, Kind, Rows, Vectors
+from reembed.encoders.base import EncoderStats, Kind, Vectors
 from reembed.encoders.local import compiled, linears
 from reembed.encoders.local.arithmetic import Arithmetic
 from reembed.encoders.local.batches import Features, Form, Packed, distinct, longest_first, off, on
@@ -53,7 +53,6 @@ class SentenceEncoder(TokenEncoder):
 
     @property
     def about(self) -> EncoderStats:
-        """How texts go through the model now, without counts."""
         return EncoderStats(self.device, self.path, self.notes, self.batch_tokens, self.peak_flops)
 
     def describe(self) -> Space:
@@ -61,7 +60,6 @@ class SentenceEncoder(TokenEncoder):
         return self._profile.space
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:
-        """Put the prompt before, add special tokens, cut at max_length."""
         return self._profile.tokenizer.tokenize(texts, kind)
 
     def embed(self, tokens: Tokens) -> Vectors:
@@ -97,7 +95,10 @@ class SentenceEncoder(TokenEncoder):
                 rows = todo[: self._form.fit(lengths[todo], self.batch_tokens)]
                 vectors = self._batch(tokens.take(rows))
                 if vectors is None:
-                    self._halve(int(lengths[rows].sum()))
+                    fitted = min(self.batch_tokens, int(lengths[rows].sum()))
+                    self.batch_tokens = max(1, fitted // 2)
+                    if self.device.startswith("cuda"):
+                        torch.cuda.empty_cache()
                     continue
                 out[on(self.device, rows)] = vectors
                 todo = todo[len(rows) :]
@@ -113,20 +114,13 @@ class SentenceEncoder(TokenEncoder):
             if not _is_out_of_memory(error) or len(batch) == 1:
                 raise
             return None
-        self._count(batch.lengths, computed)
-        return vectors
-
-    def _halve(self, tokens: int) -> None:
-        """Use half as many tokens per batch from now on, and release the device's cached memory."""
-        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-
-    def _count(self, lengths: Rows, computed: int) -> None:
-        tokens = int(lengths.sum())
-        self.counts += EncoderStats(model_tokens=tokens, computed_tokens=computed)
+        flop = 0.0
         if self.arithmetic is not None:
-            self.counts += EncoderStats(flop=self.arithmetic.of(lengths))
+            flop = self.arithmetic.of(batch.lengths)
+        self.counts += EncoderStats(
+            model_tokens=int(batch.lengths.sum()), computed_tokens=computed, flop=flop
+        )
+        return vectors
 
     def _forward(self, features: Features) -> torch.Tensor:
         """Run the modules in order; those after the transformer compute in float32."""

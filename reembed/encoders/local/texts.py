@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reembed.encoders.base import Kind
+from reembed.encoders.local.files import Layout, Module, refusing
 from reembed.encoders.local.json_files import read_json
-from reembed.encoders.local.libraries import refusing
 from reembed.encoders.tokens import MOST_CHARACTERS, Tokens, blaming_texts, clean
 from reembed.errors import SetupError
 
 if TYPE_CHECKING:
     from reembed.config.settings import EncoderConfig
-    from reembed.encoders.local.files import Layout, Module
 
 _LEAST_CHARACTERS = 65_536
 _CHARACTERS_PER_TOKEN = 250
@@ -31,7 +30,7 @@ _WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weigh
 _UNSUPPORTED = ("query_length", "document_length", "query_expansion", "processing_kwargs")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SentenceTokenizer:
     """The tokenizer of a model folder; safe to use from one thread at a time.
 
@@ -63,28 +62,19 @@ class SentenceTokenizer:
         characters and 250 per token; a million if there is no max_length) are cut before
         tokenizing, which is linear in the whole text.
         """
-        prompt = self.prompts[kind]
-        rows = self._encode([prompt + clean(self._cut(text)) for text in texts])
+        most = MOST_CHARACTERS
+        if self.max_length is not None:
+            most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * self.max_length)
+        kept = slice(-most, None) if self.cut_left else slice(most)
+        encodings = self.backend.encode_batch_fast(
+            [self.prompts[kind] + clean(text[kept]) for text in texts],
+            add_special_tokens=self.special_tokens,
+        )
+        rows = [encoding.ids for encoding in encodings]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
         return Tokens(ids, offsets, self.prompt_lengths[kind])
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special_tokens)
-        return [encoding.ids for encoding in encodings]
-
-    def _cut(self, text: str) -> str:
-        most = MOST_CHARACTERS
-        if self.max_length is not None:
-            most = max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * self.max_length)
-        return text[-most:] if self.cut_left else text[:most]
-
-    def measure_prompts(self, special_ids: Sequence[int]) -> None:
-        """Set the length of each prompt in tokens, counted as sentence-transformers does."""
-        for kind, prompt in self.prompts.items():
-            ids = self._encode([prompt])[0] if prompt else []
-            self.prompt_lengths[kind] = len(ids) - bool(ids and ids[-1] in special_ids)
 
 
 def open_tokenizer(
@@ -155,19 +145,22 @@ def _open_transformer(
     backend.no_truncation()
     if max_length is not None and max_length > backend.num_special_tokens_to_add(False):
         backend.enable_truncation(max_length, direction=fast.truncation_side)
-    opened = SentenceTokenizer(
+    # Counted as sentence-transformers does.
+    prompt_lengths: dict[Kind, int] = dict.fromkeys(prompts, 0)
+    for kind, prompt in prompts.items():
+        if prompt and (ids := backend.encode(prompt).ids):
+            prompt_lengths[kind] = len(ids) - (ids[-1] in fast.all_special_ids)
+    return SentenceTokenizer(
         layout,
         backend,
         max_length,
         prompts,
-        {},
+        prompt_lengths,
         special_tokens=True,
         pad_id=fast.pad_token_id or 0,
         type_ids="token_type_ids" in fast.model_input_names,
         cut_left=fast.truncation_side == "left",
     )
-    opened.measure_prompts(fast.all_special_ids)
-    return opened
 
 
 def _require_rows(module: Module, fast: Any, most: int) -> None:
