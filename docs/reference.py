@@ -20,8 +20,7 @@ sys.path.insert(0, str(PAGE.parents[1]))
 
 import reembed  # noqa: E402 - the path comes first
 from reembed import api, errors  # noqa: E402
-from reembed.config.resolved import ResolvedConfig  # noqa: E402
-from reembed.config.settings import Section  # noqa: E402
+from reembed.config.settings import ResolvedConfig, Section  # noqa: E402
 from reembed.lifecycle import dead_letters, gc_plan, moves, status  # noqa: E402
 from reembed.lifecycle.verification import Verified  # noqa: E402
 from reembed.planning.tune import Tuned  # noqa: E402

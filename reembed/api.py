@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.releases import Catalog, Release
-from reembed.config.resolved import ResolvedConfig, resolve
-from reembed.config.settings import Config
+from reembed.config.settings import Config, ResolvedConfig, load
 from reembed.events import Ignored, Listener, ignore
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -59,7 +58,7 @@ def config(files: Sequence[str], overrides: Sequence[str] = ()) -> ResolvedConfi
     Raises:
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
     """
-    return resolve(files, overrides)
+    return ResolvedConfig(*load(list(files), list(overrides)))
 
 
 def import_documents(
@@ -206,7 +205,7 @@ def compare(
         UsageError: nothing is live, or the judged queries changed since the plan and that was not accepted.
         IntegrityError: one of the two releases is damaged.
     """
-    from reembed.config.changed import changed_settings
+    from reembed.config.settings import changed_settings
     from reembed.evaluation import comparisons, report
     from reembed.evaluation.compare import compare
     from reembed.evaluation.terms import Asked

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reembed.api import Built
     from reembed.catalog.releases import Grounds, Release
     from reembed.catalog.reports import Difference
-    from reembed.config.resolved import ResolvedConfig
+    from reembed.config.settings import ResolvedConfig
     from reembed.evaluation.comparisons import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.gc_plan import Collected

@@ -44,11 +44,11 @@ def load_sections(
     Raises:
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
     """
-    read = _Read()
+    read = _Reader()
     for file in files:
-        _read_file(file, read)
+        read.file(file)
     for override in overrides:
-        _read_override(override, read)
+        read.override(override)
     _complete(model, read.tree)
     try:
         settings = model.model_validate(read.tree, strict=True)
@@ -59,15 +59,6 @@ def load_sections(
     return settings, dict(_origins(settings, read.places, ()))
 
 
-@dataclass
-class _Read:
-    """Everything that was read so far."""
-
-    tree: Tree = field(default_factory=dict)
-    places: dict[Location, Place] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-
 class _Loader(yaml.SafeLoader):
     """A loader that refuses what a settings file does not need: tags, aliases, deep nesting."""
 
@@ -75,94 +66,102 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        refused = None
         if isinstance(event, yaml.AliasEvent):
-            raise _not_allowed("aliases (*name) are not allowed", event)
-        if getattr(event, "tag", None):
-            raise _not_allowed(f"tags ({event.tag!a}) are not allowed", event)
-        if self.depth > _MAX_DEPTH:
-            raise _not_allowed("nested too deeply", event)
+            refused = "aliases (*name) are not allowed"
+        elif getattr(event, "tag", None):
+            refused = f"tags ({event.tag!a}) are not allowed"
+        elif self.depth > _MAX_DEPTH:
+            refused = "nested too deeply"
+        if refused:
+            raise yaml.MarkedYAMLError(problem=refused, problem_mark=event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-def _not_allowed(problem: str, event: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-
-
 @dataclass
 class _Reader:
-    """Turns the nodes of one file into plain values, and records places and mistakes."""
+    """What was read so far: settings, where each stands, and mistakes."""
 
-    file: str
-    loader: _Loader
-    read: _Read
+    tree: Tree = field(default_factory=dict)
+    places: dict[Location, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
-    def value(self, node: yaml.Node, at: Location, name: yaml.Node | None = None) -> Any:
-        raw = node.value if isinstance(node, yaml.ScalarNode) else None
-        self.read.places[at] = place = self._place(name or node, raw)
-        if isinstance(node, yaml.MappingNode):
-            return self._section(node, at)
-        if isinstance(node, yaml.SequenceNode):  # tuples: settings are frozen
-            return tuple(self.value(item, (*at, i)) for i, item in enumerate(node.value))
+    def file(self, file: str) -> None:
         try:
-            return self.loader.construct_object(node)
-        except (
-            ValueError,
-            OverflowError,
-        ) as error:  # 2026-13-01: looks like a date, and is not one
-            self._problem(place, f"{dotted(at)} = {short(raw or '')}: {error}; quote it if text")
+            value, line = self._parsed(file, _text(file))
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            at = f":{mark.line + 1}" if mark else ""
+            raise ConfigError(f"{file}{at}: not valid here: {error.problem}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: not YAML: {getattr(error, 'reason', error)}") from error
+        if value is None and line == 0:
+            return
+        if not isinstance(value, dict):
+            raise ConfigError(
+                f"{file}:{line}: not a set of named settings",
+                "the file must hold lines such as `alias: passages`",
+            )
+        _merge(self.tree, value)
+
+    def override(self, override: str) -> None:
+        name, equals, raw = override.partition("=")
+        parts = tuple(name.strip().split("."))
+        if not equals or not all(parts):
+            text = f"{short(shown_override(override))}: write it as --set section.name=value"
+            self.problems.append(Problem(Place("--set"), text))
+            return
+        self.places[parts] = Place("--set", raw=raw)
+        for i in range(1, len(parts)):
+            self.places.setdefault(parts[:i], Place("--set"))
+        value = _override_value(raw)
+        for part in reversed(parts):
+            value = {part: value}
+        _merge(self.tree, value)
+
+    def _parsed(self, file: str, text: str) -> tuple[Any, int]:
+        """Return the value of a YAML text and the line that it begins in; None and 0 if there is none."""
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, 0
+        loader.name = file
+        return self._value(loader, node, ()), node.start_mark.line + 1
+
+    def _value(
+        self, loader: _Loader, node: yaml.Node, at: Location, name: yaml.Node | None = None
+    ) -> Any:
+        raw = node.value if isinstance(node, yaml.ScalarNode) else None
+        self.places[at] = place = Place(loader.name, (name or node).start_mark.line + 1, raw)
+        if isinstance(node, yaml.MappingNode):
+            return self._section(loader, node, at)
+        if isinstance(node, yaml.SequenceNode):  # tuples: settings are frozen
+            return tuple(self._value(loader, n, (*at, i)) for i, n in enumerate(node.value))
+        try:
+            return loader.construct_object(node)
+        except (ValueError, OverflowError) as error:  # 2026-13-01 looks like a date, and is not one
+            text = f"{dotted(at)} = {short(raw or '')}: {error}; quote it if text"
+            self.problems.append(Problem(place, text))
             return raw
 
-    def _section(self, node: yaml.MappingNode, at: Location) -> Tree:
+    def _section(self, loader: _Loader, node: yaml.MappingNode, at: Location) -> Tree:
         section: Tree = {}
         lines: dict[str, int] = {}
         for key, child in node.value:
-            place = self._place(key)
+            place = Place(loader.name, key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
-                self._problem(place, "the name of a setting must be a plain word")
+                text = "the name of a setting must be a plain word"
+                self.problems.append(Problem(place, text))
             elif key.value in section:
-                name = dotted((*at, key.value))
-                self._problem(place, f"{name}: set twice, first in line {lines[key.value]}")
+                text = f"{dotted((*at, key.value))}: set twice, first in line {lines[key.value]}"
+                self.problems.append(Problem(place, text))
             else:
-                lines[key.value] = place.line or 0
-                section[key.value] = self.value(child, (*at, key.value), key)
+                lines[key.value] = key.start_mark.line + 1
+                section[key.value] = self._value(loader, child, (*at, key.value), key)
         return section
-
-    def _place(self, node: yaml.Node, raw: str | None = None) -> Place:
-        return Place(self.file, node.start_mark.line + 1, raw)
-
-    def _problem(self, place: Place, text: str) -> None:
-        self.read.problems.append(Problem(place, text))
-
-
-def _read_file(file: str, read: _Read) -> None:
-    try:
-        value, line = _parsed(file, _text(file), read)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{at}: not valid here: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML: {getattr(error, 'reason', error)}") from error
-    if value is None and line == 0:
-        return
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{file}:{line}: not a set of named settings",
-            "the file must hold lines such as `alias: passages`",
-        )
-    _merge(read.tree, value)
-
-
-def _parsed(file: str, text: str, read: _Read) -> tuple[Any, int]:
-    """Return the value of a YAML text and the line that it begins in; None and 0 if there is none."""
-    loader = _Loader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None, 0
-    return _Reader(file, loader, read).value(node, ()), node.start_mark.line + 1
 
 
 def _text(file: str) -> str:
@@ -186,27 +185,11 @@ def _text(file: str) -> str:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start:,})") from error
 
 
-def _read_override(override: str, read: _Read) -> None:
-    name, equals, raw = override.partition("=")
-    parts = tuple(name.strip().split("."))
-    if not equals or not all(parts):
-        text = f"{short(shown_override(override))}: write it as --set section.name=value"
-        read.problems.append(Problem(Place("--set"), text))
-        return
-    read.places[parts] = Place("--set", raw=raw)
-    for i in range(1, len(parts)):
-        read.places.setdefault(parts[:i], Place("--set"))
-    value: Any = _override_value(raw)
-    for part in reversed(parts):
-        value = {part: value}
-    _merge(read.tree, value)
-
-
 def _override_value(raw: str) -> Any:
     """Return a YAML scalar or list; all else (`{title} {text}`, `query: `) can only be meant as text."""
-    aside = _Read()
+    aside = _Reader()
     try:
-        value, _ = _parsed("--set", raw, aside)
+        value, _ = aside._parsed("--set", raw)
     except yaml.YAMLError:
         return raw
     if isinstance(value, dict) or aside.problems:
@@ -241,15 +224,12 @@ def _origins(
 ) -> Iterator[tuple[str, str]]:
     for name, value in dict(settings).items():
         path = (*at, name)
+        place = places.get(path)
         if isinstance(value, BaseModel) or (isinstance(value, dict) and value):
             yield from _origins(value, places, path)
+        elif place is None:
+            yield dotted(path), "default"
+        elif place.line is None:
+            yield dotted(path), f"--set {dotted(path)}"
         else:
-            yield dotted(path), _origin(places.get(path), dotted(path))
-
-
-def _origin(place: Place | None, name: str) -> str:
-    if place is None:
-        return "default"
-    if place.line is None:
-        return f"--set {name}"
-    return f"{place.file}:{place.line}"
+            yield dotted(path), f"{place.file}:{place.line}"

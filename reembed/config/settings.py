@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
 from reembed.config.files import load_sections
 from reembed.config.options import Stores, as_options, checked
+from reembed.events import ChangedSetting
 from reembed.redact import credentials_in, shown_option
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
@@ -310,6 +312,26 @@ class Config(Section):
         return self.result_key(uri)[:8]
 
 
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """Checked settings, and where each came from."""
+
+    config: Config
+    origins: dict[str, str]
+    """`file:line`, `--set NAME` or `default`, of each dotted setting."""
+    check: bool = False
+    """Whether only the check was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed config --json` prints, without secrets."""
+        return {
+            "valid": True,
+            "check": self.check,
+            "settings": self.config.shown(),
+            "origins": self.origins,
+        }
+
+
 def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]]:
     """Return the checked config and, for each dotted setting, the file:line or --set it came from.
 
@@ -317,3 +339,14 @@ def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
     """
     return load_sections(Config, files, overrides)
+
+
+def changed_settings(
+    section: str, used: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[ChangedSetting]:
+    """Return each setting of a section whose value now differs from the one that was used."""
+    return [
+        ChangedSetting(f"{section}.{name}", used[name], value)
+        for name, value in now.items()
+        if name in used and used[name] != value
+    ]

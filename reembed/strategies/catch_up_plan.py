@@ -13,8 +13,7 @@ from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRow
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
-from reembed.config.changed import changed_settings
-from reembed.config.settings import Config
+from reembed.config.settings import Config, changed_settings
 from reembed.events import ChangesFound, Listener
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in as source_documents

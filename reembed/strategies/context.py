@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from reembed.catalog.plan import KeepFragment, Plan
 from reembed.catalog.runs import Run
-from reembed.config.changed import changed_settings
-from reembed.config.settings import Config
+from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
 from reembed.engine.signals import Stop
 from reembed.events import ChangedSetting, Connected, Ignored, Listener, Planned, Resumed, Working

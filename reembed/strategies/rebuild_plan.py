@@ -18,8 +18,7 @@ from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.changed import changed_settings
-from reembed.config.settings import Config, EncoderConfig, FrozenGate
+from reembed.config.settings import Config, EncoderConfig, FrozenGate, changed_settings
 from reembed.engine import reuse
 from reembed.errors import Conflict, ReembedError
 from reembed.evaluation import queries as evalset

@@ -11,8 +11,7 @@ from reembed.catalog.plan import EmbedUnit, KeptUnit, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
-from reembed.config.changed import changed_settings
-from reembed.config.settings import Config
+from reembed.config.settings import Config, changed_settings
 from reembed.engine import reuse
 from reembed.engine.job import EmbedJob
 from reembed.engine.progress import EmbedProgress

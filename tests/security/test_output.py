@@ -32,8 +32,7 @@ from reembed.catalog.reports import (
 from reembed.cli import paste
 from reembed.cli.progress import Console
 from reembed.cli.text import text
-from reembed.config.resolved import ResolvedConfig
-from reembed.config.settings import Config, EncoderConfig, FrozenGate, SourceConfig
+from reembed.config.settings import Config, EncoderConfig, FrozenGate, ResolvedConfig, SourceConfig
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.evaluation.comparisons import (
