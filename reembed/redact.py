@@ -9,24 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 SECRET_WORDS = (
-    "secret",
-    "token",
-    "password",
-    "passwd",
-    "access_key",
-    "account_key",
-    "master_key",
-    "customer_key",
-    "private_key",
-    "api_key",
-    "sas",
-    "signature",
-    "connection_string",
+    "secret", "token", "password", "passwd", "access_key", "account_key", "master_key", "customer_key",
+    "private_key", "api_key", "client_key", "encryption_key", "sas", "signature", "connection_string",
     "authorization",
-    "client_key",
-    "encryption_key",
-    "service_account_key",
-)
+)  # fmt: skip
 _HARMLESS_OPTION = re.compile(
     r"(?:aws_|s3_|google_|azure_|azure_storage_)?"
     r"(?:(?:default_)?region|endpoint(?:_url(?:_s3)?)?|bucket(?:_name)?|container_name|account_name"
@@ -125,13 +111,12 @@ def _of_the_environment() -> list[str]:
     values = (
         value
         for name, value in os.environ.items()
-        if len(value) >= _LEAST_LENGTH and (name in _VARIABLES or _names_a_secret(name))
+        if len(value) >= _LEAST_LENGTH
+        and (
+            name in _VARIABLES or (is_secret_name(name) and not name.lower().endswith(_NOT_SECRET))
+        )
     )
     return sorted(values, key=len, reverse=True)
-
-
-def _names_a_secret(variable: str) -> bool:
-    return is_secret_name(variable) and not variable.lower().endswith(_NOT_SECRET)
 
 
 def plain(text: str) -> str:

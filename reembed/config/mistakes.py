@@ -68,33 +68,26 @@ def section_of(annotation: Any) -> Model | None:
 
 def refuse(files: list[str], problems: list[Problem]) -> NoReturn:
     """Raise one error for all mistakes, in the order of the files and their lines."""
-
-    def order(problem: Problem) -> tuple[int, int]:
-        place = problem.place
-        if place is None:
-            return len(files) + 1, 0
-        if place.line is None:
-            return len(files), 0
-        return files.index(place.file), place.line
-
-    lines = [f"  {_where(p.place, files)}{_clean(p.text)}" for p in sorted(problems, key=order)]
+    found = sorted(((*_at(p.place, files), p.text) for p in problems), key=lambda found: found[0])
+    # Without what could steer a terminal: names come from files.
+    lines = [
+        "  " + where + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        for _, where, text in found
+    ]
     count = "1 setting is" if len(lines) == 1 else f"{len(lines)} settings are"
     raise ConfigError("\n".join([f"{', '.join(files) or 'settings'}: {count} wrong", *lines]))
 
 
-def _where(place: Place | None, files: list[str]) -> str:
+def _at(place: Place | None, files: list[str]) -> tuple[tuple[int, int], str]:
+    """Return where a place comes in the order of files and lines, and what a message calls it."""
     if place is None:
-        return ""
+        return (len(files) + 1, 0), ""
     if place.line is None:
-        return "--set "
+        return (len(files), 0), "--set "
+    name = f"{place.file}:{place.line}: "
     if len(files) == 1:
-        return f"line {place.line}: "
-    return f"{place.file}:{place.line}: "
-
-
-def _clean(text: str) -> str:
-    """Return the text without what could steer a terminal: names come from files."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        name = f"line {place.line}: "
+    return (files.index(place.file), place.line), name
 
 
 class Explainer(NamedTuple):

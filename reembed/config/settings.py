@@ -40,26 +40,16 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _no_credentials(cls, value: Any) -> Any:
+    def _can_be_stored(cls, value: Any) -> Any:
         for found in filter(None, map(credentials_in, _texts(value))):
             raise ValueError(
                 f"holds {found}; settings are stored and printed: "
                 "export it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or use the instance role"
             )
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _is_utf8(cls, value: Any) -> Any:
         try:
             json.dumps(value, ensure_ascii=False, default=repr).encode()
         except UnicodeEncodeError as error:
             raise ValueError("holds text that is not UTF-8; settings are stored") from error
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _fits_a_file_system_and_64_bits(cls, value: Any) -> Any:
         if any("\0" in text for text in _texts(value)):
             raise ValueError("holds a zero byte, which no path, column or store can have")
         if isinstance(value, int) and abs(value) > _MOST:
