@@ -118,17 +118,14 @@ def has_bfloat16() -> bool:
     return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
-def prepack(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace the linear layers of a model on the CPU, in place; return how many."""
-    replaced = 0
+def prepack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the linear layers of a model on the CPU, in place."""
     for module in list(model.modules()):
         after = _activation_after(module)
         for name, child in _linears(module, dtype):
             narrow = name in after or name in _ATTENDED
             new = PrepackedLinear(child, dtype, after.get(name, _NONE), narrow=narrow)
             setattr(module, name, new)
-            replaced += 1
-    return replaced
 
 
 def narrow(model: nn.Module, dtype: torch.dtype) -> None:

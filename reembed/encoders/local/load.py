@@ -132,7 +132,7 @@ class _Loader:
             SetupError: it cannot embed them, or needs tensors that the model's files do not have.
         """
         layout, tokenizer = self._profile.layout, self._profile.tokenizer
-        if hasattr(model[0], "max_seq_length"):
+        if layout.modules[0].kind == "Transformer":
             model.max_seq_length = tokenizer.max_length
         with refusing(f"{layout.root} cannot embed a text"):
             encoded = model.encode(

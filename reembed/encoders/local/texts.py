@@ -145,11 +145,11 @@ def _open_transformer(
     backend.no_truncation()
     if max_length is not None and max_length > backend.num_special_tokens_to_add(False):
         backend.enable_truncation(max_length, direction=fast.truncation_side)
-    # Counted as sentence-transformers does.
+    special_ids = fast.all_special_ids  # an error, if the files name a token that there is not
     prompt_lengths: dict[Kind, int] = dict.fromkeys(prompts, 0)
     for kind, prompt in prompts.items():
         if prompt and (ids := backend.encode(prompt).ids):
-            prompt_lengths[kind] = len(ids) - (ids[-1] in fast.all_special_ids)
+            prompt_lengths[kind] = len(ids) - (ids[-1] in special_ids)
     return SentenceTokenizer(
         layout,
         backend,
