@@ -248,7 +248,7 @@ def _work(model: str, texts: list[str]) -> tuple[int, float]:
     """Tokens, and FLOP of the transformer's products over them: linear layers and attention."""
     from reembed.config.settings import EncoderConfig
     from reembed.encoders import load_tokenizer
-    from reembed.encoders.local.locate import locate
+    from reembed.encoders.local.profile import locate
 
     section = EncoderConfig(model=model)
     lengths = load_tokenizer(section).tokenize(texts, "document").lengths
@@ -266,7 +266,7 @@ def _engines(
     model: str, folder: Path, threads: int, texts: list[str]
 ) -> tuple[dict[str, Engine], list[str]]:
     from reembed.config.settings import EncoderConfig
-    from reembed.encoders.local.locate import locate
+    from reembed.encoders.local.profile import locate
 
     where = str(locate(EncoderConfig(model=model)))
     engines = {**_sentence_transformers(where, texts), **_reembed(model)}
@@ -465,7 +465,7 @@ def _bert_base(folder: Path) -> Path:
     from transformers import BertConfig, BertModel
 
     from reembed.config.settings import EncoderConfig
-    from reembed.encoders.local.locate import locate
+    from reembed.encoders.local.profile import locate
 
     shutil.copytree(str(locate(EncoderConfig(model=common.MODEL))), folder)
     torch.manual_seed(0)

@@ -222,7 +222,7 @@ def peer(args: argparse.Namespace) -> common.Figures:
 
 def _where(args: argparse.Namespace) -> str:
     from reembed.config.settings import EncoderConfig
-    from reembed.encoders.local.locate import locate
+    from reembed.encoders.local.profile import locate
 
     return str(locate(EncoderConfig(model=args.model)))
 

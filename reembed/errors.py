@@ -41,8 +41,8 @@ class ReembedError(Exception):
     def __init__(self, what: str, why: str | None = None, fix: str | None = None) -> None:
         # Redacted here, so that logs, reports and dead letters need not do it.
         self.what = redacted(what)
-        self.why = redacted(why) if why else why
-        self.fix = redacted(fix) if fix else fix
+        self.why = why and redacted(why)
+        self.fix = fix and redacted(fix)
         super().__init__(self.what, self.why, self.fix)
 
     def __str__(self) -> str:

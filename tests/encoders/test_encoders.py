@@ -24,7 +24,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Kind, Vectors
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.batches import Padded
-from reembed.encoders.local.locate import locate
+from reembed.encoders.local.profile import locate
 from reembed.encoders.tokens import Tokens
 from reembed.errors import EncoderError
 

@@ -56,10 +56,10 @@ class _Sight:
 
     def mask(self, length: int, layout: Layout, *, whole: bool) -> torch.Tensor | None:
         """Return bool [length, length], or None if every token is seen or, unless `whole`, every earlier one."""
-        window = None if self.window is None or self.window >= length else self.window
-        if window is None and not (self.causal and whole):
+        window = min(self.window or length, length)
+        if window == length and not (self.causal and whole):
             return None
-        key = (length, window or length, self.causal, layout.starts.device)
+        key = (length, window, self.causal, layout.starts.device)
         if key not in layout.masks:
             layout.masks[key] = _window(*key)
         return layout.masks[key]
@@ -92,9 +92,9 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
         )
     if asked := [name for name in _UNSUPPORTED if rest.get(name) is not None]:
         raise NotImplementedError(f"{type(module).__name__} needs {', '.join(asked)}")
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    sight = _Sight(scale, causal, sliding_window)
+    if is_causal is None:
+        is_causal = bool(getattr(module, "is_causal", False))
+    sight = _Sight(scaling or query.shape[-1] ** -0.5, is_causal, sliding_window)
     q, k, v = (x[0].to(layout.dtype) for x in (query, key, value))
     attend = _by_varlen if q.is_cuda and q.dtype is not torch.float32 else _by_runs
     return attend(q, k, v, layout, sight).to(query.dtype), None
@@ -103,7 +103,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
 def _by_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sight: _Sight
 ) -> torch.Tensor:
-    reach = -1 if sight.window is None else sight.window - 1
+    reach = (sight.window or 0) - 1  # -1: no window
     attend: Any = varlen_attn
     out: torch.Tensor = attend(
         query.transpose(0, 1).contiguous(),
