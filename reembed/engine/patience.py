@@ -24,19 +24,19 @@ class Patience:
     def __init__(
         self,
         stall_s: float,
-        resume: str,
+        fix: str | None = None,
         wait: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take embed.stall_s, the command that resumes, what sleeps for seconds, and a clock in seconds."""
-        self._total_s, self._resume = _SHARE * stall_s, resume
+        """Take embed.stall_s, the command to paste after that, what sleeps for seconds, and a clock in seconds."""
+        self._total_s, self._fix = _SHARE * stall_s, fix
         self._wait, self._clock = wait, clock
 
     def through(self, ask: Callable[[], T]) -> T:
         """Return what `ask` returns, trying again on a ProviderError.
 
         Raises:
-            ProviderError: it failed for longer than is waited.
+            ProviderError: it failed for longer than is waited; of the type of the last error.
         """
         slept, pause, started = 0.0, _FIRST_S, self._clock()
         while True:
@@ -47,10 +47,10 @@ class Patience:
                 # A request that times out takes time as well.
                 waited = max(slept, self._clock() - started)
                 if waited + asked > self._total_s:
-                    raise ProviderError(
+                    raise type(error)(
                         f"the model's provider did not answer in {waited:,.0f} s of waiting",
-                        str(error.what),
-                        f"{self._resume}     # staged units are kept",
+                        error.what,
+                        self._fix,
                     ) from error
                 log.warning("%s: trying again in %.0f s", error.what, asked)
             self._wait(asked)

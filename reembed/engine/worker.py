@@ -97,7 +97,8 @@ class UnitEmbedder:
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         self._job, self._host = job, host
         self._worker = uuid.uuid4().hex
-        self._patience = Patience(job.embed.stall_s, job.plan.resume, wait)
+        resume = f"{job.plan.resume}     # staged units are kept"
+        self._patience = Patience(job.embed.stall_s, resume, wait)
         self._encoder: Encoder = encoders.load_encoder(
             job.encoder,
             dtype=job.embed.dtype,

@@ -255,6 +255,17 @@ def test_pauses_double_up_to_a_minute_and_end_in_time():
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
 
 
+@pytest.mark.parametrize("kind", [ProviderBusy, ProviderError])
+def test_an_error_that_outlasts_the_waiting_keeps_its_type(kind):
+    def ask():
+        raise kind("429")
+
+    with pytest.raises(ProviderError) as stopped:
+        Patience(10, "reembed run", lambda s: None).through(ask)
+    assert type(stopped.value) is kind
+    assert (stopped.value.why, stopped.value.fix) == ("429", "reembed run")
+
+
 def test_requests_that_take_long_count_as_waiting():
     now = [0.0]
 
