@@ -14,8 +14,10 @@ from reembed import encoders
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
 from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences, VerifyReport
-from reembed.config.settings import EncoderConfig
+from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
+from reembed.encoders.base import Vectors
+from reembed.engine.patience import Patience
 from reembed.lifecycle.differences import compare_ids, compare_index
 from reembed.lifecycle.journal import Journal, RowsCompared
 from reembed.lifecycle.scans import EXAMPLES, Documents, Rows, scan_source, scan_table
@@ -56,6 +58,8 @@ class Subject:
     """A newer version of the source, to find out how far the table is behind it."""
     origin: str | None = None
     """The run that began the line, whose golden vectors the model must give; None: not checked."""
+    patience: Patience = field(default_factory=lambda: Patience(EmbedConfig().stall_s))
+    """How long a model's provider that is busy is waited for."""
 
 
 def verify(
@@ -171,9 +175,13 @@ def _reembed(
     named = [texts[rows.ids[r].tobytes()] for r in chosen]
     stored = as_vectors(subject.table.take(rows.row_ids[chosen], ["vector"])["vector"])
     encoder = encoders.load_encoder(subject.encoder)
-    if subject.origin is not None:
-        golden.require(subject.table.storage, subject.origin, encoder)
-    again = encoder.embed_documents([text for _, text in named]).vectors
+
+    def embed() -> Vectors:
+        if subject.origin is not None:
+            golden.require(subject.table.storage, subject.origin, encoder)
+        return encoder.embed_documents([text for _, text in named]).vectors
+
+    again = subject.patience.through(embed)
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = (again * stored).sum(axis=1) / lengths

@@ -14,6 +14,7 @@ from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine import reuse
 from reembed.engine.job import EmbedJob
+from reembed.engine.patience import Patience
 from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.evaluation import queries as evalset
@@ -162,7 +163,7 @@ def _index_task(
         queries = None
         if texts:
             encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
-            queries = encoder.embed_queries(texts)
+            queries = _patience(plan, config).through(lambda: encoder.embed_queries(texts))
         trained = _trained(run, plan, vectors.rows)
         return index_store.save(
             index.build(vectors, config.index, queries, trained=trained),
@@ -172,6 +173,10 @@ def _index_task(
             table=vectors.path,
             table_version=vectors.version,
         )
+
+
+def _patience(plan: Plan, config: Config) -> Patience:
+    return Patience(config.embed.stall_s, f"{plan.resume}     # staged units are kept")
 
 
 def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
@@ -202,6 +207,7 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
         tuple(d.doc_id for d in sealed.content.dead_letters),
         proofs=sealed.content.files,
         origin=plan.origin,
+        patience=_patience(plan, context.config),
     )
     again = min(verify.SAMPLE, sealed.content.rows)
     context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))

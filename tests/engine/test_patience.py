@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import lance
@@ -20,6 +21,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Embedded, EncoderStats, Vectors
 from reembed.encoders.hashing import HashingEncoder
+from reembed.engine import patience
 from reembed.engine.patience import Patience
 from reembed.errors import (
     ProviderBusy,
@@ -28,11 +30,14 @@ from reembed.errors import (
     SpaceMismatch,
     TooManyDeadLetters,
 )
+from reembed.lifecycle.verify import Subject, verify
 from reembed.serving.live import OpenRelease
+from reembed.source.dataset import Source
 from reembed.space import ProviderIdentity, Space
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table.read import TableVersion
 
 
 class Endpoint:
@@ -163,6 +168,49 @@ def test_a_provider_that_is_busy_at_the_start_is_waited_for(build, endpoint, wai
     endpoint.fault = fault
     assert build().rows == 100
     assert waits == [1, 2, 4]
+
+
+def test_a_provider_that_is_busy_while_the_index_is_tuned_or_verified_is_waited_for(
+    build, endpoint, eval_folder, make_config, quiet, monkeypatch
+):
+    monkeypatch.setattr(patience, "_FIRST_S", 0.01)
+    asked: Counter[int] = Counter()
+
+    def fault(texts):
+        asked[len(texts)] += 1
+        if len(texts) in (24, 100) and asked[len(texts)] == 1:  # queries; the sample of verify
+            raise ProviderBusy("429")
+
+    endpoint.fault = fault
+    config = make_config(
+        build.source,
+        encoder={"model": "test:model"},
+        embed={"unit_documents": 50},
+        gate={"queries": eval_folder(build.source, 24)},
+    )
+    assert full_rebuild(config, quiet, executor=build.executor).rows == 100
+    assert (asked[24], asked[100]) == (2, 2)
+
+
+def test_a_provider_that_stays_busy_ends_the_verification_in_time(build, endpoint):
+    release = build()
+    storage = storage_of(build)
+    endpoint.fault = lambda texts: _busy()
+    subject = Subject(
+        Source.open(build.config),
+        TableVersion(storage, release.table, release.table_version, release.space.dim),
+        release.space,
+        release.encoder,
+        (),
+        patience=Patience(100, wait=(waited := []).append),
+    )
+    with pytest.raises(ProviderBusy, match="did not answer"):
+        verify(subject)
+    assert 1 < sum(waited) <= 80
+
+
+def _busy():
+    raise ProviderBusy("429")
 
 
 def test_a_provider_that_stays_broken_stops_the_run_which_then_resumes(build, endpoint, waits):
