@@ -88,7 +88,11 @@ def blaming_texts() -> Iterator[None]:
 
 
 class TokenEncoder(ABC):
-    """An encoder made of two halves, `tokenize` and `embed`; one caller at a time."""
+    """An encoder made of two halves, `tokenize` and `embed`.
+
+    Threads may share it for queries. `embed_tokens` and `embed_documents` count, for one caller at a
+    time.
+    """
 
     dim: int
     batch_tokens: int

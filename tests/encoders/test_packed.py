@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -314,24 +315,48 @@ def ways(folder: Path, device: str, dtype: str, compile_layers: bool) -> list[tu
     return list(loader._ways(dtype, _is_exchangeable(encoder._model[0].model)))
 
 
-def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> None:
-    folder = tiny_models.model_of(tmp_path / "m", "bert")
-    encoder = opened(folder)
-    given = texts(6)
-    right = embed(encoder, given)
+def beyond_float16(encoder: SentenceEncoder, folder: Path) -> SentenceEncoder:
+    """The model in float16, with weights that take some values beyond its range."""
     model = plain(encoder, folder)
     linears.narrow(model[0], torch.float16)
     with torch.no_grad():
         model[0].model.encoder.layer[0].output.dense.bias[3] = 60_000.0
         model[0].model.encoder.layer[0].intermediate.dense.bias[3] = 60_000.0
         model[0].model.encoder.layer[0].output.dense.weight[3, 3] = 10.0
-    half = SentenceEncoder(
+    return SentenceEncoder(
         encoder._profile, model, "cpu", 400, Padded(0, type_ids=False), "float16"
     )
+
+
+def test_values_beyond_float16_are_computed_again_in_float32(tmp_path: Path) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    encoder = opened(folder)
+    given = texts(6)
+    right = embed(encoder, given)
+    half = beyond_float16(encoder, folder)
     assert np.isfinite(embed(half, given)).all()
     half.dtype = "float32 as it were"
     assert not np.isfinite(embed(half, given)).all()
     assert np.isfinite(right).all()
+
+
+def test_threads_may_share_a_model_though_values_go_beyond_float16(tmp_path: Path) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    half, given = beyond_float16(opened(folder), folder), texts(30)
+    expected = embed(half, given)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: embed(half, given), range(40)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_threads_may_share_a_tokenizer(tmp_path: Path) -> None:
+    folder = tiny_models.model_of(tmp_path / "m", "bert")
+    tokenize = load_tokenizer(EncoderConfig(model=str(folder))).tokenize
+    given = texts(200)
+    expected = tokenize(given, "document").ids
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: tokenize(given, "document").ids, range(40)):
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "xlm-roberta", "bert"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class SentenceEncoder(TokenEncoder):
-    """A loaded model; one caller at a time."""
+    """A loaded model. Threads may share it; the stats of documents are then those of all threads."""
 
     def __init__(
         self,
@@ -45,6 +46,10 @@ class SentenceEncoder(TokenEncoder):
         self._profile = profile
         self._model = model
         self._form = form
+        # Computing again in float32 converts the weights in place.
+        self._alone: AbstractContextManager[object] = nullcontext()
+        if dtype == "float16":
+            self._alone = threading.Lock()
 
     @property
     def path(self) -> str:
@@ -76,12 +81,13 @@ class SentenceEncoder(TokenEncoder):
             torch.OutOfMemoryError: a single text does not fit.
         """
         once, like = distinct(tokens)
-        vectors = self._embed(once)
-        if self.dtype == "float16":
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) & (once.lengths > 0))
-            if len(bad):
-                with self._in_float32():
-                    vectors[bad] = self._embed(once.take(bad))
+        with self._alone:
+            vectors = self._embed(once)
+            if self.dtype == "float16":
+                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) & (once.lengths > 0))
+                if len(bad):
+                    with self._in_float32():
+                        vectors[bad] = self._embed(once.take(bad))
         if len(once) == len(tokens):
             return vectors
         return np.ascontiguousarray(vectors[like])

@@ -32,7 +32,7 @@ _UNSUPPORTED = ("query_length", "document_length", "query_expansion", "processin
 
 @dataclass(frozen=True)
 class SentenceTokenizer:
-    """The tokenizer of a model folder; safe to use from one thread at a time.
+    """The tokenizer of a model folder. Threads may share it: nothing changes once it is open.
 
     backend: a tokenizers.Tokenizer that cuts at max_length tokens and does not pad.
     max_length: tokens, special ones included; None: no limit.
