@@ -123,7 +123,7 @@ class _Reader:
         _merge(self.tree, value)
 
     def _parsed(self, file: str, text: str) -> tuple[Any, int]:
-        """Return the value of a YAML text and the line that it begins in; None and 0 if there is none."""
+        """Return the value of a YAML text and the line it begins in; None and 0 for an empty text."""
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:

@@ -33,7 +33,7 @@ _SHOULD = {
 
 
 class Place(NamedTuple):
-    """Where something was written, and the scalar's text as it stood there."""
+    """Where something is written, and a scalar's text as it is in the file."""
 
     file: str
     line: int | None = None

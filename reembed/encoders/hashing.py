@@ -45,11 +45,6 @@ class HashingEncoder(TokenEncoder):
     about = EncoderStats(device="cpu", path="hashing")
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Read the reference.
-
-        Raises:
-            SetupError: it is not of the form hashing:DIM[:SALT], or a setting does not fit.
-        """
         match = _REFERENCE.fullmatch(config.model)
         if match is None:
             raise SetupError(
@@ -75,11 +70,9 @@ class HashingEncoder(TokenEncoder):
 
     @property
     def sha256(self) -> str:
-        """Digest of what decides the token ids."""
         return _sha256(f"hashing {_VERSION} {self._salt}")
 
     def describe(self) -> Space:
-        """Return the space of these vectors, as float32."""
         weights = _sha256(f"hashing {_VERSION} {self._buckets} {self._salt}")
         return Space(
             model=self._config.model,

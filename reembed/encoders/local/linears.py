@@ -124,8 +124,8 @@ def prepack(model: nn.Module, dtype: torch.dtype) -> None:
         after = _activation_after(module)
         for name, child in _linears(module, dtype):
             narrow = name in after or name in _ATTENDED
-            new = PrepackedLinear(child, dtype, after.get(name, _NONE), narrow=narrow)
-            setattr(module, name, new)
+            activation = after.get(name, _NONE)
+            setattr(module, name, PrepackedLinear(child, dtype, activation, narrow=narrow))
 
 
 def narrow(model: nn.Module, dtype: torch.dtype) -> None:
@@ -133,8 +133,8 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> None:
     for module in list(model.modules()):
         activated = [linear for linear, name in _FUSED if hasattr(module, name)]
         for name, child in _linears(module, dtype):
-            new = NarrowLinear(child, dtype, narrow=name in activated or name in _ATTENDED)
-            setattr(module, name, new)
+            is_narrow = name in activated or name in _ATTENDED
+            setattr(module, name, NarrowLinear(child, dtype, narrow=is_narrow))
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:

@@ -227,10 +227,10 @@ def _dense_dim(module: Module, before: int) -> int:
 
 
 def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
-    """The prompts that SentenceTransformer.encode_query and encode_document put before texts.
+    """Return the prompts that SentenceTransformer.encode_query and encode_document put before texts.
 
-    Like these, only the names "query" and "document" count: sentence-transformers 6 has an empty
-    document prompt where the model names none, and so never comes to "passage".
+    Only the names "query" and "document" count: sentence-transformers 6 has an empty document prompt
+    where the model names none, and so never uses "passage".
     """
     own: Settings = layout.settings.get("prompts") or {}
     prompts: dict[Kind, str] = {

@@ -61,7 +61,6 @@ class SentenceEncoder(TokenEncoder):
         return EncoderStats(self.device, self.path, self.notes, self.batch_tokens, self.peak_flops)
 
     def describe(self) -> Space:
-        """Return the space of the vectors, as float32; the first call reads the model's files."""
         return self._profile.space
 
     def tokenize(self, texts: Sequence[str], kind: Kind) -> Tokens:

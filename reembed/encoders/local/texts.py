@@ -164,11 +164,7 @@ def _open_transformer(
 
 
 def _require_rows(module: Module, fast: Any, most: int) -> None:
-    """Require a row in the model's tables for every position and every added token.
-
-    Raises:
-        SetupError: a text that is long enough, or contains the token, would stop the run.
-    """
+    """Refuse a model without a row for a position or an added token: a text with it would stop the run."""
     rows = {name: t.shape[0] for name, t in module.tensors().items() if t.shape}
     positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
     if positions is not None and _UNLIMITED > most > positions:
@@ -207,7 +203,7 @@ def _chat(module: Module) -> SetupError:
 
 
 def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
-    """Return the tokenizer, set up as in sentence-transformers, and how many positions the model has."""
+    """Return the tokenizer as sentence-transformers sets it up, and how many positions the model has."""
     from transformers import AutoConfig, AutoTokenizer
 
     settings = module.settings
