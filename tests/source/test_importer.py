@@ -467,6 +467,21 @@ def test_many_blocks_and_files_are_one_dataset_in_order(tmp_path, monkeypatch):
         assert lance.dataset(str(tmp_path / f"{kind}.lance")).to_table().to_pylist() == rows
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_file_without_any_column_that_was_asked_for_keeps_its_rows(tmp_path, kind):
+    bodies = {
+        "csv": (b"id,t\n1,x\n", b"id,u\n2,y\n3,z\n"),
+        "jsonl": (lines({"id": "1", "t": "x"}), lines({"id": "2"}, {"id": "3"})),
+        "parquet": (parquet(id=["1"], t=["x"]), parquet(id=["2", "3"])),
+    }
+    files = [str(tmp_path / f"{n}.{kind}") for n in range(2)]
+    for file, body in zip(files, bodies[kind], strict=True):
+        Path(file).write_bytes(body)
+    importer.import_documents(files, str(tmp_path / "out.lance"), columns=["t"])
+    written = lance.dataset(str(tmp_path / "out.lance")).to_table()
+    assert written.to_pydict() == {"t": ["x", None, None]}
+
+
 def failing(monkeypatch):
     def compare(*_):
         raise IntegrityError("it is not what the files hold: nothing of it was kept")
