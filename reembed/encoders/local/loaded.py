@@ -48,7 +48,8 @@ class _Held:
     def has(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a file has this tensor, or its first and last row: some tensors are cut or joined."""
         found = self._names.get(_marks(tensor), set())
-        if _is_constant(tensor):  # all ones or all zeros may also be an initial value
+        # All ones or all zeros may also be an initial value.
+        if tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all()):
             return any(_is_same_name(_plain(name), other) for other in found)
         return bool(found) or self._has_rows(tensor) or self._has_rows(tensor.transpose(0, -1))
 
@@ -84,10 +85,6 @@ def _marks(tensor: torch.Tensor) -> tuple[int, tuple[float, ...]]:
     # Integer arithmetic: float32 cannot hold positions beyond 2**24.
     at = torch.arange(count) * (flat.numel() - 1) // max(1, count - 1)
     return flat.numel(), tuple(flat[at].float().tolist())
-
-
-def _is_constant(tensor: torch.Tensor) -> bool:
-    return tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 def _plain(name: str) -> str:
