@@ -33,7 +33,7 @@ MODULES = tuple(
     f"reembed/{name}.py"
     for name in (
         "catalog/lease", "catalog/plan", "catalog/releases", "catalog/runs", "encoders/golden", "encoders/local/files",
-        "engine/attempts", "engine/documents", "engine/job", "engine/patience", "engine/reuse", "engine/worker",
+        "engine/attempts", "engine/documents", "engine/executor", "engine/patience", "engine/reuse", "engine/worker",
         "evaluation/comparisons",
         "evaluation/terms", "index/files", "lifecycle/differences", "lifecycle/gc", "lifecycle/journal",
         "lifecycle/candidates", "lifecycle/complete", "lifecycle/promote",

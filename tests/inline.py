@@ -15,7 +15,7 @@ from reembed.catalog.receipts import Receipt
 from reembed.config.settings import Config
 from reembed.engine import worker as work
 from reembed.engine.documents import prepared, read
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.engine.signals import Stop
 from reembed.engine.worker import UnitEmbedder
 from reembed.events import Event

@@ -1,4 +1,4 @@
-"""Where Ray runs: the cluster a job was submitted to, or a private one on this machine."""
+"""Where Ray runs: the cluster that a job was submitted to, or a private one on this machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _start(config: Config, folder: str) -> str:
     Raises:
         RunFailed: it did not start, twice.
     """
-    failed = ""
+    failed = again = ""
     for attempt in (1, 2):
         try:
             _init(config, f"{folder}/{attempt}")
@@ -75,8 +75,8 @@ def _start(config: Config, folder: str) -> str:
         except Exception as error:  # noqa: BLE001 - what Ray raises when it is late is bare
             ray.shutdown()
             failed = reason(error)
+            again = f" (at the second try; the first: {failed})"
             continue
-        again = f" (at the second try; the first: {failed})" if failed else ""
         return f"private Ray on this machine with {resources()}{again}{ray_auth.exposed_token()}"
     raise RunFailed(
         "Ray did not start on this machine, twice",

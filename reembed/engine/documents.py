@@ -20,7 +20,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Rows
 from reembed.encoders.tokens import Tokenizer, Tokens, tokenize_documents
 from reembed.engine import reuse
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.errors import SpaceMismatch
 from reembed.source.dataset import TEXT
 from reembed.table.read import from_vectors

@@ -1,18 +1,58 @@
-"""Where the work of a strategy runs, and its workers. This module does not import Ray: `ray_executor` does."""
+"""Where the work of a strategy runs, and what its stages are given. Does not import Ray: `ray_executor` does."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from reembed.catalog.plan import EmbedUnit
+import pyarrow as pa
+
+from reembed.catalog.plan import EmbedUnit, Plan
 from reembed.catalog.receipts import Receipt
-from reembed.config.settings import Config
-from reembed.engine.job import EmbedJob
+from reembed.catalog.runs import Run
+from reembed.config.settings import Config, EmbedConfig, EncoderConfig
 from reembed.engine.signals import Stop
+from reembed.source.dataset import Source
+from reembed.store.records import encode
 
 T = TypeVar("T")
+
+DRAIN = "drain.json"
+
+
+@dataclass(frozen=True)
+class _Drain:
+    """A request that no other unit is started."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Everything a stage needs, small enough to travel with each task."""
+
+    run: Run
+    plan: Plan
+    """Without its units."""
+    source: Source
+    encoder: EncoderConfig
+    embed: EmbedConfig
+    columns: pa.Schema
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Names this start of the driver: a request to drain is for this start only."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the driver was asked to end: no other unit is started."""
+        asked = self.run.storage.decode_if_there(_Drain, self.run.path(DRAIN))
+        return asked == _Drain(self.token)
+
+    def drain(self) -> None:
+        """Ask that no other unit is started."""
+        self.run.storage.write(self.run.path(DRAIN), encode(_Drain(self.token)))
 
 
 class Executor(Protocol):

@@ -29,7 +29,7 @@ from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes, worker
 from reembed.engine.cluster import READER
 from reembed.engine.documents import prepared, read
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.engine.signals import Stop
 from reembed.engine.watchdog import Watchdog
@@ -42,6 +42,7 @@ from reembed.store.storage import storage_errors
 # resources, and the model would wait for a tokenizer in its own actor.
 _TASK_CPUS = 0.5
 _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+_ROW = pa.schema({"unit": pa.string(), "payload": pa.large_binary()})
 _MIN_STORE_BYTES = 256 << 20
 _LOOK_S = 1.0
 _ASK_S = 1.0
@@ -72,12 +73,7 @@ def embed_units(
         num_cpus=job.embed.actor_cpus,
         num_gpus=job.embed.gpus_per_actor or None,
     )
-    dataset = dataset.map_batches(
-        _write,
-        **_ONE_UNIT,
-        fn_kwargs={"job": job},
-        num_cpus=_TASK_CPUS,
-    )
+    dataset = dataset.map_batches(_write, **_ONE_UNIT, fn_kwargs={"job": job}, num_cpus=_TASK_CPUS)
     watchdog = Watchdog(job, units, stop.emit)
 
     def look() -> None:
@@ -119,11 +115,8 @@ def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any
                 raise cause from found
             if not isinstance(found, RayError):
                 raise found
-            raise RunFailed(
-                "the embedding job stopped",
-                reason(found),
-                "reembed status     # the same command resumes",
-            ) from found
+            fix = "reembed status     # the same command resumes"
+            raise RunFailed("the embedding job stopped", reason(found), fix) from found
         yield found
         meanwhile()
 
@@ -137,17 +130,13 @@ def _set_context(job: EmbedJob, units: list[EmbedUnit]) -> None:
     context.execution_no_progress_timeout_s = -1  # embed.stall_s is the limit
     context.target_max_block_size = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with _reading(job, units[0]):
+        text = job.source.read(units[0]).nbytes
+    unit_bytes = 2 * text + units[0].rows * job.plan.space.dim * 4  # text, token ids, vectors
     in_flight = job.embed.units_in_flight * job.embed.actors
-    limit = max(_MIN_STORE_BYTES, in_flight * _unit_bytes(job, units[0]))
     context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=limit
+        object_store_memory=max(_MIN_STORE_BYTES, in_flight * unit_bytes)
     )
-
-
-def _unit_bytes(job: EmbedJob, unit: EmbedUnit) -> int:
-    with _reading(job, unit):
-        text = job.source.read(unit).nbytes
-    return int(2 * text + unit.rows * job.plan.space.dim * 4)  # text, its token ids, its vectors
 
 
 def _reading(job: EmbedJob, unit: EmbedUnit) -> AbstractContextManager[None]:
@@ -176,9 +165,7 @@ class _Units(Datasource):
 def _read(job: EmbedJob, unit: EmbedUnit) -> Iterator[pa.Table]:
     """One unit; tokenized in the same task, its text never enters the object store."""
     if job.is_draining:
-        yield pa.table(
-            {"unit": pa.array([], pa.string()), "payload": pa.array([], pa.large_binary())}
-        )
+        yield _ROW.empty_table()
         return
     with _reading(job, unit):
         documents = read(job, unit)
@@ -192,7 +179,7 @@ def _row(unit: str, documents: pa.Table) -> pa.Table:
     body = sink.getvalue()
     offsets = pa.py_buffer(np.array([0, body.size], np.int64))
     payload = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, body])  # no copy
-    return pa.table({"unit": [unit], "payload": payload})
+    return pa.table([[unit], payload], _ROW)
 
 
 def _documents(batch: pa.Table) -> tuple[str, pa.Table]:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _TASKS_AT_ONCE = 64
 _LOOK_S = 2.0
+_RESUME = "reembed status     # the same command resumes"
 
 
 class RayExecutor:
@@ -85,7 +86,7 @@ class RayExecutor:
                 raise NoCapacity(
                     f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
                     f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs that it needs",
-                    "reembed status     # the same command resumes",
+                    _RESUME,
                 )
 
 
@@ -95,8 +96,5 @@ def _result(task: Any) -> Any:
     except RayTaskError as error:
         raise unwrapped(error) from error
     except RayError as error:
-        raise RunFailed(
-            "a task on the cluster died each time it was tried",
-            reason(error),
-            "reembed status     # the same command resumes",
-        ) from error
+        what = "a task on the cluster died each time it was tried"
+        raise RunFailed(what, reason(error), _RESUME) from error

@@ -16,7 +16,7 @@ from reembed.catalog.lease import Worker
 from reembed.catalog.plan import EmbedUnit
 from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.errors import NoCapacity, RunFailed
 from reembed.events import Listener, WaitingForNode, WorkerEnded
 
@@ -79,19 +79,16 @@ class Watchdog:
                 self._seen[worker.id] = _Seen((worker.unit, worker.attempt), now)
             elif not seen.ended and now - seen.since > self.deadline_s:
                 seen.ended = True
-                self._end(worker, now - seen.since)
+                self._emit(
+                    WorkerEnded(
+                        unit=worker.unit,
+                        attempt=worker.attempt,
+                        seconds=round(now - seen.since, 1),
+                        deadline_s=round(self.deadline_s, 1),
+                        ended=nodes.end_embedder(worker.actor, worker.pid),
+                    )
+                )
         self._still(now - self._heard, workers)
-
-    def _end(self, worker: Worker, age: float) -> None:
-        self._emit(
-            WorkerEnded(
-                unit=worker.unit,
-                attempt=worker.attempt,
-                seconds=round(age, 1),
-                deadline_s=round(self.deadline_s, 1),
-                ended=nodes.end_embedder(worker.actor, worker.pid),
-            )
-        )
 
     def _still(self, seconds: float, workers: list[Worker]) -> None:
         """Tell that no unit was finished for so long, and give up after `embed.stall_s`."""
@@ -115,10 +112,8 @@ class Watchdog:
         if not room:
             raise NoCapacity(what, f"no node of the cluster has the {size} of an actor", fix)
         up = nodes.live_nodes()
-        busy = [
-            f"{w.unit} (attempt {w.attempt})"
-            for w in workers
-            if w.unit in self._left and w.node in up
-        ]
-        why = f"being embedded: {', '.join(busy[:3])}" if busy else nodes.why_nothing_starts()
-        raise RunFailed(what, why, fix)
+        busy = [w for w in workers if w.unit in self._left and w.node in up]
+        if not busy:
+            raise RunFailed(what, nodes.why_nothing_starts(), fix)
+        named = ", ".join(f"{w.unit} (attempt {w.attempt})" for w in busy[:3])
+        raise RunFailed(what, f"being embedded: {named}", fix)

@@ -6,12 +6,10 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import encoders, faults
@@ -31,8 +29,7 @@ from reembed.engine.documents import (
     to_embed,
     tokens_of,
 )
-from reembed.engine.executor import ALONE, Host
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import ALONE, EmbedJob, Host
 from reembed.engine.patience import Patience
 from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
@@ -93,7 +90,7 @@ class UnitEmbedder:
         here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
         job.plan.space.require(here, "the model this actor would load")
         cores = job.embed.actor_cpus  # its own, and the model waits for the tokenizer
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if cores > 1 else "false")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", str(cores > 1).lower())
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
         self._job, self._host = job, host
         self._worker = uuid.uuid4().hex
@@ -134,10 +131,9 @@ class UnitEmbedder:
         """
         started, started_at = time.perf_counter(), time.time()
         waited, model_s = started - (self._idle_since or started), self._model_s
-        attempt = attempts.begin(
-            self._job.run, name, documents.num_rows, self._host, self._job.token
-        )
-        unit = _Unit.begin(documents, self._job.plan.space.dim)
+        job = self._job
+        attempt = attempts.begin(job.run, name, documents.num_rows, self._host, job.token)
+        unit = _Unit.begin(documents, job.plan.space.dim)
         for row in attempt.poison:
             unit.errors[row] = "its embedding kills the process, or does not end"
         embed = self._embedding(documents)
@@ -180,12 +176,14 @@ class UnitEmbedder:
                 rows = unit.todo[(unit.todo >= start) & (unit.todo < stop)]
                 if not len(rows):
                     continue
+                started = time.perf_counter()
                 try:
-                    with self._timing():
-                        found = embed(rows)
+                    found = embed(rows)
                 except ProviderError:
                     self._worker = uuid.uuid4().hex
                     raise
+                finally:  # the model's seconds, its tokenizing included if it tokenizes itself
+                    self._model_s += time.perf_counter() - started
                 unit.take(rows, found)
 
     def _embedding(self, documents: pa.Table) -> Callable[[Rows], Embedded]:
@@ -197,22 +195,13 @@ class UnitEmbedder:
         tokens, model = tokens_of(documents), require_tokens(encoder)
         return lambda rows: model.embed_tokens(tokens.take(rows))
 
-    @contextmanager
-    def _timing(self) -> Iterator[None]:
-        """Count the seconds of the model's work, its tokenizing included if it tokenizes itself."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._model_s += time.perf_counter() - started
-
     def _share(self, device: str) -> float:
         """Return the replica's share of the device: less than 1 if replicas share a GPU."""
         if not device.startswith("cuda"):
             return 1.0
         return min(1.0, self._job.embed.gpus_per_actor or 1.0)
 
-    def _check(self, unit: str, vectors: npt.NDArray[np.float32], errors: list[str | None]) -> None:
+    def _check(self, unit: str, vectors: Vectors, errors: list[str | None]) -> None:
         """Give an error to vectors that cannot be stored: a search would silently never find them."""
         stored_as = np.dtype(self._job.plan.space.vector_dtype)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -232,9 +221,7 @@ class UnitEmbedder:
                 "reembed config --check",
             )
 
-    def _check_variety(
-        self, unit: str, vectors: npt.NDArray[np.float32], documents: pa.Table
-    ) -> None:
+    def _check_variety(self, unit: str, vectors: Vectors, documents: pa.Table) -> None:
         """Refuse one vector for different texts: the model is broken."""
         usable = np.isfinite(vectors).all(axis=1)
         texts = documents["text_hash"].filter(pa.array(usable)).unique()
@@ -246,11 +233,7 @@ class UnitEmbedder:
             )
 
     def _embedded(
-        self,
-        documents: pa.Table,
-        vectors: npt.NDArray[np.float32],
-        errors: list[str | None],
-        stats: UnitStats,
+        self, documents: pa.Table, vectors: Vectors, errors: list[str | None], stats: UnitStats
     ) -> pa.Table:
         vector_type = self._job.columns.field("vector").type
         usable = np.where(np.isfinite(vectors), vectors, 0)

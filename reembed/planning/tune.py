@@ -39,7 +39,7 @@ _MARK = "# reembed tune:"
 
 @dataclass(frozen=True)
 class _Trials:
-    """What every search needs."""
+    """What every search needs; times are by the monotonic clock."""
 
     config: Config
     tokens: Tokens
@@ -47,8 +47,18 @@ class _Trials:
     gpus: int
     cores: int
     half: float
-    """Of the time: the rest is for layouts. By the monotonic clock, as `end`."""
+    """The rest of the time is for layouts."""
     end: float
+
+    def say(self, what: str) -> None:
+        self.emit(Notice(what))
+
+    def is_late(self, took: float, until: float, what: str) -> bool:
+        """Return whether one more trial, as long as the last one, would end too late, and say so."""
+        late = time.monotonic() + took > until
+        if late:
+            self.say(f"no time left to try {what}")
+        return late
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,8 @@ class Tuned:
     @property
     def overlay(self) -> str:
         """Return the YAML to give after the config."""
-        note = (
-            f"{_MARK} {self.docs_per_s:,.1f} docs/s, {self.tokens_per_s:,} tokens/s on this"
-            " machine; `actors` are of one machine.\n"
-        )
+        rates = f"{self.docs_per_s:,.1f} docs/s, {self.tokens_per_s:,} tokens/s on this machine"
+        note = f"{_MARK} {rates}; `actors` are of one machine.\n"
         return note + yaml.safe_dump({"embed": self.embed}, sort_keys=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -112,10 +120,9 @@ def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
     """
     started = time.monotonic()
     tokens, per_core = _sample(config)
-    emit(Notice(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average"))
     gpus, cores = measure.gpus(), len(os.sched_getaffinity(0))
-    half, end = started + seconds / 2, started + seconds
-    trials = _Trials(config, tokens, emit, gpus, cores, half, end)
+    trials = _Trials(config, tokens, emit, gpus, cores, started + seconds / 2, started + seconds)
+    trials.say(f"{len(tokens):,} documents, {tokens.lengths.mean():.0f} tokens on average")
     tried: list[Tried] = []
     loading = time.monotonic()
     alone, setting = _of_one(trials, tried)
@@ -126,11 +133,8 @@ def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
     ]
     best = max(layouts, key=lambda found: found.tokens_per_s)
     if gpus:
-        emit(
-            Notice(
-                f"a core tokenizes {per_core:,.0f} tokens/s; embed.tokenizer_workers is left as it is"
-            )
-        )
+        kept = "embed.tokenizer_workers is left as it is"
+        trials.say(f"a core tokenizes {per_core:,.0f} tokens/s; {kept}")
     return Tuned(
         embed={
             "dtype": setting.dtype,
@@ -156,25 +160,20 @@ def require_overlay(path: Path) -> None:
         UsageError: the file cannot be written, or holds something else.
     """
     out, nothing = f"--out {path}", "nothing was measured"
-    if not path.absolute().parent.is_dir():
+    written = folder = path.absolute().parent
+    held = ""
+    if not folder.is_dir():
         fix = f"mkdir -p {shlex.quote(str(path.parent))}"
         raise UsageError(f"{out}: there is no such folder", nothing, fix)
-    there = path.exists()
-    if not os.access(path if there else path.absolute().parent, os.W_OK):
-        raise UsageError(
-            f"{out}: it cannot be written", nothing, "reembed tune --out /tmp/tuned.yaml"
-        )
-    if there and not _is_overlay(path.read_text(errors="replace")):
-        raise UsageError(
-            f"{out}: this file was not written by tune, and would be lost",
-            nothing,
-            f"reembed tune --out {shlex.quote(str(path.with_suffix('.tuned.yaml')))}",
-        )
-
-
-def _is_overlay(text: str) -> bool:
-    """Return whether this is an overlay, or nothing."""
-    return not text.strip() or text.startswith(_MARK)
+    if path.exists():
+        written, held = path, path.read_text(errors="replace")
+    if not os.access(written, os.W_OK):
+        fix = "reembed tune --out /tmp/tuned.yaml"
+        raise UsageError(f"{out}: it cannot be written", nothing, fix)
+    if held.strip() and not held.startswith(_MARK):
+        fix = f"reembed tune --out {shlex.quote(str(path.with_suffix('.tuned.yaml')))}"
+        lost = "this file was not written by tune, and would be lost"
+        raise UsageError(f"{out}: {lost}", nothing, fix)
 
 
 def _sample(config: Config) -> tuple[Tokens, float]:
@@ -203,8 +202,7 @@ def _of_one(trials: _Trials, tried: list[Tried]) -> tuple[float, Setting]:
     best: list[tuple[float, Setting]] = []
     took = 0.0
     for dtype in measure.dtypes(trials.config.encoder, trials.config.embed.dtype):
-        if tried and time.monotonic() + took > trials.half:
-            trials.emit(Notice(f"no time left to try {dtype}"))
+        if tried and trials.is_late(took, trials.half, dtype):
             break
         started = time.monotonic()
         found = _of_dtype(trials, dtype, tried)
@@ -221,28 +219,26 @@ def _of_dtype(trials: _Trials, dtype: str, tried: list[Tried]) -> tuple[float, S
     setting = Setting(dtype, budgets[0], min(trials.cores, _MOST_THREADS))
     encoder = setting.load(trials.config.encoder)
     for note in encoder.about.notes:
-        trials.emit(Notice(note))
+        trials.say(note)
     if tried and not encoder.about.path.endswith(dtype):
         return None
     rates: dict[int, float] = {}
     took = 0.0
     for budget in budgets:
-        if rates and time.monotonic() + took > trials.half:
-            trials.emit(Notice(f"no time left to try {budget:,} tokens a batch"))
+        if rates and trials.is_late(took, trials.half, f"{budget:,} tokens a batch"):
             break
         started = time.monotonic()
         encoder.batch_tokens = budget
         rate = measure.rate(encoder, trials.tokens, _TRIAL_S / 2)
         took = time.monotonic() - started
-        if encoder.batch_tokens < budget and rates:
-            trials.emit(Notice(f"{encoder.about.path}: {budget:,} tokens a batch do not fit"))
+        path = encoder.about.path
+        fits = encoder.batch_tokens  # less than `budget` if memory was short
+        if fits < budget and rates:
+            trials.say(f"{path}: {budget:,} tokens a batch do not fit")
             break
-        budget = encoder.batch_tokens  # what it came down to, where the first did not fit
-        rates[budget] = rate
-        trials.emit(
-            Notice(f"{encoder.about.path}, {budget:,} tokens a batch: {rate:,.0f} tokens/s")
-        )
-        tried.append(Tried(encoder.about.path, budget, round(rate)))
+        rates[fits] = rate
+        trials.say(f"{path}, {fits:,} tokens a batch: {rate:,.0f} tokens/s")
+        tried.append(Tried(path, fits, round(rate)))
     fastest = max(rates.values())
     enough = min(b for b, r in rates.items() if r >= _WITHIN * fastest)
     return rates[enough], replace(setting, batch_tokens=enough)
@@ -255,8 +251,7 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
     """
     found: list[Layout] = []
     for replicas, threads in _splits(trials.gpus, trials.cores):
-        if time.monotonic() + took > trials.end:
-            trials.emit(Notice(f"no time left to try {replicas} replicas"))
+        if trials.is_late(took, trials.end, f"{replicas} replicas"):
             break
         started = time.monotonic()
         shared = replace(setting, threads=threads)
@@ -265,18 +260,18 @@ def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
                 trials.config.encoder, shared, replicas, trials.tokens, _TRIAL_S, trials.end
             )
         except measure.DoesNotFit as error:
-            trials.emit(Notice(str(error)))
+            trials.say(str(error))
             break
         if tokens_per_s is None:
-            trials.emit(Notice(f"no time left to measure {replicas} replicas side by side"))
+            trials.say(f"no time left to measure {replicas} replicas side by side")
             break
         took = time.monotonic() - started
-        share = round(trials.gpus / replicas, 3)
-        found.append(Layout(replicas, threads, min(1.0, share), tokens_per_s))
+        gpus_each = min(1.0, round(trials.gpus / replicas, 3))
+        found.append(Layout(replicas, threads, gpus_each, tokens_per_s))
         where = f"with {threads} cores each"
         if trials.gpus:
             where = f"on {trials.gpus} GPU(s)"
-        trials.emit(Notice(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s"))
+        trials.say(f"{replicas} replica(s) {where}: {tokens_per_s:,.0f} tokens/s")
     return found
 
 

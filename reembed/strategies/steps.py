@@ -13,7 +13,7 @@ from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine import reuse
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.engine.patience import Patience
 from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError, UsageError

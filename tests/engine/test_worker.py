@@ -25,7 +25,7 @@ from reembed.encoders.local.sentence import SentenceEncoder
 from reembed.engine import attempts
 from reembed.engine import worker as units
 from reembed.engine.documents import read, tokenized, tokenizer_of, tokens_of
-from reembed.engine.job import EmbedJob
+from reembed.engine.executor import EmbedJob
 from reembed.errors import RunFailed, SpaceMismatch
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
