@@ -1,7 +1,6 @@
-"""Everything that reembed tells about its work, as types: one `emit(event)` feeds display, log and records.
+"""What reembed tells about its work, as types: one `emit(event)` feeds display, log and records.
 
-A listener is any function of one event: the console prints it, the journal keeps it in the run's
-folder. A further use, such as metrics, is one more listener.
+A listener is any function of one event: the console prints it, the journal keeps it in the run's folder.
 """
 
 from __future__ import annotations

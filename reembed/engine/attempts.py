@@ -1,11 +1,10 @@
-"""How often a unit was tried, and which document kills its process: attempts are finite.
+"""How often a unit was tried, and which document kills its process.
 
 Ray restarts a dead actor and runs its unit again, indefinitely. Each attempt leaves a create-only
 record before it starts, and its worker a record that it removes when the embedding ends, with or
-without an error. A worker whose record remains was killed. That counts against the unit only if the
-worker died alone: its node and its driver live on. After two such deaths the unit is tried in ranges
-that are recorded first, and each range that kills is cut into sixteen for the next attempt, until
-single documents are left. A document that kills twice on its own is poison.
+without an error: a worker whose record remains was killed. It counts as a death of the unit if its node
+and its driver live on. After two deaths the unit is tried in ranges that are recorded first. A range
+that kills is cut into sixteen; a single document that kills twice is poison.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ class Attempt:
 def begin(run: Run, unit: str, rows: int, host: Host = ALONE, driver: str = "") -> Attempt:
     """Record that this unit is tried, and return in which ranges.
 
-    `driver` names the start of the driver: only attempts under it count towards `MAX_ATTEMPTS`, because
-    what ends drivers, such as a store that fails for hours, says nothing about the unit.
+    Only attempts under `driver`, one start of the driver, count towards `MAX_ATTEMPTS`: what ends drivers,
+    such as a store that fails for hours, says nothing about the unit.
 
     Raises:
         RunFailed: it was tried too often, and no single document explains why.
@@ -133,10 +132,8 @@ def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterat
 
 
 def _died_alone(run: Run, unit: str, host: Host) -> list[int]:
-    """Attempts whose worker was killed while its node and its driver lived on.
-
-    A worker that went with its node (preempted, lost, drained) or with its driver says nothing about
-    the documents; neither does one that embedded all and failed later.
+    """Return the attempts whose worker was killed while its node and its driver lived on: others, and those
+    that embedded all and failed later, say nothing about the documents.
     """
     killed = [w for w in workers(run) if w.unit == unit]
     return [w.attempt for w in killed if host.outlived(w.node, w.job)]

@@ -30,8 +30,7 @@ def connected(config: Config) -> Iterator[str]:
     """Connect to Ray for the block; yield where, in one line.
 
     Raises:
-        UsageError: GPUs are asked for on this machine, which has none, or the cluster cannot be
-            reached, or is open to anyone who can reach it.
+        UsageError: this machine has too few GPUs or CPUs, or the cluster cannot be reached or is open to anyone.
     """
     if ray.is_initialized():
         yield "the Ray that is running"
@@ -53,23 +52,27 @@ def connected(config: Config) -> Iterator[str]:
 
 
 def is_left_running() -> bool:
-    """Return whether a job is still being read: shutting Ray down then aborts the process.
-
-    The process must end by `os._exit` instead; its private Ray ends with it.
+    """Return whether a job is still being read: shutting Ray down would abort the process, which must end
+    by `os._exit` instead; its private Ray ends with it.
     """
     return any(t.name == READER and t.is_alive() for t in threading.enumerate())
 
 
 def _start(config: Config, folder: str) -> str:
-    """Start a private Ray with its session below a folder; return where it is, in words.
-
-    Raises:
-        RunFailed: it did not start, twice.
-    """
+    """Start a private Ray with its session below a folder, in two tries; return where it is, in words."""
+    needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
     failed = again = ""
     for attempt in (1, 2):
         try:
-            _init(config, f"{folder}/{attempt}")
+            with quiet_stderr(), on_loopback(), ray_auth.private_token(), signals_wait():
+                ray.init(
+                    address="local",
+                    num_cpus=config.ray.num_cpus or needed,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=f"{folder}/{attempt}",
+                )
         except ReembedError:
             raise
         except Exception as error:  # noqa: BLE001 - what Ray raises when it is late is bare
@@ -83,19 +86,6 @@ def _start(config: Config, folder: str) -> str:
         f"{failed}; this machine may be too busy, or short of memory",
         f"reembed run     # when it is less busy; Ray's logs: {folder}/2/session_latest/logs",
     )
-
-
-def _init(config: Config, folder: str) -> None:
-    needed = config.embed.actors * config.embed.cpus_per_actor + _SPARE_CPUS
-    with quiet_stderr(), on_loopback(), ray_auth.private_token(), signals_wait():
-        ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus or needed,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
 
 
 def _connect(address: str) -> str:

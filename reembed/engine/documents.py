@@ -1,7 +1,7 @@
 """A unit's documents as Arrow tables, from the source to the model.
 
-Columns: doc_id, text_hash, carried columns, then the text or its tokens, and `reembed.error`, which is
-null for a document without an error.
+Columns: doc_id, text_hash, carried columns, the text or its tokens, and `reembed.error`: null, or why
+the document is not embedded.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ NO_TEXT = "its text is null"
 
 @functools.cache
 def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
-    """Return this process's tokenizer.
-
-    Raises:
-        SpaceMismatch: its files are not those of the plan's space.
-    """
+    """Return this process's tokenizer; raise SpaceMismatch if its files are not those of the plan's space."""
     # Ray runs as many of these tasks as there are cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = encoders.load_tokenizer(config)
@@ -50,20 +46,19 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
 
 
 def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
-    """Return the unit's documents: text, text_hash, `reembed.error` (null, or why it is not embedded).
-
-    Where the run's donors hold a document's vector, `reembed.given` has it.
-    """
+    """Return the unit's documents with their texts, and `reembed.given` if the run copies vectors."""
     documents = job.source.read(unit)
     texts = documents[TEXT]
-    hashes = [digests.NULL if t is None else digests.digest(t) for t in texts.to_pylist()]
+    hashes = digests.of_column(texts)
+    stored = [None, pa.py_buffer(hashes)]
+    column = pa.Array.from_buffers(pa.binary(digests.BYTES), documents.num_rows, stored)
     errors = pc.if_else(texts.is_null(), NO_TEXT, pa.scalar(None, pa.string()))
-    documents = documents.append_column("text_hash", pa.array(hashes, pa.binary(digests.BYTES)))
+    documents = documents.append_column("text_hash", column)
     documents = documents.append_column(ERROR, errors)
-    known = reuse.known(job.run.storage, job.plan)
-    if known is None:
+    if not job.plan.donors:
         return documents
-    places = known.find(digests.stack(digests.of_column(texts)))
+    known = reuse.known(job.run.storage, job.plan.donors, job.plan.space.dim)
+    places = known.find(digests.stack(hashes))
     found = (places >= 0) & texts.is_valid().to_numpy()
     vectors = np.zeros((documents.num_rows, job.plan.space.dim), np.float32)
     vectors[found] = known.vectors(places[found])
@@ -116,13 +111,6 @@ def _column(tokens: Tokens) -> pa.Array:
     if not len(ids) or (ids.min() >= 0 and ids.max() < 1 << 16):
         ids = ids.astype(np.uint16)
     return pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(ids))
-
-
-def copied(documents: pa.Table) -> int:
-    """Return how many vectors are given."""
-    if GIVEN not in documents.column_names:
-        return 0
-    return int(documents.num_rows - documents[GIVEN].null_count)
 
 
 def tokens_of(documents: pa.Table) -> Tokens:

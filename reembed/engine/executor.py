@@ -42,7 +42,7 @@ class EmbedJob:
     embed: EmbedConfig
     columns: pa.Schema
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Names this start of the driver: a request to drain is for this start only."""
+    """Names this start of the driver: requests to drain and the limit of attempts are for it only."""
 
     @property
     def is_draining(self) -> bool:

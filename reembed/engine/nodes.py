@@ -27,9 +27,8 @@ def place() -> Place:
 
 
 def outlived(node: str, job: str) -> bool:
-    """Return whether a process there died alone: its driver is ours, and its node is up and not draining.
-
-    A job id is unique within its cluster only; a node id is unique everywhere.
+    """Return whether a process there died alone: its driver is ours (a job id is unique within its cluster only),
+    and its node is up and not draining.
     """
     if not ray.is_initialized() or job != place().job:
         return False

@@ -163,7 +163,7 @@ class _Units(Datasource):
 
 
 def _read(job: EmbedJob, unit: EmbedUnit) -> Iterator[pa.Table]:
-    """One unit; tokenized in the same task, its text never enters the object store."""
+    """Yield one unit; if it is tokenized in this task, its text never enters the object store."""
     if job.is_draining:
         yield _ROW.empty_table()
         return

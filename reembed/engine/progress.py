@@ -29,7 +29,7 @@ class _Finished(NamedTuple):
 
 
 def _recent(finished: list[_Finished], actors: int) -> list[_Finished]:
-    """The units of the last minute, in whole rounds of one for each actor, and the one before them."""
+    """Return the units of the last minute, in whole rounds of one for each actor, and the one before."""
     rounds = (len(finished) - 1) // actors
     if rounds < 1:
         return finished
@@ -40,10 +40,10 @@ def _recent(finished: list[_Finished], actors: int) -> list[_Finished]:
 
 
 def _rates(recent: list[_Finished], actors: int, at: float) -> tuple[float, float]:
-    """Documents and tokens per second over `_recent` units.
+    """Return documents and tokens per second over `_recent` units.
 
-    The time ends with the last unit, not now: units in progress are assumed to go like those. The rate
-    falls only once none was finished for twice the longest time between two of them.
+    The time ends with the last unit, not now: units in progress are assumed to be as fast. The rate falls
+    only once none was finished for twice the longest time between two of them.
     """
     if not recent:
         return 0.0, 0.0
@@ -153,7 +153,7 @@ class EmbedProgress:
         return max(at - (self._first or at), 1e-9)
 
     def _eta(self, docs_per_s: float, at: float) -> int | None:
-        """Seconds that are left; what is in progress since the last unit counts as done."""
+        """Return the seconds that are left; what is in progress since the last unit counts as done."""
         if not docs_per_s or self._done < _ETA_FROM * self._total:
             return None
         return max(1, round((self._total - self._done) / docs_per_s - (at - self._last)))

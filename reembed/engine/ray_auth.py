@@ -37,8 +37,7 @@ def cluster_address(configured: str | None) -> str | None:
 def require_token(address: str, allowed: bool) -> str:
     """Refuse a cluster on other machines that asks for no token; return what to tell about the one used.
 
-    Ray sends a token only if RAY_AUTH_MODE=token, and a cluster that has the variable refuses
-    everyone without one. Under `ray job submit` the variable and `auto` come from the cluster.
+    Ray sends a token only if RAY_AUTH_MODE=token. Under `ray job submit` it and `auto` come from the cluster.
 
     Raises:
         UsageError: there is no token, and `allowed` (ray.allow_unauthenticated) does not waive it.
@@ -81,8 +80,8 @@ def exposed_token() -> str:
 def session_folder() -> Iterator[str]:
     """Make a folder that only this user can enter, for what a private Ray writes: Ray opens its own to all.
 
-    It is removed at the end, unless the run failed: Ray's logs may tell why. If RAY_TMPDIR is set, the
-    folder is below it and stays.
+    It is removed at the end, unless the run failed, because Ray's logs may tell why, or RAY_TMPDIR names
+    its parent.
 
     Raises:
         UsageError: it cannot be made, or its path is too long for those of Ray's sockets.

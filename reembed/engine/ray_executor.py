@@ -53,8 +53,7 @@ class RayExecutor:
     def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
         """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
-        Raises:
-            ReembedError, NoCapacity, RunFailed: as `call`, of the first that fails.
+        Raises as `call`, for the first that fails.
         """
         task = ray.remote(function).options(num_cpus=1, max_retries=3)
         found: dict[int, T] = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.state import state as ray_state
 
-from reembed.engine.signals import SIGNALS
+from reembed.engine.signals import handled
 
 
 @contextmanager
@@ -45,19 +44,14 @@ def signals_wait() -> Iterator[None]:
 
     Ray sets its own handler while it starts; it ends what Ray started and leaves us waiting for it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
     set_handler = ray_utils.set_sigterm_handler
     ray_utils.set_sigterm_handler = lambda handler: None
-    before = {s: signal.signal(s, lambda n, _: came.append(n)) for s in SIGNALS}
     try:
-        yield
+        with handled(lambda number, _: came.append(number)):
+            yield
     finally:
         ray_utils.set_sigterm_handler = set_handler
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
 

@@ -1,9 +1,8 @@
 """Vectors that this root already holds: each text is embedded once per space, whichever run asks.
 
-A donor is a verified release of the same space, of any alias under the root. A document takes the
-vector of a donor's row when the 128-bit digests of both texts are equal; the donor's files are
-proven against their receipts first. Donors are fixed in the run's plan, so that every attempt copies
-from the same rows, and gc keeps them while the run is open.
+A donor is a verified release of the same space, of any alias. A document takes the vector of a donor's
+row if the 128-bit digests of both texts are equal. Donors are fixed in the run's plan, so that every
+attempt copies from the same rows, and gc keeps them while the run is open.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed import digests
-from reembed.catalog.plan import Donor, Plan
+from reembed.catalog.plan import Donor
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
@@ -32,8 +31,7 @@ Int64 = npt.NDArray[np.int64]
 def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor, ...]:
     """Return the newest verified release of each table of a space, over all aliases of the root.
 
-    Releases of another alias that cannot be read give no vectors, and neither do the lines that
-    `_doubted` names; a `Notice` tells which.
+    A `Notice` names releases of other aliases that cannot be read, and lines that give no vectors.
 
     Raises:
         IntegrityError: a record of this alias is damaged.
@@ -67,9 +65,8 @@ def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor,
 
 
 def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[str, str]:
-    """Lines that give no vectors, and why: a release of theirs `failed`, or they copied from such a line.
-
-    Releases of a line share files, and a copy of a wrong vector is as wrong.
+    """Return the lines that give no vectors, and why: a release of theirs `failed`, or they copied from such a
+    line. Releases of a line share files, and a copy of a wrong vector is as wrong.
     """
     doubted, copied = dict(failed), dict[str, set[str]]()
     for line in lines - failed.keys() if failed else ():
@@ -78,7 +75,7 @@ def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[
         except IntegrityError as error:
             doubted[line] = error.what
         else:
-            copied[line] = {d.origin for d in plan.donors} if plan else set()
+            copied[line] = {d.origin for d in (plan and plan.donors) or ()}
     while new := {
         line: f"it copied from {origin}"
         for line, origins in copied.items()
@@ -90,11 +87,7 @@ def _doubted(storage: Storage, failed: dict[str, str], lines: set[str]) -> dict[
 
 
 def proofs(storage: Storage, donor: Donor) -> dict[str, FileProof]:
-    """Return the proof of each data file of a donor, by name.
-
-    Raises:
-        IntegrityError: the donor's records changed since it was registered.
-    """
+    """Return the proof of each data file of a donor, by name; raise IntegrityError if its records changed."""
     registered = Catalog(storage, donor.alias).release(donor.release)
     # The vectors are read from the table that the plan names: it must be the release's.
     release = replace(registered, table=donor.table, table_version=donor.table_version)
@@ -141,11 +134,7 @@ class Known:
         return out
 
 
-def known(storage: Storage, plan: Plan) -> Known | None:
-    """Return the texts of a run's donors, read once per process; None if the plan names no donor."""
-    return _known(storage, plan.donors, plan.space.dim) if plan.donors else None
-
-
 @functools.lru_cache(maxsize=1)
-def _known(storage: Storage, donors: tuple[Donor, ...], dim: int) -> Known:
+def known(storage: Storage, donors: tuple[Donor, ...], dim: int) -> Known:
+    """Return the texts of a run's donors, read once per process."""
     return Known.read(tuple(TableVersion(storage, d.table, d.table_version, dim) for d in donors))

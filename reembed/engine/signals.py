@@ -12,7 +12,21 @@ from types import FrameType
 from reembed.errors import Interrupted
 from reembed.events import Draining, Listener, ignore
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM during the block; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, handler) for s in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class Stop:
@@ -27,16 +41,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Handle SIGINT and SIGTERM during the block; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        """As `handled`, by this object."""
+        with handled(self._received):
             yield self
-            return
-        before = {s: signal.signal(s, self._received) for s in SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def draining(self, drain: Callable[[], None], seconds: float) -> Iterator[None]:
@@ -50,8 +57,7 @@ class Stop:
     def check(self, *, drained: bool = False) -> None:
         """Act on a signal that came; what can be drained calls it often.
 
-        Raises:
-            Interrupted: units in progress are finished (`drained`), or took too long.
+        Raises Interrupted if units in progress are finished (`drained`), or took too long.
         """
         if self._asked is None:
             return

@@ -1,8 +1,7 @@
-"""Nothing hangs silently: a worker over its deadline is ended, and a job that stands still fails.
+"""Ends workers over their deadline from outside, and a job that stands still.
 
-A worker that is stopped, loops, or waits indefinitely in a driver call cannot end itself. Its process
-is ended from outside, Ray starts another, and the attempt counts like any other death. Ages are
-measured by the driver's monotonic clock, from when it first saw a worker on a unit.
+A worker that is stopped, loops, or waits in a driver call cannot end itself. Ray starts another, and the
+attempt counts like any other death. Ages are measured by the driver's monotonic clock.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ class Watchdog:
         """End workers over their deadline.
 
         Raises:
-            NoCapacity: no node had room for an actor for `embed.stall_s`.
-            RunFailed: no unit was finished for `embed.stall_s`.
+            NoCapacity, RunFailed: no unit was finished for `embed.stall_s`, and no node had room or one had.
         """
         now = time.monotonic()
         if now - self._looked < min(_EVERY_S, self.deadline_s / 4):

@@ -24,7 +24,6 @@ from reembed.engine.documents import (
     GIVEN,
     NO_TEXT,
     TOKENS,
-    copied,
     texts_of,
     to_embed,
     tokens_of,
@@ -52,17 +51,20 @@ class _Unit:
     """float32 [N, dim]; NaN for documents without a vector."""
     errors: list[str | None]
     todo: Rows
+    copied: int = 0
     stats: EncoderStats = field(default_factory=EncoderStats)
 
     @classmethod
     def begin(cls, documents: pa.Table, dim: int) -> _Unit:
         """Take over the given vectors; all other documents are to do."""
         vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
+        unit = cls(vectors, documents[ERROR].to_pylist(), to_embed(documents))
         if GIVEN in documents.column_names:
             column = documents[GIVEN].combine_chunks()
             found = column.is_valid()
             vectors[found.to_numpy(zero_copy_only=False)] = as_vectors(column.filter(found))
-        return cls(vectors, documents[ERROR].to_pylist(), to_embed(documents))
+            unit.copied = len(column) - column.null_count
+        return unit
 
     def take(self, rows: Rows, found: Embedded) -> None:
         """Take over the vectors and failures of `rows`, which are done."""
@@ -141,18 +143,14 @@ class UnitEmbedder:
         self._check(name, unit.vectors, unit.errors)
         self._check_variety(name, unit.vectors, documents)
         done = unit.stats + self._encoder.embed_documents([]).stats
+        more = {
+            "notes": "; ".join([*done.notes, *self._other_path]),
+            "peak_flops": done.peak_flops * self._share(done.device),
+        }
         stats = UnitStats(
-            device=done.device,
-            path=done.path,
-            notes="; ".join([*done.notes, *self._other_path]),
-            batch_tokens=done.batch_tokens,
+            **(vars(done) | more),
             attempt=attempt.number,
-            copied=copied(documents),
-            tokens=done.tokens,
-            model_tokens=done.model_tokens,
-            computed_tokens=done.computed_tokens,
-            flop=done.flop,
-            peak_flops=done.peak_flops * self._share(done.device),
+            copied=unit.copied,
             started_at=started_at,
             waited_s=waited,
             embed_s=time.perf_counter() - started,
@@ -166,10 +164,8 @@ class UnitEmbedder:
         self._idle_since = time.perf_counter()
 
     def _try(self, unit: _Unit, attempt: Attempt, embed: Callable[[Rows], Embedded]) -> None:
-        """Embed what is left to do.
-
-        After a provider's error the worker takes another id, so that the time it waited does not count
-        against the unit's deadline.
+        """Embed what is left to do. After a provider's error the worker takes another id: the time it waits
+        must not count against the unit's deadline.
         """
         with attempts.working(attempt, self._worker):
             for start, stop in attempt.ranges():

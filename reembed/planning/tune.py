@@ -1,7 +1,7 @@
 """`reembed tune`: the fastest settings of `embed` for this model, this corpus and this machine.
 
-In about a minute, on real documents: number type and tokens per batch with one replica, then replicas
-side by side, then how fast texts are tokenized. Nothing is written but the overlay.
+Measured on real documents: number type and tokens per batch of one replica, then replicas side by side,
+then how fast texts are tokenized. Nothing is written but the overlay.
 """
 
 from __future__ import annotations
@@ -113,10 +113,7 @@ class Tuned:
 def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
     """Return the best settings among those that were tried until time was up.
 
-    Only loading the model and measuring it once are not cut short.
-
-    Raises:
-        SourceError, EncoderError: the source or the model cannot be used.
+    Loading the model and measuring it once are not cut short. Raises what its source and encoder raise.
     """
     started = time.monotonic()
     tokens, per_core = _sample(config)
@@ -154,11 +151,7 @@ def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
 
 
 def require_overlay(path: Path) -> None:
-    """Refuse a place for the overlay, before anything is measured.
-
-    Raises:
-        UsageError: the file cannot be written, or holds something else.
-    """
+    """Raise UsageError if the overlay cannot be written there, or would replace something else."""
     out, nothing = f"--out {path}", "nothing was measured"
     written = folder = path.absolute().parent
     held = ""
@@ -245,9 +238,8 @@ def _of_dtype(trials: _Trials, dtype: str, tried: list[Tried]) -> tuple[float, S
 
 
 def _layouts(trials: _Trials, setting: Setting, took: float) -> list[Layout]:
-    """Return how many replicas may share this machine, measured side by side while there is time.
-
-    `took` is what one trial took so far.
+    """Return how many replicas may share this machine, measured side by side while there is time; `took` is
+    what one trial took so far.
     """
     found: list[Layout] = []
     for replicas, threads in _splits(trials.gpus, trials.cores):

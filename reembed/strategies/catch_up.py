@@ -1,9 +1,8 @@
-"""Catch up: bring a release to its source's newest version, embedding only what has another text.
+"""Catch up: bring a release to its source's newest version, embedding only texts that are new.
 
-The table's new version shares every fragment that nothing left; a fragment that lost rows is written
-again without them, vectors as they were. So no row of a version ever depends on a deletion file, and
-every file is proven by a receipt. The index is built by the settings of the release's line: those
-are what the gate judged.
+The new table version shares every fragment that lost no row; the others are written again without the
+rows that left, with the same vectors. So every file has a receipt, and none is a deletion file. The
+index is built by the settings that the gate judged, which are those of the release's line.
 """
 
 from __future__ import annotations
@@ -19,16 +18,9 @@ from reembed.errors import IntegrityError, TooManyDeadLetters
 from reembed.events import Behind, Listener, Notice, to_all
 from reembed.source.lag import lag
 from reembed.store.storage import Storage
+from reembed.strategies import steps
 from reembed.strategies.catch_up_plan import Pass, as_planned, is_superseded, make_plan, next_pass
 from reembed.strategies.context import running
-from reembed.strategies.steps import (
-    build_index,
-    embed_documents,
-    register,
-    restage_rows,
-    seal,
-    verify_rows,
-)
 
 _PASSES = 4
 
@@ -43,8 +35,8 @@ def catch_up(
 ) -> Release:
     """Return the newest release that `release` grew into; itself if no document differs.
 
-    While others write, a pass ends on a version that is no longer the newest: a few passes are made,
-    each over what came in during the one before. The event `Behind` tells what is left.
+    If others write meanwhile, a few passes are made, each over what came in during the one before.
+    The event `Behind` tells what is left.
 
     Raises:
         SourceError: the source is gone, or its columns changed.
@@ -80,9 +72,9 @@ def _build(config: Config, found: Pass, emit: Listener, executor: Executor) -> R
     plan = make_plan(config, found, emit)
     config = as_planned(config, plan, emit)
     with running(found.run, plan, config, executor, emit) as context:
-        embed_documents(context)
-        restage_rows(context)
-        sealed = seal(context)
-        manifest = build_index(context, sealed)
-        report = verify_rows(context, sealed, manifest)
-    return register(context, sealed, manifest, report)
+        steps.embed_documents(context)
+        steps.restage_rows(context)
+        sealed = steps.seal(context)
+        manifest = steps.build_index(context, sealed)
+        report = steps.verify_rows(context, sealed, manifest)
+    return steps.register(context, sealed, manifest, report)

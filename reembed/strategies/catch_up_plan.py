@@ -89,10 +89,7 @@ def next_pass(
 
 
 def unfinished_pass(catalog: Catalog, release: Release) -> Pass | None:
-    """Return the pass over this release that was interrupted.
-
-    Passes whose source was replaced are given up.
-    """
+    """Return the pass over this release that was interrupted; give up those whose source was replaced."""
     for entry in reversed(open_among(catalog.storage, catalog.entries())):
         if entry.origin != release.origin or entry.id == entry.origin:
             continue
@@ -124,8 +121,7 @@ def changes_of(
 ) -> Changes:
     """Return what differs between a release and a newer version of its source.
 
-    Raises:
-        IntegrityError: records or files of the release were changed.
+    Raises IntegrityError if records or files of the release were changed.
     """
     dead_letters = provenance.require_sealed(catalog.storage, release).dead_letters
     provenance.require_files(catalog.storage, release)
@@ -136,10 +132,8 @@ def changes_of(
 
 
 def is_superseded(found: Pass) -> bool:
-    """Return whether a pass that failed again should give way to a newer version of the source.
-
-    What is wrong with a version may be right in a newer one. After its first failure a pass is kept,
-    as the fix that was named needs what is staged.
+    """Return whether a pass that failed again should give way to a newer version of the source, which may
+    be right. After its first failure it is kept: the fix that was named needs what is staged.
     """
     if found.plan is None:
         return False
@@ -148,10 +142,7 @@ def is_superseded(found: Pass) -> bool:
 
 
 def as_planned(config: Config, plan: Plan, emit: Listener) -> Config:
-    """Return the config with the index settings of the line, on this machine's device.
-
-    Emits the other settings that the plan fixed and that are different now.
-    """
+    """Return the config with the line's index settings, on this machine's device; emit others that differ."""
     index = plan.index.model_copy(update={"device": config.index.device})
     changed = changed_settings("index", index.model_dump(), config.index.model_dump())
     emit_ignored(changed + embed_settings_changed(plan, config), emit)
@@ -161,8 +152,7 @@ def as_planned(config: Config, plan: Plan, emit: Listener) -> Config:
 def make_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     """Return the plan of a pass; a new one is fixed, create-only.
 
-    Raises:
-        SpaceMismatch: the model is no longer the one of the release.
+    Raises SpaceMismatch if the model is no longer the one of the release.
     """
     run, plan = found.run, found.run.plan()
     if plan is not None:
@@ -223,7 +213,7 @@ def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
 
 
 def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit]:
-    """Documents to embed, documents to refresh, and what stays of fragments that lost rows."""
+    """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows."""
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
         yield EmbedRows(f"embed-{start:09d}", rows, source_documents(len(rows)))

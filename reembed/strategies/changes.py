@@ -1,9 +1,8 @@
 """How a vector table differs from a newer version of its source: rows of new files, or all, compared.
 
-Both ways end in the same comparison, by digests of id and text: a row whose text is what its vector
-was made from keeps its vector, whatever else happened to the row (an update that changed nothing,
-A-B-A, deleted and inserted again, compaction). If new files show no difference, all rows are
-compared to confirm it.
+Rows are compared by digests of id and text: a row whose text is what its vector was made from keeps
+its vector, whatever else happened to the row (an update that changed nothing, A-B-A, deleted and
+inserted again, compaction). If new files show no difference, all rows are compared to confirm it.
 """
 
 from __future__ import annotations
@@ -68,14 +67,9 @@ def find_changes(
     *,
     retry: bool,
 ) -> Changes:
-    """Compare `table`, which equals version `before`, with version `after` of the same source.
+    """Return how `table`, which equals version `before` of its source, differs from version `after`.
 
-    Args:
-        before: the source as the table was made from it, or last caught up with.
-        after: the source that the table must equal.
-        table: the vectors.
-        dead_letters: documents without a vector, with the digests of their texts.
-        retry: try dead letters again even if their text is the same.
+    `dead_letters` are documents without a vector; `retry` tries them again even if their text is the same.
     """
     held = _Rows.of_table(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
@@ -109,15 +103,10 @@ def _compare(
     retry: bool,
     rewrite: bool,
 ) -> Changes:
-    """Return what differs between a table and the rows of its source that were read.
+    """Return what differs between the table and the rows of its source that were read.
 
-    Args:
-        held: the table.
-        found: rows of the source; all of them if `left` is None.
-        left: ids of rows that are gone or changed.
-        dead_letters: documents without a vector.
-        retry: try them again even if their text is the same.
-        rewrite: no row of the table may stay as it is.
+    `left` are ids of rows that are gone or changed; None if all rows of the source were read. `rewrite`:
+    no row of the table may stay as it is.
     """
     everything = left is None
     left = np.setdiff1d(held.ids if left is None else left, found.ids)

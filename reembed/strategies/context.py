@@ -52,8 +52,7 @@ def running(
     """Check rights and room, then connect the executor and handle signals during the block.
 
     Raises:
-        UsageError: a folder cannot be written to.
-        RunFailed: the disk is too small.
+        UsageError, RunFailed: a folder cannot be written to, or the disk is too small.
         Interrupted: a signal came.
     """
     source = Source(plan.source, config.stores.source)
@@ -98,6 +97,6 @@ def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
     largest = max((u.rows for u in plan.units if not isinstance(u, KeepFragment)), default=0)
     if largest >= min(plan.unit_documents, now["unit_documents"]):  # else neither cuts anything
         used["unit_documents"] = plan.unit_documents
-    if plan.donors or not plan.reuse:  # else there was nothing to copy, whatever is asked for
+    if plan.donors or not plan.reuse:  # else there was nothing to copy
         used["reuse"] = plan.reuse
     return changed_settings("embed", used, now)

@@ -10,23 +10,9 @@ from reembed.config.settings import Config
 from reembed.engine.executor import Executor
 from reembed.events import Listener, to_all
 from reembed.store.storage import Storage
+from reembed.strategies import rebuild_plan, steps
 from reembed.strategies.context import running
-from reembed.strategies.rebuild_plan import (
-    Wanted,
-    abandoned_unless_planned,
-    choose_run,
-    emit_already_built,
-    make_plan,
-    place_of,
-)
-from reembed.strategies.steps import (
-    build_index,
-    embed_documents,
-    register,
-    require_open,
-    seal,
-    verify_rows,
-)
+from reembed.strategies.rebuild_plan import Wanted, abandoned_unless_planned, choose_run
 
 
 def full_rebuild(
@@ -46,16 +32,16 @@ def full_rebuild(
     emit = to_all(Journal(storage), emit)
     wanted = Wanted.read(config, catalog, emit)
     run = choose_run(wanted, fresh=fresh)
-    begin(storage, config.alias, run.id, place_of(run, wanted))
+    begin(storage, config.alias, run.id, rebuild_plan.place_of(run, wanted))
     with driving(run), abandoned_unless_planned(run):
-        require_open(run)
+        steps.require_open(run)
         if (release := catalog.registered(run)) is not None:
-            emit_already_built(release, run, wanted, emit)
+            rebuild_plan.emit_already_built(release, run, wanted, emit)
             return release
-        plan = make_plan(run, wanted, emit)
+        plan = rebuild_plan.make_plan(run, wanted, emit)
         with running(run, plan, config, executor, emit) as context:
-            embed_documents(context)
-            sealed = seal(context)
-            manifest = build_index(context, sealed)
-            report = verify_rows(context, sealed, manifest)
-        return register(context, sealed, manifest, report)
+            steps.embed_documents(context)
+            sealed = steps.seal(context)
+            manifest = steps.build_index(context, sealed)
+            report = steps.verify_rows(context, sealed, manifest)
+        return steps.register(context, sealed, manifest, report)

@@ -25,56 +25,37 @@ _SLACK = 1.1
 
 
 def require_texts(config: Config, source: Source, rows: int, emit: Listener) -> None:
-    """Count documents whose text is null: each will be a dead letter.
-
-    Raises:
-        TooManyDeadLetters: they are more than embed.max_dead_letters allows.
-    """
+    """Raise TooManyDeadLetters if more texts are null than embed.max_dead_letters allows."""
     nulls = source.null_texts()
     what = f"{nulls:,} of {rows:,} documents have no text: {source.ref.text} is null"
-    _allow(nulls, config, what, "reembed run")
-    if nulls:
-        emit(_null_texts(what, config))
+    _allow(nulls, 0, config, what, "reembed run", emit)
 
 
 def require_changed_texts(
     config: Config, release: Release, source: Source, changes: Changes, emit: Listener
 ) -> None:
-    """Count what a catch-up will have no vector for: changed documents whose text is null, and the
-    dead letters of its release that stay.
-
-    Raises:
-        TooManyDeadLetters: they are more than embed.max_dead_letters allows.
-    """
+    """Raise TooManyDeadLetters if null texts and dead letters that stay are more than allowed."""
     nulls, stay = changes.without_text, len(changes.dead_letters)
     what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.ref.text} is null"
-    both = f"{what}; dead letters of {release.id} that stay: {stay:,}" if stay else what
-    _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
-    if nulls:
-        emit(_null_texts(what, config))
+    if stay:
+        what += f"; dead letters of {release.id} that stay: {stay:,}"
+    _allow(nulls, stay, config, what, f"reembed catch-up {release.id}", emit)
 
 
-def _allow(count: int, config: Config, what: str, command: str) -> None:
-    allowed = config.embed.max_dead_letters
+def _allow(nulls: int, stay: int, config: Config, what: str, command: str, emit: Listener) -> None:
+    count, allowed = nulls + stay, config.embed.max_dead_letters
     if count > allowed:
         raise TooManyDeadLetters(
             f"{what}; embed.max_dead_letters allows {allowed:,}",
             "a document without text has no vector: it is left out of the index, as a dead letter",
             f"{command} --set embed.max_dead_letters={count}",
         )
-
-
-def _null_texts(what: str, config: Config) -> Notice:
-    allowed = config.embed.max_dead_letters
-    return Notice(f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})")
+    if nulls:
+        emit(Notice(f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})"))
 
 
 def require_rights(storage: Storage, plan: Plan) -> None:
-    """Check that every folder the run will write to is writable; object stores are not checked.
-
-    Raises:
-        UsageError: one is not writable.
-    """
+    """Raise UsageError if a folder that the run writes to is not writable; object stores are not checked."""
     if is_remote(storage.root):
         return
     written = ["", "indexes", "lines", "releases", f"releases/{plan.alias}", "results", "runs"]
@@ -87,11 +68,7 @@ def require_rights(storage: Storage, plan: Plan) -> None:
 
 
 def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
-    """Compare what is left to write with what is free in a local root.
-
-    Raises:
-        RunFailed: the vectors alone do not fit.
-    """
+    """Raise RunFailed if the vectors alone do not fit in what is free in a local root."""
     if is_remote(run.storage.root):
         return
     staged = run.staged()
@@ -99,7 +76,9 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
     if not rows:
         return
     item = np.dtype(plan.space.vector_dtype).itemsize
-    table = int(rows * (plan.space.dim * item + _ROW_BYTES + _carried_bytes(source)))
+    sample = next(source.scan()).drop_columns([TEXT])  # ids and carried values
+    carried = sample.nbytes / max(1, sample.num_rows)
+    table = int(rows * (plan.space.dim * item + _ROW_BYTES + carried))
     stay = plan.base.rows if plan.base else 0
     index = int((sum(u.rows for u in plan.units) + stay) * plan.space.dim * 4 * _SLACK)
     free = shutil.disk_usage(run.storage.root).free
@@ -114,17 +93,9 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
         emit(Notice(f"little room: {have}; {need}"))
 
 
-def _carried_bytes(source: Source) -> float:
-    """Return the mean bytes of a document's id and carried values, from the first batch."""
-    sample = next(source.scan()).drop_columns([TEXT])
-    return float(sample.nbytes / max(1, sample.num_rows))
-
-
 def _size(count: int) -> str:
     """Return bytes in a readable unit."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"
+    if count < 1024:
+        return f"{count:,} bytes"
+    power = min((count.bit_length() - 1) // 10, 4)
+    return f"{count / 1024**power:,.1f} {' KMGT'[power]}iB"

@@ -18,7 +18,7 @@ from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import Config, EncoderConfig, FrozenGate, changed_settings
+from reembed.config.settings import Config, FrozenGate, changed_settings
 from reembed.engine import reuse
 from reembed.errors import Conflict, ReembedError
 from reembed.evaluation import queries as evalset
@@ -33,7 +33,7 @@ from reembed.table import write as table
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a rebuild is asked for: settings, documents, space and gate as they are now."""
+    """The settings, documents, space and gate of a rebuild, as they are now."""
 
     config: Config
     catalog: Catalog
@@ -43,11 +43,7 @@ class Wanted:
 
     @classmethod
     def read(cls, config: Config, catalog: Catalog, emit: Listener) -> Wanted:
-        """Open the source and read the model's files and the judged queries.
-
-        Raises:
-            SourceError, EncoderError, UsageError: one of them cannot be read.
-        """
+        """Open the source and read the model's files and the judged queries; raise what each of them raises."""
         source = Source.open(config)
         emit(Working(f"reading the model's files: {config.encoder.model}"))
         space = encoders.describe(config.encoder, config.table.dtype)
@@ -129,11 +125,7 @@ def abandoned_unless_planned(run: Run) -> Iterator[None]:
 
 
 def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listener) -> None:
-    """Tell that the run is complete, and which settings differ from those it was built with.
-
-    Raises:
-        IntegrityError: the release's index has no manifest, or a damaged one.
-    """
+    """Tell that the run is complete, and which settings differ from those it was built with."""
     emit(AlreadyBuilt(run.id, release.id))
     plan, config = run.plan(), wanted.config
     changed = _planned_otherwise(plan, wanted) if plan else []
@@ -185,6 +177,9 @@ def _check_documents(wanted: Wanted, emit: Listener) -> int:
 
 def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Plan:
     config, source, space = wanted.config, wanted.source, wanted.space
+    encoder = config.encoder
+    if Path(encoder.model).expanduser().is_dir():  # the release must find it from anywhere
+        encoder = encoder.model_copy(update={"model": absolute(encoder.model)})
     path = table.path_of(config.alias, space)
     columns = table.schema(space, *source.schema())
     units = source.units(config.embed.unit_documents, config.embed.actors)
@@ -198,7 +193,7 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
             alias=config.alias,
             place=place_of(run, wanted),
             space=space,
-            encoder=_portable(config.encoder),
+            encoder=encoder,
             source=source.ref,
             table=path,
             base_version=table.ensure_table(run.storage, path, columns),
@@ -220,10 +215,8 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
 
 
 def _require_donors(run: Run, plan: Plan) -> None:
-    """gc marks a release, then looks for plans that name it; this plan was written, now look for marks.
-
-    Raises:
-        Conflict: gc is removing a release that the plan copies from.
+    """Raise Conflict if gc is removing a release that the plan copies from: gc marks a release, then looks for
+    plans that name it; this plan was written, now look for marks.
     """
     for donor in plan.donors:
         catalog = Catalog(run.storage, donor.alias)
@@ -236,14 +229,7 @@ def _require_donors(run: Run, plan: Plan) -> None:
             )
 
 
-def _portable(section: EncoderConfig) -> EncoderConfig:
-    """A relative model folder made absolute: the release must find it from anywhere."""
-    if Path(section.model).expanduser().is_dir():
-        return section.model_copy(update={"model": absolute(section.model)})
-    return section
-
-
 def _planned_otherwise(plan: Plan, wanted: Wanted) -> list[ChangedSetting]:
-    """Settings that the plan fixed and that are different now, what the judged queries hold included."""
+    """Return settings that the plan fixed and that are different now; the judged queries are among them."""
     changed = changed_settings("gate", plan.gate.model_dump(), wanted.gate.model_dump())
     return changed + embed_settings_changed(plan, wanted.config)

@@ -19,9 +19,7 @@ from reembed.table.write import Staged, stage
 def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
     """Stage a unit that a catch-up takes over; return its receipt.
 
-    Raises:
-        IntegrityError: a file it would be read from differs from its receipt: a damaged vector
-            would get a new, valid receipt.
+    Raises IntegrityError if a file differs from its receipt: a damaged vector would get a new, valid one.
     """
     assert plan.base is not None
     version = plan.base.table_version

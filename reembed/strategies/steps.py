@@ -55,11 +55,7 @@ def embed_documents(context: RunContext) -> None:
 
 
 def _prove_donors(context: RunContext) -> None:
-    """Check every file that vectors are copied from against its receipt.
-
-    Raises:
-        IntegrityError: a file is damaged, or the records of a donor were changed.
-    """
+    """Raise IntegrityError if a file that vectors are copied from, or a record of its release, was changed."""
     storage, donors = context.run.storage, context.plan.donors
     try:
         files = [
@@ -105,9 +101,8 @@ def seal(context: RunContext) -> SealedTable:
 
 
 def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
-    """Build, tune and save the index; take one of this table version that is finished.
-
-    A finished one is taken whatever settings it was built by; those that differ now are named.
+    """Build, tune and save the index; take one of this table version that is finished, and name the
+    settings that differ from those it was built by.
     """
     run, config, executor = context.run, context.config, context.executor
     finished = index_store.finished(run.storage, f"indexes/{run.id}", sealed.version)
@@ -140,7 +135,7 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
 
 
 def _tuning_texts(context: RunContext) -> list[str]:
-    """The planned queries to tune the index on; none if they changed or cannot be read now."""
+    """Return the planned queries to tune the index on; none if they changed or cannot be read now."""
     gate = context.plan.gate
     if not gate.queries:
         return []
@@ -180,7 +175,7 @@ def _patience(plan: Plan, config: Config) -> Patience:
 
 
 def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
-    """The base's index for a catch-up: its training holds while most vectors are those it was trained on."""
+    """Return the base's index, whose training holds while most vectors are those it was trained on."""
     if plan.base is None:
         return None
     base = Catalog(run.storage, plan.alias).release(plan.base.release)
@@ -195,8 +190,7 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
 def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifest) -> VerifyReport:
     """Compare every row with its source; return the report, which passed.
 
-    Raises:
-        IntegrityError: the table or the index differs from the source.
+    Raises IntegrityError if the table or the index differs from the source.
     """
     run, plan = context.run, context.plan
     subject = verify.Subject(
@@ -237,11 +231,7 @@ def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) ->
 
 
 def require_open(run: Run) -> None:
-    """Refuse to go on with a run that was given up.
-
-    Raises:
-        Conflict: it was.
-    """
+    """Raise Conflict if the run was given up."""
     if (result := run.result()) is not None and result.release is None:
         raise Conflict(
             f"run {run.id} was given up while this process was building it",

@@ -125,11 +125,7 @@ def catch_up_and_follow(
 
 
 def _require_not_undone(catalog: Catalog, live: AliasRecord, newest: Release) -> None:
-    """Refuse to catch up live after a rollback to older documents of its line.
-
-    Raises:
-        Conflict: `newest`, of the same line, has newer documents than what was rolled back to.
-    """
+    """Raise Conflict after a rollback of live, if `newest`, of the same line, has newer documents."""
     if live.action != "rollback" or newest.id == live.release.id:
         return
     back = f"{catalog.alias} was rolled back to {live.release.id} at {live.at}"
