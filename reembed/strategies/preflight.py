@@ -28,7 +28,8 @@ def require_texts(config: Config, source: Source, rows: int, emit: Listener) -> 
     """Raise TooManyDeadLetters if more texts are null than embed.max_dead_letters allows."""
     nulls = source.null_texts()
     what = f"{nulls:,} of {rows:,} documents have no text: {source.ref.text} is null"
-    _allow(nulls, 0, config, what, "reembed run", emit)
+    _allow(nulls, config, what, "reembed run")
+    _tell(nulls, config, what, emit)
 
 
 def require_changed_texts(
@@ -37,20 +38,26 @@ def require_changed_texts(
     """Raise TooManyDeadLetters if null texts and dead letters that stay are more than allowed."""
     nulls, stay = changes.without_text, len(changes.dead_letters)
     what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.ref.text} is null"
+    both = what
     if stay:
-        what += f"; dead letters of {release.id} that stay: {stay:,}"
-    _allow(nulls, stay, config, what, f"reembed catch-up {release.id}", emit)
+        both += f"; dead letters of {release.id} that stay: {stay:,}"
+    _allow(nulls + stay, config, both, f"reembed catch-up {release.id}")
+    _tell(nulls, config, what, emit)
 
 
-def _allow(nulls: int, stay: int, config: Config, what: str, command: str, emit: Listener) -> None:
-    count, allowed = nulls + stay, config.embed.max_dead_letters
+def _allow(count: int, config: Config, what: str, command: str) -> None:
+    allowed = config.embed.max_dead_letters
     if count > allowed:
         raise TooManyDeadLetters(
             f"{what}; embed.max_dead_letters allows {allowed:,}",
             "a document without text has no vector: it is left out of the index, as a dead letter",
             f"{command} --set embed.max_dead_letters={count}",
         )
+
+
+def _tell(nulls: int, config: Config, what: str, emit: Listener) -> None:
     if nulls:
+        allowed = config.embed.max_dead_letters
         emit(Notice(f"{what}; each is a dead letter (embed.max_dead_letters: {allowed:,})"))
 
 
