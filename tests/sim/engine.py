@@ -95,6 +95,8 @@ class World:
         self.quiet = False
         self.held: dict[str, str] = {}
         """By process: the step in front of which it waits until all others are done or wait, too."""
+        self.doomed: dict[str, str] = {}
+        """By process: the step at which it dies."""
         self._back = threading.Event()
 
     def close(self) -> None:
@@ -153,7 +155,7 @@ class World:
             del self.held[process.name]
             process.sleeps = sys.maxsize
             return self._switch(process)
-        what = self._drawn()
+        what = "die" if self.doomed.get(process.name) == name else self._drawn()
         if what == "go" or (what in ("fail", "lose") and not name.startswith("store.")):
             return "go"
         self.counts[what] += 1

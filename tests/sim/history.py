@@ -47,8 +47,9 @@ CALM = dict.fromkeys(MIXED, 0.0)
 """No fault, and no process that waits for another: one after the other, each to its end."""
 OUTLIVED = {**CALM, "switch": 0.1}
 LATE = {**CALM, "die": 0.001, "switch": 0.02, "presume": 0.3}
-POINTS = ("run.before_register", "promote.before_follow")
+POINTS = ("run.before_register", "run.after_register", "promote.before_follow")
 """Where a catch-up is held up until it is late."""
+UNENDED = {**CALM, "die": 0.001, "switch": 0.05, "presume": 1.0}
 KINDS = {
     "mixed": MIXED,
     "rivals": RIVALS,
@@ -57,12 +58,24 @@ KINDS = {
     "judged": MIXED,
     "outlived": OUTLIVED,
     "late": LATE,
+    "registered": UNENDED,
 }
 """mixed: everything at once; rivals: drivers of one run, each believed dead, one of them for long;
 contest: promotions;
 columns: jobs that write whole columns of the source, while what is live catches up; judged: the gate
 decides, while its queries change; outlived: a reader asks after gc and a rebuild took its release;
-late: catch-ups of one release over several versions of the source end in any order."""
+late: catch-ups of one release over several versions of the source end in any order; registered: a
+process stops between registering a release and ending its run, and others start over and drop runs."""
+VERBS = {
+    "run": 5,
+    "promote": 4,
+    "catch-up": 4,
+    "rollback": 2,
+    "gc": 2,
+    "run --fresh": 1,
+    "gc --drop-run": 1,
+}
+"""What an operator does, and how often."""
 MODELS = ("hashing:16", "hashing:24")
 THIRD = "hashing:20"
 FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
@@ -135,9 +148,7 @@ class History:
     # --- what processes do ---
 
     def operator(self, verbs: int) -> Callable[[], None]:
-        chosen = self.rng.choices(
-            ("run", "promote", "catch-up", "rollback", "gc"), (5, 4, 4, 2, 2), k=verbs
-        )
+        chosen = self.rng.choices(tuple(VERBS), tuple(VERBS.values()), k=verbs)
 
         def work() -> None:
             for verb in chosen:
@@ -145,15 +156,17 @@ class History:
 
         return work
 
-    def verb(self, verb: str) -> Any:
-        """One command, as the command line would run it."""
-        config = self.config(self.rng.choice(MODELS))
+    def verb(self, verb: str, model: str | None = None) -> Any:
+        """One command, as the command line would run it; of any model, if none is given."""
+        config = self.config(model or self.rng.choice(MODELS))
         done = {
             "run": lambda: full_rebuild(config, Silent(), executor=Inline()),
             "promote": lambda: self._acknowledge(self._promote(config)),
             "catch-up": lambda: self._acknowledge(self._catch_up(config)),
             "rollback": lambda: self._acknowledge(rollback(self.catalog)),
             "gc": lambda: gc.apply(self.catalog, gc.plan(self.catalog, 2), 2),
+            "run --fresh": lambda: full_rebuild(config, Silent(), executor=Inline(), fresh=True),
+            "gc --drop-run": lambda: self._drop_run(config),
         }[verb]
         result = attempt(done)
         return self._tell(verb, result)
@@ -175,6 +188,12 @@ class History:
         live = self.catalog.require_live().release
         newest = catch_up(config, newest_of(self.catalog, live), Silent(), executor=Inline())
         return follow(self.catalog, newest)
+
+    def _drop_run(self, config: Config) -> None:
+        """Give up a run without a result, as an operator who took it for dead."""
+        runs = [r.id for r in find_runs(self.catalog.storage, "docs") if r.result() is None]
+        if runs:
+            check.gc(config, delete=True, drop_run=self.rng.choice(runs))
 
     def _acknowledge(self, record: AliasRecord) -> AliasRecord:
         self.model.acknowledged.append((record.generation, record.token))
@@ -461,6 +480,7 @@ class History:
                 "judged": (self._judged,),
                 "late": (self._late, self._late),
                 "outlived": (self._outlived, self._asked_late),
+                "registered": (self._registered, self._registered),
             }
             for scene in scenes[self.kind]:
                 scene()
@@ -603,6 +623,25 @@ class History:
                 self.world.step("writer")
                 self.change()
                 self.verb("catch-up")
+
+        self.world.spawn("two", work, later=True)
+        self.world.spawn("reader", self.reader(1), later=True)
+
+    def _registered(self) -> None:
+        """A process stops once its release is registered; others promote it, start over and drop runs."""
+        stopped = self.rng.choice((self.world.held, self.world.doomed))
+        stopped["one"] = "run.after_register"
+        builds, model = self.rng.choice(("run", "catch-up")), self.rng.choice(MODELS)
+        goes_live = "promote" if builds == "run" else builds
+        if builds == "catch-up":
+            self._begin()
+            self.change()
+        self.world.spawn("one", partial(self.verb, builds, model))
+
+        def work() -> None:
+            after = self.rng.sample(("run --fresh", "gc --drop-run", goes_live), 3)
+            for verb in (goes_live, *after, "gc"):
+                self.verb(verb, model)
 
         self.world.spawn("two", work, later=True)
         self.world.spawn("reader", self.reader(1), later=True)

@@ -21,12 +21,13 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from reembed import faults, strategies
-from reembed.catalog import index_manifest
+from reembed.catalog import index_manifest, runs
 from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.lines import Entry
 from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.reports import Difference
-from reembed.catalog.runs import find_runs
+from reembed.catalog.runs import Run, find_runs
 from reembed.engine import worker as units
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
@@ -415,6 +416,31 @@ def gc_takes_all_but_what_is_live(patch: Patch) -> None:
 @bug
 def marks_of_gc_are_not_seen(patch: Patch) -> None:
     patch(Catalog, "is_retired", lambda self, release_id: False)
+
+
+@under_faults
+def a_registered_release_goes_with_its_run(patch: Patch) -> None:
+    """A run is open until it has a result, also after its release went live."""
+
+    def registered(self: Catalog, run: Any) -> Any:
+        result = run.result()
+        return self.release(run.id) if result and result.release else None
+
+    def unended(storage: Storage, known: list[Entry]) -> list[Entry]:
+        return [e for e in known if Run(storage, e.id).result() is None]
+
+    def dropped(catalog: Catalog, run: Run) -> bool:
+        result = run.result()
+        if result is None or result.release or run.plan() is None:
+            return False
+        return run.storage.read_if_there(run.path("cleared.json")) is None
+
+    honest = runs.open_among
+    for module in list(sys.modules.values()):
+        if getattr(module, "open_among", None) is honest:
+            patch(module, "open_among", unended)
+    patch(Catalog, "registered", registered)
+    patch(gc, "_is_dropped", dropped)
 
 
 @under_faults
