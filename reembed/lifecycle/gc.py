@@ -62,7 +62,8 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     for release in kept:
         provenance.require_manifest(catalog.storage, release)
     tables_kept = {r.table for r in kept} | held_tables
-    dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r)]
+    indexes = {o.path.split("/")[1] for o in _files_below(catalog, "indexes/")}
+    dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
     gone = {f"reembed-{r.id}" for r in dropped}
     proven = _proven_files(catalog, kept)
     removable = [
@@ -188,10 +189,13 @@ def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan
     tables = {p.table for _, p in plans.values()}
     for table in tables:
         storage.require_own(table)
-    return {
-        t: [Orphan(*f) for f in (*storage.objects(f"{t}/"), *storage.torn(f"{t}/"))]
-        for t in sorted(tables)
-    }
+    return {t: _files_below(catalog, f"{t}/") for t in sorted(tables)}
+
+
+def _files_below(catalog: Catalog, prefix: str) -> list[Orphan]:
+    """List files, half written ones too."""
+    found = (*catalog.storage.objects(prefix), *catalog.storage.torn(prefix))
+    return [Orphan(path, size) for path, size in found]
 
 
 def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
@@ -215,18 +219,21 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
     except IntegrityError:  # what it names is not known, so nothing is unnamed
         return []
     named = {f"{folder}/{release.index_sha256}.json", *(f.path(folder) for f in manifest.files)}
-    found = (Orphan(*f) for f in catalog.storage.objects(f"{folder}/"))
-    return [o for o in found if o.path not in named]
+    return [o for o in _files_below(catalog, f"{folder}/") if o.path not in named]
 
 
-def _is_dropped(catalog: Catalog, run: Run) -> bool:
-    """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing."""
+def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
+    """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing.
+
+    A process that did not know that it was given up may have written index files since (`indexes`
+    names the runs that have some).
+    """
     result = run.result()
     if result is None or result.release or run.plan() is None:
         return False
     if catalog.storage.size(f"releases/{catalog.alias}/{run.id}.json") is not None:
         return False  # it was registered first: its data goes as that of a release
-    return run.storage.read_if_there(run.path(_CLEARED)) is None
+    return run.id in indexes or run.storage.read_if_there(run.path(_CLEARED)) is None
 
 
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
@@ -295,12 +302,12 @@ def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[st
 
 
 def _is_gone(catalog: Catalog, release: Release) -> bool:
-    return catalog.is_retired(release) and not catalog.storage.objects(f"{release.index}/")
+    return catalog.is_retired(release) and not _files_below(catalog, f"{release.index}/")
 
 
 def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
-    size = sum(s for _, s in catalog.storage.objects(f"{release.index}/"))
-    table = sum(s for _, s in catalog.storage.objects(f"{release.table}/")) if whole else 0
+    size = sum(o.size for o in _files_below(catalog, f"{release.index}/"))
+    table = sum(o.size for o in _files_below(catalog, f"{release.table}/")) if whole else 0
     return Removable(
         release.id,
         "neither live nor previous nor kept",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import lance
 import pytest
@@ -260,3 +261,56 @@ def test_a_file_among_the_tags_of_a_table_that_is_not_one_is_named(root):
         gc.apply(catalog, gc.plan(catalog, 0), 0)
     catalog.storage.remove(stray)
     assert gc.apply(catalog, gc.plan(catalog, 0), 0) is not None
+
+
+def torn(catalog, folder):
+    """A file as a killed process leaves it."""
+    path = f"{folder}/{'0' * 64}.faiss#1"
+    file = Path(catalog.storage.uri(path))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"half")
+    return path
+
+
+def test_a_half_written_file_of_the_index_of_a_kept_release_is_an_orphan(root):
+    catalog, releases, _ = root
+    path = torn(catalog, releases[1].index)
+    assert gc.plan(catalog, 3).orphans == [gc.Orphan(path, 4)]
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    assert not Path(catalog.storage.uri(path)).exists()
+    assert gc.plan(catalog, 3).orphans == []
+
+
+def test_half_written_index_files_of_an_unfinished_run_stay(root):
+    catalog, _, interrupted = root
+    path = torn(catalog, f"indexes/{interrupted(40, 'index.before_save').id}")
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    assert Path(catalog.storage.uri(path)).exists()
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_index_files_that_come_after_their_run_was_given_up_and_cleared_go(root, half):
+    catalog, _, interrupted = root
+    run = interrupted(40, "index.before_save")
+    run.abandon()
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    assert gc.plan(catalog, 3).dropped_runs == []
+    late = f"indexes/{run.id}/late.faiss"
+    if half:
+        late = torn(catalog, f"indexes/{run.id}")
+    else:
+        catalog.storage.write_bytes(late, b"late")
+    assert gc.plan(catalog, 3).dropped_runs == [run.id]
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    assert not Path(catalog.storage.uri(late)).exists()
+    assert gc.plan(catalog, 3).dropped_runs == []
+
+
+def test_a_half_written_index_file_of_a_removed_release_is_removed_too(root):
+    catalog, releases, _ = root
+    gc.apply(catalog, gc.plan(catalog, 1), 1)
+    path = torn(catalog, releases[0].index)
+    assert [r.release for r in gc.plan(catalog, 1).remove] == [releases[0].id]
+    gc.apply(catalog, gc.plan(catalog, 1), 1)
+    assert not Path(catalog.storage.uri(path)).exists()
+    assert gc.plan(catalog, 1).remove == []

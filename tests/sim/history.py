@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
@@ -65,7 +65,8 @@ contest: promotions;
 columns: jobs that write whole columns of the source, while what is live catches up; judged: the gate
 decides, while its queries change; outlived: a reader asks after gc and a rebuild took its release;
 late: catch-ups of one release over several versions of the source end in any order; registered: a
-process stops between registering a release and ending its run, and others start over and drop runs."""
+process stops between registering a release and ending its run, and others start over and drop runs;
+then one with all its units staged, and another one collects."""
 VERBS = {
     "run": 5,
     "promote": 4,
@@ -383,17 +384,33 @@ class History:
                 )
 
     def _check_commits(self) -> None:
-        """A run's vectors enter its table in one commit, however often it is resumed."""
-        for path in {p.table for r in find_runs(self.catalog.storage) if (p := r.plan())}:
+        """A run's vectors enter its table in one commit, however often it is resumed.
+
+        Unless it was given up: a driver that did not notice may commit to a table that gc removed.
+        """
+        runs = find_runs(self.catalog.storage)
+        given_up = {r.id for r in runs if (ended := r.result()) and ended.release is None}
+        for path in {p.table for r in runs if (p := r.plan())}:
             try:
                 table = lance.dataset(f"{self.root}/{path}")
             except ValueError:  # not made yet, or removed by gc
                 continue
             found = (table.read_transaction(v["version"]) for v in table.versions())
-            runs = Counter((t.transaction_properties or {}).get(_RUN) for t in found if t)
-            for run in runs.keys() - {None}:
-                if runs[run] > 1:
-                    self.model.violations.append(f"{path}: {run} was committed {runs[run]} times")
+            times = Counter((t.transaction_properties or {}).get(_RUN) for t in found if t)
+            for run in times.keys() - {None} - given_up:
+                if times[run] > 1:
+                    self.model.violations.append(f"{path}: {run} was committed {times[run]} times")
+
+    def _unnamed_index_files(self) -> list[str]:
+        """Files below indexes/ that belong to no release, half written ones too."""
+        storage, named = self.catalog.storage, set[str]()
+        for release in self.catalog.releases():
+            with suppress(ReembedError):  # gc took it
+                manifest = read_manifest(storage, release.index, release.index_sha256)
+                named |= {f.path(release.index) for f in manifest.files}
+                named.add(f"{release.index}/{release.index_sha256}.json")
+        there = (*storage.objects("indexes/"), *storage.torn("indexes/"))
+        return [path for path, _ in there if path not in named]
 
     def _check_serves(self) -> None:
         """Live and what a rollback goes to are whole, whatever gc did."""
@@ -480,7 +497,7 @@ class History:
                 "judged": (self._judged,),
                 "late": (self._late, self._late),
                 "outlived": (self._outlived, self._asked_late),
-                "registered": (self._registered, self._registered),
+                "registered": (self._registered, self._staged),
             }
             for scene in scenes[self.kind]:
                 scene()
@@ -627,10 +644,13 @@ class History:
         self.world.spawn("two", work, later=True)
         self.world.spawn("reader", self.reader(1), later=True)
 
+    def _stop(self, point: str) -> None:
+        """Process one dies at a point of the code, or is held up there."""
+        self.rng.choice((self.world.held, self.world.doomed))["one"] = point
+
     def _registered(self) -> None:
         """A process stops once its release is registered; others promote it, start over and drop runs."""
-        stopped = self.rng.choice((self.world.held, self.world.doomed))
-        stopped["one"] = "run.after_register"
+        self._stop("run.after_register")
         builds, model = self.rng.choice(("run", "catch-up")), self.rng.choice(MODELS)
         goes_live = "promote" if builds == "run" else builds
         if builds == "catch-up":
@@ -645,6 +665,13 @@ class History:
 
         self.world.spawn("two", work, later=True)
         self.world.spawn("reader", self.reader(1), later=True)
+
+    def _staged(self) -> None:
+        """A process stops with all units staged, while another one collects."""
+        self.change()
+        self._stop("table.before_commit")
+        self.world.spawn("one", lambda: self.verb("run"))
+        self.world.spawn("two", lambda: self.verb("gc"), later=True)
 
     def _caught_up(self) -> None:
         """Two processes catch up at once, while a column changes under them."""
@@ -709,7 +736,7 @@ class History:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
                 left = [*(o.path for o in planned.orphans), *planned.tables, *planned.trim]
-                if left:
+                if left := left + self._unnamed_index_files():
                     self.model.violations.append(f"gc left {len(left)} behind: {left[0]}")
 
         self.world.spawn("last", work)

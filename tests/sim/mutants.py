@@ -429,11 +429,11 @@ def a_registered_release_goes_with_its_run(patch: Patch) -> None:
     def unended(storage: Storage, known: list[Entry]) -> list[Entry]:
         return [e for e in known if Run(storage, e.id).result() is None]
 
-    def dropped(catalog: Catalog, run: Run) -> bool:
+    def dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
         result = run.result()
         if result is None or result.release or run.plan() is None:
             return False
-        return run.storage.read_if_there(run.path("cleared.json")) is None
+        return run.id in indexes or run.storage.read_if_there(run.path("cleared.json")) is None
 
     honest = runs.open_among
     for module in list(sys.modules.values()):
@@ -447,8 +447,8 @@ def a_registered_release_goes_with_its_run(patch: Patch) -> None:
 def gc_sweeps_the_files_of_unfinished_runs(patch: Patch) -> None:
     honest = gc.plan
 
-    def careless(catalog: Catalog, kept: int) -> Any:
-        planned = honest(catalog, kept)
+    def careless(catalog: Catalog, kept: int, **more: Any) -> Any:
+        planned = honest(catalog, kept, **more)
         files = gc._files_of_tables(catalog, find_runs(catalog.storage, catalog.alias))
         going = {r.table for r in planned.remove if r.whole_table}
         orphans = [
@@ -457,7 +457,8 @@ def gc_sweeps_the_files_of_unfinished_runs(patch: Patch) -> None:
             if t not in going
             for o in gc._orphans(catalog, t, listed)
         ]
-        return dataclasses.replace(planned, orphans=orphans)
+        of_indexes = [o for o in planned.orphans if o.path.startswith("indexes/")]
+        return dataclasses.replace(planned, orphans=orphans + of_indexes)
 
     patch(gc, "plan", careless)
 
