@@ -82,7 +82,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
         "source": SOURCE, "verify": verified(),
         "gate": GATE,
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
-        "sealed_sha256": "s",
+        "sealed_sha256": "s", "golden_sha256": "g",
     }  # fmt: skip
     release = Release(**{**fields, **changes})
     lines.begin(catalog.storage, catalog.alias, release.id, release.place)

@@ -87,6 +87,8 @@ class Release:
     """Path under the root."""
     index_sha256: str
     """Of the manifest, which names every file of the index by its sha256."""
+    golden_sha256: str
+    """Of the line's golden vectors, which the model must make wherever it is loaded."""
     rows: int
     """Of the table."""
     documents: int

@@ -9,6 +9,7 @@ same files, and a provider can change the model behind a name.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +20,7 @@ from pydantic import AfterValidator
 from reembed.encoders.base import Encoder, Vectors, apart
 from reembed.encoders.probes import TEXTS, least_cosine
 from reembed.errors import IntegrityError, SpaceMismatch
-from reembed.store.records import decode, encode
+from reembed.store.records import DAMAGED, decode, encode, from_bytes
 from reembed.store.storage import Storage
 
 SAME = 0.999
@@ -73,21 +74,45 @@ def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
     ]
 
 
-def require(storage: Storage, origin: str, encoder: Encoder) -> None:
+def require(storage: Storage, origin: str, encoder: Encoder, sha256: str | None = None) -> None:
     """Require that an encoder makes the golden vectors of a line.
+
+    `sha256` is that of the file that a release was registered with; None before the first release.
 
     Raises:
         SpaceMismatch: it makes other vectors.
+        IntegrityError: the line has no golden vectors, or others than it was registered with.
+    """
+    body = _read(storage, origin)
+    found = hashlib.sha256(body).hexdigest()
+    if sha256 not in (None, found):
+        raise IntegrityError(
+            f"{path(origin)} is not the file that the release was registered with",
+            f"sha256 {found[:12]} where the release records {sha256[:12]}",
+            DAMAGED,
+        )
+    first = decode(Golden, from_bytes(body, storage.uri(path(origin))))
+    _require_same(first, _golden(encoder), origin)
+
+
+def sha256_of(storage: Storage, origin: str) -> str:
+    """Return the sha256 of a line's golden vectors, as a release records it.
+
+    Raises:
         IntegrityError: the line has no golden vectors.
     """
-    first = storage.read_if_there(path(origin))
-    if first is None:
+    return hashlib.sha256(_read(storage, origin)).hexdigest()
+
+
+def _read(storage: Storage, origin: str) -> bytes:
+    try:
+        return storage.read_bytes(path(origin))
+    except FileNotFoundError as error:
         raise IntegrityError(
             f"{path(origin)} is missing",
             "nothing else shows that the model makes the vectors of this line",
-            "reembed status     # and put the file back from a backup of the store",
-        )
-    _require_same(decode(Golden, first), _golden(encoder), origin)
+            DAMAGED,
+        ) from error
 
 
 def _golden(encoder: Encoder) -> Golden:

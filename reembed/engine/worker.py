@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from reembed import encoders, faults
 from reembed.catalog.receipts import DeadLetter, Receipt, UnitStats
+from reembed.catalog.releases import Catalog
 from reembed.encoders import golden
 from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors
 from reembed.encoders.tokens import require_tokens
@@ -119,7 +120,8 @@ class UnitEmbedder:
                 "reembed config",
             )
         for donor in plan.donors:
-            golden.require(storage, donor.origin, self._encoder)
+            release = Catalog(storage, donor.alias).release(donor.release)
+            golden.require(storage, donor.origin, self._encoder, release.golden_sha256)
         return golden.leave(storage, plan.origin, self._encoder)
 
     def embed(self, name: str, documents: pa.Table) -> pa.Table:

@@ -120,6 +120,7 @@ def _verified(
         release.table_manifest,
         newest if moved_on and level >= IDS else None,
         release.origin,
+        release.golden_sha256,
     )
     newest_version = subject.newest.version if subject.newest else None
     key = JournalKey(release.table_version, source.version, newest_version, level, sample)

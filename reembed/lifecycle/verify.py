@@ -58,6 +58,8 @@ class Subject:
     """A newer version of the source, to find out how far the table is behind it."""
     origin: str | None = None
     """The run that began the line, whose golden vectors the model must give; None: not checked."""
+    golden_sha256: str | None = None
+    """Of these vectors, as a release of the line records it; None before the first."""
     patience: Patience = field(default_factory=lambda: Patience(EmbedConfig().stall_s))
     """How long a model's provider that is busy is waited for."""
 
@@ -178,7 +180,7 @@ def _reembed(
 
     def embed() -> Vectors:
         if subject.origin is not None:
-            golden.require(subject.table.storage, subject.origin, encoder)
+            golden.require(subject.table.storage, subject.origin, encoder, subject.golden_sha256)
         return encoder.embed_documents([text for _, text in named]).vectors
 
     again = subject.patience.through(embed)

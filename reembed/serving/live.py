@@ -78,7 +78,7 @@ class OpenRelease:
             encoders.describe(section, release.space.vector_dtype),
             f"the query model of release {release.id}",
         )
-        golden.require(storage, release.origin, encoder)
+        golden.require(storage, release.origin, encoder, release.golden_sha256)
         return cls(release, table, index, encoder)
 
     def encode_queries(self, texts: Any) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
+from reembed.encoders import golden
 from reembed.engine import reuse
 from reembed.engine.executor import EmbedJob
 from reembed.engine.patience import Patience
@@ -187,6 +188,13 @@ def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
     return index.Trained(manifest.base.factory, loaded.segments[0], since)
 
 
+def _golden_sha256(run: Run, plan: Plan) -> str:
+    """Digest of the line's golden vectors: a catch-up keeps that of the release it builds on."""
+    if plan.base is None:
+        return golden.sha256_of(run.storage, plan.origin)
+    return Catalog(run.storage, plan.alias).release(plan.base.release).golden_sha256
+
+
 def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifest) -> VerifyReport:
     """Compare every row with its source; return the report, which passed.
 
@@ -202,6 +210,7 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
         proofs=sealed.content.files,
         origin=plan.origin,
         patience=_patience(plan, context.config),
+        golden_sha256=_golden_sha256(run, plan),
     )
     again = min(verify.SAMPLE, sealed.content.rows)
     context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
@@ -271,6 +280,7 @@ def register(
             table_manifest=table_manifest,
             index=f"indexes/{run.id}",
             index_sha256=manifest.sha256,
+            golden_sha256=_golden_sha256(run, plan),
             rows=sealed.content.rows,
             documents=sealed.content.documents,
             dead_letters=len(sealed.content.dead_letters),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline
 
-from reembed.catalog.releases import Catalog
+from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.hashing import HashingEncoder
@@ -107,6 +109,44 @@ def test_verify_does_not_blame_rows_for_another_model(built, monkeypatch):
         verification.verify_release(catalog, release.id, level=3, sample=20, resume=False)
 
 
+def replaced(storage: Storage, release: Release) -> None:
+    """Other golden vectors in the place of a line's: a whole record, made by another model."""
+    path = golden.path(release.origin)
+    storage.remove(path)
+    golden.leave(storage, release.origin, HashingEncoder(EncoderConfig(model="hashing:16")))
+    assert storage.read(path)["queries"]
+
+
+def test_golden_vectors_that_were_replaced_are_refused_wherever_they_are_read(built, quiet):
+    config, release, _ = built
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    replaced(catalog.storage, release)
+    why = "golden.json is not the file that the release was registered with"
+    with pytest.raises(IntegrityError, match=why):
+        OpenRelease.open(catalog.storage, release)
+    with pytest.raises(IntegrityError, match=why):
+        full_rebuild(config, quiet, executor=Inline(), fresh=True)  # copies its vectors
+    with pytest.raises(IntegrityError, match=why):
+        verification.verify_release(catalog, release.id, level=3, sample=20, resume=False)
+
+
+def test_a_catch_up_keeps_the_golden_vectors_that_its_line_was_registered_with(
+    built, quiet, monkeypatch
+):
+    config, release, source = built
+    put(source, "new")
+    newer = catch_up(config, release, quiet, executor=Inline())
+    assert newer.golden_sha256 == release.golden_sha256
+    storage = Storage.open(config.storage.root)
+    replaced(storage, release)
+    with pytest.raises(IntegrityError, match="is not the file that the release was registered"):
+        OpenRelease.open(storage, newer)
+    put(source, "newer")
+    monkeypatch.setattr(golden, "leave", lambda *_: [])  # as if nothing had to be embedded
+    with pytest.raises(IntegrityError, match="is not the file that the release was registered"):
+        catch_up(config, newer, quiet, executor=Inline())
+
+
 def test_other_versions_of_the_libraries_are_named_where_the_vectors_differ(built, monkeypatch):
     config, release, _ = built
     storage = Storage.open(config.storage.root)
@@ -114,6 +154,7 @@ def test_other_versions_of_the_libraries_are_named_where_the_vectors_differ(buil
     storage.write(
         golden.path(release.origin), {**record, "versions": {**record["versions"], "torch": "1.0"}}
     )
+    release = replace(release, golden_sha256=golden.sha256_of(storage, release.origin))
     OpenRelease.open(storage, release)  # the same vectors: the versions do not matter
     turn(monkeypatch)
     with pytest.raises(SpaceMismatch) as refused:

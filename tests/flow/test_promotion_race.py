@@ -93,6 +93,7 @@ def a_release(name: str) -> Release:
         verify=verified(),
         gate=FrozenGate(),
         sealed_sha256="0",
+        golden_sha256="0",
         table_manifest=ManifestProof("1.manifest", 1, "0"),
         created_at="2026-11-23T00:00:00+00:00",
     )

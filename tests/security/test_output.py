@@ -178,6 +178,7 @@ def release(words: str) -> Release:
         id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
         sealed_sha256="0", table_manifest=ManifestProof(words, 1, words), index=words, index_sha256="0",
+        golden_sha256="0",
         rows=1, documents=1, dead_letters=0, place=LinePlace(words, words, 0, 1),
         source=SourceRef(words, 1, "f", words, words, None, ()), gate=FrozenGate(),
         verify=VerifyReport(words, 1, 1, 2, 1, 1, 0, {words: Difference(1, (words,))}, None, 0),
