@@ -62,7 +62,7 @@ def index_file(storage: Storage, release: Release, ending: str = "faiss") -> str
 
 def verified(version: int = 1, why: str | None = None) -> VerifyReport:
     """Return the report of a verification that passed, or could not finish for this reason."""
-    return VerifyReport("t", version, 1, 3, 1, 1, 0, {}, None, 0, None, why)
+    return VerifyReport("t", version, 1, 3, 1, 1, 1, 0, {}, None, 0, None, why)
 
 
 def make_release(catalog: Catalog, name: str, **changes: object) -> Release:

@@ -51,6 +51,8 @@ class VerifyReport:
     """Of the source; 0 below level 1, which does not read it."""
     rows: int
     """Of the table."""
+    table_documents: int
+    """Documents that these rows are of; below level 1, as many as the rows are counted as."""
     dead_letters: int
     """Documents without a vector."""
     differences: Differences

@@ -61,7 +61,7 @@ def compare_index(rows: Rows, held: pa.Table) -> Differences:
 def _by_kind(dead: Digests, rows: Rows, documents: Documents) -> dict[DifferenceKind, Digests]:
     """Return the digests of the ids that differ."""
     there, at_document = np.unique(documents.ids, return_index=True)
-    held, at_row, counts = np.unique(rows.ids, return_index=True, return_counts=True)
+    held, at_row, counts = rows.documents
     common, document, row = np.intersect1d(there, held, assume_unique=True, return_indices=True)
     lacking, more = np.delete(there, document), np.delete(held, row)
     found: dict[DifferenceKind, Digests] = {

@@ -25,6 +25,8 @@ class RowsCompared:
     """Of the source."""
     rows: int
     """Of the table."""
+    table_documents: int
+    """That these rows are of."""
     sampled: int
     seed: int | None
     """The seed of the sample, so that a resumed verification names that of the rows it took over."""

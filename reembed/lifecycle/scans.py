@@ -6,6 +6,7 @@ about three times that while they are sorted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class Rows:
     """Rows of another space."""
     corrupt: Difference
     """Rows whose vector is not finite or is zero."""
+
+    @functools.cached_property
+    def documents(self) -> tuple[Digests, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Ids of the documents that the rows are of, sorted; a row and the number of rows of each."""
+        return np.unique(self.ids, return_index=True, return_counts=True)
 
 
 @dataclass(frozen=True)

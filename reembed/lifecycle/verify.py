@@ -27,6 +27,7 @@ from reembed.table.read import (
     TableVersion,
     as_vectors,
     damaged_files,
+    documents_in,
     manifest_proof,
     missing_files,
 )
@@ -88,7 +89,8 @@ def verify(
         SpaceMismatch: the model found now is not the one of the line; no row is at fault.
     """
     journal = journal or Journal()
-    found = RowsCompared({}, None, 0, subject.table.rows, 0, None)
+    rows = subject.table.rows
+    found = RowsCompared({}, None, 0, rows, documents_in(rows), 0, None)
     # First: Lance has no checksums, and fails or panics on a damaged file as often as it misreads it.
     damaged = [*_unproven(subject), *_damaged(subject, journal, whole=level >= ROWS)]
     if level >= IDS and not damaged:
@@ -101,6 +103,7 @@ def verify(
         level=level,
         documents=found.documents,
         rows=found.rows,
+        table_documents=found.table_documents,
         dead_letters=len(subject.dead_letters),
         differences={
             **found.differences,
@@ -155,7 +158,15 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> RowsCompar
         newest = scan_source(subject.newest, level)
         behind = compare_ids(table, subject.newest, dead, rows, newest)
     drawn = seed if level >= VECTORS else None
-    return RowsCompared(differences, behind, len(documents.ids), len(rows.ids), sampled, drawn)
+    return RowsCompared(
+        differences=differences,
+        behind=behind,
+        documents=len(documents.ids),
+        rows=len(rows.ids),
+        table_documents=len(rows.documents[0]),
+        sampled=sampled,
+        seed=drawn,
+    )
 
 
 def _of_rows(subject: Subject, rows: Rows) -> Differences:

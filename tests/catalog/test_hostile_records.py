@@ -109,7 +109,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)
     verification.verify_release(catalog, first.id, level=2, sample=0, resume=False)
     lag.note(catalog, first, 1, Source(first.source, ()))
-    found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 0, None)
+    found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 1, 0, None)
     journal = JournalRecord(KEY, Done({"a": ()}, found))
     catalog.storage.write(f"runs/{first.run_id}/verifying.json", encode(journal))
     return Root(catalog, config, file, first, newer, candidate, unfinished)

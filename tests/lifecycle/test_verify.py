@@ -158,6 +158,14 @@ def test_a_document_twice(subject):
     assert found(verify(subject([*rows, rows[7]]), sample=0)) == {"duplicate": (1, ("d7",))}
 
 
+@pytest.mark.parametrize(("level", "documents"), [(FILES, 31), (IDS_LEVEL, 30), (ROWS, 30)])
+def test_rows_and_documents_of_the_table_are_counted_apart(subject, level, documents):
+    rows = subject.rows()
+    report = verify(subject([*rows, rows[7]]), level=level)
+    assert (report.rows, report.table_documents) == (31, documents)
+    assert report.to_json()["table_documents"] == documents
+
+
 def test_two_documents_swapped_for_each_other(subject):
     rows = subject.rows()
     rows[1][1:], rows[2][1:] = rows[2][1:], rows[1][1:]
@@ -357,7 +365,7 @@ def test_a_table_without_rows_lacks_every_document_at_any_level(subject):
 def test_a_document_is_lacking_where_it_is_not_there_or_other_and_counts_once():
     behind = {"missing": 1, "extra": 2, "stale": 4, "carried": 8, "duplicate": 16, "corrupt": 32}
     differences = {k: Difference(n) for k, n in behind.items()}
-    report = VerifyReport("t", 1, 1, ROWS, 9, 9, 0, {}, differences, 0)
+    report = VerifyReport("t", 1, 1, ROWS, 9, 9, 9, 0, {}, differences, 0)
     assert report.lacking == 1 + 2 + 4 + 8
     assert dataclasses.replace(report, behind=None).lacking is None
     assert dataclasses.replace(report, level=IDS_LEVEL).lacking is None, "texts were not compared"

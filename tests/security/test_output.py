@@ -181,7 +181,7 @@ def release(words: str) -> Release:
         golden_sha256="0",
         rows=1, documents=1, dead_letters=0, place=LinePlace(words, words, 0, 1),
         source=SourceRef(words, 1, "f", words, words, None, ()), gate=FrozenGate(),
-        verify=VerifyReport(words, 1, 1, 2, 1, 1, 0, {words: Difference(1, (words,))}, None, 0),
+        verify=VerifyReport(words, 1, 1, 2, 1, 1, 1, 0, {words: Difference(1, (words,))}, None, 0),
     )  # fmt: skip
 
 
@@ -263,7 +263,8 @@ def settings(words: str) -> Config:
 def verified(words: str) -> VerifyReport:
     missing = {"missing": Difference(1, (words,))}
     return VerifyReport(
-        table=words, table_version=1, source_version=1, level=1, documents=1, rows=1, dead_letters=1,
+        table=words, table_version=1, source_version=1, level=1, documents=1, rows=1,
+        table_documents=1, dead_letters=1,
         differences=missing, behind=missing, sampled=0, at=words,
     )  # fmt: skip
 
