@@ -1,4 +1,4 @@
-"""The log of an alias, as files: numbered records that are created once, and a hint where to list from.
+"""The log of an alias, as files: numbered records that are created once, and where to start listing.
 
 aliases/ALIAS/00000001.json ...  created only if the number is free; none is deleted
 aliases/ALIAS.json               where to start listing; only a hint, it may be old or wrong
@@ -25,7 +25,7 @@ HINT_EVERY = 64
 
 
 def who() -> str:
-    """Return user@host of this process, with ? for what is not UTF-8."""
+    """Return user@host of this process; what is not UTF-8 becomes a question mark."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container whose user id has no name
@@ -54,7 +54,6 @@ class AliasFiles:
         Raises:
             IntegrityError: there is a gap after the hint.
         """
-        # Everything listed after the hint belongs to the log anyway.
         found = self._numbers(self._hint()) or self._numbers(0)
         return found[-1] if found else None
 

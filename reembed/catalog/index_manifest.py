@@ -91,7 +91,8 @@ class IndexManifest:
     @property
     def rows(self) -> int:
         """Rows that a search can find."""
-        return sum(s.rows for s in self.segments) - (self.tombstones.rows if self.tombstones else 0)
+        rows = sum(s.rows for s in self.segments)
+        return rows - self.tombstones.rows if self.tombstones else rows
 
     @property
     def base(self) -> Segment:
@@ -120,10 +121,8 @@ def read_manifest(storage: Storage, folder: str, sha256: str) -> IndexManifest:
     try:
         body = storage.read_bytes(path)
     except FileNotFoundError as error:
-        why = "it was never finished, or was removed"
-        raise IntegrityError(
-            f"{folder} has no manifest of index {sha256[:12]}", why, FIX
-        ) from error
+        what = f"{folder} has no manifest of index {sha256[:12]}"
+        raise IntegrityError(what, "it was never finished, or was removed", FIX) from error
     manifest = decode(IndexManifest, from_bytes(body, storage.uri(path)))
     if manifest.sha256 != sha256:
         raise IntegrityError(f"{path} is the manifest of index {manifest.sha256[:12]}", None, FIX)

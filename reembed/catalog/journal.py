@@ -110,7 +110,6 @@ def _entry(line: bytes, uri: str) -> Entry:
         record = json.loads(line)
         at, kind = record.pop("at"), KINDS[record.pop("stage")]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise IntegrityError(
-            f"{uri} has a line that is not an event", str(error), DAMAGED
-        ) from error
+        what = f"{uri} has a line that is not an event"
+        raise IntegrityError(what, str(error), DAMAGED) from error
     return Entry(at, decode(kind, record, uri))

@@ -80,19 +80,19 @@ def _is_hidden(pid: int) -> bool:
 
 
 def process_started(pid: int) -> str | None:
-    """Start time in clock ticks since boot, so that a reused pid is not mistaken for its owner."""
+    """Return its start time in clock ticks since boot: a reused pid has another. None if it does not run."""
     fields = _stat(pid)
     return None if fields is None or fields[0] == "Z" else fields[19]
 
 
 def parent_of(pid: int) -> int | None:
-    """Pid of the process that started it, or that it was left to."""
+    """Return the pid of its parent."""
     fields = _stat(pid)
     return int(fields[1]) if fields else None
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What /proc says of a process, from its state on."""
+    """Return the fields of /proc/PID/stat from the state on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -101,16 +101,16 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def read_lease(run: Run) -> Lease | None:
-    """The newest lease, if any was ever taken."""
+    """Return the newest lease; None if there is none."""
     names = run.numbered("leases/")
     return decode(Lease, run.storage.read(run.path(f"leases/{names[-1]}"))) if names else None
 
 
 def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:
-    """Whether a live process drives the run.
+    """Return whether a live process drives the run.
 
-    On this machine its process is looked up. Elsewhere its beat is watched for `watch_s` seconds:
-    hosts' clocks are never compared.
+    On this machine its process is looked up. Elsewhere its beat is watched for `watch_s` seconds,
+    because clocks of hosts differ.
     """
     lease = read_lease(run)
     if lease is None or lease.released:
@@ -133,35 +133,33 @@ def driving(run: Run) -> Iterator[None]:
     Raises:
         Conflict: another live process drives this run.
     """
-    held = read_lease(run)
-    if held is not None and is_driven(run):
-        raise Conflict(
-            f"run {run.id} is already being driven by process {held.pid} on {held.host}",
-            "two drivers of one plan would embed every unit twice",
-            "reembed status",
-        )
-    mine = Lease(
-        number=(held.number if held else 0) + 1,
-        host=platform.node(),
-        machine=machine(),
-        pid=os.getpid(),
-        pid_started=process_started(os.getpid()) or "",
-    )
-    if not run.storage.create(_lease_path(run, mine), asdict(mine)):
+    held, number = read_lease(run), 1
+    if held is not None:
+        number = held.number + 1
+        if is_driven(run):
+            raise Conflict(
+                f"run {run.id} is already being driven by process {held.pid} on {held.host}",
+                "two drivers of one plan would embed every unit twice",
+                "reembed status",
+            )
+    pid = os.getpid()
+    mine = Lease(number, platform.node(), machine(), pid, process_started(pid) or "")
+    path = run.path(f"leases/{number:08d}.json")
+    if not run.storage.create(path, asdict(mine)):
         raise Conflict(
             f"run {run.id} was taken by another process just now", None, "reembed status"
         )
     beats = itertools.count(1)
 
     def beat() -> None:
-        run.storage.write(_lease_path(run, mine), asdict(replace(mine, beat=next(beats))))
+        run.storage.write(path, asdict(replace(mine, beat=next(beats))))
 
     try:
         with repeating(BEAT_S, beat):
             yield
     finally:
         with suppress(OSError, BaseError):  # a full disk must not hide what ended the block
-            run.storage.write(_lease_path(run, mine), asdict(replace(mine, released=True)))
+            run.storage.write(path, asdict(replace(mine, released=True)))
 
 
 @contextmanager
@@ -171,7 +169,7 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
 
     def loop() -> None:
         while not stop.wait(seconds):
-            with suppress(OSError, BaseError):  # the store hiccups: the next one will do
+            with suppress(OSError, BaseError):  # the next call may succeed
                 work()
 
     thread = threading.Thread(target=loop, daemon=True)
@@ -181,10 +179,6 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def _lease_path(run: Run, lease: Lease) -> str:
-    return run.path(f"leases/{lease.number:08d}.json")
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ class Worker:
 
 
 def workers(run: Run) -> list[Worker]:
-    """Who embeds now, and who died at it."""
+    """Return the workers that embed now, or died while they did."""
     names = filter(_WORKER.fullmatch, run.storage.names(run.path("workers/")))
     found = (run.storage.read_if_there(run.path(f"workers/{name}")) for name in names)
     return [decode(Worker, w) for w in found if w is not None]

@@ -83,11 +83,14 @@ def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
 
     A release whose marks are lost is found by its record, which says its place.
     """
+    below = f"{alias}/" if alias else ""
     marks: dict[tuple[str, str, Place], set[str]] = {}
-    for path, _ in storage.objects(f"lines/{alias}/" if alias else "lines/"):
+    for path, _ in storage.objects(f"lines/{below}"):
         if (key := _parsed(path)) is not None:
             marks.setdefault(key, set()).add(path.rpartition(".")[2])
-    recorded = _recorded(storage, alias)  # second: a run that ended meanwhile has both
+    # Listed after the marks: a run that ended meanwhile has both.
+    records = (_RELEASE.fullmatch(path) for path, _ in storage.objects(f"releases/{below}"))
+    recorded = {(m[1], m[2]) for m in records if m}
     retired = {(of, run_id) for (of, run_id, _), names in marks.items() if "retired" in names}
     found = {
         (of, run_id): (place, _first(names))
@@ -112,21 +115,15 @@ def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
         storage.write_bytes(place.mark(alias, run_id, f"started-{number:08d}"), b"")
 
 
-def _recorded(storage: Storage, alias: str | None) -> set[tuple[str, str]]:
-    """Return alias and id of every release that has a record."""
-    listed = storage.objects(f"releases/{alias}/" if alias else "releases/")
-    named = (_RELEASE.fullmatch(path) for path, _ in listed)
-    return {(m[1], m[2]) for m in named if m}
-
-
 def _recorded_place(storage: Storage, alias: str, name: str) -> Place | None:
     """Return the place that a release's record says; None if the file is not that record."""
     try:
         record = storage.read(f"releases/{alias}/{name}.json")
-        own = (record["alias"], record["id"]) == (alias, name)
-        return decode(Place, record["place"], where(record)) if own else None
+        if (record["alias"], record["id"]) == (alias, name):
+            return decode(Place, record["place"], where(record))
     except (IntegrityError, UsageError):
-        return None
+        pass
+    return None
 
 
 def _parsed(path: str) -> tuple[str, str, Place] | None:

@@ -294,8 +294,8 @@ class Catalog:
             )
         return record
 
-    def standing(self, record: AliasRecord) -> Iterator[Standing]:
-        """Yield the releases that stand at a step, from the live one down to the first promoted."""
+    def standing(self, record: AliasRecord | None) -> Iterator[Standing]:
+        """Yield the releases that stand at a step, from the live one down; none before the first step."""
         for part in self._parts(record):
             yield from reversed(part.standing)
 
@@ -318,7 +318,7 @@ class Catalog:
     ) -> AliasRecord:
         """Add the record that follows `after`, if nothing did: the compare-and-swap.
 
-        `back_to` is a step that this one undoes everything since: what stood then stands again.
+        With `back_to`, everything since that step is undone: what stood then stands again.
 
         Raises:
             Conflict: another promote or rollback followed `after` first.
@@ -372,16 +372,16 @@ class Catalog:
             return (top,), after.generation
         return (*after.standing, top), after.deeper
 
-    def _parts(self, record: AliasRecord) -> Iterator[AliasRecord]:
+    def _parts(self, record: AliasRecord | None) -> Iterator[AliasRecord]:
         """Yield the step and those that hold what stands below it."""
-        yield record
-        while record.deeper is not None:
-            if record.deeper >= record.generation:
-                raise self._files.broken(
-                    record.generation, "it names a later record as an earlier one"
-                )
-            record = self._step(record.deeper)
+        while record is not None:
             yield record
+            if record.deeper is None:
+                return
+            if record.deeper >= record.generation:
+                why = "it names a later record as an earlier one"
+                raise self._files.broken(record.generation, why)
+            record = self._step(record.deeper)
 
     @property
     def _files(self) -> AliasFiles:

@@ -70,8 +70,9 @@ class Run:
 
     def plan(self) -> Plan | None:
         """The plan, once written."""
-        record = self.storage.read_if_there(self.path("plan.json"))
-        return Plan.from_json(record) if record is not None else None
+        if (record := self.storage.read_if_there(self.path("plan.json"))) is None:
+            return None
+        return Plan.from_json(record)
 
     def is_planned(self) -> bool:
         """Return whether the plan is written; does not read it."""
@@ -87,8 +88,7 @@ class Run:
 
     def result(self) -> ResultRecord | None:
         """Return what it ended in; None while it is open."""
-        record = self.storage.read_if_there(f"{_RESULTS}{self.id}.json")
-        return decode(ResultRecord, record) if record is not None else None
+        return self.storage.decode_if_there(ResultRecord, f"{_RESULTS}{self.id}.json")
 
     def finish(self, release_id: str) -> None:
         """Record that it ended in a release."""

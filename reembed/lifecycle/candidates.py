@@ -23,12 +23,9 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
 def newest_by_line(entries: list[Entry]) -> dict[str, Entry]:
     """Return the newest release of each line; the lines are in the order of their start."""
     newest: dict[str, Entry] = {}
-    for entry in entries:
-        if not entry.kept:
-            continue
+    for entry in filter(lambda e: e.kept, entries):
         known = newest.setdefault(entry.origin, entry)
-        if entry.place.reach > known.place.reach:
-            newest[entry.origin] = entry
+        newest[entry.origin] = max(known, entry, key=lambda e: e.place.reach)
     return newest
 
 
@@ -37,10 +34,10 @@ def candidates(
 ) -> list[Entry]:
     """Return what could be promoted: the newest of every line that does not stand, oldest line first.
 
-    What served before the live release is what a rollback goes to, never a candidate by itself.
-    `entries` is what `Catalog.entries` gave, if the caller has it already.
+    What served before the live release is where a rollback goes, not a candidate. `entries` is the
+    result of `Catalog.entries`, if the caller has it.
     """
-    lines = {s.origin for s in catalog.standing(live)} if live else set()
+    lines = {s.origin for s in catalog.standing(live)}
     newest = newest_by_line(catalog.entries() if entries is None else entries)
     return [entry for line, entry in newest.items() if line not in lines]
 
@@ -67,29 +64,24 @@ def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -
         raise none_built(catalog, live)
     require_kept(catalog, chosen)
     if live is not None and chosen.id == live.release.id:
-        waiting = candidates(catalog, live)
-        raise UsageError(
-            f"release {chosen.id} is already live",
-            f"candidates: {_names(waiting)}; name one"
-            if waiting
-            else "there is no other candidate",
-            "reembed status",
-        )
+        others = _named_candidates(catalog, live)
+        why = f"candidates: {others}; name one" if others else "there is no other candidate"
+        raise UsageError(f"release {chosen.id} is already live", why, "reembed status")
     return chosen
 
 
 def none_built(catalog: Catalog, live: AliasRecord | None) -> UsageError:
-    """Return the error for a config without a release of its own; it names what else could be meant."""
-    waiting = candidates(catalog, live)
-    return UsageError(
-        f"{catalog.alias} has no release that was built with these settings",
-        f"candidates of other settings: {_names(waiting)}; name one" if waiting else None,
-        "reembed status" if waiting else "reembed run",
-    )
+    """Return the error for a config without a release of its own; it names the candidates of others."""
+    what = f"{catalog.alias} has no release that was built with these settings"
+    if others := _named_candidates(catalog, live):
+        return UsageError(
+            what, f"candidates of other settings: {others}; name one", "reembed status"
+        )
+    return UsageError(what, None, "reembed run")
 
 
-def _names(waiting: list[Entry]) -> str:
-    return ", ".join(entry.id for entry in waiting)
+def _named_candidates(catalog: Catalog, live: AliasRecord | None) -> str:
+    return ", ".join(entry.id for entry in candidates(catalog, live))
 
 
 def require_kept(catalog: Catalog, release: Release) -> None:
@@ -106,8 +98,8 @@ def require_kept(catalog: Catalog, release: Release) -> None:
         )
 
 
-def previous(catalog: Catalog, live: AliasRecord) -> Standing | None:
-    """Return what stood before the live release; None for the first."""
+def previous(catalog: Catalog, live: AliasRecord | None) -> Standing | None:
+    """Return what stands below the live release; None if nothing does."""
     return next(islice(catalog.standing(live), 1, None), None)
 
 

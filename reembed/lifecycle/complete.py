@@ -7,7 +7,6 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import rebuild_of
 from reembed.errors import GateFailed, IntegrityError
 from reembed.store.paths import content_path
-from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.table import provenance
 
@@ -15,7 +14,7 @@ from reembed.table import provenance
 def require_standing(catalog: Catalog, release: Release) -> Release:
     """Return the release if the sizes of its index and of its table's manifest are as recorded.
 
-    Sizes only: going back must be quick however large the index is, and serving hashes it anyway.
+    A rollback must be quick at any size of the index, and serving hashes what it opens.
 
     Raises:
         IntegrityError: a file is missing or has another size, or the release is not verified.
@@ -67,14 +66,13 @@ def require_complete(catalog: Catalog, release: Release) -> None:
 
 def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
     described = content_path(release.index, release.index_sha256, "json")
-    record = catalog.storage.read_if_there(described)
-    if record is None:
+    manifest = catalog.storage.decode_if_there(IndexManifest, described)
+    if manifest is None:
         raise IntegrityError(
             f"release {release.id} has no index",
             f"{described} is gone",
             rebuild_of(catalog.storage, release.origin),
         )
-    manifest = decode(IndexManifest, record)
     provenance.require_index(release, manifest)
     return manifest
 
@@ -82,8 +80,9 @@ def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
 def recall_bound(catalog: Catalog, release: Release) -> float:
     """Return the lower 95 % bound of ann_recall@10, as measured when the index was built."""
     index = _described_index(catalog, release)
-    # One query has no bound; finding all is enough.
-    return 1.0 if index.ann_recall_at_10 == 1 else index.ann_recall_lower
+    if index.ann_recall_at_10 == 1:  # also of one query, which has no bound
+        return 1.0
+    return index.ann_recall_lower
 
 
 def require_recall(catalog: Catalog, release: Release, required: float, fix: str) -> None:

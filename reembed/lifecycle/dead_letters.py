@@ -49,7 +49,8 @@ def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
         if which not in (None, run.id) or not (plan := run.plan()):
             continue
         found = [d for r in run.receipts() for d in r.dead_letters]
-        found += plan.base.dead_letters if plan.base else ()
+        if plan.base:
+            found += plan.base.dead_letters
         if found or which:
             return DeadLetters(run.id, plan.source.version, tuple(found), finished=False)
     return None

@@ -12,7 +12,7 @@ from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
 from reembed.catalog.releases import Catalog, Release, SourceRef
-from reembed.catalog.runs import Run, find_runs, open_among, open_runs
+from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.candidates import candidates, newest_of
@@ -38,21 +38,19 @@ class _Cleared:
 
 
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
-    """Decide, without touching anything.
+    """Return what gc would do; nothing is changed.
 
-    Kept: live, what rollback goes back to, the `keep` releases that served last, every release that
-    never served and waits to be promoted, and whatever an unfinished run may still need, but for `dropping`.
+    It keeps live, what rollback goes back to, the `keep` releases that served last, candidates, and
+    what unfinished runs other than `dropping` may need.
 
     Raises:
         IntegrityError: a record names what another run or release made.
     """
-    runs = find_runs(catalog.storage, catalog.alias)
+    storage = catalog.storage
+    runs = find_runs(storage, catalog.alias)
     # Before looking which runs are open: what is written later is not in this list.
     files = _files_of_tables(catalog, runs)
-    known = catalog.entries()
-    going_on = [
-        Run(catalog.storage, e.id) for e in open_among(catalog.storage, known) if e.id != dropping
-    ]
+    going_on = [r for r in open_runs(storage, catalog.alias) if r.id != dropping]
     held = {r.id: p.table for r in going_on if (p := r.plan())}
     held_tables = set(held.values())
     reasons = _reasons(catalog, keep, dropping)
@@ -60,7 +58,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     _require_own_places(catalog, releases)
     kept = [catalog.release(name) for name in reasons]
     for release in kept:
-        provenance.require_manifest(catalog.storage, release)
+        provenance.require_manifest(storage, release)
     tables_kept = {r.table for r in kept} | held_tables
     indexes = {o.path.split("/")[1] for o in _files_below(catalog, "indexes/")}
     dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
@@ -73,27 +71,23 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     ]
     going = {r.table for r in removable if r.whole_table}
     free = {t: listed for t, listed in files.items() if t not in held_tables | going and listed}
+    shared, unused = sorted(free.keys() & tables_kept), sorted(free.keys() - tables_kept)
+    orphans = [o for t in shared for o in _orphans(catalog, t, free[t]) if o.path not in proven]
     return GcPlan(
         keep=[Kept(k, v) for k, v in reasons.items()],
         remove=removable,
-        orphans=[
-            o
-            for t, listed in free.items()
-            if t in tables_kept
-            for o in _orphans(catalog, t, listed)
-            if o.path not in proven
-        ]
-        + [o for r in kept for o in _unnamed_indexes(catalog, r)],
+        orphans=orphans + [o for r in kept for o in _unnamed_indexes(catalog, r)],
         dropped_runs=[r.id for r in dropped],
-        tables=sorted(free.keys() - tables_kept),
-        tables_bytes=sum(o.size for t in free.keys() - tables_kept for o in free[t]),
-        trim=[t for t in sorted(free.keys() & tables_kept) if _is_trimmable(catalog, t, gone)],
+        tables=unused,
+        tables_bytes=sum(o.size for t in unused for o in free[t]),
+        # Versions that nothing names hold files that no named version has.
+        trim=[t for t in shared if used_files(storage, t) - _named_files(catalog, t, gone)],
         held_runs=list(held),
     )
 
 
 def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
-    """Delete what the plan lists, skipping what became needed since; running it again finishes it.
+    """Delete what the plan lists, except what is needed since; a second call finishes a first one.
 
     Raises:
         IntegrityError: a symbolic link lies where something is to be deleted; then nothing is.
@@ -106,15 +100,15 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         if item.release in _reasons(catalog, keep):
             catalog.unmark_retired(item.release)
             continue
-        _untag(catalog, item.table, catalog.release(item.release).table_tag)
-        faults.point("gc.after_table")
         release = catalog.release(item.release)
+        _untag(catalog, item.table, release.table_tag)
+        faults.point("gc.after_table")
         _clear(catalog, Run(catalog.storage, release.run_id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
         removed.append(item)
     for name in planned.dropped_runs:
         _clear_dropped(catalog, Run(catalog.storage, name))
-    # A run may have been started since: what it holds is not to be touched any more.
+    # A run may have been started since, and what it holds must stay.
     again = plan(catalog, keep)
     for table in again.tables:
         catalog.storage.delete_tree(f"{table}/")
@@ -151,7 +145,7 @@ def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
 
 
 def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> None:
-    """What a record names is deleted on its word: it must be what its own run made."""
+    """Require that a record names what its own run made: gc deletes what it names."""
     for expected, found in zip(own, named, strict=True):
         if found != expected:
             raise IntegrityError(
@@ -162,7 +156,7 @@ def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> No
 
 
 def droppable(catalog: Catalog, name: str) -> Run:
-    """An unfinished run that can be given up: gc may then remove what it staged.
+    """Return an unfinished run that can be given up, so that gc may remove what it staged.
 
     Raises:
         UsageError: there is no such unfinished run.
@@ -177,7 +171,7 @@ def droppable(catalog: Catalog, name: str) -> Run:
 
 
 def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
-    """Files below every table that a run of this alias ever planned for.
+    """Return the files of every table that a run of this alias planned for.
 
     Raises:
         IntegrityError: a symbolic link lies among them, or a plan is not that of its run.
@@ -193,13 +187,13 @@ def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan
 
 
 def _files_below(catalog: Catalog, prefix: str) -> list[Orphan]:
-    """List files, half written ones too."""
-    found = (*catalog.storage.objects(prefix), *catalog.storage.torn(prefix))
-    return [Orphan(path, size) for path, size in found]
+    """Return the files below a prefix, half-written ones too."""
+    storage = catalog.storage
+    return [Orphan(*found) for found in (*storage.objects(prefix), *storage.torn(prefix))]
 
 
 def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
-    """Of a table's files, those that are in no version of it, and what torn commits left."""
+    """Return the files of a table that are in no version of it, and what torn commits left."""
     used = used_files(catalog.storage, table)
     data, torn = f"{table}/data/", f"{table}/_transactions/.tmp"
     return [
@@ -212,7 +206,7 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
 
 
 def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
-    """What other processes that drove the run of a release built, and the release does not name."""
+    """Return the index files that a release does not name: other processes drove its run too."""
     folder = release.index
     try:
         manifest = read_manifest(catalog.storage, folder, release.index_sha256)
@@ -223,21 +217,21 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
 
 
 def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
-    """Whether it was given up, and what it left was not all taken away yet; without a plan, it left nothing.
+    """Return whether a run was given up and something that it left is still there.
 
-    A process that did not know that it was given up may have written index files since (`indexes`
-    names the runs that have some).
+    A driver that did not notice may have written index files since: `indexes` names the runs that have
+    some. A run without a plan left nothing.
     """
     result = run.result()
     if result is None or result.release or run.plan() is None:
         return False
     if catalog.storage.size(f"releases/{catalog.alias}/{run.id}.json") is not None:
-        return False  # it was registered first: its data goes as that of a release
+        return False  # it was registered before: its data is a release's
     return run.id in indexes or run.storage.read_if_there(run.path(_CLEARED)) is None
 
 
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
-    """Take away all that a given-up run left outside its table's files."""
+    """Remove what a given-up run left outside its table's files."""
     if planned := run.plan():
         _untag(catalog, planned.table, f"reembed-{run.id}")
     catalog.storage.delete_tree(f"indexes/{run.id}/")
@@ -246,15 +240,18 @@ def _clear_dropped(catalog: Catalog, run: Run) -> None:
 
 
 def _clear(catalog: Catalog, run: Run, source: SourceRef | None) -> None:
-    """Take away a run's tag on the source, and its receipts."""
+    """Remove a run's receipts, and its tag on the source if that can be written to."""
     if source is not None:
-        _unpin(catalog, run, source)
+        try:
+            Source(source, catalog.source_options).unpin(run.pin_tag)
+        except (OSError, ValueError, SourceError) as error:
+            log.warning("the tag %s stays on %s: %s", run.pin_tag, source.uri, error)
     for folder in _STAGING:
         run.storage.delete_tree(run.path(folder))
 
 
 def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
-    """Paths of the data files that the records of kept releases name, whatever Lance says of them."""
+    """Return the paths of the data files that the records of kept releases name."""
     found: set[str] = set()
     for release in kept:
         sealed = catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json")
@@ -263,21 +260,17 @@ def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
 
 
 def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[str, str]:
-    """Why each release stays. A mark alone takes nothing out: it is set before this is asked again."""
+    """Return why each release stays. A marked release may stay: `apply` marks it, then asks again."""
     steps = catalog.log()
     live = steps[-1] if steps else None
-    log = [r for r in steps if not _is_gone(catalog, r.release)]
-    top = islice(catalog.standing(live), 2) if live else ()
+    top = islice(catalog.standing(live), 2)
     stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
-    reasons = {
-        r.id: why for r, why in zip(stack, ("live", "previous: rollback goes here"), strict=False)
-    }
-    for record in reversed(log):
-        if len(reasons) >= keep:
-            break
-        reasons.setdefault(
-            record.release.id, f"one of the last {keep} live releases (storage.keep)"
-        )
+    whys = ("live", "previous: rollback goes here")
+    reasons = {r.id: why for r, why in zip(stack, whys, strict=False)}
+    for record in reversed(steps):
+        if len(reasons) < keep and not _is_gone(catalog, record.release):
+            why = f"one of the last {keep} live releases (storage.keep)"
+            reasons.setdefault(record.release.id, why)
     for release_id, why in _needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
     for release in stack:
@@ -290,7 +283,7 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
 
 
 def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:
-    """Releases of this alias that unfinished runs, of any alias, build on or copy vectors from."""
+    """Yield the releases of this alias that unfinished runs of any alias build on or copy from, and why."""
     for run in find_runs(catalog.storage):
         if run.result() is not None or run.id == dropping or not (planned := run.plan()):
             continue
@@ -329,12 +322,8 @@ def _untag(catalog: Catalog, table: str, tag: str) -> None:
         dataset.tags.delete(tag)
 
 
-def _is_trimmable(catalog: Catalog, table: str, gone: set[str]) -> bool:
-    """Whether versions that nothing names hold files that no named one has; tags `gone` do not count."""
-    return bool(used_files(catalog.storage, table) - _named_files(catalog, table, gone))
-
-
 def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
+    """Return the data files of the versions that a tag names; tags in `gone` do not count."""
     tags = tags_of(open_table(catalog.storage, table))
     named = {int(t["version"]) for tag, t in tags.items() if tag not in gone}
     return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
@@ -343,8 +332,7 @@ def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
 def _trim(catalog: Catalog, table: str) -> None:
     """Delete versions that nothing names.
 
-    Lance never deletes the newest: where that one is of a run that was given up, the newest that is
-    named is put on top of it.
+    Lance never deletes the newest one. If that is of a given-up run, the newest named one is restored.
     """
     catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
@@ -356,11 +344,3 @@ def _trim(catalog: Catalog, table: str) -> None:
         delete_unverified=False,
         error_if_tagged_old_versions=False,
     )
-
-
-def _unpin(catalog: Catalog, run: Run, source: SourceRef) -> None:
-    """Take our tag off the source version; a source that is gone or read-only keeps what it has."""
-    try:
-        Source(source, catalog.source_options).unpin(run.pin_tag)
-    except (OSError, ValueError, SourceError) as error:
-        log.warning("the tag %s stays on %s: %s", run.pin_tag, source.uri, error)

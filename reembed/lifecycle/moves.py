@@ -57,13 +57,9 @@ class History:
 
 
 def _step(record: AliasRecord) -> dict[str, Any]:
-    shown = ("generation", "action", "at", "by", "token")
-    return {
-        **{name: getattr(record, name) for name in shown},
-        **asdict(record.grounds),
-        "release": record.release.id,
-        "model": record.release.space.model,
-    }
+    shown = {name: getattr(record, name) for name in ("generation", "action", "at", "by", "token")}
+    release = {"release": record.release.id, "model": record.release.space.model}
+    return shown | asdict(record.grounds) | release
 
 
 def moved(catalog: Catalog, before: AliasRecord | None, record: AliasRecord) -> Moved:

@@ -18,7 +18,7 @@ from reembed.source.lag import noted_place
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why a promotion shall do without a passing comparison, in the operator's words."""
+    """Why a promotion needs no passing comparison, in the operator's words."""
 
     force: str | None = None
     """The gate is overruled."""
@@ -27,7 +27,7 @@ class Reasons:
 
     @property
     def flags(self) -> str:
-        """The same for the command line, quoted."""
+        """Return them as options of the command line."""
         force = f" --force --reason {shlex.quote(self.force)}" if self.force else ""
         initial = f" --initial --reason {shlex.quote(self.initial)}" if self.initial else ""
         return force + initial
@@ -69,12 +69,9 @@ def promote(
 
 
 def admissible(
-    catalog: Catalog,
-    chosen: Release,
-    live: AliasRecord | None,
-    reasons: Reasons,
+    catalog: Catalog, chosen: Release, live: AliasRecord | None, reasons: Reasons
 ) -> Grounds:
-    """The grounds on which a release may become live: a comparison, or a reason in place of one.
+    """Return the grounds on which a release may become live: a comparison, or a reason without one.
 
     Raises:
         GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
@@ -104,12 +101,12 @@ def admissible(
 
 
 def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
-    """What nobody knows of a release that was never compared."""
-    than = live.release.id if live else "the search before it, because nothing was live here"
-    queries = chosen.gate.queries
-    judged = (
-        f"its judged queries ({queries}) were not run" if queries else "it has no judged queries"
-    )
+    """Return what is not known of a release that was never compared, in words."""
+    than, judged = "the search before it, because nothing was live here", "it has no judged queries"
+    if live is not None:
+        than = live.release.id
+    if queries := chosen.gate.queries:
+        judged = f"its judged queries ({queries}) were not run"
     return f"whether it is better than {than}", f"how good its results are: {judged}"
 
 
@@ -122,7 +119,7 @@ def rollback(
 ) -> AliasRecord:
     """Move the alias back: to the release that served before this one, or to `to`.
 
-    `steps` is what `Catalog.last_steps` gave, where the caller has read it already.
+    `steps` is the result of `Catalog.last_steps`, if the caller has it.
 
     Raises:
         UsageError: nothing served before, or that release is gone.
@@ -165,22 +162,23 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
 
 def _served(catalog: Catalog, live: AliasRecord, to: str, held: dict[str, Release]) -> Release:
     """A release that served: one that stands, one of the last steps, or else one of the log."""
-    if to in held or any(to == s.release for s in catalog.standing(live)):
-        release = _release(catalog, to, held)
-        require_kept(catalog, release)
-        return complete.require_standing(catalog, release)
-    served = {record.release.id: record.release for record in catalog.log()}
-    if to not in served:
-        known = ", ".join(served)
-        raise UsageError(
-            f"release {to} never served {catalog.alias}", f"these did: {known}", "reembed history"
-        )
-    require_kept(catalog, served[to])
-    return complete.require_standing(catalog, served[to])
+    served = held
+    if to not in held and all(to != s.release for s in catalog.standing(live)):
+        served = {record.release.id: record.release for record in catalog.log()}
+        if to not in served:
+            known = ", ".join(served)
+            raise UsageError(
+                f"release {to} never served {catalog.alias}",
+                f"these did: {known}",
+                "reembed history",
+            )
+    release = _release(catalog, to, served)
+    require_kept(catalog, release)
+    return complete.require_standing(catalog, release)
 
 
 def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Release:
-    return held[release_id] if release_id in held else catalog.release(release_id)
+    return held.get(release_id) or catalog.release(release_id)
 
 
 def follow(
@@ -188,19 +186,21 @@ def follow(
 ) -> AliasRecord:
     """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
 
-    Where live has these documents already, or newer ones, nothing moves.
-
-    Args:
-        catalog: of the alias.
-        release: the catch-up.
-        decided_on: the step that was live when the catch-up began.
+    If live has these documents already, or newer ones, nothing moves. `decided_on` is the step that was
+    live when the catch-up began.
 
     Raises:
         Conflict: another release went live meanwhile, or the alias was rolled back.
         IntegrityError: it is not verified, or its data is not there.
     """
     live = catalog.require_live()
-    if live.release.origin != release.origin or _went_back_since(decided_on, live):
+    went_back = (
+        decided_on is not None
+        and decided_on.release.origin == live.release.origin
+        and decided_on.token != live.token
+        and live.action == "rollback"
+    )
+    if went_back or live.release.origin != release.origin:
         raise Conflict(
             f"{catalog.alias} was moved to {live.release.id} meanwhile",
             f"{release.id} continues what was live before",
@@ -209,20 +209,10 @@ def follow(
     return _advance(catalog, live, release)
 
 
-def _went_back_since(decided: AliasRecord | None, live: AliasRecord) -> bool:
-    """Whether the alias was rolled back within its line after a step."""
-    if decided is None or decided.release.origin != live.release.origin:
-        return False
-    return live.action == "rollback" and live.token != decided.token
-
-
 def _advance(
     catalog: Catalog, live: AliasRecord, release: Release, force: str | None = None
 ) -> AliasRecord:
-    """The swap to a release of the same line, from the state that it is held against.
-
-    Its index must clear the gate's ann_recall, where live's own does.
-    """
+    """Swap to a release of the same line. Its index must reach the gate's ann_recall if live's does."""
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
     complete.require_complete(catalog, release)
@@ -236,10 +226,7 @@ def _advance(
 
 
 def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
-    """How new the documents of a release are, among those of its line.
-
-    A release that was found to equal a newer version of the source reaches as far as that.
-    """
+    """Return how new a release's documents are in its line: also by a newer version that it equals."""
     return max(release.place.reach, noted_place(catalog, release))
 
 
@@ -255,25 +242,21 @@ def _require_newest(catalog: Catalog, chosen: Release) -> None:
 
 def _require_same_line(catalog: Catalog, decided: AliasRecord, live: AliasRecord | None) -> None:
     if live is None or live.release.origin != decided.release.origin:
+        now = live.release.id if live else "nothing"
         raise Conflict(
-            f"{catalog.alias} was moved from {decided.release.id} to "
-            f"{live.release.id if live else 'nothing'} meanwhile",
+            f"{catalog.alias} was moved from {decided.release.id} to {now} meanwhile",
             "the decision was about the release that was live before",
             "reembed status",
         )
 
 
 def _swap(
-    catalog: Catalog,
-    live: AliasRecord | None,
-    action: Action,
-    release: Release,
-    grounds: Grounds,
+    catalog: Catalog, live: AliasRecord | None, action: Action, release: Release, grounds: Grounds
 ) -> AliasRecord:
-    """The compare-and-swap, and a second look: gc may have marked the release at the same moment.
+    """Append the step, then look for gc's mark: gc may have marked the release at the same moment.
 
-    gc marks, then looks at the alias; we write the alias, then look for the mark. So at least one
-    of the two sees the other, and the release that lost its data never stays live.
+    gc marks, then reads the alias; this writes the alias, then looks for the mark. At least one of the
+    two sees the other, so a release that lost its data never stays live.
     """
     record = catalog.append(live, action, release, grounds)
     if catalog.is_retired(release) and live is not None:
@@ -288,7 +271,7 @@ def _swap(
 
 
 def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evidence:
-    # What was caught up has the model of what was compared: the newest verdict on the line stands.
+    # A catch-up has the model of its line: the newest verdict on the line counts.
     record = comparisons.newest(catalog, live, chosen)
     again = f"reembed compare --candidate {chosen.id}"
     if record is None:
@@ -306,18 +289,13 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
     compared = catalog.release(record.candidate.release)
     terms.require_sound(catalog, record, compared)
     failing = "; ".join(rule.detail for rule in record.rules if rule.verdict != "pass")
-    again = f"{again}     # shows what you can do"
+    options = f"{again}     # shows what you can do"
     if record.verdict == "fail":
-        raise GateFailed(
-            f"release {chosen.id} failed the comparison with {live.id}", failing, again
-        )
+        what = f"release {chosen.id} failed the comparison with {live.id}"
+        raise GateFailed(what, failing, options)
     if record.verdict != "pass":
-        raise Inconclusive(
-            f"the comparison of {chosen.id} with {live.id} is inconclusive", failing, again
-        )
+        what = f"the comparison of {chosen.id} with {live.id} is inconclusive"
+        raise Inconclusive(what, failing, options)
     if compared.id != chosen.id:  # the verdict is about another index
-        required = record.gate.ann_recall
-        complete.require_recall(
-            catalog, chosen, required, f"reembed compare --candidate {chosen.id}"
-        )
+        complete.require_recall(catalog, chosen, record.gate.ann_recall, again)
     return record.evidence()

@@ -1,7 +1,6 @@
 """Where an alias stands: live, previous, candidates, and unfinished runs.
 
-However many releases and runs exist, few records are read: names give all candidates with their verdicts
-and all open runs, and only the newest of each are read.
+Listings name all candidates with their verdicts and all open runs; only the newest of each are read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
 from reembed.catalog.lines import Entry
-from reembed.catalog.plan import Plan
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
@@ -38,11 +36,8 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the release's summary and the verdict."""
-        return {
-            **self.release.summary(),
-            "verdict": self.verdict,
-            "compared_with": self.compared_with,
-        }
+        compared = {"verdict": self.verdict, "compared_with": self.compared_with}
+        return self.release.summary() | compared
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class OpenRun:
     def to_json(self) -> dict[str, Any]:
         """Return all fields; of a worker its unit, its attempt and since when."""
         shown = [{"unit": w.unit, "attempt": w.attempt, "since": w.at} for w in self.workers]
-        return {**asdict(self), "workers": shown}
+        return asdict(self) | {"workers": shown}
 
 
 @dataclass(frozen=True)
@@ -116,25 +111,32 @@ class Status:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What was not known when the live release was promoted, in words."""
-        return self.live.grounds.unknown if self.live else ()
+        return () if self.live is None else self.live.grounds.unknown
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed status --json` prints."""
-        live, lag = self.live, self.lag
-        return {
+        shown: dict[str, object] = {
             "alias": self.alias,
-            "live": {**live.release.summary(), "lag": lag.to_json()} if live and lag else None,
-            "generation": live.generation if live else 0,
+            "live": None,
+            "generation": 0,
             "forced": self.forced,
             "unknown": self.unknown,
-            "previous": self.previous.summary() if self.previous else None,
+            "previous": None,
             "candidates": [c.to_json() for c in self.candidates],
-            "rolled_back": asdict(self.rolled_back) if self.rolled_back else None,
+            "rolled_back": None,
             "older_candidates": [asdict(c) for c in self.older_candidates],
             "retired": self.retired,
             "runs": [r.to_json() for r in self.runs],
             "older_runs": self.older_runs,
         }
+        if self.live and self.lag:
+            shown["live"] = self.live.release.summary() | {"lag": self.lag.to_json()}
+            shown["generation"] = self.live.generation
+        if self.previous:
+            shown["previous"] = self.previous.summary()
+        if self.rolled_back:
+            shown["rolled_back"] = asdict(self.rolled_back)
+        return shown
 
 
 def status(catalog: Catalog) -> Status:
@@ -144,21 +146,25 @@ def status(catalog: Catalog) -> Status:
         IntegrityError: a record is damaged, or the alias's log has a gap.
     """
     live = catalog.live()
-    stood = previous(catalog, live) if live else None
     known = catalog.entries()
     waiting, runs = candidates(catalog, live, known), open_among(catalog.storage, known)
     compared = comparisons.pairs(catalog)
     newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
+    newest_runs = [_run(catalog, entry) for entry in runs[-_RUNS:]]
+    stood, behind, undone = previous(catalog, live), None, None
+    if live is not None:
+        behind, undone = _lag(catalog, live), _rolled_back(catalog, live)
     return Status(
         alias=catalog.alias,
         live=live,
-        lag=_lag(catalog, live) if live else None,
+        lag=behind,
         previous=catalog.release(stood.release) if stood else None,
         candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
-        rolled_back=_rolled_back(catalog, live) if live else None,
+        rolled_back=undone,
         older_candidates=tuple(_older(catalog, r, live, compared) for r in older),
         retired=tuple(e.id for e in known if e.retired),
-        runs=tuple(r for e in runs[-_RUNS:] if _is_a_run(r := _run(catalog, e))),
+        # A run that was killed before it had a plan holds nothing.
+        runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
     )
 
@@ -176,27 +182,51 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
     return RolledBack(undone.release.id, step.at, step.grounds.reason)
 
 
-def _candidate(
-    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
-) -> Candidate:
-    release = catalog.release(entry.id)
-    with_lines = sorted(other for line, other in compared if line == release.origin)
-    found = compared.get((release.origin, live.release.origin)) if live else None
-    verdict = comparisons.read(catalog, found.path).verdict if found else None
-    return Candidate(release, verdict, tuple(with_lines))
+def _with_live(
+    entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
+) -> comparisons.Newest | None:
+    """Return the newest comparison of a candidate's line with live's."""
+    if live is None:
+        return None
+    return compared.get((entry.origin, live.release.origin))
 
 
 def _older(
     catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> OlderCandidate:
-    found = compared.get((entry.origin, live.release.origin)) if live else None
+    found = _with_live(entry, live, compared)
     return OlderCandidate(entry.id, found.verdict(catalog) if found else None)
 
 
-def _resume(run: Run, entry: Entry, plan: Plan | None) -> str:
+def _candidate(
+    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
+) -> Candidate:
+    with_lines = sorted(other for line, other in compared if line == entry.origin)
+    found = _with_live(entry, live, compared)
+    verdict = comparisons.read(catalog, found.path).verdict if found else None
+    return Candidate(catalog.release(entry.id), verdict, tuple(with_lines))
+
+
+def _run(catalog: Catalog, entry: Entry) -> OpenRun:
+    run = Run(catalog.storage, entry.id)
+    plan, lease = run.plan(), read_lease(run)
+    progress, waiting = _progress(run)
+    units, resume = None, "reembed catch-up live"
+    if plan is not None:
+        units, resume = len(plan.units), plan.resume
     if entry.id == entry.origin:
-        return started_with(run)
-    return plan.resume if plan else "reembed catch-up live"
+        resume = started_with(run)
+    return OpenRun(
+        run=run.id,
+        driven=_driven(lease),
+        host=lease.host if lease else None,
+        resume=resume,
+        units=units,
+        staged=len(run.staged()),
+        workers=tuple(workers(run)),
+        progress=progress,
+        waiting=waiting,
+    )
 
 
 def _driven(lease: Lease | None) -> bool | None:
@@ -205,30 +235,8 @@ def _driven(lease: Lease | None) -> bool | None:
     return lease.process_lives if lease.on_this_machine else None
 
 
-def _run(catalog: Catalog, entry: Entry) -> OpenRun:
-    run = Run(catalog.storage, entry.id)
-    plan, lease = run.plan(), read_lease(run)
-    progress, waiting = _progress(run)
-    return OpenRun(
-        run=run.id,
-        driven=_driven(lease),
-        host=lease.host if lease else None,
-        resume=_resume(run, entry, plan),
-        units=len(plan.units) if plan else None,
-        staged=len(run.staged()),
-        workers=tuple(workers(run)),
-        progress=progress,
-        waiting=waiting,
-    )
-
-
-def _is_a_run(run: OpenRun) -> bool:
-    """Return whether it has a plan or is about to: one that was killed before holds nothing."""
-    return run.units is not None or run.driven is not False
-
-
 def _progress(run: Run) -> tuple[Figures | None, str | None]:
-    """Return the latest figures and why it waits; a damaged record is only reported, as nothing depends on it."""
+    """Return the latest figures and why it waits; nothing depends on them, so damage is only reported."""
     try:
         figures = latest_figures(run)
     except IntegrityError as error:

@@ -15,10 +15,10 @@ from reembed.clock import now
 from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, verify
-from reembed.lifecycle.journal import Journal, JournalKey, remove_journal
+from reembed.lifecycle.verify import Journal, JournalKey, remove_journal
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
-from reembed.store.records import decode, encode
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.provenance import verification_path
@@ -64,9 +64,11 @@ class Verified:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed verify --json` prints: the report's fields, and the rest."""
-        own = {"lag": self.lag.to_json(), "rebuild": self.rebuild, "larger": self.larger}
-        stale = {} if self.fresh else {"fresh": False}
-        return {"release": self.release, **self.report.to_json(), **own, **stale}
+        own: dict[str, object] = {"lag": self.lag.to_json(), "rebuild": self.rebuild}
+        own["larger"] = self.larger
+        if not self.fresh:
+            own["fresh"] = False
+        return {"release": self.release, **self.report.to_json(), **own}
 
 
 def verify_release(
@@ -82,7 +84,8 @@ def verify_release(
     try:
         return _verified(catalog, release, level=level, sample=sample, resume=resume)
     except IntegrityError as error:
-        failed = _unfinished(release, str(error))
+        unread = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
+        failed = replace(unread, why=str(error), at=now())
         catalog.storage.write(verification_path(release.run_id), encode(failed))
         again = rebuild_of(catalog.storage, release.origin)
         raise IntegrityError(error.what, error.why, again) from error
@@ -103,8 +106,9 @@ def _verified(
     provenance.require_manifest(storage, release)
     manifest = read_manifest(storage, release.index, release.index_sha256)
     provenance.require_index(release, manifest)
-    with_index = level >= ROWS
-    index = index_store.load(storage, release.index, manifest) if with_index else None
+    index_ids = None
+    if level >= ROWS:
+        index_ids = index_store.load(storage, release.index, manifest).ids()
     sealed = provenance.require_sealed(storage, release)
     source = _equalled(catalog, release, read=level >= IDS)
     newest, why = newest_of(source)
@@ -115,7 +119,7 @@ def _verified(
         release.space,
         release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
-        index.ids() if index else None,
+        index_ids,
         sealed.files,
         release.table_manifest,
         newest if moved_on and level >= IDS else None,
@@ -126,46 +130,35 @@ def _verified(
     key = JournalKey(release.table_version, source.version, newest_version, level, sample)
     journal = Journal.open(run, key, resume=resume)
     failed = _failed_before(storage, run)
-    # The rows that were found wrong are read again: other rows would not say whether they are right now.
+    # The rows that were found wrong are read again: others do not show whether these are right now.
     seed = failed.seed if failed else None
     found = verify.verify(subject, sample, seed, level=level, journal=journal)
     lag = behind(source, newest, found.lacking, why)
     remove_journal(run)
     large = failed is None or (level >= failed.level and found.sampled >= failed.sampled)
-    counts = not found.passed or (large and level >= ROWS)
-    if counts:
+    larger = None
+    if not found.passed or (large and level >= ROWS):
         storage.write(verification_path(run.id), encode(found))
-    larger = _as_large(release, failed) if failed and not counts else None
+    elif failed is not None:
+        least = f"--level {max(failed.level, ROWS)} --sample {failed.sampled}"
+        larger = f"reembed verify --release {release.id} {least}"
     return Verified(release.id, found, lag, rebuild_of(storage, release.origin), larger)
-
-
-def _unfinished(release: Release, why: str) -> VerifyReport:
-    """Return the report of a verification that could not finish."""
-    nothing = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
-    return replace(nothing, why=why, at=now())
-
-
-def _as_large(release: Release, failed: VerifyReport) -> str:
-    """Return the verification whose passing replaces one that failed."""
-    level = max(failed.level, ROWS)
-    return f"reembed verify --release {release.id} --level {level} --sample {failed.sampled}"
 
 
 def _failed_before(storage: Storage, run: Run) -> VerifyReport | None:
     """Return the newest verification, if it failed; the next one replaces a damaged record of it."""
     try:
-        record = storage.read_if_there(verification_path(run.id))
-        found = decode(VerifyReport, record) if record is not None else None
+        found = storage.decode_if_there(VerifyReport, verification_path(run.id))
     except IntegrityError:
         return None
     return None if found is None or found.passed else found
 
 
 def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:
-    """Return the version of the source that the release must equal: what it was last caught up with.
+    """Return the source version that the release must equal: the last it was caught up with.
 
     Raises:
-        SourceError: it is to be read, and neither that nor what the release was made from is there.
+        SourceError: it must be read, and neither it nor the version that the release was made from is there.
     """
     made_from = Source(release.source, catalog.source_options)
     noted = caught_up(catalog, release)

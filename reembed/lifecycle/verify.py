@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,23 @@ from reembed import encoders
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
 from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences, VerifyReport
+from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig, EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Vectors
 from reembed.engine.patience import Patience
-from reembed.lifecycle.differences import compare_ids, compare_index
-from reembed.lifecycle.journal import Journal, RowsCompared
-from reembed.lifecycle.scans import EXAMPLES, Documents, Rows, scan_source, scan_table
+from reembed.lifecycle.differences import (
+    EXAMPLES,
+    Documents,
+    Rows,
+    compare_ids,
+    compare_index,
+    scan_source,
+    scan_table,
+)
 from reembed.source.dataset import Source
 from reembed.space import Space
+from reembed.store.records import encode
 from reembed.table.read import (
     TableVersion,
     as_vectors,
@@ -38,6 +47,8 @@ SAME_VECTOR = 0.999
 """Cosine that a re-embedded row reaches over dtypes and batch compositions."""
 FULL = VECTORS
 _FILES_A_STEP = 64
+_JOURNAL = "verifying.json"
+"""Of an interrupted verification, in its run's folder: written after each step, removed at the end."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,100 @@ class Subject:
     """Of these vectors, as a release of the line records it; None before the first."""
     patience: Patience = field(default_factory=lambda: Patience(EmbedConfig().stall_s))
     """How long a model's provider that is busy is waited for."""
+
+
+@dataclass(frozen=True)
+class RowsCompared:
+    """What the comparison of the rows with the source found."""
+
+    differences: Differences
+    behind: Differences | None
+    documents: int
+    """Of the source."""
+    rows: int
+    """Of the table."""
+    table_documents: int
+    """That these rows are of."""
+    sampled: int
+    seed: int | None
+    """The seed of the sample, so that a resumed verification names that of the rows it took over."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Results of the steps that are done."""
+
+    damaged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Damaged files of each group of files, by the first file of the group."""
+    rows: RowsCompared | None = None
+
+
+@dataclass(frozen=True)
+class JournalKey:
+    """What a verification reads; a journal is resumed only by one that reads the same."""
+
+    table_version: int
+    source_version: int
+    newest_version: int | None
+    """Newest version of the source; None if the table is compared with none that is newer."""
+    level: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class JournalRecord:
+    """A journal as it is stored."""
+
+    key: JournalKey
+    done: Done
+
+
+class Journal:
+    """Makes each step once: the result is the one kept before, or made now and kept."""
+
+    def __init__(self, done: Done | None = None, keep: Callable[[Done], None] | None = None):
+        self.done = done or Done()
+        self._keep = keep
+
+    @classmethod
+    def open(cls, run: Run, key: JournalKey, *, resume: bool) -> Journal:
+        """Return the journal of a run's verification; with `resume`, with the steps done before.
+
+        Raises:
+            IntegrityError: the stored journal is damaged.
+        """
+
+        def keep(done: Done) -> None:
+            run.storage.write(run.path(_JOURNAL), encode(JournalRecord(key, done)))
+
+        kept = run.storage.decode_if_there(JournalRecord, run.path(_JOURNAL)) if resume else None
+        if kept is not None and kept.key == key:
+            return cls(kept.done, keep)
+        return cls(keep=keep)
+
+    def damaged(self, group: str, look: Callable[[], list[str]]) -> tuple[str, ...]:
+        """Return the damaged files of a group, which is named by its first file."""
+        if group not in self.done.damaged:
+            self._add(replace(self.done, damaged={**self.done.damaged, group: tuple(look())}))
+        return self.done.damaged[group]
+
+    def rows(self, compare: Callable[[], RowsCompared]) -> RowsCompared:
+        """Return what was found in the rows."""
+        rows = self.done.rows
+        if rows is None:
+            rows = compare()
+            self._add(replace(self.done, rows=rows))
+        return rows
+
+    def _add(self, done: Done) -> None:
+        self.done = done
+        if self._keep is not None:
+            self._keep(done)
+
+
+def remove_journal(run: Run) -> None:
+    """Remove the journal of a verification that ended."""
+    run.storage.remove(run.path(_JOURNAL))
 
 
 def verify(
@@ -123,13 +228,12 @@ def _unproven(subject: Subject) -> list[str]:
 
 
 def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
-    """Return the files that are gone or of another size; `whole`: also those of other bytes than their receipt's."""
+    """Return the files that are gone or of another size; with `whole`, also those of another sha256."""
     table, proofs = subject.table, subject.proofs
     if not whole:
         return missing_files(table.storage, table.path, table.version)
-    names = sorted(proofs)
+    names, manifest = sorted(proofs), subject.manifest
     damaged: list[str] = []
-    manifest = subject.manifest
     if manifest and manifest != manifest_proof(table.storage, table.path, table.version):
         damaged.append(manifest.name)
     for start in range(0, len(names), _FILES_A_STEP):
@@ -149,38 +253,29 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> RowsCompar
         chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
     documents = scan_source(source, level, rows.ids[chosen])
     differences = compare_ids(table, source, dead, rows, documents)
-    differences |= _of_rows(subject, rows) if level >= ROWS else {}
-    sampled = 0
+    if level >= ROWS:
+        differences |= {"mismatched": rows.mismatched, "corrupt": rows.corrupt}
+        if subject.index_ids is not None:
+            differences |= compare_index(rows, subject.index_ids)
+    sampled, drawn = 0, None
     if level >= VECTORS:
         sampled, differences["wrong_vector"] = _reembed(subject, rows, chosen, documents)
+        drawn = seed
     behind = None
     if subject.newest is not None:
         newest = scan_source(subject.newest, level)
         behind = compare_ids(table, subject.newest, dead, rows, newest)
-    drawn = seed if level >= VECTORS else None
-    return RowsCompared(
-        differences=differences,
-        behind=behind,
-        documents=len(documents.ids),
-        rows=len(rows.ids),
-        table_documents=len(rows.documents[0]),
-        sampled=sampled,
-        seed=drawn,
-    )
-
-
-def _of_rows(subject: Subject, rows: Rows) -> Differences:
-    """Return what is wrong with rows whatever the source holds."""
-    found: Differences = {"mismatched": rows.mismatched, "corrupt": rows.corrupt}
-    if subject.index_ids is not None:
-        found |= compare_index(rows, subject.index_ids)
-    return found
+    in_source, in_table = len(documents.ids), len(rows.documents[0])
+    return RowsCompared(differences, behind, in_source, len(rows.ids), in_table, sampled, drawn)
 
 
 def _reembed(
     subject: Subject, rows: Rows, chosen: npt.NDArray[np.int64], documents: Documents
 ) -> tuple[int, Difference]:
-    """Embed the chosen rows' texts again and compare: a row of another model has cosine .2 to .7."""
+    """Embed the texts of chosen rows again; return how many, and which have another vector.
+
+    A row of another model has cosine .2 to .7.
+    """
     texts = documents.texts_of
     chosen = np.array([r for r in chosen if rows.ids[r].tobytes() in texts], np.int64)
     if not len(chosen):

@@ -27,7 +27,7 @@ from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
 from reembed.lifecycle import complete, verification
-from reembed.lifecycle.journal import Done, Journal, JournalKey, JournalRecord, RowsCompared
+from reembed.lifecycle.verify import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
 from reembed.store.records import encode, from_bytes, to_bytes

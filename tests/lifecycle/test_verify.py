@@ -16,8 +16,7 @@ from reembed.catalog.reports import IDS as IDS_LEVEL
 from reembed.config.settings import Config
 from reembed.digests import digest as text_hash
 from reembed.lifecycle import verify as verify_module
-from reembed.lifecycle.journal import Done, Journal
-from reembed.lifecycle.verify import Subject, verify
+from reembed.lifecycle.verify import Done, Journal, Subject, verify
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.table import write as table
