@@ -83,7 +83,7 @@ class IndexManifest:
     ann_recall_lower: float
     """One-sided 95 % bound of the mean (Student t)."""
     tuned_on: str
-    """queries, or documents where there were none: documents are easier."""
+    """queries, or documents if it had no queries; documents are easier to find."""
     num_queries: int
     settings: IndexConfig
     """Section `index` of the config it was built by; the line's catch-ups are built by it too."""

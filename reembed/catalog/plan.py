@@ -1,7 +1,4 @@
-"""What a run will do: its units, what it builds on, what it copies from.
-
-runs/RUN/plan.json               create-only: any number of attempts agree on it
-"""
+"""What a run will do: its units, what it builds on, what it copies from."""
 
 from __future__ import annotations
 
@@ -134,7 +131,7 @@ class Donor:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, fixed before it starts. Any number of attempts agree on it."""
+    """What a run will do. It is fixed before the run starts, and every attempt follows it."""
 
     kind: Kind
     run_id: str
@@ -160,7 +157,7 @@ class Plan:
     base: Base | None = None
     """What a catch-up builds on; None for a rebuild."""
     reuse: bool = True
-    """Whether it was to copy vectors, where there are any to copy."""
+    """Whether it may copy vectors of other releases."""
     donors: tuple[Donor, ...] = ()
     """Whose vectors it copies."""
 
@@ -185,12 +182,12 @@ class Plan:
         return replace(self, units=())
 
     def to_json(self) -> dict[str, Any]:
-        """The record as stored."""
+        """Return the record as stored."""
         return encode(self.without_units()) | {"units": [_as_list(u) for u in self.units]}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Plan:
-        """The plan a record describes."""
+        """Return the plan that a record describes."""
         plan = decode(cls, {**record, "units": []}, where(record))
         units = decode(_Units, {"units": record["units"]}, where(record)).units
         return replace(plan, units=[_TAGS[tag](*values) for tag, *values in units])

@@ -85,19 +85,19 @@ class UnitStats:
     """Documents whose vector was copied from another release."""
     tokens: int
     model_tokens: int
-    """That went through the model: those of equal texts do once."""
+    """Tokens that went through the model; equal texts go through it once."""
     computed_tokens: int
-    """The same with padding."""
+    """Tokens that went through the model, with padding."""
     flop: float
     peak_flops: float
-    """A second, of the part of the device that is its own; 0 where it is not known."""
+    """Per second, of its share of the device; 0 if unknown."""
     started_at: float
     """Seconds since the epoch, by its host's clock."""
     waited_s: float
-    """For the unit, since the one before."""
+    """From the end of the unit before to the start of this one."""
     embed_s: float
     model_s: float
-    """Of them, the model's."""
+    """The model's part of `embed_s`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Receipt:
     rows: int
     """Of the table."""
     documents: int
-    """That these rows are of."""
+    """Documents that these rows are of."""
     dead_letters: tuple[DeadLetter, ...]
     """Documents without a row."""
     fragments: tuple[Annotated[str, AfterValidator(_readable)], ...]

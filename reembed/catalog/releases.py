@@ -49,7 +49,7 @@ class SourceRef:
     uri: str
     version: int
     fingerprint: str
-    """Over the names of the version's data files: a dataset made again in the same place differs."""
+    """Digest of the names of the version's data files: a dataset created again at this URI has another."""
     id_column: str
     text: str
     filter: str | None
@@ -58,7 +58,7 @@ class SourceRef:
 
 @dataclass(frozen=True)
 class ManifestProof:
-    """What the file that says what a table's version is must be, byte for byte."""
+    """What the manifest file of a table version must be, byte for byte."""
 
     name: str
     size_bytes: int
@@ -108,7 +108,7 @@ class Release:
         return self.place.origin
 
     def summary(self) -> dict[str, Any]:
-        """What tells releases apart, for reports."""
+        """Return what tells releases apart, for reports."""
         return {
             "release": self.id,
             "model": self.space.model,
@@ -128,11 +128,10 @@ class Grounds:
     """What a promote or rollback rests on."""
 
     reason: str | None = None
-    """Why a gate was left out or overruled or a rollback made, in the operator's words."""
+    """Why a gate was left out or overruled, or why it was rolled back, in the operator's words."""
     forced: bool = False
     comparison: Evidence | None = None
-    """The comparison that allowed it, or the last one that `forced` overruled, in short, and those
-    before it; None where there was none."""
+    """The comparison that allowed it, or the last one that `forced` overruled; None without one."""
     unknown: tuple[str, ...] = ()
     """What was not known when the gate was left out or overruled, in words."""
 
@@ -158,11 +157,11 @@ class AliasRecord:
     standing: tuple[Standing, ...]
     """Releases that rollback goes back over, the live one last; at most `STANDING` of them."""
     deeper: int | None
-    """The record that holds the releases below those; None where there are none."""
+    """The record that holds the releases below those; None if there are none."""
     rolled_back: int | None
     """The last rollback since the last promotion: the generation of its record."""
     proven_at: str
-    """`Storage.address` where it was written: there, create-only writes are known to work."""
+    """`Storage.address` where it was written: create-only writes are proven there."""
     at: str
     by: str
 
@@ -195,7 +194,7 @@ class Catalog:
         return self.release(release.id)
 
     def registered(self, run: Run) -> Release | None:
-        """Return the release of a run if it is registered; a run that died before it ended has ended now."""
+        """Return the release of a run if it is registered. Ends the run if its process died before that."""
         if self.storage.size(f"releases/{self.alias}/{run.id}.json") is None:
             return None
         run.finish(run.id)
@@ -237,11 +236,11 @@ class Catalog:
         return [self.release(e.id) for e in self.entries() if e.released]
 
     def mark_retired(self, release_id: str) -> None:
-        """Record, before anything is deleted, that a release can no longer serve."""
+        """Record that a release can no longer serve, before anything of it is deleted."""
         self.storage.write_bytes(self._mark(self.release(release_id), "retired"), b"")
 
     def unmark_retired(self, release_id: str) -> None:
-        """Take the mark back: the release went live meanwhile."""
+        """Remove the mark: the release went live meanwhile."""
         self.storage.remove(self._mark(self.release(release_id), "retired"))
 
     def is_retired(self, release: Release) -> bool:

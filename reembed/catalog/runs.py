@@ -56,20 +56,20 @@ class Run:
 
     @property
     def rebuild(self) -> str:
-        """The command that replaces wrong or damaged vectors of its line; reads the plan."""
+        """The command that replaces wrong or damaged vectors of its line."""
         plan = self.plan()
         return rebuild_of(self.storage, plan.origin if plan else self.id)
 
     def path(self, name: str) -> str:
-        """Path under the root of a file of this run."""
+        """Return the path under the root of a file of this run."""
         return f"runs/{self.id}/{name}"
 
     def numbered(self, folder: str) -> list[str]:
-        """Names of the numbered records in a folder of this run, in order; other files are not ours."""
+        """Return the names of the numbered records in a folder of this run, in order."""
         return list(filter(_NUMBERED.fullmatch, self.storage.names(self.path(folder))))
 
     def plan(self) -> Plan | None:
-        """The plan, once written."""
+        """Return the plan; None before it is written."""
         if (record := self.storage.read_if_there(self.path("plan.json"))) is None:
             return None
         return Plan.from_json(record)
@@ -79,7 +79,7 @@ class Run:
         return self.storage.size(self.path("plan.json")) is not None
 
     def write_plan(self, plan: Plan) -> Plan:
-        """Fix the plan; where another process was first, its plan is the plan."""
+        """Write the plan and return it; if another process was first, return its plan."""
         if self.storage.create(self.path("plan.json"), plan.to_json()):
             return plan
         theirs = self.plan()
@@ -95,25 +95,25 @@ class Run:
         self._end(release_id)
 
     def abandon(self) -> None:
-        """Give it up: it will never be resumed, and gc may remove what it staged."""
+        """Give it up: it is never resumed, and gc may remove what it staged."""
         self._end(None)
 
     def _end(self, release_id: str | None) -> None:
         self.storage.create(f"{_RESULTS}{self.id}.json", encode(ResultRecord(release_id, now())))
 
     def staged(self) -> set[str]:
-        """Ids of the units that have a receipt."""
+        """Return the ids of the units that have a receipt."""
         paths = (path for path, _ in self.storage.objects(self.path("units/")))
         return {p.rsplit("/", 1)[-1].removesuffix(".json") for p in paths}
 
     def receipts(self) -> list[Receipt]:
-        """Every receipt, by unit id."""
+        """Return every receipt, in the order of unit ids."""
         ids = sorted(self.staged())
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
             return list(pool.map(self.receipt, ids))
 
     def receipt(self, unit: str) -> Receipt:
-        """The receipt of a staged unit."""
+        """Return the receipt of a staged unit."""
         return decode(Receipt, self.storage.read(self.path(f"units/{unit}.json")))
 
 
@@ -143,7 +143,7 @@ def rebuild_of(storage: Storage, origin: str) -> str:
 
 
 def started_with(run: Run, *options: str) -> str:
-    """The command that builds by the settings which a run was started with."""
+    """Return the command that builds with the settings that a run was started with."""
     command = " ".join(("reembed run", *options))
     settings = run.path("config.yaml")
     if is_remote(run.storage.root):
