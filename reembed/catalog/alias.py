@@ -101,8 +101,10 @@ class AliasFiles:
             found = self.storage.read_if_there(self._hint_path)
         except IntegrityError:
             return 0
-        after = found.get("after") if found else None
-        return max(after, 0) if isinstance(after, int) else 0
+        after = (found or {}).get("after")
+        if not isinstance(after, int):
+            return 0
+        return max(after, 0)
 
     def _path(self, number: int) -> str:
         return f"aliases/{self.alias}/{number:08d}.json"

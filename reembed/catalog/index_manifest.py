@@ -103,7 +103,9 @@ class IndexManifest:
     def files(self) -> list[StoredFile]:
         """Every file that the manifest names."""
         named = [file for s in self.segments for file in (s.vectors, s.ids)]
-        return [*named, self.tombstones.file] if self.tombstones else named
+        if self.tombstones is not None:
+            named.append(self.tombstones.file)
+        return named
 
     @property
     def sha256(self) -> str:

@@ -82,7 +82,9 @@ def _is_hidden(pid: int) -> bool:
 def process_started(pid: int) -> str | None:
     """Return its start time in clock ticks since boot: a reused pid has another. None if it does not run."""
     fields = _stat(pid)
-    return None if fields is None or fields[0] == "Z" else fields[19]
+    if fields is None or fields[0] == "Z":
+        return None
+    return fields[19]
 
 
 def parent_of(pid: int) -> int | None:
@@ -102,8 +104,9 @@ def _stat(pid: int) -> list[str] | None:
 
 def read_lease(run: Run) -> Lease | None:
     """Return the newest lease; None if there is none."""
-    names = run.numbered("leases/")
-    return decode(Lease, run.storage.read(run.path(f"leases/{names[-1]}"))) if names else None
+    if not (names := run.numbered("leases/")):
+        return None
+    return decode(Lease, run.storage.read(run.path(f"leases/{names[-1]}")))
 
 
 def is_driven(run: Run, watch_s: float = 3 * BEAT_S) -> bool:

@@ -174,8 +174,9 @@ class Plan:
     @property
     def restart(self) -> str:
         """The command that starts it again."""
-        dropped = f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
-        return dropped if self.base else "reembed run --fresh"
+        if self.base is None:
+            return "reembed run --fresh"
+        return f"reembed gc --drop-run {self.run_id} --yes     # then: {self.resume}"
 
     def without_units(self) -> Plan:
         """Return the plan without its units, small enough to travel with each task."""

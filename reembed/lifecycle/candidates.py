@@ -49,7 +49,9 @@ def release_of(catalog: Catalog, config: Config) -> Release | None:
     versions = {e.origin: e.place.version for e in found if e.id == e.origin}
     mine = newest_by_line(found)
     meant = [e for line, e in mine.items() if version in (None, versions.get(line))]
-    return catalog.release(meant[-1].id) if meant else None
+    if not meant:
+        return None
+    return catalog.release(meant[-1].id)
 
 
 def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -> Release:

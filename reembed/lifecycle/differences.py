@@ -63,7 +63,9 @@ class Documents:
 
 def scan_table(table: TableVersion, space: str, carry: Sequence[str], level: int) -> Rows:
     """Read the ids of every row and, from level 2, the rest."""
-    columns = ["doc_id", *(["text_hash", "space", "vector", *carry] if level >= ROWS else [])]
+    columns = ["doc_id"]
+    if level >= ROWS:
+        columns += ["text_hash", "space", "vector", *carry]
     ids, texts, carried = bytearray(), bytearray(), bytearray()
     row_ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     mismatched, corrupt = _Few(), _Few()

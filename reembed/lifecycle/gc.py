@@ -254,8 +254,8 @@ def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
     """Return the paths of the data files that the records of kept releases name."""
     found: set[str] = set()
     for release in kept:
-        sealed = catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json")
-        found |= {f"{release.table}/data/{name}" for name in (sealed["files"] if sealed else ())}
+        if sealed := catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json"):
+            found |= {f"{release.table}/data/{name}" for name in sealed["files"]}
     return found
 
 

@@ -28,9 +28,8 @@ class Reasons:
     @property
     def flags(self) -> str:
         """Return them as options of the command line."""
-        force = f" --force --reason {shlex.quote(self.force)}" if self.force else ""
-        initial = f" --initial --reason {shlex.quote(self.initial)}" if self.initial else ""
-        return force + initial
+        given = {"--force": self.force, "--initial": self.initial}
+        return "".join(f" {f} --reason {shlex.quote(why)}" for f, why in given.items() if why)
 
 
 def promote(
@@ -144,19 +143,18 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
             f"{live.release.id} is the oldest release",
             "reembed history",
         )
-    newest = newest_by_line(catalog.entries()).get(stood.origin)
-    if newest is None:
-        require_kept(catalog, catalog.release(stood.release))
-    name = newest.id if newest else stood.release
+    name = stood.release
+    if (newest := newest_by_line(catalog.entries()).get(stood.origin)) is not None:
+        name = newest.id
+    else:
+        require_kept(catalog, catalog.release(name))
     try:
         return complete.require_standing(catalog, _release(catalog, name, held))
     except IntegrityError as error:
         if name == stood.release:
             raise
-        fix = (
-            f"reembed rollback --to {shlex.quote(stood.release)}"
-            "     # it served before; its documents are older"
-        )
+        older = f"reembed rollback --to {shlex.quote(stood.release)}"
+        fix = f"{older}     # it served before; its documents are older"
         raise IntegrityError(error.what, error.why, fix) from error
 
 

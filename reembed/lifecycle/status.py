@@ -111,7 +111,9 @@ class Status:
     @property
     def unknown(self) -> tuple[str, ...]:
         """What was not known when the live release was promoted, in words."""
-        return () if self.live is None else self.live.grounds.unknown
+        if self.live is None:
+            return ()
+        return self.live.grounds.unknown
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed status --json` prints."""

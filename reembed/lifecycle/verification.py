@@ -151,7 +151,9 @@ def _failed_before(storage: Storage, run: Run) -> VerifyReport | None:
         found = storage.decode_if_there(VerifyReport, verification_path(run.id))
     except IntegrityError:
         return None
-    return None if found is None or found.passed else found
+    if found is None or found.passed:
+        return None
+    return found
 
 
 def _equalled(catalog: Catalog, release: Release, *, read: bool) -> Source:

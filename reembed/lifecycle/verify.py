@@ -37,6 +37,7 @@ from reembed.table.read import (
     as_vectors,
     damaged_files,
     documents_in,
+    files_of,
     manifest_proof,
     missing_files,
 )
@@ -222,9 +223,9 @@ def verify(
 
 def _unproven(subject: Subject) -> list[str]:
     """Return the files of the version that no receipt vouches for."""
-    fragments = subject.table.dataset().get_fragments()
-    files = {f.path for m in fragments for f in m.data_files()}
-    return sorted(files - subject.proofs.keys()) if subject.proofs else []
+    if not subject.proofs:
+        return []
+    return sorted(files_of(subject.table.dataset()) - subject.proofs.keys())
 
 
 def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
