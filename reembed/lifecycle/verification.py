@@ -140,8 +140,8 @@ def _verified(
     if not found.passed or (large and level >= ROWS):
         storage.write(verification_path(run.id), encode(found))
     elif failed is not None:
-        least = f"--level {max(failed.level, ROWS)} --sample {failed.sampled}"
-        larger = f"reembed verify --release {release.id} {least}"
+        level = max(failed.level, ROWS)
+        larger = f"reembed verify --release {release.id} --level {level} --sample {failed.sampled}"
     return Verified(release.id, found, lag, rebuild_of(storage, release.origin), larger)
 
 
