@@ -101,7 +101,7 @@ class AliasFiles:
             found = self.storage.read_if_there(self._hint_path)
         except IntegrityError:
             return 0
-        after = (found or {}).get("after")
+        after = found.get("after") if found else None
         if not isinstance(after, int):
             return 0
         return max(after, 0)
