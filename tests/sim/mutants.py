@@ -40,7 +40,7 @@ from reembed.store.storage import Storage
 from reembed.strategies import catch_up_plan, changes, restage
 from reembed.table import seal as sealing
 from reembed.table import write as table
-from sim.history import CALM, play
+from sim.history import CALM, History, play
 
 Patch = Callable[[Any, str, Any], None]
 BUGS: dict[str, Callable[[Patch], None]] = {}
@@ -346,6 +346,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
     patch(index_store, "finished", finished)
     patch(index_store, "save", saved)
     patch(gc, "_unnamed_indexes", lambda catalog, release: [])
+    patch(History, "_unnamed_index_files", lambda self: [])
 
 
 @under_faults
