@@ -21,7 +21,7 @@ from reembed.store.storage import Storage
 pytestmark = pytest.mark.s3
 
 QUERIES = ["a word", "another one"]
-EVENTS = ["plan", "embed", "embedded", "table", "index", "verify", "candidate"]
+EVENTS = ["plan", "ray", "embedded", "table", "index", "verify", "candidate"]
 
 
 @dataclass(frozen=True)
