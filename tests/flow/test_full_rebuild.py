@@ -356,7 +356,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
     )
     assert late == release.table_version + 1
     again = sealing.seal(run, plan, columns, max_dead_letters=0)
-    assert (again.version, again.rows) == (release.table_version, 40)
+    assert (again.version, again.content.rows) == (release.table_version, 40)
 
 
 def test_gc_keeps_the_table_of_an_unfinished_run(make_config, quiet, corpus, monkeypatch):
