@@ -314,7 +314,7 @@ def a_release(**changes: Any) -> Release:
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
         "index_sha256": "0", "rows": 1, "documents": 1, "dead_letters": 0, "source": SOURCE,
         "verify": verified(), "gate": FrozenGate(), "sealed_sha256": "0",
-        "table_manifest": ManifestProof("1.manifest", 1, "0"),
+        "table_manifest": ManifestProof("1.manifest", 1, "0"), "golden_sha256": "0",
         "place": Place("s", "r", 0, 1),
     }  # fmt: skip
     return Release(**{**fields, **changes})
