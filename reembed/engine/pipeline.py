@@ -81,21 +81,21 @@ def embed_units(
         watchdog.look()
 
     with stop.draining(job.drain, job.embed.drain_s):
-        for row in _rows(dataset, look):
-            receipt = decode(Receipt, json.loads(row["receipt"]))
+        for written in _receipts(dataset, look):
+            receipt = decode(Receipt, json.loads(written))
             watchdog.heard(receipt)
             on_receipt(receipt)
     stop.check(drained=True)
 
 
-def _rows(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """Yield rows as they come; call `meanwhile` at least every second."""
-    arrived: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+def _receipts(dataset: Any, meanwhile: Callable[[], None]) -> Iterator[str]:
+    """Yield receipts as JSON, as they come; call `meanwhile` at least every second."""
+    arrived: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
     def consume() -> None:
         try:
             for row in dataset.iter_rows():
-                arrived.put(row)
+                arrived.put(row["receipt"])
             arrived.put(None)
         except Exception as error:  # noqa: BLE001 - handed on, none is lost
             arrived.put(error)

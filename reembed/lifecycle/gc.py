@@ -325,7 +325,7 @@ def _untag(catalog: Catalog, table: str, tag: str) -> None:
 def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
     """Return the data files of the versions that a tag names; tags in `gone` do not count."""
     tags = tags_of(open_table(catalog.storage, table))
-    named = {int(t["version"]) for tag, t in tags.items() if tag not in gone}
+    named = {version for tag, version in tags.items() if tag not in gone}
     return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
 
 
@@ -337,7 +337,7 @@ def _trim(catalog: Catalog, table: str) -> None:
     catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
     if files_of(dataset) - _named_files(catalog, table, set()):
-        newest = max(int(t["version"]) for t in tags_of(dataset).values())
+        newest = max(tags_of(dataset).values())
         open_table(catalog.storage, table, newest).restore()
     open_table(catalog.storage, table).cleanup_old_versions(
         older_than=dt.timedelta(microseconds=1),  # a zero timedelta is falsy and means "two weeks"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import lance
+    from lance.lance.schema import LanceField
 
 
 Addresses = npt.NDArray[np.uint64]
@@ -76,7 +77,7 @@ def fragments_of(dataset: lance.LanceDataset, ids: Iterable[int]) -> list[lance.
     return [fragment for i in ids if (fragment := dataset.get_fragment(i)) is not None]
 
 
-def _fields(dataset: lance.LanceDataset) -> dict[str, Any]:
+def _fields(dataset: lance.LanceDataset) -> dict[str, LanceField]:
     """Return Lance's fields by name; looked up by Lance itself, a name with backticks is not found."""
     return {field.name(): field for field in dataset.lance_schema.fields()}
 
@@ -99,7 +100,7 @@ def _layout(dataset: lance.LanceDataset, columns: Sequence[str] | None) -> dict[
     }
 
 
-def _ids(field: Any) -> list[int]:
+def _ids(field: LanceField) -> list[int]:
     return [field.id(), *(i for child in field.children() for i in _ids(child))]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
 
 import lance
 
@@ -36,14 +35,14 @@ def open_dataset(
         raise OSError(said) from error
 
 
-def tags_of(dataset: lance.LanceDataset) -> dict[str, Any]:
-    """Return each tag's version and more, by name.
+def tags_of(dataset: lance.LanceDataset) -> dict[str, int]:
+    """Return the version of each tag, by name.
 
     Raises:
         IntegrityError: a file among the tags is not one.
     """
     try:
-        return dict(dataset.tags.list())
+        return {name: tag["version"] for name, tag in dataset.tags.list().items()}
     except RuntimeError as error:
         raise IntegrityError(
             f"{dataset.uri}: its tags cannot be read",

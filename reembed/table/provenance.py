@@ -91,7 +91,7 @@ def require_table(storage: Storage, release: Release) -> None:
     """Check the manifest of the release's version of its table, and the tag that sealing put on it."""
     require_manifest(storage, release)
     tag = release.table_tag
-    tagged = tags_of(open_table(storage, release.table)).get(tag, {}).get("version")
+    tagged = tags_of(open_table(storage, release.table)).get(tag)
     if tagged != release.table_version:
         raise IntegrityError(
             f"version {release.table_version} of {release.table} was not sealed for release {release.id}",

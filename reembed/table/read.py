@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import lance
 import numpy as np
@@ -100,7 +99,7 @@ class TableVersion:
         removed and a rebuild made again has the same path and version, and other files."""
         return open_table(self.storage, self.path, self.version)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property

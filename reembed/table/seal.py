@@ -247,4 +247,4 @@ def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
         except ValueError:
             if tag not in tags_of(dataset):
                 raise
-    return int(tags_of(dataset)[tag]["version"])
+    return tags_of(dataset)[tag]
