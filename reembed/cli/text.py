@@ -93,8 +93,15 @@ def _tune(r: Tuned) -> Lines:
 
 def _run(r: Built) -> Lines:
     new = r.release
-    yield f"release {new.id}: {new.rows:,} vectors, model {new.space.model} (space {new.space.id})"
+    yield f"release {new.id}: {_counted(new)}, model {new.space.model} (space {new.space.id})"
     yield from _next(after_run(new, r.live))
+
+
+def _counted(release: Release) -> str:
+    """Return the documents of a release, and its rows where they are more or fewer."""
+    if release.documents == release.rows:
+        return f"{release.documents:,} documents"
+    return f"{release.documents:,} documents in {release.rows:,} rows"
 
 
 def _lag(lag: Lag) -> Lines:
@@ -151,7 +158,7 @@ def _open_run(run: OpenRun) -> Lines:
 
 def _release(role: str, r: Release) -> str:
     return (
-        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {r.rows:,} rows"
+        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {_counted(r)}"
         f"  source version {r.source.version}"
     )
 
@@ -236,7 +243,7 @@ def _caught_up(r: CaughtUp) -> Lines:
         yield f"{new.id} is now live for {r.alias}, in place of {r.before}"
     else:
         yield f"{new.id} replaces {r.before}, which is not live"
-    yield f"  {new.rows:,} rows, {new.dead_letters:,} dead letters"
+    yield f"  {_counted(new)}, {new.dead_letters:,} dead letters"
 
 
 def _dead_letters(r: DeadLetters) -> Lines:

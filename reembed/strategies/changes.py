@@ -53,10 +53,19 @@ class Changes:
     """Documents without a vector that are no longer in the source."""
 
     @property
+    def to_embed(self) -> int:
+        """Documents whose text is new or changed."""
+        return source_documents(len(self.embed))
+
+    @property
+    def to_refresh(self) -> int:
+        """Documents with the same text and changed carried values."""
+        return source_documents(len(self.refresh)) - self.copied
+
+    @property
     def documents(self) -> int:
         """Documents that differ."""
-        read = source_documents(len(self.embed) + len(self.refresh))
-        return read + self.removed + self.forgotten
+        return self.to_embed + self.to_refresh + self.copied + self.removed + self.forgotten
 
 
 def find_changes(

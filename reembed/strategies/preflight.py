@@ -37,7 +37,7 @@ def require_changed_texts(
 ) -> None:
     """Raise TooManyDeadLetters if null texts and dead letters that stay are more than allowed."""
     nulls, stay = changes.without_text, len(changes.dead_letters)
-    what = f"{nulls:,} of {len(changes.embed):,} documents to embed have no text: {source.ref.text} is null"
+    what = f"{nulls:,} of {changes.to_embed:,} documents to embed have no text: {source.ref.text} is null"
     both = what
     if stay:
         both += f"; dead letters of {release.id} that stay: {stay:,}"

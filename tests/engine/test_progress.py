@@ -34,7 +34,6 @@ class Terminal:
 
     def __init__(self) -> None:
         self.reader, writer = os.openpty()
-        os.set_blocking(self.reader, False)
         self.stream = os.fdopen(writer, "w")
         self.lines = [""]
         self.resize(80)
@@ -47,11 +46,13 @@ class Terminal:
 
     def take(self) -> None:
         """What was written since, at the width it was written for."""
-        try:
-            written = os.read(self.reader, 1 << 20).decode()
-        except BlockingIOError:
-            return
-        for piece in re.findall(r"\r\n|\r\x1b\[2K|[^\r]+", written):
+        print(
+            "\0", end="", file=self.stream, flush=True
+        )  # the kernel hands on what came before it late
+        written = b""
+        while not written.endswith(b"\0"):
+            written += os.read(self.reader, 1 << 20)
+        for piece in re.findall(r"\r\n|\r\x1b\[2K|[^\r\0]+", written.decode()):
             if piece == "\r\n":
                 self.lines.append("")
             elif piece.startswith("\r"):  # only the row of the cursor is erased
