@@ -182,7 +182,7 @@ class WorkerEnded(Event, stage="deadline"):
     seconds: float
     deadline_s: float
     ended: bool
-    """Whether its process was there to be ended."""
+    """Whether the process existed and was killed."""
 
 
 @dataclass(frozen=True)

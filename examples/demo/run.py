@@ -1,8 +1,8 @@
 """Migrate a real index to a better model, on this machine and without network: `make demo`.
 
 The documents are the docstrings of the Python that runs this; both models come with PyPI packages.
-Each step is a command you could type yourself; this script prints it, runs it and goes on as long
-as they succeed. Everything is kept in demo-data/, which each run makes anew.
+Each step is a command you could type yourself; this script prints it, runs it and stops at the
+first that fails. Everything is kept in demo-data/, which each run recreates.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ Try next:
   reembed search {new} 'your own question'
   # Would the gate let the old model back in? RELEASE is the previous one in `status`.
   reembed compare {new} --candidate RELEASE
-  # Build again; stop it with Ctrl-C half way and start it without --fresh: it goes on.
+  # Build again; stop it with Ctrl-C half way and start it without --fresh: it resumes.
   reembed run {new} --fresh
   # Then your own documents: every setting is explained in configs/local.yaml."""
 

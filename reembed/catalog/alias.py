@@ -61,13 +61,14 @@ class AliasFiles:
         """Return a record.
 
         Raises:
-            IntegrityError: it is gone, or another record lies in its place.
+            IntegrityError: it is missing, or another record is in its place.
         """
         record = self.storage.read_if_there(self._path(number))
         if record is None:
-            raise self.broken(number, "it is gone, or those after it are not of this log")
+            raise self.broken(number, "it is missing, or later records belong to another log")
         if record["generation"] != number:
-            raise self.broken(number, "it is another record")
+            found = record["generation"]
+            raise self.broken(number, f"it holds generation {found!r}, expected {number}")
         return record
 
     def create(self, number: int, record: Mapping[str, Any], proven_at: str | None) -> bool:

@@ -45,7 +45,7 @@ class Journal:
         self._progress_at = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Keep an event; figures are kept at most every 5 s, and their loss ends nothing."""
+        """Keep an event; figures at most every 5 s, and a failed write of them does not stop the run."""
         if isinstance(event, Progress):
             with suppress(OSError, BaseError):
                 self._keep_figures(event)

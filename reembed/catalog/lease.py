@@ -34,7 +34,7 @@ class Lease:
     number: int
     host: str
     machine: str
-    """Where its pid means a process: as `machine` says."""
+    """Host, boot and pid namespace in which `pid` is valid, as `machine` returns them."""
     pid: int
     pid_started: str
     beat: int = 0
@@ -186,7 +186,7 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that embeds a unit now, as it says itself."""
+    """A process that embeds a unit now, as it recorded itself."""
 
     id: str
     unit: str
@@ -200,7 +200,7 @@ class Worker:
 
 
 def workers(run: Run) -> list[Worker]:
-    """Return the workers that embed now, or died while they did."""
+    """Return the workers that embed now or were killed while embedding."""
     names = filter(_WORKER.fullmatch, run.storage.names(run.path("workers/")))
     found = (run.storage.read_if_there(run.path(f"workers/{name}")) for name in names)
     return [decode(Worker, w) for w in found if w is not None]

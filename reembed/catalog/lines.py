@@ -42,7 +42,7 @@ class Place:
     """0 for the rebuild. A catch-up takes its number before it reads the source: a later one has newer
     documents, also if the source was created again and its versions start at 1."""
     version: int
-    """Of the source; orders catch-ups that ran at once and have one number."""
+    """Version of the source; it orders catch-ups that ran at the same time with the same step."""
 
     @property
     def reach(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class EmbedRange:
     fragment: int
     offset: int
     rows: int
-    """Of the source."""
+    """Rows of the source."""
     documents: int
 
 
@@ -48,7 +48,7 @@ class KeepFragment:
     id: str
     fragment: int
     rows: int
-    """Of the table, that stay."""
+    """Rows of the table that stay."""
     documents: int
     leaving: tuple[int, ...]
     """Row ids of the table."""
@@ -60,7 +60,7 @@ class RefreshRows:
 
     id: str
     row_ids: tuple[int, ...]
-    """Of the source."""
+    """Row ids of the source."""
     table_rows: tuple[int, ...]
     documents: int
 

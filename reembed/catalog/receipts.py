@@ -20,7 +20,7 @@ class DeadLetter:
     doc_id: str | int
     reason: str
     text_hash: str
-    """Digest of the text that failed, in hex: another text is another try."""
+    """Digest of the text that failed, in hex; a changed text is tried again."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Receipt:
     columns: str
     """Digest of the table's columns."""
     rows: int
-    """Of the table."""
+    """Rows of the table."""
     documents: int
     """Documents that these rows are of."""
     dead_letters: tuple[DeadLetter, ...]

@@ -81,20 +81,20 @@ class Release:
     table_version: int
     table_tag: str
     sealed_sha256: str
-    """Of the record of the table's files, `sealed.json` of the run."""
+    """Digest of the run's `sealed.json`, which records the table's files."""
     table_manifest: ManifestProof
     index: str
     """Path under the root."""
     index_sha256: str
-    """Of the manifest, which names every file of the index by its sha256."""
+    """Digest of the manifest, which names every file of the index by its sha256."""
     golden_sha256: str
-    """Of the line's golden vectors, which the model must make wherever it is loaded."""
+    """Digest of the line's golden vectors, which the model must produce wherever it is loaded."""
     rows: int
-    """Of the table."""
+    """Rows of the table."""
     documents: int
-    """That have a vector."""
+    """Documents that have a vector."""
     dead_letters: int
-    """Documents that have none."""
+    """Documents that have no vector."""
     source: SourceRef
     verify: VerifyReport
     """The verification that admitted it."""
@@ -125,7 +125,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Grounds:
-    """What a promote or rollback rests on."""
+    """Why a promote or rollback was allowed."""
 
     reason: str | None = None
     """Why a gate was left out or overruled, or why it was rolled back, in the operator's words."""
@@ -138,7 +138,7 @@ class Grounds:
 
 @dataclass(frozen=True)
 class Standing:
-    """A release that rollback goes back over."""
+    """A release in the rollback stack."""
 
     release: str
     origin: str
@@ -155,7 +155,7 @@ class AliasRecord:
     release: Release
     grounds: Grounds
     standing: tuple[Standing, ...]
-    """Releases that rollback goes back over, the live one last; at most `STANDING` of them."""
+    """The rollback stack, the live release last; at most `STANDING` of them."""
     deeper: int | None
     """The record that holds the releases below those; None if there are none."""
     rolled_back: int | None
@@ -303,7 +303,8 @@ class Catalog:
         if record.rolled_back is None:
             return None
         if not 1 < record.rolled_back <= record.generation:
-            raise self._files.broken(record.generation, "it names a rollback that cannot be one")
+            why = f"it names generation {record.rolled_back} as a rollback, expected 2 to {record.generation}"
+            raise self._files.broken(record.generation, why)
         return self._step(record.rolled_back), self._step(record.rolled_back - 1)
 
     def append(
@@ -378,7 +379,7 @@ class Catalog:
             if record.deeper is None:
                 return
             if record.deeper >= record.generation:
-                why = "it names a later record as an earlier one"
+                why = f"it names generation {record.deeper} as an earlier one, expected less than {record.generation}"
                 raise self._files.broken(record.generation, why)
             record = self._step(record.deeper)
 

@@ -48,11 +48,11 @@ class VerifyReport:
     source_version: int
     level: int
     documents: int
-    """Of the source; 0 below level 1, which does not read it."""
+    """Documents of the source; 0 below level 1, which does not read it."""
     rows: int
-    """Of the table."""
+    """Rows of the table."""
     table_documents: int
-    """Documents that these rows are of; below level 1, as many as the rows are counted as."""
+    """Distinct documents of these rows; below level 1, the number of rows."""
     dead_letters: int
     """Documents without a vector."""
     differences: Differences
@@ -160,7 +160,7 @@ class Evidence(ComparisonSummary):
     """The comparison behind a promotion, as the alias's log keeps it."""
 
     sha256: str
-    """Of the comparison's record."""
+    """Digest of the comparison's record."""
     changes: tuple[Change, ...]
     earlier: tuple[ComparisonSummary, ...]
     """Comparisons of the same model with the same live line that were made before it."""

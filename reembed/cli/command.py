@@ -78,7 +78,7 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
 
 
 class _NoPandas:
-    """A finder by which pandas is not installed."""
+    """An import finder that hides pandas."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pandas":

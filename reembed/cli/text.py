@@ -317,7 +317,7 @@ def _gc(r: Collected) -> Lines:
     yield from (f"  {done} versions of {t} that no release names" for t in plan.trim)
     if plan.orphans:
         size = _bytes(sum(o.size for o in plan.orphans))
-        yield f"  {done} {len(plan.orphans)} files ({size}) that no version of a table uses:"
+        yield f"  {done} {len(plan.orphans)} files ({size}) that no release uses:"
         yield from (f"            {o.path}" for o in plan.orphans[:_EXAMPLES])
     if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans)):
         yield "Nothing to remove."

@@ -59,7 +59,7 @@ def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
     """Store an encoder's vectors, or compare them with those that are there; return notes for people.
 
     Raises:
-        SpaceMismatch: the encoder makes other vectors.
+        SpaceMismatch: the encoder produces different vectors.
     """
     mine = _golden(encoder)
     if storage.create(path(origin), encode(mine)):
@@ -70,17 +70,17 @@ def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
         return []
     return [
         f"the line's first replica computed by {first.path}, this one by {mine.path}:"
-        " the same space, but other last digits"
+        " the space is the same, but the last digits may differ"
     ]
 
 
 def require(storage: Storage, origin: str, encoder: Encoder, sha256: str | None = None) -> None:
-    """Require that an encoder makes the golden vectors of a line.
+    """Require that an encoder produces the golden vectors of a line.
 
     `sha256` is that of the file that a release was registered with; None before the first release.
 
     Raises:
-        SpaceMismatch: it makes other vectors.
+        SpaceMismatch: it produces different vectors.
         IntegrityError: the line has no golden vectors, or others than it was registered with.
     """
     body = _read(storage, origin)
@@ -110,7 +110,7 @@ def _read(storage: Storage, origin: str) -> bytes:
     except FileNotFoundError as error:
         raise IntegrityError(
             f"{path(origin)} is missing",
-            "nothing else shows that the model makes the vectors of this line",
+            "nothing else shows that the model produces the vectors of this line",
             DAMAGED,
         ) from error
 
@@ -160,7 +160,7 @@ def _require_same(first: Golden, mine: Golden, origin: str) -> None:
             ),
         ]
         raise SpaceMismatch(
-            f"the model on {mine.device} makes other vectors than that of run {origin}"
+            f"the model on {mine.device} produces different vectors from the model of run {origin}"
             f" on {first.device}",
             "; ".join(reasons),
             "reembed config     # the model folder, embed.dtype; pip install the versions above",

@@ -33,7 +33,7 @@ def connected(config: Config) -> Iterator[str]:
         UsageError: this machine has too few GPUs or CPUs, or the cluster cannot be reached or is open to anyone.
     """
     if ray.is_initialized():
-        yield "the Ray that is running"
+        yield "a Ray that is already running"
         return
     address = ray_auth.cluster_address(config.ray.address)
     note = ray_auth.require_token(address, config.ray.allow_unauthenticated) if address else ""

@@ -41,7 +41,7 @@ _STATS = "reembed.stats"
 _SYSTEMATIC = 0.5
 _SYSTEMATIC_ROWS = 8
 _NORM_SLACK = 0.02  # of unit vectors in half precision
-_NO_VECTOR = "its vector is not finite or zero: the model has nothing for this text"
+_NO_VECTOR = "the model returned no usable vector: not finite, or zero"
 
 
 @dataclass
@@ -87,7 +87,7 @@ class UnitEmbedder:
         `wait` sleeps for the given seconds while the model's provider does not answer.
 
         Raises:
-            SpaceMismatch: it is another model, or makes other vectors of the same texts.
+            SpaceMismatch: it is another model, or produces different vectors from the same texts.
             ProviderError: its provider did not answer in time.
         """
         here = encoders.describe(job.encoder, job.plan.space.vector_dtype)
@@ -139,7 +139,7 @@ class UnitEmbedder:
         attempt = attempts.begin(job.run, name, documents.num_rows, self._host, job.token)
         unit = _Unit.begin(documents, job.plan.space.dim)
         for row in attempt.poison:
-            unit.errors[row] = "its embedding kills the process, or does not end"
+            unit.errors[row] = "embedding it kills or hangs the process"
         embed = self._embedding(documents)
         self._patience.through(lambda: self._try(unit, attempt, embed))
         self._check(name, unit.vectors, unit.errors)

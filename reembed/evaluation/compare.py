@@ -129,7 +129,7 @@ class _Held:
     """Ids of a release's documents."""
 
     hashes: npt.NDArray[np.int64]
-    """Of each document once, sorted; comparable in this process."""
+    """Sorted hashes, one for each document; comparable only within this process."""
     named: frozenset[str]
     """Documents that the judged queries name."""
     relevant: frozenset[str]
@@ -218,7 +218,7 @@ class _Answers:
     """[Q, dim]: the queries."""
     results: list[list[str]]
     ann_recall_Q: Floats
-    """Of the index, not of the model: a query's own document counts as any other."""
+    """[Q]: recall of the index, not of the model: a query's own document counts as any other."""
 
     @classmethod
     def of(cls, opened: OpenRelease, queries: EvalSet) -> _Answers:

@@ -170,7 +170,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Verdict):
-    """A verdict on a candidate and what it rests on: the record that `promote` asks for."""
+    """A verdict on a candidate, and its grounds: the record that `promote` requires."""
 
     alias: str
     live: Compared
@@ -189,7 +189,7 @@ class Comparison(Verdict):
     overlap_at_10: float
     judged_at_10: Sides[float]
     latency: Sides[Latency] | None
-    """Of a search without encoding; None where too few queries were timed."""
+    """Latency of a search without encoding; None if too few queries were timed."""
     by: str
     at: str
     number: int = 0

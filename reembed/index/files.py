@@ -5,7 +5,7 @@ sha256, so nothing that a release names is ever replaced; an index without a man
 finished. FAISS and Arrow trust the files they read, so digests are checked before.
 
 Row ids and document ids are an Arrow IPC file with one record batch, in the order of the vectors. It is
-memory-mapped: nothing is parsed when it is opened, and a lookup touches only the pages of its ids.
+validated when it is loaded and stays memory-mapped: a search touches only the pages of its ids.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _CLEARED = "cleared.json"
 
 @dataclass(frozen=True)
 class _Cleared:
-    """That all which a given-up run left is gone."""
+    """Record that everything a dropped run left was deleted."""
 
     at: str
 
@@ -231,7 +231,7 @@ def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
 
 
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
-    """Remove what a given-up run left outside its table's files."""
+    """Remove what a dropped run left outside its table's files."""
     if planned := run.plan():
         _untag(catalog, planned.table, f"reembed-{run.id}")
     catalog.storage.delete_tree(f"indexes/{run.id}/")

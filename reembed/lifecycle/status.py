@@ -30,7 +30,7 @@ class Candidate:
 
     release: Release
     verdict: str | None
-    """Of the newest comparison with what is live; None without one."""
+    """Verdict of the newest comparison with what is live; None without one."""
     compared_with: tuple[str, ...]
     """Lines of the other releases that it was compared with."""
 

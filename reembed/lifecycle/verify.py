@@ -72,7 +72,7 @@ class Subject:
     origin: str | None = None
     """The run that began the line, whose golden vectors the model must give; None: not checked."""
     golden_sha256: str | None = None
-    """Of these vectors, as a release of the line records it; None before the first."""
+    """Digest of these vectors, as a release of the line records it; None before the first."""
     patience: Patience = field(default_factory=lambda: Patience(EmbedConfig().stall_s))
     """How long a model's provider that is busy is waited for."""
 
@@ -84,11 +84,11 @@ class RowsCompared:
     differences: Differences
     behind: Differences | None
     documents: int
-    """Of the source."""
+    """Documents of the source."""
     rows: int
-    """Of the table."""
+    """Rows of the table."""
     table_documents: int
-    """That these rows are of."""
+    """Distinct documents of these rows."""
     sampled: int
     seed: int | None
     """The seed of the sample, so that a resumed verification names that of the rows it took over."""

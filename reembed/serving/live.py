@@ -144,7 +144,7 @@ class SearchResult:
     release: Release
     queries: tuple[str, ...]
     hits: tuple[tuple[Hit, ...], ...]
-    """Of each query, best first."""
+    """Hits of each query, best first."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed search --json` prints: null for numbers that JSON does not have."""

@@ -87,7 +87,7 @@ class Numbers:
         """Return the column; it is text if no number type is left, or its name is that of an id."""
         if name in ID_COLUMNS or not self.types or not self.filled:
             return Column(name, pa.string())
-        return Column(name, self.types[0], f"{self.origin} is a number written the same way")
+        return Column(name, self.types[0], f"{self.origin} is a number that reads back unchanged")
 
 
 def surveyed(

@@ -104,7 +104,7 @@ class _Seen:
         schemas = [pa.schema([("x", self.type)]), pa.schema([("x", kind)])]
         merged = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         if self.wide and _mixes(self.type, kind):
-            self.text = "integers beyond 2^53 beside decimals"
+            self.text = "integers beyond 2^53 mixed with decimals, stored as text"
         elif sum(1 for _ in _within(merged)) > _MOST_FIELDS:
             self.text = f"objects of more than {_MOST_FIELDS:,} different keys, written as JSON"
         self.type = merged
@@ -119,9 +119,9 @@ class _Seen:
         if not (self.whole and pa.types.is_floating(self.type)):
             return Column(name, self.type)
         if name in ID_COLUMNS:
-            why = "ids that are integers beside decimals, as they are written"
+            why = "ids that mix integers and decimals, stored as text"
             return Column(name, pa.string(), why)
-        return Column(name, self.type, "integers beside decimals, all written as decimals")
+        return Column(name, self.type, "mixed integers and decimals, all stored as decimals")
 
 
 def _blocks(file: str) -> Iterator[list[Row]]:

@@ -173,7 +173,9 @@ class Storage:
             except AlreadyExistsError:
                 continue
             except NotImplementedError as error:
-                raise self._careless("its settings, or what it is, rule them out") from error
+                raise self._careless(
+                    "it does not support them, or its settings switch them off"
+                ) from error
         found = self.read_bytes(path)
         with suppress(OSError, BaseError, IntegrityError):  # not allowed to delete: the probe stays
             self.remove(path)

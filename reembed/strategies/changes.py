@@ -161,7 +161,7 @@ class _Rows:
     carried: Digests
     row_ids: Int64
     fragments: Int64
-    """Of the table; for the source, the number of the part that a row was read in."""
+    """Fragment ids of the table; for the source, the number of the part in which a row was read."""
 
     @classmethod
     def of_table(cls, table: TableVersion, carry: list[str]) -> _Rows:

@@ -160,7 +160,7 @@ def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
     emit(planned(run, plan, pinned=pinned))
     faults.point("run.after_plan")
     if not wanted.config.gate.queries:
-        emit(Notice("no judged queries (gate.queries): `compare` will ask for them; embedding"))
+        emit(Notice("no judged queries (gate.queries): `compare` will require them"))
     return plan
 
 

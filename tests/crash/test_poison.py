@@ -78,7 +78,7 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
         for d in r.dead_letters
     }
     assert dead == {
-        "d00005": "its embedding kills the process, or does not end",
+        "d00005": "embedding it kills or hangs the process",
         "d00070": "ValueError: this text is too much",
     }
     deaths = [p for p, _ in storage.objects(f"runs/{release['run_id']}/attempts/")]

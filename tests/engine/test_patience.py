@@ -139,7 +139,7 @@ def _one_more():
 def test_a_provider_that_changes_the_model_behind_its_name_is_not_served(build, endpoint):
     release = build()
     endpoint.model = HashingEncoder(EncoderConfig(model="hashing:32:other"))
-    with pytest.raises(SpaceMismatch, match="makes other vectors") as refused:
+    with pytest.raises(SpaceMismatch, match="produces different vectors") as refused:
         OpenRelease.open(storage_of(build), release)
     assert "on api.test" in refused.value.what
 

@@ -60,9 +60,9 @@ def test_a_release_is_not_served_with_a_model_that_makes_other_vectors(built, mo
     storage = Storage.open(config.storage.root)
     assert OpenRelease.open(storage, release).search(["a"], 1)
     turn(monkeypatch)
-    with pytest.raises(SpaceMismatch, match="makes other vectors") as refused:
+    with pytest.raises(SpaceMismatch, match="produces different vectors") as refused:
         OpenRelease.open(storage, release)
-    assert f"that of run {release.origin} on cpu" in refused.value.what
+    assert f"the model of run {release.origin} on cpu" in refused.value.what
     assert "cosine" in refused.value.why
     assert refused.value.why.endswith(f"at least {golden.SAME} is needed"), (
         "equal versions are named"
@@ -85,7 +85,7 @@ def test_every_catch_up_of_a_line_is_held_against_the_first_run(built, quiet, mo
         release = catch_up(config, release, quiet, executor=Inline())
     put(source, "last")
     turn(monkeypatch)
-    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+    with pytest.raises(SpaceMismatch, match="produces different vectors"):
         catch_up(config, release, quiet, executor=Inline())
 
 
@@ -206,7 +206,7 @@ def test_a_model_that_has_no_vector_any_more_for_a_text_is_refused(tmp_path, mon
         return vectors
 
     monkeypatch.setattr(HashingEncoder, "embed", without_the_third)
-    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+    with pytest.raises(SpaceMismatch, match="produces different vectors"):
         golden.require(storage, "docs-0-v1-1", encoder)
 
 

@@ -213,7 +213,7 @@ def test_vectors_are_not_copied_beside_those_of_a_model_that_makes_others(
         return np.ascontiguousarray(honest(self, tokens)[:, ::-1])
 
     monkeypatch.setattr(HashingEncoder, "embed", other)
-    with pytest.raises(SpaceMismatch, match="makes other vectors"):
+    with pytest.raises(SpaceMismatch, match="produces different vectors"):
         build(make_config(source, alias="second"), quiet)
 
 

@@ -79,7 +79,7 @@ def test_integers_that_become_decimals_are_named(tmp_path, monkeypatch, block):
     )
     result, rows = imported(tmp_path, "a.jsonl", body)
     assert [r["v"] for r in rows] == [1.0, 2.5, 3.0]
-    assert result.notes == {"v": "integers beside decimals, all written as decimals"}
+    assert result.notes == {"v": "mixed integers and decimals, all stored as decimals"}
 
 
 def test_csv_ids_stay_text_and_values_may_hold_newlines(tmp_path):

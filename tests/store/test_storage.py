@@ -98,7 +98,7 @@ def test_a_store_that_does_not_know_create_only_writes_is_refused(bucket):
     with in_front_of(bucket.options["aws_endpoint"], "unknown") as end, unheard, storage_errors():
         at(bucket, end).create("a", {})
     storage = at(bucket, bucket.options["aws_endpoint"], aws_conditional_put="disabled")
-    with pytest.raises(UsageError, match="no create-only writes: its settings"):
+    with pytest.raises(UsageError, match="no create-only writes: it does not support them"):
         storage.create("a", {})
     assert not list(storage.objects(""))
 

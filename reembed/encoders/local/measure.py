@@ -159,7 +159,8 @@ def _replica(
         encoder.embed(window)
         done += int(window.lengths.sum())
     if encoder.batch_tokens < batch_tokens:
-        raise DoesNotFit(f"{setting.batch_tokens:,} tokens a batch do not fit beside the others")
+        batch = f"a batch of {setting.batch_tokens:,} tokens"
+        raise DoesNotFit(f"{batch} does not fit in memory with the other replicas")
     rates.put(done / max(elapsed, 1e-9))
 
 
