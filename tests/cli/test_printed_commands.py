@@ -51,7 +51,6 @@ PROSE = {
     "make its first line a-value, separated by tabs",
     "merge it with peft's merge_and_unload() and save the result",
     "remove a-value from a-value",
-    "remove a-value from a-value, and give the file it names the usual name",
     "remove encoder.pooling",
     "remove it from a-value/a-value",
     "remove it from a-value/tokenizer.json, or save the model with resized embeddings",

@@ -33,6 +33,8 @@ from reembed.source.dataset import Source
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models
 
+LATE = time.monotonic() + 3_600
+
 
 @pytest.mark.deep
 def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_file, tmp_path):
@@ -151,7 +153,7 @@ def test_on_several_gpus_replicas_are_spread_and_all_of_them_measured(monkeypatc
     )
     monkeypatch.setattr(measure.multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr(measure, "wait", lambda left, timeout: list(left))
-    rate = measure.together(None, Setting("auto", 1, 1), 4, None, 1.0)
+    rate = measure.together(None, Setting("auto", 1, 1), 4, None, 1.0, LATE)
     assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert rate == 20.0
 
@@ -204,8 +206,8 @@ def test_layouts_use_the_whole_machine(cores, expected):
 def test_replicas_are_measured_side_by_side(make_config, corpus):
     config = make_config(corpus(60))
     tokens, _ = tuning._sample(config)
-    alone = measure.together(config.encoder, Setting("auto", 1_024, 1), 1, tokens, 0.3)
-    both = measure.together(config.encoder, Setting("auto", 1_024, 1), 2, tokens, 0.3)
+    alone = measure.together(config.encoder, Setting("auto", 1_024, 1), 1, tokens, 0.3, LATE)
+    both = measure.together(config.encoder, Setting("auto", 1_024, 1), 2, tokens, 0.3, LATE)
     assert alone > 0
     assert both > 0
 
@@ -310,4 +312,4 @@ def test_a_replica_that_dies_does_not_let_the_others_wait(
     config = make_config(corpus(60))
     tokens, _ = tuning._sample(config)
     with pytest.raises(measure.DoesNotFit, match="2 replica"):
-        measure.together(config.encoder, DiesOnce("auto", 1_024, 1), 2, tokens, 0.3)
+        measure.together(config.encoder, DiesOnce("auto", 1_024, 1), 2, tokens, 0.3, LATE)

@@ -17,9 +17,6 @@ from torch import nn
 
 from reembed.encoders.local import linears
 
-_SIDE = {"cpu": 1_024, "cuda": 8_192}
-_TRIES = 5
-
 
 class Arithmetic:
     """FLOP of one transformer for texts of given lengths."""
@@ -53,21 +50,22 @@ def _size(transformer: nn.Module, name: str) -> int:
 
 def peak(device: str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of a large matrix product on the device, the best of five."""
-    side = _SIDE["cuda" if device.startswith("cuda") else "cpu"]
+    side = 1_024
+    if device.startswith("cuda"):
+        side = 8_192
     x = torch.randn(side, side, device=device).to(dtype)
     multiply: Callable[[torch.Tensor], torch.Tensor] = x.mm
     if not x.is_cuda and linears.is_available():
         linear = nn.Linear(side, side, bias=False)
         linear.weight = nn.Parameter(x.float(), requires_grad=False)
         multiply = linears.PrepackedLinear(linear, dtype, narrow=True)
-    return 2.0 * side**3 / min(_seconds(multiply, x) for _ in range(_TRIES))
+    return 2.0 * side**3 / min(_seconds(multiply, x) for _ in range(5))
 
 
 def _seconds(multiply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    synchronize: Callable[[torch.device], None] = torch.get_device_module(x.device).synchronize
+    synchronize(x.device)
     started = time.perf_counter()
     multiply(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    synchronize(x.device)
     return time.perf_counter() - started

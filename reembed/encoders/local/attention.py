@@ -35,15 +35,15 @@ class Layout:
     """Positions of the texts in a batch of T tokens.
 
     runs: (first token, texts, tokens per text), texts of one length side by side; starts: int32
-    [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: in which
-    the attention computes; masks: by length, made by the first layer that needs one.
+    [N+1] on the device, the end included; longest: tokens of the longest text, or more; dtype: of the
+    attention; masks: bool [length, length], made by the first layer that needs one.
     """
 
     runs: tuple[tuple[int, int, int], ...]
     starts: torch.Tensor
     longest: int
     dtype: torch.dtype
-    masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int, bool], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ class _Sight:
         window = min(self.window or length, length)
         if window == length and not (self.causal and whole):
             return None
-        key = (length, window, self.causal, layout.starts.device)
+        key = (length, window, self.causal)
         if key not in layout.masks:
-            layout.masks[key] = _window(*key)
+            near = torch.ones(length, length, dtype=torch.bool, device=layout.starts.device)
+            near.tril_(0 if self.causal else window - 1).triu_(1 - window)
+            layout.masks[key] = near
         return layout.masks[key]
 
 
@@ -177,9 +179,3 @@ def _in_bfloat16(
             scores.masked_fill_(~mask, -torch.inf)
         attended = torch.bmm(scores.softmax(-1).to(value.dtype), value)
         place[first : first + at_once].copy_(attended.view(-1, heads, *attended.shape[1:]))
-
-
-def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
-    """Return which tokens see which, bool [length, length]."""
-    near = torch.ones(length, length, dtype=torch.bool, device=device)
-    return near.tril_(0 if causal else window - 1).triu_(1 - window)

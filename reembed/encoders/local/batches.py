@@ -1,13 +1,10 @@
-"""Batches: which texts go through the model together, and in which form.
-
-A form decides how many of the remaining texts fit into `batch_tokens`, longest first, and turns them
-into the model's input.
-"""
+"""Batches: how many texts go through the model together, longest first, and in which form."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,10 +38,7 @@ class Form(ABC):
 
 @dataclass
 class Padded(Form):
-    """input_ids, attention_mask (and token_type_ids) int64 [N, longest], padded on the right.
-
-    So positions do not depend on a text's neighbours.
-    """
+    """input_ids, attention_mask (and token_type_ids) int64 [N, longest], padded on the right."""
 
     pad_id: int
     type_ids: bool
@@ -63,15 +57,16 @@ class Padded(Form):
             "input_ids": on(device, ids),
             "attention_mask": on(device, mask.astype(np.int64)),
         }
-        return features | _kinds_and_prompt(batch, features["input_ids"], self.type_ids)
+        if self.type_ids:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        return features
 
 
 @dataclass
 class Packed(Form):
     """input_ids, position_ids (and token_type_ids) int64 [1, T]: texts end to end.
 
-    With them come seq_idx int64 [1, T] by text and cu_seq_lens_q int32 [N+1] for the pooling, and the
-    layout for the attention.
+    seq_idx int64 [1, T] and cu_seq_lens_q int32 [N+1] are for the pooling, layout for the attention.
 
     Texts of padding at the end make T a multiple of 16. Without them a tensor, or a thread's share of
     it, could end within a vector register, where torch computes exp, sin and the like differently: a
@@ -83,7 +78,7 @@ class Packed(Form):
     padding_idx: int | None
     """The id after which the model counts positions; None to count from 0."""
     dtype: torch.dtype
-    """In which the attention computes."""
+    """Of the attention."""
     type_ids: bool
     shapes: int | None = None
     """How many sizes batches have."""
@@ -105,7 +100,9 @@ class Packed(Form):
             "seq_idx": on(device, np.repeat(np.arange(len(lengths)), lengths)[None]),
             "layout": Layout(_runs(lengths), starts, longest, self.dtype),
         }
-        return features | _kinds_and_prompt(batch, ids, self.type_ids)
+        if self.type_ids:
+            features["token_type_ids"] = torch.zeros_like(ids)
+        return features
 
 
 class Flat(Form):
@@ -121,15 +118,6 @@ class Flat(Form):
         }
 
 
-def _kinds_and_prompt(batch: Tokens, ids: torch.Tensor, type_ids: bool) -> Features:
-    features: Features = {}
-    if type_ids:
-        features["token_type_ids"] = torch.zeros_like(ids)
-    if batch.prompt_length:
-        features["prompt_length"] = batch.prompt_length
-    return features
-
-
 def longest_first(lengths: Rows, form: Form) -> Rows:
     """Return the rows in the order of embedding, so that the first batch is the largest."""
     order = np.argsort(-lengths, kind="stable")
@@ -140,17 +128,10 @@ def longest_first(lengths: Rows, form: Form) -> Rows:
 
 def distinct(tokens: Tokens) -> tuple[Tokens, Rows]:
     """Return the unique texts, and for every input row its index among them."""
-    rows: dict[bytes, int] = {}
-    first: list[int] = []
-    like = np.empty(len(tokens), np.int64)
-    for row in range(len(tokens)):
-        ids = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]].tobytes()
-        like[row] = rows.setdefault(ids, len(rows))
-        if like[row] == len(first):
-            first.append(row)
-    if len(first) == len(tokens):
-        return tokens, like
-    return tokens.take(np.array(first, np.int64)), like
+    keys = [tokens.ids[start:end].tobytes() for start, end in pairwise(tokens.offsets)]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    like = np.array([places[key] for key in keys], np.int64)
+    return tokens.take(np.unique(like, return_index=True)[1]), like
 
 
 def _positions(batch: Tokens, padding_idx: int | None) -> Rows:

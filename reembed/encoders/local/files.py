@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reembed.encoders.local.json_files import PASSED_ON, Settings, read_json
 from reembed.errors import SetupError
@@ -38,16 +37,11 @@ _REFUSED_BY_NAME = ("Exception", "PanicException")
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _NOT_READ = ("generation_config.json",)
 _IN_THE_SPACE = "config_sentence_transformers.json"
-# Settings that name other files to read, which may depend on the library's version.
-_NAMES_FILES = {
-    "config.json": ("transformers_weights",),
-    "tokenizer_config.json": ("fast_tokenizer_files",),
-}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file: its dtype as safetensors names it (F32, BF16), and its shape."""
+    """A tensor in a file; `dtype` as safetensors names it, such as BF16."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,11 +56,7 @@ class Module:
     settings: Settings
 
     def weights(self) -> list[Path]:
-        """Return the safetensors files that loading reads; none if the kind has no weights.
-
-        Raises:
-            SetupError: the weights are missing or in a pickle format.
-        """
+        """Return the safetensors files that loading reads; SetupError where they are missing."""
         whole, index = self.folder / _WEIGHTS, self.folder / _SHARDS
         if self.kind not in _WITH_WEIGHTS:
             return []
@@ -87,12 +77,16 @@ class Module:
         return [self.folder / name for name in shards]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name, from the headers of the files.
+        """Return every tensor by name, from the headers of the files."""
+        from safetensors import safe_open
 
-        Raises:
-            SetupError: a file is not a safetensors file.
-        """
-        return {name: t for file in self.weights() for name, t in _tensors(file).items()}
+        found = {}
+        for file in self.weights():
+            with refusing(f"{file} is not a safetensors file"), safe_open(str(file), "np") as held:
+                for name in held.keys():  # noqa: SIM118
+                    part = held.get_slice(name)
+                    found[name] = Tensor(part.get_dtype(), tuple(part.get_shape()))
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,6 @@ class Layout:
     saved_by_st: bool
 
     def has(self, kind: str) -> bool:
-        """Whether the model has a module of this kind."""
         return any(module.kind == kind for module in self.modules)
 
     def files(self) -> list[Path]:
@@ -169,7 +162,7 @@ def read_layout(root: Path) -> Layout:
     saved_by_st = (root / "modules.json").is_file()
     if saved_by_st:
         modules = tuple(_module(root, entry) for entry in read_json(root / "modules.json"))
-        settings = _optional_json(root / "config_sentence_transformers.json")
+        settings = _optional_json(root / _IN_THE_SPACE)
     elif (root / "config.json").is_file():
         modules, settings = _default_modules(root), {}
     else:
@@ -233,11 +226,11 @@ def _check(layout: Layout) -> None:
             f"{layout.root} holds an adapter, not a whole model",
             fix="merge it with peft's merge_and_unload() and save the result",
         )
-    for module in layout.modules:
-        module.weights()
     for file in layout.files():
         if file.suffix == ".json":
-            _require_own_files(file, read_json(file))
+            read_json(file)
+        if file.name == "tokenizer_config.json":
+            _require_own_files(file)
     first = layout.modules[0]
     for name, known in PASSED_ON.items():
         if unknown := (first.settings.get(name) or {}).keys() - {*known, "trust_remote_code"}:
@@ -248,22 +241,14 @@ def _check(layout: Layout) -> None:
             )
 
 
-def _require_own_files(file: Path, content: Any) -> None:
-    named = [k for k in _NAMES_FILES.get(file.name, ()) if content.get(k)]
-    if named:
-        raise SetupError(
-            f"{file} sets {named[0]}",
-            "it replaces files with others that the digest of the model does not cover",
-            f"remove {named[0]} from {file}, and give the file it names the usual name",
-        )
-    if file.name == "tokenizer_config.json":
-        for key, name in _foreign_files(file).items():
-            if Path(name).exists():
-                raise SetupError(
-                    f"{file} sets {key} to {name}, outside the model folder",
-                    "the model must be in one folder, whose digest tells its versions apart",
-                    f"cp {shlex.quote(name)} {shlex.quote(str(file.parent))}     # and remove {key}",
-                )
+def _require_own_files(file: Path) -> None:
+    for key, name in _foreign_files(file).items():
+        if Path(name).exists():
+            raise SetupError(
+                f"{file} sets {key} to {name}, outside the model folder",
+                "the model must be in one folder, whose digest tells its versions apart",
+                f"cp {shlex.quote(name)} {shlex.quote(str(file.parent))}     # and remove {key}",
+            )
 
 
 def _foreign_files(config: Path) -> dict[str, str]:
@@ -295,25 +280,9 @@ def _no_weights(folder: Path) -> SetupError:
     )
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), "np") as held:
-            slices = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
-            return {n: Tensor(s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise SetupError(f"{file} is not a safetensors file", str(error)) from error
-
-
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Run the block, in which a library opens a model's files; `what` says what could not be done.
-
-    Raises:
-        SetupError: instead of an error that means that the library cannot use the files; too little
-            memory does not.
-    """
+    """Raise SetupError(what) where a library cannot use a model's files; errors of memory pass."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 

@@ -6,19 +6,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reembed.errors import SetupError
 
 Settings = dict[str, Any]
 """Settings as a file has them, checked to fit `_SETTINGS`, and more."""
-
-
-class _Form(NamedTuple):
-    """What a value must be, in words, and a function that tells whether one is."""
-
-    words: str
-    fits: Callable[[Any], bool]
+_Form = tuple[str, Callable[[Any], bool]]
+"""What a value must be, in words, and whether one is."""
 
 
 def _is_whole(value: Any) -> bool:
@@ -33,11 +28,11 @@ def _is_map(value: Any, *kinds: type) -> bool:
     return isinstance(value, dict) and all(isinstance(one, kinds) for one in value.values())
 
 
-_TEXT = _Form("a string", lambda v: isinstance(v, str))
-_WHOLE = _Form("a whole number", _is_whole)
-_COUNT = _Form("a whole number above 0", lambda v: _is_whole(v) and v > 0)
-_OBJECT = _Form("an object", lambda v: isinstance(v, dict))
-_OBJECTS = _Form("a list, each an object", lambda v: _is_list(v, dict))
+_TEXT: _Form = ("a string", lambda v: isinstance(v, str))
+_WHOLE: _Form = ("a whole number", _is_whole)
+_COUNT: _Form = ("a whole number above 0", lambda v: _is_whole(v) and v > 0)
+_OBJECT: _Form = ("an object", lambda v: isinstance(v, dict))
+_OBJECTS: _Form = ("a list, each an object", lambda v: _is_list(v, dict))
 
 # Settings that are passed on to transformers, and the keys allowed in them.
 PASSED_ON = {
@@ -49,22 +44,21 @@ PASSED_ON = {
     "config_kwargs": ("use_cache",),
 }
 # Settings that are used here or that libraries take unchecked; null sets nothing, so it fits each.
-_SETTINGS = {
+_SETTINGS: dict[str, _Form] = {
     **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), _COUNT),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_length"), _WHOLE),
     **dict.fromkeys(("in_features", "out_features", "truncate_dim"), _COUNT),
     **dict.fromkeys((*PASSED_ON, "text_config", "modality_config"), _OBJECT),
     **dict.fromkeys(("type", "path", "tokenizer_class", "transformer_task", "model_type"), _TEXT),
-    "architectures": _Form("a list, each a string", lambda v: _is_list(v, str)),
+    "architectures": ("a list, each a string", lambda v: _is_list(v, str)),
     "similarity_fn_name": _TEXT,
-    "prompts": _Form(
-        "an object, each value a string or null", lambda v: _is_map(v, str, type(None))
+    "prompts": ("an object, each value a string or null", lambda v: _is_map(v, str, type(None))),
+    "pooling_mode": (
+        "a string or a list, each a string",
+        lambda v: isinstance(v, str) or _is_list(v, str),
     ),
-    "pooling_mode": _Form(
-        "a string or a list, each a string", lambda v: isinstance(v, str) or _is_list(v, str)
-    ),
-    "model_max_length": _Form("a number", lambda v: _is_whole(v) or isinstance(v, float)),
-    "weight_map": _Form("an object, each value a string", lambda v: _is_map(v, str)),
+    "model_max_length": ("a number", lambda v: _is_whole(v) or isinstance(v, float)),
+    "weight_map": ("an object, each value a string", lambda v: _is_map(v, str)),
 }
 # Files that must be an object if they are there; others, such as data_config.json, may be anything.
 _WITH_SETTINGS = ("config.json", "config_sentence_transformers.json", "tokenizer_config.json",
@@ -72,11 +66,14 @@ _WITH_SETTINGS = ("config.json", "config_sentence_transformers.json", "tokenizer
                   "model.safetensors.index.json")  # fmt: skip
 _TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _TRANSFORMER_SETTINGS = re.compile(r"sentence_[a-z-]+_config\.json")
-# Allowed values: others are fetched from the hub as code, or run what happens to be installed.
-_OWN_CODE = {
+# Allowed values: others are fetched from the hub as code, run what happens to be installed, or name
+# files to read that the digest of the model does not cover.
+_OWN = {
     "attn_implementation": ("eager", "sdpa"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
     "quantization_config": (),
+    "transformers_weights": (),
+    "fast_tokenizer_files": (),
 }
 # Architectures for which transformers fetches kernels by itself.
 _WITH_KERNELS = ("mra", "rwkv", "yoso")
@@ -101,7 +98,7 @@ def read_json(file: Path) -> Any:
     elif file.name in _WITH_SETTINGS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
         _require(file, "", _OBJECT, content)
         _require_settings(file, content)
-        _require_own_code(file, content)
+        _require_own(file, content)
     return content
 
 
@@ -114,21 +111,22 @@ def _require_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _require(file: Path, name: str, form: _Form, value: Any) -> None:
-    if not form.fits(value):
+    words, fits = form
+    if not fits(value):
         raise SetupError(
             f"{file}: {name or 'it'} is {value!r:.80}",
-            f"it must be {form.words}; the file is damaged, or it belongs to something else",
+            f"it must be {words}; the file is damaged, or it belongs to something else",
             "copy or download the model again",
         )
 
 
-def _require_own_code(file: Path, settings: Mapping[str, Any]) -> None:
+def _require_own(file: Path, settings: Mapping[str, Any]) -> None:
     for name, value in _inner(settings):
-        known = _OWN_CODE.get(name.strip("_").removesuffix("_internal"))
-        if known is not None and value not in (None, *known):
+        known = _OWN.get(name.strip("_").removesuffix("_internal"))
+        if known is not None and value and value not in known:
             raise SetupError(
                 f"{file} sets {name} to {value!r:.80}",
-                f"allowed: {', '.join(known) or 'none'}; other values name code that transformers would fetch",
+                f"allowed: {', '.join(known) or 'none'}; other values name code, or files that no digest covers",
                 f"remove {name} from {file}",
             )
         if name == "model_type" and value in _WITH_KERNELS:

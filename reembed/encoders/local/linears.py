@@ -40,7 +40,7 @@ class PrepackedLinear(nn.Module):
     """A linear layer, with or without an activation, that computes in `dtype`.
 
     It returns float32, as the residual stream is; with `narrow`, `dtype`, for results that go into
-    attention or another linear layer.
+    attention or another linear layer. `activation` is oneDNN's (attribute, algorithm).
     """
 
     def __init__(
@@ -51,27 +51,21 @@ class PrepackedLinear(nn.Module):
         *,
         narrow: bool = False,
     ) -> None:
-        """`activation`: oneDNN's (attribute, algorithm)."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._dtype, self._answer = dtype, dtype if narrow else torch.float32
         self._attr, self._algorithm = activation
         ops: Any = torch.ops.mkldnn
         self._operator = ops._linear_pointwise.default
-        self._weight = ops._reorder_linear_weight(linear.weight.detach().to(dtype).contiguous())
+        # Public, because models look at its dtype.
+        self.weight = ops._reorder_linear_weight(linear.weight.detach().to(dtype).contiguous())
         bias: torch.Tensor | None = linear.bias
         self._bias = bias.detach().to(dtype) if bias is not None else None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The packed weights; models look at their dtype."""
-        packed: torch.Tensor = self._weight
-        return packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] of any number type -> [..., out_features]."""
         out: torch.Tensor = self._operator(
-            x.to(self._dtype), self._weight, self._bias, self._attr, [], self._algorithm
+            x.to(self._dtype), self.weight, self._bias, self._attr, [], self._algorithm
         )
         return out.to(self._answer)
 
@@ -83,17 +77,11 @@ class NarrowLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, narrow: bool = False) -> None:
-        """Take over the weights."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self._is_narrow = narrow
-        self.compute_in(dtype)
-
-    def compute_in(self, dtype: torch.dtype) -> None:
-        """Compute in this type from now on."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(dtype)
+        self.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] of any number type -> [..., out_features]."""
@@ -141,22 +129,17 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Make the replaced linear layers compute in another type."""
     for module in model.modules():
         if isinstance(module, NarrowLinear):
-            module.compute_in(dtype)
+            module.to(dtype)
 
 
 def _linears(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, nn.Linear]]:
     """Return a module's own linear layers by name; input that several share is converted once."""
-    found = [(n, c) for n, c in module.named_children() if type(c) is nn.Linear]
-    if dtype is not torch.float32 and _only_attends(module):
-        module.register_forward_pre_hook(_narrowed, with_kwargs=True)
-    return found
-
-
-def _only_attends(module: nn.Module) -> bool:
-    """Whether the module's input goes only into queries, keys and values, not into a sum (as in ALBERT)."""
     children = dict(module.named_children())
+    # With a LayerNorm, as in ALBERT, the input also goes into a sum.
     sums = any(isinstance(child, nn.LayerNorm) for child in children.values())
-    return len(_ATTENDED & children.keys()) > 1 and not sums
+    if dtype is not torch.float32 and len(_ATTENDED & children.keys()) > 1 and not sums:
+        module.register_forward_pre_hook(_narrowed, with_kwargs=True)
+    return [(name, child) for name, child in children.items() if type(child) is nn.Linear]
 
 
 def _narrowed(

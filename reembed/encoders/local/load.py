@@ -32,32 +32,26 @@ log = logging.getLogger(__name__)
 
 _LEAST_COSINE = {"float32": 0.999999, "float16": 0.99999, "bfloat16": 0.9999}
 _LEAST_OF_PLAIN = 0.9999
-_TOGETHER = (
-    4  # few are as long as the longest; the empty text, which breaks some models, is not alone
-)
+# Few texts are as long as the longest; the empty text, which breaks some models, is not alone.
+_TOGETHER = 4
 _NAMED = 3
 _MAY_BE_EMPTY = 2  # of the fixed texts: "" and " ", for which some models have no vector
 _MOST_SAID = 300  # characters of an error in a note
 _SHAPES = 8  # sizes of batches on a GPU
-# What a model's code raises when it is not made for packed texts.
+# From code that is not made for packed texts.
 _NOT_MADE_FOR_IT = (
     NotImplementedError, TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError,
 )  # fmt: skip
 
 
 def load(
-    config: EncoderConfig,
-    device: str,
-    dtype: str,
-    batch_tokens: int,
-    *,
-    for_job: bool = False,
+    config: EncoderConfig, device: str, dtype: str, batch_tokens: int, *, for_job: bool = False
 ) -> SentenceEncoder:
-    """Return the model of `config` on `device`, ready to embed; the options are `load_encoder`'s.
+    """Return the model, ready to embed: `load_encoder` for the models of this folder.
 
     Raises:
-        SetupError: the model is missing, unsafe, unsupported or damaged, a setting does not fit it, or
-            no way through it gives the vectors that sentence-transformers gives.
+        SetupError: as there, or no way through the model gives the vectors that sentence-transformers
+            gives.
     """
     profile = read_profile(config)
     if device == "auto":
@@ -78,19 +72,16 @@ def load(
 class _Loader:
     """Ways through one model, the fastest first, each compared on the fixed texts."""
 
+    _arithmetic: Arithmetic
+
     def __init__(
-        self,
-        profile: Profile,
-        device: str,
-        batch_tokens: int,
-        *,
-        compile_layers: bool = False,
+        self, profile: Profile, device: str, batch_tokens: int, *, compile_layers: bool = False
     ) -> None:
         self._profile = profile
+        self._padded = Padded(profile.tokenizer.pad_id, profile.tokenizer.type_ids)
         self._device, self._batch_tokens = device, batch_tokens
         self._compile_layers = compile_layers
         self._notes: list[str] = []
-        self._arithmetic: Arithmetic | None = None
         self._unloaded: list[str] = []
 
     def model(self) -> Any:
@@ -106,10 +97,7 @@ class _Loader:
         quiet()
         AttentionInterface.register(attention.NAME, attention.packed_attention)
         layout, pooling = self._profile.layout, self._profile.config.pooling
-        with (
-            refusing(f"{layout.root} cannot be loaded"),
-            layout.staged() as folder,
-        ):
+        with refusing(f"{layout.root} cannot be loaded"), layout.staged() as folder:
             model = SentenceTransformer(
                 str(folder),
                 device=self._device,
@@ -162,7 +150,8 @@ class _Loader:
         model = self.model()
         golden = self.reference(model)
         self._arithmetic = Arithmetic(model[0].model)
-        if self._device == "cpu" and not _computes(wanted):
+        narrows = linears.is_available() and linears.has_bfloat16() and wanted == "bfloat16"
+        if self._device == "cpu" and wanted != "float32" and not narrows:
             self._notes.append(f"this processor does not compute in {wanted}: using float32")
             wanted = "float32"
         for dtype, is_compiled in self._ways(wanted, _is_exchangeable(model[0].model)):
@@ -173,7 +162,7 @@ class _Loader:
                 if (found := self._with(model, form, dtype, golden)) is not None:
                     return found
             model = self.model()
-        plain = self._encoder(model, self._padded(), "float32")
+        plain = self._encoder(model, self._padded, "float32")
         least = _cosine(golden, plain)
         if least < _LEAST_OF_PLAIN:
             raise SetupError(
@@ -198,10 +187,10 @@ class _Loader:
         if _is_exchangeable(transformer):
             transformer.set_attn_implementation(attention.NAME)
             yield Packed(
-                self._profile.tokenizer.pad_id,
+                self._padded.pad_id,
                 _padding_idx(transformer),
                 DTYPES[dtype],
-                self._profile.tokenizer.type_ids,
+                self._padded.type_ids,
                 shapes=None if self._device == "cpu" else _SHAPES,
                 name="compiled packed" if is_compiled else "packed",
             )
@@ -212,7 +201,7 @@ class _Loader:
             )
         if not is_compiled:
             transformer.set_attn_implementation(stock)
-            yield self._padded()
+            yield self._padded
 
     def _with(self, model: Any, form: Form, dtype: str, golden: Vectors) -> SentenceEncoder | None:
         """Return an encoder of this form, or None and a note that says why it does not keep the vectors."""
@@ -236,12 +225,8 @@ class _Loader:
             self._profile, model, self._device, self._batch_tokens, form, dtype
         )
         encoder.notes = tuple(dict.fromkeys(self._notes))
-        encoder.arithmetic = self._arithmetic
+        encoder.flop_of = self._arithmetic.of
         return encoder
-
-    def _padded(self) -> Padded:
-        tokenizer = self._profile.tokenizer
-        return Padded(tokenizer.pad_id, tokenizer.type_ids)
 
 
 def _cosine(golden: Vectors, encoder: SentenceEncoder) -> float:
@@ -251,13 +236,6 @@ def _cosine(golden: Vectors, encoder: SentenceEncoder) -> float:
 def _is_exchangeable(transformer: Any) -> bool:
     """Whether the model's attention can be replaced."""
     return bool(getattr(transformer, "is_backend_compatible", bool)())
-
-
-def _computes(dtype: str) -> bool:
-    """Whether this processor multiplies in this type, and torch has the operator for it."""
-    return dtype == "float32" or (
-        dtype == "bfloat16" and linears.has_bfloat16() and linears.is_available()
-    )
 
 
 def _narrow(model: Any, dtype: str, device: str) -> None:
@@ -279,11 +257,9 @@ def _padding_idx(transformer: torch.nn.Module) -> int | None:
 
 
 def _dtype(profile: Profile, device: str, dtype: str) -> str:
-    """Return the number type for the transformer to compute in."""
-    if dtype in DTYPES:
-        return dtype
+    """Return the number type that `dtype` means here."""
     if dtype != "auto":
-        raise SetupError(f"embed.dtype {dtype}: must be one of {', '.join(['auto', *DTYPES])}")
+        return dtype
     if not device.startswith("cuda"):
         return "float32"
     stored = {tensor.dtype for tensor in profile.layout.modules[0].tensors().values()}

@@ -17,66 +17,61 @@ import torch
 from reembed.encoders.local.files import Layout
 
 _SAMPLE = 64
-_LEAST_ROW = 8
-"""Shorter rows can be equal by chance."""
+_LEAST_ROW = 8  # shorter rows can be equal by chance
 _PREFIX = 2
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 def poison_unloaded(model: torch.nn.Module, layout: Layout) -> list[str]:
     """Fill the floating-point tensors that are in no file with NaN; return their names."""
-    held = _Held(layout)
+    names: dict[Any, set[str]] = defaultdict(set)
+    for name, tensor in _read(layout):
+        names[_marks(tensor)].add(_plain(name))
     unloaded = {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not held.has(name, tensor)
+        if tensor.is_floating_point()
+        and not _is_held(layout, _plain(name), tensor, names[_marks(tensor)])
     }
     for tensor in unloaded.values():
         tensor.fill_(torch.nan)
     return list(unloaded)
 
 
-class _Held:
-    """The tensors of a model's files, indexed by a sample of their values."""
+def _is_held(layout: Layout, name: str, tensor: torch.Tensor, alike: set[str]) -> bool:
+    """Whether a file has this tensor, or its first and last row: some tensors are cut or joined.
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._names: dict[Any, set[str]] = defaultdict(set)
-        for name, tensor in self._read():
-            self._names[_marks(tensor)].add(_plain(name))
+    `alike`: the names under which files have these values.
+    """
+    # All ones or all zeros may also be an initial value.
+    if tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all()):
+        return any(_is_same_name(name, other) for other in alike)
+    return bool(alike) or _has_rows(layout, tensor) or _has_rows(layout, tensor.transpose(0, -1))
 
-    def has(self, name: str, tensor: torch.Tensor) -> bool:
-        """Whether a file has this tensor, or its first and last row: some tensors are cut or joined."""
-        found = self._names.get(_marks(tensor), set())
-        # All ones or all zeros may also be an initial value.
-        if tensor.numel() == 0 or bool((tensor == tensor.reshape(-1)[0]).all()):
-            return any(_is_same_name(_plain(name), other) for other in found)
-        return bool(found) or self._has_rows(tensor) or self._has_rows(tensor.transpose(0, -1))
 
-    def _has_rows(self, tensor: torch.Tensor) -> bool:
-        rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.unsqueeze(0)
-        if rows.shape[1] < _LEAST_ROW:
-            return False
-        ends = (rows[0].cpu(), rows[-1].cpu())
-        return all(any(_holds(t, row) for _, t in self._read()) for row in ends)
+def _has_rows(layout: Layout, tensor: torch.Tensor) -> bool:
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    if rows.shape[1] < _LEAST_ROW:
+        return False
+    ends = (rows[0].cpu(), rows[-1].cpu())
+    return all(any(_holds(t, row) for _, t in _read(layout)) for row in ends)
 
-    def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
-        from safetensors import safe_open
 
-        for module in self._layout.modules:
-            for file in module.weights():
-                with safe_open(str(file), "pt") as held:
-                    yield from ((n, held.get_tensor(n)) for n in held.keys())  # noqa: SIM118
+def _read(layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for module in layout.modules:
+        for file in module.weights():
+            with safe_open(str(file), "pt") as held:
+                yield from ((n, held.get_tensor(n)) for n in held.keys())  # noqa: SIM118
 
 
 def _holds(tensor: torch.Tensor, row: torch.Tensor) -> bool:
-    if tensor.dim() < 2:
-        if len(tensor.reshape(-1)) < len(row):
-            return False
-        return bool((tensor.float().unfold(0, len(row), 1) == row.float()).all(dim=1).any())
-    if tensor.shape[-1] != len(row):
+    """Whether this is a row of a tensor, or a part of one that has a single row."""
+    width, wanted = (tensor.shape or (1,))[-1], len(row)
+    if width < wanted or (tensor.dim() > 1 and width > wanted):
         return False
-    return bool((tensor.reshape(-1, len(row)).float() == row.float()).all(dim=1).any())
+    return bool((tensor.float().unfold(-1, wanted, 1) == row.float()).all(dim=-1).any())
 
 
 def _marks(tensor: torch.Tensor) -> tuple[int, tuple[float, ...]]:

@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +42,9 @@ class Setting:
     def load(self, config: EncoderConfig) -> TokenEncoder:
         """Load a replica with this setting."""
         torch.set_num_threads(self.threads)
-        encoder = encoders.load_encoder(
-            config,
-            device=self.device,
-            dtype=self.dtype,
-            batch_tokens=self.batch_tokens,
-            for_job=True,
-        )
-        return require_tokens(encoder)
+        options = asdict(self)
+        del options["threads"]
+        return require_tokens(encoders.load_encoder(config, **options, for_job=True))
 
 
 def dtypes(config: EncoderConfig, asked: str) -> list[str]:
@@ -65,8 +60,7 @@ def dtypes(config: EncoderConfig, asked: str) -> list[str]:
 def release() -> None:
     """Return the memory of deleted encoders to the device."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def gpus() -> int:
@@ -100,7 +94,7 @@ def together(
     replicas: int,
     tokens: Tokens,
     seconds: float,
-    until: float = math.inf,
+    until: float,
 ) -> float | None:
     """Return tokens/s of `replicas` processes at once, spread over all GPUs.
 
@@ -112,24 +106,19 @@ def together(
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(replicas), context.SimpleQueue()
     devices = gpus()
-    settings = [
-        replace(setting, device=f"cuda:{n % devices}") if devices > 1 else setting
-        for n in range(replicas)
-    ]
-    tasks = [(config, each, tokens, seconds, ready, rates) for each in settings]
-    processes = [context.Process(target=_replica, args=task, daemon=True) for task in tasks]
-    for process in processes:
-        process.start()
-    left: dict[Any, Any] = {process.sentinel: process for process in processes}
-    while left:
-        ended = wait(left, None if until == math.inf else max(0.0, until - time.monotonic()))
-        if not ended:
+    processes: list[Any] = []
+    for n in range(replicas):
+        if devices > 1:
+            setting = replace(setting, device=f"cuda:{n % devices}")
+        task = (config, setting, tokens, seconds, ready, rates)
+        processes.append(context.Process(target=_replica, args=task, daemon=True))
+        processes[n].start()
+    while running := [process.sentinel for process in processes if process.exitcode is None]:
+        if not wait(running, until - time.monotonic()):
             for process in processes:
                 process.kill()
                 process.join()
             return None
-        for sentinel in ended:
-            left.pop(sentinel).join()
         if any(process.exitcode for process in processes):
             ready.abort()  # else the others wait for it
     if any(process.exitcode for process in processes):

@@ -49,13 +49,7 @@ class Profile:
     """Modes joined by "+", or "static" for a model without attention."""
     normalize: bool
     truncate_dim: int | None
-    model_dim: int
-    """Dimensions of the modules' vectors, before they are cut."""
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the vectors that come out."""
-        return self.truncate_dim or self.model_dim
+    dim: int
 
     @functools.cached_property
     def space(self) -> Space:
@@ -98,7 +92,7 @@ def read_profile(config: EncoderConfig) -> Profile:
         pooling=pooling,
         normalize=normalize,
         truncate_dim=truncate_dim,
-        model_dim=model_dim,
+        dim=truncate_dim or model_dim,
     )
 
 
@@ -196,7 +190,13 @@ def _model_dim(layout: Layout, pooling: str) -> int:
         elif module.kind == "Pooling":
             dim *= len(pooling.split("+"))
         elif module.kind == "Dense":
-            dim = _dense_dim(module, dim)
+            wanted, given = (module.settings.get(f"{side}_features") for side in ("in", "out"))
+            if wanted != dim or given is None:
+                raise SetupError(
+                    f"{module.folder}: Dense takes {wanted} dimensions and gets {dim}",
+                    "encoder.pooling changed the number of dimensions, or the folder is damaged.",
+                )
+            dim = given
     return dim
 
 
@@ -210,20 +210,10 @@ def _input_dim(module: Module) -> int:
     config = read_json(module.folder / "config.json")
     # Models of several kinds of input keep the text part's settings apart.
     for settings in (config, config.get("text_config") or {}):
-        width = next((settings[key] for key in _WIDTHS if settings.get(key)), None)
-        if width is not None:
-            return int(width)
+        for key in _WIDTHS:
+            if settings.get(key):
+                return int(settings[key])
     raise SetupError(f"{module.folder}/config.json names no hidden_size")
-
-
-def _dense_dim(module: Module, before: int) -> int:
-    wanted, given = (module.settings.get(f"{side}_features") for side in ("in", "out"))
-    if wanted != before or given is None:
-        raise SetupError(
-            f"{module.folder}: Dense takes {wanted} dimensions and gets {before}",
-            "encoder.pooling changed the number of dimensions, or the folder is damaged.",
-        )
-    return int(given)
 
 
 def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:

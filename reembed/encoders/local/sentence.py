@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from reembed.encoders.base import EncoderStats, Kind, Vectors
+from reembed.encoders.base import EncoderStats, Kind, Rows, Vectors
 from reembed.encoders.local import compiled, linears
-from reembed.encoders.local.arithmetic import Arithmetic
 from reembed.encoders.local.batches import Features, Form, Packed, distinct, longest_first, off, on
 from reembed.encoders.local.profile import Profile
 from reembed.encoders.tokens import TokenEncoder, Tokens
@@ -42,7 +41,7 @@ class SentenceEncoder(TokenEncoder):
         self.batch_tokens = batch_tokens
         self.notes: tuple[str, ...] = ()
         self.peak_flops = 0.0
-        self.arithmetic: Arithmetic | None = None
+        self.flop_of: Callable[[Rows], float] = lambda lengths: 0.0
         self._profile = profile
         self._model = model
         self._form = form
@@ -53,7 +52,7 @@ class SentenceEncoder(TokenEncoder):
 
     @property
     def path(self) -> str:
-        """How texts go through the model: form and number type."""
+        """Form and number type."""
         return f"{self._form.name} {self.dtype}"
 
     @property
@@ -74,10 +73,7 @@ class SentenceEncoder(TokenEncoder):
         except that those of float16 are computed again in float32.
 
         A batch that does not fit the device's memory is split in two, and batch_tokens stays that
-        small.
-
-        Raises:
-            torch.OutOfMemoryError: a single text does not fit.
+        small; a single text that does not fit raises torch.OutOfMemoryError.
         """
         once, like = distinct(tokens)
         with self._alone:
@@ -89,7 +85,7 @@ class SentenceEncoder(TokenEncoder):
                         vectors[bad] = self._embed(once.take(bad))
         if len(once) == len(tokens):
             return vectors
-        return np.ascontiguousarray(vectors[like])
+        return vectors[like]
 
     def _embed(self, tokens: Tokens) -> Vectors:
         out = torch.full((len(tokens), self.dim), torch.nan, device=self.device)
@@ -107,23 +103,23 @@ class SentenceEncoder(TokenEncoder):
                     continue
                 out[on(self.device, rows)] = vectors
                 todo = todo[len(rows) :]
-        return np.ascontiguousarray(off(out))
+        return off(out)
 
     def _batch(self, batch: Tokens) -> torch.Tensor | None:
         """Return the vectors, or None if the batch does not fit the device's memory but a part may."""
         try:
             features = self._form.features(batch, self.device, self.batch_tokens)
+            if batch.prompt_length:
+                features["prompt_length"] = batch.prompt_length
             computed = features["input_ids"].numel()
             vectors = self._finish(self._forward(features)[: len(batch)])
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error) or len(batch) == 1:
                 raise
             return None
-        flop = 0.0
-        if self.arithmetic is not None:
-            flop = self.arithmetic.of(batch.lengths)
+        lengths = batch.lengths
         self.counts += EncoderStats(
-            model_tokens=int(batch.lengths.sum()), computed_tokens=computed, flop=flop
+            model_tokens=int(lengths.sum()), computed_tokens=computed, flop=self.flop_of(lengths)
         )
         return vectors
 

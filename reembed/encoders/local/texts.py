@@ -51,7 +51,6 @@ class SentenceTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Digest of the files that decide the token ids."""
         return self.layout.tokenizer_sha256()
 
     @blaming_texts()
@@ -71,8 +70,7 @@ class SentenceTokenizer:
             add_special_tokens=self.special_tokens,
         )
         rows = [encoding.ids for encoding in encodings]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
         return Tokens(ids, offsets, self.prompt_lengths[kind])
 
@@ -132,14 +130,15 @@ def _open_transformer(
         fast, positions = _load_fast(module, root / module.folder.relative_to(layout.root))
     if not layout.saved_by_st and fast.chat_template is not None:
         raise _chat(module)
-    if config.max_length is not None and config.max_length > (positions or config.max_length):
+    if (config.max_length or 0) > positions:
         raise SetupError(
             f"encoder.max_length {config.max_length}: the model has positions for {positions}",
             fix=f"reembed run --set encoder.max_length={positions}",
         )
-    most = config.max_length or fast.model_max_length
-    _require_rows(module, fast, most)
-    max_length = int(most) if most < _UNLIMITED else None
+    max_length: int | None = None
+    if (most := config.max_length or fast.model_max_length) < _UNLIMITED:
+        max_length = int(most)
+    _require_rows(module, fast, max_length)
     backend = fast.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -163,19 +162,18 @@ def _open_transformer(
     )
 
 
-def _require_rows(module: Module, fast: Any, most: int) -> None:
+def _require_rows(module: Module, fast: Any, max_length: int | None) -> None:
     """Refuse a model without a row for a position or an added token: a text with it would stop the run."""
     rows = {name: t.shape[0] for name, t in module.tensors().items() if t.shape}
-    positions = next((r for n, r in rows.items() if n.endswith("position_embeddings.weight")), None)
-    if positions is not None and _UNLIMITED > most > positions:
+    tables = (r for n, r in rows.items() if n.endswith("position_embeddings.weight"))
+    if (max_length or 0) > (positions := next(tables, _UNLIMITED)):
         raise SetupError(
-            f"{module.folder} cuts texts at {most:,} tokens",
+            f"{module.folder} cuts texts at {max_length:,} tokens",
             f"the model has positions for {positions:,}: longer texts cannot be embedded",
             f"reembed run --set encoder.max_length={positions}",
         )
-    words = next((r for n, r in rows.items() if n.endswith(_WORDS)), None)
-    last = max(fast.added_tokens_decoder, default=-1)
-    if words is not None and last >= words:
+    words = next((r for n, r in rows.items() if n.endswith(_WORDS)), _UNLIMITED)
+    if (last := max(fast.added_tokens_decoder, default=-1)) >= words:
         raise SetupError(
             f"the tokenizer of {module.folder} adds {str(fast.added_tokens_decoder[last])!r} as token {last:,}",
             f"the model has vectors for {words:,} tokens: a text with this one cannot be embedded",
@@ -184,8 +182,7 @@ def _require_rows(module: Module, fast: Any, most: int) -> None:
 
 
 def _require_plain_settings(module: Module) -> None:
-    given = [key for key in _UNSUPPORTED if module.settings.get(key)]
-    if given:
+    if given := [key for key in _UNSUPPORTED if module.settings.get(key)]:
         raise SetupError(f"{module.folder}: the settings {', '.join(given)} are not supported")
     modalities = module.settings.get("modality_config")
     if modalities is not None and ("message" in modalities or "text" not in modalities):
@@ -202,7 +199,7 @@ def _chat(module: Module) -> SetupError:
     )
 
 
-def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
+def _load_fast(module: Module, folder: Path) -> tuple[Any, int]:
     """Return the tokenizer as sentence-transformers sets it up, and how many positions the model has."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -210,11 +207,10 @@ def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
     options = dict(settings.get("processor_kwargs") or settings.get("tokenizer_args") or {})
     if settings.get("max_seq_length") is not None:
         options.setdefault("model_max_length", settings["max_seq_length"])
-    options |= {"trust_remote_code": False, "local_files_only": True}
-    load_config: Any = AutoConfig.from_pretrained
+    own: Any = {"trust_remote_code": False, "local_files_only": True}
     load_tokenizer: Any = AutoTokenizer.from_pretrained
-    model = load_config(folder, trust_remote_code=False, local_files_only=True)
-    fast = load_tokenizer(folder, **options)
+    model = AutoConfig.from_pretrained(folder, **own)
+    fast = load_tokenizer(folder, **options | own)
     if not fast.is_fast:
         raise SetupError(
             f"{module.folder}: the tokenizer has no fast version",
@@ -224,7 +220,7 @@ def _load_fast(module: Module, folder: Path) -> tuple[Any, int | None]:
         _lowercase(fast.backend_tokenizer)
     positions = getattr(model, "max_position_embeddings", None)
     if positions in (None, -1):
-        return fast, None
+        return fast, _UNLIMITED
     if "model_max_length" not in options:
         fast.model_max_length = min(fast.model_max_length, positions)
     return fast, int(positions) - 2 * (model.model_type in _OFFSET_POSITIONS)
@@ -235,9 +231,8 @@ def _lowercase(backend: Any) -> None:
     from tokenizers import normalizers
 
     kinds: Any = normalizers
-    old = backend.normalizer
-    steps = [step for step in (old,) if step is not None]
-    if isinstance(old, kinds.Sequence):
-        steps = list(old)
+    steps = backend.normalizer or ()
+    if not isinstance(steps, (tuple, kinds.Sequence)):
+        steps = (steps,)
     if not any(isinstance(step, kinds.Lowercase) for step in steps):
         backend.normalizer = kinds.Sequence([kinds.Lowercase(), *steps])
