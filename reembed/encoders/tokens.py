@@ -22,6 +22,7 @@ from reembed.space import Space
 _OF_TEXTS = (
     ValueError, TypeError, IndexError, KeyError, RuntimeError, AssertionError, OverflowError,
 )  # fmt: skip
+_NO_MEMORY = ("out of memory", "_ALLOC_FAILED")
 _MOST_SAID = 200
 MOST_CHARACTERS = 1_000_000
 """Of one text, if the model itself sets no limit: one document must not exhaust a worker."""
@@ -77,14 +78,28 @@ class Tokenizer(Protocol):
 def blaming_texts() -> Iterator[None]:
     """The block, or the decorated function, in which a library works on texts.
 
+    An error of the device is raised as it is: every later call would fail as well.
+
     Raises:
         DocumentError: in place of an error that a text can cause.
     """
     try:
         yield
     except _OF_TEXTS as error:
+        if _is_of_device(error):
+            raise
         said = str(error).splitlines()[:1]
         raise DocumentError(f"{type(error).__name__}: {''.join(said)}"[:_MOST_SAID]) from error
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Return whether the device failed; false if it has too little memory, as a smaller text may fit."""
+    said = str(error)
+    if any(words in said for words in _NO_MEMORY):
+        return False
+    # By name, as torch need not be installed. Older versions raise a plain RuntimeError.
+    named = any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)
+    return named or said.startswith("CUDA error")
 
 
 class TokenEncoder(ABC):

@@ -9,6 +9,7 @@ from reembed import encoders
 from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import EncoderStats, apart
 from reembed.encoders.hashing import HashingEncoder
+from reembed.encoders.tokens import blaming_texts
 from reembed.errors import DocumentError, ProviderBusy, SetupError
 
 
@@ -62,6 +63,23 @@ def test_a_local_model_reports_the_text_it_fails_on_and_embeds_the_others(monkey
     np.testing.assert_array_equal(found.vectors[[0, 2]], whole.vectors[[0, 2]])
     with pytest.raises(DocumentError, match="IndexError"):
         encoder.embed_queries(["two"])
+
+
+@pytest.mark.parametrize(
+    ("error", "of_text"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("The size of tensor a must match the size of tensor b"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (type("AcceleratorError", (RuntimeError,), {})("device-side assert triggered"), False),
+    ],
+)
+def test_a_text_is_blamed_for_what_it_can_cause_and_not_for_a_broken_device(error, of_text):
+    with pytest.raises(DocumentError if of_text else type(error)) as raised, blaming_texts():
+        raise error
+    assert (raised.value is error) == (not of_text)
 
 
 def test_a_text_that_cannot_be_tokenized_is_a_failure_too(monkeypatch):

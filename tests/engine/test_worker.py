@@ -118,6 +118,32 @@ def test_a_text_that_alone_is_too_much_for_the_device_is_a_dead_letter(job, tmp_
 
 
 @pytest.mark.parametrize(
+    "broken",
+    [
+        torch.AcceleratorError("an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+    ids=["typed", "plain"],
+)
+@pytest.mark.parametrize("rows", [3, 40])
+def test_a_device_that_breaks_makes_no_document_a_dead_letter(
+    job, tmp_path, monkeypatch, broken, rows
+):
+    made, texts = job(str(bert_model(tmp_path / "bert", seed=1)))
+    embed = made.embed.model_copy(update={"max_dead_letters": 40})
+    embedder = units.UnitEmbedder(dataclasses.replace(made, embed=embed))
+
+    def forward(self, features):
+        raise broken
+
+    monkeypatch.setattr(SentenceEncoder, "_forward", forward)
+    with pytest.raises(type(broken)) as failure:
+        embedder.embed("u", texts.slice(0, rows))
+    assert failure.value is broken
+    assert not workers(made.run), "the worker did not die: no document is suspected"
+
+
+@pytest.mark.parametrize(
     ("broken", "said"),
     [
         (lambda v: np.repeat(v[:1], len(v), axis=0), "got the same vector"),
