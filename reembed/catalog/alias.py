@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reembed.errors import IntegrityError
-from reembed.store.records import Record
+from reembed.store.records import Record, encode
 from reembed.store.storage import Storage
 
 _RECORD = re.compile(r"([0-9]{8})\.json")
@@ -31,6 +31,13 @@ def who() -> str:
     except (KeyError, OSError):  # a container whose user id has no name
         user = f"uid{os.getuid()}"
     return f"{user}@{platform.node()}".encode(errors="replace").decode()
+
+
+@dataclass(frozen=True)
+class _Hint:
+    """The records up to `after` need not be listed."""
+
+    after: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class AliasFiles:
     def hint(self, number: int) -> None:
         """Keep where to list from, for a log that has grown."""
         if number % HINT_EVERY <= 1:
-            self.storage.write(self._hint_path, {"after": number - 1})
+            self.storage.write(self._hint_path, encode(_Hint(number - 1)))
 
     def broken(self, number: int, why: str) -> IntegrityError:
         """Return the error that the log is damaged at a record."""
@@ -99,13 +106,12 @@ class AliasFiles:
 
     def _hint(self) -> int:
         try:
-            found = self.storage.read_if_there(self._hint_path)
+            found = self.storage.decode_if_there(_Hint, self._hint_path)
         except IntegrityError:
             return 0
-        after = found.get("after") if found else None
-        if not isinstance(after, int):
+        if found is None:
             return 0
-        return max(after, 0)
+        return max(found.after, 0)
 
     def _path(self, number: int) -> str:
         return f"aliases/{self.alias}/{number:08d}.json"

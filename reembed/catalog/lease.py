@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obstore.exceptions import BaseError
 
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict
-from reembed.store.records import decode
+from reembed.store.records import decode, encode
 
 BEAT_S = 5.0
 _WORKER = re.compile(r"[0-9a-f]{32}\.json")
@@ -148,21 +148,21 @@ def driving(run: Run) -> Iterator[None]:
     pid = os.getpid()
     mine = Lease(number, platform.node(), machine(), pid, process_started(pid) or "")
     path = run.path(f"leases/{number:08d}.json")
-    if not run.storage.create(path, asdict(mine)):
+    if not run.storage.create(path, encode(mine)):
         raise Conflict(
             f"run {run.id} was taken by another process just now", None, "reembed status"
         )
     beats = itertools.count(1)
 
     def beat() -> None:
-        run.storage.write(path, asdict(replace(mine, beat=next(beats))))
+        run.storage.write(path, encode(replace(mine, beat=next(beats))))
 
     try:
         with repeating(BEAT_S, beat):
             yield
     finally:
         with suppress(OSError, BaseError):  # a full disk must not hide what ended the block
-            run.storage.write(path, asdict(replace(mine, released=True)))
+            run.storage.write(path, encode(replace(mine, released=True)))
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def from_bytes(body: bytes, uri: str) -> Record:
     """Return the stored record.
 
     Raises:
-        IntegrityError: it is not a record, or a byte differs from what was written.
+        IntegrityError: it is not a record, has no version, or a byte differs from what was written.
         UsageError: another version of reembed wrote it.
     """
     try:
@@ -135,7 +135,7 @@ def from_bytes(body: bytes, uri: str) -> Record:
             "its sha256 does not match its content",
             DAMAGED,
         )
-    if (found := record.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+    if (found := record["schema_version"]) != SCHEMA_VERSION:
         raise UsageError(
             f"{uri} was written by another version of reembed",
             f"format {found}, this one knows {SCHEMA_VERSION}",

@@ -27,7 +27,7 @@ from reembed.lifecycle.status import status
 from reembed.serving.index import Index
 from reembed.source.dataset import Source
 from reembed.source.lag import note
-from reembed.store.records import encode, to_bytes
+from reembed.store.records import SCHEMA_VERSION, encode, to_bytes
 from reembed.store.storage import Storage
 
 FORCE = {"force_reason": "a test"}
@@ -116,7 +116,9 @@ def test_what_stands_is_the_same_from_the_newest_records_as_from_the_whole_log(
     assert catalog.live() == log[-1]
 
 
-@pytest.mark.parametrize("hint", [{"after": 10**7}, {"after": 0}, {}, {"after": "x"}, None, b"{"])
+@pytest.mark.parametrize(
+    "hint", [{"after": 10**7}, {"after": 0}, {"after": -1}, {}, {"after": "x"}, None, b"{"]
+)
 def test_a_wrong_hint_only_costs_a_listing(catalog, hint):
     release = make_release(catalog, "a")
     for _ in range(70):
@@ -124,7 +126,9 @@ def test_a_wrong_hint_only_costs_a_listing(catalog, hint):
     if hint is None:
         catalog.storage.remove("aliases/docs.json")
     else:
-        body = hint if isinstance(hint, bytes) else to_bytes(hint)
+        body = (
+            hint if isinstance(hint, bytes) else to_bytes({"schema_version": SCHEMA_VERSION} | hint)
+        )
         catalog.storage.write_bytes("aliases/docs.json", body)
     assert catalog.require_live().generation == 70
     steps(catalog, release)

@@ -6,6 +6,7 @@ import getpass
 import os
 import pickle
 import platform
+import time
 
 import pytest
 from releases import FIRST, SPACE, comparison, make_release, place_of, sha256, verified
@@ -240,6 +241,23 @@ def test_a_record_of_another_format_is_refused_in_words(catalog, version):
     )
 
 
+def test_a_record_without_a_format_is_refused():
+    with pytest.raises(IntegrityError, match=r"r\.json is not a valid") as refused:
+        from_bytes(to_bytes({"what_is_this": 1}), "r.json")
+    assert refused.value.why == "it has no field schema_version"
+
+
+def test_every_write_of_a_lease_names_the_format(tmp_path, monkeypatch):
+    monkeypatch.setattr("reembed.catalog.lease.BEAT_S", 0.01)
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    with driving(run):
+        while not (lease := run.storage.read(run.path("leases/00000001.json")))["beat"]:
+            time.sleep(0.01)
+        assert lease["schema_version"] == SCHEMA_VERSION
+    lease = run.storage.read(run.path("leases/00000001.json"))
+    assert (lease["schema_version"], lease["released"]) == (SCHEMA_VERSION, True)
+
+
 def test_a_space_record_with_an_edited_field_is_refused():
     record = {**SPACE.to_json(), "pooling": "cls"}
     with pytest.raises(errors.SpaceMismatch):
@@ -263,12 +281,13 @@ def test_the_lease_of_a_dead_process_is_taken_over_and_a_live_one_is_not(tmp_pat
             pass
     assert not is_driven(run)
     with driving(run):
-        lease = dataclasses.asdict(read_lease(run))
-        run.storage.write(run.path("leases/00000002.json"), {**lease, "pid_started": "1"})
+        lease = dataclasses.replace(read_lease(run), pid_started="1")
+        run.storage.write(run.path("leases/00000002.json"), encode(lease))
         assert not is_driven(run), "the pid belongs to another process now"
 
 
 FAR = {
+    "schema_version": SCHEMA_VERSION,
     "number": 1,
     "host": "far",
     "machine": "far/1",

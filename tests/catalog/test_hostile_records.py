@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from inline import Inline
 
 from reembed import api as check
-from reembed.catalog.lease import is_driven, workers
+from reembed.catalog.lease import Worker, is_driven, workers
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import Difference
 from reembed.catalog.runs import Run, find_runs
@@ -30,7 +30,7 @@ from reembed.lifecycle import complete, verification
 from reembed.lifecycle.verify import Done, Journal, JournalKey, JournalRecord, RowsCompared
 from reembed.source import lag
 from reembed.source.dataset import Source
-from reembed.store.records import encode, from_bytes, to_bytes
+from reembed.store.records import SCHEMA_VERSION, encode, from_bytes, to_bytes
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -92,20 +92,9 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     with pytest.raises(KeyboardInterrupt):
         full_rebuild(third, quiet, executor=Stopped())
     unfinished = find_runs(catalog.storage)[-1]
-    unfinished.storage.write(
-        unfinished.path(WORKER),
-        {
-            "id": "w",
-            "unit": "u",
-            "attempt": 3,
-            "node": "",
-            "job": "",
-            "actor": "",
-            "pid": 1,
-            "at": "x",
-        },
-    )
-    attempt = {"driver": "d", "trying": [0, 20], "token": "t"}
+    worker = Worker("w", "u", 3, "", "", "", 1, "x")
+    unfinished.storage.write(unfinished.path(WORKER), encode(worker))
+    attempt = {"schema_version": SCHEMA_VERSION, "driver": "d", "trying": [0, 20], "token": "t"}
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)
     verification.verify_release(catalog, first.id, level=2, sample=0, resume=False)
     lag.note(catalog, first, 1, Source(first.source, ()))

@@ -24,6 +24,7 @@ from reembed.engine import attempts, nodes
 from reembed.engine.executor import Place
 from reembed.engine.watchdog import Watchdog
 from reembed.events import ignore
+from reembed.store.records import SCHEMA_VERSION
 from reembed.store.storage import Storage
 
 RUN = "docs-0-v1-1"
@@ -32,6 +33,7 @@ _OTHER_CONTAINER = f"""
 import json, sys
 from reembed.catalog.lease import is_driven, read_lease
 from reembed.catalog.runs import Run
+from reembed.store.records import SCHEMA_VERSION
 from reembed.store.storage import Storage
 run = Run(Storage.open(sys.argv[1]), "{RUN}")
 print(json.dumps([read_lease(run).on_this_machine, is_driven(run, watch_s=8)]))
@@ -122,7 +124,8 @@ def plant(run: Run, name: str, place: Place, pid: int, **more: Any) -> None:
     record = {"id": name, "unit": "u", "attempt": 1, **place._asdict(), "pid": pid, "at": ""}
     record |= {"pid_started": lease.process_started(pid), **more}
     file = f"workers/{name.encode().hex():0>32}.json"
-    run.storage.write(run.path(file), {k: v for k, v in record.items() if k in known})
+    own = {k: v for k, v in record.items() if k in known}
+    run.storage.write(run.path(file), {"schema_version": SCHEMA_VERSION, **own})
 
 
 def end_the_late(run: Run) -> None:

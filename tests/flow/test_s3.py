@@ -16,6 +16,7 @@ import pytest
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import load
 from reembed.errors import ConfigError
+from reembed.store.records import SCHEMA_VERSION
 from reembed.store.storage import Storage
 
 pytestmark = pytest.mark.s3
@@ -143,27 +144,32 @@ def assert_holds_no_key(storage: Storage) -> None:
     assert not [path for path in paths if secret in storage.read_bytes(path)]
 
 
+FORMAT = {"schema_version": SCHEMA_VERSION}
+
+
 def test_of_two_creates_on_s3_one_wins(bucket: Any) -> None:
     storage = Storage.open(f"{bucket.uri}/root", bucket.options)
-    assert storage.create("log/1.json", {"by": "first"})
-    assert not storage.create("log/1.json", {"by": "second"})
-    assert storage.read("log/1.json") == {"by": "first"}
-    assert storage.create("log/1.json", {"by": "first"}), "its own bytes: an answer that was lost"
+    assert storage.create("log/1.json", FORMAT | {"by": "first"})
+    assert not storage.create("log/1.json", FORMAT | {"by": "second"})
+    assert storage.read("log/1.json") == FORMAT | {"by": "first"}
+    assert storage.create("log/1.json", FORMAT | {"by": "first"}), (
+        "its own bytes: an answer that was lost"
+    )
 
     with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(lambda i: storage.create("log/2.json", {"by": i}), range(16)))
+        won = list(pool.map(lambda i: storage.create("log/2.json", FORMAT | {"by": i}), range(16)))
     assert won.count(True) == 1
-    assert storage.read("log/2.json") == {"by": won.index(True)}
+    assert storage.read("log/2.json") == FORMAT | {"by": won.index(True)}
 
 
 def test_records_on_s3_are_listed_replaced_and_removed(bucket: Any) -> None:
     storage = Storage.open(f"{bucket.uri}/root", bucket.options)
     for name in ("b/2.json", "b/1.json", "bb/1.json"):
-        storage.write(name, {"name": name})
+        storage.write(name, FORMAT | {"name": name})
     assert [path for path, _ in storage.objects("b/")] == ["b/1.json", "b/2.json"]
     assert storage.folders("") == ["b", "bb"]
-    storage.write("b/1.json", {"name": "new"})
-    assert storage.read_if_there("b/1.json") == {"name": "new"}
+    storage.write("b/1.json", FORMAT | {"name": "new"})
+    assert storage.read_if_there("b/1.json") == FORMAT | {"name": "new"}
     assert storage.read_if_there("b/3.json") is None
     assert storage.delete_tree("b/") > 0
     storage.remove("b/1.json")
