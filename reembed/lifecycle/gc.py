@@ -22,6 +22,7 @@ from reembed.store.lance import tags_of
 from reembed.store.records import DAMAGED, encode
 from reembed.table import provenance
 from reembed.table.read import files_of, open_table, used_files
+from reembed.table.seal import Sealed
 from reembed.table.write import path_of
 
 log = logging.getLogger(__name__)
@@ -254,8 +255,8 @@ def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
     """Return the paths of the data files that the records of kept releases name."""
     found: set[str] = set()
     for release in kept:
-        if sealed := catalog.storage.read_if_there(f"runs/{release.run_id}/sealed.json"):
-            found |= {f"{release.table}/data/{name}" for name in sealed["files"]}
+        if sealed := catalog.storage.decode_if_there(Sealed, f"runs/{release.run_id}/sealed.json"):
+            found |= {f"{release.table}/data/{name}" for name in sealed.files}
     return found
 
 

@@ -69,6 +69,16 @@ def test_files_that_any_kept_releases_record_names_stay_whatever_lance_says(root
     assert not [o for o in planned.orphans if o.path.startswith(tuple(r.table for r in releases))]
 
 
+@pytest.mark.parametrize("named", ["a.lance", {"a.lance": 1}, []])
+def test_nothing_is_removed_by_a_record_of_files_that_is_not_one(root, monkeypatch, named):
+    catalog, releases, _ = root
+    monkeypatch.setattr(gc, "used_files", lambda storage, table: set())
+    path = f"runs/{releases[-1].run_id}/sealed.json"
+    catalog.storage.write(path, {**catalog.storage.read(path), "files": named})
+    with pytest.raises(IntegrityError, match=path):
+        gc.plan(catalog, 3)
+
+
 def test_only_what_no_unfinished_run_needs_is_taken(root):
     catalog, releases, interrupted = root
     runs = [interrupted(40, "table.before_commit"), interrupted(48, "run.before_register")]
