@@ -171,7 +171,8 @@ def verify(
     Raises:
         UsageError: the release does not exist, or gc removed it.
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
-        NotVerified: the store, the source or the model could not be read.
+        NotVerified: the store or the source could not be read.
+        EncoderError: the model could not be loaded, or its provider did not answer.
     """
     from reembed.lifecycle import candidates
     from reembed.lifecycle.verification import verify_release

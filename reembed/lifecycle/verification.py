@@ -12,14 +12,14 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import IDS, ROWS, VerifyReport
 from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
-from reembed.errors import EncoderError, IntegrityError, NotVerified, SourceError
+from reembed.errors import IntegrityError, NotVerified, SourceError
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, verify
 from reembed.lifecycle.verify import Journal, JournalKey, remove_journal
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
 from reembed.store.records import encode
-from reembed.store.storage import Storage
+from reembed.store.storage import Storage, is_of_storage
 from reembed.table import provenance
 from reembed.table.provenance import verification_path
 from reembed.table.read import TableVersion
@@ -78,7 +78,8 @@ def verify_release(
 
     Raises:
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
-        NotVerified: the store, the source or the model could not be read.
+        NotVerified: the store or the source could not be read.
+        EncoderError: the model could not be loaded, or its provider did not answer.
     """
     release = candidates.kept(catalog, release_id)
     try:
@@ -89,7 +90,9 @@ def verify_release(
         catalog.storage.write(verification_path(release.run_id), encode(failed))
         again = rebuild_of(catalog.storage, release.origin)
         raise IntegrityError(error.what, error.why, again) from error
-    except (OSError, ValueError, BaseError, SourceError, EncoderError) as error:
+    except (OSError, ValueError, BaseError, SourceError) as error:
+        if not isinstance(error, SourceError) and not is_of_storage(error):
+            raise
         first = (str(error) or type(error).__name__).splitlines()[0]
         again = f"reembed verify --release {release.id} --resume     # continues with what was not read yet"
         raise NotVerified(

@@ -67,6 +67,13 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).split(", /home/")[0].splitlines()[0]
 
 
+def is_of_storage(error: Exception) -> bool:
+    """Return whether a disk or an object store failed, for this process or for Lance."""
+    if isinstance(error, ValueError):
+        return str(error).startswith(_LANCE_IO)
+    return isinstance(error, (OSError, BaseError))
+
+
 @contextmanager
 def storage_errors(
     failed: str = "the storage request failed",
@@ -76,7 +83,7 @@ def storage_errors(
     try:
         yield
     except (OSError, BaseError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith(_LANCE_IO):
+        if not is_of_storage(error):
             raise
         raise ReembedError(failed, f"{type(error).__name__}: {first_line(error)}", fix) from error
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import documents
 from inline import Inline
@@ -24,12 +25,16 @@ from reembed.encoders.hashing import HashingEncoder
 from reembed.engine import patience
 from reembed.engine.patience import Patience
 from reembed.errors import (
+    NotVerified,
     ProviderBusy,
     ProviderError,
     SetupError,
+    SourceError,
     SpaceMismatch,
     TooManyDeadLetters,
 )
+from reembed.lifecycle import verify as verify_module
+from reembed.lifecycle.verification import verify_release
 from reembed.lifecycle.verify import Subject, verify
 from reembed.serving.live import OpenRelease
 from reembed.source.dataset import Source
@@ -207,6 +212,45 @@ def test_a_provider_that_stays_busy_ends_the_verification_in_time(build, endpoin
     with pytest.raises(ProviderBusy, match="did not answer"):
         verify(subject)
     assert 1 < sum(waited) <= 80
+
+
+def test_a_provider_that_stays_busy_is_not_taken_for_a_store_that_cannot_be_read(
+    build, endpoint, monkeypatch
+):
+    release = build()
+    monkeypatch.setattr(patience, "_SHARE", 0)
+    endpoint.fault = lambda texts: _busy()
+    with pytest.raises(ProviderBusy, match="did not answer") as failure:
+        verify_again(build, release)
+    assert failure.value.exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("operands could not be broadcast together"), ValueError),
+        (pa.ArrowInvalid("External error: Not found: 0.lance"), NotVerified),
+        (OSError("Input/output error"), NotVerified),
+        (SourceError("the source is gone"), NotVerified),
+        (SetupError("the model is gone"), SetupError),
+    ],
+)
+def test_only_a_failed_read_means_that_a_release_could_not_be_verified(
+    build, monkeypatch, error, raised
+):
+    release = build()
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(verify_module, "_compare", fails)
+    with pytest.raises(raised):
+        verify_again(build, release)
+
+
+def verify_again(build, release):
+    catalog = Catalog(storage_of(build), build.config.alias)
+    return verify_release(catalog, release.id, level=3, sample=5, resume=False)
 
 
 def _busy():
