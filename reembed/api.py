@@ -179,7 +179,14 @@ def verify(
 
     catalog = catalog_of(config)
     asked = candidates.kept(catalog, release) if release else candidates.by_default(catalog, config)
-    return verify_release(catalog, asked.id, level=level, sample=sample, resume=resume)
+    return verify_release(
+        catalog,
+        asked.id,
+        level=level,
+        sample=sample,
+        resume=resume,
+        stall_s=config.embed.stall_s,
+    )
 
 
 def compare(

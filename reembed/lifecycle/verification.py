@@ -12,6 +12,7 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import IDS, ROWS, VerifyReport
 from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
+from reembed.engine.patience import Patience
 from reembed.errors import IntegrityError, NotVerified, SourceError
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, verify
@@ -72,9 +73,11 @@ class Verified:
 
 
 def verify_release(
-    catalog: Catalog, release_id: str, *, level: int, sample: int, resume: bool
+    catalog: Catalog, release_id: str, *, level: int, sample: int, resume: bool, stall_s: float
 ) -> Verified:
     """Verify a registered release again; a full report is kept in its run's folder.
+
+    `stall_s` is `embed.stall_s`, and limits how long the model's provider is waited for.
 
     Raises:
         IntegrityError: a record, the index or a version is gone or changed; its fix builds the release again.
@@ -82,19 +85,22 @@ def verify_release(
         EncoderError: the model could not be loaded, or its provider did not answer.
     """
     release = candidates.kept(catalog, release_id)
+    again = (
+        f"reembed verify --release {release.id} --resume     # continues with what was not read yet"
+    )
+    patience = Patience(stall_s, again)
     try:
-        return _verified(catalog, release, level=level, sample=sample, resume=resume)
+        return _verified(catalog, release, patience, level=level, sample=sample, resume=resume)
     except IntegrityError as error:
         unread = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
         failed = replace(unread, why=str(error), at=now())
         catalog.storage.write(verification_path(release.run_id), encode(failed))
-        again = rebuild_of(catalog.storage, release.origin)
-        raise IntegrityError(error.what, error.why, again) from error
+        rebuild = rebuild_of(catalog.storage, release.origin)
+        raise IntegrityError(error.what, error.why, rebuild) from error
     except (OSError, ValueError, BaseError, SourceError) as error:
         if not isinstance(error, SourceError) and not is_of_storage(error):
             raise
         first = (str(error) or type(error).__name__).splitlines()[0]
-        again = f"reembed verify --release {release.id} --resume     # continues with what was not read yet"
         raise NotVerified(
             f"release {release.id} could not be verified",
             f"{type(error).__name__}: {first}",
@@ -103,7 +109,7 @@ def verify_release(
 
 
 def _verified(
-    catalog: Catalog, release: Release, *, level: int, sample: int, resume: bool
+    catalog: Catalog, release: Release, patience: Patience, *, level: int, sample: int, resume: bool
 ) -> Verified:
     storage, run = catalog.storage, Run(catalog.storage, release.run_id)
     provenance.require_manifest(storage, release)
@@ -128,6 +134,7 @@ def _verified(
         newest if moved_on and level >= IDS else None,
         release.origin,
         release.golden_sha256,
+        patience=patience,
     )
     newest_version = subject.newest.version if subject.newest else None
     key = JournalKey(release.table_version, source.version, newest_version, level, sample)

@@ -16,7 +16,7 @@ from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
 from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences, VerifyReport
 from reembed.catalog.runs import Run
-from reembed.config.settings import EmbedConfig, EncoderConfig
+from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Vectors
 from reembed.engine.patience import Patience
@@ -73,7 +73,7 @@ class Subject:
     """The run that began the line, whose golden vectors the model must give; None: not checked."""
     golden_sha256: str | None = None
     """Digest of these vectors, as a release of the line records it; None before the first."""
-    patience: Patience = field(default_factory=lambda: Patience(EmbedConfig().stall_s))
+    patience: Patience = field(kw_only=True)
     """How long a model's provider that is busy is waited for."""
 
 

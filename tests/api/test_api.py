@@ -158,7 +158,7 @@ def test_a_damaged_file_is_a_difference_and_never_a_crash(build, place):
     body = bytearray(file.read_bytes())
     body[place % len(body)] ^= 1 << place % 8
     file.write_bytes(body)
-    found = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
+    found = verify_release(build.catalog, release.id, level=2, sample=0, resume=False, stall_s=60)
     assert not found.passed
     assert found.report.differences["damaged"].examples == (file.name,)
     with pytest.raises(IntegrityError, match="is not verified"):
@@ -171,7 +171,9 @@ def test_a_damaged_record_of_a_verification_is_replaced_by_the_next_one(build):
     storage.write_bytes(path, b"{")
     with pytest.raises(IntegrityError):
         promote.promote(build.catalog, release.id, initial_reason="a test")
-    assert verify_release(build.catalog, release.id, level=3, sample=5, resume=False).passed
+    assert verify_release(
+        build.catalog, release.id, level=3, sample=5, resume=False, stall_s=60
+    ).passed
     assert decode(VerifyReport, storage.read(path)).passed
     assert promote.promote(build.catalog, release.id, initial_reason="a test").release == release
 
@@ -224,9 +226,11 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     )
     monkeypatch.setattr(verify, "_reembed", found_with_seed_1)
     for _ in range(3):
-        report = verify_release(build.catalog, release.id, level=3, sample=5, resume=False)
+        report = verify_release(
+            build.catalog, release.id, level=3, sample=5, resume=False, stall_s=60
+        )
         assert not report.passed, "others were looked at"
-    lower = verify_release(build.catalog, release.id, level=2, sample=0, resume=False)
+    lower = verify_release(build.catalog, release.id, level=2, sample=0, resume=False, stall_s=60)
     assert lower.passed
     with pytest.raises(IntegrityError, match="is not verified"):
         promote.promote(build.catalog, release.id, initial_reason="a test")

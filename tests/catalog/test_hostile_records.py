@@ -96,7 +96,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     unfinished.storage.write(unfinished.path(WORKER), encode(worker))
     attempt = {"schema_version": SCHEMA_VERSION, "driver": "d", "trying": [0, 20], "token": "t"}
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)
-    verification.verify_release(catalog, first.id, level=2, sample=0, resume=False)
+    verification.verify_release(catalog, first.id, level=2, sample=0, resume=False, stall_s=60)
     lag.note(catalog, first, 1, Source(first.source, ()))
     found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 1, 0, None)
     journal = JournalRecord(KEY, Done({"a": ()}, found))

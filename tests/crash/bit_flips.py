@@ -109,7 +109,9 @@ def _noticed(catalog: Catalog) -> bool:
         run.receipts()
         if not decode(VerifyReport, catalog.storage.read(run.path("verify.json"))).passed:
             return True
-        report = verification.verify_release(catalog, release.id, level=2, sample=0, resume=False)
+        report = verification.verify_release(
+            catalog, release.id, level=2, sample=0, resume=False, stall_s=60
+        )
     except IntegrityError:
         return True
     return not report.passed

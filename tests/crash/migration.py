@@ -172,7 +172,7 @@ def _of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[
         yield f"{release.id}: {len(found)} rows are not the {len(expected)} documents of its source"
     try:
         report = verification.verify_release(
-            catalog, release.id, level=verify.FULL, sample=len(expected), resume=False
+            catalog, release.id, level=verify.FULL, sample=len(expected), resume=False, stall_s=60
         )
     except ReembedError as error:
         yield f"{release.id} does not verify: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ import pytest
 from conftest import documents
 from inline import Inline
 
-from reembed import encoders
+from reembed import api, encoders
 from reembed.catalog.lease import workers
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
@@ -248,9 +249,21 @@ def test_only_a_failed_read_means_that_a_release_could_not_be_verified(
         verify_again(build, release)
 
 
+def test_verify_waits_for_a_provider_as_long_as_the_config_says(build, endpoint):
+    build()
+    endpoint.fault = lambda texts: _busy()
+    embed = build.config.embed.model_copy(update={"stall_s": 0.1})
+    config = build.config.model_copy(update={"embed": embed})
+    started = time.monotonic()
+    with pytest.raises(ProviderBusy, match="did not answer") as failure:
+        api.verify(config, sample=5)
+    assert time.monotonic() - started < 5
+    assert failure.value.fix.startswith("reembed verify --release ")
+
+
 def verify_again(build, release):
     catalog = Catalog(storage_of(build), build.config.alias)
-    return verify_release(catalog, release.id, level=3, sample=5, resume=False)
+    return verify_release(catalog, release.id, level=3, sample=5, resume=False, stall_s=60)
 
 
 def _busy():

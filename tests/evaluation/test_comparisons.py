@@ -755,7 +755,9 @@ def test_where_a_damaged_release_s_role_is_not_known_no_rollback_is_printed(pair
     with pytest.raises(IntegrityError) as from_search:
         OpenRelease.open(pair.catalog.storage, release).search(["a"], 1)
     with pytest.raises(IntegrityError) as from_verify:
-        verification.verify_release(pair.catalog, release.id, level=3, sample=5, resume=False)
+        verification.verify_release(
+            pair.catalog, release.id, level=3, sample=5, resume=False, stall_s=60
+        )
     assert printed_fix(from_search.value) == ["status"]
     assert printed_fix(from_verify.value)[:2] == ["run", "--fresh"]
     assert "reembed run --fresh" in from_search.value.fix

@@ -106,7 +106,9 @@ def test_verify_does_not_blame_rows_for_another_model(built, monkeypatch):
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     turn(monkeypatch)
     with pytest.raises(SpaceMismatch):
-        verification.verify_release(catalog, release.id, level=3, sample=20, resume=False)
+        verification.verify_release(
+            catalog, release.id, level=3, sample=20, resume=False, stall_s=60
+        )
 
 
 def replaced(storage: Storage, release: Release) -> None:
@@ -127,7 +129,9 @@ def test_golden_vectors_that_were_replaced_are_refused_wherever_they_are_read(bu
     with pytest.raises(IntegrityError, match=why):
         full_rebuild(config, quiet, executor=Inline(), fresh=True)  # copies its vectors
     with pytest.raises(IntegrityError, match=why):
-        verification.verify_release(catalog, release.id, level=3, sample=20, resume=False)
+        verification.verify_release(
+            catalog, release.id, level=3, sample=20, resume=False, stall_s=60
+        )
 
 
 def test_a_catch_up_keeps_the_golden_vectors_that_its_line_was_registered_with(

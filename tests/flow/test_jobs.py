@@ -189,7 +189,9 @@ def catalog_of(file: str) -> Catalog:
 def assert_whole(catalog: Catalog, release: Release) -> None:
     """Verified when built and again now, every document once."""
     assert release.verify.passed
-    found = verification.verify_release(catalog, release.id, level=3, sample=ROWS, resume=False)
+    found = verification.verify_release(
+        catalog, release.id, level=3, sample=ROWS, resume=False, stall_s=60
+    )
     assert found.passed
     table = catalog.storage.uri(release.table)
     dataset = lance.dataset(table, version=release.table_version)

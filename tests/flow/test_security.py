@@ -342,7 +342,7 @@ def test_s17_a_release_with_another_record_of_its_files_is_not_verified(
     swapped = dataclasses.replace(first, sealed_sha256=second.sealed_sha256)
     catalog.storage.write(f"releases/passages/{first.id}.json", encode(swapped))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
-        verification.verify_release(catalog, first.id, level=0, sample=0, resume=False)
+        verification.verify_release(catalog, first.id, level=0, sample=0, resume=False, stall_s=60)
     with pytest.raises(IntegrityError):
         promote(catalog, first.id, initial_reason="a test")
 

@@ -50,7 +50,9 @@ def move_on(uri):
 
 
 def verified(catalog, release, level=3):
-    return verify_release(catalog, release.id, level=level, sample=20, resume=False).to_json()
+    return verify_release(
+        catalog, release.id, level=level, sample=20, resume=False, stall_s=60
+    ).to_json()
 
 
 def counts(differences):

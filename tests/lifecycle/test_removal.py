@@ -254,7 +254,9 @@ def test_verbs_delete_only_where_the_table_of_rights_says(
     newer = catch_up(first, released, quiet, executor=Inline())
     promote.follow(catalog, newer)
     allowed.remove("tables/")
-    assert verification.verify_release(catalog, newer.id, level=3, sample=5, resume=False).passed
+    assert verification.verify_release(
+        catalog, newer.id, level=3, sample=5, resume=False, stall_s=60
+    ).passed
     check.compare(other, candidate.id, margin=0.9, reason="a test", emit=quiet)
     allowed.clear()
     promote.promote(catalog, candidate.id, force_reason="a test")

@@ -15,6 +15,7 @@ from reembed.catalog.reports import FILES, ROWS, Difference, VerifyReport
 from reembed.catalog.reports import IDS as IDS_LEVEL
 from reembed.config.settings import Config
 from reembed.digests import digest as text_hash
+from reembed.engine.patience import Patience
 from reembed.lifecycle import verify as verify_module
 from reembed.lifecycle.verify import Done, Journal, Subject, verify
 from reembed.source.dataset import Source
@@ -57,7 +58,9 @@ def subject(tmp_path):
             enable_stable_row_ids=True,
         )
         version = TableVersion(storage, "tables/t.lance", written.version, space.dim)
-        return Subject(Source.open(config), version, space, config.encoder, tuple(dead))
+        return Subject(
+            Source.open(config), version, space, config.encoder, tuple(dead), patience=Patience(60)
+        )
 
     def rows():
         encoder = encoders.load_encoder(config.encoder)
@@ -257,6 +260,7 @@ def test_carried_values_and_types_are_compared_with_the_source(tmp_path):
             space,
             config.encoder,
             (),
+            patience=Patience(60),
         )
         return {k: d for k, d in verify(subject, level=level).differences.items() if d.count}
 
@@ -289,7 +293,16 @@ def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path
     damaged = names[3::17]
     for name in damaged:
         storage.write_bytes(f"t.lance/data/{name}", b"x")
-    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    subject = Subject(
+        None,
+        TableVersion(storage, "t.lance", 1, 16),
+        None,
+        None,
+        (),
+        None,
+        proofs,
+        patience=Patience(60),
+    )
     journal = Journal()
     assert verify_module._damaged(subject, journal, whole=True) == damaged
     assert sorted(hashed) == names
@@ -302,7 +315,16 @@ def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
     for name in names:
         storage.write_bytes(f"t.lance/data/{name}", name.encode())
     proofs = {n: proof_of(storage, "t.lance", n) for n in names}
-    subject = Subject(None, TableVersion(storage, "t.lance", 1, 16), None, None, (), None, proofs)
+    subject = Subject(
+        None,
+        TableVersion(storage, "t.lance", 1, 16),
+        None,
+        None,
+        (),
+        None,
+        proofs,
+        patience=Patience(60),
+    )
     journal = Journal()
     verify_module._damaged(subject, journal, whole=True)
     done = journal.done.damaged

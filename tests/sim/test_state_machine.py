@@ -204,7 +204,7 @@ class Migration(RuleBasedStateMachine):
             return
         try:
             found = verification.verify_release(
-                self.catalog, live.release.id, level=3, sample=20, resume=False
+                self.catalog, live.release.id, level=3, sample=20, resume=False, stall_s=60
             )
         except ReembedError as error:  # pragma: no cover
             raise AssertionError(str(error)) from error

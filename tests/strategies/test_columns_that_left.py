@@ -103,7 +103,7 @@ def test_a_column_that_left_is_named_by_every_verb_and_the_releases_own_version_
         assert f"version {newest}" in refused.value.what
         assert refused.value.fix
     assert "--no-catch-up" in refused.value.fix
-    report = verify_release(catalog, first.id, level=3, sample=5, resume=False)
+    report = verify_release(catalog, first.id, level=3, sample=5, resume=False, stall_s=60)
     assert report.passed
     assert said in report.lag.why
     assert said in status(catalog).lag.why
