@@ -200,7 +200,7 @@ def compare(
 ) -> Comparison:
     """Compare a candidate with the live release on the same judged queries.
 
-    The comparison and its page are kept; `report` of the result is the address of the page.
+    The comparison and its HTML report are kept; `report` of the result is the report's address.
 
     Args:
         release: the candidate's id; None: the one built with these settings.

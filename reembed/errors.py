@@ -20,7 +20,7 @@ ReembedError (1)                a failure with a known reason
 ├── Conflict (4)                another promote or run won
 └── Inconclusive (6)            the comparison could not decide
 
-Exit code 5 is not an error: a difference was found (`verify --fresh-within`).
+Exit code 5 is not an error: the release lacks a change older than `verify --fresh-within` allows.
 
 Each error says what happened, why, and which command fixes it, without credentials. All can be
 pickled, because they are passed through Ray.

@@ -45,7 +45,7 @@ class ChangedSetting:
     """A setting that has no effect any more: the value that was used, and the value now."""
 
     name: str
-    """Dotted, as in the config."""
+    """Dotted name, as in the config."""
     used: Any
     now: Any
 
@@ -74,12 +74,12 @@ class ChangesFound(Event, stage="changes"):
     after: int
     embed: int
     refresh: int
-    """Same text, other carried values."""
+    """Documents with the same text and other carried values."""
     copied: int
     """New documents with the text of another one, whose vector is copied."""
     removed: int
     documents: int
-    """All that differ, dead letters that left the source included."""
+    """Documents that differ, including dead letters that left the source."""
     how: str
 
 
@@ -170,7 +170,7 @@ class WaitingForNode(Event, stage="waiting"):
     cpus: float
     gpus: float
     stall_s: float
-    """After so long the run fails."""
+    """Seconds after which the run fails."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Verified(Event, stage="verify"):
     sampled: int
     """Rows that were embedded again."""
     differences: dict[str, int]
-    """Count of each kind that was found."""
+    """Number of each kind of difference that was found."""
     confidence: str
 
 
@@ -267,7 +267,7 @@ class Behind(Event, stage="lag"):
 
 
 def ignore(event: Event) -> None:
-    """Do nothing: the listener of those who want none."""
+    """Do nothing: the listener for callers that want none."""
 
 
 def to_all(*listeners: Listener) -> Listener:

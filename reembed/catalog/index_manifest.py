@@ -79,9 +79,9 @@ class IndexManifest:
     table: str
     table_version: int
     ann_recall_at_10: float
-    """Mean over the queries."""
+    """Mean ann_recall@10 over the queries."""
     ann_recall_lower: float
-    """One-sided 95 % bound of the mean (Student t)."""
+    """Lower one-sided 95 % bound of the mean (Student t)."""
     tuned_on: str
     """queries, or documents if it had no queries; documents are easier to find."""
     num_queries: int

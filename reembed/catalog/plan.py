@@ -106,11 +106,11 @@ class Base:
     run_id: str
     table_version: int
     fragments: tuple[int, ...]
-    """Those that stay."""
+    """Fragments of the table that stay."""
     rows: int
-    """Rows of the table in them."""
+    """Rows of the table in these fragments."""
     documents: int
-    """Documents in them."""
+    """Documents in these fragments."""
     dead_letters: tuple[DeadLetter, ...]
     """Documents that still have no vector and are not tried again."""
     how: str
@@ -159,7 +159,7 @@ class Plan:
     reuse: bool = True
     """Whether it may copy vectors of other releases."""
     donors: tuple[Donor, ...] = ()
-    """Whose vectors it copies."""
+    """Releases whose vectors it copies."""
 
     @property
     def origin(self) -> str:

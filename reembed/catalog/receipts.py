@@ -90,11 +90,11 @@ class UnitStats:
     """Tokens that went through the model, with padding."""
     flop: float
     peak_flops: float
-    """Per second, of its share of the device; 0 if unknown."""
+    """FLOP/s of its share of the device; 0 if unknown."""
     started_at: float
     """Seconds since the epoch, by its host's clock."""
     waited_s: float
-    """From the end of the unit before to the start of this one."""
+    """Seconds from the end of the previous unit to the start of this one."""
     embed_s: float
     model_s: float
     """The model's part of `embed_s`."""
@@ -102,7 +102,7 @@ class UnitStats:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A unit is staged: by these files, of these bytes."""
+    """Proof that a unit is staged: its files, with their sizes and digests."""
 
     unit: str
     space: str
@@ -115,7 +115,7 @@ class Receipt:
     dead_letters: tuple[DeadLetter, ...]
     """Documents without a row."""
     fragments: tuple[Annotated[str, AfterValidator(_readable)], ...]
-    """As Lance writes them in JSON."""
+    """Fragments as JSON, as Lance writes them."""
     files: dict[str, FileProof]
     """What each of their data files must be, by name."""
     stats: UnitStats | None

@@ -49,7 +49,7 @@ class SourceRef:
     uri: str
     version: int
     fingerprint: str
-    """Digest of the names of the version's data files: a dataset created again at this URI has another."""
+    """Digest of the version's schema, data files and deletion files: a dataset recreated at this URI has another."""
     id_column: str
     text: str
     filter: str | None

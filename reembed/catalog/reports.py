@@ -150,7 +150,7 @@ class ComparisonSummary:
     queries: JudgedQueries
     margin: float | None
     changed: tuple[Literal["margin", "queries"], ...]
-    """Which of them differ from the planned ones."""
+    """Which of the two differ from the plan."""
     by: str
     at: str
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reembed.config.settings import Config
 
 _EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another
-promote or run won), 5 difference found (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM or
+promote or run won), 5 release too old (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM or
 because no node was left, 130 stopped by Ctrl-C (the same command resumes a run)."""
 
 

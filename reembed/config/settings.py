@@ -202,7 +202,7 @@ class GateConfig(Section):
 
 
 class GateSection(GateConfig):
-    """The section of a config, with access to the store that holds the queries."""
+    """What `compare` must show before `promote`, and how the store of the queries is reached."""
 
     options: Annotated[dict[StrictStr, StrictStr] | None, checked("gate")] = None
     """Object-store settings of the queries, as `storage.options`. Default: those of the source."""

@@ -25,7 +25,7 @@ _OF_TEXTS = (
 _NO_MEMORY = ("out of memory", "_ALLOC_FAILED")
 _MOST_SAID = 200
 MOST_CHARACTERS = 1_000_000
-"""Of one text, if the model itself sets no limit: one document must not exhaust a worker."""
+"""Length limit of one text, if the model itself sets none: one document must not exhaust a worker."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from reembed.errors import RunFailed
 from reembed.store.records import encode
 
 MAX_ATTEMPTS = 30
-"""Under one driver, however they ended."""
+"""Attempts at one unit under one driver, however they ended."""
 _CARELESS_DEATHS = 2
 _CUT = 16
 _DEATHS_OF_POISON = 2
@@ -40,7 +40,7 @@ class _Record:
     driver: str
     trying: Range | None = None
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells attempts apart: an equal record would pass for our own whose answer was lost."""
+    """A random text that tells attempts apart: `Storage.create` takes an equal record for its own."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class EmbedJob:
 
     run: Run
     plan: Plan
-    """Without its units."""
+    """The run's plan, without its units."""
     source: Source
     encoder: EncoderConfig
     embed: EmbedConfig

@@ -14,7 +14,7 @@ from reembed.engine import ray_internals
 from reembed.engine.executor import Place
 
 EMBEDDER = "_Embedder"
-"""In the name of the class of each actor that embeds."""
+"""Part of the class name of each actor that embeds."""
 _END_S = 30.0
 
 

@@ -48,7 +48,7 @@ class Rule:
     required: float | None = None
     """What the bound must reach."""
     margin: float | None = None
-    """The loss that was allowed; only of a rule about a change."""
+    """The allowed loss; only for a rule about a change."""
     queries_needed: int | None = None
     """About how many queries would decide; only when inconclusive."""
     n: int = 0
@@ -137,12 +137,12 @@ class Estimate:
 
     mean: float
     low: float | None
-    """Two-sided, with `high`."""
+    """Lower end of the two-sided interval; `high` is the upper end."""
     high: float | None
     lower: float | None
-    """One-sided: the true mean lies above it at the level."""
+    """One-sided lower bound: the true mean lies above it at the level."""
     upper: float | None
-    """One-sided: the true mean lies below it at the level."""
+    """One-sided upper bound: the true mean lies below it at the level."""
     sd: float | None
     n: int
 
@@ -197,7 +197,7 @@ class Comparison(Verdict):
     earlier: tuple[ComparisonSummary, ...] = ()
     """Comparisons before it of the same model, in this release or another, with the same live line."""
     report: str = ""
-    """Its page: the path under the root."""
+    """Path of its report under the root."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison for scripts."""
@@ -298,7 +298,7 @@ class Newest:
 
 
 Pairs = dict[tuple[str, str], Newest]
-"""By the lines of candidate and live."""
+"""The newest comparison of each pair, by the lines of candidate and live."""
 
 
 def pairs(catalog: Catalog) -> Pairs:

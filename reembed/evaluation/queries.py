@@ -43,7 +43,7 @@ class EvalSet:
     query_ids: list[str]
     texts: list[str]
     qrels: list[dict[str, int]]
-    """Per query: document id to grade, as given; a grade of 0 or less says "not relevant"."""
+    """For each query, the grade of each document id, as given; 0 or less means "not relevant"."""
     source: str
     """Where it was read from, with the split of a BEIR folder."""
     sha256: str

@@ -36,7 +36,7 @@ class Rows:
 
     ids: Digests
     texts: Digests
-    """Empty below level 2, as `carried`."""
+    """Digests of the texts; empty below level 2, as `carried`."""
     carried: Digests
     row_ids: npt.NDArray[np.int64]
     mismatched: Difference

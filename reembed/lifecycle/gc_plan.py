@@ -77,7 +77,7 @@ class Collected:
     removed: tuple[str, ...]
     """Releases that were removed."""
     deleted: bool
-    """Whether anything was to be deleted; if not, this is the plan alone."""
+    """Whether deletion was requested; if not, this is only the plan."""
     drop_run: str | None
     """The unfinished run that was given up."""
 

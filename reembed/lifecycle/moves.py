@@ -49,7 +49,7 @@ class History:
 
     alias: str
     steps: tuple[AliasRecord, ...]
-    """Oldest first."""
+    """Steps, oldest first."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed history --json` prints."""

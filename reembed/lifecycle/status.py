@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reembed.source.lag import Lag
 
 _CANDIDATES, _RUNS = 5, 2
-"""How many are read; the rest are named, candidates with their verdicts."""
+"""Numbers of candidates and of runs that are read; the rest are named, candidates with their verdicts."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OpenRun:
     resume: str
     """The command that resumes it, with the settings it was started with."""
     units: int | None
-    """How many it has; None before it has a plan."""
+    """Number of its units; None before it has a plan."""
     staged: int
     workers: tuple[Worker, ...]
     progress: Figures | None
@@ -94,7 +94,7 @@ class Status:
     """How far the live release is behind its source; None if nothing is live."""
     previous: Release | None
     candidates: tuple[Candidate, ...]
-    """The newest, oldest first."""
+    """The newest candidates, oldest first."""
     rolled_back: RolledBack | None
     older_candidates: tuple[OlderCandidate, ...]
     retired: tuple[str, ...]

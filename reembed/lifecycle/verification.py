@@ -38,9 +38,9 @@ class Verified:
     rebuild: str
     """The command that builds the release again."""
     larger: str | None
-    """The command of a larger verification: an earlier one failed that looked at more."""
+    """The command of a larger verification, if an earlier one that checked more failed."""
     fresh: bool = True
-    """False if documents older than was asked for are missing or stale."""
+    """False if the release lacks a change of the source that is older than the limit asked for."""
 
     @property
     def passed(self) -> bool:

@@ -49,7 +49,7 @@ SAME_VECTOR = 0.999
 FULL = VECTORS
 _FILES_A_STEP = 64
 _JOURNAL = "verifying.json"
-"""Of an interrupted verification, in its run's folder: written after each step, removed at the end."""
+"""Record of an interrupted verification, in its run's folder: written after each step, removed at the end."""
 
 
 @dataclass(frozen=True)

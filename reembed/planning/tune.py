@@ -29,7 +29,7 @@ from reembed.source.dataset import TEXT, Source
 _SAMPLE = 2_048
 _BUDGETS = {"cpu": (1_024, 2_048, 4_096, 8_192), "gpu": (8_192, 16_384, 32_768, 65_536, 131_072)}
 _WITHIN = 0.97
-"""Of the fastest: the smallest such batch is taken, which leaves memory to others."""
+"""Share of the fastest rate: the smallest batch that reaches it is taken, which leaves memory to others."""
 _WORTH_BFLOAT16 = 1.2
 _MOST_THREADS = 16
 _REPLICAS_PER_GPU = (1, 2, 3)
@@ -92,9 +92,9 @@ class Tuned:
     layouts: list[Layout]
     tokenizer_tokens_per_s_per_core: int
     sample: dict[str, int]
-    """How many documents and tokens were measured with."""
+    """Numbers of documents and tokens in the sample."""
     seconds: float
-    """What it took."""
+    """Time that the measurement took."""
     out: str | None = None
     """The file that the overlay was written to."""
 

@@ -31,7 +31,7 @@ def open(
     Raises:
         UsageError: the root does not exist, nothing was promoted to the alias, or an option holds a secret.
         IntegrityError: a record, the index or the table is not what was registered.
-        SpaceMismatch: the model found here does not make the vectors of the release.
+        SpaceMismatch: the model found here does not produce the vectors of the release.
     """
     if secrets := secrets_in(options or {}):
         raise UsageError(
@@ -123,7 +123,7 @@ class Index:
             self._loading.release()
 
     def close(self) -> None:
-        """Free the index and the model once the searches under way have ended. May be called again."""
+        """Free the index and the model when all running searches have ended. May be called again."""
         with self._closing:
             self._serving = None
 

@@ -79,7 +79,7 @@ class Imported:
     types: dict[str, str]
     """Arrow type of each column, in their order."""
     notes: dict[str, str]
-    """Why a column has its type, for those with something to say."""
+    """Why a column has its type, by name, where that is not obvious."""
     skipped: tuple[str, ...]
     """Columns that were left out: they hold no values, or were not asked for."""
     version: int

@@ -20,7 +20,7 @@ from reembed.errors import IntegrityError, UsageError
 T = TypeVar("T")
 
 SCHEMA_VERSION = 5
-"""Of every record. Raise it when the meaning of a record changes."""
+"""Format of every record. Raise it when the meaning of a record changes."""
 
 DAMAGED = "reembed status     # and put the file back from a backup of the store"
 _MAX_SHOWN = 120

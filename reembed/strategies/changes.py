@@ -32,7 +32,7 @@ class Changes:
     """Rows to embed, to refresh and to drop."""
 
     how: str
-    """files, or compare and why; for people."""
+    """How they were found, for people: files, or compare and why."""
     embed: Int64
     """Source rows whose text is new or changed, by row id."""
     without_text: int

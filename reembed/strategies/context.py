@@ -29,7 +29,7 @@ class RunContext:
     run: Run
     plan: Plan
     source: Source
-    """At the planned version."""
+    """The source at the planned version."""
     config: Config
     executor: Executor
     emit: Listener

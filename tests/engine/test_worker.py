@@ -285,17 +285,17 @@ def test_no_error_of_the_reading_thread_goes_unheard():
     """Ray Data raises more than RayErrors: its own patience ends with a plain Exception."""
     from ray.data.exceptions import ExecutionTimeoutError
 
-    from reembed.engine.pipeline import _rows
+    from reembed.engine.pipeline import _receipts
 
     class Ends:
         def iter_rows(self):
-            yield {"unit": "u"}
+            yield {"receipt": "{}"}
             raise ExecutionTimeoutError("no progress")
 
-    rows = _rows(Ends(), lambda: None)
-    assert next(rows) == {"unit": "u"}
+    receipts = _receipts(Ends(), lambda: None)
+    assert next(receipts) == "{}"
     with pytest.raises(ExecutionTimeoutError):
-        next(rows)
+        next(receipts)
 
 
 def test_documents_that_failed_already_are_not_given_to_the_model(job, monkeypatch):
