@@ -143,7 +143,7 @@ class Plan:
     table: str
     """Path under the root."""
     base_version: int
-    """Version of the table the seal must find unchanged."""
+    """Newest version of the table when the run was planned; the run's own commit is a later one."""
     gate: FrozenGate
     index: IndexConfig
     rows: int

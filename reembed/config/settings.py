@@ -142,7 +142,7 @@ class EmbedConfig(Section):
     def _no_eight_bits(cls, dtype: Any) -> Any:
         if str(dtype).lower() in ("int8", "uint8", "fp8", "float8", "float8_e4m3", "8bit", "q8"):
             raise ValueError(
-                "8 bits make other vectors (cosine 0.99 and less): they would be another space"
+                "8 bits give different vectors (cosine 0.99 and less): they would be another space"
             )
         return dtype
 

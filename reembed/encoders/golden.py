@@ -2,7 +2,7 @@
 
 The first replica of the line's rebuild stores them with the run. Whatever loads the model later (other
 replicas, catch-ups, verification, serving) embeds the same texts and must get the same vectors. Equal
-digests do not show that: a library version, a device or a damaged load can make other vectors of the
+digests do not show that: a library version, a device or a damaged load can give other vectors for the
 same files, and a provider can change the model behind a name.
 """
 

@@ -115,7 +115,7 @@ class UnitEmbedder:
         found = self._encoder.embed_documents(["word"]).vectors.shape[1]
         if found != plan.space.dim:
             raise SpaceMismatch(
-                f"{self._job.encoder.model} makes vectors of {found} dimensions",
+                f"{self._job.encoder.model} produces vectors of {found} dimensions",
                 f"its description and the plan say {plan.space.dim}",
                 "reembed config",
             )

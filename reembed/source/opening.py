@@ -44,7 +44,7 @@ def open_source(uri: str, version: int | None, options: Options) -> lance.LanceD
 def open_pinned(uri: str, version: int, made_of: str, options: Options) -> lance.LanceDataset:
     """Return the dataset at a version, as `open_source`; this process opens it once.
 
-    `made_of` is the version's fingerprint: a dataset made again in its place is another one.
+    `made_of` is the version's fingerprint: a dataset recreated in its place is another one.
     """
     return open_source(uri, version, options)
 

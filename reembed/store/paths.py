@@ -50,7 +50,7 @@ def require_id(kind: str, given: str) -> str:
     if re.fullmatch(NAME, given) and ".." not in given:
         return given
     what = f"{given[:80]!r} is not a valid {kind}"
-    raise UsageError(what, "ids are small letters, digits, dots and hyphens", "reembed status")
+    raise UsageError(what, "ids are lowercase letters, digits, dots and hyphens", "reembed status")
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:

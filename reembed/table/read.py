@@ -96,7 +96,7 @@ class TableVersion:
     @functools.cached_property
     def _opened(self) -> lance.LanceDataset:
         """Opened once, which costs more than a look-up; not for all of the process: a table that gc
-        removed and a rebuild made again has the same path and version, and other files."""
+        removed and a rebuild recreated has the same path and version, but other files."""
         return open_table(self.storage, self.path, self.version)
 
     def __getstate__(self) -> dict[str, object]:

@@ -363,7 +363,7 @@ def test_a_model_that_makes_vectors_of_another_size_than_it_describes_does_not_s
     monkeypatch.setattr(units.encoders, "load_encoder", lambda *a, **k: other)
     with pytest.raises(SpaceMismatch) as refused:
         units.UnitEmbedder(made)
-    assert refused.value.what == "hashing:16 makes vectors of 24 dimensions"
+    assert refused.value.what == "hashing:16 produces vectors of 24 dimensions"
 
 
 @pytest.mark.parametrize(("cores", "parallel"), [(1, "false"), (2, "true")])
