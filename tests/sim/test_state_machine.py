@@ -184,10 +184,10 @@ class Migration(RuleBasedStateMachine):
     @invariant()
     def releases_are_their_source(self) -> None:
         live = self.catalog.live()
-        stack = list(self.catalog.standing(live)) if live else []
+        stack = list(self.catalog.standing(live))
         assert [s.origin for s in reversed(stack)] == self.expected_live
-        for release in map(self.catalog.release, stack[:2]):
-            newest = newest_of(self.catalog, release)
+        for standing in stack[:2]:
+            newest = newest_of(self.catalog, self.catalog.release(standing.release))
             texts = self.versions[newest.source.version]
             expected = {d: digests.digest(t.encode()) for d, t in texts.items() if t is not None}
             path = str(self.folder / "root" / newest.table)
