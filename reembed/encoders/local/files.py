@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from reembed.encoders.local.json_files import PASSED_ON, Settings, read_json
+from reembed.encoders.local.json_files import PASSED_ON, TRANSFORMER_SETTINGS, Settings, read_json
 from reembed.errors import SetupError
 
 SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
@@ -21,11 +21,6 @@ _WITH_WEIGHTS = (*_INPUTS, "Dense")
 _WEIGHTS = "model.safetensors"
 _SHARDS = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Files in which sentence-transformers looks for a Transformer's settings, in its order.
-_TRANSFORMER_SETTINGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 # What libraries raise that cannot use a file; tokenizers raises bare Exceptions, and Rust's panics have no
 # type to import.
 _REFUSALS = (
@@ -118,7 +113,7 @@ class Layout:
         files = {self.root / "modules.json"}
         for module in self.modules:
             files.update(module.weights())
-            files.update(module.folder / name for name in ("config.json", *_TRANSFORMER_SETTINGS))
+            files.update(module.folder / name for name in ("config.json", *TRANSFORMER_SETTINGS))
         return self._sha256(files)
 
     def tokenizer_sha256(self) -> str:
@@ -194,7 +189,7 @@ def _module(root: Path, entry: Settings) -> Module:
         raise SetupError(f"{root}: modules.json points outside the folder: {path}")
     if kind != "Transformer":
         return Module(kind, folder, _optional_json(folder / "config.json"))
-    settings = (_optional_json(folder / name) for name in _TRANSFORMER_SETTINGS)
+    settings = (_optional_json(folder / name) for name in TRANSFORMER_SETTINGS)
     return Module(kind, folder, next((found for found in settings if found), {}))
 
 
@@ -237,7 +232,7 @@ def _check(layout: Layout) -> None:
             raise SetupError(
                 f"{first.folder}: {name} sets {', '.join(sorted(unknown))}",
                 f"it may change which files are read; known are {', '.join(known)}",
-                f"remove it from {first.folder}/{_TRANSFORMER_SETTINGS[0]}",
+                f"remove it from {first.folder}/{TRANSFORMER_SETTINGS[0]}",
             )
 
 

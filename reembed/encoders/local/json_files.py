@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,11 @@ _WITH_SETTINGS = ("config.json", "config_sentence_transformers.json", "tokenizer
                   "preprocessor_config.json", "processor_config.json",
                   "model.safetensors.index.json")  # fmt: skip
 _TOKENS = ("special_tokens_map.json", "added_tokens.json")
-_TRANSFORMER_SETTINGS = re.compile(r"sentence_[a-z-]+_config\.json")
+# Files in which sentence-transformers looks for a Transformer's settings, in its order.
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # Allowed values: others are fetched from the hub as code, run what happens to be installed, or name
 # files to read that the digest of the model does not cover.
 _OWN = {
@@ -95,7 +98,7 @@ def read_json(file: Path) -> Any:
             _require_settings(file, module)
     elif file.name in _TOKENS:
         _require(file, "", _OBJECT, content)
-    elif file.name in _WITH_SETTINGS or _TRANSFORMER_SETTINGS.fullmatch(file.name):
+    elif file.name in (*_WITH_SETTINGS, *TRANSFORMER_SETTINGS):
         _require(file, "", _OBJECT, content)
         _require_settings(file, content)
         _require_own(file, content)

@@ -125,13 +125,6 @@ def narrow(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, NarrowLinear(child, dtype, narrow=is_narrow))
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make the replaced linear layers compute in another type."""
-    for module in model.modules():
-        if isinstance(module, NarrowLinear):
-            module.to(dtype)
-
-
 def _linears(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, nn.Linear]]:
     """Return a module's own linear layers by name; input that several share is converted once."""
     children = dict(module.named_children())

@@ -223,13 +223,12 @@ def _prompts(layout: Layout, config: EncoderConfig) -> dict[Kind, str]:
     where the model names none, and so never uses "passage".
     """
     own: Settings = layout.settings.get("prompts") or {}
-    prompts: dict[Kind, str] = {
-        "query": own.get("query") or "",
-        "document": own.get("document") or "",
-    }
+    prompts: dict[Kind, str] = {"query": "", "document": ""}
     for kind in prompts:
-        if (given := getattr(config.prompts, kind)) is not None:
-            prompts[kind] = given
+        given = getattr(config.prompts, kind)
+        if given is None:
+            given = own.get(kind) or ""
+        prompts[kind] = given
     try:
         "".join(prompts.values()).encode()
     except UnicodeEncodeError as error:

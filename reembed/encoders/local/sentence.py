@@ -135,10 +135,9 @@ class SentenceEncoder(TokenEncoder):
 
     def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
         vectors = vectors[:, : self.dim]
-        if not self._profile.normalize:
-            return vectors
-        norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        return vectors / norms
+        if self._profile.normalize:
+            vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        return vectors
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
@@ -151,7 +150,9 @@ class SentenceEncoder(TokenEncoder):
             self._compute_in(DTYPES[self.dtype])
 
     def _compute_in(self, dtype: torch.dtype) -> None:
-        linears.compute_in(self._model[0], dtype)
+        for module in self._model[0].modules():
+            if isinstance(module, linears.NarrowLinear):
+                module.to(dtype)
         if isinstance(self._form, Packed):
             self._form.dtype = dtype
 
