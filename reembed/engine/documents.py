@@ -7,8 +7,10 @@ the document is not embedded.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,20 @@ from reembed.engine import reuse
 from reembed.engine.executor import EmbedJob
 from reembed.errors import SpaceMismatch
 from reembed.source.dataset import TEXT
+from reembed.store.records import decode, encode
 from reembed.table.read import from_vectors
 
 # With a dot, as TEXT: no carried column can be called so.
 TOKENS, ERROR, GIVEN = "reembed.tokens", "reembed.error", "reembed.given"
 NO_TEXT = "its text is null"
+_PROMPT = "reembed.prompt"
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the texts of a table of tokens begin with."""
+
+    length: int
 
 
 @functools.cache
@@ -81,7 +92,8 @@ def tokenized(documents: pa.Table, tokenizer: Tokenizer) -> pa.Table:
     out = documents.drop_columns([TEXT, ERROR])
     out = out.append_column(TOKENS, _column(tokens))
     out = out.append_column(ERROR, pa.array(errors, pa.string()))
-    return out.replace_schema_metadata({"prompt_length": str(tokens.prompt_length)})
+    prompt = encode(_Prompt(tokens.prompt_length))
+    return out.replace_schema_metadata({_PROMPT: json.dumps(prompt)})
 
 
 def prepared(job: EmbedJob, documents: pa.Table) -> pa.Table:
@@ -117,5 +129,5 @@ def tokens_of(documents: pa.Table) -> Tokens:
     """Return the tokens of all documents; none for those that are not to embed."""
     column = documents[TOKENS].combine_chunks()
     ids = column.values.to_numpy().astype(np.int32, copy=False)
-    prompt_length = int((documents.schema.metadata or {}).get(b"prompt_length", b"0"))
-    return Tokens(ids, column.offsets.to_numpy(), prompt_length)
+    prompt = decode(_Prompt, json.loads(documents.schema.metadata[_PROMPT.encode()]))
+    return Tokens(ids, column.offsets.to_numpy(), prompt.length)

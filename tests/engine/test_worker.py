@@ -26,7 +26,7 @@ from reembed.engine import attempts
 from reembed.engine import worker as units
 from reembed.engine.documents import read, tokenized, tokenizer_of, tokens_of
 from reembed.engine.executor import EmbedJob
-from reembed.errors import RunFailed, SpaceMismatch
+from reembed.errors import IntegrityError, RunFailed, SpaceMismatch
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.table import write as table
@@ -207,6 +207,23 @@ def test_token_ids_travel_in_as_few_bytes_as_hold_them(job, tmp_path, model, sto
     tokens = tokens_of(texts)
     assert tokens.ids.dtype == np.int32
     assert tokens.lengths.tolist() == [len(row) for row in column.to_pylist()]
+
+
+def test_the_length_of_the_prompt_travels_with_the_tokens(job, monkeypatch):
+    made, _ = job()
+    tokenizer = encoders.load_tokenizer(made.encoder)
+    plain = type(tokenizer).tokenize
+    monkeypatch.setattr(
+        type(tokenizer),
+        "tokenize",
+        lambda *given: dataclasses.replace(plain(*given), prompt_length=3),
+    )
+    tokens = tokenized(read(made, made.plan.units[0]), tokenizer)
+    assert tokens_of(tokens).prompt_length == 3
+    with pytest.raises(KeyError, match="prompt"):
+        tokens_of(tokens.replace_schema_metadata({"other": "1"}))
+    with pytest.raises(IntegrityError, match="length: Field required"):
+        tokens_of(tokens.replace_schema_metadata({"reembed.prompt": "{}"}))
 
 
 def test_an_actor_that_tokenizes_gives_the_same_vectors(job, tmp_path):
