@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from reembed.engine.executor import ALONE, EmbedJob, Host
 from reembed.engine.patience import Patience
 from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
+from reembed.store.records import decode, encode
 from reembed.table import write as table
 from reembed.table.read import as_vectors, from_vectors
 
@@ -239,12 +240,12 @@ class UnitEmbedder:
         out = documents.drop_columns(internal)
         out = out.append_column("vector", from_vectors(usable, vector_type.value_type))
         out = out.append_column(ERROR, pa.array(errors, pa.string()))
-        return out.replace_schema_metadata({_STATS: json.dumps(asdict(stats))})
+        return out.replace_schema_metadata({_STATS: json.dumps(encode(stats))})
 
 
 def stats_of(documents: pa.Table) -> UnitStats:
     """Return how a unit was embedded."""
-    return UnitStats(**json.loads(documents.schema.metadata[_STATS.encode()]))
+    return decode(UnitStats, json.loads(documents.schema.metadata[_STATS.encode()]))
 
 
 def write(job: EmbedJob, unit: str, documents: pa.Table) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 
@@ -243,6 +244,15 @@ def test_a_unit_says_how_it_was_embedded(job, tmp_path):
     assert said.computed_tokens < said.model_tokens + 16 * 8
     assert said.flop > 0
     assert said.peak_flops > 0
+
+
+@pytest.mark.parametrize("change", [{"tokens": "many"}, {"unknown": 1}])
+def test_stats_that_are_not_as_a_worker_writes_them_are_refused(job, change):
+    made, texts = job()
+    done = units.UnitEmbedder(made).embed("u", texts)
+    said = json.loads(done.schema.metadata[b"reembed.stats"]) | change
+    with pytest.raises(IntegrityError, match=next(iter(change))):
+        units.stats_of(done.replace_schema_metadata({"reembed.stats": json.dumps(said)}))
 
 
 def test_null_texts_between_others_do_not_shift_them(job, monkeypatch):
