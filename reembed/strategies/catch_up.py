@@ -47,6 +47,7 @@ def catch_up(
     """
     storage = Storage.open(config.storage.root, config.storage.options)
     catalog = Catalog(storage, config.alias, config.stores)
+    listener = emit  # with the journal of the run that made `release`, if one did here
     for _ in range(_PASSES):
         journaled = to_all(Journal(storage), emit)
         found = next_pass(config, catalog, release, journaled, retry=retry_dead_letters)
@@ -60,10 +61,11 @@ def catch_up(
                     raise
                 if catalog.registered(found.run) is None:
                     found.run.abandon()
-                emit(Notice(f"{error.what}: given up, as the source has a newer version"))
+                journaled(Notice(f"{error.what}: given up, as the source has a newer version"))
                 continue
+        listener = journaled
         retry_dead_letters = retry_dead_letters and found.leaves_dead_letters
-    emit(Behind(release.id, **asdict(lag(catalog, release))))
+    listener(Behind(release.id, **asdict(lag(catalog, release))))
     return release
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 
 import lance
@@ -222,8 +223,27 @@ def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_sour
     change(uri, "d00001", "d00250", text="'a text at last'")
     newer = again()
     assert run.result().release is None, "it was not given up"
+    assert any("given up, as the source" in e.get("what", "") for e in journal_of(run))
+    assert all(e["stage"] != "lag" for e in journal_of(run)), "it is told of another release"
     assert (newer.rows, newer.dead_letters) == (300, 0)
     assert newer.source.version == lance.dataset(uri).version
+
+
+def test_how_far_a_release_is_behind_is_in_the_journal_of_the_run_that_made_it(line, quiet):
+    uri, config, catalog, release = line
+    before = journal_of(Run(catalog.storage, release.run_id))
+    assert catch_up(config, release, quiet, executor=Inline()) == release
+    assert journal_of(Run(catalog.storage, release.run_id)) == before, "it was not driven"
+    change(uri, "d00001")
+    newer = catch_up(config, release, quiet, executor=Inline())
+    told = journal_of(Run(catalog.storage, newer.run_id))[-1]
+    assert (told["stage"], told["release"], told["documents"]) == ("lag", newer.id, 0)
+
+
+def journal_of(run):
+    return [
+        json.loads(line) for line in run.storage.read_bytes(run.path("events.jsonl")).splitlines()
+    ]
 
 
 def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line, found_late):
