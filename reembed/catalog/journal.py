@@ -15,9 +15,8 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.errors import IntegrityError
-from reembed.events import KINDS, Event, Planned, Progress, Resumed, Working
-from reembed.store.records import DAMAGED, decode, encode
+from reembed.events import Event, Planned, Progress, Resumed, Working
+from reembed.store.records import encode
 from reembed.store.storage import Storage
 
 _EVENTS, _PROGRESS = "events.jsonl", "progress.json"
@@ -81,35 +80,3 @@ def latest_figures(run: Run) -> Figures | None:
         IntegrityError: they are not as reembed writes them.
     """
     return run.storage.decode_if_there(Figures, run.path(_PROGRESS))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An event of a journal, and when it was emitted."""
-
-    at: str
-    event: Event
-
-
-def entries(run: Run) -> list[Entry]:
-    """Return the events of a run, oldest first; none if it has no journal.
-
-    Raises:
-        IntegrityError: a line is not an event as reembed writes it.
-    """
-    path = run.path(_EVENTS)
-    try:
-        lines = run.storage.read_bytes(path).splitlines()
-    except FileNotFoundError:
-        return []
-    return [_entry(line, run.storage.uri(path)) for line in lines]
-
-
-def _entry(line: bytes, uri: str) -> Entry:
-    try:
-        record = json.loads(line)
-        at, kind = record.pop("at"), KINDS[record.pop("stage")]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"{uri} has a line that is not an event"
-        raise IntegrityError(what, str(error), DAMAGED) from error
-    return Entry(at, decode(kind, record, uri))
