@@ -184,7 +184,7 @@ def tests(files: tuple[str, ...]) -> common.Figures:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         report = Path(folder) / "report.xml"
-        chosen = ("-m", "not gpu and not slow")
+        chosen = ("-m", "not gpu")
         command = [sys.executable, "-m", "pytest", "-q", *chosen, f"--junit-xml={report}", *files]
         code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
         if code not in (0, 1):

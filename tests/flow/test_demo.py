@@ -151,7 +151,7 @@ def test_the_other_commands_are_scripts_of_the_demo() -> None:
     assert all(c[0] == "python" and (ROOT / c[1]).is_file() for c in others)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_the_whole_demo_runs() -> None:
     done = subprocess.run([sys.executable, DEMO / "run.py"], capture_output=True, text=True)

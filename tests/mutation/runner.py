@@ -30,7 +30,7 @@ ELSEWHERE = ("encoders/test_packed.py", "planning/test_tune.py", "benchmarks/tes
              "evaluation/test_metrics.py", "config/test_cluster_yaml.py", "flow/test_demo.py",
              "flow/test_promotion_race.py", "sim", "crash")  # fmt: skip
 """Tests of other modules, or too slow to be run for every mutant."""
-MARKS = "not ray and not s3 and not deep and not slow and not gpu"
+MARKS = "not ray and not s3 and not deep and not gpu"
 HEAVY = ("numpy", "scipy.stats", "pyarrow", "pandas", "pydantic", "jinja2", "yaml", "click", "lance",
          "obstore", "faiss", "torch", "transformers", "sentence_transformers", "tokenizers",
          "ray", "ray.data", "pytest", "_pytest.assertion.rewrite", "hypothesis", "moto")  # fmt: skip
