@@ -12,6 +12,7 @@ from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
 from reembed.evaluation.report import choices, evidence, notes, told
 from reembed.redact import one_line
+from reembed.store.storage import readable
 
 if TYPE_CHECKING:
     from reembed.api import Built
@@ -310,22 +311,22 @@ def _gc(r: Collected) -> Lines:
         give_up = f"gc --drop-run {run} gives it up"
         yield f"  keep    the table of run {run}, which is not finished     # {give_up}"
     for x in plan.remove:
-        table = f"table {_bytes(x.table_bytes)}" if x.whole_table else f"its version of {x.table}"
-        yield f"  {done} {x.release}  index {_bytes(x.index_bytes)}, {table}  {x.why}"
+        table = f"table {readable(x.table_bytes)}" if x.whole_table else f"its version of {x.table}"
+        yield f"  {done} {x.release}  index {readable(x.index_bytes)}, {table}  {x.why}"
     yield from (f"  {done} what run {run} staged; it was given up" for run in plan.dropped_runs)
     yield from (f"  {done} {t}; only runs that were given up used it" for t in plan.tables)
     yield from (f"  {done} versions of {t} that no release names" for t in plan.trim)
     if plan.orphans:
-        size = _bytes(sum(o.size for o in plan.orphans))
+        size = readable(sum(o.size for o in plan.orphans))
         yield f"  {done} {len(plan.orphans)} files ({size}) that no release uses:"
         yield from (f"            {o.path}" for o in plan.orphans[:_EXAMPLES])
     if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans)):
         yield "Nothing to remove."
     elif r.deleted:
-        yield f"{_bytes(plan.bytes)} freed."
+        yield f"{readable(plan.bytes)} freed."
         yield from _next("reembed status")
     else:
-        yield f"Nothing was removed; this would free {_bytes(plan.bytes)}."
+        yield f"Nothing was removed; this would free {readable(plan.bytes)}."
         dropping = f"reembed gc --drop-run {r.drop_run} --yes"
         yield from _next(dropping if r.drop_run else "reembed gc --yes")
 
@@ -343,16 +344,6 @@ def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _bytes(size: float) -> str:
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} TiB"
 
 
 _TEXTS: dict[str, Callable[[Any], Lines]] = {

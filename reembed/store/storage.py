@@ -351,3 +351,11 @@ class Storage:
                 "the record that names it was damaged or written by someone else",
                 "reembed verify",
             )
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in a readable unit."""
+    if size < 1024:
+        return f"{size:,} bytes"
+    power = min((size.bit_length() - 1) // 10, 4)
+    return f"{size / 1024**power:,.1f} {' KMGT'[power]}iB"

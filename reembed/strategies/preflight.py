@@ -17,7 +17,7 @@ from reembed.errors import RunFailed, TooManyDeadLetters, UsageError
 from reembed.events import Listener, Notice
 from reembed.source.dataset import TEXT, Source
 from reembed.store.paths import is_remote
-from reembed.store.storage import Storage
+from reembed.store.storage import Storage, readable
 from reembed.strategies.changes import Changes
 
 _ROW_BYTES = 40  # text_hash, space, source_version
@@ -91,18 +91,10 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
     free = shutil.disk_usage(run.storage.root).free
     need = (
         f"{rows:,} rows of {plan.space.dim} x {plan.space.vector_dtype} and what is carried take"
-        f" about {_size(table)}, the index up to {_size(index)}"
+        f" about {readable(table)}, the index up to {readable(index)}"
     )
-    have = f"{run.storage.root} has {_size(free)} free"
+    have = f"{run.storage.root} has {readable(free)} free"
     if table > free:
         raise RunFailed(have, need, f"df -h {shlex.quote(run.storage.root)}")
     if table * _SLACK + index > free:
         emit(Notice(f"little room: {have}; {need}"))
-
-
-def _size(count: int) -> str:
-    """Return bytes in a readable unit."""
-    if count < 1024:
-        return f"{count:,} bytes"
-    power = min((count.bit_length() - 1) // 10, 4)
-    return f"{count / 1024**power:,.1f} {' KMGT'[power]}iB"
