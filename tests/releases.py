@@ -17,7 +17,6 @@ from reembed.catalog.reports import VerifyReport
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import (
-    Compared,
     Comparison,
     DocumentsCompared,
     Place,
@@ -106,8 +105,8 @@ def comparison(
     record = Comparison(
         **vars(combine(Rule("nDCG@10 change", verdict, "d"))),
         alias=catalog.alias,
-        live=Compared.of(live),
-        candidate=Compared.of(new),
+        live=live.summary(),
+        candidate=new.summary(),
         candidate_index_sha256=new.index_sha256,
         queries=QueriesUsed("q", Place("q", "test"), "0", 30, 0, 1.0, 0, 0),
         documents=DocumentsCompared((), None),

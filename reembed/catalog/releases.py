@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import PlainSerializer, WrapValidator
 
@@ -66,6 +66,22 @@ class ManifestProof:
 
 
 @dataclass(frozen=True)
+class ReleaseSummary:
+    """A release in short."""
+
+    release: str
+    model: str
+    space: str
+    model_sha256: str
+    dim: int
+    rows: int
+    documents: int
+    dead_letters: int
+    source_version: int
+    created_at: str
+
+
+@dataclass(frozen=True)
 class Release:
     """A table version, its index and its space: they serve together or not at all."""
 
@@ -107,20 +123,20 @@ class Release:
         """The rebuild that began its line."""
         return self.place.origin
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> ReleaseSummary:
         """Return what tells releases apart, for reports."""
-        return {
-            "release": self.id,
-            "model": self.space.model,
-            "space": self.space.id,
-            "model_sha256": self.space.identity.model_sha256,
-            "dim": self.space.dim,
-            "rows": self.rows,
-            "documents": self.documents,
-            "dead_letters": self.dead_letters,
-            "source_version": self.source.version,
-            "created_at": self.created_at,
-        }
+        return ReleaseSummary(
+            release=self.id,
+            model=self.space.model,
+            space=self.space.id,
+            model_sha256=self.space.identity.model_sha256,
+            dim=self.space.dim,
+            rows=self.rows,
+            documents=self.documents,
+            dead_letters=self.dead_letters,
+            source_version=self.source.version,
+            created_at=self.created_at,
+        )
 
 
 @dataclass(frozen=True)

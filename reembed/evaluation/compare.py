@@ -20,7 +20,6 @@ from reembed.config.settings import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import gate, metrics
 from reembed.evaluation.comparisons import (
-    Compared,
     Comparison,
     DocumentsCompared,
     Latency,
@@ -84,8 +83,8 @@ def compare(
     return Comparison(
         **vars(verdict),
         alias=candidate.alias,
-        live=Compared.of(live),
-        candidate=Compared.of(candidate),
+        live=live.summary(),
+        candidate=candidate.summary(),
         candidate_index_sha256=candidate.index_sha256,
         queries=used,
         documents=documents,

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.releases import Catalog, Release, ReleaseSummary
 from reembed.catalog.reports import (
     Change,
     ComparisonSummary,
@@ -72,27 +72,6 @@ class Sides(Generic[T]):
 
     live: T
     candidate: T
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A release that was compared."""
-
-    release: str
-    model: str
-    space: str
-    model_sha256: str
-    dim: int
-    rows: int
-    documents: int
-    dead_letters: int
-    source_version: int
-    created_at: str
-
-    @classmethod
-    def of(cls, release: Release) -> Compared:
-        """Describe a release."""
-        return cls(**release.summary())
 
 
 @dataclass(frozen=True)
@@ -173,8 +152,8 @@ class Comparison(Verdict):
     """A verdict on a candidate, and its grounds: the record that `promote` requires."""
 
     alias: str
-    live: Compared
-    candidate: Compared
+    live: ReleaseSummary
+    candidate: ReleaseSummary
     candidate_index_sha256: str
     queries: QueriesUsed
     documents: DocumentsCompared

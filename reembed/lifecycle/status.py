@@ -37,7 +37,7 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """Return the release's summary and the verdict."""
         compared = {"verdict": self.verdict, "compared_with": self.compared_with}
-        return self.release.summary() | compared
+        return asdict(self.release.summary()) | compared
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ class Status:
             "older_runs": self.older_runs,
         }
         if self.live and self.lag:
-            shown["live"] = self.live.release.summary() | {"lag": self.lag.to_json()}
+            shown["live"] = asdict(self.live.release.summary()) | {"lag": self.lag.to_json()}
             shown["generation"] = self.live.generation
         if self.previous:
-            shown["previous"] = self.previous.summary()
+            shown["previous"] = asdict(self.previous.summary())
         if self.rolled_back:
             shown["rolled_back"] = asdict(self.rolled_back)
         return shown

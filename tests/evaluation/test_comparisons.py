@@ -33,7 +33,7 @@ from reembed.config.settings import Config, FrozenGate, GateConfig, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparisons import Compared, Comparison, Place
+from reembed.evaluation.comparisons import Comparison, Place
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored
 from reembed.lifecycle import complete, moves, verification
@@ -792,10 +792,10 @@ FORGED = {
     "another index": (lambda p: {"candidate_index_sha256": "0"}, "of another index"),
     "another verdict than its rules": (lambda p: {"verdict": "fail"}, "verdict is damaged"),
     "another candidate": (
-        lambda p: {"candidate": Compared.of(p.live)},
+        lambda p: {"candidate": p.live.summary()},
         "comparison of other releases",
     ),
-    "another live": (lambda p: {"live": Compared.of(p.candidate)}, "comparison of other releases"),
+    "another live": (lambda p: {"live": p.candidate.summary()}, "comparison of other releases"),
 }
 
 

@@ -16,6 +16,7 @@ from reembed.catalog.releases import (
     Grounds,
     ManifestProof,
     Release,
+    ReleaseSummary,
     SourceRef,
     Standing,
 )
@@ -36,7 +37,6 @@ from reembed.config.settings import Config, EncoderConfig, FrozenGate, ResolvedC
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.evaluation.comparisons import (
-    Compared,
     Comparison,
     DocumentsCompared,
     Estimate,
@@ -136,8 +136,8 @@ class Shape(HTMLParser):
         self.text += data
 
 
-def compared(words: str) -> Compared:
-    return Compared(words, words, words, words, 8, 10, 10, 0, 1, words)
+def compared(words: str) -> ReleaseSummary:
+    return ReleaseSummary(words, words, words, words, 8, 10, 10, 0, 1, words)
 
 
 def told(words: str) -> ComparisonSummary:
