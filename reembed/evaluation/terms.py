@@ -52,7 +52,7 @@ class Terms:
     def gate(self) -> FrozenGate:
         """The planned gate with the changes."""
         changed = {k: v for change in self.changes for k, v in asdict(change.after).items()}
-        return self.planned.model_copy(update=changed)
+        return decode(FrozenGate, self.planned.model_dump() | changed)
 
 
 def agree(
@@ -80,6 +80,9 @@ def _changes(
         after = GateQueries(place.queries, place.split, queries.sha256, count)
         pairs.append((_queries_of(planned), after))
     if asked.margin not in (None, planned.margin):
+        if not 0 < asked.margin < 1:
+            what = f"margin is {asked.margin}, not between 0 and 1"
+            raise UsageError(what, None, "compare(config, margin=0.02)")
         pairs.append((GateMargin(planned.margin), GateMargin(asked.margin)))
     reason = asked.reason or ""
     return [Change(before, after, reason, who(), now()) for before, after in pairs]
@@ -130,7 +133,7 @@ def _planned(
             f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
         )
     named = evalset.freeze(configured, dict(catalog.query_options))
-    gate = candidate.gate.model_copy(update=asdict(_queries_of(named)))
+    gate = FrozenGate(**candidate.gate.model_dump() | asdict(_queries_of(named)))
     catalog.storage.create(_late_path(catalog, candidate), encode(gate))
     return _planned(catalog, live, candidate, configured)
 

@@ -382,6 +382,13 @@ def test_a_plan_made_after_a_comparison_moves_no_margin_without_a_reason(pair, r
         assert grounds.comparison.changes[0].before == GateMargin(None)
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.0, 5.0])
+def test_a_margin_that_no_gate_can_have_is_refused_before_anything_is_kept(pair, margin):
+    with pytest.raises(UsageError, match="not between 0 and 1"):
+        pair.compare(Asked(margin=margin, reason="a test"))
+    assert pair.compare().number == 1
+
+
 OTHER_SPACES = {
     "float16": {"table": {"dtype": "float16"}},
     "dimensions": {"encoder": {"truncate_dim": 15}},
