@@ -19,7 +19,7 @@ from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import (
     Comparison,
     DocumentsCompared,
-    Place,
+    QueriesPlace,
     QueriesUsed,
     Rule,
     Sides,
@@ -108,7 +108,7 @@ def comparison(
         live=live.summary(),
         candidate=new.summary(),
         candidate_index_sha256=new.index_sha256,
-        queries=QueriesUsed("q", Place("q", "test"), "0", 30, 0, 1.0, 0, 0),
+        queries=QueriesUsed("q", QueriesPlace("q", "test"), "0", 30, 0, 1.0, 0, 0),
         documents=DocumentsCompared((), None),
         gate=GATE,
         planned_gate=GATE,

@@ -56,7 +56,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """A run, as the listing shows it; its release has the same id."""
 
     alias: str
@@ -78,7 +78,7 @@ class Entry:
         return self.released and not self.retired
 
 
-def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
+def entries(storage: Storage, alias: str | None = None) -> list[RunEntry]:
     """Return the runs of an alias, or of all aliases, in the order of their start.
 
     A release whose marks are lost is found by its record, which says its place.
@@ -101,7 +101,7 @@ def entries(storage: Storage, alias: str | None = None) -> list[Entry]:
         if (place := _recorded_place(storage, of, name)) is not None:
             found[of, name] = (place, 0)
     listed = [
-        Entry(*key, place, number, key in recorded, key in retired)
+        RunEntry(*key, place, number, key in recorded, key in retired)
         for key, (place, number) in found.items()
     ]
     return sorted(listed, key=lambda e: (e.number, e.place.reach, e.id))

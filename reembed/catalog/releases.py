@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import PlainSerializer, WrapValidator
 
 from reembed.catalog.alias import AliasFiles, who
-from reembed.catalog.lines import Entry, Place, entries
+from reembed.catalog.lines import Place, RunEntry, entries
 from reembed.catalog.reports import Evidence, VerifyReport
 from reembed.clock import now
 from reembed.config.options import Options, Stores
@@ -235,7 +235,7 @@ class Catalog:
             )
         return decode(Release, record)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[RunEntry]:
         """Return the runs of the alias in the order of their start, by two listings."""
         return entries(self.storage, self.alias)
 

@@ -20,7 +20,7 @@ import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from reembed.catalog.lines import Entry, entries
+from reembed.catalog.lines import RunEntry, entries
 from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import Receipt
 from reembed.clock import now
@@ -122,7 +122,7 @@ def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:
     return [Run(storage, entry.id) for entry in entries(storage, alias)]
 
 
-def open_among(storage: Storage, known: list[Entry]) -> list[Entry]:
+def open_among(storage: Storage, known: list[RunEntry]) -> list[RunEntry]:
     """Return those that have no result and no release yet: one listing, no record is read."""
     ended = set(storage.names(_RESULTS))
     return [e for e in known if not e.released and f"{e.id}.json" not in ended]

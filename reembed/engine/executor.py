@@ -86,7 +86,7 @@ class Executor(Protocol):
         """Return whether a call can ask for a GPU."""
 
 
-class Place(NamedTuple):
+class WorkerPlace(NamedTuple):
     """Ids of a process's node, of its driver's job and of its actor; empty outside a cluster."""
 
     node: str = ""
@@ -97,7 +97,7 @@ class Place(NamedTuple):
 class Host(Protocol):
     """Tells a worker where it runs, and whether another one died alone."""
 
-    def place(self) -> Place:
+    def place(self) -> WorkerPlace:
         """Return where this process runs."""
 
     def outlived(self, node: str, job: str) -> bool:
@@ -107,8 +107,8 @@ class Host(Protocol):
 class _Alone:
     """A process outside a cluster: nothing is known about others."""
 
-    def place(self) -> Place:
-        return Place()
+    def place(self) -> WorkerPlace:
+        return WorkerPlace()
 
     def outlived(self, node: str, job: str) -> bool:
         return False

@@ -11,19 +11,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed.catalog.lease import parent_of
 from reembed.engine import ray_internals
-from reembed.engine.executor import Place
+from reembed.engine.executor import WorkerPlace
 
 EMBEDDER = "_Embedder"
 """Part of the class name of each actor that embeds."""
 _END_S = 30.0
 
 
-def place() -> Place:
+def place() -> WorkerPlace:
     """Return where this process runs; empty outside Ray."""
     if not ray.is_initialized():
-        return Place()
+        return WorkerPlace()
     context = ray.get_runtime_context()
-    return Place(context.get_node_id(), context.get_job_id(), context.get_actor_id() or "")
+    return WorkerPlace(context.get_node_id(), context.get_job_id(), context.get_actor_id() or "")
 
 
 def outlived(node: str, job: str) -> bool:

@@ -75,7 +75,7 @@ class Sides(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Place:
+class QueriesPlace:
     """Where judged queries were read from."""
 
     queries: str
@@ -87,7 +87,7 @@ class QueriesUsed:
     """The judged queries, and how they fit the documents of the candidate."""
 
     source: str
-    place: Place
+    place: QueriesPlace
     sha256: str
     count: int
     dropped: int

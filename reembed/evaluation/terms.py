@@ -16,7 +16,7 @@ from reembed.config.settings import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import comparisons
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparisons import Comparison, Place
+from reembed.evaluation.comparisons import Comparison, QueriesPlace
 from reembed.evaluation.gate import require_verdict_of_rules
 from reembed.store.records import decode, encode
 
@@ -39,7 +39,7 @@ class Terms:
     planned: FrozenGate
     late: bool
     """Whether the plan named no queries: they are those of the first comparison, all else is as planned."""
-    place: Place
+    place: QueriesPlace
     """Where the queries were read from."""
     changes: tuple[Change, ...] = ()
 
@@ -72,7 +72,7 @@ def agree(
 
 
 def _changes(
-    planned: FrozenGate, place: Place, queries: evalset.EvalSet, asked: Asked
+    planned: FrozenGate, place: QueriesPlace, queries: evalset.EvalSet, asked: Asked
 ) -> list[Change]:
     pairs: list[tuple[GateMargin | GateQueries, GateMargin | GateQueries]] = []
     if queries.sha256 != planned.sha256:
@@ -97,15 +97,15 @@ def _queries_of(gate: FrozenGate) -> GateQueries:
 
 def _read_queries(
     planned: FrozenGate, configured: GateConfig, asked: Asked, options: dict[str, str]
-) -> tuple[Place, evalset.EvalSet]:
+) -> tuple[QueriesPlace, evalset.EvalSet]:
     """Return the planned queries, wherever they are now, and their place; others if `asked` accepts those.
 
     If neither place has the planned ones: what is in the planned place, or else in the other.
     """
-    places = [Place(str(g.queries), g.split) for g in (configured, planned) if g.queries]
+    places = [QueriesPlace(str(g.queries), g.split) for g in (configured, planned) if g.queries]
     if asked.changed_queries:
         places = places[:1]
-    found: list[tuple[Place, evalset.EvalSet]] = []
+    found: list[tuple[QueriesPlace, evalset.EvalSet]] = []
     for place in places:
         try:
             queries = evalset.load_eval_set(place.queries, place.split, options)

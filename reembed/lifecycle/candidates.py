@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from reembed.catalog.lines import Entry
+from reembed.catalog.lines import RunEntry
 from reembed.catalog.releases import AliasRecord, Catalog, Release, Standing
 from reembed.catalog.runs import Run, started_with
 from reembed.config.settings import Config
@@ -20,9 +20,9 @@ def newest_of(catalog: Catalog, release: Release) -> Release:
     return catalog.release(newest.id)
 
 
-def newest_by_line(entries: list[Entry]) -> dict[str, Entry]:
+def newest_by_line(entries: list[RunEntry]) -> dict[str, RunEntry]:
     """Return the newest release of each line; the lines are in the order of their start."""
-    newest: dict[str, Entry] = {}
+    newest: dict[str, RunEntry] = {}
     for entry in filter(lambda e: e.kept, entries):
         known = newest.setdefault(entry.origin, entry)
         newest[entry.origin] = max(known, entry, key=lambda e: e.place.reach)
@@ -30,8 +30,8 @@ def newest_by_line(entries: list[Entry]) -> dict[str, Entry]:
 
 
 def candidates(
-    catalog: Catalog, live: AliasRecord | None, entries: list[Entry] | None = None
-) -> list[Entry]:
+    catalog: Catalog, live: AliasRecord | None, entries: list[RunEntry] | None = None
+) -> list[RunEntry]:
     """Return what could be promoted: the newest of every line that does not stand, oldest line first.
 
     What served before the live release is where a rollback goes, not a candidate. `entries` is the

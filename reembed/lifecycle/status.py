@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
-from reembed.catalog.lines import Entry
+from reembed.catalog.lines import RunEntry
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
@@ -185,7 +185,7 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
 
 
 def _with_live(
-    entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
+    entry: RunEntry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> comparisons.Newest | None:
     """Return the newest comparison of a candidate's line with live's."""
     if live is None:
@@ -194,14 +194,14 @@ def _with_live(
 
 
 def _older(
-    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog, entry: RunEntry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> OlderCandidate:
     found = _with_live(entry, live, compared)
     return OlderCandidate(entry.id, found.verdict(catalog) if found else None)
 
 
 def _candidate(
-    catalog: Catalog, entry: Entry, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog, entry: RunEntry, live: AliasRecord | None, compared: comparisons.Pairs
 ) -> Candidate:
     with_lines = sorted(other for line, other in compared if line == entry.origin)
     found = _with_live(entry, live, compared)
@@ -209,7 +209,7 @@ def _candidate(
     return Candidate(catalog.release(entry.id), verdict, tuple(with_lines))
 
 
-def _run(catalog: Catalog, entry: Entry) -> OpenRun:
+def _run(catalog: Catalog, entry: RunEntry) -> OpenRun:
     run = Run(catalog.storage, entry.id)
     plan, lease = run.plan(), read_lease(run)
     progress, waiting = _progress(run)

@@ -16,7 +16,7 @@ from reembed.engine.patience import Patience
 from reembed.errors import IntegrityError, NotVerified, SourceError
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, verify
-from reembed.lifecycle.verify import Journal, JournalKey, remove_journal
+from reembed.lifecycle.verify import JournalKey, VerifyJournal, remove_journal
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
 from reembed.store.records import encode
@@ -138,7 +138,7 @@ def _verified(
     )
     newest_version = subject.newest.version if subject.newest else None
     key = JournalKey(release.table_version, source.version, newest_version, level, sample)
-    journal = Journal.open(run, key, resume=resume)
+    journal = VerifyJournal.open(run, key, resume=resume)
     failed = _failed_before(storage, run)
     # The rows that were found wrong are read again: others do not show whether these are right now.
     seed = failed.seed if failed else None

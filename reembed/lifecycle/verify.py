@@ -123,7 +123,7 @@ class JournalRecord:
     done: Done
 
 
-class Journal:
+class VerifyJournal:
     """Makes each step once: the result is the one kept before, or made now and kept."""
 
     def __init__(self, done: Done | None = None, keep: Callable[[Done], None] | None = None):
@@ -131,7 +131,7 @@ class Journal:
         self._keep = keep
 
     @classmethod
-    def open(cls, run: Run, key: JournalKey, *, resume: bool) -> Journal:
+    def open(cls, run: Run, key: JournalKey, *, resume: bool) -> VerifyJournal:
         """Return the journal of a run's verification; with `resume`, with the steps done before.
 
         Raises:
@@ -177,7 +177,7 @@ def verify(
     seed: int | None = None,
     *,
     level: int = FULL,
-    journal: Journal | None = None,
+    journal: VerifyJournal | None = None,
 ) -> VerifyReport:
     """Compare a table version with its source, as thoroughly as `level` says.
 
@@ -194,7 +194,7 @@ def verify(
     Raises:
         SpaceMismatch: the model found now is not the one of the line; no row is at fault.
     """
-    journal = journal or Journal()
+    journal = journal or VerifyJournal()
     rows = subject.table.rows
     found = RowsCompared({}, None, 0, rows, documents_in(rows), 0, None)
     # First: Lance has no checksums, and fails or panics on a damaged file as often as it misreads it.
@@ -228,7 +228,7 @@ def _unproven(subject: Subject) -> list[str]:
     return sorted(files_of(subject.table.dataset()) - subject.proofs.keys())
 
 
-def _damaged(subject: Subject, journal: Journal, *, whole: bool) -> list[str]:
+def _damaged(subject: Subject, journal: VerifyJournal, *, whole: bool) -> list[str]:
     """Return the files that are gone or of another size; with `whole`, also those of another sha256."""
     table, proofs = subject.table, subject.proofs
     if not whole:

@@ -27,7 +27,7 @@ from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
 from reembed.lifecycle import complete, verification
-from reembed.lifecycle.verify import Done, Journal, JournalKey, JournalRecord, RowsCompared
+from reembed.lifecycle.verify import Done, JournalKey, JournalRecord, RowsCompared, VerifyJournal
 from reembed.source import lag
 from reembed.source.dataset import Source
 from reembed.store.records import SCHEMA_VERSION, encode, from_bytes, to_bytes
@@ -131,7 +131,7 @@ def readers(r: Root) -> dict[str, Reader]:
         plain.path("golden.json"): lambda r: golden.require(
             storage, first.origin, load_encoder(model)
         ),
-        plain.path("verifying.json"): lambda r: Journal.open(plain, KEY, resume=True),
+        plain.path("verifying.json"): lambda r: VerifyJournal.open(plain, KEY, resume=True),
         Run(storage, newer.run_id).path("plan.json"): lambda r: Run(storage, newer.run_id).plan(),
         sealed: lambda r: sealing.read_sealed(
             Run(storage, newer.run_id), newer.table, newer.table_version

@@ -21,7 +21,7 @@ from reembed.catalog.lease import Lease, Worker, driving, machine, read_lease
 from reembed.catalog.runs import Run
 from reembed.config.settings import EmbedConfig
 from reembed.engine import attempts, nodes
-from reembed.engine.executor import Place
+from reembed.engine.executor import WorkerPlace
 from reembed.engine.watchdog import Watchdog
 from reembed.events import ignore
 from reembed.store.records import SCHEMA_VERSION
@@ -101,7 +101,7 @@ def test_a_process_that_may_not_be_looked_at_is_watched_and_not_taken_for_dead(
 class _Embedder:
     """As the job's own actors are called."""
 
-    def place(self) -> tuple[Place, int]:
+    def place(self) -> tuple[WorkerPlace, int]:
         return nodes.place(), os.getpid()
 
     def rest(self) -> None:
@@ -118,7 +118,7 @@ def watch(run: Run) -> Watchdog:
     return Watchdog(cast(Any, job), [], ignore)
 
 
-def plant(run: Run, name: str, place: Place, pid: int, **more: Any) -> None:
+def plant(run: Run, name: str, place: WorkerPlace, pid: int, **more: Any) -> None:
     """A worker's record as anyone who can write to the root can write it."""
     known = {f.name for f in dataclasses.fields(Worker)}
     record = {"id": name, "unit": "u", "attempt": 1, **place._asdict(), "pid": pid, "at": ""}
@@ -192,9 +192,9 @@ class Moving:
     """A host that says where this process is, and who is still there."""
 
     def __init__(self) -> None:
-        self.here, self.nodes, self.job = Place("n1", "j1", "a"), {"n1", "n2"}, "j1"
+        self.here, self.nodes, self.job = WorkerPlace("n1", "j1", "a"), {"n1", "n2"}, "j1"
 
-    def place(self) -> Place:
+    def place(self) -> WorkerPlace:
         return self.here
 
     def outlived(self, node: str, job: str) -> bool:
@@ -208,7 +208,7 @@ def world() -> Moving:
 
 def test_preempted_nodes_are_not_the_documents_fault(run: Run, world: Moving):
     for number in range(8):
-        world.here = Place(f"spot-{number}", "j1", "a")
+        world.here = WorkerPlace(f"spot-{number}", "j1", "a")
         assert attempt_at(run, 1, lambda tried: True, world) is None
     done = attempt_at(run, 1, lambda tried: False, world)
     assert done is not None
@@ -217,7 +217,7 @@ def test_preempted_nodes_are_not_the_documents_fault(run: Run, world: Moving):
 
 def test_drivers_that_are_killed_are_not_the_documents_fault(run: Run, world: Moving):
     for number in range(8):
-        world.job, world.here = f"j{number}", Place("n1", f"j{number}", "a")
+        world.job, world.here = f"j{number}", WorkerPlace("n1", f"j{number}", "a")
         assert attempt_at(run, 1, lambda tried: True, world) is None
     done = attempt_at(run, 1, lambda tried: False, world)
     assert done is not None
@@ -238,7 +238,7 @@ def test_of_deaths_of_both_kinds_those_alone_count(run: Run, world: Moving):
     """The fourth of eight documents kills; every second node is preempted as well."""
     for number in range(1, 20):
         preempted = number % 2 == 0
-        world.here = Place(f"spot-{number}" if preempted else "n2", "j1", "a")
+        world.here = WorkerPlace(f"spot-{number}" if preempted else "n2", "j1", "a")
         done = attempt_at(run, 8, lambda tried, gone=preempted: gone or 3 in range(*tried), world)
         if done is not None:
             break

@@ -33,7 +33,7 @@ from reembed.config.settings import Config, FrozenGate, GateConfig, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparisons import Comparison, Place
+from reembed.evaluation.comparisons import Comparison, QueriesPlace
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored
 from reembed.lifecycle import complete, moves, verification
@@ -235,7 +235,7 @@ def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
     moved = shutil.move(pair.judged, pair.folder / "moved")
     config, said = pair.config(queries=str(moved)), []
     record = check.compare(config, pair.candidate.id, emit=said.append)
-    assert record.queries.place == Place(str(moved), "test")
+    assert record.queries.place == QueriesPlace(str(moved), "test")
     assert (record.changes, record.gate, said) == ((), gate_of(pair), [])
     terms.require_sound(pair.catalog, record, pair.candidate)
 
@@ -273,7 +273,7 @@ def test_other_queries_and_another_margin_change_nothing_else_of_the_gate():
         ),
         Change(GateMargin(0.01), GateMargin(0.02), "why", "me", "now"),
     ]
-    gate = Terms(planned, False, Place("r", "test"), tuple(changes)).gate
+    gate = Terms(planned, False, QueriesPlace("r", "test"), tuple(changes)).gate
     assert (gate.sha256, gate.count, gate.margin, gate.ann_recall) == ("1", 20, 0.02, 0.9)
 
 

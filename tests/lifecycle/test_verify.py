@@ -17,7 +17,7 @@ from reembed.config.settings import Config
 from reembed.digests import digest as text_hash
 from reembed.engine.patience import Patience
 from reembed.lifecycle import verify as verify_module
-from reembed.lifecycle.verify import Done, Journal, Subject, verify
+from reembed.lifecycle.verify import Done, Subject, VerifyJournal, verify
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.table import write as table
@@ -141,9 +141,9 @@ def test_every_verification_draws_other_rows_and_says_by_which_seed(subject):
 
 
 def test_a_resumed_verification_names_the_seed_of_the_rows_it_took_over(subject):
-    table, journal = subject(subject.rows()), Journal()
+    table, journal = subject(subject.rows()), VerifyJournal()
     first = verify(table, sample=5, journal=journal)
-    assert verify(table, sample=5, journal=Journal(journal.done)).seed == first.seed
+    assert verify(table, sample=5, journal=VerifyJournal(journal.done)).seed == first.seed
 
 
 def test_missing_and_extra_documents(subject):
@@ -303,7 +303,7 @@ def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path
         proofs,
         patience=Patience(60),
     )
-    journal = Journal()
+    journal = VerifyJournal()
     assert verify_module._damaged(subject, journal, whole=True) == damaged
     assert sorted(hashed) == names
     assert len(journal.done.damaged) == 3
@@ -325,14 +325,14 @@ def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
         proofs,
         patience=Patience(60),
     )
-    journal = Journal()
+    journal = VerifyJournal()
     verify_module._damaged(subject, journal, whole=True)
     done = journal.done.damaged
     assert list(done) == [names[0], names[64], names[128]]
     for first in done:
         left = Done({k: v for k, v in done.items() if k != first})
         storage.write_bytes(f"t.lance/data/{first}", b"x")
-        assert first in verify_module._damaged(subject, Journal(left), whole=True)
+        assert first in verify_module._damaged(subject, VerifyJournal(left), whole=True)
 
 
 def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_receipt(subject):

@@ -42,7 +42,7 @@ from reembed.evaluation.comparisons import (
     Estimate,
     Latency,
     MetricChange,
-    Place,
+    QueriesPlace,
     QueriesUsed,
     Rule,
     Sides,
@@ -209,7 +209,7 @@ def comparison(words: str) -> Comparison:
     return Comparison(
         verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),), queries_needed=3, margin_needed=0.03,
         alias=words, live=compared(words), candidate=compared(words), candidate_index_sha256=words,
-        queries=QueriesUsed(words, Place(words, words), words, 1, 1, 1.0, 1, 1),
+        queries=QueriesUsed(words, QueriesPlace(words, words), words, 1, 1, 1.0, 1, 1),
         documents=DocumentsCompared((words,), None),
         gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
         metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3)},

@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from reembed import faults, strategies
 from reembed.catalog import index_manifest, runs
 from reembed.catalog.index_manifest import IndexManifest
-from reembed.catalog.lines import Entry
+from reembed.catalog.lines import RunEntry
 from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.reports import Difference
@@ -427,7 +427,7 @@ def a_registered_release_goes_with_its_run(patch: Patch) -> None:
         result = run.result()
         return self.release(run.id) if result and result.release else None
 
-    def unended(storage: Storage, known: list[Entry]) -> list[Entry]:
+    def unended(storage: Storage, known: list[RunEntry]) -> list[RunEntry]:
         return [e for e in known if Run(storage, e.id).result() is None]
 
     def dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
