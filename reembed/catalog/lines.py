@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from reembed.errors import IntegrityError, UsageError
-from reembed.store.paths import NAME
+from reembed.store.paths import NAME, release_path
 from reembed.store.records import decode, where
 from reembed.store.storage import Storage
 
@@ -118,7 +118,7 @@ def begin(storage: Storage, alias: str, run_id: str, place: Place) -> None:
 def _recorded_place(storage: Storage, alias: str, name: str) -> Place | None:
     """Return the place that a release's record says; None if the file is not that record."""
     try:
-        record = storage.read(f"releases/{alias}/{name}.json")
+        record = storage.read(release_path(alias, name))
         if (record["alias"], record["id"]) == (alias, name):
             return decode(Place, record["place"], where(record))
     except (IntegrityError, UsageError):

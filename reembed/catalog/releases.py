@@ -25,7 +25,7 @@ from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig, FrozenGate
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
-from reembed.store.paths import require_id
+from reembed.store.paths import release_path, require_id
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
 
@@ -206,12 +206,12 @@ class Catalog:
 
     def register(self, release: Release) -> Release:
         """Record a built release and return the record; the first registration of a run counts."""
-        self.storage.create(f"releases/{self.alias}/{release.id}.json", encode(release))
+        self.storage.create(release_path(self.alias, release.id), encode(release))
         return self.release(release.id)
 
     def registered(self, run: Run) -> Release | None:
         """Return the release of a run if it is registered. Ends the run if its process died before that."""
-        if self.storage.size(f"releases/{self.alias}/{run.id}.json") is None:
+        if self.storage.size(release_path(self.alias, run.id)) is None:
             return None
         run.finish(run.id)
         return self.release(run.id)
@@ -223,7 +223,7 @@ class Catalog:
             UsageError: the alias has no release of this id.
         """
         require_id("release id", release_id)
-        record = self.storage.read_if_there(f"releases/{self.alias}/{release_id}.json")
+        record = self.storage.read_if_there(release_path(self.alias, release_id))
         if record is None:
             known = ", ".join(self.ids()) or "none"
             raise UsageError(

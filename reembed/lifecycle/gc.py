@@ -19,6 +19,7 @@ from reembed.lifecycle.candidates import candidates, newest_of
 from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
+from reembed.store.paths import index_folder, release_path, table_tag
 from reembed.store.records import DAMAGED, encode
 from reembed.table import provenance
 from reembed.table.read import files_of, open_table, used_files
@@ -63,7 +64,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     tables_kept = {r.table for r in kept} | held_tables
     indexes = {o.path.split("/")[1] for o in _files_below(catalog, "indexes/")}
     dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
-    gone = {f"reembed-{r.id}" for r in dropped}
+    gone = {table_tag(r.id) for r in dropped}
     proven = _proven_files(catalog, kept)
     removable = [
         _removable(catalog, r, whole=r.table not in tables_kept)
@@ -129,7 +130,7 @@ def _require_own(catalog: Catalog, planned: GcPlan) -> None:
     for path in (
         *(r.index for r in planned.remove),
         *(r.table for r in planned.remove),
-        *(f"indexes/{name}" for name in planned.dropped_runs),
+        *map(index_folder, planned.dropped_runs),
         *(f"runs/{name}" for name in runs),
         *planned.tables,
         *planned.trim,
@@ -140,8 +141,8 @@ def _require_own(catalog: Catalog, planned: GcPlan) -> None:
 
 def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
     for r in releases:
-        own = (r.id, f"indexes/{r.id}", f"reembed-{r.id}", path_of(catalog.alias, r.space))
-        path = f"releases/{catalog.alias}/{r.id}.json"
+        own = (r.id, index_folder(r.id), table_tag(r.id), path_of(catalog.alias, r.space))
+        path = release_path(catalog.alias, r.id)
         _require_equal(catalog.storage.uri(path), own, (r.run_id, r.index, r.table_tag, r.table))
 
 
@@ -226,7 +227,7 @@ def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
     result = run.result()
     if result is None or result.release or run.plan() is None:
         return False
-    if catalog.storage.size(f"releases/{catalog.alias}/{run.id}.json") is not None:
+    if catalog.storage.size(release_path(catalog.alias, run.id)) is not None:
         return False  # it was registered before: its data is a release's
     return run.id in indexes or run.storage.read_if_there(run.path(_CLEARED)) is None
 
@@ -234,8 +235,8 @@ def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
     """Remove what a dropped run left outside its table's files."""
     if planned := run.plan():
-        _untag(catalog, planned.table, f"reembed-{run.id}")
-    catalog.storage.delete_tree(f"indexes/{run.id}/")
+        _untag(catalog, planned.table, table_tag(run.id))
+    catalog.storage.delete_tree(f"{index_folder(run.id)}/")
     _clear(catalog, run, planned.source if planned else None)
     run.storage.create(run.path(_CLEARED), encode(_Cleared(now())))
 

@@ -53,6 +53,21 @@ def require_id(kind: str, given: str) -> str:
     raise UsageError(what, "ids are lowercase letters, digits, dots and hyphens", "reembed status")
 
 
+def release_path(alias: str, release_id: str) -> str:
+    """Return the path of a release's record."""
+    return f"releases/{alias}/{release_id}.json"
+
+
+def index_folder(release_id: str) -> str:
+    """Return the folder of a release's index."""
+    return f"indexes/{release_id}"
+
+
+def table_tag(release_id: str) -> str:
+    """Return the tag of a release's table version."""
+    return f"reembed-{release_id}"
+
+
 def absolute_queries(section: GateConfig) -> GateConfig:
     """Return the gate's settings with an absolute path of the queries, valid in every process."""
     settings = section.settings

@@ -23,6 +23,7 @@ from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, W
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.lifecycle import verify
+from reembed.store.paths import index_folder
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
@@ -106,7 +107,7 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
     settings that differ from those it was built by.
     """
     run, config, executor = context.run, context.config, context.executor
-    finished = index_store.finished(run.storage, f"indexes/{run.id}", sealed.version)
+    finished = index_store.finished(run.storage, index_folder(run.id), sealed.version)
     if finished is not None:
         used, now = finished.settings.model_dump(), config.index.model_dump()
         emit_ignored(changed_settings("index", used, now), context.emit)
@@ -164,7 +165,7 @@ def _index_task(
         return index_store.save(
             index.build(vectors, config.index, queries, trained=trained),
             run.storage,
-            f"indexes/{run.id}",
+            index_folder(run.id),
             space=plan.space.id,
             table=vectors.path,
             table_version=vectors.version,
@@ -214,7 +215,7 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
     )
     again = min(verify.SAMPLE, sealed.content.rows)
     context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
-    report = context.executor.call(_verify_task, subject, f"indexes/{run.id}", manifest, cpus=1)
+    report = context.executor.call(_verify_task, subject, index_folder(run.id), manifest, cpus=1)
     run.storage.write(provenance.verification_path(run.id), encode(report))
     differences = {str(k): d.count for k, d in report.differences.items() if d.count}
     context.emit(
@@ -278,7 +279,7 @@ def register(
             table_tag=sealed.tag,
             sealed_sha256=sealed.content.sha256,
             table_manifest=table_manifest,
-            index=f"indexes/{run.id}",
+            index=index_folder(run.id),
             index_sha256=manifest.sha256,
             golden_sha256=_golden_sha256(run, plan),
             rows=sealed.content.rows,

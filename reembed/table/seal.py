@@ -21,6 +21,7 @@ from reembed.catalog.receipts import DeadLetter, FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.store.lance import tags_of
+from reembed.store.paths import table_tag
 from reembed.store.records import encode
 from reembed.table.read import documents_in, open_table
 from reembed.table.write import fingerprint
@@ -84,7 +85,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
             )
         faults.point("table.after_sealed")
         version = _commit(run, plan, columns, receipts, record.sha256)
-    tag = f"reembed-{run.id}"
+    tag = table_tag(run.id)
     version = _tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
     content = read_sealed(run, plan.table, version)
