@@ -143,7 +143,7 @@ def crowd(catalog: Catalog) -> None:
 
     release = catalog.releases()[0]
     line = release.id.rpartition("-")[0]
-    plan = catalog.storage.read(f"runs/{release.run_id}/plan.json")
+    plan = catalog.storage.read(f"runs/{release.id}/plan.json")
     for n in range(3, RUNS + 1):
         run = Run(catalog.storage, f"{line}-{n}")
         place = replace(release.place, origin=run.id)
@@ -152,7 +152,7 @@ def crowd(catalog: Catalog) -> None:
             run.path("plan.json"), {**plan, "run_id": run.id, "place": asdict(place)}
         )
         if n <= RELEASES:
-            candidate = catalog.register(replace(release, id=run.id, run_id=run.id, place=place))
+            candidate = catalog.register(replace(release, id=run.id, place=place))
             comparison(catalog, candidate, release)
         if n <= RUNS - OPEN_RUNS:
             run.finish(run.id)
@@ -278,7 +278,7 @@ def race(catalog: Catalog, rounds: int) -> common.Figures:
 
 def _register(catalog: Catalog, release: Release, name: str) -> None:
     """A candidate that shares the release's table and index."""
-    catalog.register(replace(release, id=name, run_id=name))
+    catalog.register(replace(release, id=name))
 
 
 if __name__ == "__main__":

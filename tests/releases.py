@@ -73,7 +73,7 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)
     fields = {
-        "id": name, "alias": catalog.alias, "run_id": name, "place": place_of(name),
+        "id": name, "alias": catalog.alias, "place": place_of(name),
         "space": SPACE, "encoder": EncoderConfig(model="m"),
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": manifest.sha256,

@@ -141,7 +141,7 @@ def test_what_is_shown_of_a_run_is_what_its_journal_holds(corpus, make_config, q
     config = make_config(corpus(60))
     release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
-    kept = events_of(Run(storage, release.run_id))
+    kept = events_of(Run(storage, release.id))
     assert kept == [e for e in quiet.events if not isinstance(e, Working | Progress)]
-    record = json.loads(storage.read_bytes(f"runs/{release.run_id}/progress.json"))
+    record = json.loads(storage.read_bytes(f"runs/{release.id}/progress.json"))
     assert record["figures"]["done"] == record["figures"]["total"] == 60

@@ -103,7 +103,6 @@ class Base:
     """What a catch-up builds on: a table version whose other fragments stay as they are."""
 
     release: str
-    run_id: str
     table_version: int
     fragments: tuple[int, ...]
     """Fragments of the table that stay."""

@@ -86,8 +86,8 @@ class Release:
     """A table version, its index and its space: they serve together or not at all."""
 
     id: str
+    """Also of the run that built it."""
     alias: str
-    run_id: str
     place: Place
     space: StoredSpace
     encoder: EncoderConfig

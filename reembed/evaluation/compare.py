@@ -106,7 +106,7 @@ def compare(
 
 
 def _opened(catalog: Catalog, live: Release, candidate: Release) -> list[OpenRelease]:
-    again = f"{Run(catalog.storage, candidate.run_id).rebuild}     # {live.id} stays live"
+    again = f"{Run(catalog.storage, candidate.id).rebuild}     # {live.id} stays live"
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     new = _whole(catalog, candidate, "candidate", again)
     return [_whole(catalog, live, "live release", replace), new]

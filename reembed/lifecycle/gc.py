@@ -105,7 +105,7 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
         release = catalog.release(item.release)
         _untag(catalog, item.table, release.table_tag)
         faults.point("gc.after_table")
-        _clear(catalog, Run(catalog.storage, release.run_id), release.source)
+        _clear(catalog, Run(catalog.storage, release.id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
         removed.append(item)
     for name in planned.dropped_runs:
@@ -126,7 +126,7 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
 
 
 def _require_own(catalog: Catalog, planned: GcPlan) -> None:
-    runs = [catalog.release(r.release).run_id for r in planned.remove] + planned.dropped_runs
+    runs = [r.release for r in planned.remove] + planned.dropped_runs
     for path in (
         *(r.index for r in planned.remove),
         *(r.table for r in planned.remove),
@@ -141,9 +141,9 @@ def _require_own(catalog: Catalog, planned: GcPlan) -> None:
 
 def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
     for r in releases:
-        own = (r.id, index_folder(r.id), table_tag(r.id), path_of(catalog.alias, r.space))
+        own = (index_folder(r.id), table_tag(r.id), path_of(catalog.alias, r.space))
         path = release_path(catalog.alias, r.id)
-        _require_equal(catalog.storage.uri(path), own, (r.run_id, r.index, r.table_tag, r.table))
+        _require_equal(catalog.storage.uri(path), own, (r.index, r.table_tag, r.table))
 
 
 def _require_equal(uri: str, own: tuple[str, ...], named: tuple[str, ...]) -> None:
@@ -256,7 +256,7 @@ def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
     """Return the paths of the data files that the records of kept releases name."""
     found: set[str] = set()
     for release in kept:
-        if sealed := catalog.storage.decode_if_there(Sealed, f"runs/{release.run_id}/sealed.json"):
+        if sealed := catalog.storage.decode_if_there(Sealed, f"runs/{release.id}/sealed.json"):
             found |= {f"{release.table}/data/{name}" for name in sealed.files}
     return found
 

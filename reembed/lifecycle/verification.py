@@ -94,7 +94,7 @@ def verify_release(
     except IntegrityError as error:
         unread = replace(release.verify, level=0, differences={}, behind=None, sampled=0, seed=None)
         failed = replace(unread, why=str(error), at=now())
-        catalog.storage.write(verification_path(release.run_id), encode(failed))
+        catalog.storage.write(verification_path(release.id), encode(failed))
         rebuild = rebuild_of(catalog.storage, release.origin)
         raise IntegrityError(error.what, error.why, rebuild) from error
     except (OSError, ValueError, BaseError, SourceError) as error:
@@ -111,7 +111,7 @@ def verify_release(
 def _verified(
     catalog: Catalog, release: Release, patience: Patience, *, level: int, sample: int, resume: bool
 ) -> Verified:
-    storage, run = catalog.storage, Run(catalog.storage, release.run_id)
+    storage, run = catalog.storage, Run(catalog.storage, release.id)
     provenance.require_manifest(storage, release)
     manifest = read_manifest(storage, release.index, release.index_sha256)
     provenance.require_index(release, manifest)

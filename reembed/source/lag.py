@@ -131,4 +131,4 @@ def _noted(catalog: Catalog, release: Release) -> _Note | None:
 
 
 def _notes_of(release: Release) -> str:
-    return f"runs/{release.run_id}/caught-up/"
+    return f"runs/{release.id}/caught-up/"

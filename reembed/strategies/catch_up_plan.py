@@ -202,7 +202,6 @@ def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
     rows = sum(counts[f] for f in staying)
     return Base(
         release=release.id,
-        run_id=release.run_id,
         table_version=release.table_version,
         fragments=staying,
         rows=rows,

@@ -25,7 +25,7 @@ def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: K
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
     with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
-        files = read_sealed(Run(run.storage, plan.base.run_id), plan.table, version).files
+        files = read_sealed(Run(run.storage, plan.base.release), plan.table, version).files
         if isinstance(unit, KeepFragment):
             _require_sound(run, table, files, {unit.fragment})
             rows = _kept(table, columns, unit)

@@ -270,7 +270,6 @@ def register(
         Release(
             id=run.id,
             alias=plan.alias,
-            run_id=run.id,
             place=plan.place,
             space=plan.space,
             encoder=plan.encoder,

@@ -25,7 +25,7 @@ def verification_path(run_id: str) -> str:
 
 def is_verified(storage: Storage, release: Release) -> bool:
     """Return whether the release was registered as verified, and the newest verification passed too."""
-    path = verification_path(release.run_id)
+    path = verification_path(release.id)
     newest = storage.decode_if_there(VerifyReport, path) or release.verify
     same = newest.table_version == release.table_version
     return release.verify.passed and newest.passed and same
@@ -77,7 +77,7 @@ def require_manifest(storage: Storage, release: Release) -> None:
 
 def require_sealed(storage: Storage, release: Release) -> Sealed:
     """Return the record of the table's files that the release was registered with."""
-    found = read_sealed(Run(storage, release.run_id), release.table, release.table_version)
+    found = read_sealed(Run(storage, release.id), release.table, release.table_version)
     if found.sha256 != release.sealed_sha256:
         raise IntegrityError(
             f"release {release.id} was registered with another record of its table's files",

@@ -117,7 +117,7 @@ def _content(run: Run, plan: Plan, receipts: list[Receipt]) -> Sealed:
     dead = tuple(d for r in receipts for d in r.dead_letters)
     rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
     if plan.base:
-        base = read_sealed(Run(run.storage, plan.base.run_id), plan.table, plan.base.table_version)
+        base = read_sealed(Run(run.storage, plan.base.release), plan.table, plan.base.table_version)
         stay = [f.path for m in _staying(run, plan) for f in m.files]
         files |= {name: base.files[name] for name in stay}
         dead += plan.base.dead_letters

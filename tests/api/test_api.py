@@ -167,7 +167,7 @@ def test_a_damaged_file_is_a_difference_and_never_a_crash(build, place):
 
 def test_a_damaged_record_of_a_verification_is_replaced_by_the_next_one(build):
     release, storage = build(), build.catalog.storage
-    path = provenance.verification_path(release.run_id)
+    path = provenance.verification_path(release.id)
     storage.write_bytes(path, b"{")
     with pytest.raises(IntegrityError):
         promote.promote(build.catalog, release.id, initial_reason="a test")

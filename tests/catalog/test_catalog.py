@@ -127,7 +127,7 @@ def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):
 
 def test_a_verification_of_another_table_version_does_not_count(catalog):
     release = make_release(catalog, "a")
-    catalog.storage.write(f"runs/{release.run_id}/verify.json", encode(verified(version=2)))
+    catalog.storage.write(f"runs/{release.id}/verify.json", encode(verified(version=2)))
     with pytest.raises(IntegrityError, match="is not verified"):
         promote(catalog, "a", **FIRST)
 

@@ -100,7 +100,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     lag.note(catalog, first, 1, Source(first.source, ()))
     found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 1, 0, None)
     journal = JournalRecord(KEY, Done({"a": ()}, found))
-    catalog.storage.write(f"runs/{first.run_id}/verifying.json", encode(journal))
+    catalog.storage.write(f"runs/{first.id}/verifying.json", encode(journal))
     return Root(catalog, config, file, first, newer, candidate, unfinished)
 
 
@@ -113,16 +113,16 @@ def readers(r: Root) -> dict[str, Reader]:
     """Path of a record to what reads it: one at least of every kind."""
     storage, first, newer = r.catalog.storage, r.first, r.newer
     pair = f"comparisons/{r.config.alias}/{r.candidate.origin}/{first.origin}"
-    plain = Run(storage, first.run_id)
+    plain = Run(storage, first.id)
     model = first.encoder
-    sealed = f"runs/{newer.run_id}/sealed.json"
+    sealed = f"runs/{newer.id}/sealed.json"
     unit = f"units/{min(r.unfinished.staged())}.json"
     lease = next(p for p, _ in storage.objects(r.unfinished.path("leases/")))
     found: dict[str, Reader] = {
         "root.json": lambda r: Storage(storage.root).root_id,
         f"releases/{r.config.alias}/{first.id}.json": lambda r: r.catalog.release(first.id),
         f"aliases/{r.config.alias}/00000001.json": lambda r: r.catalog.live(),
-        f"results/{first.run_id}.json": lambda r: plain.result(),
+        f"results/{first.id}.json": lambda r: plain.result(),
         plain.path("plan.json"): lambda r: plain.plan(),
         plain.path("verify.json"): lambda r: provenance.is_verified(storage, first),
         next(p for p, _ in storage.objects(plain.path("caught-up/"))): lambda r: lag.caught_up(
@@ -132,9 +132,9 @@ def readers(r: Root) -> dict[str, Reader]:
             storage, first.origin, load_encoder(model)
         ),
         plain.path("verifying.json"): lambda r: VerifyJournal.open(plain, KEY, resume=True),
-        Run(storage, newer.run_id).path("plan.json"): lambda r: Run(storage, newer.run_id).plan(),
+        Run(storage, newer.id).path("plan.json"): lambda r: Run(storage, newer.id).plan(),
         sealed: lambda r: sealing.read_sealed(
-            Run(storage, newer.run_id), newer.table, newer.table_version
+            Run(storage, newer.id), newer.table, newer.table_version
         ),
         f"{first.index}/{first.index_sha256}.json": lambda r: complete.require_complete(
             r.catalog, first
@@ -178,7 +178,7 @@ def changed(record: dict[str, Any], at: tuple[Any, ...], how: str) -> dict[str, 
 
 NEEDED = {
     "root.json": {"root_id", "create_only_at"},
-    "releases": {"id", "alias", "run_id", "space", "table", "source", "gate", "verify", "place"},
+    "releases": {"id", "alias", "space", "table", "source", "gate", "verify", "place"},
     "aliases": {"generation", "token", "previous_token", "release", "grounds", "standing", "at"},
     "results": {"release", "at"},
     "plan.json": {

@@ -295,7 +295,7 @@ def test_promote_without_comparison_and_with_one_of_a_pair_no_longer_live(two_re
     cli("compare", "-c", file)
     step = catalog.append(catalog.live(), "promote", candidate)
     another = dataclasses.replace(live.place, origin="third")
-    third = dataclasses.replace(live, id="third", run_id="third", place=another)
+    third = dataclasses.replace(live, id="third", place=another)
     catalog.register(third)
     catalog.append(step, "promote", third)
     said = fails(4, "promote", candidate.id, "-c", file)
@@ -336,7 +336,7 @@ def test_a_candidate_whose_data_is_gone_or_wrong_is_not_promoted(two_releases, w
     elif what == "table":
         next(Path(storage.root, candidate.table, "data").glob("*.lance")).unlink()
     else:
-        path = f"runs/{candidate.run_id}/verify.json"
+        path = f"runs/{candidate.id}/verify.json"
         storage.write(path, {**storage.read(path), "why": "a test"})
     said = fails(1, "promote", "-c", file, "--force", "--reason", "test")
     assert {
@@ -375,9 +375,9 @@ def test_judgements_of_other_ids_decide_nothing(two_releases, cli):
 @pytest.mark.ray
 def test_two_runs_of_one_plan_at_once(two_releases, quiet, make_config):
     storage, _, _, candidate, file = two_releases
-    with driving(Run(storage, candidate.run_id)):
+    with driving(Run(storage, candidate.id)):
         said = fails(4, "run", "-c", file)
-    assert f"run {candidate.run_id} is already being driven by process" in said
+    assert f"run {candidate.id} is already being driven by process" in said
 
 
 @pytest.mark.ray

@@ -81,7 +81,7 @@ def _built(folder: Path) -> tuple[Catalog, dict[str, list[Path]]]:
     live = catch_up(config, first, Silent(), executor=Inline())
     promote(catalog, live.id, force_reason="test")
     root = folder / "root"
-    table, run_folder = root / live.table, root / "runs" / live.run_id
+    table, run_folder = root / live.table, root / "runs" / live.id
     used = lance.dataset(str(table), version=live.table_version).get_fragments()
     return catalog, {
         "data": [table / "data" / f.path for m in used for f in m.data_files()],
@@ -104,7 +104,7 @@ def _noticed(catalog: Catalog) -> bool:
         release = catalog.log()[-1].release
         if catalog.release(release.id) != release:
             return True
-        run = Run(catalog.storage, release.run_id)
+        run = Run(catalog.storage, release.id)
         run.plan()
         run.receipts()
         if not decode(VerifyReport, catalog.storage.read(run.path("verify.json"))).passed:

@@ -79,8 +79,8 @@ def test_the_driver_killed_at_each_of_its_points_loses_and_repeats_nothing(
     storage, catalog = Storage.open(config.storage.root), catalog_of(config)
     (release,) = catalog.releases()
     assert rows_of(storage, release).equals(uninterrupted)
-    attempts = [path for path, _ in storage.objects(f"runs/{release.run_id}/attempts/")]
-    assert len(attempts) == len(Run(storage, release.run_id).receipts()), (
+    attempts = [path for path, _ in storage.objects(f"runs/{release.id}/attempts/")]
+    assert len(attempts) == len(Run(storage, release.id).receipts()), (
         "a finished unit was embedded again"
     )
 

@@ -73,15 +73,13 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
     assert (release["rows"], release["dead_letters"]) == (126, 2)
     storage = Storage.open(str(tmp_path / "root"))
     dead = {
-        d.doc_id: d.reason
-        for r in Run(storage, release["run_id"]).receipts()
-        for d in r.dead_letters
+        d.doc_id: d.reason for r in Run(storage, release["id"]).receipts() for d in r.dead_letters
     }
     assert dead == {
         "d00005": "embedding it kills or hangs the process",
         "d00070": "ValueError: this text is too much",
     }
-    deaths = [p for p, _ in storage.objects(f"runs/{release['run_id']}/attempts/")]
+    deaths = [p for p, _ in storage.objects(f"runs/{release['id']}/attempts/")]
     assert len(deaths) <= 10
     table = lance.dataset(storage.uri(release["table"]), version=release["table_version"])
     assert set(table.to_table(columns=["doc_id"])["doc_id"].to_pylist()) == {

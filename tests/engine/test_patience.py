@@ -126,7 +126,7 @@ def test_an_encoder_without_tokens_goes_through_a_whole_rebuild_and_answers(
     hit = opened.search([texts[7]["text"]], 1)[0][0]
     assert hit.doc_id in {t["doc_id"] for t in texts if t["text"] == texts[7]["text"]}
     assert storage.read(golden.path(release.origin))["device"] == "api.test"
-    receipts = Run(storage, release.run_id).receipts()
+    receipts = Run(storage, release.id).receipts()
     assert {(r.stats.device, r.stats.path, r.stats.tokens) for r in receipts} == {
         ("api.test", "HTTP", 100)
     }
@@ -326,7 +326,7 @@ def test_a_document_that_the_provider_refuses_is_a_dead_letter(build, endpoint, 
     with pytest.raises(TooManyDeadLetters):
         build()
     release = build(max_dead_letters=len(wanted))
-    dead = [d for r in Run(storage_of(build), release.run_id).receipts() for d in r.dead_letters]
+    dead = [d for r in Run(storage_of(build), release.id).receipts() for d in r.dead_letters]
     assert {(d.doc_id, d.reason) for d in dead} == {
         (doc_id, "the provider's filter refuses it") for doc_id in wanted
     }

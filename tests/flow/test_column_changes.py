@@ -173,7 +173,7 @@ def test_a_carried_column_of_another_type_is_written_again(tmp_path, make_config
     assert {i: r["at"] for i, r in rows_of(config, release).items()} == expected
     path = catalog_of(config).storage.uri(release.table)
     assert lance.dataset(path, version=release.table_version).schema.field("at").type == other
-    run = catalog_of(config).storage.read(f"runs/{release.run_id}/plan.json")
+    run = catalog_of(config).storage.read(f"runs/{release.id}/plan.json")
     assert run["rows"] == 0, "documents were embedded again"
 
 
@@ -191,7 +191,7 @@ def test_ids_that_become_text_are_written_again_with_their_vectors(tmp_path, mak
     assert found.keys() == {str(n) for n in range(ROWS)} - {"3", "7"}
     before = rows_of(config, first)
     assert all(found[i]["vector"] == before[int(i)]["vector"] for i in found)
-    plan = catalog_of(config).storage.read(f"runs/{release.run_id}/plan.json")
+    plan = catalog_of(config).storage.read(f"runs/{release.id}/plan.json")
     assert (plan["rows"], release.dead_letters) == (0, 1)
 
 

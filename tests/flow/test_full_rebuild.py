@@ -234,7 +234,7 @@ def test_many_documents_without_text_are_no_broken_model(tmp_path, make_config, 
 def test_two_drivers_of_one_plan_are_refused(corpus, make_config, quiet):
     config = make_config(corpus(100))
     release = full_rebuild(config, quiet, executor=Inline())
-    run = Run(Storage.open(config.storage.root), release.run_id)
+    run = Run(Storage.open(config.storage.root), release.id)
     with driving(run), pytest.raises(Conflict, match="already being driven by process"):
         full_rebuild(config, quiet, executor=Inline())
 
@@ -259,7 +259,7 @@ def test_receipts_prove_every_file_by_size_and_digest(corpus, make_config, quiet
     config = make_config(corpus(150))
     release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
-    receipts = Run(storage, release.run_id).receipts()
+    receipts = Run(storage, release.id).receipts()
     assert sum(r.rows for r in receipts) == 150
     for receipt in receipts:
         for name, proof in receipt.files.items():
@@ -344,7 +344,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
     config = make_config(corpus(40))
     release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
-    run = Run(storage, release.run_id)
+    run = Run(storage, release.id)
     plan = run.plan()
     columns = tables.schema(plan.space, pa.string(), [])
     late = sealing._commit(
@@ -401,11 +401,11 @@ def test_the_run_folder_says_what_happened(corpus, make_config, quiet):
     config = make_config(corpus(100))
     release = full_rebuild(config, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
-    lines = storage.read_bytes(f"runs/{release.run_id}/events.jsonl").decode().splitlines()
+    lines = storage.read_bytes(f"runs/{release.id}/events.jsonl").decode().splitlines()
     stages = [json.loads(line)["stage"] for line in lines]
     steps = ["embedded", "table", "index", "verify", "candidate"]
     assert stages == ["plan", "note", "ray", *steps]
-    assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.run_id}/config.yaml")
+    assert b"unit_documents: 64" in storage.read_bytes(f"runs/{release.id}/config.yaml")
 
 
 @pytest.mark.ray

@@ -216,7 +216,7 @@ def test_a_job_submitted_twice_at_once_and_once_more_makes_one_release(
     catalog = catalog_of(settings)
     [release] = catalog.releases()
     assert_whole(catalog, release)
-    run = Run(catalog.storage, release.run_id)
+    run = Run(catalog.storage, release.id)
     assert [r.stats.device for r in run.receipts()] == ["cpu"] * len(run.staged())
 
     before = {path: size for path, size in catalog.storage.objects("") if "/leases/" not in path}

@@ -34,7 +34,7 @@ def line(corpus, make_config, quiet):
     # As if it had been planned before `newer`, from `first` as well, and had ended after it.
     planned, place = f"{first.id}-late", replace(newer.place, step=1, version=paused)
     source = replace(newer.source, version=paused)
-    late = replace(newer, id=planned, run_id=planned, source=source, place=place)
+    late = replace(newer, id=planned, source=source, place=place)
     catalog.register(late)
     return catalog, first, newer, late
 
@@ -110,7 +110,7 @@ def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_c
 def test_a_rollback_from_another_line_does_not_stop_what_it_went_back_to(line):
     catalog, first, newer, late = line
     place = replace(newer.place, origin="other", step=0)
-    other = catalog.register(replace(newer, id="other", run_id="other", place=place))
+    other = catalog.register(replace(newer, id="other", place=place))
     catalog.append(None, "promote", first)
     began = catalog.append(catalog.live(), "promote", other)
     catalog.append(began, "rollback", late)

@@ -77,7 +77,6 @@ def a_release(name: str) -> Release:
     return Release(
         id=name,
         alias=ALIAS,
-        run_id=name,
         place=Place("s", name, 0, 1),
         space=space,
         encoder=EncoderConfig(model="hashing:8"),
@@ -220,7 +219,7 @@ def catalog(built: Path, tmp_path: Path) -> Catalog:
         for letter in "ab":
             name = f"r{racer}-{letter}"
             place = replace(release.place, origin=name)
-            catalog.register(replace(release, id=name, run_id=name, place=place))
+            catalog.register(replace(release, id=name, place=place))
     return catalog
 
 

@@ -117,8 +117,8 @@ def test_a_release_whose_newest_verification_failed_gives_no_vector(corpus, make
     config = make_config(source)
     release = build(config, quiet)
     storage = Storage.open(config.storage.root)
-    record = storage.read(f"runs/{release.run_id}/verify.json")
-    storage.write(f"runs/{release.run_id}/verify.json", {**record, "why": "a test"})
+    record = storage.read(f"runs/{release.id}/verify.json")
+    storage.write(f"runs/{release.id}/verify.json", {**record, "why": "a test"})
     build(make_config(source, alias="second"), quiet)
     assert copied(quiet) == 0
 
@@ -136,7 +136,7 @@ def test_no_release_of_a_line_gives_vectors_once_one_of_them_failed_verification
     lance.write_dataset(pa.Table.from_pylist([row]), source, mode="append")
     second = catch_up(config, first, quiet, executor=Inline())
     storage = Storage.open(config.storage.root)
-    at = f"runs/{(first if failed == 'rebuild' else second).run_id}/verify.json"
+    at = f"runs/{(first if failed == 'rebuild' else second).id}/verify.json"
     record = storage.read(at)
     storage.write(at, {**record, "why": "a test"})
     if retired:
@@ -153,7 +153,7 @@ def test_copies_of_copies_of_what_failed_verification_are_not_copied(corpus, mak
     apart = make_config(source, alias="apart", embed={"reuse": False})
     first, alone = build(config, quiet), build(apart, quiet)
     storage = Storage.open(config.storage.root)
-    hidden = f"runs/{alone.run_id}/verify.json"
+    hidden = f"runs/{alone.id}/verify.json"
     sound = storage.read(hidden)
     storage.write(hidden, {**sound, "why": "a test"})  # so that it gives nothing for now
     lines = [first.id]
@@ -164,7 +164,7 @@ def test_copies_of_copies_of_what_failed_verification_are_not_copied(corpus, mak
     record = storage.read(f"runs/{first.id}/verify.json")
     storage.write(f"runs/{first.id}/verify.json", {**record, "why": "a test"})
     last = build(make_config(source, alias="last"), quiet)
-    plan = Run(storage, last.run_id).plan()
+    plan = Run(storage, last.id).plan()
     assert plan is not None
     assert [d.release for d in plan.donors] == [alone.id]
     assert copied(quiet) == 300
@@ -244,7 +244,7 @@ def test_donors_are_fixed_in_the_plan(corpus, make_config, quiet):
     donor = build(config, quiet)
     second = make_config(source, alias="second")
     release = build(second, quiet)
-    plan = Run(Storage.open(config.storage.root), release.run_id).plan()
+    plan = Run(Storage.open(config.storage.root), release.id).plan()
     assert plan is not None
     assert [(d.release, d.rows) for d in plan.donors] == [(donor.id, 300)]
 

@@ -94,7 +94,7 @@ def rows(place: Place, release: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def logged(place: Place, release: dict[str, Any]) -> list[str]:
-    lines = place.storage().read_bytes(f"runs/{release['run_id']}/events.jsonl").splitlines()
+    lines = place.storage().read_bytes(f"runs/{release['id']}/events.jsonl").splitlines()
     return [json.loads(line)["stage"] for line in lines]
 
 

@@ -124,8 +124,8 @@ def test_what_can_be_given_up_is_an_unfinished_run_that_nobody_drives(root):
     catalog, releases, interrupted = root
     one, other = interrupted(40, "run.before_register"), interrupted(48, "table.before_commit")
     assert [gc.droppable(catalog, r.id).id for r in (one, other)] == [one.id, other.id]
-    with pytest.raises(UsageError, match=f"no unfinished run {releases[1].run_id}"):
-        gc.droppable(catalog, releases[1].run_id)
+    with pytest.raises(UsageError, match=f"no unfinished run {releases[1].id}"):
+        gc.droppable(catalog, releases[1].id)
     with pytest.raises(UsageError, match="no unfinished run docs-0-v9-9"):
         gc.droppable(catalog, "docs-0-v9-9")
     with driving(other):
@@ -194,7 +194,7 @@ def test_files_that_the_records_of_any_kept_release_name_are_proven(root):
 
 def test_only_an_unfinished_run_can_be_dropped(root):
     catalog, releases, _ = root
-    for name in ("none-0-v1-1", releases[0].run_id, releases[1].run_id):
+    for name in ("none-0-v1-1", releases[0].id, releases[1].id):
         with pytest.raises(UsageError, match=f"has no unfinished run {name}"):
             gc.droppable(catalog, name)
 
@@ -219,7 +219,6 @@ def test_bytes_of_a_table_count_where_all_of_it_goes(root):
     [
         *(("index", path) for path in ("aliases", "indexes/{other}", "indexes", "runs/{other}")),
         *(("table", path) for path in ("releases", "tables", "{table}")),
-        ("run_id", "{other}"),
         ("table_tag", "reembed-{other}"),
     ],
 )
@@ -230,7 +229,7 @@ def test_gc_deletes_nothing_on_the_word_of_a_release_that_names_what_is_not_its_
     catalog, (first, other, _), _ = root
     named = named.format(other=other.id, table=other.table)
     planted = f"{first.id}-u1-1"
-    places = {"run_id": planted, "index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
+    places = {"index": f"indexes/{planted}", "table_tag": f"reembed-{planted}"}
     place = replace(first.place, step=9)
     release = replace(first, id=planted, place=place, **places | {field: named})
     path = f"releases/{catalog.alias}/{planted}.json"

@@ -86,7 +86,7 @@ def test_what_is_live_is_not_dropped_as_a_run(config, catalog, at):
     release = built_but_not_ended(config, catalog, at)
     promote(catalog, release.id, initial_reason="a test")
     with pytest.raises(UsageError, match="has no unfinished run"):
-        api.gc(config, delete=True, drop_run=release.run_id)
+        api.gc(config, delete=True, drop_run=release.id)
     serves(config, release)
     assert status(catalog).runs == ()
 
@@ -98,7 +98,7 @@ def test_the_same_command_ends_the_run_and_embeds_nothing(config, catalog, at):
     assert [type(event).__name__ for event in heard if "Built" in type(event).__name__] == [
         "AlreadyBuilt"
     ]
-    assert Run(catalog.storage, release.run_id).result().release == release.id
+    assert Run(catalog.storage, release.id).result().release == release.id
 
 
 def test_a_catch_up_that_died_and_went_live_is_not_dropped_as_a_run(config, catalog, at):
@@ -119,7 +119,7 @@ def test_a_catch_up_that_died_and_went_live_is_not_dropped_as_a_run(config, cata
     assert live.rows == 61
     assert status(catalog).runs == ()
     with pytest.raises(UsageError, match="has no unfinished run"):
-        api.gc(config, delete=True, drop_run=live.run_id)
+        api.gc(config, delete=True, drop_run=live.id)
     serves(config, live)
 
 

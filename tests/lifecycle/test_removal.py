@@ -66,8 +66,8 @@ def linked(catalog: Catalog, kind: str, precious: Path) -> Path:
         "a folder of another release": (data / "more", root / other.table / "data"),
         "a folder of an index": (root / first.index / "more", precious),
         "a file of an index": (root / first.index / "more.faiss", precious / "0000.lance"),
-        "a folder of a run": (root / f"runs/{first.run_id}/units/more", precious),
-        "a file of a run": (root / f"runs/{first.run_id}/units/more.json", precious / "0000.json"),
+        "a folder of a run": (root / f"runs/{first.id}/units/more", precious),
+        "a file of a run": (root / f"runs/{first.id}/units/more.json", precious / "0000.json"),
     }
     if kind in links:
         link, to = links[kind]
@@ -78,8 +78,8 @@ def linked(catalog: Catalog, kind: str, precious: Path) -> Path:
         "a table": root / first.table,
         "all tables": root / "tables",
         "an index": root / first.index,
-        "a run": root / f"runs/{first.run_id}",
-        "the receipts of a run": root / f"runs/{first.run_id}/units",
+        "a run": root / f"runs/{first.id}",
+        "the receipts of a run": root / f"runs/{first.id}/units",
     }
     return moved(places[kind], precious / "moved")
 

@@ -310,7 +310,7 @@ SPACE = Space(
 
 def a_release(**changes: Any) -> Release:
     fields: dict[str, Any] = {
-        "id": "r", "alias": "docs", "run_id": "r", "space": SPACE, "encoder": EncoderConfig(model="hashing:8"),
+        "id": "r", "alias": "docs", "space": SPACE, "encoder": EncoderConfig(model="hashing:8"),
         "table": "tables/t.lance", "table_version": 1, "table_tag": "reembed-r", "index": "indexes/r",
         "index_sha256": "0", "rows": 1, "documents": 1, "dead_letters": 0, "source": SOURCE,
         "verify": verified(), "gate": FrozenGate(), "sealed_sha256": "0",

@@ -175,7 +175,7 @@ def release(words: str) -> Release:
         8,
     )
     return Release(
-        id=words, alias=words, run_id=words, space=space, encoder=EncoderConfig.model_construct(model=words),
+        id=words, alias=words, space=space, encoder=EncoderConfig.model_construct(model=words),
         table=words, table_version=1, table_tag=words,
         sealed_sha256="0", table_manifest=ManifestProof(words, 1, words), index=words, index_sha256="0",
         golden_sha256="0",

@@ -65,8 +65,8 @@ def test_each_version_is_opened_once_however_many_came_since(behind, monkeypatch
 def test_a_rollback_that_cannot_tell_what_is_missing_says_so_and_has_moved_the_alias(behind):
     catalog, release, _ = behind
     note(catalog, release, 1, caught_up(catalog, release).newest())
-    (noted,) = catalog.storage.names(f"runs/{release.run_id}/caught-up/")
-    catalog.storage.write_bytes(f"runs/{release.run_id}/caught-up/{noted}", b"{")
+    (noted,) = catalog.storage.names(f"runs/{release.id}/caught-up/")
+    catalog.storage.write_bytes(f"runs/{release.id}/caught-up/{noted}", b"{")
     first = catalog.append(None, "promote", release)
     catalog.append(first, "promote", catalog.release("docs-0-v1-1"))
     moved = roll_back(catalog)
@@ -104,14 +104,14 @@ def test_who_notes_late_takes_nothing_back(behind):
     newest = caught_up(catalog, release).newest()
     places = [(1, 2), (1, 4), (2, 3), (9, 4), (10, 3), (10, 4)]
     for order in (places, places[::-1], places[3:] + places[:3]):
-        for path, _ in [*catalog.storage.objects(f"runs/{release.run_id}/")]:
+        for path, _ in [*catalog.storage.objects(f"runs/{release.id}/")]:
             catalog.storage.remove(path)
         for done, (number, version) in enumerate(order, 1):
             ref = replace(newest.ref, version=version)
             note(catalog, release, number, replace(newest, ref=ref))
             assert noted_place(catalog, release) == max(order[:done])
             assert caught_up(catalog, release).version == max(order[:done])[1]
-    folder = f"runs/{release.run_id}/caught-up"
+    folder = f"runs/{release.id}/caught-up"
     for name in ("notes.json", "00000099-00000000000000000009.json.bak", "99999999.json"):
         catalog.storage.write_bytes(f"{folder}/{name}", b"{}")
     assert noted_place(catalog, release) == (10, 4)

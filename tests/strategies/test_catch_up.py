@@ -111,7 +111,7 @@ def test_of_two_catch_ups_with_one_version_one_is_refused(line):
 
 def test_a_release_that_failed_its_verification_does_not_grow_into_one_that_passes(line):
     uri, config, catalog, release = line
-    path = provenance.verification_path(release.run_id)
+    path = provenance.verification_path(release.id)
     record, there = encode(release.verify), catalog.ids()
     change(uri, "d00001")
     catalog.storage.write(path, {**record, "why": "a test"})
@@ -260,7 +260,7 @@ def test_a_catch_up_that_fails_again_is_kept_where_the_source_did_not_move(line,
 
 def test_a_catch_up_indexes_as_its_line_does_on_the_device_of_this_machine(line):
     _, config, catalog, release = line
-    plan = Run(catalog.storage, release.run_id).plan()
+    plan = Run(catalog.storage, release.id).plan()
     assert plan.index.device == "auto"
     other = config.index.model_copy(update={"device": "cpu", "ann_recall": 0.5})
     used = as_planned(config.model_copy(update={"index": other}), plan, Silent()).index

@@ -138,5 +138,5 @@ def test_a_release_is_verified_where_it_was_when_registered_and_at_the_last_look
     reports = {True: release.verify, False: failed}
     admitted_as = dataclasses.replace(release, verify=reports[admitted])
     newest = encode(reports[since])
-    catalog.storage.write(provenance.verification_path(release.run_id), newest)
+    catalog.storage.write(provenance.verification_path(release.id), newest)
     assert provenance.is_verified(catalog.storage, admitted_as) == (admitted and since)
