@@ -50,7 +50,7 @@ class ProviderIdentity:
     @property
     def model_sha256(self) -> str:
         """Digest of the provider, the name, the revision and the date."""
-        return _sha256(asdict(self))
+        return sha256_of(asdict(self))
 
 
 Identity = ContentIdentity | ProviderIdentity
@@ -82,7 +82,7 @@ class Space:
     @functools.cached_property
     def id(self) -> str:
         """12 hex digits of a digest over every field except the labels."""
-        return _sha256({k: v for k, v in asdict(self).items() if k not in _LABELS})[:12]
+        return sha256_of({k: v for k, v in asdict(self).items() if k not in _LABELS})[:12]
 
     @property
     def tokenizer_sha256(self) -> str | None:
@@ -134,5 +134,6 @@ def _flat(space: Space) -> Mapping[str, object]:
     return ChainMap(fields.pop("identity"), fields)
 
 
-def _sha256(content: Mapping[str, object]) -> str:
+def sha256_of(content: Mapping[str, object]) -> str:
+    """Return the sha256 of content as JSON, with its keys sorted."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@ affect only speed or the gate and may change when a run resumes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from reembed.config.files import load_sections
 from reembed.config.options import Stores, as_options, checked
 from reembed.events import ChangedSetting
 from reembed.redact import credentials_in, shown_option
+from reembed.space import sha256_of
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
 _MOST = 2**63 - 1
@@ -295,7 +295,7 @@ class Config(Section):
             "encoder": self.encoder.model_dump(),
             "table": self.table.model_dump(),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        return sha256_of(decides)[:16]
 
     def line_settings(self, uri: str) -> str:
         """Return the digest that the lines built with these settings are filed under."""

@@ -9,8 +9,6 @@ comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from reembed.catalog.reports import (
 )
 from reembed.config.settings import FrozenGate
 from reembed.errors import IntegrityError
+from reembed.space import sha256_of
 from reembed.store.records import decode, encode
 
 T = TypeVar("T")
@@ -199,7 +198,7 @@ class Comparison(Verdict):
 
     def evidence(self) -> Evidence:
         """Return what the alias's log keeps of it when the candidate becomes live."""
-        digest = hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+        digest = sha256_of(encode(self))
         return Evidence(
             **vars(self.summary()), sha256=digest, changes=self.changes, earlier=self.earlier
         )

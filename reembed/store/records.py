@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from reembed.errors import IntegrityError, UsageError
+from reembed.space import sha256_of
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
             "the record could not be read again, so it is not written",
             "locale     # and give the option, setting or file that holds this text in UTF-8",
         ) from error
-    return json.dumps({**record, _SHA256: _digest(record)}, sort_keys=True).encode()
+    return json.dumps({**record, _SHA256: sha256_of(record)}, sort_keys=True).encode()
 
 
 def from_bytes(body: bytes, uri: str) -> Record:
@@ -142,7 +142,3 @@ def from_bytes(body: bytes, uri: str) -> Record:
             "pip install -U reembed-ray",
         )
     return record
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

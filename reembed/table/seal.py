@@ -6,8 +6,6 @@ idempotency key, and the same append committed twice doubles the rows.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import lance
@@ -20,6 +18,7 @@ from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import DeadLetter, FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
+from reembed.space import sha256_of
 from reembed.store.lance import tags_of
 from reembed.store.paths import table_tag
 from reembed.store.records import encode
@@ -46,7 +45,7 @@ class Sealed:
     @property
     def sha256(self) -> str:
         """Digest that the commit names."""
-        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+        return sha256_of(encode(self))
 
 
 @dataclass(frozen=True)
