@@ -44,7 +44,7 @@ class Built:
         return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
-def catalog_of(config: Config) -> Catalog:
+def _catalog_of(config: Config) -> Catalog:
     """Return the config's alias under its root."""
     storage = Storage.existing(config.storage.root, config.storage.options)
     return Catalog(storage, config.alias, config.stores)
@@ -129,7 +129,7 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
     from reembed.strategies.full_rebuild import full_rebuild
 
     release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
-    live = catalog_of(config).live()
+    live = _catalog_of(config).live()
     return Built(release, live.release if live else None)
 
 
@@ -137,7 +137,7 @@ def status(config: Config) -> Status:
     """Return where the alias stands: live, previous, candidates, unfinished runs."""
     from reembed.lifecycle.status import status
 
-    return status(catalog_of(config))
+    return status(_catalog_of(config))
 
 
 def history(config: Config) -> History:
@@ -148,7 +148,7 @@ def history(config: Config) -> History:
     """
     from reembed.lifecycle.moves import History
 
-    return History(config.alias, tuple(catalog_of(config).log()))
+    return History(config.alias, tuple(_catalog_of(config).log()))
 
 
 def verify(
@@ -177,7 +177,7 @@ def verify(
     from reembed.lifecycle import candidates
     from reembed.lifecycle.verification import verify_release
 
-    catalog = catalog_of(config)
+    catalog = _catalog_of(config)
     asked = candidates.kept(catalog, release) if release else candidates.by_default(catalog, config)
     return verify_release(
         catalog,
@@ -220,7 +220,7 @@ def compare(
     from reembed.lifecycle.candidates import candidate
     from reembed.store.paths import absolute_queries
 
-    catalog = catalog_of(config)
+    catalog = _catalog_of(config)
     live = catalog.require_live().release
     new = candidate(catalog, config, release)
     configured = absolute_queries(config.gate)
@@ -265,7 +265,7 @@ def promote(
     from reembed.lifecycle.promote import Reasons
     from reembed.strategies.up_to_date import promote_up_to_date
 
-    catalog, reasons = catalog_of(config), Reasons(force, initial)
+    catalog, reasons = _catalog_of(config), Reasons(force, initial)
     executor = _executor() if catch_up else None
     return promote_up_to_date(catalog, config, release, reasons, emit, executor=executor)
 
@@ -290,7 +290,7 @@ def catch_up(
     """
     from reembed.strategies.up_to_date import catch_up_and_follow
 
-    catalog, run = catalog_of(config), _executor()
+    catalog, run = _catalog_of(config), _executor()
     return catch_up_and_follow(
         catalog, config, which, emit, executor=run, retry_dead_letters=retry_dead_letters
     )
@@ -315,7 +315,7 @@ def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
     """
     from reembed.lifecycle import candidates, dead_letters
 
-    catalog = catalog_of(config)
+    catalog = _catalog_of(config)
     if (unfinished := dead_letters.of_unfinished(catalog, which)) is not None:
         return unfinished
     release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
@@ -332,7 +332,7 @@ def rollback(config: Config, to: str | None = None, reason: str | None = None) -
     """
     from reembed.lifecycle.moves import roll_back
 
-    return roll_back(catalog_of(config), to, reason)
+    return roll_back(_catalog_of(config), to, reason)
 
 
 def search(
@@ -353,7 +353,7 @@ def search(
     from reembed.lifecycle import candidates
     from reembed.serving.live import OpenRelease, SearchResult, require_carried
 
-    catalog = catalog_of(config)
+    catalog = _catalog_of(config)
     asked = candidates.kept(catalog, release) if release else catalog.require_live().release
     require_carried(asked, columns)
     hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns)
@@ -375,7 +375,7 @@ def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> 
     from reembed.lifecycle import gc
     from reembed.lifecycle.gc_plan import Collected
 
-    catalog, keep = catalog_of(config), config.storage.keep
+    catalog, keep = _catalog_of(config), config.storage.keep
     if drop_run:
         dropped = gc.droppable(catalog, drop_run)
         if delete:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 import click
 
+import reembed
 from reembed.errors import Interrupted, ReembedError
 from reembed.redact import plain, redacted, shown_override
 
@@ -68,11 +69,9 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
     def verb(
         *, files: tuple[str, ...], overrides: tuple[str, ...], **options: Any
     ) -> tuple[Result, int]:
-        from reembed.config import settings as config
-
-        loaded, origins = config.load(list(files) or [_DEFAULT_CONFIG], list(overrides))
-        click.get_current_context().obj = origins
-        return function(config=loaded, **options)
+        resolved = reembed.api.config(files or [_DEFAULT_CONFIG], overrides)
+        click.get_current_context().obj = resolved
+        return function(config=resolved.config, **options)
 
     return verb
 

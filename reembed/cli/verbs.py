@@ -297,9 +297,7 @@ def gc(config: Config, yes: bool, drop_run: str | None) -> tuple[Result, int]:
 @configured
 def config_verb(config: Config, check: bool) -> tuple[Result, int]:
     """Show the resolved settings and where each comes from."""
-    from reembed.config.settings import ResolvedConfig
-
-    return ResolvedConfig(config, click.get_current_context().obj, check), 0
+    return replace(click.get_current_context().obj, check=check), 0
 
 
 def main(arguments: list[str] | None = None) -> None:

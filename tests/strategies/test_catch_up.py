@@ -13,7 +13,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import faults
-from reembed.api import catalog_of
+from reembed.api import _catalog_of
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs, open_runs
@@ -165,9 +165,9 @@ def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
 
     with killed_after_its_plan(monkeypatch):
         catch_up(config, first, quiet, executor=Inline())
-    (open_run,) = open_runs(catalog_of(config).storage, config.alias)
+    (open_run,) = open_runs(_catalog_of(config).storage, config.alias)
     again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
-    assert open_run.id in catalog_of(config).ids()
+    assert open_run.id in _catalog_of(config).ids()
     assert (again.rows, again.dead_letters) == (300, 0)
 
 
@@ -181,7 +181,7 @@ def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(
         catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     assert (again.rows, again.dead_letters) == (299, 1)
-    assert len(catalog_of(config).ids()) == 2
+    assert len(_catalog_of(config).ids()) == 2
 
 
 def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet):
