@@ -84,10 +84,10 @@ def _import(r: Imported) -> Lines:
 def _tune(r: Tuned) -> Lines:
     yield (
         f"{r.docs_per_s:,.1f} docs/s, {r.tokens_per_s:,} tokens/s on this machine"
-        f" (measured in {r.seconds:.0f} s on {r.sample['documents']:,} documents)"
+        f" (measured in {r.seconds:.0f} s on {r.sample.documents:,} documents)"
     )
     yield "embed:"
-    yield from (f"  {name}: {value}" for name, value in r.embed.items())
+    yield from (f"  {name}: {value}" for name, value in vars(r.embed).items())
     by_hand = "reembed run     # with the lines above in its config"
     yield from _next(f"reembed run -c {shlex.quote(r.out)}" if r.out else by_hand)
 

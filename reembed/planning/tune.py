@@ -81,18 +81,35 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Fastest:
+    """Settings of `embed`."""
+
+    dtype: str
+    batch_tokens: int
+    actors: int
+    cpus_per_actor: int
+    gpus_per_actor: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many documents and tokens were measured with."""
+
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Tuned:
     """The fastest settings, and all that was measured."""
 
-    embed: dict[str, str | int | float]
-    """Settings of `embed`, by name."""
+    embed: Fastest
     tokens_per_s: int
     docs_per_s: float
     one_replica: list[Tried]
     layouts: list[Layout]
     tokenizer_tokens_per_s_per_core: int
-    sample: dict[str, int]
-    """Numbers of documents and tokens in the sample."""
+    sample: Sample
     seconds: float
     """Time that the measurement took."""
     out: str | None = None
@@ -103,7 +120,7 @@ class Tuned:
         """Return the YAML to give after the config."""
         rates = f"{self.docs_per_s:,.1f} docs/s, {self.tokens_per_s:,} tokens/s on this machine"
         note = f"{_MARK} {rates}; `actors` are of one machine.\n"
-        return note + yaml.safe_dump({"embed": self.embed}, sort_keys=False)
+        return note + yaml.safe_dump({"embed": vars(self.embed)}, sort_keys=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed tune --json` prints."""
@@ -133,19 +150,15 @@ def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
         kept = "embed.tokenizer_workers is left as it is"
         trials.say(f"a core tokenizes {per_core:,.0f} tokens/s; {kept}")
     return Tuned(
-        embed={
-            "dtype": setting.dtype,
-            "batch_tokens": setting.batch_tokens,
-            "actors": best.actors,
-            "cpus_per_actor": best.threads,
-            "gpus_per_actor": best.gpus_per_actor,
-        },
+        embed=Fastest(
+            setting.dtype, setting.batch_tokens, best.actors, best.threads, best.gpus_per_actor
+        ),
         tokens_per_s=round(best.tokens_per_s),
         docs_per_s=round(best.tokens_per_s / float(tokens.lengths.mean()), 1),
         one_replica=tried,
         layouts=[replace(found, tokens_per_s=round(found.tokens_per_s)) for found in layouts],
         tokenizer_tokens_per_s_per_core=round(per_core),
-        sample={"documents": len(tokens), "tokens": int(tokens.lengths.sum())},
+        sample=Sample(len(tokens), int(tokens.lengths.sum())),
         seconds=round(time.monotonic() - started, 1),
     )
 

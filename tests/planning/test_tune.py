@@ -42,7 +42,7 @@ def test_the_overlay_holds_what_was_fastest_and_a_run_takes_it(corpus, config_fi
     file = config_file(corpus(300), encoder={"model": str(model)}, embed={"actors": 7})
     said = Quiet()
     result = tuning.tune(load([file], [])[0], said, seconds=60)
-    embed = result.embed
+    embed = vars(result.embed)
     assert result.tokens_per_s == max(found.tokens_per_s for found in result.layouts)
     assert "tokenizer_workers" not in embed, "it was not tried"
     assert embed["gpus_per_actor"] == 0
@@ -87,7 +87,7 @@ def test_it_keeps_to_its_seconds_and_writes_only_what_it_tried(
     # The model is loaded and measured once, however long that takes.
     most = max(seconds * os.cpu_count(), measured[0]) + 4.0 * os.cpu_count()
     assert cpu_seconds() - started < most
-    embed = result.embed
+    embed = vars(result.embed)
     assert set(embed) == {"dtype", "batch_tokens", "actors", "cpus_per_actor", "gpus_per_actor"}
     one = result.one_replica
     assert embed["batch_tokens"] in {
