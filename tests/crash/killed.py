@@ -10,7 +10,7 @@ import pytest
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.attempts import Attempt, Range
-from reembed.engine.executor import ALONE, Host, Place
+from reembed.engine.executor import ALONE, Host, WorkerPlace
 from reembed.store.storage import Storage
 
 
@@ -20,8 +20,8 @@ class Outlived:
     def __init__(self, answer: bool = True) -> None:
         self.answer = answer
 
-    def place(self) -> Place:
-        return Place()
+    def place(self) -> WorkerPlace:
+        return WorkerPlace()
 
     def outlived(self, node: str, job: str) -> bool:
         return self.answer
