@@ -23,7 +23,7 @@ from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, W
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.lifecycle import verify
-from reembed.store.paths import index_folder
+from reembed.store.paths import index_folder, table_tag
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
@@ -275,7 +275,7 @@ def register(
             encoder=plan.encoder,
             table=sealed.path,
             table_version=sealed.version,
-            table_tag=sealed.tag,
+            table_tag=table_tag(run.id),
             sealed_sha256=sealed.content.sha256,
             table_manifest=table_manifest,
             index=index_folder(run.id),

@@ -54,7 +54,6 @@ class SealedTable:
 
     path: str
     version: int
-    tag: str
     content: Sealed
 
 
@@ -84,13 +83,12 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
             )
         faults.point("table.after_sealed")
         version = _commit(run, plan, columns, receipts, record.sha256)
-    tag = table_tag(run.id)
-    version = _tagged(open_table(run.storage, plan.table), tag, version)
+    version = _tagged(open_table(run.storage, plan.table), table_tag(run.id), version)
     faults.point("table.after_tag")
     content = read_sealed(run, plan.table, version)
     # An interrupted call may have allowed more than this one.
     _check_dead_letters(plan, content.dead_letters, max_dead_letters)
-    return SealedTable(plan.table, version, tag, content)
+    return SealedTable(plan.table, version, content)
 
 
 def read_sealed(run: Run, path: str, version: int) -> Sealed:
