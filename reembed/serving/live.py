@@ -197,14 +197,12 @@ def require_carried(release: Release, columns: Any) -> list[str]:
         raise UsageError(
             f"columns must be a list of names, not {columns!r:.80}", None, 'columns=["title"]'
         )
-    if "doc_id" in names:
-        raise UsageError("doc_id is not a carried column", "each hit has it", "hit.doc_id")
     carried = release.source.carry
     unknown = [c for c in names if c not in carried]
     if own := [c for c in unknown if c in RESERVED_COLUMNS]:
         raise UsageError(
             f"{', '.join(own)} is not a carried column",
-            "it is one of reembed's own columns, which search does not return",
+            "each hit has its doc_id; other columns of reembed itself are not returned",
             f"columns={carried!r}",
         )
     if unknown:

@@ -59,7 +59,6 @@ PROSE = {
     "columns=a-value",
     'columns=["title"]',
     "complete the pair in line a-value of a-value, or remove it",
-    "hit.doc_id",
     "reembed.open(a-value, a-value)",
     'options={"a-value": "env:a-value"}',
     "save it as a sentence-transformers model with a text modality",

@@ -183,7 +183,7 @@ def shared(tmp_path_factory):
         ({"columns": [3]}, UsageError, "must be a list of names"),
         ({"columns": [None]}, UsageError, "must be a list of names"),
         ({"columns": None}, UsageError, "must be a list of names"),
-        ({"columns": ["doc_id"]}, UsageError, "each hit has it"),
+        ({"columns": ["doc_id"]}, UsageError, "each hit has its doc_id"),
         ({"queries": None}, UsageError, "must be a list of texts or an array"),
         ({"queries": 5}, UsageError, "must be a list of texts or an array"),
         ({"queries": {"a": 1}}, UsageError, "must be a list of texts or an array"),
