@@ -57,6 +57,7 @@ PROSE = {
     "remove the duplicates, or set source.filter to one row per id",
     "rename them to query_id, text, doc_ids and, if graded, grades",
     "columns=a-value",
+    "compare(config, margin=0.02)",
     'columns=["title"]',
     "complete the pair in line a-value of a-value, or remove it",
     "reembed.open(a-value, a-value)",
