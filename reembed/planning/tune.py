@@ -93,7 +93,7 @@ class Fastest:
 
 @dataclass(frozen=True)
 class Sample:
-    """How many documents and tokens were measured with."""
+    """How much was measured with."""
 
     documents: int
     tokens: int
@@ -104,12 +104,14 @@ class Tuned:
     """The fastest settings, and all that was measured."""
 
     embed: Fastest
+    """Settings of `embed`: dtype, batch_tokens, actors, cpus_per_actor, gpus_per_actor."""
     tokens_per_s: int
     docs_per_s: float
     one_replica: list[Tried]
     layouts: list[Layout]
     tokenizer_tokens_per_s_per_core: int
     sample: Sample
+    """What was measured with: documents, tokens."""
     seconds: float
     """Time that the measurement took."""
     out: str | None = None

@@ -73,7 +73,7 @@ def test_files_that_any_kept_releases_record_names_stay_whatever_lance_says(root
 def test_nothing_is_removed_by_a_record_of_files_that_is_not_one(root, monkeypatch, named):
     catalog, releases, _ = root
     monkeypatch.setattr(gc, "used_files", lambda storage, table: set())
-    path = f"runs/{releases[-1].run_id}/sealed.json"
+    path = f"runs/{releases[-1].id}/sealed.json"
     catalog.storage.write(path, {**catalog.storage.read(path), "files": named})
     with pytest.raises(IntegrityError, match=path):
         gc.plan(catalog, 3)
