@@ -93,7 +93,7 @@ class Fastest:
 
 @dataclass(frozen=True)
 class Sample:
-    """How much was measured with."""
+    """What was measured with."""
 
     documents: int
     tokens: int
@@ -111,7 +111,7 @@ class Tuned:
     layouts: list[Layout]
     tokenizer_tokens_per_s_per_core: int
     sample: Sample
-    """What was measured with: documents, tokens."""
+    """Numbers of documents and tokens in the sample."""
     seconds: float
     """Time that the measurement took."""
     out: str | None = None
