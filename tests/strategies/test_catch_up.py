@@ -231,12 +231,12 @@ def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_sour
 
 def test_how_far_a_release_is_behind_is_in_the_journal_of_the_run_that_made_it(line, quiet):
     uri, config, catalog, release = line
-    before = journal_of(Run(catalog.storage, release.run_id))
+    before = journal_of(Run(catalog.storage, release.id))
     assert catch_up(config, release, quiet, executor=Inline()) == release
-    assert journal_of(Run(catalog.storage, release.run_id)) == before, "it was not driven"
+    assert journal_of(Run(catalog.storage, release.id)) == before, "it was not driven"
     change(uri, "d00001")
     newer = catch_up(config, release, quiet, executor=Inline())
-    told = journal_of(Run(catalog.storage, newer.run_id))[-1]
+    told = journal_of(Run(catalog.storage, newer.id))[-1]
     assert (told["stage"], told["release"], told["documents"]) == ("lag", newer.id, 0)
 
 
