@@ -19,7 +19,7 @@ from pydantic import PlainSerializer, WrapValidator
 
 from reembed.catalog.alias import AliasFiles, who
 from reembed.catalog.lines import Place, RunEntry, entries
-from reembed.catalog.reports import Evidence, VerifyReport
+from reembed.catalog.reports import Evidence, ReleaseSummary, VerifyReport
 from reembed.clock import now
 from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig, FrozenGate
@@ -63,22 +63,6 @@ class ManifestProof:
     name: str
     size_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class ReleaseSummary:
-    """A release in short."""
-
-    release: str
-    model: str
-    space: str
-    model_sha256: str
-    dim: int
-    rows: int
-    documents: int
-    dead_letters: int
-    source_version: int
-    created_at: str
 
 
 @dataclass(frozen=True)

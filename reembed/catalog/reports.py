@@ -164,3 +164,19 @@ class Evidence(ComparisonSummary):
     changes: tuple[Change, ...]
     earlier: tuple[ComparisonSummary, ...]
     """Comparisons of the same model with the same live line that were made before it."""
+
+
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """A release in short."""
+
+    release: str
+    model: str
+    space: str
+    model_sha256: str
+    dim: int
+    rows: int
+    documents: int
+    dead_letters: int
+    source_version: int
+    created_at: str

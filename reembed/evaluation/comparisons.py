@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from reembed.catalog.releases import Catalog, Release, ReleaseSummary
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import (
     Change,
     ComparisonSummary,
@@ -22,6 +22,7 @@ from reembed.catalog.reports import (
     GateMargin,
     JudgedQueries,
     Outcome,
+    ReleaseSummary,
 )
 from reembed.config.settings import FrozenGate
 from reembed.errors import IntegrityError

@@ -16,7 +16,6 @@ from reembed.catalog.releases import (
     Grounds,
     ManifestProof,
     Release,
-    ReleaseSummary,
     SourceRef,
     Standing,
 )
@@ -28,6 +27,7 @@ from reembed.catalog.reports import (
     GateMargin,
     GateQueries,
     JudgedQueries,
+    ReleaseSummary,
     VerifyReport,
 )
 from reembed.cli import paste
