@@ -13,7 +13,7 @@ from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, U
 from reembed.evaluation import comparisons, terms
 from reembed.lifecycle import complete
 from reembed.lifecycle.candidates import newest_by_line, newest_of, previous, require_kept
-from reembed.source.lag import noted_place
+from reembed.source.lag import caught_up, noted_place
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,8 @@ def _advance(
     """Swap to a release of the same line. Its index must reach the gate's ann_recall if live's does."""
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
+    if caught_up(catalog, release).ref == caught_up(catalog, live.release).ref:
+        return live  # a release of older documents that the source went back to
     complete.require_complete(catalog, release)
     required = release.gate.ann_recall
     if force is None and complete.recall_bound(catalog, live.release) >= required:

@@ -52,6 +52,26 @@ def test_a_catch_up_that_ends_late_does_not_move_live_back(line):
     assert [r.release.id for r in catalog.log()] == [newer.id]
 
 
+def test_a_late_catch_up_whose_documents_became_those_of_live_moves_nothing(
+    corpus, make_config, quiet
+):
+    source = corpus(60)
+    config = make_config(source)
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(config, quiet, executor=Inline())
+    promote.promote(catalog, first.id, initial_reason="a test")
+    put(source, "a")
+    promote.follow(catalog, catch_up(config, first, quiet, executor=Inline()))
+    lance.dataset(source).delete("doc_id = 'a'")
+    began = catalog.require_live()
+    newest = catch_up(config, began.release, quiet, executor=Inline())
+    promote.follow(catalog, newest)
+    same = catch_up(config, first, quiet, executor=Inline())
+    assert same == first, "its documents are those of the newest version again"
+    assert promote.follow(catalog, same, decided_on=began).release == newest
+    assert catalog.require_live().release == newest
+
+
 def test_a_catch_up_that_ends_in_time_moves_live(line):
     catalog, first, newer, late = line
     catalog.append(None, "promote", first)
