@@ -277,8 +277,8 @@ def race(catalog: Catalog, rounds: int) -> common.Figures:
 
 
 def _register(catalog: Catalog, release: Release, name: str) -> None:
-    """A candidate that shares the release's table and index."""
-    catalog.register(replace(release, id=name))
+    """A candidate of a line of its own that shares the release's table and index."""
+    catalog.register(replace(release, id=name, place=replace(release.place, origin=name)))
 
 
 if __name__ == "__main__":
