@@ -101,10 +101,8 @@ def admissible(
 
 def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """Return what is not known of a release that was never compared, in words."""
-    than, judged = (
-        "the search it replaces (nothing was live under this alias)",
-        "it has no judged queries",
-    )
+    than = "the search it replaces (nothing was live under this alias)"
+    judged = "it has no judged queries"
     if live is not None:
         than = live.release.id
     if queries := chosen.gate.queries:
