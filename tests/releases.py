@@ -72,13 +72,14 @@ def make_release(catalog: Catalog, name: str, **changes: object) -> Release:
     uri = catalog.storage.uri(f"tables/{name}.lance")
     dataset = lance.write_dataset(pa.table({"doc_id": ["a"]}), uri, mode="overwrite")
     dataset.tags.create(f"reembed-{name}", 1)
+    place = place_of(name)
     fields = {
-        "id": name, "alias": catalog.alias, "place": place_of(name),
+        "id": name, "alias": catalog.alias, "place": place,
         "space": SPACE, "encoder": EncoderConfig(model="m"),
         "table": f"tables/{name}.lance", "table_version": 1, "table_tag": f"reembed-{name}",
         "index": f"indexes/{name}", "index_sha256": manifest.sha256,
         "rows": 1, "documents": 1, "dead_letters": 0,
-        "source": SOURCE, "verify": verified(),
+        "source": replace(SOURCE, version=place.version), "verify": verified(),
         "gate": GATE,
         "table_manifest": manifest_proof(catalog.storage, f"tables/{name}.lance", 1),
         "sealed_sha256": "s", "golden_sha256": "g",

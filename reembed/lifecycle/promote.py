@@ -214,8 +214,8 @@ def _advance(
     """Swap to a release of the same line. Its index must reach the gate's ann_recall if live's does."""
     if _reach(catalog, release) <= _reach(catalog, live.release):
         return live
-    if caught_up(catalog, release).ref == caught_up(catalog, live.release).ref:
-        return live  # a release of older documents that the source went back to
+    if _went_back_to(catalog, release, live.release):
+        return live
     complete.require_complete(catalog, release)
     required = release.gate.ann_recall
     if force is None and complete.recall_bound(catalog, live.release) >= required:
@@ -229,6 +229,12 @@ def _advance(
 def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
     """Return how new a release's documents are in its line: also by a newer version that it equals."""
     return max(release.place.reach, noted_place(catalog, release))
+
+
+def _went_back_to(catalog: Catalog, older: Release, live: Release) -> bool:
+    """Whether the source has an older release's documents again, and they are those of live."""
+    built_before = older.place.reach < live.place.reach
+    return built_before and caught_up(catalog, older).ref == caught_up(catalog, live).ref
 
 
 def _require_newest(catalog: Catalog, chosen: Release) -> None:

@@ -20,6 +20,7 @@ from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import Conflict, IntegrityError, TooManyDeadLetters
 from reembed.events import ChangesFound, Planned
+from reembed.lifecycle.promote import follow, promote
 from reembed.source.dataset import Source
 from reembed.source.lag import note
 from reembed.store.records import encode
@@ -197,6 +198,17 @@ def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet)
     third = catch_up(config, second, quiet, retry_dead_letters=True, executor=Inline())
     assert (third.rows, third.dead_letters) == (300, 0)
     assert third.verify.passed
+
+
+def test_dead_letters_that_have_vectors_now_are_served_though_the_source_is_as_it_was(
+    failing, quiet
+):
+    _, config, first = failing
+    catalog = _catalog_of(config)
+    promote(catalog, first.id, initial_reason="a test")
+    retried = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    assert retried.source == first.source
+    assert follow(catalog, retried).release == retried
 
 
 def test_a_catch_up_that_fails_is_insisted_on_until_it_failed_again_and_the_source_moved_on(
