@@ -132,7 +132,7 @@ def _job(
     reembed("run", "-c", str(config))
     reembed.leftovers(60)
     root = folder / name
-    embedded = next(e for e in common.events(root) if e["stage"] == "embedded")
+    embedded = common.embedded(root)
     started = min(f.stat().st_mtime for f in root.glob("runs/*/attempts/*/*.json"))
     committed = max(f.stat().st_mtime for f in root.glob("runs/*/sealed.json"))
     return {

@@ -176,15 +176,15 @@ def _steady(root: Path, actors: int) -> float | None:
 
     None: the last actor came after the last unit was begun.
     """
-    receipts = [json.loads(file.read_text()) for file in root.glob("runs/*/units/*.json")]
-    begun = sorted(receipt["started_at"] for receipt in receipts)
-    since = max(r["started_at"] for r in receipts if not r["waited_s"])
+    units = [json.loads(f.read_text())["stats"] for f in root.glob("runs/*/units/*.json")]
+    begun = sorted(unit["started_at"] for unit in units)
+    since = max(u["started_at"] for u in units if not u["waited_s"])
     until = begun[-1]
     if until <= since:
         return None
     worked = sum(
-        max(0.0, min(r["started_at"] + r["model_s"], until) - max(r["started_at"], since))
-        for r in receipts
+        max(0.0, min(u["started_at"] + u["model_s"], until) - max(u["started_at"], since))
+        for u in units
     )
     return float(round(worked / ((until - since) * actors), 3))
 

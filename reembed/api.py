@@ -322,7 +322,9 @@ def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
     return dead_letters.of_release(catalog, release)
 
 
-def rollback(config: Config, to: str | None = None, reason: str | None = None) -> Moved:
+def rollback(
+    config: Config, to: str | None = None, reason: str | None = None, *, emit: Listener = ignore
+) -> Moved:
     """Make the previous release, or `to`, live again.
 
     Raises:
@@ -332,7 +334,7 @@ def rollback(config: Config, to: str | None = None, reason: str | None = None) -
     """
     from reembed.lifecycle.moves import roll_back
 
-    return roll_back(_catalog_of(config), to, reason)
+    return roll_back(_catalog_of(config), to, reason, emit)
 
 
 def search(

@@ -97,3 +97,9 @@ def find(known: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
         return np.full(len(wanted), -1, np.int64)
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     return np.where(known[at] == wanted, at, -1).astype(np.int64)
+
+
+def position(among: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
+    """Return int64 [N]: the place of each of `wanted` in `among`, in any order; -1 if it is missing."""
+    order = np.argsort(among)
+    return np.append(order, -1)[find(among[order], wanted)]

@@ -18,11 +18,9 @@ class Event:
 
     def __init_subclass__(cls, stage: str = "") -> None:
         if stage:
-            cls.stage, KINDS[stage] = stage, cls
+            cls.stage = stage
 
 
-KINDS: dict[str, type[Event]] = {}
-"""Every kind of event, by stage."""
 Listener = Callable[[Event], None]
 
 
@@ -244,6 +242,20 @@ class Candidate(Event, stage="candidate"):
 
     release: str
     live: str | None
+
+
+@dataclass(frozen=True)
+class AliasMoved(Event, stage="live"):
+    """An alias serves another release; its log has the record."""
+
+    alias: str
+    action: str
+    """promote, rollback or catch-up."""
+    generation: int
+    """Number of the step in the alias's log."""
+    before: str | None
+    """The release that served before; None if nothing did."""
+    release: str
 
 
 @dataclass(frozen=True)

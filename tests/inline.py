@@ -18,7 +18,7 @@ from reembed.engine.documents import prepared, read
 from reembed.engine.executor import EmbedJob
 from reembed.engine.signals import Stop
 from reembed.engine.worker import UnitEmbedder
-from reembed.events import Event
+from reembed.events import Event, Listener, ignore
 
 T = TypeVar("T")
 
@@ -58,6 +58,9 @@ class Inline:
 
     def largest_node_cpus(self, gpus: float = 0) -> int:
         return 1
+
+    def metrics(self, alias: str, run_id: str) -> Listener:
+        return ignore
 
     def has_gpu(self) -> bool:
         return False

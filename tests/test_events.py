@@ -14,7 +14,7 @@ from reembed.catalog.journal import Journal
 from reembed.catalog.runs import Run
 from reembed.cli.progress import Console, words
 from reembed.events import (
-    KINDS,
+    AliasMoved,
     AlreadyBuilt,
     Behind,
     Candidate,
@@ -42,6 +42,7 @@ from reembed.store.records import decode
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
 
+KINDS = {kind.stage: kind for kind in Event.__subclasses__()}
 RUN = "docs-00000000-v1-1"
 FIGURES = Throughput(
     done=10, total=20, docs_per_s=2.5, tokens_per_s=50, actors=1, busy=0.9, waits_for_input=0.05,
@@ -67,6 +68,7 @@ EVENTS: list[Event] = [
     Indexed("Flat", "cpu", 20, 0.1, {"nprobe": 4}, 0.99, 5, "queries"),
     Verified(False, 20, 5, {"missing": 1}, "5 re-embedded"),
     Candidate(RUN, None),
+    AliasMoved("docs", "promote", 1, None, RUN),
     Behind(RUN, 1, 3, None, 5.0),
 ]
 

@@ -208,6 +208,11 @@ def _(e: events.Candidate) -> str:
 
 
 @words.register
+def _(e: events.AliasMoved) -> str:
+    return f"{e.alias} now serves {e.release}; before this {e.action}: {e.before or 'nothing'}"
+
+
+@words.register
 def _(e: events.Behind) -> str:
     return f"{e.release} is {lag_words(e) or f'up to date with source version {e.newest}'}"
 

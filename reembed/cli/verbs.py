@@ -244,7 +244,7 @@ def dead_letters(config: Config, release: str | None) -> tuple[Result, int]:
 @configured
 def rollback(config: Config, to: str | None, reason: str | None) -> tuple[Result, int]:
     """Make the previous release live again: one write; no data is moved."""
-    return reembed.api.rollback(config, to, reason), 0
+    return reembed.api.rollback(config, to, reason, emit=Console()), 0
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from reembed.catalog.receipts import Receipt
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EmbedConfig, EncoderConfig
 from reembed.engine.signals import Stop
+from reembed.events import Listener
 from reembed.source.dataset import Source
 from reembed.store.records import encode
 
@@ -84,6 +85,9 @@ class Executor(Protocol):
 
     def has_gpu(self) -> bool:
         """Return whether a call can ask for a GPU."""
+
+    def metrics(self, alias: str, run_id: str) -> Listener:
+        """Return a listener that exports the figures of a run to where this executor is monitored."""
 
 
 class WorkerPlace(NamedTuple):

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from reembed.config.settings import Config
-from reembed.engine import cluster, nodes, pipeline
+from reembed.engine import cluster, nodes, pipeline, ray_metrics
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.errors import NoCapacity, RunFailed
 
@@ -29,6 +29,7 @@ class RayExecutor:
     embed = staticmethod(pipeline.embed_units)
     largest_node_cpus = staticmethod(nodes.largest_node_cpus)
     has_gpu = staticmethod(nodes.has_gpu)
+    metrics = staticmethod(ray_metrics.exported)
 
     @contextmanager
     def connected(self, config: Config) -> Iterator[RayExecutor]:

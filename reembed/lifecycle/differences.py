@@ -21,6 +21,7 @@ from reembed import digests
 from reembed.catalog.reports import ROWS, Difference, DifferenceKind, Differences
 from reembed.digests import Digests
 from reembed.source.dataset import TEXT, Source
+from reembed.table.documents import ByDocument, by_document
 from reembed.table.read import TableVersion, as_vectors
 
 DeadLetters = Sequence[str | int]
@@ -45,9 +46,9 @@ class Rows:
     """Rows whose vector is not finite or is zero."""
 
     @functools.cached_property
-    def documents(self) -> tuple[Digests, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Ids of the documents that the rows are of, sorted; a row and the number of rows of each."""
-        return np.unique(self.ids, return_index=True, return_counts=True)
+    def documents(self) -> ByDocument:
+        """The documents that the rows are of."""
+        return by_document(self.ids)
 
 
 @dataclass(frozen=True)
@@ -165,18 +166,18 @@ def compare_index(rows: Rows, held: pa.Table) -> Differences:
 def _by_kind(dead: Digests, rows: Rows, documents: Documents) -> dict[DifferenceKind, Digests]:
     """Return the digests of the ids that differ."""
     there, at_document = np.unique(documents.ids, return_index=True)
-    held, at_row, counts = rows.documents
-    common, document, row = np.intersect1d(there, held, assume_unique=True, return_indices=True)
-    lacking, more = np.delete(there, document), np.delete(held, row)
+    held = rows.documents
+    common, document, row = np.intersect1d(there, held.ids, assume_unique=True, return_indices=True)
+    lacking, more = np.delete(there, document), np.delete(held.ids, row)
     found: dict[DifferenceKind, Digests] = {
         "missing": np.setdiff1d(lacking, dead),
         "extra": functools.reduce(
             np.union1d, (more, np.setdiff1d(dead, there), np.intersect1d(common, dead))
         ),
-        "duplicate": held[counts > 1],
+        "duplicate": held.repeated,
     }
     if len(rows.texts):
-        document, row = at_document[document], at_row[row]
+        document, row = at_document[document], held.rows[row]
         found["stale"] = common[documents.texts[document] != rows.texts[row]]
         carried = documents.carried[document] != rows.carried[row]
         found["carried"] = np.setdiff1d(common[carried], found["stale"])

@@ -9,6 +9,7 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
 from reembed.errors import ReembedError
+from reembed.events import AliasMoved, Listener, ignore
 from reembed.lifecycle.promote import rollback
 from reembed.source.lag import Lag, lag
 
@@ -75,10 +76,23 @@ def moved(catalog: Catalog, before: AliasRecord | None, record: AliasRecord) -> 
     )
 
 
-def roll_back(catalog: Catalog, to: str | None = None, reason: str | None = None) -> Moved:
+def announce(before: AliasRecord | None, record: AliasRecord, emit: Listener) -> bool:
+    """Emit `AliasMoved` if the alias moved from `before` to `record`; return whether it did."""
+    if before is not None and before.token == record.token:
+        return False
+    served = before.release.id if before else None
+    new = record.release
+    emit(AliasMoved(new.alias, record.action, record.generation, served, new.id))
+    return True
+
+
+def roll_back(
+    catalog: Catalog, to: str | None = None, reason: str | None = None, emit: Listener = ignore
+) -> Moved:
     """Roll back as `lifecycle.promote.rollback`, and find out what the old release lacks."""
     steps = catalog.last_steps()
     record = rollback(catalog, to, reason=reason, steps=steps)
+    announce(steps[0], record, emit)
     return moved(catalog, steps[0], record)
 
 

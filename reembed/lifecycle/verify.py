@@ -32,11 +32,11 @@ from reembed.lifecycle.differences import (
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.store.records import encode
+from reembed.table.documents import documents_in
 from reembed.table.read import (
     TableVersion,
     as_vectors,
     damaged_files,
-    documents_in,
     files_of,
     manifest_proof,
     missing_files,
@@ -266,7 +266,7 @@ def _compare(subject: Subject, sample: int, seed: int, level: int) -> RowsCompar
     if subject.newest is not None:
         newest = scan_source(subject.newest, level)
         behind = compare_ids(table, subject.newest, dead, rows, newest)
-    in_source, in_table = len(documents.ids), len(rows.documents[0])
+    in_source, in_table = len(documents.ids), len(rows.documents.ids)
     return RowsCompared(differences, behind, in_source, len(rows.ids), in_table, sampled, drawn)
 
 

@@ -23,8 +23,8 @@ from reembed.strategies import preflight
 from reembed.strategies.changes import Changes, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
 from reembed.table import provenance
+from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import TableVersion, open_table
-from reembed.table.read import documents_in as table_documents
 
 
 @dataclass(frozen=True)

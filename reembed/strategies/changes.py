@@ -20,8 +20,9 @@ from reembed.digests import Digests
 from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in as source_documents
+from reembed.table.documents import documents_in as table_documents
+from reembed.table.documents import row_of
 from reembed.table.read import TableVersion
-from reembed.table.read import documents_in as table_documents
 
 Int64 = npt.NDArray[np.int64]
 _NO_TEXT = digests.stack(digests.NULL)[0]
@@ -121,13 +122,13 @@ def _compare(
     left = np.setdiff1d(held.ids if left is None else left, found.ids)
     failed = digests.of_ids([d.doc_id for d in dead_letters])
     gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
-    row = _row_of(held.ids, found.ids)
+    row = row_of(held.ids, found.ids)
     there = row >= 0
     same = there & (held.texts[row] == found.texts)
     moved = same & (rewrite | (held.carried[row] != found.carried))
     dead = _among(found, [] if retry else dead_letters)
     # A null text has no vector to copy.
-    twin = np.where(found.texts == _NO_TEXT, -1, _row_of(held.texts, found.texts))
+    twin = np.where(found.texts == _NO_TEXT, -1, digests.position(held.texts, found.texts))
     copied = ~same & ~dead & (twin >= 0)
     embed = ~same & ~dead & ~copied
     moved |= copied
@@ -195,12 +196,6 @@ class _Rows:
             np.concatenate(rows),
             np.concatenate(fragments),
         )
-
-
-def _row_of(among: Digests, wanted: Digests) -> Int64:
-    """Return the index in `among` of each of `wanted`; -1 if it is missing."""
-    order = np.argsort(among)
-    return np.append(order, -1)[digests.find(among[order], wanted)]
 
 
 def _among(found: _Rows, dead_letters: Sequence[DeadLetter]) -> npt.NDArray[np.bool_]:

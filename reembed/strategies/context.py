@@ -14,7 +14,16 @@ from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
 from reembed.engine.signals import Stop
-from reembed.events import ChangedSetting, Connected, Ignored, Listener, Planned, Resumed, Working
+from reembed.events import (
+    ChangedSetting,
+    Connected,
+    Ignored,
+    Listener,
+    Planned,
+    Resumed,
+    Working,
+    to_all,
+)
 from reembed.source.dataset import Source
 from reembed.strategies import preflight
 from reembed.table import write as table
@@ -61,6 +70,7 @@ def running(
     emit(Working(f"starting {executor.where}"))
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
+        emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)
 
 

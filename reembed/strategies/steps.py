@@ -30,7 +30,8 @@ from reembed.strategies import restage
 from reembed.strategies.context import RunContext, emit_ignored
 from reembed.table import provenance
 from reembed.table import seal as sealing
-from reembed.table.read import TableVersion, damaged_files, manifest_proof, rows_of
+from reembed.table.documents import rows_of
+from reembed.table.read import TableVersion, damaged_files, manifest_proof
 from reembed.table.seal import SealedTable
 
 

@@ -12,7 +12,7 @@ from reembed.engine.executor import Executor
 from reembed.errors import Conflict, SourceError
 from reembed.events import Listener
 from reembed.lifecycle.candidates import candidate, named, newest_of
-from reembed.lifecycle.moves import Moved, behind, moved
+from reembed.lifecycle.moves import Moved, announce, behind, moved
 from reembed.lifecycle.promote import Reasons, admissible, follow, promote
 from reembed.source.lag import Lag
 from reembed.strategies import catch_up as strategy
@@ -83,6 +83,7 @@ def promote_up_to_date(
         initial_reason=reasons.initial,
         decided_on=before,
     )
+    announce(before, record, emit)
     return moved(catalog, before, record)
 
 
@@ -112,7 +113,7 @@ def catch_up_and_follow(
     if before is not None and serves:
         record = follow(catalog, newest, decided_on=began)
         newest = record.release
-        if record.token != before.token:
+        if announce(before, record, emit):
             generation = record.generation
     return CaughtUp(
         alias=catalog.alias,

@@ -21,16 +21,6 @@ from reembed.store.storage import Storage
 _BATCH_ROWS = 8_192
 
 
-def documents_in(rows: int) -> int:
-    """Return the number of documents in this many rows of a table: each document has one row."""
-    return rows
-
-
-def rows_of(documents: int) -> int:
-    """Return the number of rows of this many documents in a table: each document has one row."""
-    return documents
-
-
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
     """Return a table, at a version or at its newest; errors as those of `open_dataset`."""
     return open_dataset(storage.uri(path), version, storage.lance_options)

@@ -22,7 +22,8 @@ from reembed.space import sha256_of
 from reembed.store.lance import tags_of
 from reembed.store.paths import table_tag
 from reembed.store.records import encode
-from reembed.table.read import documents_in, open_table
+from reembed.table.documents import documents_in
+from reembed.table.read import open_table
 from reembed.table.write import fingerprint
 
 _RUN_PROPERTY = "reembed.run"

@@ -22,7 +22,8 @@ from reembed.errors import IntegrityError
 from reembed.space import Space
 from reembed.store.records import encode
 from reembed.store.storage import Storage
-from reembed.table.read import documents_in, open_table, proof_of
+from reembed.table.documents import documents_in
+from reembed.table.read import open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 

@@ -40,6 +40,7 @@ from reembed.store.storage import Storage
 from reembed.strategies import catch_up_plan, changes, restage
 from reembed.table import seal as sealing
 from reembed.table import write as table
+from reembed.table.documents import row_of
 from sim.history import CALM, History, play
 
 Patch = Callable[[Any, str, Any], None]
@@ -204,7 +205,7 @@ def updates_are_missed(patch: Patch) -> None:
     honest = changes._compare
 
     def same_texts(held: Any, found: Any, *args: Any, **more: Any) -> Any:
-        row, texts = changes._row_of(held.ids, found.ids), found.texts.copy()
+        row, texts = row_of(held.ids, found.ids), found.texts.copy()
         texts[row >= 0] = held.texts[row[row >= 0]]
         return honest(held, dataclasses.replace(found, texts=texts), *args, **more)
 

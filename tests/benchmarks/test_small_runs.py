@@ -1,0 +1,61 @@
+"""Measurements of whole jobs, with as few documents as they take: each still runs to its record.
+
+Not here: bench/promote.py and bench/million.py, whose logs and kills take minutes at any size.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = ("--unit-documents", "8")
+CHEAP = ("--model", "hashing:64")
+SMALL = {
+    "kill_resume": ("judged", "--kills", "1", *UNITS, *CHEAP),
+    "memory": ("--documents", "32", "--times", "2", *UNITS),
+    "overhead": ("--documents", "32", *UNITS),
+    "pipeline": ("--limit", "24", "--rounds", "1", "--sizes", "64", *UNITS),
+    "scaling": (
+        *("--cpu-actors", "1", "--gpu-actors", "2", "--unit-sizes", "4096"),
+        *("--paragraphs", "32", "--sleep-s", "0.2", "--units-each", "2"),
+    ),
+    "scifact": ("judged", "--expected", "1", "--tolerance", "1", *CHEAP),
+}
+
+pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A BEIR folder of 48 documents; each of 8 queries has the words of one."""
+    folder = tmp_path / "judged"
+    (folder / "qrels").mkdir(parents=True)
+    texts = [f"a note about subject {n} and what became of it" for n in range(48)]
+    documents = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts)]
+    queries = [{"_id": f"q{n}", "text": f"subject {n}"} for n in range(8)]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+    judgements = "".join(f"q{n}\td{n}\t1\n" for n in range(8))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
+    return folder
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_measurement_runs_to_its_record(name: str, judged: Path) -> None:
+    out = judged.parent / "record.json"
+    arguments = [str(judged) if a == "judged" else a for a in SMALL[name]]
+    done = subprocess.run(
+        [sys.executable, f"bench/{name}.py", *arguments, "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.exists(), done.stderr[-3000:]
+    assert json.loads(out.read_text())["name"] == name
