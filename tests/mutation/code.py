@@ -197,8 +197,12 @@ def _needs_brackets(mutated: cst.CSTNode) -> bool:
     return isinstance(mutated, (cst.BooleanOperation, cst.IfExp)) and not mutated.lpar
 
 
+def _is_empty_tuple(node: cst.CSTNode) -> bool:
+    return isinstance(node, cst.Tuple) and not node.elements
+
+
 def _text(node: cst.CSTNode) -> str:
-    if getattr(node, "lpar", ()):
+    if getattr(node, "lpar", ()) and not _is_empty_tuple(node):
         node = node.with_changes(lpar=(), rpar=())
     return cst.Module([]).code_for_node(node).strip()
 

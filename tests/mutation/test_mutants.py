@@ -91,6 +91,12 @@ def test_the_draw_is_even_over_modules_and_kinds_and_always_the_same(mutants) ->
     assert all(len({m.operator for m in part}) >= 6 for part in per_module)
 
 
+def test_every_module_has_its_share_of_the_draw(mutants) -> None:
+    drawn = mutants.draw(mutants.MODULES, mutants.COUNT, seed=10)
+    assert len(drawn) == mutants.COUNT
+    assert {m.module for m in drawn} == set(mutants.MODULES)
+
+
 def test_survivors_are_counted_unless_they_are_explained(mutants, tmp_path: Path) -> None:
     drawn = mutants.draw(("reembed/strategies/restage.py",), 4, seed=3)
     results = mutants.Results(tmp_path / "results.jsonl")
