@@ -40,7 +40,7 @@ MODULES = tuple(
         "lifecycle/verify", "serving/live",
         "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage",
         "strategies/catch_up", "strategies/catch_up_plan", "strategies/changes",
-        "strategies/restage", "table/provenance", "table/read", "table/seal", "table/write",
+        "strategies/restage", "table/documents", "table/provenance", "table/read", "table/seal", "table/write",
     )
 )  # fmt: skip
 EXPLAINED = ROOT / "docs" / "mutants.md"
