@@ -209,7 +209,7 @@ def _(e: events.Candidate) -> str:
 
 @words.register
 def _(e: events.AliasMoved) -> str:
-    return f"{e.alias} now serves {e.release}; before this {e.action}: {e.before or 'nothing'}"
+    return f"{e.alias}: {e.before or 'nothing'} -> {e.release}"
 
 
 @words.register

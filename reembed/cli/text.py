@@ -257,7 +257,12 @@ def _dead_letters(r: DeadLetters) -> Lines:
 
 
 def _moved(r: Moved) -> Lines:
-    new, before = r.release, r.before or "nothing"
+    new = r.release
+    if r.before == new.id:
+        yield f"{r.alias}: {new.id} ({new.space.model}) is live already; nothing moved"
+        yield from _lag(r.behind)
+        return
+    before = r.before or "nothing"
     yield f"{r.alias}: {before} -> {new.id} ({new.space.model}), generation {r.generation}"
     yield from (f"  not known: {words}" for words in r.grounds.unknown)
     if r.grounds.forced:
@@ -269,7 +274,7 @@ def _moved(r: Moved) -> Lines:
     yield from _next("reembed search 'some words'")
     if r.before is None:
         yield "  no release was live before, so there is none to roll back to"
-    elif r.before != new.id:
+    else:
         yield f"Back: reembed rollback --to {r.before}"
 
 

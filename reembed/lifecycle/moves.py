@@ -9,7 +9,7 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
 from reembed.errors import ReembedError
-from reembed.events import AliasMoved, Listener, ignore
+from reembed.events import AliasMoved, Event, Listener, ignore
 from reembed.lifecycle.promote import rollback
 from reembed.source.lag import Lag, lag
 
@@ -23,7 +23,7 @@ class Moved:
     generation: int
     """The number of the step in the alias's log."""
     before: str | None
-    """The release that served before; None if nothing did."""
+    """The release that served before, `release` itself if it was live already; None if nothing served."""
     release: Release
     """The release that serves now."""
     grounds: Grounds
@@ -63,37 +63,40 @@ def _step(record: AliasRecord) -> dict[str, Any]:
     return shown | asdict(record.grounds) | release
 
 
-def moved(catalog: Catalog, before: AliasRecord | None, record: AliasRecord) -> Moved:
-    """Return the step `record`, which followed `before`, as a result."""
+class Steps:
+    """A listener that keeps the alias's step, if one is made, and hands every event on."""
+
+    def __init__(self, emit: Listener) -> None:
+        self.made: AliasMoved | None = None
+        self._emit = emit
+
+    def __call__(self, event: Event) -> None:
+        """Hear an event."""
+        if isinstance(event, AliasMoved):
+            self.made = event
+        self._emit(event)
+
+
+def moved(catalog: Catalog, record: AliasRecord, made: AliasMoved | None) -> Moved:
+    """Return what was asked for as a result: `record` is live, by the step `made` or since before it."""
     return Moved(
         alias=catalog.alias,
         action=record.action,
         generation=record.generation,
-        before=before.release.id if before else None,
+        before=made.before if made else record.release.id,
         release=record.release,
         grounds=record.grounds,
         behind=behind(catalog, record.release),
     )
 
 
-def announce(before: AliasRecord | None, record: AliasRecord, emit: Listener) -> bool:
-    """Emit `AliasMoved` if the alias moved from `before` to `record`; return whether it did."""
-    if before is not None and before.token == record.token:
-        return False
-    served = before.release.id if before else None
-    new = record.release
-    emit(AliasMoved(new.alias, record.action, record.generation, served, new.id))
-    return True
-
-
 def roll_back(
     catalog: Catalog, to: str | None = None, reason: str | None = None, emit: Listener = ignore
 ) -> Moved:
     """Roll back as `lifecycle.promote.rollback`, and find out what the old release lacks."""
-    steps = catalog.last_steps()
-    record = rollback(catalog, to, reason=reason, steps=steps)
-    announce(steps[0], record, emit)
-    return moved(catalog, steps[0], record)
+    steps = Steps(emit)
+    record = rollback(catalog, to, reason=reason, emit=steps)
+    return moved(catalog, record, steps.made)
 
 
 def behind(catalog: Catalog, release: Release) -> Lag:

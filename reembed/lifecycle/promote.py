@@ -11,6 +11,7 @@ from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, started_with
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
+from reembed.events import AliasMoved, Listener, ignore
 from reembed.lifecycle import complete
 from reembed.lifecycle.candidates import newest_by_line, newest_of, previous, require_kept
 from reembed.source.lag import caught_up, noted_place
@@ -39,8 +40,9 @@ def promote(
     force_reason: str | None = None,
     initial_reason: str | None = None,
     decided_on: AliasRecord | None = None,
+    emit: Listener = ignore,
 ) -> AliasRecord:
-    """Move the alias to a candidate.
+    """Move the alias to a candidate; emit `AliasMoved` if that was a step.
 
     It needs a passing comparison of exactly this candidate against exactly what is live, or a reason,
     which is recorded. `decided_on` is the step that was live when this was decided: since then the
@@ -59,10 +61,10 @@ def promote(
     require_kept(catalog, chosen)
     _require_newest(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
-        return _advance(catalog, live, chosen, force_reason)
+        return _advance(catalog, live, chosen, emit, force_reason)
     grounds = admissible(catalog, chosen, live, Reasons(force_reason, initial_reason))
     faults.point("promote.before_swap")
-    record = _swap(catalog, live, "promote", chosen, grounds)
+    record = _swap(catalog, live, "promote", chosen, grounds, emit)
     faults.point("promote.after_swap")
     return record
 
@@ -115,25 +117,23 @@ def rollback(
     to: str | None = None,
     *,
     reason: str | None = None,
-    steps: tuple[AliasRecord | None, AliasRecord | None] | None = None,
+    emit: Listener = ignore,
 ) -> AliasRecord:
-    """Move the alias back: to the release that served before this one, or to `to`.
-
-    `steps` is the result of `Catalog.last_steps`, if the caller has it.
+    """Move the alias back, to the release that served before this one or to `to`; emit `AliasMoved`.
 
     Raises:
         UsageError: nothing served before, or that release is gone.
         Conflict: another process moved the alias at this moment.
         IntegrityError: that release is not verified, or its data is not there.
     """
-    live, before = steps or catalog.last_steps()
+    live, before = catalog.last_steps()
     if live is None:
         raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
     if to == live.release.id:
         raise UsageError(f"release {to} is already live", None, "reembed history")
     held = {r.release.id: r.release for r in (live, before) if r is not None}
     target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
-    return _swap(catalog, live, "rollback", target, Grounds(reason))
+    return _swap(catalog, live, "rollback", target, Grounds(reason), emit)
 
 
 def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> Release:
@@ -181,7 +181,11 @@ def _release(catalog: Catalog, release_id: str, held: dict[str, Release]) -> Rel
 
 
 def follow(
-    catalog: Catalog, release: Release, *, decided_on: AliasRecord | None = None
+    catalog: Catalog,
+    release: Release,
+    *,
+    decided_on: AliasRecord | None = None,
+    emit: Listener = ignore,
 ) -> AliasRecord:
     """Move the alias to what the live release grew into by a catch-up: same model, newer documents.
 
@@ -205,11 +209,15 @@ def follow(
             f"{release.id} continues what was live before",
             "reembed status",
         )
-    return _advance(catalog, live, release)
+    return _advance(catalog, live, release, emit)
 
 
 def _advance(
-    catalog: Catalog, live: AliasRecord, release: Release, force: str | None = None
+    catalog: Catalog,
+    live: AliasRecord,
+    release: Release,
+    emit: Listener,
+    force: str | None = None,
 ) -> AliasRecord:
     """Swap to a release of the same line. Its index must reach the gate's ann_recall if live's does."""
     if _reach(catalog, release) <= _reach(catalog, live.release):
@@ -223,7 +231,8 @@ def _advance(
         fix = f"reembed promote {release.id} --force --reason 'WHY'     # or: {again}"
         complete.require_recall(catalog, release, required, fix)
     faults.point("promote.before_follow")
-    return _swap(catalog, live, "catch-up", release, Grounds(force, forced=force is not None))
+    grounds = Grounds(force, forced=force is not None)
+    return _swap(catalog, live, "catch-up", release, grounds, emit)
 
 
 def _reach(catalog: Catalog, release: Release) -> tuple[int, int]:
@@ -258,7 +267,12 @@ def _require_same_line(catalog: Catalog, decided: AliasRecord, live: AliasRecord
 
 
 def _swap(
-    catalog: Catalog, live: AliasRecord | None, action: Action, release: Release, grounds: Grounds
+    catalog: Catalog,
+    live: AliasRecord | None,
+    action: Action,
+    release: Release,
+    grounds: Grounds,
+    emit: Listener,
 ) -> AliasRecord:
     """Append the step, then look for gc's mark: gc may have marked the release at the same moment.
 
@@ -274,6 +288,8 @@ def _swap(
             f"{live.release.id} stays live",
             "reembed status",
         )
+    before = live.release.id if live else None
+    emit(AliasMoved(catalog.alias, action, record.generation, before, release.id))
     return record
 
 

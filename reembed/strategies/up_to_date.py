@@ -12,7 +12,7 @@ from reembed.engine.executor import Executor
 from reembed.errors import Conflict, SourceError
 from reembed.events import Listener
 from reembed.lifecycle.candidates import candidate, named, newest_of
-from reembed.lifecycle.moves import Moved, announce, behind, moved
+from reembed.lifecycle.moves import Moved, Steps, behind, moved
 from reembed.lifecycle.promote import Reasons, admissible, follow, promote
 from reembed.source.lag import Lag
 from reembed.strategies import catch_up as strategy
@@ -76,15 +76,16 @@ def promote_up_to_date(
             again = f"reembed promote {asked.id} --no-catch-up{reasons.flags}"
             fix = f"{again}     # documents changed since the build are missing"
             raise SourceError(error.what, error.why, fix) from error
+    steps = Steps(emit)
     record = promote(
         catalog,
         asked.id,
         force_reason=reasons.force,
         initial_reason=reasons.initial,
         decided_on=before,
+        emit=steps,
     )
-    announce(before, record, emit)
-    return moved(catalog, before, record)
+    return moved(catalog, record, steps.made)
 
 
 def catch_up_and_follow(
@@ -108,18 +109,15 @@ def catch_up_and_follow(
     newest = strategy.catch_up(
         config, newest, emit, executor=executor, retry_dead_letters=retry_dead_letters
     )
-    before, generation = catalog.live(), None
+    before, steps = catalog.live(), Steps(emit)
     serves = before is not None and before.release.origin == newest.origin
-    if before is not None and serves:
-        record = follow(catalog, newest, decided_on=began)
-        newest = record.release
-        if announce(before, record, emit):
-            generation = record.generation
+    if serves:
+        newest = follow(catalog, newest, decided_on=began, emit=steps).release
     return CaughtUp(
         alias=catalog.alias,
         before=asked.id,
         release=newest,
-        generation=generation,
+        generation=steps.made.generation if steps.made else None,
         serves=serves,
         behind=behind(catalog, newest),
     )

@@ -35,7 +35,7 @@ from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
 from reembed.evaluation.comparisons import Comparison, QueriesPlace
 from reembed.evaluation.terms import Asked, Terms
-from reembed.events import Ignored
+from reembed.events import Ignored, ignore
 from reembed.lifecycle import complete, moves, verification
 from reembed.lifecycle.promote import follow, promote
 from reembed.lifecycle.status import status
@@ -334,14 +334,15 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
     passing = pair.compare(Asked(True, 0.9, "any loss will do"))
     assert passing.verdict == "pass"
     assert [p.rpartition("/")[2] for p in pair.kept()] == [f"0000000{n}.json" for n in (1, 2, 3)]
-    step = promote(pair.catalog, pair.candidate.id)
+    steps = moves.Steps(ignore)
+    step = promote(pair.catalog, pair.candidate.id, emit=steps)
     kept = step.grounds.comparison
     assert (kept.number, kept.queries.count, kept.margin) == (3, 40, 0.9)
     assert [(e.queries.count, e.changed) for e in kept.earlier] == [
         (QUERIES, ()),
         (40, ("queries",)),
     ]
-    moved = text.text("promote", moves.moved(pair.catalog, None, step))
+    moved = text.text("promote", moves.moved(pair.catalog, step, steps.made))
     history = pair.said("history")
     for said in (moved, history):
         assert "comparison 3 of this model with this live line" in said

@@ -279,7 +279,7 @@ def results(words: str) -> dict[str, Any]:
         "search": SearchResult(moved.release, (words,), (hits,)),
         "history": History(words, (moved,)),
         "compare": comparison(words),
-        "promote": Moved(words, "promote", 1, words, moved.release, moved.grounds, behind),
+        "promote": Moved(words, "promote", 1, f"{words}-1", moved.release, moved.grounds, behind),
         "dead-letters": DeadLetters(words, 1, dead, finished=True),
         "status": Status(
             alias=words, live=moved, lag=behind, previous=moved.release,

@@ -354,7 +354,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
 def late_catch_up_moves_live_back(patch: Patch) -> None:
     """What it grew out of is still live in its line: that newer documents are there is not looked at."""
 
-    def backwards(catalog: Catalog, seen: Any, release: Any) -> Any:
+    def backwards(catalog: Catalog, seen: Any, release: Any, emit: Any) -> Any:
         if seen.release.id == release.id:
             return seen
         complete.require_complete(catalog, release)
@@ -362,7 +362,7 @@ def late_catch_up_moves_live_back(patch: Patch) -> None:
         now = catalog.require_live()
         if now.release.origin != release.origin:
             raise Conflict("moved to another line meanwhile")
-        return promote._swap(catalog, now, "catch-up", release, Grounds())
+        return promote._swap(catalog, now, "catch-up", release, Grounds(), emit)
 
     patch(promote, "_advance", backwards)
 
