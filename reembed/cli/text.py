@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reembed.config.settings import ResolvedConfig
     from reembed.evaluation.comparisons import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
-    from reembed.lifecycle.gc_plan import Collected
+    from reembed.lifecycle.gc_plan import Collected, Removable
     from reembed.lifecycle.moves import History, Moved
     from reembed.lifecycle.status import Candidate, OpenRun, Status
     from reembed.lifecycle.verification import Verified
@@ -315,8 +315,8 @@ def _gc(r: Collected) -> Lines:
     for run in plan.held_runs:
         give_up = f"gc --drop-run {run} gives it up"
         yield f"  keep    the table of run {run}, which is not finished     # {give_up}"
-    for x in plan.remove:
-        table = f"table {readable(x.table_bytes)}" if x.whole_table else f"its version of {x.table}"
+    for n, x in enumerate(plan.remove):
+        table = _going_table(x, plan.remove[:n])
         yield f"  {done} {x.release}  index {readable(x.index_bytes)}, {table}  {x.why}"
     yield from (f"  {done} what run {run} staged; it was given up" for run in plan.dropped_runs)
     yield from (f"  {done} {t}; only runs that were given up used it" for t in plan.tables)
@@ -334,6 +334,15 @@ def _gc(r: Collected) -> Lines:
         yield f"Nothing was removed; this would free {readable(plan.bytes)}."
         dropping = f"reembed gc --drop-run {r.drop_run} --yes"
         yield from _next(dropping if r.drop_run else "reembed gc --yes")
+
+
+def _going_table(x: Removable, listed: Sequence[Removable]) -> str:
+    """Return what goes of a release's table; its size stands once, at the first of its releases."""
+    if not x.whole_table:
+        return f"its version of {x.table}"
+    if any(x.table == before.table for before in listed):
+        return "its table is counted above"
+    return f"table {readable(x.table_bytes)}"
 
 
 def _config(r: ResolvedConfig) -> Lines:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from reembed import faults
@@ -66,11 +66,11 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
     gone = {table_tag(r.id) for r in dropped}
     proven = _proven_files(catalog, kept)
-    removable = [
+    removable = _counted_once(
         _removable(catalog, r, whole=r.table not in tables_kept)
         for r in releases
         if r.id not in reasons and not _is_gone(catalog, r)
-    ]
+    )
     going = {r.table for r in removable if r.whole_table}
     free = {t: listed for t, listed in files.items() if t not in held_tables | going and listed}
     shared, unused = sorted(free.keys() & tables_kept), sorted(free.keys() - tables_kept)
@@ -313,6 +313,16 @@ def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
         whole,
         table,
     )
+
+
+def _counted_once(listed: Iterable[Removable]) -> list[Removable]:
+    """Return the releases with the bytes of each table at the first of its releases: it goes once."""
+    counted: set[str] = set()
+    found = []
+    for item in listed:
+        found.append(replace(item, table_bytes=0) if item.table in counted else item)
+        counted.add(item.table)
+    return found
 
 
 def _untag(catalog: Catalog, table: str, tag: str) -> None:

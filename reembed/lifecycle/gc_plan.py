@@ -27,7 +27,10 @@ class Removable:
     whole_table: bool
     """No other release or unfinished run uses the table."""
     table_bytes: int
-    """What goes for certain: the whole table, or 0 where versions share files."""
+    """What goes for certain: the whole table, or 0 where versions share files.
+
+    Of several releases of one table the first has its bytes, the others 0: their sum is what is freed.
+    """
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from reembed.catalog.lease import driving
 from reembed.catalog.lines import begin
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, open_runs
+from reembed.cli.text import text
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
+from reembed.lifecycle.gc_plan import Collected
 from reembed.store.records import encode
-from reembed.store.storage import Storage
+from reembed.store.storage import Storage, readable
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -212,6 +214,29 @@ def test_bytes_of_a_table_count_where_all_of_it_goes(root):
     whole, part = (gc._removable(catalog, releases[1], whole=w) for w in (True, False))
     assert (whole.index_bytes, part.table_bytes) == (part.index_bytes, 0)
     assert whole.table_bytes == sum(s for _, s in catalog.storage.objects(f"{releases[1].table}/"))
+
+
+def test_the_bytes_of_a_table_count_once_for_several_of_its_releases(corpus, make_config):
+    uri = corpus(130)
+    config = make_config(uri, embed={"reuse": False})
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    for _ in range(3):
+        built = full_rebuild(config, Silent(), executor=Inline(), fresh=True)
+        catalog.append(catalog.live(), "promote", built)
+    for dim in (16, 24):
+        other = make_config(uri, encoder={"model": f"hashing:{dim}"})
+        built = full_rebuild(other, Silent(), executor=Inline())
+        catalog.append(catalog.live(), "promote", built)
+    planned = gc.plan(catalog, 1)
+    (table,) = {r.table for r in planned.remove}
+    places = [table, *(r.index for r in planned.remove)]
+    size = sum(n for place in places for _, n in catalog.storage.objects(f"{place}/"))
+    assert [r.whole_table for r in planned.remove] == [True] * 3
+    assert planned.bytes == size == sum(r.index_bytes + r.table_bytes for r in planned.remove)
+    said = text("gc", Collected(planned, (), False, None)).splitlines()
+    lines = [line for line in said if line.startswith("  remove")]
+    assert ["counted above" in line for line in lines] == [False, True, True]
+    assert f"table {readable(planned.remove[0].table_bytes)}" in lines[0]
 
 
 @pytest.mark.parametrize(
