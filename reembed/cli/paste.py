@@ -123,14 +123,19 @@ def _first_promotion(release: str) -> str:
     return f"reembed promote {release} --initial --reason 'the first release'"
 
 
+def _waiting(status: Status) -> list[tuple[str | None, str]]:
+    """Return verdict and id of each candidate, oldest first, but no older build of what is live."""
+    waiting = [(c.verdict, c.release) for c in status.older_candidates if not c.superseded]
+    return waiting + [(c.verdict, c.release.id) for c in status.candidates if not c.superseded]
+
+
 def _after_candidates(status: Status) -> str:
-    if not status.candidates:
+    waiting = _waiting(status)
+    if not waiting:
         return "reembed search 'some words'" if status.live else "reembed run"
     if not status.live:
         return _first_promotion(status.candidates[-1].release.id)
     left = status.rolled_back.release if status.rolled_back else None
-    waiting = [(c.verdict, c.release) for c in status.older_candidates]
-    waiting += [(c.verdict, c.release.id) for c in status.candidates]
     by_verdict = {verdict: release for verdict, release in waiting if release != left}
     if not by_verdict:
         return "reembed history"

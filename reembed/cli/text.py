@@ -139,6 +139,8 @@ def _status(r: Status) -> Lines:
 def _compared(c: Candidate) -> str:
     if c.verdict:
         return f"compared: {c.verdict}"
+    if c.superseded:
+        return "an older build of what is live"
     if c.compared_with:
         return f"compared with {', '.join(c.compared_with)}, which is no longer live"
     return "compared: not yet"

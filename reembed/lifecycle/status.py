@@ -5,7 +5,7 @@ Listings name all candidates with their verdicts and all open runs; only the new
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.journal import Figures, latest_figures
@@ -33,19 +33,22 @@ class Candidate:
     """Verdict of the newest comparison with what is live; None without one."""
     compared_with: tuple[str, ...]
     """Lines of the other releases that it was compared with."""
+    superseded: bool = False
+    """Whether its line was begun before live's, with the same settings: it is an older build of it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the release's summary and the verdict."""
-        compared = {"verdict": self.verdict, "compared_with": self.compared_with}
-        return asdict(self.release.summary()) | compared
+        """Return the release's summary, the verdict, and whether live supersedes it."""
+        shown = {name: value for name, value in vars(self).items() if name != "release"}
+        return asdict(self.release.summary()) | shown
 
 
 @dataclass(frozen=True)
 class OlderCandidate:
-    """A candidate whose record is not read: its id, and the verdict against what is live."""
+    """A candidate whose record is not read: its id, and what listings say of it."""
 
     release: str
     verdict: str | None
+    superseded: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def status(catalog: Catalog) -> Status:
     live = catalog.live()
     known = catalog.entries()
     waiting, runs = candidates(catalog, live, known), open_among(catalog.storage, known)
-    compared = comparisons.pairs(catalog)
+    compared, superseded = comparisons.pairs(catalog), _superseded(known, live)
     newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
     newest_runs = [_run(catalog, entry) for entry in runs[-_RUNS:]]
     stood, behind, undone = previous(catalog, live), None, None
@@ -161,9 +164,15 @@ def status(catalog: Catalog) -> Status:
         live=live,
         lag=behind,
         previous=catalog.release(stood.release) if stood else None,
-        candidates=tuple(_candidate(catalog, r, live, compared) for r in newest),
+        candidates=tuple(
+            replace(_candidate(catalog, r, live, compared), superseded=r.origin in superseded)
+            for r in newest
+        ),
         rolled_back=undone,
-        older_candidates=tuple(_older(catalog, r, live, compared) for r in older),
+        older_candidates=tuple(
+            replace(_older(catalog, r, live, compared), superseded=r.origin in superseded)
+            for r in older
+        ),
         retired=tuple(e.id for e in known if e.retired),
         # A run that was killed before it had a plan holds nothing.
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
@@ -182,6 +191,17 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
         return None
     step, undone = found
     return RolledBack(undone.release.id, step.at, step.grounds.reason)
+
+
+def _superseded(known: list[RunEntry], live: AliasRecord | None) -> set[str]:
+    """Return the lines that were begun before live's with its settings: older builds of its model."""
+    if live is None:
+        return set()
+    place = live.release.place
+    begun = [e.id for e in known if e.id == e.origin and e.place.settings == place.settings]
+    if place.origin not in begun:
+        return set()
+    return set(begun[: begun.index(place.origin)])
 
 
 def _with_live(

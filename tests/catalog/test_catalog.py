@@ -316,6 +316,31 @@ def test_status_names_every_candidate_with_its_verdict_however_many_there_are(ca
     assert named[-1].release.id == not_compared.id
 
 
+@pytest.mark.parametrize("others", [0, 6])
+def test_an_older_build_of_what_is_live_is_listed_and_not_what_comes_next(catalog, others):
+    """`others`: so many that it is among those whose records are not read."""
+    old = make_release(catalog, "old")
+    for n in range(others):
+        other = make_release(
+            catalog, f"o{n}", place=dataclasses.replace(place_of(f"o{n}"), settings="x")
+        )
+        waiting = other.id
+    live = make_release(catalog, "new")
+    promote(catalog, live.id, **FIRST)
+    found = status(catalog)
+    text = report.text("status", found, ())
+    assert "candidate  old" in text
+    if others:
+        assert text.endswith(f"Next: reembed compare --candidate {waiting}")
+    else:
+        assert text.endswith("Next: reembed search 'some words'")
+        assert found.candidates[0].to_json()["superseded"]
+    make_release(catalog, "fresh")
+    assert report.text("status", status(catalog), ()).endswith("compare --candidate fresh")
+    comparison(catalog, old, live)
+    assert report.text("status", status(catalog), ()).endswith("compare --candidate fresh")
+
+
 def kept(catalog: Catalog) -> list[str]:
     return [path for path, _ in catalog.storage.objects("comparisons/")]
 
