@@ -22,7 +22,8 @@ import reembed
 from reembed.errors import Interrupted, ReembedError
 from reembed.redact import plain, redacted, shown_override
 
-_DEFAULT_CONFIG = "reembed.yaml"
+DEFAULT_CONFIG = "reembed.yaml"
+"""Read where -c names no file."""
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _RESUMABLE = ("run", "catch-up")
 _INTERRUPTED = 130
@@ -69,7 +70,7 @@ def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any
     def verb(
         *, files: tuple[str, ...], overrides: tuple[str, ...], **options: Any
     ) -> tuple[Result, int]:
-        resolved = reembed.api.config(files or [_DEFAULT_CONFIG], overrides)
+        resolved = reembed.api.config(files or [DEFAULT_CONFIG], overrides)
         click.get_current_context().obj = resolved
         return function(config=resolved.config, **options)
 
@@ -120,7 +121,7 @@ def output(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any]:
         name = click.get_current_context().info_name or ""
         files = options.get("files", ())
         if name == "tune":  # its next command names its overlay, which leaves the default file out
-            files = files or [_DEFAULT_CONFIG]
+            files = files or [DEFAULT_CONFIG]
         given = [f"-c {shlex.quote(f)}" for f in files if "overrides" in options]
         given += [f"--set {shlex.quote(shown_override(o))}" for o in options.get("overrides", ())]
         try:

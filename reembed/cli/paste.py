@@ -85,6 +85,8 @@ def after_import(r: Imported) -> str:
     """Return the run of what was imported; the config names the model and the root."""
     from reembed.source.columns import likely_text, set_to
 
+    if _is_configured(r):
+        return "reembed run"
     columns = r.columns
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
     strings = [c for c in columns if r.types[c].endswith("string") and c != id_column]
@@ -94,6 +96,21 @@ def after_import(r: Imported) -> str:
     command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
     others = ", ".join(c for c in strings if c != text)
     return f"{command}     # or another column as text: {others}" if others else command
+
+
+def _is_configured(r: Imported) -> bool:
+    """Return whether the folder's config names this dataset and columns that it has: --set would override it."""
+    from reembed.api import config
+    from reembed.cli.command import DEFAULT_CONFIG
+    from reembed.source.columns import template_columns
+    from reembed.store.paths import absolute
+
+    try:
+        source = config([DEFAULT_CONFIG]).config.source
+        named = [source.id_column, *(template_columns(source.text) or [source.text])]
+        return absolute(source.uri) == absolute(r.uri) and set(named) <= set(r.columns)
+    except ReembedError:  # there is no config, or it is not a valid one
+        return False
 
 
 def after_run(release: Release, live: Release | None) -> str:

@@ -74,6 +74,29 @@ def test_import_of_latin_1_is_answered_with_a_conversion(here: Path, name: str) 
     assert "caf\u00e9" in (here / f"{name}-utf8.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        ({"uri": "s.lance", "text": "{title} {text}"}, []),
+        ({"uri": "s.lance", "text": "{title} {body}"}, ["source.text=text"]),
+        ({"uri": "s.lance", "id_column": "id"}, ["source.id_column=doc_id"]),
+        ({"uri": "another.lance"}, ["source.text=text", "source.id_column=doc_id"]),
+        (None, ["source.text=text", "source.id_column=doc_id"]),
+    ],
+)
+def test_the_run_after_an_import_leaves_a_config_that_names_it_as_it_is(
+    here: Path, source: dict[str, str] | None, given: list[str]
+) -> None:
+    file = here / "rows.jsonl"
+    file.write_text('{"doc_id": "a", "title": "wing", "text": "t"}\n')
+    if source is not None:
+        write_settings(here, source=source)
+    said = CliRunner().invoke(reembed_cli, ["import", str(file), "--to", "s.lance"]).output
+    (command,) = re.findall("^Next: (.*)$", said, re.MULTILINE)
+    assert (command == "reembed run") == (not given)
+    assert all(f"--set {setting}" in command for setting in given)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_or_model_folder_that_is_missing_is_answered_with_what_is_there(
     here: Path, name: str
