@@ -23,6 +23,9 @@ _CONFIGURED = (
 )  # fmt: skip
 """Verbs that take -c and --set."""
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
+_SETS = re.compile(r"--set '?([\w.]+)=")
+_OF_GC = "storage.keep"
+"""The setting that gc alone acts on."""
 _LABELLED = re.compile(
     r"""(\ *(?:fix|Next|or|Back):\ )    # what the command is for
         ((?:'[^']*'|"[^"]*"|[^'"])*?)  # the command; what it quotes holds no comment
@@ -63,14 +66,13 @@ def pasteable(lines: str, given: Sequence[str]) -> str:
 
 
 def _complete(line: str, given: Sequence[str]) -> str:
-    options = "".join(f" {g}" for g in given)
     if (labelled := _LABELLED.fullmatch(line)) is None:
-        return _completed(line, "`", options)
+        return _completed(line, "`", given)
     label, command, comment = labelled.groups()
-    return label + _completed(command, "^", options) + _completed(comment, r"\b", options)
+    return label + _completed(command, "^", given) + _completed(comment, r"\b", given)
 
 
-def _completed(words: str, before: str, options: str) -> str:
+def _completed(words: str, before: str, given: Sequence[str]) -> str:
     """Return the words with the options after each `reembed VERB` that follows the pattern `before`.
 
     At the beginning and in backquotes it is a command; elsewhere it may be part of a query.
@@ -78,7 +80,15 @@ def _completed(words: str, before: str, options: str) -> str:
     if _OF_A_RUN.search(words):
         return words
     verbs = "|".join(_CONFIGURED)
-    return re.sub(rf"{before}reembed ({verbs})\b", lambda m: m[0] + options, words)
+
+    def with_options(command: re.Match[str]) -> str:
+        set_anew, _, _ = words.partition(" -- ")  # what follows is a query
+        unused = {*_SETS.findall(set_anew)}
+        if command[1] not in ("gc", "config"):
+            unused.add(_OF_GC)
+        return command[0] + "".join(f" {g}" for g in given if not unused & {*_SETS.findall(g)})
+
+    return re.sub(rf"{before}reembed ({verbs})\b", with_options, words)
 
 
 def after_import(r: Imported) -> str:

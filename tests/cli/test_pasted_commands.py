@@ -693,3 +693,41 @@ def test_settings_that_were_given_go_into_each_command_that_has_none(fix, comple
     assert error_record(problem, given)["fix"] == completed
     said = error(problem, given)
     assert said.endswith(f"  `reembed status -c a.yaml` says more\n  fix: {completed}")
+
+
+@pytest.mark.parametrize(
+    ("fix", "completed"),
+    [
+        ("reembed run", "reembed run -c a.yaml --set encoder.model=foo:bar"),
+        ("reembed run --set encoder.model=x", "reembed run -c a.yaml --set encoder.model=x"),
+        (
+            "reembed run --set 'encoder.model=x y'",
+            "reembed run -c a.yaml --set 'encoder.model=x y'",
+        ),
+        (
+            "reembed search -- '--set encoder.model=x'",
+            "reembed search -c a.yaml --set encoder.model=foo:bar -- '--set encoder.model=x'",
+        ),
+        (
+            "reembed run --set encoder.dim=8",
+            "reembed run -c a.yaml --set encoder.model=foo:bar --set encoder.dim=8",
+        ),
+        (
+            "reembed gc --yes     # then: reembed status",
+            "reembed gc -c a.yaml --set encoder.model=foo:bar --set storage.keep=1 --yes"
+            "     # then: reembed status -c a.yaml --set encoder.model=foo:bar",
+        ),
+    ],
+)
+def test_a_setting_that_the_command_sets_anew_or_does_not_read_is_not_given_again(
+    fix, completed
+) -> None:
+    given = ["-c a.yaml", "--set encoder.model=foo:bar", "--set storage.keep=1"]
+    assert error_record(errors.ReembedError("what", None, fix), given)["fix"] == completed
+
+
+def test_a_model_that_is_given_and_refused_is_replaced_by_the_one_that_is_printed(inline) -> None:
+    settle(inline)
+    fix = ends("run", "--set", "encoder.model=foo:bar")
+    assert fix.count("--set encoder.model=") == 1
+    paste(inline, fix)
