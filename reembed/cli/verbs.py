@@ -21,9 +21,11 @@ from reembed.events import Working
 if TYPE_CHECKING:
     from reembed.config.settings import Config
 
-_EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 usage or config, 3 gate failed, 4 conflict (another
-promote or run won), 5 release too old (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM or
-because no node was left, 130 stopped by Ctrl-C (the same command resumes a run)."""
+_EXIT_CODES = """Exit codes: 0 done, 1 failed, or verify found a difference, 2 cannot be done as asked (usage,
+config, source, model), or verify could not finish, 3 gate failed, or not compared yet, 4 conflict (another
+promote or run won), 5 release too old (verify --fresh-within), 6 inconclusive, 75 stopped by SIGTERM, or no
+node is left, or the model's provider does not answer, 130 stopped by Ctrl-C. After 75 and 130, the same
+command resumes a run."""
 
 
 @click.group(

@@ -112,6 +112,14 @@ def test_result_says_where_it_is_from(result: Path) -> None:
     assert record.keys() >= FIGURES.get(result.stem, set())
 
 
+def test_the_page_of_measurements_names_the_records_that_are_older() -> None:
+    page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"The records of 23 November 2026 are (.*?); the others", page, re.S)
+    days = {result.stem: json.loads(result.read_text())["at"][:10] for result in RESULTS}
+    assert re.findall(r"`(\w+)`", named) == [n for n, day in days.items() if day == "2026-11-23"]
+    assert min(days.values()) == "2026-11-23"
+
+
 @pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
 def test_result_has_a_script_and_no_path_of_a_machine(result: Path) -> None:
     text = result.read_text()
