@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -34,6 +33,7 @@ from reembed.errors import (
     SpaceMismatch,
     TooManyDeadLetters,
 )
+from reembed.lifecycle import verification
 from reembed.lifecycle import verify as verify_module
 from reembed.lifecycle.verification import verify_release
 from reembed.lifecycle.verify import Subject, verify
@@ -249,15 +249,20 @@ def test_only_a_failed_read_means_that_a_release_could_not_be_verified(
         verify_again(build, release)
 
 
-def test_verify_waits_for_a_provider_as_long_as_the_config_says(build, endpoint):
+def test_verify_waits_for_a_provider_as_long_as_the_config_says(build, endpoint, monkeypatch):
     build()
     endpoint.fault = lambda texts: _busy()
-    embed = build.config.embed.model_copy(update={"stall_s": 0.1})
+    embed = build.config.embed.model_copy(update={"stall_s": 10})
     config = build.config.model_copy(update={"embed": embed})
-    started = time.monotonic()
-    with pytest.raises(ProviderBusy, match="did not answer") as failure:
+    waited = []
+
+    def patient(stall_s, fix):
+        return Patience(stall_s, fix, wait=waited.append, clock=lambda: 0.0)
+
+    monkeypatch.setattr(verification, "Patience", patient)
+    with pytest.raises(ProviderBusy, match="did not answer in 7 s") as failure:
         api.verify(config, sample=5)
-    assert time.monotonic() - started < 5
+    assert waited == [1.0, 2.0, 4.0]
     assert failure.value.fix.startswith("reembed verify --release ")
 
 

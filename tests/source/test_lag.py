@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lance
 import pytest
@@ -13,6 +14,7 @@ from releases import make_release
 from reembed.catalog.releases import Catalog, SourceRef
 from reembed.config.settings import Config
 from reembed.lifecycle.moves import roll_back
+from reembed.source import lag as lag_module
 from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, caught_up, lag, note, noted_place
@@ -138,15 +140,25 @@ def test_why_a_version_cannot_be_read_is_told_in_the_words_of_the_store(behind, 
     assert lag(catalog, release).why == f"{uri} cannot be read: TimeoutError"
 
 
+NOW = dt.datetime(2026, 11, 26, 12, tzinfo=dt.UTC)
+
+
+class Stopped(dt.datetime):
+    """A clock that stands at NOW."""
+
+    @classmethod
+    def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
+        assert tz is dt.UTC
+        return NOW
+
+
 @pytest.mark.parametrize(("ahead", "seconds"), [(5.0, 0.0), (-0.2, 0.2), (-7.0, 7.0)])
 def test_a_clock_that_runs_ahead_gives_no_negative_age(behind, monkeypatch, ahead, seconds):
     catalog, release, _ = behind
-
-    def written_after(newest, version):
-        return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=ahead)
-
-    monkeypatch.setattr(versions, "written_after", written_after)
-    assert lag(catalog, release).seconds == pytest.approx(seconds, abs=0.15)
+    written = NOW + dt.timedelta(seconds=ahead)
+    monkeypatch.setattr(versions, "written_after", lambda newest, version: written)
+    monkeypatch.setattr(lag_module, "dt", SimpleNamespace(datetime=Stopped, UTC=dt.UTC))
+    assert lag(catalog, release).seconds == seconds
 
 
 def test_seconds_count_from_the_first_version_that_the_release_lacks(behind, monkeypatch):
