@@ -136,9 +136,12 @@ class Throughput:
     mfu: float | None
     """Share of the device's matrix product; None if its peak is not known."""
     units_done: int
+    """Units, those of earlier attempts included."""
     units: int
     dead_letters: int
+    """Documents that could not be embedded in this attempt; `done` includes those of earlier attempts."""
     copied: int
+    """Vectors that were copied in this attempt."""
     startup_s: float
 
 

@@ -86,9 +86,35 @@ def test_every_event_is_one_line_for_people(event: Event, capsys: pytest.Capture
 
 
 def test_the_progress_line_says_when_it_ends_until_all_is_done():
-    assert "ETA 0m04s" in words(Progress(FIGURES, eta_s=4, waiting=None, last=False))
+    assert "ETA 4s" in words(Progress(FIGURES, eta_s=4, waiting=None, last=False))
     done = dataclasses.replace(FIGURES, done=20)
     assert "ETA" not in words(Progress(done, eta_s=1, waiting=None, last=True))
+
+
+def test_one_of_a_kind_is_counted_as_one():
+    planned = Planned(RUN, 1, 1, "a.lance", 1, True, "space", "model", 8)
+    assert "1 document of a.lance version 1 in 1 unit -> model" in words(planned)
+    assert words(Kept(1, 40)) == "kept, and not embedded again: 40 rows in 1 unit"
+    one = dataclasses.replace(FIGURES, actors=1, dead_letters=1)
+    said = words(Progress(one, eta_s=4, waiting=None, last=False))
+    assert "  1 actor " in said
+    assert said.endswith("  1 dead letter")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "1s"),
+        (4.2, "5s"),
+        (59.5, "1m00s"),
+        (61.0, "1m01s"),
+        (7_100.0, "1h58m"),
+        (3_600, "1h00m"),
+    ],
+)
+def test_how_long_a_release_is_behind_is_rounded_up(seconds: float, shown: str):
+    said = words(Behind(RUN, 1, 3, 1, seconds))
+    assert f"what changed in the last {shown} is not in it (at most 1 document)" in said
 
 
 @pytest.fixture

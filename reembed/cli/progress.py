@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import math
 import os
 import sys
 import threading
@@ -86,19 +87,21 @@ def _progress_parts(e: Progress) -> list[tuple[int, str]]:
     p = e.figures
     share = p.done / p.total
     full = int(share * _BAR)
+    rates = []
+    if p.docs_per_s:
+        rates = [(3, f"{p.docs_per_s:,.1f} docs/s"), (9, f"{p.tokens_per_s:,} tokens/s")]
     parts = [
         (10, "█" * full + "░" * (_BAR - full)),
         (4, f"{p.done:,}/{p.total:,}"),
         (0, f"{share:.1%}"),
-        (3, f"{p.docs_per_s:,.1f} docs/s"),
-        (9, f"{p.tokens_per_s:,} tokens/s"),
-        (7, f"{p.actors} actor(s) {p.busy:.0%} busy"),
+        *rates,
+        (7, f"{counted(p.actors, 'actor')} {p.busy:.0%} busy"),
         (8, f"units {p.units_done:,}/{p.units:,}"),
     ]
     if e.eta_s and p.done < p.total:
         parts.append((2, f"ETA {_duration(e.eta_s)}"))
     if p.dead_letters:
-        parts.append((5, f"{p.dead_letters} dead letters"))
+        parts.append((5, counted(p.dead_letters, "dead letter")))
     if e.waiting:
         parts.append((1, f"waiting: {e.waiting}"))
     return parts
@@ -125,7 +128,6 @@ _WORDS: dict[type[Event], str] = {
         "finishing units in progress, for at most {e.seconds:.0f} s;"
         " press Ctrl-C or send the signal again to stop now"
     ),
-    events.Kept: "{e.rows:,} rows in {e.units:,} units are kept and not embedded again",
     events.Sealed: (
         "{e.table} version {e.version}: {e.rows:,} rows in one commit, {e.dead_letters:,} dead letters"
     ),
@@ -139,11 +141,23 @@ def words(event: Event) -> str:
     return _WORDS[type(event)].format(e=event)
 
 
+def counted(number: int, name: str) -> str:
+    """Return a number with the name of what is counted: 1 unit, 2 units."""
+    if number == 1:
+        return f"1 {name}"
+    return f"{number:,} {name}s"
+
+
+@words.register
+def _(e: events.Kept) -> str:
+    return f"kept, and not embedded again: {counted(e.rows, 'row')} in {counted(e.units, 'unit')}"
+
+
 @words.register
 def _(e: events.Planned) -> str:
     line = (
-        f"run {e.run}: {e.documents:,} documents of {e.source} version {e.source_version}"
-        f" in {e.units:,} units -> {e.model} (space {e.space}, {e.dim} dimensions)"
+        f"run {e.run}: {counted(e.documents, 'document')} of {e.source} version {e.source_version}"
+        f" in {counted(e.units, 'unit')} -> {e.model} (space {e.space}, {e.dim} dimensions)"
     )
     if e.pinned:
         return line
@@ -229,7 +243,7 @@ def lag_words(lag: events.Behind | Lag) -> str:
     else:
         words += f"; what changed in the last {_duration(lag.seconds)} is not in it"
         if lag.documents is not None:
-            words += f" (at most {lag.documents:,} documents)"
+            words += f" (at most {counted(lag.documents, 'document')})"
     if lag.why:
         words += f" ({lag.why})"
     return words
@@ -265,7 +279,10 @@ def _set(value: Any) -> Any:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+    """Return a time in words, rounded up to at least a second."""
+    minutes, rest = divmod(max(1, math.ceil(seconds)), 60)
+    if not minutes:
+        return f"{rest}s"
     if minutes < 60:
         return f"{minutes}m{rest:02}s"
     return f"{minutes // 60}h{minutes % 60:02}m"

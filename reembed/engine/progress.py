@@ -43,9 +43,10 @@ def _rates(recent: list[_Finished], actors: int, at: float) -> tuple[float, floa
     """Return documents and tokens per second over `_recent` units.
 
     The time ends with the last unit, not now: units in progress are assumed to be as fast. The rate falls
-    only once none was finished for twice the longest time between two of them.
+    only once none was finished for twice the longest time between two of them. One unit gives no rate:
+    nothing is known yet of the time between two.
     """
-    if not recent:
+    if len(recent) < 2:
         return 0.0, 0.0
     if len(recent) <= actors:  # not every actor has finished one: the others go as these do
         units, span = recent, sum(u.actor_s for u in recent) / actors
@@ -164,7 +165,7 @@ class EmbedProgress:
 
     def _waiting(self, at: float) -> str | None:
         if self._first is None:
-            return f"{self._actors} actor(s) load the model and embed their first unit"
+            return "each actor loads the model and embeds its first unit"
         quiet = at - self._last
         if quiet > _QUIET_S:
             return f"no unit was finished for {quiet:.0f} s"

@@ -16,7 +16,7 @@ import pytest
 from inline import Silent
 
 from reembed.catalog.receipts import Receipt, UnitStats
-from reembed.cli.progress import Console
+from reembed.cli.progress import Console, words
 from reembed.engine.progress import EmbedProgress
 from reembed.events import Progress, Throughput, Working
 
@@ -26,7 +26,7 @@ FIGURES = Throughput(
     units_done=123, units=1_000, dead_letters=3, copied=0, startup_s=1.0,
 )  # fmt: skip
 UNDER_WAY = Progress(FIGURES, eta_s=7_100, waiting=None, last=False)
-LOADING = "16 actor(s) load the model and embed their first unit"
+LOADING = "each actor loads the model and embeds its first unit"
 
 
 class Terminal:
@@ -230,4 +230,18 @@ def test_before_any_unit_is_finished_nothing_is_made_up(clock: Clock):
     clock.now += 20.0
     now = progress.now()
     assert (now.figures.docs_per_s, now.eta_s) == (0.0, None)
-    assert "load the model" in now.waiting
+    assert now.waiting == LOADING
+
+
+def test_one_unit_gives_no_rate(clock: Clock):
+    """Its actor's seconds are all that is known: a small one would seem faster than the run can be."""
+    progress = progress_of(actors=1, units=2)
+    clock.now += 20.0
+    finish(progress, clock, 0.01)
+    now = progress.now()
+    assert (now.figures.docs_per_s, now.eta_s) == (0.0, None)
+    assert "/s" not in words(now)
+    clock.now += 2.0
+    finish(progress, clock, 0.01)
+    assert progress.now().figures.docs_per_s == 50.0
+    assert "50.0 docs/s" in words(progress.now())
