@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
-from reembed.cli.progress import lag_words
-from reembed.evaluation.report import choices, evidence, notes, told
+from reembed.cli.progress import counted, lag_words
+from reembed.evaluation.report import choices, evidence, metric_name, notes, told
 from reembed.redact import one_line
 from reembed.store.storage import readable
 
 if TYPE_CHECKING:
     from reembed.api import Built
     from reembed.catalog.releases import Grounds, Release
-    from reembed.catalog.reports import Difference
+    from reembed.catalog.reports import Difference, ReleaseSummary
     from reembed.config.settings import ResolvedConfig
     from reembed.evaluation.comparisons import Comparison
     from reembed.lifecycle.dead_letters import DeadLetters
@@ -94,15 +94,15 @@ def _tune(r: Tuned) -> Lines:
 
 def _run(r: Built) -> Lines:
     new = r.release
-    yield f"release {new.id}: {_counted(new)}, model {new.space.model} (space {new.space.id})"
+    yield f"release {new.id}: {_documents(new)}, model {new.space.model} (space {new.space.id})"
     yield from _next(after_run(new, r.live))
 
 
-def _counted(release: Release) -> str:
+def _documents(release: Release | ReleaseSummary) -> str:
     """Return the documents of a release, and its rows where they are more or fewer."""
     if release.documents == release.rows:
-        return f"{release.documents:,} documents"
-    return f"{release.documents:,} documents in {release.rows:,} rows"
+        return counted(release.documents, "document")
+    return f"{counted(release.documents, 'document')} in {counted(release.rows, 'row')}"
 
 
 def _lag(lag: Lag) -> Lines:
@@ -161,17 +161,18 @@ def _open_run(run: OpenRun) -> Lines:
 
 def _release(role: str, r: Release) -> str:
     return (
-        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {_counted(r)}"
+        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {_documents(r)}"
         f"  source version {r.source.version}"
     )
 
 
 def _verify(r: Verified) -> Lines:
     found = r.report
-    counted = (
-        f"{found.documents:,} documents, {found.rows:,} rows, {found.dead_letters:,} dead letters"
+    sizes = (
+        f"{counted(found.documents, 'document')}, {counted(found.rows, 'row')},"
+        f" {counted(found.dead_letters, 'dead letter')}"
     )
-    yield f"release {r.release}: {counted}"
+    yield f"release {r.release}: {sizes}"
     kinds = found.differences.items()
     yield from _table([(k, f"{d.count:,}", _examples(d)) for k, d in kinds], right=(1,))
     yield f"  {found.confidence}"
@@ -205,7 +206,7 @@ def _compare(c: Comparison) -> Lines:
         f" {c.queries.count:,} queries"
     )
     sides = (("candidate", new), ("live", live))
-    yield from _table([(n, s.model, f"{s.dim} dimensions", f"{s.rows:,} rows") for n, s in sides])
+    yield from _table([(n, s.model, f"{s.dim} dimensions", _documents(s)) for n, s in sides])
     yield ""
     yield from _table([*_metrics(c)], right=(1, 2))
     yield ""
@@ -224,7 +225,7 @@ def _metrics(c: Comparison) -> Iterator[tuple[str, ...]]:
         interval = f"({_signed(m.change.low)} .. {_signed(m.change.high)})"
         difference = f"{m.change.mean:+.3f} {interval}"
         shown = f"{m.worse:,} / {m.same:,} / {m.better:,}"
-        yield name, f"{m.live:.3f}", f"{m.candidate:.3f}", difference, shown
+        yield metric_name(name), f"{m.live:.3f}", f"{m.candidate:.3f}", difference, shown
     ann = c.ann_recall_at_10
     yield "ann_recall@10", f"{ann.live:.3f}", f"{ann.candidate:.3f}", "", ""
     yield "overlap@10", "", f"{c.overlap_at_10:.3f}", "(different is not worse)", ""
@@ -246,12 +247,12 @@ def _caught_up(r: CaughtUp) -> Lines:
         yield f"{new.id} is now live for {r.alias}, in place of {r.before}"
     else:
         yield f"{new.id} replaces {r.before}, which is not live"
-    yield f"  {_counted(new)}, {new.dead_letters:,} dead letters"
+    yield f"  {_documents(new)}, {counted(new.dead_letters, 'dead letter')}"
 
 
 def _dead_letters(r: DeadLetters) -> Lines:
     so_far = "" if r.finished else " so far"
-    count = f"{len(r.dead_letters):,} dead letters{so_far}"
+    count = f"{counted(len(r.dead_letters), 'dead letter')}{so_far}"
     yield f"{r.of}: {count}, of source version {r.source_version}"
     yield from (f"  {d.doc_id}  {d.reason}" for d in r.dead_letters)
     if r.dead_letters and r.finished:
@@ -281,7 +282,7 @@ def _moved(r: Moved) -> Lines:
 
 
 def _history(r: History) -> Lines:
-    yield f"{r.alias}: {len(r.steps)} steps"
+    yield f"{r.alias}: {counted(len(r.steps), 'step')}"
     rows = [
         (s.generation, s.at, s.action, s.release.id, s.release.space.model, f"by {s.by}", _why(s.grounds))
         for s in r.steps

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from reembed.evaluation.comparisons import Comparison
 
 
+_METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
+"""How people write a metric, where a record's key differs."""
+
+
 def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> str:
     """Return the comparison as one self-contained page: no script, nothing loaded, everything escaped."""
     import jinja2
@@ -24,7 +28,7 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
         undefined=jinja2.StrictUndefined,
     )
     allowed = {
-        rule.name.removesuffix(" change").lower(): rule.margin
+        rule.name.removesuffix(" change"): rule.margin
         for rule in comparison.rules
         if rule.margin is not None
     }
@@ -32,6 +36,7 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
     ends = [abs(end or 0) for c in changes for end in (c.low, c.high, c.mean)]
     return environment.get_template("report.html").render(
         c=comparison,
+        metrics={metric_name(key): m for key, m in comparison.metrics.items()},
         allowed=allowed,
         notes=[
             *notes(comparison),
@@ -45,6 +50,11 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
         log=log,
         scale=max(0.05, *ends, *allowed.values()) * 1.15,
     )
+
+
+def metric_name(key: str) -> str:
+    """Return a metric's name as people write it: nDCG@10 for the key ndcg@10."""
+    return _METRICS.get(key, key)
 
 
 def choices(c: Comparison) -> list[str]:
@@ -76,8 +86,8 @@ def evidence(compared: Comparison | Evidence) -> list[str]:
     """Return what a reader must know of how a comparison came about."""
     lines = [changed_words(change) for change in compared.changes]
     if earlier := compared.earlier:
-        count = len(earlier) + 1
-        lines.append(f"comparison {count} of this model with this live line; before:")
+        against = "the same live release, or with another of its line"
+        lines.append(f"earlier comparisons of this model with {against}: {len(earlier)}")
         lines += [f"  {told(summary)}" for summary in earlier]
     return lines
 
@@ -99,8 +109,8 @@ def told(summary: ComparisonSummary) -> str:
     changed = f", {' and '.join(summary.changed)} changed" if summary.changed else ""
     queries = f"{summary.queries.count:,} queries ({summary.queries.sha256[:12]})"
     return (
-        f"{summary.at}  {summary.verdict}  on {queries}, margin {_margin(summary.margin)}{changed}"
-        f"  {summary.candidate}  by {summary.by}"
+        f"{summary.at}  {summary.verdict}  candidate {summary.candidate}  on {queries},"
+        f" margin {_margin(summary.margin)}{changed}  by {summary.by}"
     )
 
 
@@ -120,4 +130,4 @@ def notes(c: Comparison) -> list[str]:
 
 
 def _margin(margin: float | None) -> str:
-    return "0.01 or 2 % of live" if margin is None else f"{margin:g}"
+    return "0.01 (or 2 % of live's value if that is more)" if margin is None else f"{margin:g}"

@@ -47,6 +47,8 @@ from reembed.strategies.full_rebuild import full_rebuild
 PLANNED = Asked()
 CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DOCUMENTS, QUERIES = 240, 52
+DEFAULT_MARGIN = "0.01 (or 2 % of live's value if that is more)"
+SAME_LIVE = "the same live release, or with another of its line"
 ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
 
 
@@ -218,7 +220,9 @@ def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_
         assert f"changed from {QUERIES} queries" in said
         assert "the judges corrected them" in said
     verdict = before.verdict
-    assert f"{verdict}  on {QUERIES} queries" in text.text("compare", record)
+    assert f"{verdict}  candidate {pair.candidate.id}  on {QUERIES} queries" in text.text(
+        "compare", record
+    )
     assert f'<td class="{verdict}">{verdict}</td><td class="n">{QUERIES}</td>' in page
 
 
@@ -345,10 +349,23 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
     moved = text.text("promote", moves.moved(pair.catalog, step, steps.made))
     history = pair.said("history")
     for said in (moved, history):
-        assert "comparison 3 of this model with this live line" in said
-        assert f"on {QUERIES} queries" in said
+        assert f"earlier comparisons of this model with {SAME_LIVE}: 2" in said
+        assert f"candidate {pair.candidate.id}  on {QUERIES} queries" in said
         assert "any loss will do" in said
-        assert "changed from margin 0.01 or 2 % of live to margin 0.9" in said
+        assert f"changed from margin {DEFAULT_MARGIN} to margin 0.9" in said
+
+
+def test_metrics_have_one_spelling_for_people_and_documents_are_called_so(pair):
+    record = pair.compare()
+    said, page = text.text("compare", record), Path(record.report).read_text()
+    assert {"ndcg@10", "mrr@10"} <= record.to_json()["metrics"].keys()
+    for shown in (said, page):
+        assert ("ndcg@10" in shown, "mrr@10" in shown) == (False, False)
+        assert "MRR@10" in shown
+    assert re.search(r"^  nDCG@10 +\d", said, re.M)
+    assert len(re.findall(rf"dimensions +{DOCUMENTS} documents$", said, re.M)) == 2
+    assert page.count("allowed loss</tspan>") + page.count(">allowed loss ") == 2
+    assert f"<tr><th>documents</th><td>{DOCUMENTS}, " in page
 
 
 def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
@@ -425,7 +442,7 @@ def test_a_forced_promotion_tells_of_the_comparisons_that_it_overrules(pair):
     step = promote(pair.catalog, pair.candidate.id, force_reason="we must")
     assert (step.grounds.forced, step.grounds.comparison.verdict) == (True, failed.verdict)
     assert len(step.grounds.comparison.earlier) == 1
-    assert "comparison 2 of this model" in pair.said("history")
+    assert f"earlier comparisons of this model with {SAME_LIVE}: 1" in pair.said("history")
 
 
 def test_a_kept_comparison_of_another_form_is_refused_and_never_a_traceback(pair):
@@ -915,7 +932,7 @@ def test_a_comparison_with_what_no_longer_serves_says_with_what(pair):
 def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair):
     assert pair.compare().verdict != "pass"
     said = pair.said("compare", "--margin", "0.9", "--reason", "quality is not why we move")
-    assert "changed from margin 0.01 or 2 % of live to margin 0.9 by " in said
+    assert f"changed from margin {DEFAULT_MARGIN} to margin 0.9 by " in said
     step = promote(pair.catalog, pair.candidate.id)
     (change,) = step.grounds.comparison.changes
     assert (change.before, change.after) == (GateMargin(None), GateMargin(0.9))
