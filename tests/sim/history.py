@@ -729,7 +729,8 @@ class History:
             if live is not None and self._expected(live.release) != _usable(newest):
                 self.model.violations.append("live has not caught up with the source")
             planned = gc.plan(self.catalog, 2)
-            waiting = {c.id for c in candidates(self.catalog, live)}
+            left_behind = gc._left_behind(self.catalog.log())
+            waiting = {c.id for c in candidates(self.catalog, live) if c.origin not in left_behind}
             if lost := waiting & {r.release for r in planned.remove}:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
