@@ -14,11 +14,12 @@ from releases import FIRST, SPACE, comparison, make_release, place_of, sha256, v
 from reembed import errors
 from reembed.catalog import lines
 from reembed.catalog.alias import who
-from reembed.catalog.lease import driving, is_driven, read_lease
+from reembed.catalog.lease import Worker, driving, is_driven, read_lease, workers
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.cli import text as report
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
+from reembed.evaluation.comparisons import Rule
 from reembed.lifecycle import gc
 from reembed.lifecycle.candidates import candidates
 from reembed.lifecycle.promote import promote, rollback
@@ -381,6 +382,34 @@ def test_a_lease_on_another_machine_counts_while_its_beat_moves(tmp_path):
         0.2, lambda: run.storage.write(run.path("leases/00000001.json"), {**FAR, "beat": 2})
     ).start()
     assert is_driven(run, watch_s=0.6)
+
+
+def test_a_lease_that_vanishes_while_its_beat_is_watched_drives_nothing(tmp_path, monkeypatch):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    run.storage.write(run.path("leases/00000001.json"), FAR)
+    answers = iter([["00000001.json"]])
+    monkeypatch.setattr(Run, "numbered", lambda self, folder: next(answers, []))
+    assert not is_driven(run, watch_s=0.2)
+
+
+def test_a_worker_that_ends_while_workers_are_listed_is_none_of_them(tmp_path, monkeypatch):
+    run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
+    names = [f"{n:032x}.json" for n in range(2)]
+    monkeypatch.setattr(Storage, "names", lambda self, prefix: names)
+    mine = Worker(names[0][:32], "u", 1, "", "", "", os.getpid(), "now")
+    run.storage.write(run.path(f"workers/{names[0]}"), encode(mine))
+    assert workers(run) == [mine]
+
+
+def test_a_refusal_names_the_rules_that_failed_and_no_other(catalog):
+    a = make_release(catalog, "a")
+    promote(catalog, "a", **FIRST)
+    b = make_release(catalog, "b")
+    rules = (Rule("nDCG@10 change", "fail", "it lost .3"), Rule("recall@10", "pass", "it is fine"))
+    comparison(catalog, b, a, "fail", rules=rules)
+    with pytest.raises(GateFailed) as refused:
+        promote(catalog, "b")
+    assert refused.value.why == "it lost .3"
 
 
 def test_a_release_that_gc_marked_is_listed_once(catalog):

@@ -7,11 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import bert_model, static_model
 
 from reembed import encoders
 from reembed.config.settings import EncoderConfig
+from reembed.encoders.local import files
 from reembed.encoders.local.files import _default_modules, _foreign_files, read_layout
 from reembed.encoders.local.json_files import read_json
 from reembed.errors import EncoderError
@@ -397,3 +399,8 @@ def test_files_that_a_library_takes_and_then_fails_on_are_refused(tmp_path, file
     setting(folder / file, **change)
     with pytest.raises(EncoderError, match=str(folder)):
         load(folder)
+
+
+def test_a_device_without_memory_is_not_a_model_that_cannot_be_used():
+    with pytest.raises(torch.OutOfMemoryError), files.refusing("the model cannot be loaded"):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -21,6 +21,7 @@ from reembed.catalog.lines import Place
 from reembed.catalog.plan import EmbedRange, Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EncoderConfig, FrozenGate, IndexConfig
+from reembed.encoders.base import Embedded, EncoderStats
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.sentence import SentenceEncoder
 from reembed.engine import attempts
@@ -443,3 +444,15 @@ def test_only_the_driver_that_was_asked_to_end_drains(job):
     made.drain()
     assert made.is_draining
     assert not other.is_draining
+
+
+def test_what_a_unit_took_counts_all_of_its_parts():
+    """A unit is embedded in parts where its provider was busy in between."""
+    rows = pa.table({units.ERROR: pa.array([None, None], pa.string())})
+    unit = units._Unit.begin(rows, 1)
+    vector = np.ones((1, 1), np.float32)
+    for row in range(2):
+        part = Embedded(vector, stats=EncoderStats(tokens=3, flop=1.5))
+        unit.take(np.array([row]), part)
+    assert (unit.stats.tokens, unit.stats.flop) == (6, 3.0)
+    assert not len(unit.todo)
