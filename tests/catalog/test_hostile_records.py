@@ -223,7 +223,7 @@ def kind_of(path: str) -> str:
 def test_no_field_of_a_record_ends_in_a_traceback(root):
     """Each reader alone: a field that it needs is named, and nothing but our errors is raised."""
     silent: dict[str, set[str]] = {}
-    named = set()
+    named, placeless = set(), set()
     for path, reader in readers(root).items():
         reader(root)
         record, whole = root.read(path), (root.folder / path).read_bytes()
@@ -235,6 +235,8 @@ def test_no_field_of_a_record_ends_in_a_traceback(root):
                 except ReembedError as error:
                     if path in str(error) and str(at[-1]) in str(error):
                         named.add((kind_of(path), how))
+                    elif how == "missing" and len(at) == 1:
+                        placeless.add((kind_of(path), at[0]))
                 else:
                     if how == "missing" and len(at) == 1:
                         silent.setdefault(kind_of(path), set()).add(at[0])
@@ -242,6 +244,7 @@ def test_no_field_of_a_record_ends_in_a_traceback(root):
     assert {kind: silent.get(kind, set()) & needed for kind, needed in NEEDED.items()} == {
         kind: set() for kind in NEEDED
     }
+    assert placeless == set()
     kinds = {kind_of(path) for path in readers(root)}
     assert kinds == NEEDED.keys()
     assert {kind for kind, how in named if how == "missing"} == kinds

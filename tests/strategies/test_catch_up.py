@@ -172,6 +172,17 @@ def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
     assert (again.rows, again.dead_letters) == (300, 0)
 
 
+def test_a_finished_catch_up_tries_no_dead_letters_that_nobody_asked_for(
+    failing, quiet, monkeypatch
+):
+    uri, config, first = failing
+    change(uri, "d00100")
+    with killed_after_its_plan(monkeypatch):
+        catch_up(config, first, quiet, executor=Inline())
+    again = catch_up(config, first, quiet, executor=Inline())
+    assert (again.rows, again.dead_letters) == (298, 2)
+
+
 def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(
     failing, quiet, monkeypatch
 ):
