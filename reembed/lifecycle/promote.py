@@ -141,8 +141,8 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
     if stood is None:
         raise UsageError(
             f"{catalog.alias} has nothing to roll back to",
-            f"{live.release.id} is the oldest release",
-            "reembed history",
+            f"nothing else served before {live.release.id}, or all of it was rolled back from",
+            "reembed history     # `reembed rollback --to RELEASE` goes to any that served and is kept",
         )
     name = stood.release
     if (newest := newest_by_line(catalog.entries()).get(stood.origin)) is not None:
