@@ -43,8 +43,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     """Return what gc would do; nothing is changed.
 
     It keeps live, what rollback goes back to, what the last one left, the `keep` releases that served
-    last, candidates, and what unfinished runs other than `dropping` may need. A candidate that was
-    rolled back from stays until another promotion.
+    last, every candidate that status shows, and what unfinished runs other than `dropping` may need.
 
     Raises:
         IntegrityError: a record names what another run or release made.
@@ -278,20 +277,11 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         reasons.setdefault(release_id, why)
     for release in stack:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
-    left_behind = _left_behind(steps)
-    for waiting in candidates(catalog, live):
-        if waiting.origin not in left_behind:
-            reasons.setdefault(waiting.id, "candidate")
+    for waiting in candidates(catalog, live):  # what status offers, also what was rolled back from
+        reasons.setdefault(waiting.id, "candidate")
     if (left := _left_by_rollback(catalog, live)) is not None:
         reasons.setdefault(left.id, "rolled back from: the way back names it")
     return reasons
-
-
-def _left_behind(steps: list[AliasRecord]) -> set[str]:
-    """Return the lines that served before the last promotion and not since: a rollback ended them."""
-    last = max((n for n, step in enumerate(steps) if step.action == "promote"), default=0)
-    before, since = steps[:last], steps[last:]
-    return {s.release.origin for s in before} - {s.release.origin for s in since}
 
 
 def _left_by_rollback(catalog: Catalog, live: AliasRecord | None) -> Release | None:

@@ -209,14 +209,6 @@ def test_what_the_last_rollback_left_stays_for_the_way_back_that_it_prints(root)
     assert catalog.live().release == releases[2]
 
 
-def test_what_was_rolled_back_from_goes_once_something_else_was_promoted(root):
-    catalog, releases, _ = root
-    catalog.append(catalog.live(), "rollback", releases[1])
-    assert releases[2].id in {k.release for k in gc.plan(catalog, 1).keep}
-    catalog.append(catalog.live(), "promote", releases[0])
-    assert [r.release for r in gc.plan(catalog, 1).remove] == [releases[2].id]
-
-
 def test_what_gc_was_removing_when_a_promotion_met_it_still_goes(root):
     """Such a promotion undoes itself by a rollback, which offers no way back."""
     catalog, releases, _ = root

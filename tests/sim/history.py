@@ -729,8 +729,7 @@ class History:
             if live is not None and self._expected(live.release) != _usable(newest):
                 self.model.violations.append("live has not caught up with the source")
             planned = gc.plan(self.catalog, 2)
-            left_behind = gc._left_behind(self.catalog.log())
-            waiting = {c.id for c in candidates(self.catalog, live) if c.origin not in left_behind}
+            waiting = {c.id for c in candidates(self.catalog, live)}
             if lost := waiting & {r.release for r in planned.remove}:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
