@@ -11,7 +11,7 @@ from itertools import islice
 from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
-from reembed.catalog.releases import AliasRecord, Catalog, Release, SourceRef
+from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
@@ -42,8 +42,8 @@ class _Cleared:
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     """Return what gc would do; nothing is changed.
 
-    It keeps live, what rollback goes back to, what the last one left, the `keep` releases that served
-    last, every candidate that status shows, and what unfinished runs other than `dropping` may need.
+    It keeps live, what rollback goes back to, the `keep` releases that served last, candidates, and
+    what unfinished runs other than `dropping` may need.
 
     Raises:
         IntegrityError: a record names what another run or release made.
@@ -277,20 +277,11 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         reasons.setdefault(release_id, why)
     for release in stack:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
-    for waiting in candidates(catalog, live):  # what status offers, also what was rolled back from
-        reasons.setdefault(waiting.id, "candidate")
-    if (left := _left_by_rollback(catalog, live)) is not None:
-        reasons.setdefault(left.id, "rolled back from: the way back names it")
+    served = {record.release.origin for record in steps}
+    for waiting in candidates(catalog, live):
+        if waiting.origin not in served:
+            reasons.setdefault(waiting.id, "candidate")
     return reasons
-
-
-def _left_by_rollback(catalog: Catalog, live: AliasRecord | None) -> Release | None:
-    """Return the release that the last rollback left, which `rollback --to` makes live again."""
-    if live is None or (found := catalog.rolled_back(live)) is None:
-        return None
-    _, undone = found
-    # A mark is final here: a promotion that met it was undone by a rollback, and the data is going.
-    return None if catalog.is_retired(undone.release) else undone.release
 
 
 def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:

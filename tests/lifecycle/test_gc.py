@@ -18,8 +18,6 @@ from reembed.cli.text import text
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
 from reembed.lifecycle.gc_plan import Collected
-from reembed.lifecycle.promote import rollback
-from reembed.lifecycle.status import status
 from reembed.store.records import encode
 from reembed.store.storage import Storage, readable
 from reembed.strategies.catch_up import catch_up
@@ -180,45 +178,6 @@ def test_a_release_that_became_needed_after_the_listing_stays(root):
     assert not catalog.is_retired(releases[0])
     assert files(catalog.storage, f"{releases[0].table}/data/")
     assert files(catalog.storage, f"{releases[0].index}/")
-
-
-def test_what_status_offers_stays_also_if_its_line_has_served(root):
-    """Rolled back from, then caught up: never live itself, and what status says to promote next."""
-    catalog, releases, interrupted = root
-    for release in releases[1::-1]:
-        catalog.append(catalog.live(), "rollback", release)
-    assert [c.release for c in status(catalog).candidates] == releases[1:]
-    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
-    newer = catch_up(interrupted.config(32), releases[2], Silent(), executor=Inline())
-    offered = {c.release.id for c in status(catalog).candidates}
-    assert offered == {releases[1].id, newer.id}
-    planned = gc.plan(catalog, 1)
-    assert {k.release: k.why for k in planned.keep if k.why == "candidate"}.keys() >= {newer.id}
-    assert offered <= {k.release for k in planned.keep}
-    gc.apply(catalog, planned, 1)
-    assert {c.release.id for c in status(catalog).candidates} == offered
-
-
-def test_what_the_last_rollback_left_stays_for_the_way_back_that_it_prints(root):
-    catalog, releases, interrupted = root
-    catalog.append(catalog.live(), "rollback", releases[1])
-    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
-    catch_up(interrupted.config(32), releases[2], Silent(), executor=Inline())
-    gc.apply(catalog, gc.plan(catalog, 1), 1)
-    rollback(catalog, releases[2].id)
-    assert catalog.live().release == releases[2]
-
-
-def test_what_gc_was_removing_when_a_promotion_met_it_still_goes(root):
-    """Such a promotion undoes itself by a rollback, which offers no way back."""
-    catalog, releases, _ = root
-    catalog.mark_retired(releases[0].id)
-    before = catalog.live()
-    met = catalog.append(before, "promote", releases[0])
-    catalog.append(met, "rollback", releases[2], back_to=before)
-    planned = gc.plan(catalog, 1)
-    assert [r.release for r in planned.remove] == [releases[0].id]
-    assert [r.release for r in gc.apply(catalog, planned, 1)] == [releases[0].id]
 
 
 def test_files_that_the_records_of_any_kept_release_name_are_proven(root):

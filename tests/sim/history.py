@@ -729,7 +729,9 @@ class History:
             if live is not None and self._expected(live.release) != _usable(newest):
                 self.model.violations.append("live has not caught up with the source")
             planned = gc.plan(self.catalog, 2)
+            served = {record.release.origin for record in self.catalog.log()}
             waiting = {c.id for c in candidates(self.catalog, live)}
+            waiting -= {newest_of(self.catalog, self.catalog.release(o)).id for o in served}
             if lost := waiting & {r.release for r in planned.remove}:
                 self.model.violations.append(f"gc would take what waits to be promoted: {lost}")
             if all(r.result() is not None for r in find_runs(self.catalog.storage, "docs")):
