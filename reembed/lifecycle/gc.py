@@ -42,8 +42,8 @@ class _Cleared:
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     """Return what gc would do; nothing is changed.
 
-    It keeps live, what rollback goes back to, the `keep` releases that served last, candidates, and
-    what unfinished runs other than `dropping` may need.
+    It keeps live, what rollback goes back to, the `keep` releases that served last, what all of these
+    grew into, candidates, and what unfinished runs other than `dropping` may need.
 
     Raises:
         IntegrityError: a record names what another run or release made.
@@ -269,13 +269,15 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
     whys = ("live", "previous: rollback goes here")
     reasons = {r.id: why for r, why in zip(stack, whys, strict=False)}
+    kept = list(stack)
     for record in reversed(steps):
         if len(reasons) < keep and not _is_gone(catalog, record.release):
             why = f"one of the last {keep} live releases (storage.keep)"
             reasons.setdefault(record.release.id, why)
+            kept.append(record.release)
     for release_id, why in _needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
-    for release in stack:
+    for release in kept:
         reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
     served = {record.release.origin for record in steps}
     for waiting in candidates(catalog, live):

@@ -18,6 +18,7 @@ from reembed.cli.text import text
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
 from reembed.lifecycle.gc_plan import Collected
+from reembed.lifecycle.status import status
 from reembed.store.records import encode
 from reembed.store.storage import Storage, readable
 from reembed.strategies.catch_up import catch_up
@@ -178,6 +179,18 @@ def test_a_release_that_became_needed_after_the_listing_stays(root):
     assert not catalog.is_retired(releases[0])
     assert files(catalog.storage, f"{releases[0].table}/data/")
     assert files(catalog.storage, f"{releases[0].index}/")
+
+
+def test_what_grew_out_of_a_kept_release_stays_with_it(root):
+    """Rolled back from, then caught up: status shows it as a candidate."""
+    catalog, releases, interrupted = root
+    catalog.append(catalog.live(), "rollback", releases[1])
+    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
+    newer = catch_up(interrupted.config(32), releases[2], Silent(), executor=Inline())
+    assert newer.id in {c.release.id for c in status(catalog).candidates}
+    gc.apply(catalog, gc.plan(catalog, 3), 3)
+    assert newer.id in {c.release.id for c in status(catalog).candidates}
+    assert [r.release for r in gc.plan(catalog, 1).remove] == [releases[2].id, newer.id]
 
 
 def test_files_that_the_records_of_any_kept_release_name_are_proven(root):
