@@ -15,7 +15,7 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
-from reembed.lifecycle.candidates import candidates, newest_of
+from reembed.lifecycle.candidates import candidates, newest_by_line
 from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
@@ -269,16 +269,18 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
     whys = ("live", "previous: rollback goes here")
     reasons = {r.id: why for r, why in zip(stack, whys, strict=False)}
-    kept = list(stack)
+    kept = {r.id: r for r in stack}
     for record in reversed(steps):
         if len(reasons) < keep and not _is_gone(catalog, record.release):
             why = f"one of the last {keep} live releases (storage.keep)"
             reasons.setdefault(record.release.id, why)
-            kept.append(record.release)
+            kept[record.release.id] = record.release
     for release_id, why in _needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
-    for release in kept:
-        reasons.setdefault(newest_of(catalog, release).id, f"{release.id}, caught up")
+    newest = newest_by_line(catalog.entries())
+    for release in kept.values():
+        if (grown := newest.get(release.origin)) is not None:
+            reasons.setdefault(grown.id, f"{release.id}, caught up")
     served = {record.release.origin for record in steps}
     for waiting in candidates(catalog, live):
         if waiting.origin not in served:
