@@ -160,6 +160,10 @@ def _resumable(verb: str) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, ended)
     try:
         yield
+    except RuntimeError as error:  # Python 3.11 wraps what a signal raises while a class is made
+        if isinstance(error.__cause__, Interrupted):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

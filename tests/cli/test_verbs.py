@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from reembed.catalog.releases import Catalog
+from reembed.cli.command import _resumable
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.engine.ray_executor import RayExecutor
+from reembed.errors import Interrupted
 from reembed.lifecycle.promote import promote
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
@@ -161,3 +165,16 @@ def test_what_was_imported_without_pandas_works_with_pandas_afterwards():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "[1, 2] 3\n"
+
+
+def test_sigterm_while_a_class_is_made_is_an_interruption():
+    """As in an import: Python 3.11 wraps what is raised there."""
+
+    class Named:
+        def __set_name__(self, owner: type, name: str) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted), _resumable("run"):
+        type("Made", (), {"field": Named()})
+    with pytest.raises(RuntimeError, match="a bug"), _resumable("run"):
+        raise RuntimeError("a bug")
