@@ -8,7 +8,7 @@ gets the same number of units.
 `efficiency` is documents/s against so many times those of the fewest actors, from the first unit to
 the last: many processes that load one after the other on few cores are in it. `steady_busy` is the
 share of the actors' time in which their models work, from when the last of them has its first unit
-to when the last unit is begun: start and tail apart. Then documents/s by the documents of a unit.
+to when the last unit is started: start and tail apart. Then documents/s by the documents of a unit.
 """
 
 from __future__ import annotations
@@ -174,12 +174,12 @@ def _job(
 def _steady(root: Path, actors: int) -> float | None:
     """Share of the actors' time in which a model works while all are there and units are left.
 
-    None: the last actor came after the last unit was begun.
+    None: the last actor came after the last unit was started.
     """
     units = [json.loads(f.read_text())["stats"] for f in root.glob("runs/*/units/*.json")]
-    begun = sorted(unit["started_at"] for unit in units)
+    starts = sorted(unit["started_at"] for unit in units)
     since = max(u["started_at"] for u in units if not u["waited_s"])
-    until = begun[-1]
+    until = starts[-1]
     if until <= since:
         return None
     worked = sum(

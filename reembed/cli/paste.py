@@ -119,7 +119,7 @@ def _is_configured(r: Imported) -> bool:
         source = config([DEFAULT_CONFIG]).config.source
         named = [source.id_column, *(template_columns(source.text) or [source.text])]
         return absolute(source.uri) == absolute(r.uri) and set(named) <= set(r.columns)
-    except ReembedError:  # there is no config, or it is not a valid one
+    except ReembedError:  # no config in this folder, or an invalid one
         return False
 
 

@@ -5,7 +5,7 @@ Listings name all candidates with their verdicts and all open runs; only the new
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.journal import Figures, latest_figures
@@ -34,7 +34,7 @@ class Candidate:
     compared_with: tuple[str, ...]
     """Lines of the other releases that it was compared with."""
     superseded: bool = False
-    """Whether its line was begun before live's, with the same settings: it is an older build of it."""
+    """Whether live has the same settings and was started later: this is an older build of the same model."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the release's summary, the verdict, and whether live supersedes it."""
@@ -164,15 +164,9 @@ def status(catalog: Catalog) -> Status:
         live=live,
         lag=behind,
         previous=catalog.release(stood.release) if stood else None,
-        candidates=tuple(
-            replace(_candidate(catalog, r, live, compared), superseded=r.origin in superseded)
-            for r in newest
-        ),
+        candidates=tuple(_candidate(catalog, r, live, compared, superseded) for r in newest),
         rolled_back=undone,
-        older_candidates=tuple(
-            replace(_older(catalog, r, live, compared), superseded=r.origin in superseded)
-            for r in older
-        ),
+        older_candidates=tuple(_older(catalog, r, live, compared, superseded) for r in older),
         retired=tuple(e.id for e in known if e.retired),
         # A run that was killed before it had a plan holds nothing.
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
@@ -194,14 +188,14 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
 
 
 def _superseded(known: list[RunEntry], live: AliasRecord | None) -> set[str]:
-    """Return the lines that were begun before live's with its settings: older builds of its model."""
+    """Return the lines that were started before live's, with the same settings: older builds of its model."""
     if live is None:
         return set()
     place = live.release.place
-    begun = [e.id for e in known if e.id == e.origin and e.place.settings == place.settings]
-    if place.origin not in begun:
+    started = [e.id for e in known if e.id == e.origin and e.place.settings == place.settings]
+    if place.origin not in started:
         return set()
-    return set(begun[: begun.index(place.origin)])
+    return set(started[: started.index(place.origin)])
 
 
 def _with_live(
@@ -214,19 +208,30 @@ def _with_live(
 
 
 def _older(
-    catalog: Catalog, entry: RunEntry, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog,
+    entry: RunEntry,
+    live: AliasRecord | None,
+    compared: comparisons.Pairs,
+    superseded: set[str],
 ) -> OlderCandidate:
     found = _with_live(entry, live, compared)
-    return OlderCandidate(entry.id, found.verdict(catalog) if found else None)
+    verdict = found.verdict(catalog) if found else None
+    return OlderCandidate(entry.id, verdict, entry.origin in superseded)
 
 
 def _candidate(
-    catalog: Catalog, entry: RunEntry, live: AliasRecord | None, compared: comparisons.Pairs
+    catalog: Catalog,
+    entry: RunEntry,
+    live: AliasRecord | None,
+    compared: comparisons.Pairs,
+    superseded: set[str],
 ) -> Candidate:
     with_lines = sorted(other for line, other in compared if line == entry.origin)
     found = _with_live(entry, live, compared)
     verdict = comparisons.read(catalog, found.path).verdict if found else None
-    return Candidate(catalog.release(entry.id), verdict, tuple(with_lines))
+    return Candidate(
+        catalog.release(entry.id), verdict, tuple(with_lines), entry.origin in superseded
+    )
 
 
 def _run(catalog: Catalog, entry: RunEntry) -> OpenRun:

@@ -158,8 +158,9 @@ def killed_after_its_plan(monkeypatch):
             yield
 
 
-def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
-    failing, quiet, monkeypatch
+@pytest.mark.parametrize(("retry", "rows", "dead"), [(True, 300, 0), (False, 298, 2)])
+def test_dead_letters_are_tried_again_after_an_interrupted_catch_up_only_where_it_is_asked_for(
+    failing, quiet, monkeypatch, retry, rows, dead
 ):
     uri, config, first = failing
     change(uri, "d00100")
@@ -167,20 +168,9 @@ def test_dead_letters_are_tried_again_though_an_interrupted_catch_up_goes_first(
     with killed_after_its_plan(monkeypatch):
         catch_up(config, first, quiet, executor=Inline())
     (open_run,) = open_runs(_catalog_of(config).storage, config.alias)
-    again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
+    again = catch_up(config, first, quiet, retry_dead_letters=retry, executor=Inline())
     assert open_run.id in _catalog_of(config).ids()
-    assert (again.rows, again.dead_letters) == (300, 0)
-
-
-def test_a_finished_catch_up_tries_no_dead_letters_that_nobody_asked_for(
-    failing, quiet, monkeypatch
-):
-    uri, config, first = failing
-    change(uri, "d00100")
-    with killed_after_its_plan(monkeypatch):
-        catch_up(config, first, quiet, executor=Inline())
-    again = catch_up(config, first, quiet, executor=Inline())
-    assert (again.rows, again.dead_letters) == (298, 2)
+    assert (again.rows, again.dead_letters) == (rows, dead)
 
 
 def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(

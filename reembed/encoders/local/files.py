@@ -283,7 +283,7 @@ def refusing(what: str) -> Iterator[None]:
 
     try:
         yield
-    except BaseException as error:  # a panic in the tokenizers' Rust code is no Exception
+    except BaseException as error:  # a panic in the tokenizers' Rust code is not an Exception
         name = type(error).__name__
         known = isinstance(error, (*_REFUSALS, StrictDataclassError, SafetensorError))
         if name == "OutOfMemoryError" or not (known or name in _REFUSED_BY_NAME):
