@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from reembed import encoders, faults
-from reembed.catalog.receipts import DeadLetter, Receipt, UnitStats
+from reembed.catalog.receipts import Receipt, UnitStats
 from reembed.catalog.releases import Catalog
 from reembed.encoders import golden
 from reembed.encoders.base import Embedded, Encoder, EncoderStats, Rows, Vectors
@@ -35,6 +35,7 @@ from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
 from reembed.store.records import decode, encode
 from reembed.table import write as table
+from reembed.table.documents import whole_documents
 from reembed.table.read import as_vectors, from_vectors
 
 _STATS = "reembed.stats"
@@ -250,10 +251,6 @@ def stats_of(documents: pa.Table) -> UnitStats:
 
 def write(job: EmbedJob, unit: str, documents: pa.Table) -> Receipt:
     """Stage an embedded unit; return the receipt that counts."""
-    rows = documents.filter(documents[ERROR].is_null()).drop_columns([ERROR])
-    failed = documents.filter(documents[ERROR].is_valid()).select(["doc_id", ERROR, "text_hash"])
-    dead = tuple(
-        DeadLetter(d["doc_id"], d[ERROR], d["text_hash"].hex()) for d in failed.to_pylist()
-    )
+    rows, dead = whole_documents(documents, ERROR)
     staged = table.Staged(unit, rows, dead, stats_of(documents))
     return table.stage(job.run, job.plan, job.columns, staged)

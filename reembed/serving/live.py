@@ -28,6 +28,7 @@ from reembed.index.search import Float32, Int64, require_k
 from reembed.index.segments import SegmentedIndex
 from reembed.store.storage import Storage
 from reembed.table import provenance
+from reembed.table.documents import best_of_each
 from reembed.table.read import TableVersion
 
 
@@ -112,13 +113,29 @@ class OpenRelease:
         vectors = queries
         if not isinstance(queries, np.ndarray) or queries.dtype.kind not in "fiu":
             vectors = self.encode_queries(queries)
-        # FAISS makes room for k results, however few vectors there are.
-        positions, scores = self.index.nearest(vectors, min(k, max(1, self.index.rows)))
+        positions, scores = self._nearest(vectors, k)
         there = positions >= 0
         found = positions[there]
         names, values = self.index.doc_ids(found), self._columns(found, columns)
         hits = map(_HIT, zip(names, scores[there].tolist(), values, strict=True))
         return [list(islice(hits, row.count(True))) for row in there.tolist()]
+
+    def _nearest(self, vectors: Any, k: int) -> tuple[Int64, Float32]:
+        """Return positions int64 and scores [Q, R] of each query's k best documents, by their best row; -1 else."""
+        # FAISS makes room for k results, however few vectors there are.
+        most = max(1, self.index.rows)
+        ask = min(k, most)
+        while True:
+            positions, scores = self.index.nearest(vectors, ask)
+            if self.release.rows == self.release.documents:
+                return positions, scores
+            there = positions >= 0
+            names = self.index.doc_ids(positions[there])
+            best = best_of_each(names, np.nonzero(there)[0], k)
+            positions[there] = np.where(best, positions[there], -1)
+            if ask == most or ((positions >= 0).sum(axis=1) == k).all():
+                return positions, scores
+            ask = min(2 * ask, most)
 
     def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
         """Yield the values of these columns at each of positions [R]."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
@@ -216,10 +218,12 @@ def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
         yield EmbedRows(f"embed-{start:09d}", rows, source_documents(len(rows)))
-    for start in range(0, len(changes.refresh), size):
-        rows = tuple(changes.refresh[start : start + size].tolist())
-        held = tuple(changes.refreshed[start : start + size].tolist())
-        yield RefreshRows(f"refresh-{start:09d}", rows, held, source_documents(len(rows)))
+    edges = np.flatnonzero(np.diff(changes.refresh, prepend=-1, append=-1))
+    for first in range(0, len(edges) - 1, size):  # edges[n]: where the rows of document n begin
+        last = min(first + size, len(edges) - 1)
+        of = slice(*edges[[first, last]].tolist())
+        rows, held = tuple(changes.refresh[of].tolist()), tuple(changes.refreshed[of].tolist())
+        yield RefreshRows(f"refresh-{first:09d}", rows, held, source_documents(last - first))
     for fragment, dropped in changes.dropped.items():
         left = counts[fragment] - len(dropped)
         if left:

@@ -20,8 +20,7 @@ from reembed.digests import Digests
 from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in as source_documents
-from reembed.table.documents import documents_in as table_documents
-from reembed.table.documents import row_of
+from reembed.table.documents import by_document, row_of, rows_of_each
 from reembed.table.read import TableVersion
 
 Int64 = npt.NDArray[np.int64]
@@ -39,7 +38,7 @@ class Changes:
     without_text: int
     """Documents of `embed` whose text is null; they will be dead letters."""
     refresh: Int64
-    """Source rows with the same text and changed carried values, by row id."""
+    """Source rows with the same text and changed carried values, by row id; once for each row of the table."""
     refreshed: Int64
     """Table rows that hold the vectors of `refresh`, in the same order."""
     copied: int
@@ -61,7 +60,7 @@ class Changes:
     @property
     def to_refresh(self) -> int:
         """Documents with the same text and changed carried values."""
-        return source_documents(len(self.refresh)) - self.copied
+        return source_documents(len(np.unique(self.refresh))) - self.copied
 
     @property
     def documents(self) -> int:
@@ -122,7 +121,7 @@ def _compare(
     left = np.setdiff1d(held.ids if left is None else left, found.ids)
     failed = digests.of_ids([d.doc_id for d in dead_letters])
     gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
-    row = row_of(held.ids, found.ids)
+    row = row_of(held.ids, found.ids)  # one of each: all rows of a document are of one text
     there = row >= 0
     same = there & (held.texts[row] == found.texts)
     moved = same & (rewrite | (held.carried[row] != found.carried))
@@ -132,16 +131,16 @@ def _compare(
     copied = ~same & ~dead & (twin >= 0)
     embed = ~same & ~dead & ~copied
     moved |= copied
-    row_of_vector = np.where(copied, twin, row)
+    document, rows = rows_of_each(held.ids, held.ids[np.where(copied, twin, row)[moved]])
     leaving = np.isin(held.ids, left)
-    removed = table_documents(int(leaving.sum()))
-    leaving[row[there & (embed | moved)]] = True
+    removed = len(by_document(held.ids[leaving]).ids)
+    leaving |= np.isin(held.ids, found.ids[there & (embed | moved)])
     return Changes(
         how="",
         embed=found.row_ids[embed],
         without_text=source_documents(int((found.texts[embed] == _NO_TEXT).sum())),
-        refresh=found.row_ids[moved],
-        refreshed=held.row_ids[row_of_vector[moved]],
+        refresh=found.row_ids[moved][document],
+        refreshed=held.row_ids[rows],
         copied=source_documents(int(copied.sum())),
         removed=removed,
         dropped={
