@@ -55,6 +55,19 @@ class KeepFragment:
 
 
 @dataclass(frozen=True)
+class ThinFragment:
+    """Keep a table fragment as it is, and add a deletion file that names the rows that leave."""
+
+    id: str
+    fragment: int
+    rows: int
+    """Rows of the table that stay."""
+    documents: int
+    leaving: tuple[int, ...]
+    """Row ids of the table."""
+
+
+@dataclass(frozen=True)
 class RefreshRows:
     """Read what is carried from source rows again, and store it beside the vectors of table rows."""
 
@@ -71,12 +84,13 @@ class RefreshRows:
 
 
 EmbedUnit = EmbedRange | EmbedRows
-KeptUnit = KeepFragment | RefreshRows
-Unit = EmbedRange | EmbedRows | KeepFragment | RefreshRows
+KeptUnit = KeepFragment | ThinFragment | RefreshRows
+Unit = EmbedRange | EmbedRows | KeptUnit
 """Rows that are staged and resumed as one. A rebuild has ranges alone, a catch-up the others."""
 
 _TAGS: dict[str, type[Any]] = {
-    "range": EmbedRange, "rows": EmbedRows, "keep": KeepFragment, "refresh": RefreshRows
+    "range": EmbedRange, "rows": EmbedRows, "keep": KeepFragment, "thin": ThinFragment,
+    "refresh": RefreshRows,
 }  # fmt: skip
 _Ids = tuple[int, ...]
 
@@ -89,6 +103,7 @@ class _Units:
         tuple[Literal["range"], str, int, int, int, int]
         | tuple[Literal["rows"], str, _Ids, int]
         | tuple[Literal["keep"], str, int, int, int, _Ids]
+        | tuple[Literal["thin"], str, int, int, int, _Ids]
         | tuple[Literal["refresh"], str, _Ids, _Ids, int]
     ]
 

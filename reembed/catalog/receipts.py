@@ -6,7 +6,7 @@ runs/RUN/units/UNIT.json         create-only: of several attempts at one unit th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -72,6 +72,17 @@ def _readable(fragment: str) -> str:
 
 
 @dataclass(frozen=True)
+class Deletions:
+    """A fragment's deletion file, as Lance describes it."""
+
+    fragment: int
+    read_version: int
+    id: int
+    file_type: Literal["array", "bitmap"]
+    num_deleted_rows: int
+
+
+@dataclass(frozen=True)
 class UnitStats:
     """How a unit was embedded."""
 
@@ -117,9 +128,11 @@ class Receipt:
     fragments: tuple[Annotated[str, AfterValidator(_readable)], ...]
     """Fragments as JSON, as Lance writes them."""
     files: dict[str, FileProof]
-    """What each of their data files must be, by name."""
+    """What each file that the unit wrote must be, by name: data files, or a deletion file."""
     stats: UnitStats | None
     """None for rows that were kept."""
+    deletions: Deletions | None = None
+    """The deletion file that a unit wrote in place of fragments."""
 
     @property
     def tried(self) -> int:

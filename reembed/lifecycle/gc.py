@@ -22,7 +22,7 @@ from reembed.store.lance import tags_of
 from reembed.store.paths import index_folder, release_path, table_tag
 from reembed.store.records import DAMAGED, encode
 from reembed.table import provenance
-from reembed.table.read import files_of, open_table, used_files
+from reembed.table.read import DELETIONS, file_path, files_of, open_table, used_files
 from reembed.table.seal import Sealed
 from reembed.table.write import path_of
 
@@ -196,12 +196,12 @@ def _files_below(catalog: Catalog, prefix: str) -> list[Orphan]:
 
 def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
     """Return the files of a table that are in no version of it, and what torn commits left."""
-    used = used_files(catalog.storage, table)
-    data, torn = f"{table}/data/", f"{table}/_transactions/.tmp"
+    used = {file_path(table, name) for name in used_files(catalog.storage, table)}
+    held, torn = (f"{table}/data/", f"{table}/{DELETIONS}"), f"{table}/_transactions/.tmp"
     return [
         f
         for f in files
-        if (f.path.startswith(data) and f.path.removeprefix(data) not in used)
+        if (f.path.startswith(held) and f.path not in used)
         or f.path.startswith(torn)
         or "#" in f.path
     ]
@@ -253,11 +253,11 @@ def _clear(catalog: Catalog, run: Run, source: SourceRef | None) -> None:
 
 
 def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
-    """Return the paths of the data files that the records of kept releases name."""
+    """Return the paths of the files that the records of kept releases name."""
     found: set[str] = set()
     for release in kept:
         if sealed := catalog.storage.decode_if_there(Sealed, f"runs/{release.id}/sealed.json"):
-            found |= {f"{release.table}/data/{name}" for name in sealed.files}
+            found |= {file_path(release.table, name) for name in sealed.files}
     return found
 
 
@@ -339,7 +339,7 @@ def _untag(catalog: Catalog, table: str, tag: str) -> None:
 
 
 def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
-    """Return the data files of the versions that a tag names; tags in `gone` do not count."""
+    """Return the files of the versions that a tag names; tags in `gone` do not count."""
     tags = tags_of(open_table(catalog.storage, table))
     named = {version for tag, version in tags.items() if tag not in gone}
     return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}

@@ -132,13 +132,15 @@ class Source:
         """Return the number of rows, also of those that the filter leaves out."""
         return int(self.dataset().count_rows())
 
-    def check_documents(self) -> int:
+    def check_documents(self, delta: Delta | None = None) -> int:
         """Return the number of documents, after checking that every id is present and unique.
+
+        With a delta, only rows that it says were written are counted and checked among themselves.
 
         Raises:
             SourceError: there is no document, or ids are null or repeated (with examples).
         """
-        return check_ids(self.dataset(), self.ref)
+        return check_ids(self.dataset(), self.ref, self._written(delta))
 
     def null_texts(self) -> int:
         """Return the number of documents whose text is null; in a template null counts as empty."""
@@ -197,9 +199,11 @@ class Source:
 
     def rows(self, delta: Delta | None = None) -> Iterator[pa.Table]:
         """Yield `_rowid` beside what `scan` gives; only rows that a delta says were written."""
-        fragments = fragments_of(self.dataset(), delta.written) if delta else None
-        for batch in self._batches(fragments=fragments, with_row_id=True):
+        for batch in self._batches(fragments=self._written(delta), with_row_id=True):
             yield documents(self.ref, batch).append_column("_rowid", batch["_rowid"])
+
+    def _written(self, delta: Delta | None) -> list[lance.LanceFragment] | None:
+        return fragments_of(self.dataset(), delta.written) if delta else None
 
     def take(self, row_ids: Sequence[int]) -> pa.Table:
         """Return rows by id, as `read` gives them, in the order asked.

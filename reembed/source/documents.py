@@ -22,6 +22,7 @@ TEXT = "reembed.text"
 """Name of the text among a document's columns. Lance allows no dot in a column's name, so that no
 carried column can be called so."""
 _MAX_ID = 2**63 - 1
+Fragments = list[lance.LanceFragment]
 _EXAMPLES = 5
 
 
@@ -57,15 +58,19 @@ def readable(ref: SourceRef) -> Iterator[None]:
         raise _unreadable(ref, columns_of(ref), error) from error
 
 
-def check_ids(dataset: lance.LanceDataset, ref: SourceRef) -> int:
+def check_ids(
+    dataset: lance.LanceDataset, ref: SourceRef, fragments: Fragments | None = None
+) -> int:
     """Return the number of documents that pass the filter, each with an id of its own.
+
+    With `fragments`, only rows of these are read, and there may be none.
 
     Raises:
         SourceError: there is no document, or ids are null, repeated (with examples) or too large.
     """
     column, where = ref.id_column, f"{ref.uri} version {ref.version}"
     try:
-        keys, nulls = _id_keys(dataset, ref)
+        keys, nulls = _id_keys(dataset, ref, fragments)
     except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
         if not ref.filter or "UTF" in str(error).upper():
             raise _unreadable(ref, [column], error) from error
@@ -80,14 +85,16 @@ def check_ids(dataset: lance.LanceDataset, ref: SourceRef) -> int:
             "a vector without an id cannot be found again, updated or deleted",
             f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
         )
-    if not len(keys):
+    if not len(keys) and fragments is None:
         why, fix = "the dataset has no rows", "reembed import --help"
         if ref.filter:
             why = f"the filter {ref.filter!r} matches no row"
             fix = "reembed run --set source.filter=null"
         raise SourceError(f"{where} has no documents", why, fix)
     values, counts = np.unique(keys, return_counts=True)
-    if (suspects := values[counts > 1]).size and (examples := _repeated(dataset, ref, suspects)):
+    if (suspects := values[counts > 1]).size and (
+        examples := _repeated(dataset, ref, suspects, fragments)
+    ):
         raise SourceError(
             f"{column} of {where} is not unique: {', '.join(examples)} ...",
             "each document has one vector: each id must name exactly one row",
@@ -122,16 +129,21 @@ def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string()).cast(pa.large_binary())
 
 
-def _ids(dataset: lance.LanceDataset, ref: SourceRef) -> Iterator[pa.Array]:
-    for batch in dataset.scanner(columns=[ref.id_column], filter=ref.filter).to_batches():
+def _ids(
+    dataset: lance.LanceDataset, ref: SourceRef, fragments: Fragments | None
+) -> Iterator[pa.Array]:
+    scanner = dataset.scanner(columns=[ref.id_column], filter=ref.filter, fragments=fragments)
+    for batch in scanner.to_batches():
         ids = batch.column(0)
         yield ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
 
 
-def _id_keys(dataset: lance.LanceDataset, ref: SourceRef) -> tuple[npt.NDArray[np.int64], int]:
+def _id_keys(
+    dataset: lance.LanceDataset, ref: SourceRef, fragments: Fragments | None
+) -> tuple[npt.NDArray[np.int64], int]:
     """Return the key of each id that is not null, and how many are null."""
     keys, nulls = [np.empty(0, np.int64)], 0
-    for ids in _ids(dataset, ref):
+    for ids in _ids(dataset, ref, fragments):
         nulls += ids.null_count
         if pa.types.is_uint64(ids.type) and (pc.max(ids).as_py() or 0) > _MAX_ID:
             raise SourceError(
@@ -144,10 +156,13 @@ def _id_keys(dataset: lance.LanceDataset, ref: SourceRef) -> tuple[npt.NDArray[n
 
 
 def _repeated(
-    dataset: lance.LanceDataset, ref: SourceRef, suspects: npt.NDArray[np.int64]
+    dataset: lance.LanceDataset,
+    ref: SourceRef,
+    suspects: npt.NDArray[np.int64],
+    fragments: Fragments | None,
 ) -> list[str]:
     """Return ids that repeat, among those whose keys do."""
-    found = [ids.filter(np.isin(_keys(ids), suspects)) for ids in _ids(dataset, ref)]
+    found = [ids.filter(np.isin(_keys(ids), suspects)) for ids in _ids(dataset, ref, fragments)]
     counts = pa.chunked_array(found).value_counts().to_pylist()
     return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
 

@@ -11,7 +11,15 @@ from reembed import encoders, faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
 from reembed.catalog.lines import Place, begin
-from reembed.catalog.plan import Base, EmbedRows, KeepFragment, Plan, RefreshRows, Unit
+from reembed.catalog.plan import (
+    Base,
+    EmbedRows,
+    KeepFragment,
+    Plan,
+    RefreshRows,
+    ThinFragment,
+    Unit,
+)
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
@@ -26,7 +34,10 @@ from reembed.strategies.changes import Changes, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
-from reembed.table.read import TableVersion, open_table
+from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_table
+
+_DELETED = 0.1
+"""Share of a fragment's rows up to which a deletion file names those that left; above, it is written again."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ def next_pass(
     """Return the interrupted pass over this release, or else a new one; None if nothing differs.
 
     Raises:
+        SourceError: ids of the source are null or repeated.
         IntegrityError: the release is not verified; rows that stay are taken over as they are.
         TooManyDeadLetters: documents without text exceed embed.max_dead_letters.
     """
@@ -66,7 +78,6 @@ def next_pass(
     after = before.newest()  # after the number was taken: a later number has newer documents
     if after.is_same(before) and not retry:
         return None
-    after.check_documents()
     changes = changes_of(catalog, release, before, after, retry=retry)
     emit(
         ChangesFound(
@@ -171,8 +182,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     assert changes is not None  # a planned pass is found by its plan
     pinned = found.after.pin(run.pin_tag)
     built = read_manifest(run.storage, release.index, release.index_sha256)
-    fragments = _vectors(run.storage, release).dataset().get_fragments()
-    counts = {f.fragment_id: f.count_rows() for f in fragments}
+    held = fragments_of(_vectors(run.storage, release).dataset())
     plan = run.write_plan(
         Plan(
             kind="catch_up",
@@ -188,9 +198,9 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             index=built.settings,
             rows=len(changes.embed),
             documents=changes.to_embed,
-            units=list(_units(counts, changes, config.embed.unit_documents)),
+            units=list(_units(held, changes, config.embed.unit_documents)),
             created_at=now(),
-            base=_base(release, changes, counts),
+            base=_base(release, changes, held),
             unit_documents=config.embed.unit_documents,
         )
     )
@@ -199,9 +209,9 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     return plan
 
 
-def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
-    staying = tuple(f for f in counts if f not in changes.dropped)
-    rows = sum(counts[f] for f in staying)
+def _base(release: Release, changes: Changes, held: dict[int, FragmentRows]) -> Base:
+    staying = tuple(f for f in held if f not in changes.dropped)
+    rows = sum(held[f].rows for f in staying)
     return Base(
         release=release.id,
         table_version=release.table_version,
@@ -213,7 +223,7 @@ def _base(release: Release, changes: Changes, counts: dict[int, int]) -> Base:
     )
 
 
-def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit]:
+def _units(held: dict[int, FragmentRows], changes: Changes, size: int) -> Iterator[Unit]:
     """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows."""
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
@@ -222,13 +232,14 @@ def _units(counts: dict[int, int], changes: Changes, size: int) -> Iterator[Unit
     for first in range(0, len(edges) - 1, size):  # edges[n]: where the rows of document n begin
         last = min(first + size, len(edges) - 1)
         of = slice(*edges[[first, last]].tolist())
-        rows, held = tuple(changes.refresh[of].tolist()), tuple(changes.refreshed[of].tolist())
-        yield RefreshRows(f"refresh-{first:09d}", rows, held, source_documents(last - first))
+        rows, source = tuple(changes.refreshed[of].tolist()), tuple(changes.refresh[of].tolist())
+        yield RefreshRows(f"refresh-{first:09d}", source, rows, source_documents(last - first))
     for fragment, dropped in changes.dropped.items():
-        left = counts[fragment] - len(dropped)
-        if left:
-            leaving = tuple(dropped.tolist())
-            documents = table_documents(left)
+        left, written = held[fragment].rows - len(dropped), held[fragment].written
+        leaving, documents = tuple(dropped.tolist()), table_documents(left)
+        if left >= (1 - _DELETED) * written:
+            yield ThinFragment(f"thin-{fragment:06d}", fragment, left, documents, leaving)
+        elif left:
             yield KeepFragment(f"keep-{fragment:06d}", fragment, left, documents, leaving)
 
 

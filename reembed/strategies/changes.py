@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Changes:
     """Rows to embed, to refresh and to drop."""
 
     how: str
-    """How they were found, for people: files, or compare and why."""
+    """How they were found, for people: by files, or compare and why."""
     embed: Int64
     """Source rows whose text is new or changed, by row id."""
     without_text: int
@@ -79,8 +80,10 @@ def find_changes(
     """Return how `table`, which equals version `before` of its source, differs from version `after`.
 
     `dead_letters` are documents without a vector; `retry` tries them again even if their text is the same.
+
+    Raises:
+        SourceError: ids of version `after` are null or repeated, or it has no documents.
     """
-    held = _Rows.of_table(table, list(after.ref.carry))
     retyped = after.retyped(table.dataset().schema)
     why = None
     if retyped:
@@ -90,17 +93,41 @@ def find_changes(
     elif not after.is_as_planned(before.ref):
         why = versions.gone(before)
     if why is None:
-        older = before.dataset()
-        delta = versions.delta(older, after)
-        found = _Rows.of_source(after.rows(delta))
-        left = digests.stack(digests.of_column(versions.ids_left(before.ref, older, delta)))
-        changes = _compare(held, found, left, dead_letters, retry=retry, rewrite=False)
+        changes = _by_files(before, after, table, dead_letters)
         if changes.documents:
             return replace(changes, how="delta: rows of files that are new")
         why = "new files hold no other document"
-    found = _Rows.of_source(after.rows())
+    after.check_documents()
+    held, found = _Rows.of_table(table, list(after.ref.carry)), _Rows.of_source(after.rows())
     changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=bool(retyped))
     return replace(changes, how=f"compare: {why}")
+
+
+def _by_files(
+    before: Source, after: Source, table: TableVersion, dead_letters: Sequence[DeadLetter]
+) -> Changes:
+    """Return what differs by the rows of new files, and the rows of the table with their ids or texts.
+
+    Raises SourceError as `find_changes`: rows of files that both versions have were checked before.
+    """
+    older = before.dataset()
+    delta = versions.delta(older, after)
+    after.check_documents(delta)
+    names: list[pa.ChunkedArray] = [versions.ids_left(before.ref, older, delta)]
+    left = digests.stack(digests.of_column(names[0]))
+
+    def noted() -> Iterator[pa.Table]:
+        for part in after.rows(delta):
+            names.append(part["doc_id"])
+            yield part
+
+    found = _Rows.of_source(noted())
+    held = _Rows.among(table, list(after.ref.carry), names, found.texts)
+    failed = digests.of_ids([d.doc_id for d in dead_letters])
+    known = np.union1d(held.ids, failed)
+    if len(np.setdiff1d(np.intersect1d(found.ids, known), left)) or len(left) >= table.rows:
+        after.check_documents()  # a new row has the id of one that did not leave; or nothing is left
+    return _compare(held, found, left, dead_letters, retry=False, rewrite=False)
 
 
 def _compare(
@@ -123,8 +150,8 @@ def _compare(
     gone = np.setdiff1d(failed, found.ids) if everything else np.intersect1d(failed, left)
     row = row_of(held.ids, found.ids)  # one of each: all rows of a document are of one text
     there = row >= 0
-    same = there & (held.texts[row] == found.texts)
-    moved = same & (rewrite | (held.carried[row] != found.carried))
+    same = there & (_at(held.texts, row) == found.texts)
+    moved = same & (rewrite | (_at(held.carried, row) != found.carried))
     dead = _among(found, [] if retry else dead_letters)
     # A null text has no vector to copy.
     twin = np.where(found.texts == _NO_TEXT, -1, digests.position(held.texts, found.texts))
@@ -143,13 +170,23 @@ def _compare(
         refreshed=held.row_ids[rows],
         copied=source_documents(int(copied.sum())),
         removed=removed,
-        dropped={
-            int(f): held.row_ids[leaving & (held.fragments == f)]
-            for f in np.unique(held.fragments[leaving])
-        },
+        dropped=_by_fragment(held.row_ids[leaving], held.fragments[leaving]),
         dead_letters=_remaining(dead_letters, found, dead, gone, everything=everything),
         forgotten=len(gone),
     )
+
+
+def _at(values: Digests, places: Int64) -> Digests:
+    """Return the values at these places; zeros at -1."""
+    return np.concatenate([values, np.zeros(1, values.dtype)])[places]
+
+
+def _by_fragment(row_ids: Int64, fragments: Int64) -> dict[int, Int64]:
+    order = np.argsort(fragments, kind="stable")
+    found, first = np.unique(fragments[order], return_index=True)
+    edges = [*first.tolist(), len(order)]
+    of = [row_ids[order[start:stop]] for start, stop in pairwise(edges)]
+    return dict(zip(found.tolist(), of, strict=True))
 
 
 @dataclass(frozen=True)
@@ -167,6 +204,22 @@ class _Rows:
     def of_table(cls, table: TableVersion, carry: list[str]) -> _Rows:
         parts = table.scan_fragments(["doc_id", "text_hash", *carry])
         return cls._read(parts, "text_hash", lambda hashes: b"".join(hashes.to_pylist()))
+
+    @classmethod
+    def among(
+        cls, table: TableVersion, carry: list[str], names: list[pa.ChunkedArray], texts: Digests
+    ) -> _Rows:
+        """Read the rows of the table that are of these ids, or were made from one of these texts."""
+        kind = table.dataset().schema.field("doc_id").type
+        ids = pa.chunked_array([c for name in names for c in name.cast(kind).chunks], kind)
+        hashes = pa.array(texts[texts != _NO_TEXT].tolist(), pa.binary(digests.BYTES))
+        found = table.matching({"doc_id": ids.combine_chunks(), "text_hash": hashes})
+        row_ids = found["_rowid"].to_numpy().astype(np.int64)
+        rows = table.take(row_ids, ["doc_id", "text_hash", *carry])
+        rows = rows.append_column("_rowid", pa.array(row_ids))
+        of_fragment = (found["_rowaddr"].to_numpy() >> 32).astype(np.int64)
+        read = cls._read([(0, rows)], "text_hash", lambda hashes: b"".join(hashes.to_pylist()))
+        return replace(read, fragments=of_fragment)
 
     @classmethod
     def of_source(cls, parts: Iterator[pa.Table]) -> _Rows:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows
+from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows, ThinFragment
 from reembed.catalog.receipts import FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
 from reembed.store.storage import storage_errors
-from reembed.table.read import TableVersion, proof_of
+from reembed.table.read import TableVersion, file_path, files_of_fragment, proof_of
 from reembed.table.seal import read_sealed
-from reembed.table.write import Staged, stage
+from reembed.table.write import Staged, stage, stage_deletions
 
 
 def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
@@ -25,6 +25,8 @@ def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: K
     version = plan.base.table_version
     table = TableVersion(run.storage, plan.table, version, plan.space.dim)
     with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
+        if isinstance(unit, ThinFragment):
+            return stage_deletions(run, plan, columns, table, unit)
         files = read_sealed(Run(run.storage, plan.base.release), plan.table, version).files
         if isinstance(unit, KeepFragment):
             _require_sound(run, table, files, {unit.fragment})
@@ -62,10 +64,10 @@ def _require_sound(
     run: Run, table: TableVersion, proofs: dict[str, FileProof], fragments: set[int]
 ) -> None:
     held = [f for f in table.dataset().get_fragments() if f.fragment_id in fragments]
-    for name in (file.path for fragment in held for file in fragment.data_files()):
+    for name in (name for fragment in held for name in files_of_fragment(fragment.metadata)):
         if proof_of(table.storage, table.path, name) != proofs.get(name):
             raise IntegrityError(
-                f"{table.path}/data/{name} is damaged",
+                f"{file_path(table.path, name)} is damaged",
                 "its sha256 differs from its receipt",
                 run.rebuild,
             )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance.fragment import FragmentMetadata
 
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
@@ -19,6 +21,8 @@ from reembed.store.lance import open_dataset
 from reembed.store.storage import Storage
 
 _BATCH_ROWS = 8_192
+DELETIONS = "_deletions/"
+_SCHEMA = pa.schema({"_rowid": pa.uint64(), "_rowaddr": pa.uint64()})
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
@@ -26,14 +30,30 @@ def open_table(storage: Storage, path: str, version: int | None = None) -> lance
     return open_dataset(storage.uri(path), version, storage.lance_options)
 
 
+def file_path(table: str, name: str) -> str:
+    """Return the path under the root of a table's file: data files are named as in Lance's manifests,
+    deletion files with their folder.
+    """
+    return f"{table}/{name}" if name.startswith(DELETIONS) else f"{table}/data/{name}"
+
+
+def files_present(storage: Storage, table: str) -> dict[str, int]:
+    """Return the sizes, in bytes, of the data and deletion files below a table, by path under the root."""
+    found = (*storage.objects(f"{table}/data/"), *storage.objects(f"{table}/{DELETIONS}"))
+    return dict(found)
+
+
 def missing_files(storage: Storage, path: str, version: int) -> list[str]:
-    """Return the data files of a table version that are gone or of another size.
+    """Return the files of a table version that are gone, or of another size if its manifest says the size.
 
     Raises FileNotFoundError if the version itself is gone.
     """
-    there = dict(storage.objects(f"{path}/data/"))
-    files = [f for m in open_table(storage, path, version).get_fragments() for f in m.data_files()]
-    return [f.path for f in files if there.get(f"{path}/data/{f.path}") != f.file_size_bytes]
+    there = files_present(storage, path)
+    fragments = [f.metadata for f in open_table(storage, path, version).get_fragments()]
+    sizes = {f.path: f.file_size_bytes for m in fragments for f in m.files}
+    lost = [name for name, size in sizes.items() if there.get(file_path(path, name)) != size]
+    deletions = filter(None, map(deletion_file, fragments))
+    return lost + [name for name in deletions if file_path(path, name) not in there]
 
 
 def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof | None:
@@ -45,7 +65,7 @@ def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof |
 
 
 def used_files(storage: Storage, path: str) -> set[str]:
-    """Return the names of the data files of every version of a table; none if there is no table."""
+    """Return the names of the files of every version of a table; none if there is no table."""
     try:
         dataset = open_table(storage, path)
     except FileNotFoundError:
@@ -55,18 +75,45 @@ def used_files(storage: Storage, path: str) -> set[str]:
 
 
 def files_of(dataset: lance.LanceDataset) -> set[str]:
-    """Return the names of the data files of one version."""
-    return {f.path for m in dataset.get_fragments() for f in m.data_files()}
+    """Return the names of the data and deletion files of one version."""
+    return {name for f in dataset.get_fragments() for name in files_of_fragment(f.metadata)}
+
+
+def files_of_fragment(fragment: FragmentMetadata) -> list[str]:
+    """Return the names of its data files and of its deletion file, if it has one."""
+    deletions = deletion_file(fragment)
+    return [*(f.path for f in fragment.files), *([deletions] if deletions else [])]
+
+
+class FragmentRows(NamedTuple):
+    """Rows of a fragment."""
+
+    rows: int
+    """Those that are not deleted."""
+    written: int
+    """Those that its data files hold."""
+
+
+def fragments_of(dataset: lance.LanceDataset) -> dict[int, FragmentRows]:
+    """Return the rows of each fragment of one version, by its id."""
+    found = (f.metadata for f in dataset.get_fragments())
+    return {m.id: FragmentRows(m.num_rows, m.physical_rows) for m in found}
+
+
+def deletion_file(fragment: FragmentMetadata) -> str | None:
+    """Return the name of the file that says which of a fragment's rows are deleted; None without one."""
+    found = fragment.deletion_file
+    return found.path(fragment.id) if found else None
 
 
 def damaged_files(storage: Storage, path: str, proofs: Mapping[str, FileProof]) -> list[str]:
-    """Return the data files whose bytes differ from their receipt; reads them all."""
+    """Return the files whose bytes differ from their receipt; reads them all."""
     return [name for name, proof in proofs.items() if proof_of(storage, path, name) != proof]
 
 
 def proof_of(storage: Storage, path: str, name: str) -> FileProof | None:
-    """Return size and sha256 of a data file as it is in the store now; None if it is gone."""
-    found = storage.digest(f"{path}/data/{name}")
+    """Return size and sha256 of a file as it is in the store now; None if it is gone."""
+    found = storage.digest(file_path(path, name))
     return FileProof(*found) if found else None
 
 
@@ -135,6 +182,22 @@ class TableVersion:
             columns=columns, fragments=[fragment], with_row_id=True, scan_in_order=True
         )
         return scanner.to_table()
+
+    def matching(self, values: Mapping[str, pa.Array]) -> pa.Table:
+        """Return _rowid and _rowaddr of the rows with one of these values in one of these columns.
+
+        These columns are read of all rows, in bounded batches.
+        """
+        found = [_SCHEMA.empty_table()]
+        scanner = self.dataset().scanner(
+            columns=list(values), with_row_id=True, with_row_address=True, scan_in_order=True
+        )
+        for batch in scanner.to_batches():
+            hits = [pc.is_in(batch.column(name), one) for name, one in values.items()]
+            mask = functools.reduce(pc.or_, hits)
+            if mask.true_count:
+                found.append(pa.Table.from_batches([batch]).select(_SCHEMA.names).filter(mask))
+        return pa.concat_tables(found)
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return rows by id, in the order of the ids.

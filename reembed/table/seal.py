@@ -1,21 +1,23 @@
 """Seal a run: all receipts enter the table in one commit.
 
-It is a single Overwrite commit that carries the run's id in its transaction properties: Lance has no
-idempotency key, and the same append committed twice doubles the rows.
+It is a single commit that carries the run's id in its transaction properties: Lance has no idempotency
+key, and the same append committed twice doubles the rows. A rebuild's is an Overwrite. A catch-up's
+is an Update of the version that it builds on: the fragments that stay are not named again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 import lance
 import pyarrow as pa
 from lance.commit import CommitConflictError
-from lance.fragment import FragmentMetadata
+from lance.fragment import DeletionFile, FragmentMetadata
 
 from reembed import faults
-from reembed.catalog.plan import Plan
-from reembed.catalog.receipts import DeadLetter, FileProof, Receipt
+from reembed.catalog.plan import Plan, ThinFragment
+from reembed.catalog.receipts import DeadLetter, Deletions, FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import Conflict, IntegrityError, RunFailed, TooManyDeadLetters
 from reembed.space import sha256_of
@@ -23,7 +25,7 @@ from reembed.store.lance import tags_of
 from reembed.store.paths import table_tag
 from reembed.store.records import encode
 from reembed.table.documents import documents_in
-from reembed.table.read import open_table
+from reembed.table.read import file_path, files_of, files_of_fragment, files_present, open_table
 from reembed.table.write import fingerprint
 
 _RUN_PROPERTY = "reembed.run"
@@ -41,7 +43,7 @@ class Sealed:
     documents: int
     dead_letters: tuple[DeadLetter, ...]
     files: dict[str, FileProof]
-    """Every data file, by name."""
+    """Every data and deletion file, by name."""
 
     @property
     def sha256(self) -> str:
@@ -83,7 +85,7 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
                 plan.restart,
             )
         faults.point("table.after_sealed")
-        version = _commit(run, plan, columns, receipts, record.sha256)
+        version = _commit(run, plan, columns, receipts, record)
     version = _tagged(open_table(run.storage, plan.table), table_tag(run.id), version)
     faults.point("table.after_tag")
     content = read_sealed(run, plan.table, version)
@@ -116,20 +118,37 @@ def _content(run: Run, plan: Plan, receipts: list[Receipt]) -> Sealed:
     rows, documents = sum(r.rows for r in receipts), sum(r.documents for r in receipts)
     if plan.base:
         base = read_sealed(Run(run.storage, plan.base.release), plan.table, plan.base.table_version)
-        stay = [f.path for m in _staying(run, plan) for f in m.files]
+        stay = [name for m in _staying(run, plan) for name in files_of_fragment(m)]
+        stay += [f.path for m in _thinned(run, plan, receipts) for f in m.files]
         files |= {name: base.files[name] for name in stay}
         dead += plan.base.dead_letters
         rows, documents = rows + plan.base.rows, documents + plan.base.documents
     return Sealed(rows, documents, dead, files)
 
 
-def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
-    """Return the base version's fragments that a catch-up keeps unchanged, with their row ids."""
+def _thinned(run: Run, plan: Plan, receipts: list[Receipt]) -> list[FragmentMetadata]:
+    """Return the base version's fragments that lose rows, each with its new deletion file."""
+    given = {r.deletions.fragment: r.deletions for r in receipts if r.deletions}
+    return [replace(m, deletion_file=_deletion_file(given[m.id])) for m in _held(run, plan, given)]
+
+
+def _deletion_file(given: Deletions) -> DeletionFile:
+    return DeletionFile(
+        given.read_version, given.id, given.file_type, given.num_deleted_rows, base_id=None
+    )
+
+
+def _held(run: Run, plan: Plan, fragments: Container[int]) -> list[FragmentMetadata]:
+    """Return these fragments of the base version, with their row ids."""
     if plan.base is None:
         return []
     base = open_table(run.storage, plan.table, plan.base.table_version)
-    stay = set(plan.base.fragments)
-    return [f.metadata for f in base.get_fragments() if f.fragment_id in stay]
+    return [f.metadata for f in base.get_fragments() if f.fragment_id in fragments]
+
+
+def _staying(run: Run, plan: Plan) -> list[FragmentMetadata]:
+    """Return the base version's fragments that a catch-up keeps unchanged."""
+    return _held(run, plan, set(plan.base.fragments)) if plan.base else []
 
 
 def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> None:
@@ -151,8 +170,9 @@ def _check_receipts(plan: Plan, receipts: list[Receipt], fingerprint: str) -> No
 
 def _check_staying(run: Run, plan: Plan, columns: pa.Schema) -> None:
     """Check that fragments that stay have these columns: under another type, Lance reads other values."""
-    if plan.base is None or not plan.base.fragments:
+    if not _builds_on_base(plan):
         return
+    assert plan.base is not None
     held = open_table(run.storage, plan.table, plan.base.table_version).schema
     found, needed = ([(f.name, f.type) for f in s] for s in (held, columns))
     if found != needed:
@@ -178,28 +198,68 @@ def _check_dead_letters(plan: Plan, dead: tuple[DeadLetter, ...], limit: int) ->
 def _check_files(
     run: Run, plan: Plan, receipts: list[Receipt], files: dict[str, FileProof]
 ) -> None:
-    there = dict(run.storage.objects(f"{plan.table}/data/"))
+    there = files_present(run.storage, plan.table)
     staged = {name for r in receipts for name in r.files}
     for name, proof in files.items():
-        size = there.get(f"{plan.table}/data/{name}")
+        size = there.get(file_path(plan.table, name))
         if size != proof.size_bytes:
             found = "is gone" if size is None else f"has {size:,} bytes, not {proof.size_bytes:,}"
             kind, fix = ("staged file ", plan.restart) if name in staged else ("", run.rebuild)
             raise IntegrityError(
-                f"{kind}{plan.table}/data/{name} {found}",
+                f"{kind}{file_path(plan.table, name)} {found}",
                 "someone cleaned up or damaged the table while the run was under way",
                 fix,
             )
 
 
-def _commit(
-    run: Run, plan: Plan, columns: pa.Schema, receipts: list[Receipt], sealed_sha256: str
-) -> int:
+def _builds_on_base(plan: Plan) -> bool:
+    """Return whether fragments of the base stay, whole or without some of their rows."""
+    if plan.base is None:
+        return False
+    return bool(plan.base.fragments) or any(isinstance(u, ThinFragment) for u in plan.units)
+
+
+def _operation(
+    run: Run, plan: Plan, columns: pa.Schema, receipts: list[Receipt]
+) -> lance.LanceOperation.BaseOperation:
+    """Return the operation that makes the run's version: of the base's, or of any version of the table.
+
+    Lance refuses deletion files in an Overwrite.
+    """
     staged = [FragmentMetadata.from_json(f) for r in receipts for f in r.fragments]
-    operation = lance.LanceOperation.Overwrite(columns, [*_staying(run, plan), *staged])
+    if not _builds_on_base(plan):
+        return lance.LanceOperation.Overwrite(columns, staged)
+    assert plan.base is not None
+    thinned = _thinned(run, plan, receipts)
+    stay = {*plan.base.fragments, *(m.id for m in thinned)}
+    base = open_table(run.storage, plan.table, plan.base.table_version)
+    return lance.LanceOperation.Update(
+        removed_fragment_ids=[i for f in base.get_fragments() if (i := f.fragment_id) not in stay],
+        updated_fragments=thinned,
+        new_fragments=staged,
+    )
+
+
+def _to_build_on(run: Run, plan: Plan) -> int:
+    """Return the newest version of the table; if the run builds on another, that one is restored first."""
+    newest = open_table(run.storage, plan.table)
+    if not _builds_on_base(plan):
+        return newest.version
+    assert plan.base is not None
+    if newest.version != plan.base.table_version:
+        newest = open_table(run.storage, plan.table, plan.base.table_version)
+        newest.restore()  # is at the version that it made from now on
+        faults.point("table.after_restore")
+    return newest.version
+
+
+def _commit(
+    run: Run, plan: Plan, columns: pa.Schema, receipts: list[Receipt], record: Sealed
+) -> int:
+    operation = _operation(run, plan, columns, receipts)
     properties = {
         _RUN_PROPERTY: run.id,
-        _SEALED_PROPERTY: sealed_sha256,
+        _SEALED_PROPERTY: record.sha256,
         "reembed.space": plan.space.id,
     }
     for _ in range(_COMMIT_TRIES):
@@ -207,8 +267,8 @@ def _commit(
         # versions that were cleaned away "succeeds" without effect.
         if (version := _committed(run, plan)) is not None:
             return version
-        newest = open_table(run.storage, plan.table).version
-        transaction = lance.Transaction(newest, operation, transaction_properties=properties)
+        version = _to_build_on(run, plan)
+        transaction = lance.Transaction(version, operation, transaction_properties=properties)
         faults.point("table.before_commit")
         try:
             lance.LanceDataset.commit(
@@ -225,11 +285,21 @@ def _commit(
 
 
 def _committed(run: Run, plan: Plan) -> int | None:
-    """Return the table version that this run's commit made, read from the newest state."""
+    """Return the table version that this run's commit made, read from the newest state.
+
+    Lance rebases an Update over a version that another run restored meanwhile: such a version names
+    this run, and holds other files than it sealed.
+    """
+    sealed = run.storage.decode_if_there(Sealed, run.path(_SEALED))
+    if sealed is None:
+        return None
     dataset = open_table(run.storage, plan.table)
     since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
-    ours = (v for v in reversed(since) if _properties(dataset, v).get(_RUN_PROPERTY) == run.id)
-    return next(ours, None)
+    ours = [v for v in reversed(since) if _properties(dataset, v).get(_RUN_PROPERTY) == run.id]
+    whole = (
+        v for v in ours if files_of(open_table(run.storage, plan.table, v)) == sealed.files.keys()
+    )
+    return next(whole, None)
 
 
 def _properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:

@@ -15,15 +15,15 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from reembed import digests, faults
-from reembed.catalog.plan import Plan
-from reembed.catalog.receipts import DeadLetter, FileProof, Receipt, UnitStats
+from reembed.catalog.plan import Plan, ThinFragment
+from reembed.catalog.receipts import DeadLetter, Deletions, FileProof, Receipt, UnitStats
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.space import Space
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.table.documents import documents_in
-from reembed.table.read import open_table, proof_of
+from reembed.table.read import TableVersion, file_path, open_table, proof_of
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 
@@ -86,7 +86,6 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
     table = _with_constants(staged.rows, plan, columns)
     fragments = _write(run.storage, plan.table, table) if table.num_rows else []
     faults.point("table.after_fragments")
-    files = {f.path: _proof(run.storage, plan.table, f) for m in fragments for f in m.files}
     receipt = Receipt(
         unit=staged.unit,
         space=plan.space.id,
@@ -95,17 +94,62 @@ def stage(run: Run, plan: Plan, columns: pa.Schema, staged: Staged) -> Receipt:
         documents=documents_in(table.num_rows),
         dead_letters=staged.dead_letters,
         fragments=tuple(json.dumps(m.to_json()) for m in fragments),
-        files=files,
+        files={f.path: _proof(run.storage, plan.table, f) for m in fragments for f in m.files},
         stats=staged.stats,
     )
-    path = run.path(f"units/{staged.unit}.json")
-    won = run.storage.create(path, encode(receipt))
+    return _leave(run, plan, receipt)
+
+
+def stage_deletions(
+    run: Run, plan: Plan, columns: pa.Schema, table: TableVersion, unit: ThinFragment
+) -> Receipt:
+    """Write the deletion file of a fragment that loses rows; return the receipt that counts, as `stage`.
+
+    Raises:
+        IntegrityError: Lance deleted other rows than the unit names.
+    """
+    fragment = table.dataset().get_fragment(unit.fragment)
+    assert fragment is not None  # a version is immutable, and the plan was made from it
+    thinned = fragment.delete(f"_rowid IN ({', '.join(map(str, unit.leaving))})")
+    left = thinned.num_rows if thinned else 0
+    if thinned is None or thinned.deletion_file is None or left != unit.rows:
+        raise IntegrityError(
+            f"fragment {unit.fragment} of {table.path} version {table.version} has {left:,} rows left",
+            f"{unit.rows:,} were planned, without the {len(unit.leaving):,} that leave",
+            plan.restart,
+        )
+    faults.point("table.after_fragments")
+    name, found = thinned.deletion_file.path(unit.fragment), thinned.deletion_file.asdict()
+    receipt = Receipt(
+        unit=unit.id,
+        space=plan.space.id,
+        columns=fingerprint(columns),
+        rows=unit.rows,
+        documents=unit.documents,
+        dead_letters=(),
+        fragments=(),
+        files={name: _deletions_proof(run, plan, name, thinned.num_deletions)},
+        stats=None,
+        deletions=Deletions(
+            unit.fragment,
+            found["read_version"],
+            found["id"],
+            found["file_type"],
+            found["num_deleted_rows"],
+        ),
+    )
+    return _leave(run, plan, receipt)
+
+
+def _leave(run: Run, plan: Plan, receipt: Receipt) -> Receipt:
+    """Create the receipt; if another attempt was first, remove this one's files and return the other."""
+    won = run.storage.create(run.path(f"units/{receipt.unit}.json"), encode(receipt))
     faults.point("table.after_receipt")
     if won:
         return receipt
-    for name in files:
-        run.storage.remove(f"{plan.table}/data/{name}")
-    return run.receipt(staged.unit)
+    for name in receipt.files:
+        run.storage.remove(file_path(plan.table, name))
+    return run.receipt(receipt.unit)
 
 
 def _with_constants(rows: pa.Table, plan: Plan, columns: pa.Schema) -> pa.Table:
@@ -150,6 +194,27 @@ def _proof(storage: Storage, path: str, file: Any) -> FileProof:
             "df -h",
         )
     return proof
+
+
+def _deletions_proof(run: Run, plan: Plan, name: str, rows: int) -> FileProof:
+    """Return size and sha256 of a deletion file as it is in the store now.
+
+    A file that names few rows is read back: it must name this many. Verification reads what is left.
+    """
+    path = file_path(plan.table, name)
+    body = run.storage.read_bytes(path)
+    if name.endswith(".arrow") and (found := _rows_in(body)) != rows:
+        raise IntegrityError(
+            f"{path} names {found:,} deleted rows, not {rows:,}", "the disk is full", "df -h"
+        )
+    return FileProof(len(body), hashlib.sha256(body).hexdigest())
+
+
+def _rows_in(body: bytes) -> int:
+    try:
+        return int(pa.ipc.open_file(pa.py_buffer(body)).read_all().num_rows)
+    except pa.ArrowException:
+        return 0
 
 
 def fingerprint(columns: pa.Schema) -> str:
