@@ -1,8 +1,9 @@
 """Catch up: bring a release to its source's newest version, embedding only texts that are new.
 
-The new table version shares every fragment that lost no row; the others are written again without the
-rows that left, with the same vectors. So every file has a receipt, and none is a deletion file. The
-index is built by the settings that the gate judged, which are those of the release's line.
+The new table version shares the data files of the old one. Deletion files name the rows that left, and a
+fragment that lost more than a tenth is written again without them, with the same vectors; every file
+has a receipt. The index is built by the settings that the gate judged, which are those of the
+release's line.
 """
 
 from __future__ import annotations
