@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from bench import common
 
 NAME = "catch_up"
 _WORDS = 8
-_STEPS = ("embed_documents", "restage_rows", "seal", "verify_rows", "register")
+_STEPS = ("embed_documents", "restage_rows", "seal", "build_index", "verify_rows", "register")
 TARGETS = {
     "share_of_rebuild_0.1pct": 0.02,
     "share_of_rebuild_1pct": 0.10,
@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace, folder: Path) -> common.Figures:
     from inline import Inline, Silent
 
     from reembed.config.settings import load
-    from reembed.strategies import catch_up as strategy
+    from reembed.strategies.catch_up import catch_up
     from reembed.strategies.full_rebuild import full_rebuild
 
     source = common.random_documents(folder / "documents.lance", args.documents, _WORDS)
@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace, folder: Path) -> common.Figures:
         for how in ("delta", "compare")
     }
     timed = Timed()
-    release = timed.run(lambda: full_rebuild(configs["delta"], Silent(), executor=Inline()))
+    release = timed.run(partial(full_rebuild, configs["delta"], Silent(), executor=Inline()))
     root = folder / "delta"
     rebuild = timed.figures(root, release.id)
     common.say(f"rebuild of {args.documents:,}: {rebuild}")
@@ -87,11 +87,8 @@ def measure(args: argparse.Namespace, folder: Path) -> common.Figures:
             if how == "compare":
                 forget_history(source)
             before = files_of(folder / how, releases[how])
-            grown = timed.run(
-                lambda c=config, r=releases[how]: strategy.catch_up(
-                    c, r, Silent(), executor=Inline()
-                )
-            )
+            started = releases[how]
+            grown = timed.run(partial(catch_up, config, started, Silent(), executor=Inline()))
             found = timed.figures(folder / how, grown.id)
             found["share_of_rebuild"] = round(found["cpu_s"] / rebuild["cpu_s"], 4)
             found["bytes_rewritten"] = rewritten(before, files_of(folder / how, grown))
@@ -116,18 +113,9 @@ class Timed:
 
         self.steps: dict[str, float] = {}
         self.cpu_s = 0.0
-        for module, names in ((steps, _STEPS), (catch_up_plan, ("changes_of",)), self._index()):
+        for module, names in ((steps, _STEPS), (catch_up_plan, ("changes_of",))):
             for name in names:
                 setattr(module, name, self._timed(name, getattr(module, name)))
-
-    @staticmethod
-    def _index() -> tuple[Any, tuple[str, ...]]:
-        try:
-            from reembed.strategies import indexing
-        except ImportError:
-            from reembed.strategies import steps as indexing
-
-        return indexing, ("build_index",)
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 UNITS = ("--unit-documents", "8")
 CHEAP = ("--model", "hashing:64")
 SMALL = {
+    "catch_up": ("--documents", "2000"),
     "kill_resume": ("judged", "--kills", "1", *UNITS, *CHEAP),
     "memory": ("--documents", "32", "--times", "2", *UNITS),
     "overhead": ("--documents", "32", *UNITS),
