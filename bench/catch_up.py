@@ -160,7 +160,8 @@ def change(source: Path, documents: int, share: float) -> None:
     chosen = np.random.default_rng(int(share * 1e6)).choice(
         there, int(documents * share), replace=False
     )
-    gone, updated = chosen[: len(chosen) // 10], chosen[len(chosen) // 10 :]
+    cut = max(1, len(chosen) // 10)
+    gone, updated = chosen[:cut], chosen[cut:]
     texts = [f"another text of {name} after {share}" for name in updated]
     rows = pa.table({"_id": updated.tolist(), "text": texts})
     dataset.merge_insert("_id").when_matched_update_all().execute(rows)

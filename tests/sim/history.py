@@ -36,6 +36,7 @@ from reembed.lifecycle.candidates import candidate, candidates, newest_of
 from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.serving.index import Index
 from reembed.store.storage import Storage
+from reembed.strategies import catch_up_plan
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from sim.engine import Crash, World, attempt
@@ -116,6 +117,8 @@ class History:
         self.kind = sorted(KINDS)[seed % len(KINDS)]
         self.world = World(seed, KINDS[self.kind] if rates is None else rates, place)
         self.rng = self.world.rng
+        # Fragments have four rows: so that half of the histories write deletion files.
+        catch_up_plan._DELETED = (0.1, 0.7)[seed // len(KINDS) % 2]
         self.model = Model()
         self.source = str(self.world.folder / "source.lance")
         self.root = str(self.world.folder / "root")

@@ -41,6 +41,7 @@ from reembed.strategies import catch_up_plan, changes, restage
 from reembed.table import seal as sealing
 from reembed.table import write as table
 from reembed.table.documents import row_of
+from reembed.table.read import open_table
 from sim.history import CALM, History, play
 
 Patch = Callable[[Any, str, Any], None]
@@ -220,6 +221,38 @@ def rows_that_left_are_kept_beside_their_successors(patch: Patch) -> None:
         return vectors.fragment(unit.fragment, columns.names).drop_columns(["_rowid"])
 
     patch(restage, "_kept", all_of_it)
+
+
+@bug
+def a_deletion_file_names_a_row_that_stays(patch: Patch) -> None:
+    _blind(patch)
+    honest = restage.stage_deletions
+
+    def another(run: Any, plan: Any, columns: Any, vectors: Any, unit: Any) -> Any:
+        rows = vectors.fragment(unit.fragment, [])["_rowid"].to_pylist()
+        stays = next(r for r in rows if r not in unit.leaving)
+        unit = dataclasses.replace(unit, leaving=(*unit.leaving[1:], stays))
+        return honest(run, plan, columns, vectors, unit)
+
+    patch(restage, "stage_deletions", another)
+
+
+@bug
+def an_update_is_committed_onto_another_version_than_its_base(patch: Patch) -> None:
+    _blind(patch)
+    patch(sealing, "files_of", lambda dataset: _Anything())
+
+    def newest(run: Any, plan: Any) -> int:
+        return int(open_table(run.storage, plan.table).version)
+
+    patch(sealing, "_to_build_on", newest)
+
+
+class _Anything:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = object.__hash__
 
 
 @bug
