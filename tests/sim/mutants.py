@@ -226,7 +226,7 @@ def rows_that_left_are_kept_beside_their_successors(patch: Patch) -> None:
 @bug
 def a_deletion_file_names_a_row_that_stays(patch: Patch) -> None:
     _blind(patch)
-    honest = restage.stage_deletions
+    honest = table.stage_deletions
 
     def another(run: Any, plan: Any, columns: Any, vectors: Any, unit: Any) -> Any:
         rows = vectors.fragment(unit.fragment, [])["_rowid"].to_pylist()
