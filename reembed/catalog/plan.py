@@ -17,10 +17,10 @@ Kind = Literal["rebuild", "catch_up"]
 
 @dataclass(frozen=True)
 class EmbedRange:
-    """Embed the documents of live rows [offset, offset + rows) of a source fragment."""
+    """Embed the documents of live rows [offset, offset + rows) of source fragments, read one after the other."""
 
     id: str
-    fragment: int
+    fragments: tuple[int, ...]
     offset: int
     rows: int
     """Rows of the source."""
@@ -100,7 +100,7 @@ class _Units:
     """Units as a plan's record holds them: lists, to stay small at 100,000 of them."""
 
     units: list[
-        tuple[Literal["range"], str, int, int, int, int]
+        tuple[Literal["range"], str, _Ids, int, int, int]
         | tuple[Literal["rows"], str, _Ids, int]
         | tuple[Literal["keep"], str, int, int, int, _Ids]
         | tuple[Literal["thin"], str, int, int, int, _Ids]

@@ -121,8 +121,9 @@ class EmbedConfig(Section):
     tokenizer_workers: Annotated[int, Field(ge=0)] | None = None
     """Concurrent tasks that read and tokenize; 0: each actor tokenizes. Default: 0 on CPU, where
     tokenizing is a hundredth of the work, and two per free core with GPUs."""
-    unit_documents: Annotated[int, Field(ge=1)] = 2_048
-    """Documents per unit, which is staged and resumed as a whole; at least 1-2 s of embedding."""
+    unit_documents: Annotated[int, Field(ge=1)] | None = None
+    """Documents per unit, which is staged and resumed as a whole. Default: seconds of embedding, at
+    most 50,000 units and 128 MiB each."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
     """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
     unit_deadline_s: Annotated[float, Field(gt=0)] | None = None

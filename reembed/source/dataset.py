@@ -9,6 +9,7 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed.catalog.plan import EmbedRange, EmbedRows, EmbedUnit
 from reembed.catalog.releases import SourceRef
@@ -17,16 +18,17 @@ from reembed.config.settings import Config
 from reembed.errors import SourceError
 from reembed.source.columns import check_columns, plain, template_columns
 from reembed.source.delta import Delta, fingerprint, fragments_of
-from reembed.source.documents import TEXT, check_ids, columns_of, documents, documents_in, readable
+from reembed.source.documents import TEXT, check_ids, columns_of, documents, readable
 from reembed.source.filter import check_filter, require_condition
 from reembed.source.opening import open_pinned, open_source, planned_dataset
+from reembed.source.units import cut, sizes
 from reembed.store.lance import tags_of
 from reembed.store.paths import absolute
 
 __all__ = ["TEXT", "Source"]
 
 _SCAN_ROWS = 4_096
-_MANY_UNITS = 4
+_SAMPLED_FRAGMENTS, _SAMPLED_ROWS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -152,22 +154,18 @@ class Source:
             return sum(batch.column(0).null_count for batch in scanner.to_batches())
 
     def units(self, size: int, actors: int = 1) -> list[EmbedRange]:
-        """Cut the rows into units of at most `size`, with ids that every attempt agrees on.
+        """Cut the rows into units of at most `size`, as `units.cut`; the last ones as `units.sizes` says."""
+        fragments = self._fragments()
+        return list(cut(fragments, sizes(sum(rows for _, rows in fragments), size, actors)))
 
-        Largest first. Where several actors share many units, the last ones are quarters: the one
-        that begins the last unit keeps the others waiting for a quarter of a unit's time at most.
-        """
-        units = [
-            unit
-            for fragment in self.dataset().get_fragments()
-            for unit in _cut(fragment.fragment_id, 0, fragment.count_rows(self.ref.filter), size)
-        ]
-        units.sort(key=lambda unit: -unit.rows)
-        if actors == 1 or len(units) < _MANY_UNITS * actors:
-            return units
-        whole, last = units[:-actors], units[-actors:]
-        quarter = max(1, size // 4)
-        return [*whole, *(p for u in last for p in _cut(u.fragment, u.offset, u.rows, quarter))]
+    def text_bytes(self) -> float:
+        """Return the mean length of a text in bytes, by the first rows of fragments all over the source."""
+        fragments = self.dataset().get_fragments()
+        chosen = fragments[:: max(1, len(fragments) // _SAMPLED_FRAGMENTS)]
+        with readable(self.ref):
+            parts = [self._scanner(fragments=[f], limit=_SAMPLED_ROWS).to_table() for f in chosen]
+        lengths = [pc.binary_length(documents(self.ref, part)[TEXT]) for part in parts]
+        return float(pc.mean(pa.chunked_array(lengths, pa.int64())).as_py() or 0)
 
     def read(self, unit: EmbedUnit) -> pa.Table:
         """Return the documents of one unit, as `documents.documents`, in row order.
@@ -177,14 +175,10 @@ class Source:
         """
         if isinstance(unit, EmbedRows):
             return self.take(unit.row_ids)
-        fragment = self.dataset().get_fragment(unit.fragment)
-        if fragment is None:
-            raise SourceError(
-                f"{self.uri} version {self.version} has lost fragment {unit.fragment}"
-            )
         window = {"offset": unit.offset, "limit": unit.rows, "scan_in_order": True}
+        fragments = [self._fragment(number) for number in unit.fragments]
         with readable(self.ref):
-            rows = self._scanner(fragments=[fragment], **window).to_table()
+            rows = self._scanner(fragments=fragments, **window).to_table()
         if rows.num_rows != unit.rows:
             raise SourceError(
                 f"unit {unit.id} has {rows.num_rows} rows where the plan counted {unit.rows}",
@@ -225,13 +219,17 @@ class Source:
             for batch in self._scanner(batch_size=_SCAN_ROWS, **how).to_batches():
                 yield pa.Table.from_batches([batch])
 
+    def _fragments(self) -> list[tuple[int, int]]:
+        """Return the fragments with their rows that pass the filter."""
+        found = self.dataset().get_fragments()
+        return [(f.fragment_id, f.count_rows(self.ref.filter)) for f in found]
+
+    def _fragment(self, number: int) -> lance.LanceFragment:
+        fragment = self.dataset().get_fragment(number)
+        if fragment is None:
+            raise SourceError(f"{self.uri} version {self.version} has lost fragment {number}")
+        return fragment
+
     def _scanner(self, **how: Any) -> lance.LanceScanner:
         columns, condition = columns_of(self.ref), self.ref.filter
         return self.dataset().scanner(columns=columns, filter=condition, **how)
-
-
-def _cut(fragment: int, first: int, rows: int, size: int) -> Iterator[EmbedRange]:
-    for offset in range(first, first + rows, size):
-        live = min(size, first + rows - offset)
-        name = f"{fragment:06d}-{offset:09d}"
-        yield EmbedRange(name, fragment, offset, live, documents_in(live))

@@ -32,6 +32,7 @@ from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
 from reembed.strategies.changes import Changes, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.strategies.unit_size import unit_documents
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_table
@@ -183,6 +184,8 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     pinned = found.after.pin(run.pin_tag)
     built = read_manifest(run.storage, release.index, release.index_sha256)
     held = fragments_of(_vectors(run.storage, release).dataset())
+    most, text_bytes = max(len(changes.embed), len(changes.refresh)), found.after.text_bytes()
+    size = unit_documents(config.embed, most, text_bytes, release.space.dim)
     plan = run.write_plan(
         Plan(
             kind="catch_up",
@@ -198,10 +201,10 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             index=built.settings,
             rows=len(changes.embed),
             documents=changes.to_embed,
-            units=list(_units(held, changes, config.embed.unit_documents)),
+            units=list(_units(held, changes, size)),
             created_at=now(),
             base=_base(release, changes, held),
-            unit_documents=config.embed.unit_documents,
+            unit_documents=size,
         )
     )
     emit(planned(run, plan, pinned=pinned))

@@ -103,9 +103,11 @@ def emit_ignored(changed: list[ChangedSetting], emit: Listener) -> None:
 def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
     """Return settings of the section embed that the plan fixed and that are different now."""
     now = config.embed.model_dump(include={"unit_documents", "reuse"})
-    used = dict(now)
+    asked = config.embed.unit_documents or plan.unit_documents
     largest = max((u.rows for u in plan.units if not isinstance(u, KeepFragment)), default=0)
-    if largest >= min(plan.unit_documents, now["unit_documents"]):  # else neither cuts anything
+    now["unit_documents"] = asked
+    used = dict(now)
+    if largest >= min(plan.unit_documents, asked):  # else neither cuts anything
         used["unit_documents"] = plan.unit_documents
     if plan.donors or not plan.reuse:  # else there was nothing to copy
         used["reuse"] = plan.reuse

@@ -28,6 +28,7 @@ from reembed.space import Space
 from reembed.store.paths import absolute
 from reembed.strategies import preflight
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.strategies.unit_size import unit_documents
 from reembed.table import write as table
 
 
@@ -182,7 +183,8 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
         encoder = encoder.model_copy(update={"model": absolute(encoder.model)})
     path = table.path_of(config.alias, space)
     columns = table.schema(space, *source.schema())
-    units = source.units(config.embed.unit_documents, config.embed.actors)
+    size = unit_documents(config.embed, documents, source.text_bytes(), space.dim)
+    units = source.units(size, config.embed.actors)
     donors: tuple[Donor, ...] = ()
     if config.embed.reuse:
         donors = reuse.find_donors(wanted.catalog, space.id, emit)
@@ -205,7 +207,7 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
             created_at=now(),
             reuse=config.embed.reuse,
             donors=donors,
-            unit_documents=config.embed.unit_documents,
+            unit_documents=size,
         )
     )
     _require_donors(run, plan)

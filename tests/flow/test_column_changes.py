@@ -227,7 +227,7 @@ def test_rows_under_a_new_type_are_damage_to_verify_even_where_catch_up_let_them
 ):
     """The fault as it was: the schema of the source laid over fragments that were kept."""
     uri = write(tmp_path, pa.array(STAMPS, pa.timestamp("s")))
-    config = make_config(uri, table={"carry": ["at"]})
+    config = make_config(uri, table={"carry": ["at"]}, embed={"unit_documents": 15})
     first = build(config)
     retype(uri, "at", pa.array(STAMPS, pa.timestamp("us")))
     lance.dataset(uri).delete("doc_id = 'd00'")

@@ -228,7 +228,7 @@ def test_units_are_largest_first_and_the_last_of_several_actors_are_quarters(
     units = source.units(120, actors)
     assert sum(unit.rows for unit in units) == 3_000
     assert len({unit.id for unit in units}) == len(units)
-    covered = np.concatenate([np.arange(u.rows) + u.offset + u.fragment * 10**6 for u in units])
+    covered = np.concatenate([np.arange(u.rows) + u.offset + u.fragments[0] * 10**6 for u in units])
     assert len(np.unique(covered)) == 3_000
     whole = units if actors == 1 else [u for u in units if u.rows > 30]
     assert [u.rows for u in whole] == sorted((u.rows for u in whole), reverse=True)

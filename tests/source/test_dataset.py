@@ -145,7 +145,7 @@ def test_a_dataset_that_is_not_there_is_answered_with_the_import_that_makes_it(
 def test_a_fragment_that_is_gone_is_named(opened):
     source, uri = opened
     with pytest.raises(SourceError) as refused:
-        source.read(EmbedRange("000099-000000000", 99, 0, 10, 10))
+        source.read(EmbedRange("000099-000000000", (99,), 0, 10, 10))
     assert refused.value.what == f"{uri} version 1 has lost fragment 99"
 
 

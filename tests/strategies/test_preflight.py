@@ -159,7 +159,7 @@ def grown(
             "encoder": {"model": "hashing:512"},
             "table": {"carry": ["title"]},
         }
-        built = make_config(uri, embed={"max_dead_letters": 1}, **sections)
+        built = make_config(uri, embed={"max_dead_letters": 1, "unit_documents": 10}, **sections)
         release = full_rebuild(built, Quiet(), executor=Inline())
         lance.write_dataset(rows(40, 10, nulls), uri, mode="append")
         lance.write_dataset(rows(50, 10, 0), uri, mode="append")
