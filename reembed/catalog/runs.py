@@ -4,8 +4,9 @@ runs/RUN/plan.json               create-only: source version, units, base versio
 runs/RUN/config.yaml             the resolved settings, for people
 runs/RUN/leases/00000001.json    who drives it; the newest counts
 runs/RUN/units/UNIT.json         create-only receipt: this unit is staged, by these files
+runs/RUN/receipts/00000001.json  create-only: copies of many receipts, which seal reads in one request
 runs/RUN/attempts/UNIT/0001.json create-only: a worker started this unit
-runs/RUN/workers/WORKER.json     who embeds which unit now
+runs/RUN/workers/WORKER.json     which units a process embeds now
 runs/RUN/caught-up/N-VERSION.json create-only: a catch-up of number N found it equal to this version
 runs/RUN/sealed.json             create-only: every file of the sealed table version, proven
 results/RUN.json                 create-only: the release it ended in, or that it was given up; one
@@ -29,7 +30,8 @@ from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
 
 _LISTING_THREADS = 16
-_RESULTS = "results/"
+_RESULTS, _COPIES = "results/", "receipts/"
+_COPIED_TOGETHER = 100
 _NUMBERED = re.compile(r"[0-9]+\.json")
 
 
@@ -39,6 +41,13 @@ class ResultRecord:
 
     release: str | None
     at: str
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Receipts that one driver heard of."""
+
+    receipts: tuple[Receipt, ...]
 
 
 @dataclass(frozen=True)
@@ -107,14 +116,43 @@ class Run:
         return {p.rsplit("/", 1)[-1].removesuffix(".json") for p in paths}
 
     def receipts(self) -> list[Receipt]:
-        """Return every receipt, in the order of unit ids."""
-        ids = sorted(self.staged())
+        """Return every receipt, in the order of unit ids; copies spare a request for each."""
+        ids = self.staged()
         with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            return list(pool.map(self.receipt, ids))
+            copies = pool.map(self._copies, self.numbered(_COPIES))
+            found = {r.unit: r for held in copies for r in held if r.unit in ids}
+            rest = pool.map(self.receipt, ids - found.keys())
+            found |= {r.unit: r for r in rest}
+        return [found[unit] for unit in sorted(ids)]
+
+    def _copies(self, name: str) -> tuple[Receipt, ...]:
+        return decode(_Copies, self.storage.read(self.path(_COPIES + name))).receipts
 
     def receipt(self, unit: str) -> Receipt:
         """Return the receipt of a staged unit."""
         return decode(Receipt, self.storage.read(self.path(f"units/{unit}.json")))
+
+
+class ReceiptCopies:
+    """Keeps the receipts that a driver hears of by the hundred; the last ones are read one by one."""
+
+    def __init__(self, run: Run, together: int = _COPIED_TOGETHER) -> None:
+        self._run, self._together = run, together
+        self._held: list[Receipt] = []
+        self._number = 1
+
+    def add(self, receipt: Receipt) -> None:
+        """Take one more receipt; store them once there are enough."""
+        self._held.append(receipt)
+        if len(self._held) < self._together:
+            return
+        record = encode(_Copies(tuple(self._held)))
+        while not self._run.storage.create(self._path(), record):  # of this run's other drivers
+            self._number += 1
+        self._held.clear()
+
+    def _path(self) -> str:
+        return self._run.path(f"{_COPIES}{self._number:08d}.json")
 
 
 def find_runs(storage: Storage, alias: str | None = None) -> list[Run]:

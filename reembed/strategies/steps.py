@@ -8,9 +8,10 @@ from dataclasses import replace
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.plan import EmbedUnit, KeptUnit, Plan
+from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import VerifyReport
-from reembed.catalog.runs import Run
+from reembed.catalog.runs import ReceiptCopies, Run
 from reembed.config.settings import Config, changed_settings
 from reembed.encoders import golden
 from reembed.engine import reuse
@@ -52,8 +53,14 @@ def embed_documents(context: RunContext) -> None:
         actors=embed.actors,
     )
     job = EmbedJob(run, plan.without_units(), context.source, plan.encoder, embed, context.columns)
+    copies = ReceiptCopies(run)
+
+    def heard(receipt: Receipt) -> None:
+        progress.receipt(receipt)
+        copies.add(receipt)
+
     with progress.reporting():
-        context.executor.embed(job, todo, progress.receipt, context.stop)
+        context.executor.embed(job, todo, heard, context.stop)
     context.emit(progress.totals())
 
 
