@@ -177,15 +177,13 @@ def _steady(root: Path, actors: int) -> float | None:
     None: the last actor came after the last unit was started.
     """
     units = [json.loads(f.read_text())["stats"] for f in root.glob("runs/*/units/*.json")]
-    starts = sorted(unit["started_at"] for unit in units)
-    since = max(u["started_at"] for u in units if not u["waited_s"])
-    until = starts[-1]
+    spans = sorted((u["started_at"], u["started_at"] + u["embed_s"], u["model_s"]) for u in units)
+    until = spans[-1][0]
+    at_work = [(at, sum(start <= at < end for start, end, _ in spans)) for at, _, _ in spans]
+    since = next((at for at, count in at_work if count >= actors), until)
     if until <= since:
         return None
-    worked = sum(
-        max(0.0, min(u["started_at"] + u["model_s"], until) - max(u["started_at"], since))
-        for u in units
-    )
+    worked = sum(max(0.0, min(end, until) - max(end - model_s, since)) for _, end, model_s in spans)
     return float(round(worked / ((until - since) * actors), 3))
 
 

@@ -185,18 +185,36 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """An attempt at a unit."""
+
+    unit: str
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Worker:
-    """A process that embeds a unit now, as it recorded itself."""
+    """A process that embeds, as it recorded itself."""
 
     id: str
     unit: str
+    """The unit that its model is at."""
     attempt: int
+    following: tuple[Begun, ...]
+    """Prepared units: the model may be at one of them by now."""
+    tries: int
+    """How often it went on after it had waited for the model's provider."""
     node: str
     """Ray's id of its node, of the driver's job and of its actor; empty outside of Ray."""
     job: str
     actor: str
     pid: int
     at: str
+
+    @property
+    def begun(self) -> tuple[Begun, ...]:
+        """Every attempt that may be at work."""
+        return (Begun(self.unit, self.attempt), *self.following)
 
 
 def workers(run: Run) -> list[Worker]:

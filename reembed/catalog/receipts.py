@@ -105,8 +105,9 @@ class UnitStats:
     started_at: float
     """Seconds since the epoch, by its host's clock."""
     waited_s: float
-    """Seconds from the end of the previous unit to the start of this one."""
+    """Seconds before it in which the model had no unit."""
     embed_s: float
+    """Seconds from when the model could have begun to when it ended: those it waited for records are in it."""
     model_s: float
     """The model's part of `embed_s`."""
 

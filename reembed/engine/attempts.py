@@ -1,25 +1,23 @@
 """How often a unit was tried, and which document kills its process.
 
 Ray restarts a dead actor and runs its unit again, indefinitely. Each attempt leaves a create-only
-record before it starts, and its worker a record that it removes when the embedding ends, with or
-without an error: a worker whose record remains was killed. It counts as a death of the unit if its node
-and its driver live on. After two deaths the unit is tried in ranges that are recorded first. A range
-that kills is cut into sixteen; a single document that kills twice is poison.
+record before it starts, and stands in the record of its worker (`presence`) until the model left it, with
+or without an error: a worker whose record remains was killed. It counts as a death of the units in it if
+its node and its driver live on. A unit that was prepared for the model may stand there by chance once: from its
+second attempt on it stands there alone. After two deaths the unit is tried in ranges that are recorded
+first. A range that kills is cut into sixteen; a single document that kills twice is poison.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from reembed.catalog.lease import Worker, workers
+from reembed.catalog.lease import Begun, workers
 from reembed.catalog.runs import Run
-from reembed.clock import now
 from reembed.engine.executor import ALONE, Host
 from reembed.errors import RunFailed
 from reembed.store.records import encode
@@ -55,7 +53,23 @@ class Attempt:
     _ranges: tuple[Range, ...]
     poison: frozenset[int] = frozenset()
     """Row numbers that must not be tried again."""
+    deaths: int = 0
+    """Attempts that ended with the death of a worker alone; not counted before the third attempt."""
     _careful: bool = False
+
+    @property
+    def begun(self) -> Begun:
+        """The attempt, as a worker's record names it."""
+        return Begun(self.unit, self.number)
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether there was another attempt before."""
+        return self.number > 1
+
+    def withdraw(self) -> None:
+        """Take the attempt back: the model was never at the unit."""
+        self.run.storage.remove(_path(self.run, self.unit, self.number))
 
     def ranges(self) -> Iterator[Range]:
         """Yield row ranges to embed; once the unit is suspect, each is recorded first."""
@@ -88,13 +102,13 @@ def begin(run: Run, unit: str, rows: int, host: Host = ALONE, driver: str = "") 
         if first is not None and first.driver == driver:
             raise _tried_too_often(run, unit, len(alone))
     if len(alone) < _CARELESS_DEATHS:
-        return whole
+        return replace(whole, deaths=len(alone))
     deaths = _deaths(run, unit, alone)
     poison = frozenset(a for (a, b), n in deaths.items() if b - a == 1 and n >= _DEATHS_OF_POISON)
     ranges = tuple(
         r for r in _cut((0, rows), deaths, whole=True) if r[0] not in poison or r[1] - r[0] > 1
     )
-    return replace(whole, poison=poison, _ranges=ranges, _careful=True)
+    return replace(whole, poison=poison, deaths=len(alone), _ranges=ranges, _careful=True)
 
 
 def _tried_too_often(run: Run, unit: str, alone: int) -> RunFailed:
@@ -106,19 +120,6 @@ def _tried_too_often(run: Run, unit: str, alone: int) -> RunFailed:
         " a single document is not the cause, the machine may be short of memory",
         f"{plan.restart} --set embed.batch_tokens=2048 --set embed.unit_documents=256",
     )
-
-
-@contextmanager
-def working(attempt: Attempt, worker: str) -> Iterator[None]:
-    """Record who works on a unit during the block; if the process is killed, its record remains."""
-    run, here = attempt.run, attempt.host.place()
-    path = run.path(f"workers/{worker}.json")
-    who = Worker(worker, attempt.unit, attempt.number, *here, os.getpid(), now())
-    run.storage.write(path, encode(who))
-    try:
-        yield
-    finally:
-        run.storage.remove(path)
 
 
 def _cut(piece: Range, deaths: Counter[Range], *, whole: bool = False) -> Iterator[Range]:
@@ -135,8 +136,8 @@ def _died_alone(run: Run, unit: str, host: Host) -> list[int]:
     """Return the attempts whose worker was killed while its node and its driver lived on: others, and those
     that embedded all and failed later, say nothing about the documents.
     """
-    killed = [w for w in workers(run) if w.unit == unit]
-    return [w.attempt for w in killed if host.outlived(w.node, w.job)]
+    begun = [(w, b.attempt) for w in workers(run) for b in w.begun if b.unit == unit]
+    return [attempt for w, attempt in begun if host.outlived(w.node, w.job)]
 
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:

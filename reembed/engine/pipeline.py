@@ -14,12 +14,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from obstore.exceptions import BaseError
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
@@ -32,6 +33,7 @@ from reembed.engine.documents import prepared, read
 from reembed.engine.executor import EmbedJob
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.engine.signals import Stop
+from reembed.engine.turns import ModelThread
 from reembed.engine.watchdog import Watchdog
 from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
@@ -43,6 +45,8 @@ from reembed.store.storage import storage_errors
 _TASK_CPUS = 0.5
 _ONE_UNIT: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 _ROW = pa.schema({"unit": pa.string(), "payload": pa.large_binary()})
+AT_ONCE = 3
+"""Units in an actor: one is prepared and one finished while the model is at a third."""
 _MIN_STORE_BYTES = 256 << 20
 _LOOK_S = 1.0
 _ASK_S = 1.0
@@ -69,7 +73,12 @@ def embed_units(
         _Embedder,
         **_ONE_UNIT,
         fn_constructor_kwargs={"job": job},
-        compute=ActorPoolStrategy(size=job.embed.actors, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            size=job.embed.actors,
+            max_concurrent_calls_per_actor=AT_ONCE,
+            max_tasks_in_flight_per_actor=AT_ONCE + 1,  # the next one's input is fetched
+            enable_true_multi_threading=True,
+        ),
         num_cpus=job.embed.actor_cpus,
         num_gpus=job.embed.gpus_per_actor or None,
     )
@@ -188,34 +197,37 @@ def _documents(batch: pa.Table) -> tuple[str, pa.Table]:
 
 
 class _Embedder:
-    """A model replica as Ray Data's actor."""
+    """A model replica as Ray Data's actor, which calls it from several threads."""
 
     def __init__(self, job: EmbedJob) -> None:
         self._job = job
+        self._is_draining = False
         self._started: UnitEmbedder | ReembedError
         try:
             with storage_errors(f"an actor of run {job.run.id} could not start{_at(job)}"):
-                self._started = UnitEmbedder(job, host=nodes)
+                self._started = UnitEmbedder(
+                    job, host=nodes, turns=ModelThread(), is_ending=lambda: self._is_draining
+                )
         except ReembedError as error:  # raised here, only Ray's words would remain
             self._started = error
-        self._draining, self._asked = False, 0.0
+        threading.Thread(target=self._ask, daemon=True).start()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._is_draining():
+        if self._is_draining:
             return batch.slice(0, 0)
         if isinstance(self._started, ReembedError):
             raise self._started
         unit, documents = _documents(batch)
         with storage_errors(f"the records of unit {unit} could not be kept{_at(self._job)}"):
-            row = _row(unit, self._started.embed(unit, documents))
-        self._started.idle()
-        return row
+            embedded = self._started.embed(unit, documents)
+        return batch.slice(0, 0) if embedded is None else _row(unit, embedded)
 
-    def _is_draining(self) -> bool:
-        """Asked once a second: a request per unit would cost a GPU more than its milliseconds of work."""
-        if time.monotonic() - self._asked > _ASK_S:
-            self._draining, self._asked = self._job.is_draining, time.monotonic()
-        return self._draining
+    def _ask(self) -> None:
+        """Look once a second whether to drain: a request per unit would cost a GPU more than its work."""
+        while not self._is_draining:
+            with suppress(OSError, BaseError):  # the next one may succeed
+                self._is_draining = self._job.is_draining
+            time.sleep(_ASK_S)
 
 
 def _write(batch: pa.Table, job: EmbedJob) -> pa.Table:

@@ -29,7 +29,7 @@ _PATIENCE_S = 60.0  # before it is told that no node has room
 
 @dataclass
 class _Seen:
-    attempt: tuple[str, int]
+    attempt: tuple[str, int, int]
     since: float
     ended: bool = False
 
@@ -49,7 +49,7 @@ class Watchdog:
         assert receipt.stats is not None  # it was embedded
         self._heard = time.monotonic()
         self._left.discard(receipt.unit)
-        self._times.append(receipt.stats.embed_s)
+        self._times.append(receipt.stats.model_s)
 
     @property
     def deadline_s(self) -> float:
@@ -73,8 +73,9 @@ class Watchdog:
         workers = lease.workers(self._job.run)
         for worker in workers:
             seen = self._seen.get(worker.id)
-            if seen is None or seen.attempt != (worker.unit, worker.attempt):
-                self._seen[worker.id] = _Seen((worker.unit, worker.attempt), now)
+            attempt = (worker.unit, worker.attempt, worker.tries)
+            if seen is None or seen.attempt != attempt:
+                self._seen[worker.id] = _Seen(attempt, now)
             elif not seen.ended and now - seen.since > self.deadline_s:
                 seen.ended = True
                 self._emit(

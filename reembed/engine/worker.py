@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +30,8 @@ from reembed.engine.documents import (
 )
 from reembed.engine.executor import ALONE, EmbedJob, Host
 from reembed.engine.patience import Patience
+from reembed.engine.presence import Presence
+from reembed.engine.turns import CALLER, Turns
 from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
 from reembed.store.records import decode, encode
@@ -54,14 +55,18 @@ class _Unit:
     """float32 [N, dim]; NaN for documents without a vector."""
     errors: list[str | None]
     todo: Rows
+    arrived: float
+    """By `time.perf_counter`."""
     copied: int = 0
     stats: EncoderStats = field(default_factory=EncoderStats)
+    model_s: float = 0.0
 
     @classmethod
     def begin(cls, documents: pa.Table, dim: int) -> _Unit:
         """Take over the given vectors; all other documents are to do."""
+        arrived = time.perf_counter()
         vectors = np.full((documents.num_rows, dim), np.nan, np.float32)
-        unit = cls(vectors, documents[ERROR].to_pylist(), to_embed(documents))
+        unit = cls(vectors, documents[ERROR].to_pylist(), to_embed(documents), arrived)
         if GIVEN in documents.column_names:
             column = documents[GIVEN].combine_chunks()
             found = column.is_valid()
@@ -79,14 +84,20 @@ class _Unit:
 
 
 class UnitEmbedder:
-    """One model replica."""
+    """One model replica. Several threads may embed a unit each: all but the model's part is done side by side."""
 
     def __init__(
-        self, job: EmbedJob, wait: Callable[[float], None] = time.sleep, host: Host = ALONE
+        self,
+        job: EmbedJob,
+        wait: Callable[[float], None] = time.sleep,
+        host: Host = ALONE,
+        turns: Turns = CALLER,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """Load the model, and compare it with the plan and with the run's other replicas.
 
-        `wait` sleeps for the given seconds while the model's provider does not answer.
+        `wait` sleeps for the given seconds while the model's provider does not answer; `turns` says where
+        the model works, and `is_ending` whether no other unit is to begin.
 
         Raises:
             SpaceMismatch: it is another model, or produces different vectors from the same texts.
@@ -97,19 +108,22 @@ class UnitEmbedder:
         cores = job.embed.actor_cpus  # its own, and the model waits for the tokenizer
         os.environ.setdefault("TOKENIZERS_PARALLELISM", str(cores > 1).lower())
         os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
-        self._job, self._host = job, host
-        self._worker = uuid.uuid4().hex
+        self._job, self._host, self._turns, self._is_ending = job, host, turns, is_ending
+        self._presence = Presence(job.run, host)
         resume = f"{job.plan.resume}     # staged units are kept"
         self._patience = Patience(job.embed.stall_s, resume, wait)
-        self._encoder: Encoder = encoders.load_encoder(
+        self._encoder: Encoder = turns.run(self._load)
+        self._other_path = turns.run(lambda: self._patience.through(self._compare))
+        self._free_since: float | None = None
+
+    def _load(self) -> Encoder:
+        job = self._job
+        return encoders.load_encoder(
             job.encoder,
             dtype=job.embed.dtype,
             batch_tokens=job.embed.batch_tokens,
             for_job=True,
         )
-        self._other_path = self._patience.through(self._compare)
-        self._idle_since: float | None = None
-        self._model_s = 0.0
 
     def _compare(self) -> list[str]:
         """Compare the model with the plan; return notes on how it differs from the first replica."""
@@ -126,65 +140,81 @@ class UnitEmbedder:
             golden.require(storage, donor.origin, self._encoder, release.golden_sha256)
         return golden.leave(storage, plan.origin, self._encoder)
 
-    def embed(self, name: str, documents: pa.Table) -> pa.Table:
+    def embed(self, name: str, documents: pa.Table) -> pa.Table | None:
         """Return the documents of a unit with `vector`, a list of dim floats, for text or tokens.
 
-        Documents that fail get a `reembed.error`. `UnitStats`, as JSON, are in the metadata.
+        Documents that fail get a `reembed.error`. `UnitStats`, as JSON, are in the metadata. None: the job
+        is ending, and the unit was not begun.
 
         Raises:
             RunFailed: too many documents fail, or all vectors are the same: the set-up is broken.
             ProviderError: the model's provider did not answer in time.
         """
-        started, started_at = time.perf_counter(), time.time()
-        waited, model_s = started - (self._idle_since or started), self._model_s
         job = self._job
-        attempt = attempts.begin(job.run, name, documents.num_rows, self._host, job.token)
         unit = _Unit.begin(documents, job.plan.space.dim)
+        embed = self._embedding(documents)
+        attempt = attempts.begin(job.run, name, documents.num_rows, self._host, job.token)
         for row in attempt.poison:
             unit.errors[row] = "embedding it kills or hangs the process"
-        embed = self._embedding(documents)
-        self._patience.through(lambda: self._try(unit, attempt, embed))
+        self._presence.announce(attempt)
+        try:
+            stats = self._turns.run(lambda: self._turn(unit, attempt, embed), attempt.deaths)
+        finally:
+            self._presence.save()
+        if stats is None:
+            attempt.withdraw()
+            return None
         self._check(name, unit.vectors, unit.errors)
         self._check_variety(name, unit.vectors, documents)
-        done = unit.stats + self._encoder.embed_documents([]).stats
+        faults.point("embed.before_write")
+        return self._embedded(documents, unit.vectors, unit.errors, stats)
+
+    def _turn(
+        self, unit: _Unit, attempt: Attempt, embed: Callable[[Rows], Embedded]
+    ) -> UnitStats | None:
+        """The model's part: nothing else is done while the model waits. None: the job is ending."""
+        try:
+            if self._is_ending():
+                return None
+            self._patience.through(lambda: self._try(unit, attempt, embed))
+            done = unit.stats + self._encoder.embed_documents([]).stats
+        finally:
+            self._presence.leave(attempt)
+            was_free_since, self._free_since = self._free_since, time.perf_counter()
+        waited = 0.0 if was_free_since is None else unit.arrived - was_free_since
+        seconds = self._free_since - unit.arrived + min(waited, 0.0)
         more = {
             "notes": "; ".join([*done.notes, *self._other_path]),
             "peak_flops": done.peak_flops * self._share(done.device),
         }
-        stats = UnitStats(
+        return UnitStats(
             **(vars(done) | more),
             attempt=attempt.number,
             copied=unit.copied,
-            started_at=started_at,
-            waited_s=waited,
-            embed_s=time.perf_counter() - started,
-            model_s=self._model_s - model_s,
+            started_at=time.time() - seconds,
+            waited_s=max(0.0, waited),
+            embed_s=seconds,
+            model_s=unit.model_s,
         )
-        faults.point("embed.before_write")
-        return self._embedded(documents, unit.vectors, unit.errors, stats)
-
-    def idle(self) -> None:
-        """Note that the replica waits for a unit from now on."""
-        self._idle_since = time.perf_counter()
 
     def _try(self, unit: _Unit, attempt: Attempt, embed: Callable[[Rows], Embedded]) -> None:
-        """Embed what is left to do. After a provider's error the worker takes another id: the time it waits
-        must not count against the unit's deadline.
+        """Embed what is left to do. While a provider is waited for nobody is at work: that time must not
+        count against the unit's deadline.
         """
-        with attempts.working(attempt, self._worker):
-            for start, stop in attempt.ranges():
-                rows = unit.todo[(unit.todo >= start) & (unit.todo < stop)]
-                if not len(rows):
-                    continue
-                started = time.perf_counter()
-                try:
-                    found = embed(rows)
-                except ProviderError:
-                    self._worker = uuid.uuid4().hex
-                    raise
-                finally:  # the model's seconds, its tokenizing included if it tokenizes itself
-                    self._model_s += time.perf_counter() - started
-                unit.take(rows, found)
+        self._presence.take(attempt)
+        for start, stop in attempt.ranges():
+            rows = unit.todo[(unit.todo >= start) & (unit.todo < stop)]
+            if not len(rows):
+                continue
+            started = time.perf_counter()
+            try:
+                found = embed(rows)
+            except ProviderError:
+                self._presence.pause()
+                raise
+            finally:  # the model's seconds, its tokenizing included if it tokenizes itself
+                unit.model_s += time.perf_counter() - started
+            unit.take(rows, found)
 
     def _embedding(self, documents: pa.Table) -> Callable[[Rows], Embedded]:
         """Return the function that embeds rows of these documents, by their tokens or their texts."""

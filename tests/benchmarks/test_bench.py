@@ -46,6 +46,7 @@ FIGURES = {
     "mutants": {"mutants", "killed", "explained", "survived", "modules", "operators"},
     "encode": {"fp32_ratio", "fp32_cos_min", "bf16_ratio", "bf16_cos_min", "model"},
     "pipeline": {"ratio_bare", "ratio_example", "ratio_peer", "driver_peak_mib"},
+    "replica": {"model_busy_s3", "one_thread_busy_s3", "latency_ms", "sleep_s"},
     "scaling": {"cpu", "sleeping", "unit_documents"},
     "gpu_encode": {
         "gpu",

@@ -396,7 +396,7 @@ def test_a_worker_that_ends_while_workers_are_listed_is_none_of_them(tmp_path, m
     run = Run(Storage.open(str(tmp_path)), "docs-0-v1-1")
     names = [f"{n:032x}.json" for n in range(2)]
     monkeypatch.setattr(Storage, "names", lambda self, prefix: names)
-    mine = Worker(names[0][:32], "u", 1, "", "", "", os.getpid(), "now")
+    mine = Worker(names[0][:32], "u", 1, (), 0, "", "", "", os.getpid(), "now")
     run.storage.write(run.path(f"workers/{names[0]}"), encode(mine))
     assert workers(run) == [mine]
 

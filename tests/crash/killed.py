@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
-
-import pytest
 
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.attempts import Attempt, Range
 from reembed.engine.executor import ALONE, Host, WorkerPlace
-from reembed.store.storage import Storage
+from reembed.engine.presence import Presence
 
 
 class Outlived:
@@ -31,9 +28,11 @@ def attempt_at(
     run: Run, rows: int, kills: Callable[[Range], bool], host: Host = ALONE
 ) -> Attempt | None:
     """One attempt at unit "u"; None when its process was killed, which then takes nothing back."""
-    attempt = attempts.begin(run, "u", rows, host)
-    with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, uuid.uuid4().hex):
-        died = any(kills(tried) for tried in attempt.ranges())
-        if died:
-            patch.setattr(Storage, "remove", lambda storage, path: None)
-    return None if died else attempt
+    attempt, presence = attempts.begin(run, "u", rows, host), Presence(run, host)
+    presence.announce(attempt)
+    presence.take(attempt)
+    if any(kills(tried) for tried in attempt.ranges()):
+        return None
+    presence.leave(attempt)
+    presence.save()
+    return attempt

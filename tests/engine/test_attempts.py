@@ -14,6 +14,7 @@ from reembed.catalog.lease import driving, read_lease, workers
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.executor import ALONE
+from reembed.engine.presence import Presence
 from reembed.errors import RunFailed
 from reembed.lifecycle import status
 from reembed.store.storage import Storage
@@ -53,10 +54,11 @@ def test_a_range_of_many_in_which_two_workers_died_at_once_is_cut_and_none_of_it
     both = [
         attempts.begin(run, "u", ROWS, DIED_ALONE) for _ in range(2)
     ]  # the second before the first died
-    for number, attempt in enumerate(both):
-        with pytest.MonkeyPatch.context() as patch, attempts.working(attempt, f"{number:032x}"):
-            first = next(attempt.ranges())
-            patch.setattr(Storage, "remove", lambda storage, path: None)
+    for attempt in both:
+        killed = Presence(run, DIED_ALONE)
+        killed.announce(attempt)
+        killed.take(attempt)
+        first = next(attempt.ranges())
     assert first[1] - first[0] > 1
     again = attempts.begin(run, "u", ROWS, DIED_ALONE)
     assert again.poison == frozenset()
@@ -77,10 +79,15 @@ def test_a_careful_attempt_tries_ranges_before_single_documents(run):
 
 def test_workers_at_one_time_are_told_apart_and_take_back_only_their_own_record(run):
     one, other = attempts.begin(run, "u", 5), attempts.begin(run, "v", 5)
-    with attempts.working(one, "1" * 32):
-        with attempts.working(other, "2" * 32):
-            assert {(w.unit, w.attempt) for w in workers(run)} == {("u", 1), ("v", 1)}
-        assert [w.unit for w in workers(run)] == ["u"]
+    mine, theirs = Presence(run, ALONE), Presence(run, ALONE)
+    mine.announce(one)
+    theirs.announce(other)
+    assert {(w.unit, w.attempt) for w in workers(run)} == {("u", 1), ("v", 1)}
+    theirs.leave(other)
+    theirs.save()
+    assert [w.unit for w in workers(run)] == ["u"]
+    mine.leave(one)
+    mine.save()
     assert not workers(run)
 
 

@@ -307,7 +307,7 @@ def test_a_worker_that_waits_for_its_provider_is_not_at_work(build, endpoint, mo
     def now():
         storage = Storage.open(root)
         (run,) = [Run(storage, name) for name in storage.folders("runs/")]
-        return [w.id for w in workers(run)]
+        return [(w.id, w.tries) for w in workers(run)]
 
     def fault(texts):
         if len(texts) == 50 and faults:

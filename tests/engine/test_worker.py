@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import lance
 import numpy as np
@@ -28,6 +30,7 @@ from reembed.engine import attempts
 from reembed.engine import worker as units
 from reembed.engine.documents import read, tokenized, tokenizer_of, tokens_of
 from reembed.engine.executor import EmbedJob
+from reembed.engine.turns import ModelThread
 from reembed.errors import IntegrityError, RunFailed, SpaceMismatch
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -63,7 +66,7 @@ def job(tmp_path):
             "place": Place("s", "r", 0, 1),
             "encoder": config.encoder,
         }
-        unit = EmbedRange("u", 0, 0, n, n)
+        unit = EmbedRange("u", (0,), 0, n, n)
         plan = Plan(
             kind="rebuild", run_id="r", alias="a", space=space, units=[unit], **fields, **rest
         )
@@ -456,3 +459,65 @@ def test_what_a_unit_took_counts_all_of_its_parts():
         unit.take(np.array([row]), part)
     assert (unit.stats.tokens, unit.stats.flop) == (6, 3.0)
     assert not len(unit.todo)
+
+
+def test_the_model_goes_on_while_records_of_other_units_are_written(job, monkeypatch):
+    """Once the next unit is recorded the store takes no record until the model is at it."""
+    made, texts = job()
+    replica = units.UnitEmbedder(made, turns=ModelThread())
+    plain_embed, plain_write = HashingEncoder.embed, Storage.write
+    taken, slow_store, release = [], threading.Event(), threading.Event()
+
+    def embed(self, tokens):
+        if len(tokens) == 40:  # not the texts that models are compared by
+            taken.append(threading.get_ident())
+        if len(taken) == 1:
+            wait_until(lambda: [w.following for w in workers(made.run)] != [()])
+            slow_store.set()
+        if len(taken) == 2:
+            release.set()
+        return plain_embed(self, tokens)
+
+    def write(storage, path, record):
+        if slow_store.is_set() and "/workers/" in path:
+            assert release.wait(30), "the model waited for a record"
+        plain_write(storage, path, record)
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    monkeypatch.setattr(Storage, "write", write)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(replica.embed, unit, texts) for unit in ("u", "v")]
+        assert all(d.result(60)["reembed.error"].null_count == 40 for d in done)
+    assert len(set(taken)) == 1
+    assert not workers(made.run)
+
+
+def wait_until(holds):
+    deadline = threading.Event()
+    timer = threading.Timer(30, deadline.set)
+    timer.start()
+    while not holds():
+        assert not deadline.is_set()
+    timer.cancel()
+
+
+def test_a_unit_that_waits_for_the_model_when_the_job_ends_is_taken_back(job):
+    made, texts = job()
+    ending = []
+    replica = units.UnitEmbedder(made, is_ending=lambda: bool(ending))
+    assert replica.embed("u", texts) is not None
+    ending.append(1)
+    assert replica.embed("v", texts) is None
+    assert not workers(made.run)
+    assert made.run.numbered("attempts/u/") == ["0001.json"]
+    assert made.run.numbered("attempts/v/") == []
+
+
+def test_time_without_a_unit_and_time_without_its_records_are_told_apart(job, monkeypatch):
+    made, texts = job()
+    clock = iter(range(0, 10_000, 10))
+    replica = units.UnitEmbedder(made)
+    monkeypatch.setattr(units.time, "perf_counter", lambda: next(clock))
+    first, second = (units.stats_of(replica.embed(name, texts)) for name in "uv")
+    assert (first.waited_s, first.embed_s, first.model_s) == (0, 30, 10)
+    assert (second.waited_s, second.embed_s, second.model_s) == (10, 30, 10)
