@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,7 @@ from reembed.store.paths import absolute
 __all__ = ["TEXT", "Source"]
 
 _SCAN_ROWS = 4_096
+_AT_ONCE = 16
 _SAMPLED_FRAGMENTS, _SAMPLED_ROWS = 16, 64
 
 
@@ -162,8 +164,12 @@ class Source:
         """Return the mean length of a text in bytes, by the first rows of fragments all over the source."""
         fragments = self.dataset().get_fragments()
         chosen = fragments[:: max(1, len(fragments) // _SAMPLED_FRAGMENTS)]
-        with readable(self.ref):
-            parts = [self._scanner(fragments=[f], limit=_SAMPLED_ROWS).to_table() for f in chosen]
+
+        def first_rows(fragment: lance.LanceFragment) -> pa.Table:
+            return self._scanner(fragments=[fragment], limit=_SAMPLED_ROWS).to_table()
+
+        with readable(self.ref), ThreadPoolExecutor(_AT_ONCE) as pool:
+            parts = list(pool.map(first_rows, chosen))
         lengths = [pc.binary_length(documents(self.ref, part)[TEXT]) for part in parts]
         return float(pc.mean(pa.chunked_array(lengths, pa.int64())).as_py() or 0)
 
@@ -220,9 +226,11 @@ class Source:
                 yield pa.Table.from_batches([batch])
 
     def _fragments(self) -> list[tuple[int, int]]:
-        """Return the fragments with their rows that pass the filter."""
+        """Return the fragments with their rows that pass the filter; many are counted at once."""
         found = self.dataset().get_fragments()
-        return [(f.fragment_id, f.count_rows(self.ref.filter)) for f in found]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            counts = list(pool.map(lambda f: f.count_rows(self.ref.filter), found))
+        return [(f.fragment_id, count) for f, count in zip(found, counts, strict=True)]
 
     def _fragment(self, number: int) -> lance.LanceFragment:
         fragment = self.dataset().get_fragment(number)
