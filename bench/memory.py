@@ -3,7 +3,7 @@
 Documents of 2 KB are embedded by a model that costs nothing (`hashing:64`), so that reading,
 moving and writing are all there is. While the job embeds, the proportional share of memory (PSS)
 of all its processes, the object store among them, is read every quarter second; the driver's alone
-too. Later stages are read as well: an index holds all vectors, and verification 64 bytes a document.
+too. Later stages are read as well: an index holds all vectors.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ MODULES = tuple(
         "evaluation/comparisons",
         "evaluation/terms", "index/files", "lifecycle/differences", "lifecycle/gc",
         "lifecycle/candidates", "lifecycle/complete", "lifecycle/promote",
-        "lifecycle/verify", "serving/live",
+        "lifecycle/reading", "lifecycle/scratch", "lifecycle/verify", "serving/live",
         "source/dataset", "source/delta", "source/lag", "source/opening", "store/storage",
         "strategies/catch_up", "strategies/catch_up_plan", "strategies/changes",
         "strategies/restage", "table/documents", "table/provenance", "table/read", "table/seal", "table/write",

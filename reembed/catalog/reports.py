@@ -68,6 +68,9 @@ class VerifyReport:
     """The seed these rows were drawn with; None below level 3, which draws none."""
     why: str | None = None
     """Why the verification could not finish; None if it did."""
+    new_rows: int | None = None
+    """Rows that were compared; None if all were. The others are in files that a verified release of the
+    line shares, and were compared when that one was verified."""
     at: str = field(default_factory=now)
 
     @property
@@ -92,10 +95,11 @@ class VerifyReport:
             return "no vector was re-embedded"
         if wrong := self.differences["wrong_vector"].count:
             return f"{wrong:,} of {self.sampled:,} re-embedded have another vector"
-        if self.sampled >= self.rows:
-            return "every vector was re-embedded"
+        compared, new = (self.rows, "") if self.new_rows is None else (self.new_rows, "new ")
+        if self.sampled >= compared:
+            return f"every {new}vector was re-embedded"
         bound = -math.log(0.01) / self.sampled
-        return f"{self.sampled} re-embedded: with 99 % confidence under {bound:.1%} are wrong"
+        return f"{self.sampled} {new}re-embedded: with 99 % confidence under {bound:.1%} are wrong"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report with what follows from it, for people and scripts."""

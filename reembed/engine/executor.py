@@ -56,7 +56,30 @@ class EmbedJob:
         self.run.storage.write(self.run.path(DRAIN), encode(_Drain(self.token)))
 
 
-class Executor(Protocol):
+class Tasks(Protocol):
+    """Runs single tasks."""
+
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        """Run a function once and wait for its result."""
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        """Run a function over items in any order; return the results in the items' order."""
+
+
+class _Here:
+    """Runs tasks in this process, one after the other."""
+
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        return function(*args)
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        return [function(*item) for item in items]
+
+
+HERE: Tasks = _Here()
+
+
+class Executor(Tasks, Protocol):
     """Runs units and single tasks away from the driver."""
 
     where: str
@@ -73,12 +96,6 @@ class Executor(Protocol):
         stop: Stop,
     ) -> None:
         """Embed and stage units; call `on_receipt` for each; end early when `stop` says so."""
-
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
-        """Run a function once and wait for its result."""
-
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-        """Run a function over items in any order; return the results in the items' order."""
 
     def largest_node_cpus(self, gpus: float = 0) -> int:
         """Return the most CPUs that one call can ask for on a node with `gpus` GPUs."""

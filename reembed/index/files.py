@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +33,7 @@ from reembed.catalog.index_manifest import (
 )
 from reembed.errors import IntegrityError
 from reembed.index.build import Built
-from reembed.index.search import Float64, Int64, read, write
+from reembed.index.search import Float64, Int64, SearchIndex, read, write
 from reembed.index.segments import SegmentedIndex
 from reembed.store.paths import content_path
 from reembed.store.records import encode
@@ -39,6 +41,7 @@ from reembed.store.storage import Storage
 
 # S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
+_ROWS_A_BATCH = 65_536
 _INTEGERS = pa.schema(
     [pa.field("row_id", pa.int64(), False), pa.field("doc_id", pa.int64(), False)]
 )
@@ -109,20 +112,115 @@ def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex
             read(_copy(*at, s.vectors), batch.column("row_id").to_numpy())
             for s, batch in zip(manifest.segments, batches, strict=True)
         ]
-        dead = np.empty(0, np.int64)
-        if manifest.tombstones is not None:
-            dead = map_tombstones(_copy(*at, manifest.tombstones.file))
+        dead = _tombstones(at, manifest)
     for segment, found in zip(manifest.segments, segments, strict=True):
-        if (found.rows, found.dim) != (segment.rows, manifest.dim):
-            what = f"a segment of the index in {path} does not fit its manifest"
-            held = f"{found.rows:,} vectors of {found.dim} dimensions"
-            raise IntegrityError(what, f"{held}, not {segment.rows:,} of {manifest.dim}", FIX)
+        _require_fits(path, manifest, segment, found)
         found.operate(segment.operating_point)
     index = SegmentedIndex(segments, [b.column("doc_id") for b in batches], dead)
     if index.rows != manifest.rows:
         what = f"the index in {path} holds {index.rows:,} rows, its manifest says {manifest.rows:,}"
         raise IntegrityError(what, None, FIX)
     return index
+
+
+@dataclass(frozen=True)
+class HeldIds:
+    """Which row and document an index answers with at each position. Picklable."""
+
+    storage: Storage
+    path: str
+    manifest: IndexManifest
+
+    @property
+    def rows(self) -> int:
+        """Rows that a search can find."""
+        return self.manifest.rows
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+        return len(self.manifest.segments)
+
+    def key(self, segment: int) -> tuple[str, str]:
+        """Return the digests that name a segment's files: equal ones hold the same."""
+        named = self.manifest.segments[segment]
+        return named.vectors.sha256, named.ids.sha256
+
+    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
+
+        Both files of the segment are mapped from checked copies, not read into memory; how many
+        vectors there are is what FAISS says.
+
+        Raises:
+            IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
+        """
+        named, start = self.manifest.segments[segment], self._start(segment)
+        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
+            at = (self.storage, self.path, Path(name))
+            batch = map_ids(_copy(*at, named.ids))
+            row_ids = batch.column("row_id").to_numpy()
+            found = read(_copy(*at, named.vectors), row_ids, mapped=True)
+            _require_fits(self.path, self.manifest, named, found)
+            dead = self._dead(at, start, named.rows)
+            for first in range(0, batch.num_rows, _ROWS_A_BATCH):
+                some = batch.slice(first, _ROWS_A_BATCH)
+                alive = np.ones(some.num_rows, bool)
+                low, high = np.searchsorted(dead, [first, first + some.num_rows])
+                alive[dead[low:high] - first] = False
+                places = first + np.flatnonzero(alive)
+                doc_ids = some.column("doc_id").filter(pa.array(alive))
+                yield places + start, row_ids[places], doc_ids
+
+    def doc_ids(self, positions: list[int]) -> list[str | int]:
+        """Return the document ids at positions."""
+        ends = np.cumsum([s.rows for s in self.manifest.segments])
+        found: list[str | int] = []
+        for position in positions:
+            segment = int(np.searchsorted(ends, position, side="right"))
+            places = np.array([position - self._start(segment)])
+            found += self.at(segment, places)[1].to_pylist()
+        return found
+
+    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
+        """Return row ids [P] and document ids [P] at places of a segment, tombstones or not."""
+        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
+            file = self.manifest.segments[segment].ids
+            found = map_ids(_copy(self.storage, self.path, Path(name), file)).take(pa.array(places))
+        return found.column("row_id").to_numpy(), found.column("doc_id")
+
+    def dead(self, segment: int) -> Int64:
+        """Return the places of a segment's tombstones, sorted."""
+        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
+            at = (self.storage, self.path, Path(name))
+            return self._dead(at, self._start(segment), self.manifest.segments[segment].rows)
+
+    def _start(self, segment: int) -> int:
+        return sum(s.rows for s in self.manifest.segments[:segment])
+
+    def _dead(self, at: tuple[Storage, str, Path], start: int, rows: int) -> Int64:
+        """Return the tombstones of a segment, as positions within it."""
+        dead, positions = _tombstones(at, self.manifest), self._start(self.segments)
+        if self.rows + len(dead) != positions or dead[-1:].max(initial=-1) >= positions:
+            what = f"the tombstones of the index in {self.path} do not fit its manifest"
+            why = f"{len(dead):,} of {positions:,} positions, where {self.rows:,} are to be found"
+            raise IntegrityError(what, why, FIX)
+        return dead[slice(*np.searchsorted(dead, [start, start + rows]))] - start
+
+
+def _tombstones(at: tuple[Storage, str, Path], manifest: IndexManifest) -> Int64:
+    """Return the positions of tombstones int64 [T], sorted."""
+    if manifest.tombstones is None:
+        return np.empty(0, np.int64)
+    return map_tombstones(_copy(*at, manifest.tombstones.file))
+
+
+def _require_fits(path: str, manifest: IndexManifest, segment: Segment, found: SearchIndex) -> None:
+    """Check the number of vectors that FAISS found in a segment, and their dimension."""
+    if (found.rows, found.dim) != (segment.rows, manifest.dim):
+        what = f"a segment of the index in {path} does not fit its manifest"
+        held = f"{found.rows:,} vectors of {found.dim} dimensions"
+        raise IntegrityError(what, f"{held}, not {segment.rows:,} of {manifest.dim}", FIX)
 
 
 def batch_of(row_ids: Int64, doc_ids: pa.Array) -> pa.RecordBatch:

@@ -184,14 +184,16 @@ def write(index: SearchIndex, path: Path) -> None:
         faiss.write_index(index.faiss_index, out)
 
 
-def read(path: Path, row_ids: Int64) -> SearchIndex:
+def read(path: Path, row_ids: Int64, *, mapped: bool = False) -> SearchIndex:
     """Read what `write` wrote. FAISS trusts its input: check the file's digest first.
+
+    `mapped`: vectors and lists stay in the file, where the kind of index allows it.
 
     Raises:
         IntegrityError: it is not such a file, or has another number of rows than there are ids.
     """
     try:
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:
         raise IntegrityError(f"{path} is not a FAISS index", reason(error), FIX) from error
     if isinstance(index, faiss.IndexIDMap):

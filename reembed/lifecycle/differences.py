@@ -1,172 +1,158 @@
 """What differs between the rows of a table, the documents of a source and the rows of an index.
 
-Each is read in one pass. Every id and every text is kept as a 128-bit digest (BLAKE2b): 32 bytes for
-each row and document, about three times that while they are sorted.
+Ids are compared partition by partition: each task takes the entries of some ids (reading.py) from all
+sides. Examples are the first by digest, whatever the number of partitions.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from reembed import digests
-from reembed.catalog.reports import ROWS, Difference, DifferenceKind, Differences
+from reembed.catalog.reports import Difference, DifferenceKind, Differences
 from reembed.digests import Digests
-from reembed.source.dataset import TEXT, Source
-from reembed.table.documents import ByDocument, by_document
-from reembed.table.read import TableVersion, as_vectors
+from reembed.lifecycle.reading import EXAMPLES, HELD_LINK, LINK, Reading
+from reembed.lifecycle.scratch import Entries, Spill, part_of_ids
+from reembed.source.dataset import Source
+from reembed.table.documents import by_document
+from reembed.table.read import TableVersion
 
 DeadLetters = Sequence[str | int]
 """Ids of documents without a vector."""
-_ROWS_A_BATCH = 65_536
-EXAMPLES = 5
-"""Ids that a report shows for each kind of difference."""
+NO_ROW = -1
+_LAST = np.iinfo(np.int64).max
+IdKinds = dict[DifferenceKind, "Few"]
+_OF_THE_SOURCE: tuple[DifferenceKind, ...] = ("missing",)
+"""Kinds whose examples only the source has."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a table, in its order."""
+class Few:
+    """How many there are, and the first few: what they are sorted by, and a row that shows it."""
 
-    ids: Digests
-    texts: Digests
-    """Digests of the texts; empty below level 2, as `carried`."""
-    carried: Digests
-    row_ids: npt.NDArray[np.int64]
-    mismatched: Difference
-    """Rows of another space."""
-    corrupt: Difference
-    """Rows whose vector is not finite or is zero."""
+    count: int
+    first: tuple[tuple[Any, int], ...] = ()
 
-    @functools.cached_property
-    def documents(self) -> ByDocument:
-        """The documents that the rows are of."""
-        return by_document(self.ids)
+    @classmethod
+    def of(cls, keys: Any, rows: Any) -> Few:
+        """Take keys [N], sorted, and rows [N]."""
+        shown = zip(keys[:EXAMPLES].tolist(), rows[:EXAMPLES].tolist(), strict=True)
+        return cls(len(keys), tuple(shown))
+
+    @classmethod
+    def sum(cls, found: Iterable[Few]) -> Few:
+        """Return what partitions have together."""
+        every = list(found)
+        first = sorted(f for few in every for f in few.first)[:EXAMPLES]
+        return cls(sum(few.count for few in every), tuple(first))
 
 
 @dataclass(frozen=True)
-class Documents:
-    """Documents of one version of the source, in its order."""
+class Sides:
+    """Where the entries of each side are."""
 
-    ids: Digests
-    texts: Digests
-    carried: Digests
-    texts_of: dict[bytes, tuple[str | int, str]]
-    """Id and text of the documents that were asked for, by digest of the id."""
+    table: tuple[Spill, ...]
+    source: tuple[Spill, ...]
+    newest: tuple[Spill, ...] | None = None
+    """Of a newer version of the source; None if the table is compared with none."""
+    links: tuple[Spill, ...] = ()
+    held: tuple[Spill, ...] | None = None
+    """Of the index; None if the table is compared with none."""
 
-
-def scan_table(table: TableVersion, space: str, carry: Sequence[str], level: int) -> Rows:
-    """Read the ids of every row and, from level 2, the rest."""
-    columns = ["doc_id"]
-    if level >= ROWS:
-        columns += ["text_hash", "space", "vector", *carry]
-    ids, texts, carried = bytearray(), bytearray(), bytearray()
-    row_ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    mismatched, corrupt = _Few(), _Few()
-    for batch in table.scan(columns):
-        names = batch.column("doc_id")
-        ids += digests.of_column(names)
-        row_ids.append(batch.column("_rowid").to_numpy().astype(np.int64))
-        if level < ROWS:
-            continue
-        texts += b"".join(batch.column("text_hash").fill_null(bytes(digests.BYTES)).to_pylist())
-        carried += digests.of_rows([batch.column(c) for c in carry], batch.num_rows)
-        same = pc.equal(batch.column("space"), space).fill_null(False)
-        mismatched.add(names.filter(pc.invert(same)))
-        norms = np.linalg.norm(as_vectors(batch.column("vector")), axis=1)
-        corrupt.add(names.filter(pa.array(~(np.isfinite(norms) & (norms > 0)))))
-    return Rows(
-        digests.stack(ids),
-        digests.stack(texts),
-        digests.stack(carried),
-        np.concatenate(row_ids),
-        mismatched.found(),
-        corrupt.found(),
-    )
+    def part(self, number: int) -> Sides:
+        """Return one partition of each."""
+        sides = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Sides(
+            **{k: tuple(x.part(number) for x in s) for k, s in sides.items() if s is not None}
+        )
 
 
-def scan_source(source: Source, level: int, chosen: Digests | None = None) -> Documents:
-    """Read the ids of every document and, from level 2, the rest; keep the texts of `chosen` ids."""
-    ids, texts, carried = bytearray(), bytearray(), bytearray()
-    kept: dict[bytes, tuple[str | int, str]] = {}
-    for part in source.scan():
-        found = digests.of_column(part["doc_id"])
-        ids += found
-        if level < ROWS:
-            continue
-        texts += digests.of_column(part[TEXT])
-        carried += digests.of_rows([part[c] for c in source.ref.carry], part.num_rows)
-        if chosen is not None and len(chosen):
-            for row in np.flatnonzero(np.isin(digests.stack(found), chosen)).tolist():
-                text = part[TEXT][row].as_py() or b""
-                name = part["doc_id"][row].as_py()
-                kept[digests.of_id(name)] = (name, text.decode("utf-8", "replace"))
-    return Documents(digests.stack(ids), digests.stack(texts), digests.stack(carried), kept)
+@dataclass(frozen=True)
+class Part:
+    """A partition to compare."""
+
+    sides: Sides
+    dead: tuple[bytes, ...]
+    """Digests of ids without a vector."""
+    asked: tuple[bytes, ...]
+    """Digests of ids whose documents are to be named."""
 
 
-class _Few:
-    """Counts ids, and keeps the first few."""
+@dataclass(frozen=True)
+class Compared:
+    """What the comparison of a partition, or of all, found."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._first: list[Any] = []
+    table_documents: int
+    ids: IdKinds
+    behind: IdKinds | None
+    unindexed: Few
+    misnamed: Few
+    asked: tuple[tuple[bytes, int], ...]
+    """Digest and row of the source's documents that were asked for."""
 
-    def add(self, ids: pa.Array) -> None:
-        self._count += len(ids)
-        self._first += ids[: EXAMPLES - len(self._first)].to_pylist()
-
-    def found(self) -> Difference:
-        return Difference(self._count, tuple(self._first))
-
-
-def compare_ids(
-    table: TableVersion, source: Source, dead: DeadLetters, rows: Rows, documents: Documents
-) -> Differences:
-    """Match rows and documents by id, and compare their texts and carried values if those were read."""
-    named = _by_kind(digests.of_ids(dead), rows, documents)
-    names = _names(table, source, dead, [ids[:EXAMPLES] for ids in named.values()])
-    differences: Differences = {
-        kind: Difference(len(ids), tuple(names[d] for d in ids[:EXAMPLES].tolist()))
-        for kind, ids in named.items()
-    }
-    if len(rows.texts) and (retyped := source.retyped(table.dataset().schema)):
-        differences["carried"] = Difference(len(np.unique(rows.ids)), tuple(retyped))
-    return differences
+    @classmethod
+    def sum(cls, parts: Sequence[Compared]) -> Compared:
+        """Return what all partitions have together."""
+        behind = None
+        if parts[0].behind is not None:
+            behind = _sum([p.behind for p in parts if p.behind is not None])
+        return cls(
+            sum(p.table_documents for p in parts),
+            _sum([p.ids for p in parts]),
+            behind,
+            Few.sum(p.unindexed for p in parts),
+            Few.sum(p.misnamed for p in parts),
+            tuple(a for p in parts for a in p.asked),
+        )
 
 
-def compare_index(rows: Rows, held: pa.Table) -> Differences:
-    """Compare the rows of the table with the ids that the index answers with.
+def _sum(found: Sequence[IdKinds]) -> IdKinds:
+    return {kind: Few.sum(f[kind] for f in found) for kind in found[0]}
 
-    Args:
-        rows: rows of the table.
-        held: row_id and doc_id of every row that the index finds.
+
+def cut(sides: Sides, parts: int, dead: DeadLetters, asked: Digests) -> Iterator[Part]:
+    """Yield the partitions, each with those of the given ids that are in it."""
+    groups: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in range(parts)]
+    for side, ids in enumerate((digests.of_ids(dead), asked)):
+        for part, digest in zip(part_of_ids(ids, parts).tolist(), ids.tolist(), strict=True):
+            groups[part][side].append(digest)
+    for number, (without, named) in enumerate(groups):
+        yield Part(sides.part(number), tuple(without), tuple(named))
+
+
+def compare(reading: Reading, part: Part) -> Compared:
+    """Compare the entries of one partition."""
+    read, sides = reading.scratch.entries, part.sides
+
+    def of(spills: tuple[Spill, ...]) -> Entries:
+        return read(spills, reading.entry)
+
+    rows, documents, dead = of(sides.table), of(sides.source), digests.stack(b"".join(part.dead))
+    ids, table_documents = _by_kind(dead, rows, documents)
+    behind = None
+    if sides.newest is not None:
+        behind, _ = _by_kind(dead, rows, of(sides.newest))
+    unindexed, misnamed = Few(0), Few(0)
+    if sides.held is not None:
+        unindexed, misnamed = _index(read(sides.links, LINK), read(sides.held, HELD_LINK))
+    at = np.isin(documents["id"], digests.stack(b"".join(part.asked)))
+    asked = zip(documents["id"][at].tolist(), documents["row"][at].tolist(), strict=True)
+    return Compared(table_documents, ids, behind, unindexed, misnamed, tuple(asked))
+
+
+def _by_kind(dead: Digests, rows: Entries, documents: Entries) -> tuple[IdKinds, int]:
+    """Match rows and documents by id, and compare texts and carried values if they were read.
+
+    Also returns the number of documents that the rows are of.
     """
-    row_ids = held["row_id"].to_numpy()
-    gap = np.setxor1d(rows.row_ids, row_ids)
-    if repeated := len(row_ids) - len(np.unique(row_ids)):
-        gap = np.append(gap, np.full(repeated, -1))
-    batches = held.to_batches(max_chunksize=_ROWS_A_BATCH)
-    names = digests.stack(b"".join(digests.of_column(b.column("doc_id")) for b in batches))
-    _, row, at = np.intersect1d(rows.row_ids, row_ids, return_indices=True)
-    wrong = at[rows.ids[row] != names[at]]
-    examples = held["doc_id"].take(pa.array(np.sort(wrong)[:EXAMPLES])).to_pylist()
-    return {
-        "unindexed": Difference(len(gap), tuple(gap[:EXAMPLES].tolist())),
-        "misnamed": Difference(len(wrong), tuple(examples)),
-    }
-
-
-def _by_kind(dead: Digests, rows: Rows, documents: Documents) -> dict[DifferenceKind, Digests]:
-    """Return the digests of the ids that differ."""
-    there, at_document = np.unique(documents.ids, return_index=True)
-    held = rows.documents
+    there, at_document = np.unique(documents["id"], return_index=True)
+    held = by_document(np.ascontiguousarray(rows["id"]))
     common, document, row = np.intersect1d(there, held.ids, assume_unique=True, return_indices=True)
     lacking, more = np.delete(there, document), np.delete(held.ids, row)
     found: dict[DifferenceKind, Digests] = {
@@ -176,28 +162,55 @@ def _by_kind(dead: Digests, rows: Rows, documents: Documents) -> dict[Difference
         ),
         "duplicate": held.repeated,
     }
-    if len(rows.texts):
+    if "text" in (rows.dtype.names or ()):
         document, row = at_document[document], held.rows[row]
-        found["stale"] = common[documents.texts[document] != rows.texts[row]]
-        carried = documents.carried[document] != rows.carried[row]
+        found["stale"] = common[documents["text"][document] != rows["text"][row]]
+        carried = documents["carried"][document] != rows["carried"][row]
         found["carried"] = np.setdiff1d(common[carried], found["stale"])
-    return found
+    in_table, in_source = (held.ids, rows["row"][held.rows]), (there, documents["row"][at_document])
+    kinds = {
+        kind: Few.of(ids, _rows(ids, *(in_source if kind in _OF_THE_SOURCE else in_table)))
+        for kind, ids in found.items()
+    }
+    return kinds, len(held.ids)
 
 
-def _names(
-    table: TableVersion, source: Source, dead: DeadLetters, groups: Sequence[Digests]
-) -> dict[bytes, str | int]:
-    """Return the ids of digests; reads source and table again, if anything differs."""
-    wanted = np.concatenate(groups)
-    if not len(wanted):
-        return {}
+def _rows(ids: Digests, known: Digests, rows: Any) -> Any:
+    """Return the row of the first few ids among known ones; NO_ROW if an id is not there."""
+    return np.append(rows, NO_ROW)[digests.find(known, ids[:EXAMPLES])]
+
+
+def _index(links: Entries, held: Entries) -> tuple[Few, Few]:
+    """Compare rows of the table with what the index answers with, by row id."""
+    gap = np.setxor1d(links["row"], held["row"])
+    repeated = len(held) - len(np.unique(held["row"]))
+    keys = np.append(gap, np.full(repeated, _LAST))
+    _, row, at = np.intersect1d(links["row"], held["row"], return_indices=True)
+    wrong = np.sort(held["position"][at[links["id"][row] != held["id"][at]]])
+    return Few.of(keys, np.append(gap, np.full(repeated, NO_ROW))), Few.of(wrong, wrong)
+
+
+def named(found: IdKinds, table: TableVersion, source: Source, dead: DeadLetters) -> Differences:
+    """Return differences with the ids of their examples, read by row."""
     # A dead letter that was deleted from the source is in neither of the two.
-    names = {digests.of_id(d): d for d in dead}
-    columns = itertools.chain(
-        (part["doc_id"] for part in source.scan()),
-        (batch.column("doc_id") for batch in table.scan(["doc_id"])),
-    )
-    for column in columns:
-        hit = np.isin(digests.stack(digests.of_column(column)), wanted)
-        names |= {digests.of_id(d): d for d in column.filter(pa.array(hit)).to_pylist()}
-    return names
+    letters = {digests.of_id(d): d for d in dead}
+    wanted = {kind: [row for _, row in few.first if row != NO_ROW] for kind, few in found.items()}
+    names = {k: _ids(rows, k, table, source) for k, rows in wanted.items() if rows}
+    return {
+        kind: Difference(
+            few.count,
+            tuple(letters[key] if key in letters else names[kind][row] for key, row in few.first),
+        )
+        for kind, few in found.items()
+    }
+
+
+def _ids(
+    rows: list[int], kind: DifferenceKind, table: TableVersion, source: Source
+) -> Mapping[int, str | int]:
+    def read() -> pa.Table:
+        if kind in _OF_THE_SOURCE:
+            return source.take(rows)
+        return table.take(np.array(rows, np.int64), ["doc_id"])
+
+    return dict(zip(rows, read()["doc_id"].to_pylist(), strict=True))

@@ -14,9 +14,9 @@ from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
 from reembed.engine.patience import Patience
 from reembed.errors import IntegrityError, NotVerified, SourceError
-from reembed.index import files as index_store
-from reembed.lifecycle import candidates, verify
-from reembed.lifecycle.verify import JournalKey, VerifyJournal, remove_journal
+from reembed.index.files import HeldIds
+from reembed.lifecycle import candidates, scratch, verify
+from reembed.lifecycle.scratch import JournalKey, Scratch
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
 from reembed.store.records import encode
@@ -115,9 +115,6 @@ def _verified(
     provenance.require_manifest(storage, release)
     manifest = read_manifest(storage, release.index, release.index_sha256)
     provenance.require_index(release, manifest)
-    index_ids = None
-    if level >= ROWS:
-        index_ids = index_store.load(storage, release.index, manifest).ids()
     sealed = provenance.require_sealed(storage, release)
     source = _equalled(catalog, release, read=level >= IDS)
     newest, why = newest_of(source)
@@ -128,7 +125,7 @@ def _verified(
         release.space,
         release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
-        index_ids,
+        HeldIds(storage, release.index, manifest),
         sealed.files,
         release.table_manifest,
         newest if moved_on and level >= IDS else None,
@@ -138,13 +135,14 @@ def _verified(
     )
     newest_version = subject.newest.version if subject.newest else None
     key = JournalKey(release.table_version, source.version, newest_version, level, sample)
-    journal = VerifyJournal.open(run, key, resume=resume)
+    older = scratch.folders(run)
+    place = Scratch.resumed(run, key, resume=resume)
     failed = _failed_before(storage, run)
     # The rows that were found wrong are read again: others do not show whether these are right now.
     seed = failed.seed if failed else None
-    found = verify.verify(subject, sample, seed, level=level, journal=journal)
+    found = verify.verify(subject, place, sample, seed, level=level)
     lag = behind(source, newest, found.lacking, why)
-    remove_journal(run)
+    scratch.remove(run, {*older, place.path})
     large = failed is None or (level >= failed.level and found.sampled >= failed.sampled)
     larger = None
     if not found.passed or (large and level >= ROWS):

@@ -1,68 +1,59 @@
-"""Compare a table version with its source row by row, its index with it, and its vectors with the model's."""
+"""Compare a table version with its source row by row, its index with it, and its vectors with the model's.
+
+Tasks read the table, the source and the index in pieces (reading.py), others compare what was read by
+partitions of the ids (differences.py). None holds more than a piece or a partition.
+"""
 
 from __future__ import annotations
 
-import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from reembed import encoders
+from reembed import digests, encoders
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
 from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences, VerifyReport
-from reembed.catalog.runs import Run
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Vectors
+from reembed.engine.executor import HERE, Tasks
 from reembed.engine.patience import Patience
-from reembed.lifecycle.differences import (
-    EXAMPLES,
-    Documents,
-    Rows,
-    compare_ids,
-    compare_index,
-    scan_source,
-    scan_table,
-)
-from reembed.source.dataset import Source
+from reembed.index.files import HeldIds
+from reembed.lifecycle import differences as compared
+from reembed.lifecycle import reading
+from reembed.lifecycle.differences import Compared, Sides
+from reembed.lifecycle.reading import EXAMPLES, Reading, SourceRead, TableRead
+from reembed.lifecycle.scratch import Scratch, Spill
+from reembed.source.dataset import TEXT, Source
 from reembed.space import Space
-from reembed.store.records import encode
 from reembed.table.documents import documents_in
-from reembed.table.read import (
-    TableVersion,
-    as_vectors,
-    damaged_files,
-    files_of,
-    manifest_proof,
-    missing_files,
-)
+from reembed.table.read import TableVersion, as_vectors, files_of, manifest_proof, missing_files
 
 SAMPLE = 459
 """Rows that, none wrong, show with 99 % confidence that under 1 % are: ceil(ln .01 / ln .99)."""
 SAME_VECTOR = 0.999
 """Cosine that a re-embedded row reaches over dtypes and batch compositions."""
 FULL = VECTORS
-_FILES_A_STEP = 64
-_JOURNAL = "verifying.json"
-"""Record of an interrupted verification, in its run's folder: written after each step, removed at the end."""
+PARTITION_ROWS = 131_072
+"""Rows, or documents, that a task compares at once, about; more of them only above MOST_PARTS."""
+MOST_PARTS = 2_048
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a table version, where it came from, and the ids its index holds."""
+    """What is verified: a table version, where it came from, and its index. Picklable."""
 
     source: Source
     table: TableVersion
     space: Space
     encoder: EncoderConfig
     dead_letters: tuple[str | int, ...]
-    index_ids: pa.Table | None = None
-    """row_id and doc_id of every row that the index finds; None if there is no index yet."""
+    index: HeldIds | None = None
+    """What its index answers with; None: not compared."""
     proofs: dict[str, FileProof] = field(default_factory=dict)
     """What each data file must be, byte for byte, by name."""
     manifest: ManifestProof | None = None
@@ -85,99 +76,21 @@ class RowsCompared:
     behind: Differences | None
     documents: int
     """Documents of the source."""
-    rows: int
-    """Rows of the table."""
     table_documents: int
-    """Distinct documents of these rows."""
+    """Distinct documents of the table's rows."""
     sampled: int
     seed: int | None
-    """The seed of the sample, so that a resumed verification names that of the rows it took over."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """Results of the steps that are done."""
-
-    damaged: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Damaged files of each group of files, by the first file of the group."""
-    rows: RowsCompared | None = None
-
-
-@dataclass(frozen=True)
-class JournalKey:
-    """What a verification reads; a journal is resumed only by one that reads the same."""
-
-    table_version: int
-    source_version: int
-    newest_version: int | None
-    """Newest version of the source; None if the table is compared with none that is newer."""
-    level: int
-    sample: int
-
-
-@dataclass(frozen=True)
-class JournalRecord:
-    """A journal as it is stored."""
-
-    key: JournalKey
-    done: Done
-
-
-class VerifyJournal:
-    """Makes each step once: the result is the one kept before, or made now and kept."""
-
-    def __init__(self, done: Done | None = None, keep: Callable[[Done], None] | None = None):
-        self.done = done or Done()
-        self._keep = keep
-
-    @classmethod
-    def open(cls, run: Run, key: JournalKey, *, resume: bool) -> VerifyJournal:
-        """Return the journal of a run's verification; with `resume`, with the steps done before.
-
-        Raises:
-            IntegrityError: the stored journal is damaged.
-        """
-
-        def keep(done: Done) -> None:
-            run.storage.write(run.path(_JOURNAL), encode(JournalRecord(key, done)))
-
-        kept = run.storage.decode_if_there(JournalRecord, run.path(_JOURNAL)) if resume else None
-        if kept is not None and kept.key == key:
-            return cls(kept.done, keep)
-        return cls(keep=keep)
-
-    def damaged(self, group: str, look: Callable[[], list[str]]) -> tuple[str, ...]:
-        """Return the damaged files of a group, which is named by its first file."""
-        if group not in self.done.damaged:
-            self._add(replace(self.done, damaged={**self.done.damaged, group: tuple(look())}))
-        return self.done.damaged[group]
-
-    def rows(self, compare: Callable[[], RowsCompared]) -> RowsCompared:
-        """Return what was found in the rows."""
-        rows = self.done.rows
-        if rows is None:
-            rows = compare()
-            self._add(replace(self.done, rows=rows))
-        return rows
-
-    def _add(self, done: Done) -> None:
-        self.done = done
-        if self._keep is not None:
-            self._keep(done)
-
-
-def remove_journal(run: Run) -> None:
-    """Remove the journal of a verification that ended."""
-    run.storage.remove(run.path(_JOURNAL))
+    """The seed of the sample."""
 
 
 def verify(
     subject: Subject,
+    scratch: Scratch,
     sample: int = SAMPLE,
     seed: int | None = None,
     *,
     level: int = FULL,
-    journal: VerifyJournal | None = None,
+    tasks: Tasks = HERE,
 ) -> VerifyReport:
     """Compare a table version with its source, as thoroughly as `level` says.
 
@@ -188,27 +101,30 @@ def verify(
     3 vectors: `sample` random rows are embedded again. Each verification draws other rows unless
       `seed` is given, so that verifying every night sees more of the table every night.
 
-    Rows are not read if files are damaged: their content shows nothing. With a journal, steps that an
-    interrupted verification finished are not repeated.
+    Rows are not compared if files are damaged: their content shows nothing. Pieces whose results are in
+    `scratch` are not read again; whoever made the folder removes it.
 
     Raises:
         SpaceMismatch: the model found now is not the one of the line; no row is at fault.
     """
-    journal = journal or VerifyJournal()
     rows = subject.table.rows
-    found = RowsCompared({}, None, 0, rows, documents_in(rows), 0, None)
-    # First: Lance has no checksums, and fails or panics on a damaged file as often as it misreads it.
-    damaged = [*_unproven(subject), *_damaged(subject, journal, whole=level >= ROWS)]
+    found = RowsCompared({}, None, 0, documents_in(rows), 0, None)
+    verification = _Verification(subject, _reading(subject, scratch, level), tasks)
+    damaged = verification.described()
+    read: list[TableRead] = []
+    if level >= ROWS or not damaged:
+        read = verification.read_table(rows=not damaged)
+        damaged += sorted(name for piece in read for name in piece.damaged)
     if level >= IDS and not damaged:
         drawn = secrets.randbits(32) if seed is None else seed
-        found = journal.rows(lambda: _compare(subject, sample, drawn, level))
+        found = verification.compare(read, sample, drawn)
     return VerifyReport(
         table=subject.table.path,
         table_version=subject.table.version,
         source_version=subject.source.version,
         level=level,
         documents=found.documents,
-        rows=found.rows,
+        rows=rows,
         table_documents=found.table_documents,
         dead_letters=len(subject.dead_letters),
         differences={
@@ -221,78 +137,151 @@ def verify(
     )
 
 
-def _unproven(subject: Subject) -> list[str]:
-    """Return the files of the version that no receipt vouches for."""
-    if not subject.proofs:
-        return []
-    return sorted(files_of(subject.table.dataset()) - subject.proofs.keys())
+def _reading(subject: Subject, scratch: Scratch, level: int) -> Reading:
+    most = subject.table.rows
+    if level >= IDS:
+        sources = [subject.source, *([subject.newest] if subject.newest else [])]
+        most = max(most, *(s.count_rows() for s in sources))
+    carry = tuple(subject.source.ref.carry)
+    return Reading(scratch, level, parts_of(most), subject.space.id, carry)
 
 
-def _damaged(subject: Subject, journal: VerifyJournal, *, whole: bool) -> list[str]:
-    """Return the files that are gone or of another size; with `whole`, also those of another sha256."""
-    table, proofs = subject.table, subject.proofs
-    if not whole:
-        return missing_files(table.storage, table.path, table.version)
-    names, manifest = sorted(proofs), subject.manifest
-    damaged: list[str] = []
-    if manifest and manifest != manifest_proof(table.storage, table.path, table.version):
-        damaged.append(manifest.name)
-    for start in range(0, len(names), _FILES_A_STEP):
-        some = {n: proofs[n] for n in names[start : start + _FILES_A_STEP]}
-        look = functools.partial(damaged_files, table.storage, table.path, some)
-        damaged += journal.damaged(names[start], look)
-    return damaged
+def parts_of(rows: int) -> int:
+    """Return into how many partitions this many rows, or documents, are compared."""
+    return min(1 + rows // PARTITION_ROWS, MOST_PARTS)
 
 
-def _compare(subject: Subject, sample: int, seed: int, level: int) -> RowsCompared:
-    """Compare the ids and, from level 2, the rest of the rows."""
-    source, table, dead = subject.source, subject.table, subject.dead_letters
-    rows = scan_table(table, subject.space.id, source.ref.carry, level)
-    chosen = np.empty(0, np.int64)
-    if level >= VECTORS:
-        count = len(rows.ids)
-        chosen = np.random.default_rng(seed).choice(count, min(sample, count), replace=False)
-    documents = scan_source(source, level, rows.ids[chosen])
-    differences = compare_ids(table, source, dead, rows, documents)
-    if level >= ROWS:
-        differences |= {"mismatched": rows.mismatched, "corrupt": rows.corrupt}
-        if subject.index_ids is not None:
-            differences |= compare_index(rows, subject.index_ids)
-    sampled, drawn = 0, None
-    if level >= VECTORS:
-        sampled, differences["wrong_vector"] = _reembed(subject, rows, chosen, documents)
-        drawn = seed
-    behind = None
-    if subject.newest is not None:
-        newest = scan_source(subject.newest, level)
-        behind = compare_ids(table, subject.newest, dead, rows, newest)
-    in_source, in_table = len(documents.ids), len(rows.documents.ids)
-    return RowsCompared(differences, behind, in_source, len(rows.ids), in_table, sampled, drawn)
+@dataclass(frozen=True)
+class _Verification:
+    """One verification: what is compared, how it is read, and where the tasks run."""
+
+    subject: Subject
+    reading: Reading
+    tasks: Tasks
+
+    def described(self) -> list[str]:
+        """Return files that no receipt vouches for, and what is not as its description says."""
+        table, proofs, manifest = self.subject.table, self.subject.proofs, self.subject.manifest
+        at = (table.storage, table.path, table.version)
+        damaged: list[str] = []
+        if proofs:
+            damaged += sorted(files_of(table.dataset()) - proofs.keys())
+        if self.reading.level < ROWS:
+            damaged += missing_files(*at)
+        elif manifest and manifest != manifest_proof(*at):
+            damaged.append(manifest.name)
+        return damaged
+
+    def read_table(self, *, rows: bool) -> list[TableRead]:
+        """Hash the files of the table from level 2, and read its `rows`, from level 1, in the same pass."""
+        table, level = self.subject.table, self.reading.level
+        if level < IDS:
+            return []
+        proofs = self.subject.proofs if level >= ROWS else {}
+        pieces = reading.table_pieces(table, proofs, only_files=not rows)
+        work = ((self.reading, table, piece) for piece in pieces)
+        return self.tasks.each(reading.read_table, work)
+
+    def compare(self, read: list[TableRead], sample: int, seed: int) -> RowsCompared:
+        """Compare the rows, which were read, with the source and the index."""
+        subject, level = self.subject, self.reading.level
+        places = np.empty(0, np.int64)
+        if level >= VECTORS:
+            rows = sum(piece.rows for piece in read)
+            places = np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False)
+        names = subject.table.at(places, ["doc_id"])["doc_id"]
+        chosen = digests.stack(digests.of_column(names))
+        documents = self._read_source(subject.source, "source")
+        found = self._by_partition(read, documents, chosen)
+        differences = self._named(found.ids, subject.source, found)
+        if level >= ROWS:
+            differences["mismatched"] = reading.together(piece.mismatched for piece in read)
+            differences["corrupt"] = reading.together(piece.corrupt for piece in read)
+        if level >= ROWS and subject.index is not None:
+            misnamed = subject.index.doc_ids([at for _, at in found.misnamed.first])
+            rows_of = tuple(row for _, row in found.unindexed.first)
+            differences["unindexed"] = Difference(found.unindexed.count, rows_of)
+            differences["misnamed"] = Difference(found.misnamed.count, tuple(misnamed))
+        sampled, drawn = 0, None
+        if level >= VECTORS:
+            sampled, differences["wrong_vector"] = self._reembed(places, chosen, found)
+            drawn = seed
+        behind = None
+        if found.behind is not None and subject.newest is not None:
+            behind = self._named(found.behind, subject.newest, found)
+        in_source = sum(piece.documents for piece in documents)
+        return RowsCompared(differences, behind, in_source, found.table_documents, sampled, drawn)
+
+    def _by_partition(
+        self, read: list[TableRead], documents: list[SourceRead], chosen: digests.Digests
+    ) -> Compared:
+        """Compare what was read; the source's documents of the `chosen` ids are named."""
+        subject, newest, held = self.subject, None, None
+        if subject.newest is not None:
+            newest = _entries(self._read_source(subject.newest, "newest"))
+        if subject.index is not None and self.reading.level >= ROWS:
+            pieces = reading.index_pieces(subject.index, "index")
+            work = ((self.reading, subject.index, piece) for piece in pieces)
+            segments = self.tasks.each(reading.read_index, work)
+            held = tuple(spill for segment in segments for spill in segment.links)
+        links = tuple(spill for piece in read for spill in piece.links)
+        sides = Sides(_entries(read), _entries(documents), newest, links, held)
+        parts = compared.cut(sides, self.reading.parts, subject.dead_letters, chosen)
+        return Compared.sum(
+            self.tasks.each(compared.compare, ((self.reading, part) for part in parts))
+        )
+
+    def _read_source(self, source: Source, name: str) -> list[SourceRead]:
+        pieces = reading.source_pieces(source, None, name)
+        work = ((self.reading, source, piece) for piece in pieces)
+        return self.tasks.each(reading.read_source, work)
+
+    def _named(self, ids: compared.IdKinds, source: Source, found: Compared) -> Differences:
+        """Return differences of ids, with examples; a column of another type is one of every document."""
+        table = self.subject.table
+        differences = compared.named(ids, table, source, self.subject.dead_letters)
+        retyped = source.retyped(table.dataset().schema)
+        if self.reading.level >= ROWS and found.table_documents and retyped:
+            differences["carried"] = Difference(found.table_documents, tuple(retyped))
+        return differences
+
+    def _reembed(
+        self, places: npt.NDArray[np.int64], chosen: digests.Digests, found: Compared
+    ) -> tuple[int, Difference]:
+        """Embed the texts of chosen rows again, except of those whose id the source does not have."""
+        row_of = dict(found.asked)
+        known = [n for n, digest in enumerate(chosen.tolist()) if digest in row_of]
+        if not known:
+            return 0, Difference(0)
+        rows = [row_of[digest] for digest in chosen[known].tolist()]
+        small = replace(self.subject, dead_letters=(), proofs={})
+        return len(known), self.tasks.call(embed_again, small, places[known], rows)
 
 
-def _reembed(
-    subject: Subject, rows: Rows, chosen: npt.NDArray[np.int64], documents: Documents
-) -> tuple[int, Difference]:
-    """Embed the texts of chosen rows again; return how many, and which have another vector.
+def _entries(pieces: Sequence[TableRead] | Sequence[SourceRead]) -> tuple[Spill, ...]:
+    return tuple(spill for piece in pieces for spill in piece.entries)
+
+
+def embed_again(
+    subject: Subject, places: npt.NDArray[np.int64], source_rows: list[int]
+) -> Difference:
+    """Return which rows of the table, whose documents these rows of the source are, get another vector.
 
     A row of another model has cosine .2 to .7.
     """
-    texts = documents.texts_of
-    chosen = np.array([r for r in chosen if rows.ids[r].tobytes() in texts], np.int64)
-    if not len(chosen):
-        return 0, Difference(0)
-    named = [texts[rows.ids[r].tobytes()] for r in chosen]
-    stored = as_vectors(subject.table.take(rows.row_ids[chosen], ["vector"])["vector"])
+    stored = as_vectors(subject.table.at(places, ["vector"])["vector"])
+    documents = subject.source.take(source_rows)
+    texts = [(t or b"").decode("utf-8", "replace") for t in documents[TEXT].to_pylist()]
     encoder = encoders.load_encoder(subject.encoder)
 
     def embed() -> Vectors:
         if subject.origin is not None:
             golden.require(subject.table.storage, subject.origin, encoder, subject.golden_sha256)
-        return encoder.embed_documents([text for _, text in named]).vectors
+        return encoder.embed_documents(texts).vectors
 
     again = subject.patience.through(embed)
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = (again * stored).sum(axis=1) / lengths
-    wrong = [named[i][0] for i in np.flatnonzero(~(cosines >= SAME_VECTOR)).tolist()]
-    return len(chosen), Difference(len(wrong), tuple(wrong[:EXAMPLES]))
+    wrong = [documents["doc_id"][i].as_py() for i in np.flatnonzero(~(cosines >= SAME_VECTOR))]
+    return Difference(len(wrong), tuple(wrong[:EXAMPLES]))

@@ -197,9 +197,20 @@ class Source:
         for batch in self._batches():
             yield documents(self.ref, batch)
 
+    def fragments(self) -> dict[int, int]:
+        """Return the number of rows of each fragment, also of those that the filter leaves out."""
+        return {f.fragment_id: f.count_rows() for f in self.dataset().get_fragments()}
+
     def rows(self, delta: Delta | None = None) -> Iterator[pa.Table]:
         """Yield `_rowid` beside what `scan` gives; only rows that a delta says were written."""
-        for batch in self._batches(fragments=self._written(delta), with_row_id=True):
+        yield from self._rows(self._written(delta))
+
+    def rows_in(self, fragments: Sequence[int]) -> Iterator[pa.Table]:
+        """Yield `_rowid` beside what `scan` gives, of these fragments."""
+        yield from self._rows(fragments_of(self.dataset(), fragments))
+
+    def _rows(self, fragments: list[lance.LanceFragment] | None) -> Iterator[pa.Table]:
+        for batch in self._batches(fragments=fragments, with_row_id=True):
             yield documents(self.ref, batch).append_column("_rowid", batch["_rowid"])
 
     def _written(self, delta: Delta | None) -> list[lance.LanceFragment] | None:

@@ -236,6 +236,10 @@ class Storage:
         """Return all bytes of an object; FileNotFoundError if it does not exist."""
         return bytes(obstore.get(self.store, path).bytes())
 
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        """Return `size` bytes of an object from `start`; FileNotFoundError if it does not exist."""
+        return bytes(obstore.get_range(self.store, path, start=start, length=size))
+
     def digest(self, path: str) -> tuple[int, str] | None:
         """Return size and sha256 of an object as it is now; None if it does not exist."""
         sha256, size = hashlib.sha256(), 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 from reembed import encoders, faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
@@ -15,7 +17,7 @@ from reembed.catalog.runs import ReceiptCopies, Run
 from reembed.config.settings import Config, changed_settings
 from reembed.encoders import golden
 from reembed.engine import reuse
-from reembed.engine.executor import EmbedJob
+from reembed.engine.executor import EmbedJob, Executor, Tasks
 from reembed.engine.patience import Patience
 from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError, UsageError
@@ -23,7 +25,10 @@ from reembed.evaluation import queries as evalset
 from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, Working
 from reembed.index import build as index
 from reembed.index import files as index_store
-from reembed.lifecycle import verify
+from reembed.index.files import HeldIds
+from reembed.lifecycle import grown, scratch, verify
+from reembed.lifecycle.scratch import Scratch
+from reembed.source.dataset import Source
 from reembed.store.paths import index_folder, table_tag
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
@@ -34,6 +39,8 @@ from reembed.table import seal as sealing
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, damaged_files, manifest_proof
 from reembed.table.seal import SealedTable
+
+T = TypeVar("T")
 
 
 def embed_documents(context: RunContext) -> None:
@@ -216,14 +223,20 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
         plan.space,
         plan.encoder,
         tuple(d.doc_id for d in sealed.content.dead_letters),
-        proofs=sealed.content.files,
+        HeldIds(run.storage, index_folder(run.id), manifest),
+        sealed.content.files,
         origin=plan.origin,
         patience=_patience(plan, context.config),
         golden_sha256=_golden_sha256(run, plan),
     )
-    again = min(verify.SAMPLE, sealed.content.rows)
-    context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
-    report = context.executor.call(_verify_task, subject, index_folder(run.id), manifest, cpus=1)
+    older, place = scratch.folders(run), Scratch.of(run)
+    tasks = _VerifyTasks(context.executor, sealed.path)
+    report = _verify_new(context, subject, place, tasks)
+    if report is None:
+        again = min(verify.SAMPLE, sealed.content.rows)
+        context.emit(Working(f"comparing every row with its source, embedding {again:,} again"))
+        report = verify.verify(subject, place, tasks=tasks)
+    scratch.remove(run, {*older, place.path})
     run.storage.write(provenance.verification_path(run.id), encode(report))
     differences = {str(k): d.count for k, d in report.differences.items() if d.count}
     context.emit(
@@ -241,11 +254,52 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
     return report
 
 
-def _verify_task(subject: verify.Subject, path: str, manifest: IndexManifest) -> VerifyReport:
-    storage = subject.table.storage
-    with storage_errors(f"{subject.table.path} below {storage.root} could not be verified"):
-        ids = index_store.load(storage, path, manifest).ids()
-        return verify.verify(replace(subject, index_ids=ids))
+def _verify_new(
+    context: RunContext, subject: verify.Subject, place: Scratch, tasks: Tasks
+) -> VerifyReport | None:
+    """Verify a catch-up by what is new in it; None if everything must be compared."""
+    run, plan = context.run, context.plan
+    if plan.base is None:
+        return None
+    base = Catalog(run.storage, plan.alias).release(plan.base.release)
+    if not provenance.is_verified(run.storage, base):
+        return None
+    manifest = read_manifest(run.storage, base.index, base.index_sha256)
+    sealed = provenance.require_sealed(run.storage, base)
+    before = grown.Before(
+        Source(base.source, context.source.options),
+        replace(subject.table, version=base.table_version),
+        HeldIds(run.storage, base.index, manifest),
+        sealed.files,
+        tuple(d.doc_id for d in sealed.dead_letters),
+        base.verify,
+    )
+    context.emit(Working(f"comparing what is new since {base.id} with its source"))
+    try:
+        return grown.verify_new(subject, before, place, tasks=tasks)
+    except grown.CompareAll as why:
+        context.emit(Working(f"everything is compared: {why}"))
+        return None
+
+
+@dataclass(frozen=True)
+class _VerifyTasks:
+    """Runs tasks of a verification on an executor; a failed store is told as such."""
+
+    executor: Executor
+    table: str
+
+    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+        given = (self.table, function, *args)
+        return cast(T, self.executor.call(_verify_task, *given, cpus=cpus, gpus=gpus))
+
+    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+        return self.executor.each(_verify_task, ((self.table, function, *item) for item in items))
+
+
+def _verify_task(table: str, function: Callable[..., T], *args: Any) -> T:
+    with storage_errors(f"{table} could not be verified"):
+        return function(*args)
 
 
 def require_open(run: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -141,8 +141,8 @@ class TableVersion:
 
     @property
     def rows(self) -> int:
-        """Number of vectors."""
-        return int(self.dataset().count_rows())
+        """Number of vectors, as the version's manifest says."""
+        return sum(f.rows for f in fragments_of(self.dataset()).values())
 
     def sample(self, n: int, seed: int) -> npt.NDArray[np.float32]:
         """Return float32 [min(n, rows), dim]: a random sample without replacement."""
@@ -162,10 +162,20 @@ class TableVersion:
         for batch in self.scan(["doc_id"]):
             yield batch.column("_rowid").to_numpy().astype(np.int64), batch.column("doc_id")
 
-    def scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Yield batches of these columns and _rowid."""
-        scanner = self.dataset().scanner(
-            columns=columns, with_row_id=True, batch_size=_BATCH_ROWS, scan_in_order=True
+    def scan(
+        self, columns: list[str], fragments: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield batches of these columns and _rowid, of these fragments or of all."""
+        dataset = self.dataset()
+        some = None
+        if fragments is not None:
+            some = [f for i in fragments if (f := dataset.get_fragment(i)) is not None]
+        scanner = dataset.scanner(
+            columns=columns,
+            fragments=some,
+            with_row_id=True,
+            batch_size=_BATCH_ROWS,
+            scan_in_order=True,
         )
         yield from scanner.to_batches()
 
@@ -198,6 +208,10 @@ class TableVersion:
             if mask.true_count:
                 found.append(pa.Table.from_batches([batch]).select(_SCHEMA.names).filter(mask))
         return pa.concat_tables(found)
+
+    def at(self, places: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Return the rows at these places of a scan, in the order asked."""
+        return self.dataset().take(places.tolist(), columns=columns)
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return rows by id, in the order of the ids.

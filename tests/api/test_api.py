@@ -214,17 +214,19 @@ def test_a_wrong_vector_that_was_found_stays_found(build, monkeypatch):
     seeds = iter([1, 2, 3])
     monkeypatch.setattr(verify.secrets, "randbits", lambda bits: next(seeds))
     wrong = Difference(1, ("d3",))
-    honest = verify._reembed
+    honest = verify.embed_again
 
-    def found_with_seed_1(subject, found, chosen, texts):
-        return (len(chosen), wrong) if drawn[-1] == 1 else honest(subject, chosen, texts)
+    def found_with_seed_1(*given):
+        return wrong if drawn[-1] == 1 else honest(*given)
 
     drawn = []
-    compare = verify._compare
+    compare = verify._Verification.compare
     monkeypatch.setattr(
-        verify, "_compare", lambda *given: drawn.append(given[2]) or compare(*given)
+        verify._Verification,
+        "compare",
+        lambda self, read, sample, seed: drawn.append(seed) or compare(self, read, sample, seed),
     )
-    monkeypatch.setattr(verify, "_reembed", found_with_seed_1)
+    monkeypatch.setattr(verify, "embed_again", found_with_seed_1)
     for _ in range(3):
         report = verify_release(
             build.catalog, release.id, level=3, sample=5, resume=False, stall_s=60

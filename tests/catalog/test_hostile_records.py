@@ -18,7 +18,6 @@ from inline import Inline
 from reembed import api as check
 from reembed.catalog.lease import Begun, Worker, is_driven, workers
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Difference
 from reembed.catalog.runs import Run, find_runs
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
@@ -27,7 +26,7 @@ from reembed.engine import attempts
 from reembed.errors import IntegrityError, ReembedError
 from reembed.evaluation import comparisons
 from reembed.lifecycle import complete, verification
-from reembed.lifecycle.verify import Done, JournalKey, JournalRecord, RowsCompared, VerifyJournal
+from reembed.lifecycle.scratch import JournalKey, JournalRecord, Scratch
 from reembed.source import lag
 from reembed.source.dataset import Source
 from reembed.store.records import SCHEMA_VERSION, encode, from_bytes, to_bytes
@@ -98,8 +97,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)
     verification.verify_release(catalog, first.id, level=2, sample=0, resume=False, stall_s=60)
     lag.note(catalog, first, 1, Source(first.source, ()))
-    found = RowsCompared({"missing": Difference(0)}, {}, 1, 1, 1, 0, None)
-    journal = JournalRecord(KEY, Done({"a": ()}, found))
+    journal = JournalRecord(KEY, "0" * 32)
     catalog.storage.write(f"runs/{first.id}/verifying.json", encode(journal))
     return Root(catalog, config, file, first, newer, candidate, unfinished)
 
@@ -131,7 +129,7 @@ def readers(r: Root) -> dict[str, Reader]:
         plain.path("golden.json"): lambda r: golden.require(
             storage, first.origin, load_encoder(model)
         ),
-        plain.path("verifying.json"): lambda r: VerifyJournal.open(plain, KEY, resume=True),
+        plain.path("verifying.json"): lambda r: Scratch.resumed(plain, KEY, resume=True),
         Run(storage, newer.id).path("plan.json"): lambda r: Run(storage, newer.id).plan(),
         sealed: lambda r: sealing.read_sealed(
             Run(storage, newer.id), newer.table, newer.table_version
@@ -195,7 +193,7 @@ NEEDED = {
     "verify.json": {"table_version", "level", "rows", "documents", "differences", "why"},
     "caught-up": {"number", "source"},
     "golden.json": {"device", "path", "versions", "vectors"},
-    "verifying.json": {"key", "done"},
+    "verifying.json": {"key", "folder"},
     "sealed.json": {"rows", "documents", "dead_letters", "files"},
     "indexes": {"sha256", "size_bytes", "table", "table_version", "space"},
     "units": {

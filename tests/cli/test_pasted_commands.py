@@ -544,12 +544,13 @@ def test_wrong_vectors_that_a_run_copied_are_not_copied_again_by_what_it_prints(
     repaired_by(inline, fails("run", "--set", "table.carry=[year]"))
 
 
-def test_wrong_vectors_that_a_catch_up_shares_are_not_copied_by_what_it_prints(inline) -> None:
+def test_wrong_vectors_that_a_catch_up_shares_are_found_by_verify_and_not_copied(inline) -> None:
+    """A catch-up embeds a sample of new rows again; of shared ones, `verify` does."""
     with pytest.MonkeyPatch.context() as patch:
         of_a_faulty_device(patch)
         grown(inline)
     late(inline, "two more")
-    repaired_by(inline, fails("catch-up", "live"))
+    verified_as_printed(inline, says("catch-up", "live")["to"])
 
 
 RECORDS = {
@@ -583,14 +584,15 @@ def test_a_release_whose_record_of_files_is_gone_is_built_again_by_what_each_ver
     repaired_by(inline, fails(*words))
 
 
-def test_a_flipped_bit_in_a_fragment_that_loses_a_row_is_repaired_by_what_catch_up_prints(
+def test_a_flipped_bit_in_a_fragment_that_loses_a_row_is_found_by_verify_and_repaired(
     inline,
 ) -> None:
+    """A catch-up looks at the size of a file that it shares; `verify` hashes it."""
     release = serving(inline)
     lance.dataset(str(inline / "s.lance")).delete("doc_id = 'd3'")
     for file in data_files(inline):
         flip(file)
-    repaired_by(inline, fails("catch-up", release))
+    verified_as_printed(inline, says("catch-up", release)["to"])
 
 
 @pytest.mark.parametrize("lost", ["sealed.json", "manifest", "data"])

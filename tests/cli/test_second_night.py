@@ -71,8 +71,10 @@ def test_a_changed_byte_in_the_index_is_seen_by_promote_and_remembered_after_ver
     assert cli("promote", "-c", file)["to"] == second.id
 
 
-def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(nights, cli, monkeypatch):
-    from reembed.lifecycle import verify
+def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(
+    nights, cli, monkeypatch, tmp_path
+):
+    from reembed.lifecycle import differences, reading
 
     file, _, second = nights
     said = [cli("verify", "--level", str(level), "-c", file) for level in range(4)]
@@ -84,18 +86,19 @@ def test_verify_has_levels_resumes_and_says_when_it_could_not_find_out(nights, c
     def unreadable(*_):
         raise OSError("the disk is away")
 
-    compared = verify._compare
-    monkeypatch.setattr(verify, "_compare", unreadable)
+    compared = differences.compare
+    monkeypatch.setattr(differences, "compare", unreadable)
     failed = cli("verify", "-c", file, code=2)
     assert failed["error"] == "NotVerified"
     assert "the disk is away" in failed["why"]
-    monkeypatch.setattr(verify, "_compare", compared)
+    monkeypatch.setattr(differences, "compare", compared)
 
     def once_is_enough(*_):
         raise AssertionError("a finished step was done again")
 
-    monkeypatch.setattr(verify, "damaged_files", once_is_enough)
+    monkeypatch.setattr(reading, "damaged_files", once_is_enough)
     assert cli("verify", "--resume", "-c", file)["passed"]
+    assert not list(tmp_path.rglob("verifying*")), "nothing of it is left"
     assert second.verify.passed
 
 

@@ -25,6 +25,7 @@ DRIVER = (
     "table.before_commit",
     "table.after_commit",
     "table.after_tag",
+    "verify.before_remove",
     "run.before_register",
     "run.after_register",
 )
@@ -36,6 +37,7 @@ WORKERS = (
     "index.after_train",
     "index.before_save",
     "index.before_manifest",
+    "verify.after_piece",
 )
 FOLLOW = ("promote.before_follow",)
 ALIAS = (

@@ -33,8 +33,8 @@ from reembed.errors import (
     SpaceMismatch,
     TooManyDeadLetters,
 )
-from reembed.lifecycle import verification
-from reembed.lifecycle import verify as verify_module
+from reembed.lifecycle import differences, verification
+from reembed.lifecycle.scratch import Scratch
 from reembed.lifecycle.verification import verify_release
 from reembed.lifecycle.verify import Subject, verify
 from reembed.serving.live import OpenRelease
@@ -211,7 +211,7 @@ def test_a_provider_that_stays_busy_ends_the_verification_in_time(build, endpoin
         patience=Patience(100, wait=(waited := []).append),
     )
     with pytest.raises(ProviderBusy, match="did not answer"):
-        verify(subject)
+        verify(subject, Scratch.of(Run(storage, release.id)))
     assert 1 < sum(waited) <= 80
 
 
@@ -244,7 +244,7 @@ def test_only_a_failed_read_means_that_a_release_could_not_be_verified(
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(verify_module, "_compare", fails)
+    monkeypatch.setattr(differences, "compare", fails)
     with pytest.raises(raised):
         verify_again(build, release)
 

@@ -16,7 +16,7 @@ from vectors import ArrayVectors
 from reembed.catalog.index_manifest import IndexManifest, Tombstones, read_manifest
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError
-from reembed.index import files
+from reembed.index import files, search
 from reembed.index.build import build
 from reembed.index.search import Float32, Int64, SearchIndex
 from reembed.index.segments import SegmentedIndex
@@ -151,6 +151,70 @@ def test_tombstones_beyond_the_index_or_of_another_number_are_refused(tmp_path: 
     fewer = dataclasses.replace(manifest.tombstones, rows=1)
     with pytest.raises(IntegrityError, match="holds 78 rows, its manifest says 79"):
         files.load(storage, PATH, dataclasses.replace(manifest, tombstones=fewer))
+
+
+def test_what_an_index_holds_is_read_segment_by_segment_without_its_vectors(tmp_path: Path) -> None:
+    storage, dead = Storage.open(tmp_path), [3, 59, 60, 79]
+    manifest, _ = saved(storage, np.array(dead))
+    held = files.HeldIds(storage, PATH, manifest)
+    read = [batch for n in range(held.segments) for batch in held.batches(n)]
+    positions, rows = (np.concatenate([b[side] for b in read]) for side in (0, 1))
+    assert positions.tolist() == np.setdiff1d(np.arange(80), dead).tolist()
+    whole = files.load(storage, PATH, manifest).ids()
+    assert rows.tolist() == whole["row_id"].to_pylist()
+    assert [name for b in read for name in b[2].to_pylist()] == whole["doc_id"].to_pylist()
+    assert held.doc_ids([61, 2, 60]) == [1001, 2, 1000]
+
+
+def test_tombstones_fall_into_the_batch_that_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_ROWS_A_BATCH", 7)
+    dead = [0, 6, 7, 13, 59, 60, 66, 67]
+    manifest, _ = saved(Storage.open(tmp_path), np.array(dead))
+    held = files.HeldIds(Storage.open(tmp_path), PATH, manifest)
+    read = [b[0] for n in range(held.segments) for b in held.batches(n)]
+    assert np.concatenate(read).tolist() == np.setdiff1d(np.arange(80), dead).tolist()
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+def test_an_index_with_other_vectors_than_its_manifest_says_is_not_read(
+    tmp_path: Path, segment: int
+) -> None:
+    """FAISS counts, not the manifest; and each file is held to its digest."""
+    storage = Storage.open(tmp_path)
+    manifest, _ = saved(storage, np.array([80]))
+    with pytest.raises(IntegrityError, match="tombstones"):
+        next(files.HeldIds(storage, PATH, manifest).batches(segment))
+    manifest, _ = saved(storage, np.array([3, 4]))
+    assert manifest.tombstones
+    fewer = dataclasses.replace(manifest.tombstones, rows=1)
+    held = files.HeldIds(storage, PATH, dataclasses.replace(manifest, tombstones=fewer))
+    with pytest.raises(IntegrityError, match="2 of 80 positions, where 79 are to be found"):
+        next(held.batches(segment))
+    swapped = dataclasses.replace(
+        manifest.segments[segment], vectors=manifest.segments[1 - segment].vectors
+    )
+    segments = [swapped if n == segment else s for n, s in enumerate(manifest.segments)]
+    other = dataclasses.replace(manifest, segments=tuple(segments))
+    with pytest.raises(IntegrityError, match=r"holds \d+ vectors, and there are \d+ row ids"):
+        next(files.HeldIds(storage, PATH, other).batches(segment))
+    path = Path(storage.uri(manifest.segments[segment].vectors.path(PATH)))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match="is not the index that was saved"):
+        next(files.HeldIds(storage, PATH, manifest).batches(segment))
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "HNSW16", "IVF4,PQ4x4fs,RFlat", "SQ8"])
+def test_a_mapped_index_has_the_rows_and_the_results_of_one_in_memory(
+    tmp_path: Path, factory: str
+) -> None:
+    index, queries = segment(vectors_of(400, 0), 0, factory), vectors_of(5, 1)
+    search.write(index, tmp_path / "f")
+    mapped = search.read(tmp_path / "f", index.row_ids, mapped=True)
+    assert (mapped.rows, mapped.dim) == (400, index.dim)
+    for got, want in zip(mapped.search(queries, 5), index.search(queries, 5), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_segments_of_another_shape_are_refused() -> None:

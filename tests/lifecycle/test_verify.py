@@ -13,11 +13,14 @@ from reembed import encoders
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import FILES, ROWS, Difference, VerifyReport
 from reembed.catalog.reports import IDS as IDS_LEVEL
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.digests import digest as text_hash
 from reembed.engine.patience import Patience
+from reembed.lifecycle import reading
 from reembed.lifecycle import verify as verify_module
-from reembed.lifecycle.verify import Done, Subject, VerifyJournal, verify
+from reembed.lifecycle.scratch import Scratch
+from reembed.lifecycle.verify import Subject
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
 from reembed.table import write as table
@@ -25,6 +28,28 @@ from reembed.table.read import TableVersion, from_vectors, proof_of
 
 IDS = [f"d{i}" for i in range(30)]
 TEXTS = {d: f"the text of document number {d}" for d in IDS}
+
+
+def verify(subject, sample=verify_module.SAMPLE, seed=None, *, level=3, place=None):
+    """A verification with a folder of its own, or with that of another."""
+    place = place or Scratch.of(Run(subject.table.storage, "r"))
+    return verify_module.verify(subject, place, sample, seed, level=level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """As HeldIds, in memory."""
+
+    table: pa.Table
+    segments: int = 1
+
+    def batches(self, segment):
+        rows, ids = self.table["row_id"].to_numpy(), self.table["doc_id"].combine_chunks()
+        for at in range(0, len(rows), 7):
+            yield np.arange(at, min(at + 7, len(rows))), rows[at : at + 7], ids[at : at + 7]
+
+    def doc_ids(self, positions):
+        return self.table["doc_id"].take(positions).to_pylist() if positions else []
 
 
 @pytest.fixture
@@ -82,7 +107,7 @@ def indexed(made):
 
 def with_index(made, row_ids, doc_ids):
     ids = pa.table({"row_id": row_ids, "doc_id": pa.array(doc_ids, pa.large_string())})
-    return dataclasses.replace(made, index_ids=ids)
+    return dataclasses.replace(made, index=Held(ids))
 
 
 def found(report):
@@ -140,10 +165,15 @@ def test_every_verification_draws_other_rows_and_says_by_which_seed(subject):
     assert verify(table, level=ROWS, seed=1).seed is None
 
 
-def test_a_resumed_verification_names_the_seed_of_the_rows_it_took_over(subject):
-    table, journal = subject(subject.rows()), VerifyJournal()
-    first = verify(table, sample=5, journal=journal)
-    assert verify(table, sample=5, journal=VerifyJournal(journal.done)).seed == first.seed
+def test_a_resumed_verification_draws_its_own_sample_and_names_its_seed(subject):
+    rows = subject.rows()
+    for row in rows:
+        row[3] = -row[3]
+    table = subject(rows)
+    place = Scratch.of(Run(table.table.storage, "r"))
+    verify(table, sample=5, place=place)
+    resumed = verify(table, sample=5, place=place)
+    assert resumed.differences == verify(table, sample=5, seed=resumed.seed).differences
 
 
 def test_missing_and_extra_documents(subject):
@@ -274,72 +304,13 @@ def test_carried_values_and_types_are_compared_with_the_source(tmp_path):
     assert retyped.examples == ("year is float in the table and double in the source",)
 
 
-def test_every_file_of_many_is_hashed_whichever_group_of_steps_it_is_in(tmp_path, monkeypatch):
-    """Damage in each file alone, with more files than one step takes, a last short step included."""
-    count = 64 * 2 + 7
-    storage = Storage.open(str(tmp_path))
-    names = [f"{n:03d}.lance" for n in range(count)]
-    for name in names:
-        storage.write_bytes(f"t.lance/data/{name}", name.encode())
-    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
-    hashed = []
-    honest = verify_module.damaged_files
-
-    def damaged_files(storage, path, some):
-        hashed.extend(some)
-        return honest(storage, path, some)
-
-    monkeypatch.setattr(verify_module, "damaged_files", damaged_files)
-    damaged = names[3::17]
-    for name in damaged:
-        storage.write_bytes(f"t.lance/data/{name}", b"x")
-    subject = Subject(
-        None,
-        TableVersion(storage, "t.lance", 1, 16),
-        None,
-        None,
-        (),
-        None,
-        proofs,
-        patience=Patience(60),
-    )
-    journal = VerifyJournal()
-    assert verify_module._damaged(subject, journal, whole=True) == damaged
-    assert sorted(hashed) == names
-    assert len(journal.done.damaged) == 3
-
-
-def test_a_resumed_verification_hashes_the_groups_that_were_not_done(tmp_path):
-    storage = Storage.open(str(tmp_path))
-    names = [f"{n:03d}.lance" for n in range(130)]
-    for name in names:
-        storage.write_bytes(f"t.lance/data/{name}", name.encode())
-    proofs = {n: proof_of(storage, "t.lance", n) for n in names}
-    subject = Subject(
-        None,
-        TableVersion(storage, "t.lance", 1, 16),
-        None,
-        None,
-        (),
-        None,
-        proofs,
-        patience=Patience(60),
-    )
-    journal = VerifyJournal()
-    verify_module._damaged(subject, journal, whole=True)
-    done = journal.done.damaged
-    assert list(done) == [names[0], names[64], names[128]]
-    for first in done:
-        left = Done({k: v for k, v in done.items() if k != first})
-        storage.write_bytes(f"t.lance/data/{first}", b"x")
-        assert first in verify_module._damaged(subject, VerifyJournal(left), whole=True)
-
-
-def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_receipt(subject):
+@pytest.fixture
+def pieces(subject, monkeypatch):
+    """A table of 70 fragments, each a file with a receipt, in 24 pieces of three at most."""
+    monkeypatch.setattr(reading, "PIECE_ROWS", 3)
     whole = subject(subject.rows())
     dataset = whole.table.dataset()
-    columns = dataset.schema
-    rows = dataset.to_table()
+    columns, rows = dataset.schema, dataset.to_table()
     made = lance.write_dataset(
         rows.slice(0, 0), whole.table.storage.uri("many.lance"), mode="create"
     )
@@ -353,15 +324,61 @@ def test_verify_finds_a_damaged_file_beyond_the_first_64_and_a_file_without_a_re
     version = TableVersion(whole.table.storage, "many.lance", made.version, 16)
     names = sorted(f.path for m in made.get_fragments() for f in m.data_files())
     proofs = {n: proof_of(version.storage, version.path, n) for n in names}
-    many = Subject(**{**vars(whole), "table": version, "proofs": proofs})
-    assert verify(many, sample=0).differences["damaged"].count == 0
-    for name in (names[0], names[63], names[64], names[69]):
-        changed = {**proofs, name: FileProof(proofs[name].size_bytes, "0" * 64)}
-        report = verify(Subject(**{**vars(many), "proofs": changed}), sample=0)
+    return dataclasses.replace(whole, table=version, proofs=proofs)
+
+
+def test_every_file_is_hashed_whichever_piece_it_is_in_also_one_that_no_fragment_has(pieces):
+    storage, names = pieces.table.storage, sorted(pieces.proofs)
+    storage.write_bytes("many.lance/data/more.lance", b"more")
+    proofs = {**pieces.proofs, "more.lance": FileProof(4, "0" * 64)}
+    damaged = names[3::17]
+    proofs |= {n: FileProof(proofs[n].size_bytes, "0" * 64) for n in damaged}
+    report = verify(dataclasses.replace(pieces, proofs=proofs), sample=0)
+    assert report.differences["damaged"].count == len(damaged) + 1 == 5
+    assert set(report.differences["damaged"].examples) == {*damaged, "more.lance"}
+    assert report.documents == 0, "rows are not compared"
+
+
+def test_a_resumed_verification_hashes_and_reads_the_pieces_that_were_not_done(pieces, monkeypatch):
+    place = Scratch.of(Run(pieces.table.storage, "r"))
+    first = verify(pieces, sample=0, place=place)
+    hashed = []
+    honest = reading.damaged_files
+
+    def damaged_files(storage, path, some):
+        hashed.append(sorted(some))
+        return honest(storage, path, some)
+
+    monkeypatch.setattr(reading, "damaged_files", damaged_files)
+    again = verify(pieces, sample=0, place=place)
+    assert hashed == []
+    assert (again.differences, again.rows) == (first.differences, first.rows)
+    for name in ("table-000000", "table-000007", "table-000023"):
+        pieces.table.storage.remove(f"{place.path}/{name}.json")
+    again = verify(pieces, sample=0, place=place)
+    assert [len(some) for some in hashed] == [3, 3, 1]
+    assert again.differences == first.differences
+    # What was damaged is hashed again, as it may have been put back.
+    changed = {n: FileProof(1, "0" * 64) for n in hashed[0]}
+    pieces.table.storage.remove(f"{place.path}/table-000000.json")
+    broken = dataclasses.replace(pieces, proofs={**pieces.proofs, **changed})
+    assert verify(broken, sample=0, place=place).differences["damaged"].count == 3
+    assert verify(pieces, sample=0, place=place).differences == first.differences
+
+
+def test_verify_finds_a_damaged_file_in_each_piece_and_a_file_without_a_receipt(pieces):
+    names = sorted(pieces.proofs)
+    assert verify(pieces, sample=0).differences["damaged"].count == 0
+    for name in (names[0], names[35], names[69]):
+        proofs = {**pieces.proofs, name: FileProof(pieces.proofs[name].size_bytes, "0" * 64)}
+        report = verify(dataclasses.replace(pieces, proofs=proofs), sample=0)
         assert report.differences["damaged"].examples == (name,)
-        unproven = {n: p for n, p in proofs.items() if n != name}
-        report = verify(Subject(**{**vars(many), "proofs": unproven}), level=FILES)
+        unproven = {n: p for n, p in pieces.proofs.items() if n != name}
+        report = verify(dataclasses.replace(pieces, proofs=unproven), level=FILES)
         assert report.differences["damaged"].examples == (name,)
+        report = verify(dataclasses.replace(pieces, proofs=unproven), sample=0)
+        assert report.differences["damaged"].examples == (name,)
+        assert report.documents == 0, "rows are not compared"
 
 
 def test_a_row_of_no_document_is_extra_and_is_not_embedded_again(subject):
@@ -397,7 +414,9 @@ def test_a_level_reads_no_column_that_it_does_not_compare(subject, monkeypatch, 
     made, scanned = subject(subject.rows()), []
     plain = TableVersion.scan
     monkeypatch.setattr(
-        TableVersion, "scan", lambda self, names: scanned.append(names) or plain(self, names)
+        TableVersion,
+        "scan",
+        lambda self, names, *of: scanned.append(names) or plain(self, names, *of),
     )
     assert verify(made, level=level).passed
     assert [len(names) for names in scanned] == [columns]
