@@ -102,7 +102,7 @@ def verify(
       `seed` is given, so that verifying every night sees more of the table every night.
 
     Rows are not compared if files are damaged: their content shows nothing. Pieces whose results are in
-    `scratch` are not read again; whoever made the folder removes it.
+    `scratch` are not read again; the caller removes it.
 
     Raises:
         SpaceMismatch: the model found now is not the one of the line; no row is at fault.

@@ -10,7 +10,7 @@ answers a similar question by other code and by column: a check must not share t
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,10 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from lance.lance.schema import LanceField
 
-_SAME = ("files", "overlays", "physical_rows", "row_id_meta")
+_OF_A_FILE = (
+    "path", "fields", "column_indices", "file_major_version", "file_minor_version",
+    "file_size_bytes", "base_id",
+)  # fmt: skip
 _OFFSET = 2**32 - 1
 """Bits of a row's address that say where in its fragment it is."""
 
@@ -68,12 +71,16 @@ def moved(
     return Moved(_ids(left.values()), gone, _ids(come.values()), read + len(gone))
 
 
-def _by_content(dataset: lance.LanceDataset) -> dict[str, lance.LanceFragment]:
+def _by_content(dataset: lance.LanceDataset) -> dict[bytes, lance.LanceFragment]:
+    """Return fragments by a digest of all that decides their rows but the deletion file."""
     found = {}
     for fragment in dataset.get_fragments():
-        described = fragment.metadata.to_json()
-        key = json.dumps([described[name] for name in _SAME])
-        found[key] = fragment
+        described = fragment.metadata
+        files = [[getattr(file, name) for name in _OF_A_FILE] for file in described.files]
+        row_ids = described.row_id_meta and described.row_id_meta.json()
+        overlays = [str(overlay) for overlay in described.overlays]
+        key = repr((files, overlays, described.physical_rows, row_ids))
+        found[hashlib.sha256(key.encode()).digest()] = fragment
     return found
 
 
@@ -86,7 +93,8 @@ def _columns(dataset: lance.LanceDataset) -> list[Any]:
 
 
 def _deletions(fragment: lance.LanceFragment) -> Any:
-    return fragment.metadata.to_json()["deletion_file"]
+    found = fragment.metadata.deletion_file
+    return found and found.asdict()
 
 
 def _live(

@@ -78,6 +78,7 @@ FIGURES = {
         "units_seal_seconds",
         "units_driver_peak_mib",
     },
+    "growth": {"sizes", "now"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",

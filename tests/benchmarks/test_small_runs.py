@@ -23,6 +23,7 @@ CHEAP = ("--model", "hashing:64")
 SMALL = {
     "catch_up": ("--documents", "2000"),
     "kill_resume": ("judged", "--kills", "1", *UNITS, *CHEAP),
+    "growth": ("--sizes", "200", "400", "--rounds", "1"),
     "memory": ("--documents", "32", "--times", "2", *UNITS),
     "overhead": ("--documents", "32", *UNITS),
     "pipeline": ("--limit", "24", "--rounds", "1", "--sizes", "64", *UNITS),
