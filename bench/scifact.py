@@ -98,7 +98,7 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
     from reembed.catalog.index_manifest import read_manifest
     from reembed.catalog.releases import Catalog
     from reembed.evaluation import queries as evalset
-    from reembed.index import search as index_search
+    from reembed.index import exact as index_exact
     from reembed.serving.live import OpenRelease
     from reembed.store.storage import Storage
 
@@ -107,7 +107,7 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
     opened = OpenRelease.open(storage, release)
     queries = evalset.load_eval_set(gate["queries"], gate["split"], {})
     vectors = opened.encode_queries(queries.texts)
-    rows, _ = index_search.exact_search(opened.table, vectors, K)
+    rows, _ = index_exact.exact_search(opened.table, vectors, K)
     names = opened.table.take(rows.ravel(), ["doc_id"])["doc_id"].to_numpy()
     found = [[hit.doc_id for hit in hits] for hits in opened.search(vectors, K)]
     return {

@@ -153,8 +153,7 @@ def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, comm
     from reembed import encoders
     from reembed.catalog.releases import Catalog
     from reembed.config.settings import EncoderConfig, IndexConfig
-    from reembed.index import files
-    from reembed.index.build import build
+    from reembed.index import build, files
     from reembed.serving.live import OpenRelease
     from reembed.table.read import TableVersion
 
@@ -162,9 +161,12 @@ def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, comm
     rows = table.sample(2_000, seed=7)
     near = rows + 0.05 * np.random.default_rng(3).standard_normal(rows.shape, dtype=np.float32)
     queries = near / np.linalg.norm(near, axis=1, keepdims=True)
-    built = build(table, IndexConfig(device="cpu"), queries[:200])
-    where: dict[str, Any] = {"space": "s", "table": _TABLE, "table_version": 1}
-    manifest = files.save(built, storage, "indexes/searched", **where)
+    folder = "indexes/searched"
+    work = build.Build(storage, folder, "runs/searched/index", table, IndexConfig(device="cpu"))
+    begun = build.begin(work, queries[:200])
+    for number in range(len(begun.shards)):
+        build.fill_shard(work, begun, number)
+    manifest = build.finish(work, begun, space="s", table=_TABLE, table_version=1)
     release = make_release(Catalog(storage, "docs"), "searched-record")
     carried = replace(release.source, carry=("title",))
     release = replace(release, space=replace(release.space, dim=dim), source=carried)

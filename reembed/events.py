@@ -219,6 +219,7 @@ class Indexed(Event, stage="index"):
     factory: str
     device: str
     rows: int
+    shards: int
     seconds: float
     operating_point: dict[str, int]
     ann_recall_at_10: float

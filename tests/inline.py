@@ -53,7 +53,14 @@ class Inline:
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
         return function(*args)
 
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    def each(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+    ) -> list[T]:
         return [function(*item) for item in items]
 
     def largest_node_cpus(self, gpus: float = 0) -> int:

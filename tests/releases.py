@@ -44,7 +44,7 @@ def sha256(content: str) -> str:
 def index_manifest(name: str) -> IndexManifest:
     """What goes with an index whose files hold the release's name alone."""
     vectors, ids = (StoredFile(sha256(name), len(name), e) for e in ("faiss", "arrow"))
-    segment = Segment("base", vectors, ids, 1, "Flat", {}, "cpu", "1", 0.0, 0)
+    segment = Segment("base", vectors, vectors, ids, 1, "Flat", {}, "cpu", "1", 0.0, 0)
     return IndexManifest(
         segments=(segment,), tombstones=None, metric="inner_product", dim=SPACE.dim, space=SPACE.id,
         table=f"tables/{name}.lance", table_version=1, ann_recall_at_10=1.0, ann_recall_lower=1.0,
@@ -55,7 +55,7 @@ def index_manifest(name: str) -> IndexManifest:
 def index_file(storage: Storage, release: Release, ending: str = "faiss") -> str:
     """Path under the root of the vectors of a release's index, or of its ids."""
     manifest = read_manifest(storage, release.index, release.index_sha256)
-    (file,) = [f for f in manifest.files if f.ending == ending]
+    file = {"faiss": manifest.base.vectors, "arrow": manifest.base.ids}[ending]
     return file.path(release.index)
 
 

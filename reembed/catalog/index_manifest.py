@@ -1,7 +1,7 @@
 """The record of an index: its segments, the rows taken out of them, and how well it was measured.
 
 indexes/RELEASE/SHA256.json      the manifest, named by the sha256 of its own bytes; a release names it
-indexes/RELEASE/SHA256.faiss     vectors of one segment, by position
+indexes/RELEASE/SHA256.faiss     vectors of one segment, by position; or a trained index without vectors
 indexes/RELEASE/SHA256.arrow     row id and document id at each position of one segment; or tombstones
 
 Every file is created once and named by its sha256, so one digest in a release proves all of them.
@@ -28,7 +28,7 @@ class StoredFile:
 
     sha256: str
     size_bytes: int
-    ending: Literal["faiss", "arrow"]
+    ending: Literal["faiss", "arrow", "npz"]
 
     def path(self, folder: str) -> str:
         """Return its path below the index's folder.
@@ -41,9 +41,14 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """Vectors that are searched together. Its positions count from 0, in the order of its files."""
+    """Vectors in one file, such as a shard of a table. Its positions count from 0, in the order of its files.
+
+    Segments that were filled from one trained index are merged when they are read, where FAISS can.
+    """
 
     kind: Literal["base", "delta"]
+    trained: StoredFile
+    """The index without vectors that it was filled from."""
     vectors: StoredFile
     ids: StoredFile
     """Row id and document id at each position."""
@@ -96,16 +101,16 @@ class IndexManifest:
 
     @property
     def base(self) -> Segment:
-        """The segment that was built from a whole table; later ones add to it."""
+        """The first segment of those that hold the whole table they were built from."""
         return self.segments[0]
 
     @property
     def files(self) -> list[StoredFile]:
         """Every file that the manifest names."""
-        named = [file for s in self.segments for file in (s.vectors, s.ids)]
+        named = [file for s in self.segments for file in (s.trained, s.vectors, s.ids)]
         if self.tombstones is not None:
             named.append(self.tombstones.file)
-        return named
+        return list(dict.fromkeys(named))
 
     @property
     def sha256(self) -> str:

@@ -201,8 +201,9 @@ def _(e: events.WorkerEnded) -> str:
 @words.register
 def _(e: events.Indexed) -> str:
     point = "".join(f", {name} {value}" for name, value in e.operating_point.items())
+    shards = f" in {e.shards} shards" if e.shards > 1 else ""
     return (
-        f"{e.factory} on {e.device}, {e.rows:,} vectors in {e.seconds:.1f} s{point};"
+        f"{e.factory} on {e.device}, {e.rows:,} vectors{shards} in {e.seconds:.1f} s{point};"
         f" ann_recall@10 {e.ann_recall_at_10:.3f} on {e.num_queries} {e.tuned_on}"
     )
 

@@ -62,7 +62,14 @@ class Tasks(Protocol):
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
         """Run a function once and wait for its result."""
 
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    def each(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+    ) -> list[T]:
         """Run a function over items in any order; return the results in the items' order."""
 
 
@@ -72,7 +79,14 @@ class _Here:
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
         return function(*args)
 
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    def each(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+    ) -> list[T]:
         return [function(*item) for item in items]
 
 

@@ -51,17 +51,24 @@ class RayExecutor:
         self._first_done([running], cpus, gpus)
         return cast(T, _result(running))
 
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
+    def each(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+    ) -> list[T]:
         """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
         Raises as `call`, for the first that fails.
         """
-        task = ray.remote(function).options(num_cpus=1, max_retries=3)
+        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
         found: dict[int, T] = {}
         running: dict[Any, int] = {}
 
         def collect() -> None:
-            done = self._first_done(list(running), 1, 0)
+            done = self._first_done(list(running), cpus, gpus)
             found[running.pop(done)] = _result(done)
 
         for number, item in enumerate(items):

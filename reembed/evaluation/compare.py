@@ -30,7 +30,7 @@ from reembed.evaluation.comparisons import (
 from reembed.evaluation.metrics import Floats, Results
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.terms import Asked, Terms, agree
-from reembed.index import search as index_search
+from reembed.index import exact as index_exact
 from reembed.serving.live import OpenRelease
 from reembed.source.lag import caught_up
 from reembed.table import provenance
@@ -222,14 +222,14 @@ class _Answers:
     @classmethod
     def of(cls, opened: OpenRelease, queries: EvalSet) -> _Answers:
         vectors = opened.encode_queries(queries.texts)
-        ids, scores = index_search.exact_search(opened.table, vectors, 4 * ANN_K)
+        ids, scores = index_exact.exact_search(opened.table, vectors, 4 * ANN_K)
         # One more than is scored: the query's own document may be among them.
         found = zip(queries.query_ids, opened.search(vectors, DEPTH + 1), strict=True)
         results = [
             metrics.ranking([str(h.doc_id) for h in hits], [h.score for h in hits], query_id, DEPTH)
             for query_id, hits in found
         ]
-        recalls = index_search.ann_recall(opened.index, vectors, ids, scores, ANN_K)
+        recalls = index_exact.ann_recall(opened.index, vectors, ids, scores, ANN_K)
         return cls(opened, vectors, results, recalls)
 
 

@@ -1,300 +1,331 @@
-"""Build the FAISS index of one vector table: choose its kind, train it, fill it, tune it.
+"""Build the index of one table version in shards: begin, fill each shard, finish.
 
-FAISS silently accepts lost rows, so they are counted after filling. Shapes: N vectors in the table,
-D dimensions, Q queries, K results.
+`begin` trains an index on a sample and fixes which fragments go into which shard. `fill_shard` fills one, and
+searches its vectors exactly for the queries in the same pass. `finish` merges what the shards found, chooses the
+operating point and writes the manifest. Each is one task or less; no process holds more than a shard.
+
+Each step ends with a create-only record, so that a build that was killed goes on where it was:
+
+runs/RUN/index/BUILD/begun.json        what all shards share: the trained index, the queries, the cut
+runs/RUN/index/BUILD/shards/N.json     one filled shard: its files by sha256, its rows
+runs/RUN/index/BUILD/SHA256.npz        queries, or what a shard has for them
+indexes/RUN/                           the files of the index itself, see `catalog.index_manifest`
+
+BUILD follows from the settings and queries, so that a build by others does not go on with these shards.
 """
 
 from __future__ import annotations
 
-import math
-import re
+import functools
+import io
 import time
-from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile
 from reembed.config.settings import IndexConfig
-from reembed.errors import IntegrityError, ReembedError, UsageError
-from reembed.index.search import (
-    RECALL_K,
-    Float32,
-    Float64,
-    Int64,
-    SearchIndex,
-    VectorSource,
-    ann_recall,
-    check_vectors,
-    checked_batches,
-    exact_search,
-    reason,
-)
+from reembed.errors import IntegrityError, UsageError
+from reembed.index import files
+from reembed.index.exact import VectorSource, check_vectors
+from reembed.index.fill import fill
+from reembed.index.search import Float32, checked_queries
+from reembed.index.train import Device, factory_of, train
+from reembed.index.tune import Measured, Tuned, choose, measure
+from reembed.space import sha256_of
+from reembed.store.records import encode
+from reembed.store.storage import Storage
 
-# Exact results kept per query beyond K, so that ties with the K-th are known by id.
-EXACT_K = 4 * RECALL_K
+T = TypeVar("T")
+
 TUNING_DOCUMENTS = 200
-ROWS_PER_LIST = 64
-TRAIN_BYTES = 16 * 2**30
-_ON_GPU = re.compile(r"Flat|IVF\d+,(Flat|SQfp16|SQ8|PQ\d+(x8)?)")
+
+
+class TargetMissed(UsageError):
+    """No operating point reaches index.ann_recall."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An index that learned the distribution of nearly the same vectors."""
+    """An index without vectors that learned the distribution of nearly the same vectors."""
 
-    factory: str
-    index: SearchIndex
+    path: str
+    """Folder of the index that it belongs to."""
+    file: StoredFile
     rows_since: int
     """Rows that were embedded since it was trained, including those of the index to build."""
 
 
 @dataclass(frozen=True)
-class Built:
-    """A tuned index, its document ids [N] by position, and recalls [Q]: ann_recall@10 of each query."""
+class Build:
+    """The index to build: of which table, by which settings, and where it is kept. Picklable."""
 
-    index: SearchIndex
-    doc_ids: pa.Array
-    factory: str
-    device: str
-    operating_point: dict[str, int]
-    recalls: Float64
+    storage: Storage
+    path: str
+    """Folder of the index."""
+    work: str
+    """Folder of the run's builds."""
+    source: VectorSource
+    settings: IndexConfig
+    queries: tuple[str, ...] = ()
+    """Texts to tune on; none: it is tuned on documents."""
+    trained: Trained | None = None
+    """What is filled, in place of an index that is trained on this table."""
+
+    @functools.cached_property
+    def factory(self) -> str:
+        """The factory string that the settings mean for this table."""
+        return factory_of(self.settings, self.source.rows, self.source.dim)
+
+    @functools.cached_property
+    def records(self) -> str:
+        """Folder of the records of its steps.
+
+        The target of the tuning is not part of its name: shards that missed one may reach another.
+        """
+        told = {
+            "factory": self.factory,
+            "shard_rows": self.settings.shard_rows,
+            "queries": list(self.queries),
+            "trained": self.trained and self.trained.file.sha256,
+        }
+        return f"{self.work}/{sha256_of(told)[:16]}"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What all shards of a build share."""
+
+    trained: StoredFile
+    queries: StoredFile
+    """float32 [Q, D]."""
     tuned_on: str
-    build_seconds: float
-    settings: IndexConfig = field(default_factory=IndexConfig)
-    rows_since_training: int = 0
-    """Rows that were embedded after it was trained: by catch-ups that filled it again."""
+    """queries, or documents if there are none."""
+    shards: tuple[tuple[int, ...], ...]
+    """Fragment ids of each."""
+    rows_since_training: int
+    device: str
+    seconds: float
 
 
-def gpu_available() -> bool:
-    """Return whether FAISS can use a GPU here; builds for GPUs run on machines without one."""
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+@dataclass(frozen=True)
+class Shard:
+    """The proof of one filled shard."""
+
+    fragments: tuple[int, ...]
+    rows: int
+    vectors: StoredFile
+    ids: StoredFile
+    measured: StoredFile
+    seconds: float
 
 
-def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
-    """Return the factory string for N vectors of D dimensions; `gpu`: to be served from a GPU.
-
-    Up to 50k rows a full scan is as fast as anything. Above, lists by the FAISS guidelines
-    (github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index): about 4 sqrt(N) to 1M,
-    16 sqrt(N) to 10M, then 262144 found through HNSW. 4-bit PQ with exact re-ranking is the fastest
-    on CPUs: 10.8k queries/s and core at .978 recall@10 against 1.1k for IVF-Flat (200k x 384
-    clustered vectors, one thread); it needs two dimensions per code. Above 10M rows, one byte per
-    dimension bounds the memory.
-    """
-    if rows <= 50_000:
-        return "Flat"
-    if rows > 10_000_000:
-        return "IVF262144_HNSW32,SQ8"
-    per_root, whole = 4, "Flat"
-    if rows > 1_000_000:
-        per_root, whole = 16, "SQfp16"
-    lists = 2 ** round(math.log2(per_root * math.sqrt(rows)))
-    if gpu or dim % 2:
-        return f"IVF{lists},{whole}"
-    return f"IVF{lists},PQ{dim // 2}x4fs,RFlat"
+def begun(build: Build) -> Begun | None:
+    """Return what a build began with, if it did."""
+    return build.storage.decode_if_there(Begun, _begun_path(build))
 
 
-def build(
-    source: VectorSource,
-    config: IndexConfig,
-    queries: Float32 | None,
-    trained: Trained | None = None,
-) -> Built:
-    """Train, fill, check and tune an index over every row of `source`.
+def begin(build: Build, queries: Float32 | None) -> Begun:
+    """Train an index, or take a trained one, and fix queries and shards; of two at once, the first one's stay.
 
     Without queries [Q, D] it is tuned on random documents, which are easier than real queries.
-    `trained` is emptied and filled again without training, unless another kind is due now.
 
     Raises:
         UsageError: the factory string is wrong, or does not fit the vectors.
+        SpaceMismatch: the queries have another dimension.
         ReembedError: the config asks for a GPU and FAISS finds none.
+        IntegrityError: the table is empty, or a vector is not finite.
+    """
+    started = time.monotonic()
+    source, storage, trained = build.source, build.storage, build.trained
+    device = Device.choose(build.factory, build.settings.device)
+    if not build.source.rows:
+        raise IntegrityError("the vector table has no rows to index")
+    queries, tuned_on = _tuning_queries(source, queries)
+    if trained is None:
+        file = files.put_index(storage, build.path, train(source, build.factory, device))
+    else:
+        file = trained.file
+        files.copy(storage, trained.path, file, build.path)
+    faults.point("index.after_train")
+    record = Begun(
+        trained=file,
+        queries=files.put_bytes(storage, build.records, _to_bytes(queries)),
+        tuned_on=tuned_on,
+        shards=cut_into_shards(source.fragments(), build.settings.shard_rows),
+        rows_since_training=trained.rows_since if trained else 0,
+        device=device.name(build.factory),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    storage.create(_begun_path(build), encode(record))
+    return _required(begun(build))
+
+
+def filled(build: Build, number: int) -> Shard | None:
+    """Return the proof of a shard, if it was filled."""
+    return build.storage.decode_if_there(Shard, _shard_path(build, number))
+
+
+def fill_shard(build: Build, begun: Begun, number: int) -> Shard:
+    """Fill one shard, store it, and then its proof; of two at once, the first one's stays.
+
+    Raises:
         IntegrityError: rows are missing, repeated, not finite or of another dimension.
     """
     started = time.monotonic()
-    if config.device == "gpu" and not gpu_available():
-        raise ReembedError(
-            "index.device is gpu, but FAISS finds no GPU here",
-            "either this machine has none or the faiss-cpu package is installed",
-            "reembed run --set index.device=auto",
-        )
-    if not source.rows:
-        raise IntegrityError("the vector table has no rows to index")
-    factory = config.factory
-    if factory == "auto":
-        # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
-        factory = choose_factory(source.rows, source.dim, gpu=config.device == "gpu")
-    if trained is not None and trained.factory != factory:
-        trained = None
-    queries, tuned_on = _tuning_queries(source, queries)
-    # Before the long part, so that queries of another model stop it early.
-    exact_ids, exact_scores = exact_search(source, queries, EXACT_K)
-    index, device = _fill(_empty(factory, source.dim, trained), source, factory, config.device)
-    doc_ids = _doc_ids(index, source)
-    if config.nprobe is None:
-        point, recalls = tune(index, queries, exact_ids, exact_scores, config.ann_recall)
-    else:
-        point = _point(index, config.nprobe, index.k_factors[0])
-        index.operate(point)
-        recalls = ann_recall(index, queries, exact_ids, exact_scores)
-    seconds = time.monotonic() - started
-    since = trained.rows_since if trained else 0
-    return Built(index, doc_ids, factory, device, point, recalls, tuned_on, seconds, config, since)
+    storage, path, fragments = build.storage, build.path, begun.shards[number]
+    queries = _from_bytes(files.get_bytes(storage, build.records, begun.queries))
+    device = Device.choose(build.factory, build.settings.device)
+    trained = files.get_index(storage, path, begun.trained)
+    shard = fill(trained, build.source, fragments, queries, device)
+    measured = measure(shard.index, queries, shard.exact, build.source.rows)
+    faults.point("index.before_save")
+    proof = Shard(
+        fragments=fragments,
+        rows=shard.index.rows,
+        vectors=files.put_index(storage, path, shard.index.faiss_index),
+        ids=files.put_ids(storage, path, shard.row_ids, shard.doc_ids),
+        measured=files.put_bytes(storage, build.records, measured.to_bytes()),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    faults.point("index.before_shard")
+    storage.create(_shard_path(build, number), encode(proof))
+    return _required(filled(build, number))
+
+
+def finish(
+    build: Build, begun: Begun, *, space: str, table: str, table_version: int
+) -> IndexManifest:
+    """Check that the shards hold every fragment of the table once, tune them together, write the manifest.
+
+    Raises:
+        TargetMissed: no operating point reaches index.ann_recall.
+        IntegrityError: a shard is missing, or the shards are not the table.
+    """
+    shards = [_required(filled(build, number)) for number in range(len(begun.shards))]
+    _require_whole(build, shards)
+    tuned = choose(_measured(build, shards), build.settings.ann_recall)
+    _require_target(build, begun, tuned)
+    manifest = IndexManifest(
+        segments=tuple(_segment(build, begun, shard, tuned) for shard in shards),
+        tombstones=None,
+        metric="inner_product",
+        dim=build.source.dim,
+        space=space,
+        table=table,
+        table_version=table_version,
+        ann_recall_at_10=float(tuned.recalls.mean()),
+        ann_recall_lower=files.lower_bound(tuned.recalls),
+        tuned_on=begun.tuned_on,
+        num_queries=len(tuned.recalls),
+        settings=build.settings,
+    )
+    faults.point("index.before_manifest")
+    return files.put_manifest(build.storage, build.path, manifest)
+
+
+def cut_into_shards(fragments: list[tuple[int, int]], most: int) -> tuple[tuple[int, ...], ...]:
+    """Return fragment ids by shard, in the order of the table.
+
+    Shards are of about one size and have at most `most` rows, unless a single fragment has more.
+    """
+    total, largest = sum(rows for _, rows in fragments), max(rows for _, rows in fragments)
+    even = -(-total // -(-total // most))
+    shards: list[list[int]] = []
+    held = 0
+    for fragment, rows in fragments:
+        if not shards or held + rows > min(most, even + largest):
+            shards.append([])
+            held = 0
+        shards[-1].append(fragment)
+        held += rows
+    return tuple(map(tuple, shards))
 
 
 def _tuning_queries(source: VectorSource, queries: Float32 | None) -> tuple[Float32, str]:
     """Return vectors to tune on, and whether they are queries or documents."""
     if queries is not None and len(queries):
-        return queries, "queries"
+        return checked_queries(queries, source.dim, 1), "queries"
     documents = source.sample(TUNING_DOCUMENTS, seed=1)
     check_vectors(documents, source.dim)
     return documents, "documents"
 
 
-def tune(
-    index: SearchIndex,
-    queries: Float32,
-    exact_ids: Int64,
-    exact_scores: Float32,
-    target: float,
-    k: int = RECALL_K,
-) -> tuple[dict[str, int], Float64]:
-    """Return the cheapest operating point whose mean ann_recall@k reaches `target`, and its recalls [Q].
-
-    The index is left at that point. If no point reaches the target, it is the most thorough one.
-    """
-
-    def measure(point: dict[str, int]) -> Float64:
-        index.operate(point)
-        return ann_recall(index, queries, exact_ids, exact_scores, k)
-
-    def reaches(k_factor: int | None, value: int) -> bool:
-        return bool(measure(_point(index, value, k_factor)).mean() >= target)
-
-    _, most = index.knob or ("", 1)
-    for k_factor in index.k_factors:
-        value = smallest(partial(reaches, k_factor), most)
-        if value is not None:
-            break
-    point = _point(index, value or most, k_factor)
-    return point, measure(point)
+def _require_whole(build: Build, shards: list[Shard]) -> None:
+    """Compare the shards with the table's own list of fragments, and their files with what is stored."""
+    held = [fragment for shard in shards for fragment in shard.fragments]
+    fragments = [fragment for fragment, _ in build.source.fragments()]
+    rows = sum(shard.rows for shard in shards)
+    if held != fragments or rows != build.source.rows:
+        raise IntegrityError(
+            "the shards of the index are not the table",
+            f"they hold {rows:,} rows of {len(held):,} fragments,"
+            f" the table {build.source.rows:,} of {len(fragments):,}",
+            "reembed run --fresh",
+        )
+    files.require_whole(build.storage, build.path, (f for s in shards for f in (s.vectors, s.ids)))
 
 
-def smallest(reaches: Callable[[int], bool], most: int) -> int | None:
-    """Return the smallest of 1..most that reaches, by doubling and bisection; None if none does."""
-    low, high = 0, 1
-    while not reaches(high):
-        if high >= most:
-            return None
-        low, high = high, min(2 * high, most)
-    between = range(low + 1, high)
-    return low + 1 + bisect_left(between, True, key=reaches)
+def _measured(build: Build, shards: list[Shard]) -> Iterator[Measured]:
+    for shard in shards:
+        yield Measured.from_bytes(files.get_bytes(build.storage, build.records, shard.measured))
 
 
-def _fill(index: Any, source: VectorSource, factory: str, wanted: str) -> tuple[SearchIndex, str]:
-    """Return the trained and filled index, on the CPU in the end, and where it was built."""
-    gpu = wanted != "cpu" and gpu_available()
-    whole = gpu and bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
-    resources: Any = faiss.StandardGpuResources() if gpu else None
-    if whole:
-        index = faiss.index_cpu_to_gpu(resources, 0, index)
-        _train(index, source, factory, None)
-    else:
-        _train(index, source, factory, resources)
-    faults.point("index.after_train")
-    row_ids = [np.empty(0, np.int64)]
-    for ids, vectors in checked_batches(source):
-        row_ids.append(ids)
-        try:
-            index.add(vectors)
-        except RuntimeError as error:
-            what = f"FAISS could not add {len(ids):,} vectors to {factory}"
-            raise ReembedError(what, reason(error), "reembed run --set index.device=cpu") from error
-    if whole:
-        index = faiss.downcast_index(faiss.index_gpu_to_cpu(index))
-    filled = SearchIndex(index, np.concatenate(row_ids))
-    if whole:
-        return filled, "gpu"
-    if not gpu or factory == "Flat":
-        return filled, "cpu"
-    part = "its lists were trained on the GPU" if "IVF" in factory else "nothing ran there"
-    return filled, f"cpu ({factory} cannot be on a GPU; {part})"
-
-
-def _empty(factory: str, dim: int, trained: Trained | None) -> Any:
-    """Return an index without vectors: the trained one with what it learned, or a new one."""
-    if trained is not None:
-        trained.index.faiss_index.reset()
-        return trained.index.faiss_index
-    # Positions are the ids: a map to other ids would take 50 bytes per vector.
-    inner = re.sub(r"^(IDMap2?,)+", "", factory)
-    try:
-        return faiss.index_factory(dim, inner, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise _does_not_fit(factory, f"{dim} dimensions", error) from error
-
-
-def _train(index: Any, source: VectorSource, factory: str, resources: Any) -> None:
-    """Train on a sample; with GPU resources (None without) the lists' k-means runs there."""
-    if index.is_trained:
+def _require_target(build: Build, begun: Begun, tuned: Tuned) -> None:
+    reached, target = float(tuned.recalls.mean()), build.settings.ann_recall
+    if reached >= target:
         return
-    wanted = 65_536
-    if lists := re.search(r"IVF(\d+)", factory):
-        wanted = max(wanted, ROWS_PER_LIST * int(lists[1]))
-    rows = min(wanted, max(1, TRAIN_BYTES // (4 * source.dim)))
-    sample = np.ascontiguousarray(source.sample(rows, seed=0), dtype=np.float32)
-    check_vectors(sample, source.dim)
-    ivf: Any = None
-    if resources is not None:
-        ivf = faiss.try_extract_index_ivf(index)
-    try:
-        if ivf is not None:
-            # Held in a name: FAISS keeps only a pointer to it.
-            helper = faiss.index_cpu_to_gpu(resources, 0, faiss.IndexFlatIP(ivf.d))
-            ivf.clustering_index = helper
-        index.train(sample)
-    except RuntimeError as error:
-        raise _does_not_fit(factory, f"{source.rows:,} vectors", error) from error
-    finally:
-        if ivf is not None:
-            ivf.clustering_index = None
-
-
-def _doc_ids(index: SearchIndex, source: VectorSource) -> pa.Array:
-    """Return the document ids [N] in the order of the index, once each row is in it exactly once."""
-    row_ids = index.row_ids
-    if len(row_ids) != source.rows or index.rows != source.rows:
-        raise IntegrityError(f"the table has {source.rows:,} rows, but {len(row_ids):,} were read")
-    repeated = len(row_ids) - len(np.unique(row_ids))
-    if repeated:
-        raise IntegrityError(f"{repeated:,} row ids appear more than once", fix="reembed verify")
-    rows, names = zip(*source.ids(), strict=True)
-    if not np.array_equal(np.concatenate(rows), row_ids):
-        raise IntegrityError("the table gave its rows in another order the second time")
-    together = pa.chunked_array(names)
-    if pa.types.is_string(together.type):  # 32-bit offsets: one array of them holds 2 GiB
-        together = together.cast(pa.large_string())
-    return together.combine_chunks()
-
-
-def _point(index: SearchIndex, value: int, k_factor: int | None) -> dict[str, int]:
-    """The operating point with the index's knob at `value`, as far as it has one."""
-    point: dict[str, int] = {}
-    if index.knob:
-        name, most = index.knob
-        point[name] = min(value, most)
-    if k_factor is not None:
-        point["k_factor"] = k_factor
-    return point
-
-
-def _does_not_fit(factory: str, data: str, error: RuntimeError) -> UsageError:
-    return UsageError(
-        f"index.factory {factory!r} does not fit {data}",
-        f"FAISS says: {reason(error)}",
-        "reembed run --set index.factory=auto",
+    lower = int(reached * 1000) / 1000
+    point = ", ".join(f"{name} {value}" for name, value in tuned.operating_point.items())
+    raise TargetMissed(
+        f"{build.factory} does not reach index.ann_recall {target:g}: {reached:.4f} at {point or 'its only point'}",
+        f"measured on {len(tuned.recalls):,} {begun.tuned_on}; more lists per query would be a full scan",
+        f"reembed run --set index.ann_recall={lower:g}     # or another index.factory, with finer codes or Flat",
     )
+
+
+def _segment(build: Build, begun: Begun, shard: Shard, tuned: Tuned) -> Segment:
+    return Segment(
+        kind="base",
+        trained=begun.trained,
+        vectors=shard.vectors,
+        ids=shard.ids,
+        rows=shard.rows,
+        factory=build.factory,
+        operating_point=tuned.operating_point,
+        device=begun.device,
+        faiss_version=faiss.__version__,
+        build_seconds=shard.seconds,
+        rows_since_training=begun.rows_since_training,
+    )
+
+
+def _begun_path(build: Build) -> str:
+    return f"{build.records}/begun.json"
+
+
+def _shard_path(build: Build, number: int) -> str:
+    return f"{build.records}/shards/{number:05d}.json"
+
+
+def _required(record: T | None) -> T:
+    if record is None:
+        raise IntegrityError(
+            "a record of the index's build is gone", "gc or someone removed it", "reembed run"
+        )
+    return record
+
+
+def _to_bytes(queries: Float32) -> bytes:
+    out = io.BytesIO()
+    np.save(out, queries, allow_pickle=False)
+    return out.getvalue()
+
+
+def _from_bytes(body: bytes) -> Float32:
+    queries: Float32 = np.load(io.BytesIO(body), allow_pickle=False)
+    return queries

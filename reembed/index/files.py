@@ -13,17 +13,14 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from scipy.special import stdtrit
 
-from reembed import faults
 from reembed.catalog.index_manifest import (
     FIX,
     IndexManifest,
@@ -32,16 +29,14 @@ from reembed.catalog.index_manifest import (
     read_manifest,
 )
 from reembed.errors import IntegrityError
-from reembed.index.build import Built
 from reembed.index.search import Float64, Int64, SearchIndex, read, write
 from reembed.index.segments import SegmentedIndex
 from reembed.store.paths import content_path
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
-# S3 takes 10,000 parts: 16 MiB each allows indexes of 160 GB.
 _CHUNK_BYTES = 16 * 2**20
-_ROWS_A_BATCH = 65_536
+_PARTS = 9_000
 _INTEGERS = pa.schema(
     [pa.field("row_id", pa.int64(), False), pa.field("doc_id", pa.int64(), False)]
 )
@@ -49,42 +44,62 @@ _STRINGS = _INTEGERS.set(1, pa.field("doc_id", pa.large_string(), False))
 _TOMBSTONES = pa.schema([pa.field("position", pa.int64(), False)])
 
 
-def save(
-    built: Built, storage: Storage, path: str, *, space: str, table: str, table_version: int
-) -> IndexManifest:
-    """Write the index as one segment below `path`, then its manifest, which is returned."""
+def put_index(storage: Storage, path: str, faiss_index: Any) -> StoredFile:
+    """Store a FAISS index below `path`."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        vectors, names = Path(folder) / "built.faiss", Path(folder) / "built.arrow"
-        write(built.index, vectors)
-        write_batch(batch_of(built.index.row_ids, built.doc_ids), names)
-        faults.point("index.before_save")
-        segment = Segment(
-            kind="base",
-            vectors=_put(storage, path, vectors),
-            ids=_put(storage, path, names),
-            rows=built.index.rows,
-            factory=built.factory,
-            operating_point=built.operating_point,
-            device=built.device,
-            faiss_version=faiss.__version__,
-            build_seconds=round(built.build_seconds, 3),
-            rows_since_training=built.rows_since_training,
-        )
-    manifest = IndexManifest(
-        segments=(segment,),
-        tombstones=None,
-        metric="inner_product",
-        dim=built.index.dim,
-        space=space,
-        table=table,
-        table_version=table_version,
-        ann_recall_at_10=float(built.recalls.mean()),
-        ann_recall_lower=lower_bound(built.recalls),
-        tuned_on=built.tuned_on,
-        num_queries=len(built.recalls),
-        settings=built.settings,
-    )
-    faults.point("index.before_manifest")
+        file = Path(folder) / "built.faiss"
+        write(faiss_index, file)
+        return _put(storage, path, file)
+
+
+def put_ids(storage: Storage, path: str, row_ids: Int64, doc_ids: pa.Array) -> StoredFile:
+    """Store row ids [N] and document ids [N] below `path`; errors as `batch_of`."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        file = Path(folder) / "built.arrow"
+        write_batch(batch_of(row_ids, doc_ids), file)
+        return _put(storage, path, file)
+
+
+def put_bytes(storage: Storage, path: str, body: bytes) -> StoredFile:
+    """Store bytes below `path`."""
+    stored = StoredFile(hashlib.sha256(body).hexdigest(), len(body), "npz")
+    storage.write_bytes(stored.path(path), body)
+    return stored
+
+
+def get_index(storage: Storage, path: str, file: StoredFile) -> Any:
+    """Return a stored FAISS index; IntegrityError if it is missing or changed."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        return read(copied(storage, path, Path(folder), file))
+
+
+def get_bytes(storage: Storage, path: str, file: StoredFile) -> bytes:
+    """Return stored bytes; IntegrityError if they are missing or changed."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        return copied(storage, path, Path(folder), file).read_bytes()
+
+
+def copy(storage: Storage, path: str, file: StoredFile, to: str) -> None:
+    """Store a file of the index below `path` also below `to`; IntegrityError if it is missing or changed."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        _put(storage, to, copied(storage, path, Path(folder), file))
+
+
+def require_whole(storage: Storage, path: str, files: Iterable[StoredFile]) -> None:
+    """Raise IntegrityError if a file is missing below `path` or has another size."""
+    there = dict(storage.objects(f"{path}/"))
+    for file in files:
+        if there.get(file.path(path)) != file.size_bytes:
+            found = there.get(file.path(path))
+            raise IntegrityError(
+                f"{file.path(path)} is not the file that was built",
+                f"it should have {file.size_bytes:,} bytes, found: {found}",
+                FIX,
+            )
+
+
+def put_manifest(storage: Storage, path: str, manifest: IndexManifest) -> IndexManifest:
+    """Store the manifest, which finishes the index, and return it as it was stored."""
     storage.create(content_path(path, manifest.sha256, "json"), encode(manifest))
     return read_manifest(storage, path, manifest.sha256)
 
@@ -99,123 +114,45 @@ def finished(storage: Storage, path: str, table_version: int) -> IndexManifest |
 def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex:
     """Return the index, each segment at its operating point.
 
-    Vectors are read into memory. Ids are mapped from a temporary copy that takes room on the disk until
-    the index is freed: a process dies if a file that it has mapped is cut short, and no other process knows the copy.
+    Vectors are read into memory, one segment after the other. Those that were filled from one trained index
+    become one index, if FAISS can merge their kind: it answers as if it had been filled at once. Ids are
+    mapped from a temporary copy that takes room on the disk until the index is freed: a process dies if a
+    file that it has mapped is cut short, and no other process knows the copy.
 
     Raises:
         IntegrityError: a file is missing or is not what the manifest says.
     """
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
         at = (storage, path, Path(name))
-        batches = [map_ids(_copy(*at, s.ids)) for s in manifest.segments]
-        segments = [
-            read(_copy(*at, s.vectors), batch.column("row_id").to_numpy())
-            for s, batch in zip(manifest.segments, batches, strict=True)
-        ]
-        dead = _tombstones(at, manifest)
-    for segment, found in zip(manifest.segments, segments, strict=True):
-        _require_fits(path, manifest, segment, found)
-        found.operate(segment.operating_point)
-    index = SegmentedIndex(segments, [b.column("doc_id") for b in batches], dead)
+        ids = [map_ids(copied(*at, s.ids)) for s in manifest.segments]
+        segments: list[SearchIndex] = []
+        trained: StoredFile | None = None
+        for segment in manifest.segments:
+            # Its copy is gone once it is read: the disk may not hold all of them at once.
+            found = SearchIndex(get_index(storage, path, segment.vectors))
+            require_fits(path, manifest, segment, found)
+            if segments and segment.trained == trained and segments[-1].merges:
+                segments[-1] = segments[-1].merge(found)
+            else:
+                segments.append(found)
+            segments[-1].operate(segment.operating_point)
+            trained = segment.trained
+        dead = tombstones_of(at, manifest)
+    index = SegmentedIndex(segments, ids, dead)
     if index.rows != manifest.rows:
         what = f"the index in {path} holds {index.rows:,} rows, its manifest says {manifest.rows:,}"
         raise IntegrityError(what, None, FIX)
     return index
 
 
-@dataclass(frozen=True)
-class HeldIds:
-    """Which row and document an index answers with at each position. Picklable."""
-
-    storage: Storage
-    path: str
-    manifest: IndexManifest
-
-    @property
-    def rows(self) -> int:
-        """Rows that a search can find."""
-        return self.manifest.rows
-
-    @property
-    def segments(self) -> int:
-        """Number of segments."""
-        return len(self.manifest.segments)
-
-    def key(self, segment: int) -> tuple[str, str]:
-        """Return the digests that name a segment's files: equal ones hold the same."""
-        named = self.manifest.segments[segment]
-        return named.vectors.sha256, named.ids.sha256
-
-    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
-        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
-
-        Both files of the segment are mapped from checked copies, not read into memory; how many
-        vectors there are is what FAISS says.
-
-        Raises:
-            IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
-        """
-        named, start = self.manifest.segments[segment], self._start(segment)
-        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
-            at = (self.storage, self.path, Path(name))
-            batch = map_ids(_copy(*at, named.ids))
-            row_ids = batch.column("row_id").to_numpy()
-            found = read(_copy(*at, named.vectors), row_ids, mapped=True)
-            _require_fits(self.path, self.manifest, named, found)
-            dead = self._dead(at, start, named.rows)
-            for first in range(0, batch.num_rows, _ROWS_A_BATCH):
-                some = batch.slice(first, _ROWS_A_BATCH)
-                alive = np.ones(some.num_rows, bool)
-                low, high = np.searchsorted(dead, [first, first + some.num_rows])
-                alive[dead[low:high] - first] = False
-                places = first + np.flatnonzero(alive)
-                doc_ids = some.column("doc_id").filter(pa.array(alive))
-                yield places + start, row_ids[places], doc_ids
-
-    def doc_ids(self, positions: list[int]) -> list[str | int]:
-        """Return the document ids at positions."""
-        ends = np.cumsum([s.rows for s in self.manifest.segments])
-        found: list[str | int] = []
-        for position in positions:
-            segment = int(np.searchsorted(ends, position, side="right"))
-            places = np.array([position - self._start(segment)])
-            found += self.at(segment, places)[1].to_pylist()
-        return found
-
-    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
-        """Return row ids [P] and document ids [P] at places of a segment, tombstones or not."""
-        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
-            file = self.manifest.segments[segment].ids
-            found = map_ids(_copy(self.storage, self.path, Path(name), file)).take(pa.array(places))
-        return found.column("row_id").to_numpy(), found.column("doc_id")
-
-    def dead(self, segment: int) -> Int64:
-        """Return the places of a segment's tombstones, sorted."""
-        with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
-            at = (self.storage, self.path, Path(name))
-            return self._dead(at, self._start(segment), self.manifest.segments[segment].rows)
-
-    def _start(self, segment: int) -> int:
-        return sum(s.rows for s in self.manifest.segments[:segment])
-
-    def _dead(self, at: tuple[Storage, str, Path], start: int, rows: int) -> Int64:
-        """Return the tombstones of a segment, as positions within it."""
-        dead, positions = _tombstones(at, self.manifest), self._start(self.segments)
-        if self.rows + len(dead) != positions or dead[-1:].max(initial=-1) >= positions:
-            what = f"the tombstones of the index in {self.path} do not fit its manifest"
-            why = f"{len(dead):,} of {positions:,} positions, where {self.rows:,} are to be found"
-            raise IntegrityError(what, why, FIX)
-        return dead[slice(*np.searchsorted(dead, [start, start + rows]))] - start
-
-
-def _tombstones(at: tuple[Storage, str, Path], manifest: IndexManifest) -> Int64:
+def tombstones_of(at: tuple[Storage, str, Path], manifest: IndexManifest) -> Int64:
     """Return the positions of tombstones int64 [T], sorted."""
     if manifest.tombstones is None:
         return np.empty(0, np.int64)
-    return map_tombstones(_copy(*at, manifest.tombstones.file))
+    return map_tombstones(copied(*at, manifest.tombstones.file))
 
 
-def _require_fits(path: str, manifest: IndexManifest, segment: Segment, found: SearchIndex) -> None:
+def require_fits(path: str, manifest: IndexManifest, segment: Segment, found: SearchIndex) -> None:
     """Check the number of vectors that FAISS found in a segment, and their dimension."""
     if (found.rows, found.dim) != (segment.rows, manifest.dim):
         what = f"a segment of the index in {path} does not fit its manifest"
@@ -288,11 +225,17 @@ def _put(storage: Storage, path: str, file: Path) -> StoredFile:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
     ending: Literal["faiss", "arrow"] = "faiss" if file.suffix == ".faiss" else "arrow"
     stored = StoredFile(sha256, file.stat().st_size, ending)
-    storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=_CHUNK_BYTES)
+    part = part_bytes(stored.size_bytes)
+    storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=part)
     return stored
 
 
-def _copy(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
+def part_bytes(size: int) -> int:
+    """Return the size of the parts that a file of `size` bytes is uploaded in: S3 takes 10,000 parts of 5 GiB."""
+    return max(_CHUNK_BYTES, -(-size // _PARTS))
+
+
+def copied(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
     """Return a copy in `folder` that nobody else writes to, its size and digest checked."""
     place = file.path(path)
     try:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX
 from reembed.errors import IntegrityError
+from reembed.index.exact import best
 from reembed.index.search import Float32, Int64, SearchIndex, require_k
 
 _NONE = np.empty(0, np.int64)
@@ -29,24 +30,29 @@ class SegmentedIndex:
     def __init__(
         self,
         segments: Sequence[SearchIndex],
-        doc_ids: Sequence[pa.Array],
+        ids: Sequence[pa.RecordBatch],
         tombstones: Int64 = _NONE,
     ) -> None:
-        """Take segments, the document ids of each, and tombstones int64 [T], sorted.
+        """Take segments, row_id and doc_id of all their positions, and tombstones int64 [T], sorted.
+
+        Ids may come in more pieces than the vectors: shards of one index are merged, their ids stay mapped.
 
         Raises:
             IntegrityError: they do not fit each other.
         """
-        rows = [s.rows for s in segments]
-        shapes = {(s.dim, ids.type) for s, ids in zip(segments, doc_ids, strict=True)}
-        if len(shapes) != 1 or rows != [len(ids) for ids in doc_ids]:
+        rows, named = [s.rows for s in segments], [b.num_rows for b in ids]
+        shapes = {s.dim for s in segments}, {str(b.schema.field("doc_id").type) for b in ids}
+        if any(len(shape) != 1 for shape in shapes) or sum(rows) != sum(named):
             raise IntegrityError(
                 "segments of an index do not fit each other",
-                f"{rows} rows with {[len(ids) for ids in doc_ids]} document ids, of {sorted(map(str, shapes))}",
+                f"{rows} rows of {shapes[0]} dimensions with {named} document ids of {shapes[1]}",
                 FIX,
             )
-        self.segments, self._doc_ids = tuple(segments), [_DocIds(ids) for ids in doc_ids]
+        self.segments = tuple(segments)
         self._starts = np.cumsum([0, *rows])
+        self._id_starts = np.cumsum([0, *named])
+        self._row_ids = [b.column("row_id").to_numpy() for b in ids]
+        self._doc_ids = [_DocIds(b.column("doc_id")) for b in ids]
         if len(tombstones) and tombstones[-1] >= self._starts[-1]:
             last, most = tombstones[-1], self._starts[-1]
             raise IntegrityError(f"tombstone {last} in an index of {most:,} positions", None, FIX)
@@ -54,7 +60,7 @@ class SegmentedIndex:
         self._dead = [
             tombstones[cuts[n] : cuts[n + 1]] - start for n, start in enumerate(self._starts[:-1])
         ]
-        self._is_plain = len(rows) == 1 and not len(tombstones)
+        self._is_plain = len(segments) == 1 and not len(tombstones)
         self.rows = sum(rows) - len(tombstones)
         """Rows that a search can find."""
         self.dim = segments[0].dim
@@ -73,7 +79,7 @@ class SegmentedIndex:
         positions = np.hstack(
             [np.where(p < 0, p, p + start) for (p, _), start in zip(found, starts, strict=True)]
         )
-        return _first(np.hstack([scores for _, scores in found]), positions, k)
+        return best(positions, np.hstack([scores for _, scores in found]), k)
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], as `nearest`."""
@@ -86,24 +92,24 @@ class SegmentedIndex:
     def row_ids(self, positions: Int64) -> Int64:
         """Return the row ids [R] of positions [R]."""
         rows = np.empty(len(positions), np.int64)
-        for segment, at, within in self._by_segment(positions):
-            rows[at] = self.segments[segment].row_ids[within]
+        for piece, at, within in self._by_piece(positions):
+            rows[at] = self._row_ids[piece][within]
         return rows
 
     def doc_ids(self, positions: Int64) -> list[str | int]:
         """Return the document ids [R] of positions [R]."""
-        if len(self.segments) == 1:
+        if len(self._doc_ids) == 1:
             return self._doc_ids[0].take(positions)
         names = np.empty(len(positions), object)
-        for segment, at, within in self._by_segment(positions):
-            names[at] = self._doc_ids[segment].take(within)
+        for piece, at, within in self._by_piece(positions):
+            names[at] = self._doc_ids[piece].take(within)
         return list(names)
 
     def ids(self) -> pa.Table:
         """Return row_id and doc_id of every row that a search can find, in the order of positions."""
         held = pa.Table.from_batches(
-            pa.record_batch({"row_id": s.row_ids, "doc_id": doc_ids.ids})
-            for s, doc_ids in zip(self.segments, self._doc_ids, strict=True)
+            pa.record_batch({"row_id": row_ids, "doc_id": doc_ids.ids})
+            for row_ids, doc_ids in zip(self._row_ids, self._doc_ids, strict=True)
         )
         if self.rows == held.num_rows:
             return held
@@ -112,11 +118,11 @@ class SegmentedIndex:
             alive[start + dead] = False
         return held.filter(pa.array(alive))
 
-    def _by_segment(self, positions: Int64) -> list[tuple[int, Int64, Int64]]:
-        """Return (segment, where in `positions`, positions within the segment) of each that is named."""
-        segment = np.searchsorted(self._starts, positions, side="right") - 1
-        places = [(n, np.flatnonzero(segment == n)) for n in np.unique(segment).tolist()]
-        return [(n, at, positions[at] - self._starts[n]) for n, at in places]
+    def _by_piece(self, positions: Int64) -> list[tuple[int, Int64, Int64]]:
+        """Return (piece of the ids, where in `positions`, positions within the piece) of each that is named."""
+        piece = np.searchsorted(self._id_starts, positions, side="right") - 1
+        places = [(n, np.flatnonzero(piece == n)) for n in np.unique(piece).tolist()]
+        return [(n, at, positions[at] - self._id_starts[n]) for n, at in places]
 
 
 def _living(
@@ -136,13 +142,8 @@ def _living(
         if ask == most or done.all():
             break
         ask = min(2 * ask, most)
-    return _first(np.where(gone, -np.inf, scores).astype(np.float32), np.where(gone, -1, found), k)
-
-
-def _first(scores: Float32, positions: Int64, k: int) -> tuple[Int64, Float32]:
-    """Return the k positions of each row with the highest scores; equal scores keep their order."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(positions, order, 1), np.take_along_axis(scores, order, 1)
+    scores = np.where(gone, -np.inf, scores).astype(np.float32)
+    return best(np.where(gone, -1, found), scores, k)
 
 
 def _is_in(sorted_values: Int64, found: Int64) -> npt.NDArray[np.bool_]:

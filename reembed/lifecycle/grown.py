@@ -26,7 +26,7 @@ from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import VECTORS, Difference, DifferenceKind, VerifyReport
 from reembed.digests import Digests
 from reembed.engine.executor import HERE, Tasks
-from reembed.index.files import HeldIds
+from reembed.index.held import HeldIds
 from reembed.lifecycle import reading
 from reembed.lifecycle.reading import (
     HELD_LINK,

@@ -14,7 +14,7 @@ from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
 from reembed.engine.patience import Patience
 from reembed.errors import IntegrityError, NotVerified, SourceError
-from reembed.index.files import HeldIds
+from reembed.index.held import HeldIds
 from reembed.lifecycle import candidates, scratch, verify
 from reembed.lifecycle.scratch import JournalKey, Scratch
 from reembed.source.dataset import Source

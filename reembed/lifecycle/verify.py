@@ -22,7 +22,7 @@ from reembed.encoders import golden
 from reembed.encoders.base import Vectors
 from reembed.engine.executor import HERE, Tasks
 from reembed.engine.patience import Patience
-from reembed.index.files import HeldIds
+from reembed.index.held import HeldIds
 from reembed.lifecycle import differences as compared
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Compared, Sides

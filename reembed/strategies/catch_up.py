@@ -22,6 +22,7 @@ from reembed.store.storage import Storage
 from reembed.strategies import steps
 from reembed.strategies.catch_up_plan import Pass, as_planned, is_superseded, make_plan, next_pass
 from reembed.strategies.context import running
+from reembed.strategies.indexing import build_index
 
 _PASSES = 4
 
@@ -78,6 +79,6 @@ def _build(config: Config, found: Pass, emit: Listener, executor: Executor) -> R
         steps.embed_documents(context)
         steps.restage_rows(context)
         sealed = steps.seal(context)
-        manifest = steps.build_index(context, sealed)
+        manifest = build_index(context, sealed)
         report = steps.verify_rows(context, sealed, manifest)
     return steps.register(context, sealed, manifest, report)

@@ -13,6 +13,7 @@ from reembed.catalog.plan import KeepFragment, Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
+from reembed.engine.patience import Patience
 from reembed.engine.signals import Stop
 from reembed.events import (
     ChangedSetting,
@@ -92,6 +93,11 @@ def planned(run: Run, plan: Plan, *, pinned: bool) -> Planned:
 def resumed(run: Run, plan: Plan) -> Resumed:
     """Return the event that a planned run is resumed."""
     return Resumed(run.id, len(run.staged()), len(plan.units), plan.source.version)
+
+
+def patience_of(plan: Plan, config: Config) -> Patience:
+    """Return how long the tasks of a run wait for the model's provider."""
+    return Patience(config.embed.stall_s, f"{plan.resume}     # staged units are kept")
 
 
 def emit_ignored(changed: list[ChangedSetting], emit: Listener) -> None:

@@ -12,6 +12,7 @@ from reembed.events import Listener, to_all
 from reembed.store.storage import Storage
 from reembed.strategies import rebuild_plan, steps
 from reembed.strategies.context import running
+from reembed.strategies.indexing import build_index
 from reembed.strategies.rebuild_plan import Wanted, abandoned_unless_planned, choose_run
 
 
@@ -42,6 +43,6 @@ def full_rebuild(
         with running(run, plan, config, executor, emit) as context:
             steps.embed_documents(context)
             sealed = steps.seal(context)
-            manifest = steps.build_index(context, sealed)
+            manifest = build_index(context, sealed)
             report = steps.verify_rows(context, sealed, manifest)
         return steps.register(context, sealed, manifest, report)

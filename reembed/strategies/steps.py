@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from reembed import encoders, faults
+from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.plan import EmbedUnit, KeptUnit, Plan
 from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import ReceiptCopies, Run
-from reembed.config.settings import Config, changed_settings
 from reembed.encoders import golden
 from reembed.engine import reuse
 from reembed.engine.executor import EmbedJob, Executor, Tasks
-from reembed.engine.patience import Patience
 from reembed.engine.progress import EmbedProgress
-from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.evaluation import queries as evalset
-from reembed.events import Candidate, Indexed, Kept, Notice, Sealed, Verified, Working
-from reembed.index import build as index
-from reembed.index import files as index_store
-from reembed.index.files import HeldIds
+from reembed.errors import Conflict, IntegrityError
+from reembed.events import Candidate, Kept, Sealed, Verified, Working
+from reembed.index.held import HeldIds
 from reembed.lifecycle import grown, scratch, verify
 from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
@@ -33,11 +27,10 @@ from reembed.store.paths import index_folder, table_tag
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
-from reembed.strategies.context import RunContext, emit_ignored
+from reembed.strategies.context import RunContext, patience_of
 from reembed.table import provenance
 from reembed.table import seal as sealing
-from reembed.table.documents import rows_of
-from reembed.table.read import TableVersion, damaged_files, manifest_proof
+from reembed.table.read import damaged_files, manifest_proof
 from reembed.table.seal import SealedTable
 
 T = TypeVar("T")
@@ -117,93 +110,6 @@ def seal(context: RunContext) -> SealedTable:
     return sealed
 
 
-def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
-    """Build, tune and save the index; take one of this table version that is finished, and name the
-    settings that differ from those it was built by.
-    """
-    run, config, executor = context.run, context.config, context.executor
-    finished = index_store.finished(run.storage, index_folder(run.id), sealed.version)
-    if finished is not None:
-        used, now = finished.settings.model_dump(), config.index.model_dump()
-        emit_ignored(changed_settings("index", used, now), context.emit)
-        return finished
-    started = time.monotonic()
-    context.emit(Working("building the index, and tuning it on judged queries if there are any"))
-    texts = _tuning_texts(context)
-    gpus = int(config.index.device != "cpu" and executor.has_gpu())
-    cpus = min(config.embed.actors * config.embed.cpus_per_actor, executor.largest_node_cpus(gpus))
-    manifest = executor.call(
-        _index_task, run, context.plan, context.vectors(sealed), config, texts, cpus=cpus, gpus=gpus
-    )
-    built = manifest.base
-    context.emit(
-        Indexed(
-            factory=built.factory,
-            device=built.device,
-            rows=manifest.rows,
-            seconds=round(time.monotonic() - started, 1),
-            operating_point=built.operating_point,
-            ann_recall_at_10=manifest.ann_recall_at_10,
-            num_queries=manifest.num_queries,
-            tuned_on=manifest.tuned_on,
-        )
-    )
-    return manifest
-
-
-def _tuning_texts(context: RunContext) -> list[str]:
-    """Return the planned queries to tune the index on; none if they changed or cannot be read now."""
-    gate = context.plan.gate
-    if not gate.queries:
-        return []
-    instead = "the index is tuned on documents, not on queries"
-    try:
-        found = evalset.load_eval_set(gate.queries, gate.split, dict(context.config.stores.queries))
-    except UsageError as error:  # a catch-up of what serves must not depend on them
-        context.emit(Notice(f"{error.what}: {instead}"))
-        return []
-    if found.sha256 != gate.sha256:
-        context.emit(Notice(f"{found.source} is not what was planned: {instead}"))
-        return []
-    return found.texts
-
-
-def _index_task(
-    run: Run, plan: Plan, vectors: TableVersion, config: Config, texts: list[str]
-) -> IndexManifest:
-    with storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}"):
-        queries = None
-        if texts:
-            encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
-            queries = _patience(plan, config).through(lambda: encoder.embed_queries(texts))
-        trained = _trained(run, plan, vectors.rows)
-        return index_store.save(
-            index.build(vectors, config.index, queries, trained=trained),
-            run.storage,
-            index_folder(run.id),
-            space=plan.space.id,
-            table=vectors.path,
-            table_version=vectors.version,
-        )
-
-
-def _patience(plan: Plan, config: Config) -> Patience:
-    return Patience(config.embed.stall_s, f"{plan.resume}     # staged units are kept")
-
-
-def _trained(run: Run, plan: Plan, rows: int) -> index.Trained | None:
-    """Return the base's index, whose training holds while most vectors are those it was trained on."""
-    if plan.base is None:
-        return None
-    base = Catalog(run.storage, plan.alias).release(plan.base.release)
-    manifest = read_manifest(run.storage, base.index, base.index_sha256)
-    since = manifest.base.rows_since_training + rows_of(plan.documents)
-    if since > rows / 2:
-        return None
-    loaded = index_store.load(run.storage, base.index, manifest)
-    return index.Trained(manifest.base.factory, loaded.segments[0], since)
-
-
 def _golden_sha256(run: Run, plan: Plan) -> str:
     """Digest of the line's golden vectors: a catch-up keeps that of the release it builds on."""
     if plan.base is None:
@@ -226,7 +132,7 @@ def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifes
         HeldIds(run.storage, index_folder(run.id), manifest),
         sealed.content.files,
         origin=plan.origin,
-        patience=_patience(plan, context.config),
+        patience=patience_of(plan, context.config),
         golden_sha256=_golden_sha256(run, plan),
     )
     older, place = scratch.folders(run), Scratch.of(run)
@@ -293,8 +199,16 @@ class _VerifyTasks:
         given = (self.table, function, *args)
         return cast(T, self.executor.call(_verify_task, *given, cpus=cpus, gpus=gpus))
 
-    def each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> list[T]:
-        return self.executor.each(_verify_task, ((self.table, function, *item) for item in items))
+    def each(
+        self,
+        function: Callable[..., T],
+        items: Iterable[tuple[Any, ...]],
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+    ) -> list[T]:
+        given = ((self.table, function, *item) for item in items)
+        return self.executor.each(_verify_task, given, cpus=cpus, gpus=gpus)
 
 
 def _verify_task(table: str, function: Callable[..., T], *args: Any) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from reembed.store.storage import Storage
 _BATCH_ROWS = 8_192
 DELETIONS = "_deletions/"
 _SCHEMA = pa.schema({"_rowid": pa.uint64(), "_rowaddr": pa.uint64()})
+_RANGE_ROWS = 1_024
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
@@ -151,28 +153,59 @@ class TableVersion:
         chosen = np.sort(np.random.default_rng(seed).choice(rows, min(n, rows), replace=False))
         return as_vectors(dataset.take(chosen.tolist(), columns=["vector"])["vector"])
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Yield (row ids int64 [B], vectors float32 [B, dim]) in table order."""
-        for batch in self.scan(["vector"]):
-            row_ids = batch.column("_rowid").to_numpy().astype(np.int64)
-            yield row_ids, as_vectors(batch.column("vector"))
+    def sample_ranges(self, n: int, seed: int) -> npt.NDArray[np.float32]:
+        """Return float32 [min(n, rows), dim]: one range of rows, chosen at random, of each of many fragments.
 
-    def ids(self) -> Iterator[tuple[npt.NDArray[np.int64], pa.Array]]:
-        """Yield row ids int64 [B] and document ids [B], in table order, which is that of `batches`."""
-        for batch in self.scan(["doc_id"]):
-            yield batch.column("_rowid").to_numpy().astype(np.int64), batch.column("doc_id")
+        Every fragment gives its share, but at least a range that is worth a request; so few requests are made, and
+        nothing is read that is not returned.
+        """
+        held = self.fragments()
+        n = min(n, self.rows)
+        out = np.empty((n, self.dim), np.float32)
+        random, filled, share = np.random.default_rng(seed), 0, n / max(self.rows, 1)
+        for place in random.permutation(len(held)):
+            fragment, rows = held[place]
+            length = min(rows, max(_RANGE_ROWS, math.ceil(share * rows)), n - filled)
+            offset = int(random.integers(rows - length + 1))
+            out[filled : filled + length] = self._range(fragment, offset, length)
+            filled += length
+            if filled == n:
+                break
+        return out
+
+    def _range(self, fragment_id: int, offset: int, rows: int) -> npt.NDArray[np.float32]:
+        scanner = self.dataset().scanner(
+            columns=["vector"], fragments=[self._fragment(fragment_id)], offset=offset, limit=rows
+        )
+        return as_vectors(scanner.to_table()["vector"])
+
+    def batches(
+        self, fragments: Sequence[int] | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.float32]]]:
+        """Yield row ids int64 [B], document ids [B] and vectors float32 [B, dim], in table order.
+
+        `fragments` are ids, in the order of the table; default: all.
+        """
+        for batch in self.scan(["doc_id", "vector"], fragments):
+            row_ids = batch.column("_rowid").to_numpy().astype(np.int64)
+            yield row_ids, batch.column("doc_id"), as_vectors(batch.column("vector"))
+
+    def fragments(self) -> list[tuple[int, int]]:
+        """Return id and rows of every fragment, in table order."""
+        return [(id_, found.rows) for id_, found in fragments_of(self.dataset()).items()]
+
+    def _fragment(self, fragment_id: int) -> lance.LanceFragment:
+        fragment = self.dataset().get_fragment(fragment_id)
+        assert fragment is not None  # a version is immutable, and the id is from it
+        return fragment
 
     def scan(
         self, columns: list[str], fragments: Sequence[int] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches of these columns and _rowid, of these fragments or of all."""
-        dataset = self.dataset()
-        some = None
-        if fragments is not None:
-            some = [f for i in fragments if (f := dataset.get_fragment(i)) is not None]
-        scanner = dataset.scanner(
+        """Yield batches of these columns and _rowid; of all fragments, or of those with these ids."""
+        scanner = self.dataset().scanner(
             columns=columns,
-            fragments=some,
+            fragments=None if fragments is None else [self._fragment(f) for f in fragments],
             with_row_id=True,
             batch_size=_BATCH_ROWS,
             scan_in_order=True,
@@ -186,10 +219,11 @@ class TableVersion:
 
     def fragment(self, fragment_id: int, columns: list[str]) -> pa.Table:
         """Return the rows of one fragment in order, with these columns and _rowid."""
-        fragment = self.dataset().get_fragment(fragment_id)
-        assert fragment is not None  # a version is immutable, and the id is from it
         scanner = self.dataset().scanner(
-            columns=columns, fragments=[fragment], with_row_id=True, scan_in_order=True
+            columns=columns,
+            fragments=[self._fragment(fragment_id)],
+            with_row_id=True,
+            scan_in_order=True,
         )
         return scanner.to_table()
 

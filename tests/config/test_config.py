@@ -139,7 +139,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         "  line 14: gate.margn: unknown setting; did you mean margin?\n"
         "  --set foo: write it as --set section.name=value\n"
         "  --set embed.gpus: unknown setting; did you mean gpus_per_actor?\n"
-        "  --set index.kind: unknown setting; known: factory, device, ann_recall, nprobe\n"
+        "  --set index.kind: unknown setting; known: factory, device, ann_recall, shard_rows\n"
         "  --set actors: unknown setting here; actors goes under embed"
     )
 

@@ -25,6 +25,7 @@ DRIVER = (
     "table.before_commit",
     "table.after_commit",
     "table.after_tag",
+    "index.before_manifest",
     "verify.before_remove",
     "run.before_register",
     "run.after_register",
@@ -36,7 +37,7 @@ WORKERS = (
     "table.after_receipt",
     "index.after_train",
     "index.before_save",
-    "index.before_manifest",
+    "index.before_shard",
     "verify.after_piece",
 )
 FOLLOW = ("promote.before_follow",)

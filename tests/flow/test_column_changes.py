@@ -15,6 +15,7 @@ from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog
 from reembed.digests import digest
 from reembed.errors import IntegrityError
+from reembed.events import Notice
 from reembed.serving.live import OpenRelease
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -106,7 +107,7 @@ def test_an_index_is_trained_again_once_several_catch_ups_changed_most_of_its_ve
     tmp_path, make_config
 ):
     uri = write(tmp_path, pa.array(range(ROWS)))
-    config = make_config(uri, index={"factory": "SQ8"})
+    config = make_config(uri, index={"factory": "SQ8", "ann_recall": 0.5})
     release, since = build(config), []
     for first in (0, 16, 32):
         names = ", ".join(f"'d{n:02d}'" for n in range(first, min(first + 16, ROWS)))
@@ -116,6 +117,23 @@ def test_an_index_is_trained_again_once_several_catch_ups_changed_most_of_its_ve
         manifest = read_manifest(storage, release.index, release.index_sha256)
         since.append(manifest.base.rows_since_training)
     assert since == [16, 0, 8]
+
+
+def test_an_index_that_misses_its_recall_with_what_others_taught_it_is_trained_again(
+    tmp_path, make_config, quiet
+):
+    uri = write(tmp_path, pa.array(range(ROWS)))
+    config = make_config(uri, index={"factory": "SQ8", "ann_recall": 0.98})
+    first = build(config)
+    names = ", ".join(f"'d{n:02d}'" for n in range(16))
+    lance.dataset(uri).update({"text": "body"}, where=f"doc_id in ({names})")
+    release = catch_up(config, first, quiet, executor=Inline())
+    manifest = read_manifest(catalog_of(config).storage, release.index, release.index_sha256)
+    assert manifest.base.rows_since_training == 0
+    assert manifest.ann_recall_at_10 >= 0.98
+    notice = quiet.of(Notice)[-1]
+    assert notice.what.startswith("SQ8 does not reach index.ann_recall 0.98: 0.9025")
+    assert notice.what.endswith("it was trained on other vectors, and is trained again")
 
 
 STAMPS = [dt.datetime(2024, 1, 1) + dt.timedelta(days=n) for n in range(ROWS)]

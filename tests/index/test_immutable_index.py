@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline, Silent
+from vectors import save
 
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
@@ -18,8 +18,6 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
 from reembed.index import files as index_store
-from reembed.index.build import Built
-from reembed.index.search import SearchIndex
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import promote
 from reembed.serving.live import OpenRelease
@@ -60,9 +58,9 @@ def raced(corpus, make_config, monkeypatch):
 @pytest.mark.parametrize(
     ("point", "factory", "files"),
     [
-        ("index.before_save", "HNSW8", 5),
-        ("index.before_manifest", "HNSW8", 5),
-        ("run.before_register", "Flat", 3),
+        ("index.before_save", "HNSW8", 7),
+        ("index.before_manifest", "HNSW8", 7),
+        ("run.before_register", "Flat", 4),
     ],
 )
 def test_a_paused_process_with_other_index_settings_replaces_nothing_that_serves(
@@ -80,7 +78,7 @@ def test_a_paused_process_with_other_index_settings_replaces_nothing_that_serves
 def test_gc_takes_the_index_that_the_release_does_not_name_and_no_other(raced):
     catalog, _, live = raced("index.before_save")
     planned = gc.plan(catalog, 3)
-    assert len([o for o in planned.orphans if o.path.startswith(live.index)]) == 2
+    assert len([o for o in planned.orphans if o.path.startswith(live.index)]) == 3
     gc.apply(catalog, planned, 3)
     left = [path for path, _ in catalog.storage.objects(f"{live.index}/")]
     manifest = read_manifest(catalog.storage, live.index, live.index_sha256)
@@ -90,18 +88,12 @@ def test_gc_takes_the_index_that_the_release_does_not_name_and_no_other(raced):
     assert not gc.plan(catalog, 3).orphans
 
 
-def built(operating_point: dict[str, int], recall: float) -> Built:
+def saved(storage: Storage, point: dict[str, int], recall: float) -> IndexManifest:
     graph = faiss.IndexHNSWFlat(8, 8, faiss.METRIC_INNER_PRODUCT)
     faiss.omp_set_num_threads(1)
     graph.add(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))
-    index, recalls = SearchIndex(graph, np.arange(200)), np.full(20, recall)
     doc_ids = pa.array([f"d{n}" for n in range(200)])
-    return Built(index, doc_ids, "HNSW8", "cpu", operating_point, recalls, "documents", 0.1)
-
-
-def saved(storage: Storage, *of: Any) -> IndexManifest:
-    where: dict[str, Any] = {"space": "s", "table": "t", "table_version": 1}
-    return index_store.save(built(*of), storage, "indexes/r", **where)
+    return save(storage, graph, doc_ids, point, recall, "indexes/r")
 
 
 def test_two_operating_points_of_one_index_are_two_manifests_and_neither_replaces_the_other(
@@ -116,7 +108,7 @@ def test_two_operating_points_of_one_index_are_two_manifests_and_neither_replace
         assert read_manifest(storage, "indexes/r", manifest.sha256) == manifest
         assert index_store.load(storage, "indexes/r", manifest).rows == 200
     assert saved(storage, {"ef_search": 64}, 1.0) == first
-    assert index_store.finished(storage, "indexes/r", 1) in (first, second)
+    assert index_store.finished(storage, "indexes/r", 4) in (first, second)
     assert index_store.finished(storage, "indexes/r", 2) is None
 
 
@@ -141,4 +133,4 @@ def test_an_index_without_its_manifest_is_not_finished_whatever_lies_beside_it(t
     assert index_store.finished(storage, "indexes/r", 1) is None
     manifest = saved(storage, {"ef_search": 64}, 1.0)
     storage.write_bytes(f"indexes/r/{'f' * 64}.faiss", b"another one")
-    assert index_store.finished(storage, "indexes/r", 1) == manifest
+    assert index_store.finished(storage, "indexes/r", 4) == manifest

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vectors import CPU, ArrayVectors, random_source, unit
+from vectors import CPU, PATH, ArrayVectors, Built, build, random_source, unit
 
-from reembed.catalog.index_manifest import IndexManifest
 from reembed.config.settings import IndexConfig
-from reembed.index import build as index_module
-from reembed.index.build import (
-    EXACT_K,
-    Built,
-    Trained,
-    build,
-    choose_factory,
-    gpu_available,
-    smallest,
-    tune,
-)
-from reembed.index.files import load, save
-from reembed.index.search import (
-    Float32,
-    Int64,
-    ann_recall,
-    exact_search,
-)
+from reembed.errors import UsageError
+from reembed.index.build import Trained
+from reembed.index.exact import EXACT_K, Batch, ann_recall, exact_search
+from reembed.index.files import load
+from reembed.index.search import Float32, Int64
+from reembed.index.train import Device, choose_factory, gpu_available, train
+from reembed.index.tune import ladder, most_lists
 from reembed.store.storage import Storage
-
-PATH = "indexes/r1"
 
 
 def brute_force(source: ArrayVectors, queries: Float32, k: int) -> tuple[Int64, Float32]:
@@ -78,10 +66,6 @@ def storage(tmp_path: Path) -> Storage:
     return Storage.open(tmp_path)
 
 
-def save_to(storage: Storage, built: Built) -> IndexManifest:
-    return save(built, storage, PATH, space="3fa91c07", table="tables/x.lance", table_version=4)
-
-
 def test_flat_is_brute_force_with_arbitrary_ids() -> None:
     source = random_source(700, 24)
     asked = unit(np.random.default_rng(5).normal(size=(40, 24)))
@@ -90,18 +74,20 @@ def test_flat_is_brute_force_with_arbitrary_ids() -> None:
     want_ids, want_scores = brute_force(source, asked, 10)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_allclose(scores, want_scores, atol=1e-6)
-    assert (built.factory, built.device, built.operating_point) == ("Flat", "cpu", {})
-    assert built.tuned_on == "queries"
-    assert built.recalls.tolist() == [1.0] * 40
+    base = built.manifest.base
+    assert (base.factory, base.device, base.operating_point) == ("Flat", "cpu", {})
+    assert (built.manifest.tuned_on, built.manifest.num_queries) == ("queries", 40)
+    assert built.manifest.ann_recall_at_10 == 1.0
 
 
 def test_exact_search_merges_batches_of_any_size() -> None:
     source = random_source(331, 8)
 
     class Uneven(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
+        def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
             for start, end in [(0, 3), (3, 3), (3, 200), (200, 331)]:
-                yield self.row_ids[start:end], self.vectors[start:end]
+                ids = self.row_ids[start:end]
+                yield ids, pa.array(ids), self.vectors[start:end]
 
     asked = unit(np.random.default_rng(5).normal(size=(30, 8)))
     ids, scores = exact_search(Uneven(source.row_ids, source.vectors), asked, 10)
@@ -118,58 +104,79 @@ def test_fewer_rows_than_k_are_padded_and_count_as_found() -> None:
         assert (found_ids[:, 4:] == -1).all()
         assert np.isneginf(found_scores[:, 4:]).all()
         np.testing.assert_array_equal(found_ids[:, 0], source.row_ids)
-    assert built.recalls.tolist() == [1.0] * 4
+    assert built.manifest.ann_recall_at_10 == 1.0
 
 
 def test_automatic_ivf_reaches_its_target_with_the_fewest_lists(
     ivf: Built, queries: Float32, exact: tuple[Int64, Float32]
 ) -> None:
-    assert ivf.factory == "IVF1024,PQ16x4fs,RFlat"
-    assert ivf.recalls.mean() >= 0.98
-    point = ivf.operating_point
+    manifest = ivf.manifest
+    assert manifest.base.factory == "IVF1024,PQ16x4fs,RFlat"
+    assert manifest.ann_recall_at_10 >= 0.98
+    point = manifest.base.operating_point
     assert 1 < point["nprobe"] < 1024
-    ivf.index.operate({**point, "nprobe": point["nprobe"] - 1})
+    values = ladder(1, 1024)
+    ivf.operate({**point, "nprobe": values[values.index(point["nprobe"]) - 1]})
     fewer = ann_recall(ivf.index, queries, *exact).mean()
-    ivf.index.operate(point)
+    ivf.operate(point)
     assert fewer < 0.98
 
 
 def test_recall_counts_what_brute_force_finds(
-    ivf: Built, clustered: ArrayVectors, queries: Float32
+    ivf: Built, clustered: ArrayVectors, queries: Float32, exact: tuple[Int64, Float32]
 ) -> None:
     want, _ = brute_force(clustered, queries, 10)
     found, _ = ivf.index.search(queries, 10)
     by_id = [len(set(a) & set(b)) / 10 for a, b in zip(want, found, strict=True)]
-    assert (ivf.recalls >= np.array(by_id) - 1e-9).all()
-    assert abs(ivf.recalls.mean() - np.mean(by_id)) < 0.005
+    measured = ann_recall(ivf.index, queries, *exact)
+    assert (measured >= np.array(by_id) - 1e-9).all()
+    assert measured.mean() == ivf.manifest.ann_recall_at_10
+    assert abs(measured.mean() - np.mean(by_id)) < 0.005
 
 
-def test_a_higher_target_never_takes_fewer_lists(
-    ivf: Built, queries: Float32, exact: tuple[Int64, Float32]
-) -> None:
-    points = [tune(ivf.index, queries, *exact, target)[0] for target in (0.5, 0.9, 0.98, 0.99)]
-    ivf.index.operate(ivf.operating_point)
+def test_a_higher_target_never_takes_fewer_lists(clustered: ArrayVectors, queries: Float32) -> None:
+    few = ArrayVectors(clustered.row_ids[:6000], clustered.vectors[:6000])
+    settings = CPU.model_copy(update={"factory": "IVF64,PQ16x4fs,RFlat"})
+    targets = (0.5, 0.9, 0.98, 0.99)
+    built = [
+        build(few, settings.model_copy(update={"ann_recall": target}), queries)
+        for target in targets
+    ]
+    points = [b.manifest.base.operating_point for b in built]
     cost = [(p["k_factor"], p["nprobe"]) for p in points]
     assert cost == sorted(cost)
+    assert len(set(cost)) > 1
 
 
-def test_an_unreachable_target_is_reported_honestly(clustered: ArrayVectors) -> None:
+def test_a_target_that_no_operating_point_reaches_is_refused_with_what_could_be_done(
+    clustered: ArrayVectors,
+) -> None:
     few = ArrayVectors(clustered.row_ids[:3000], clustered.vectors[:3000])
-    built = build(few, IndexConfig(device="cpu", factory="IVF16,PQ4x4"), None)
-    assert built.operating_point == {"nprobe": 16}
-    assert built.tuned_on == "documents"
-    assert len(built.recalls) == 200
-    assert built.recalls.mean() < 0.9
+    with pytest.raises(
+        UsageError, match=r"IVF16,PQ4x4 does not reach index\.ann_recall 0\.98"
+    ) as no:
+        build(few, IndexConfig(device="cpu", factory="IVF16,PQ4x4"), None)
+    assert "200 documents" in (no.value.why or "")
+    assert (no.value.fix or "").startswith("reembed run --set index.ann_recall=0.")
+    lower = float((no.value.fix or "").split("=")[1].split()[0])
+    reached = build(few, IndexConfig(device="cpu", factory="IVF16,PQ4x4", ann_recall=lower), None)
+    assert lower <= reached.manifest.ann_recall_at_10 < 0.9
+    assert reached.manifest.base.operating_point["nprobe"] <= 16
 
 
-def test_a_given_nprobe_is_measured_and_not_tuned(clustered: ArrayVectors) -> None:
-    few = ArrayVectors(clustered.row_ids[:3000], clustered.vectors[:3000])
-    low = build(few, IndexConfig(device="cpu", factory="IVF64,Flat", nprobe=1), None)
-    high = build(few, IndexConfig(device="cpu", factory="IVF64,Flat", nprobe=999), None)
-    assert low.operating_point == {"nprobe": 1}
-    assert high.operating_point == {"nprobe": 64}
-    assert low.recalls.mean() < 0.98
-    assert high.recalls.mean() == 1.0
+def test_a_large_index_never_probes_most_of_its_lists() -> None:
+    assert most_lists(16, 3_000) == 16
+    assert most_lists(1024, 100_000) == 512
+    assert most_lists(4096, 1_000_000) == 1024
+    assert most_lists(1, 10**9) == 1
+
+
+@given(least=st.integers(1, 20), most=st.integers(20, 300_000))
+def test_a_ladder_climbs_by_an_eighth_at_most(least: int, most: int) -> None:
+    values = ladder(least, most)
+    assert (values[0], values[-1]) == (least, most)
+    assert all(a < b <= max(a + 1, 1.26 * a) for a, b in itertools.pairwise(values))
+    assert len(values) < 110
 
 
 @pytest.mark.parametrize(
@@ -188,10 +195,12 @@ def test_other_kinds_build_tune_and_come_back(
     clustered: ArrayVectors, storage: Storage, factory: str, knobs: set[str]
 ) -> None:
     few = ArrayVectors(clustered.row_ids[:4000], clustered.vectors[:4000])
-    built = build(few, IndexConfig(device="cpu", factory=factory, ann_recall=0.9), None)
-    assert built.operating_point.keys() == knobs
-    assert built.recalls.mean() >= (0.9 if "PCA" not in factory else 0.2)
-    again = load(storage, PATH, save_to(storage, built))
+    target = 0.9 if "PCA" not in factory else 0.2
+    settings = IndexConfig(device="cpu", factory=factory, ann_recall=target)
+    built = build(few, settings, None, storage=storage)
+    assert built.manifest.base.operating_point.keys() == knobs
+    assert built.manifest.ann_recall_at_10 >= target
+    again = load(storage, PATH, built.manifest)
     np.testing.assert_array_equal(
         again.search(few.vectors[:50], 10)[0], built.index.search(few.vectors[:50], 10)[0]
     )
@@ -202,7 +211,7 @@ def test_duplicate_documents_tie_and_cost_no_recall() -> None:
     source = ArrayVectors(np.arange(1500, dtype=np.int64), vectors)
     for factory in ("Flat", "SQfp16"):
         built = build(source, IndexConfig(device="cpu", factory=factory), None)
-        assert built.recalls.tolist() == [1.0] * 200
+        assert built.manifest.ann_recall_at_10 == 1.0
 
 
 def test_a_score_near_the_tenth_is_no_hit() -> None:
@@ -214,32 +223,24 @@ def test_a_score_near_the_tenth_is_no_hit() -> None:
     assert 0.4 < recalls.mean() < 0.6
 
 
-@given(threshold=st.integers(1, 3000), most=st.integers(1, 2048))
-def test_smallest_finds_the_threshold(threshold: int, most: int) -> None:
-    calls: list[int] = []
-
-    def reaches(value: int) -> bool:
-        calls.append(value)
-        return value >= threshold
-
-    assert smallest(reaches, most) == (threshold if threshold <= most else None)
-    assert max(calls) <= most
-    assert len(calls) == len(set(calls)) <= 24
-
-
 def test_ids_stand_beside_the_vectors_in_their_order(ivf: Built, clustered: ArrayVectors) -> None:
-    np.testing.assert_array_equal(ivf.index.row_ids, clustered.row_ids)
-    assert ivf.doc_ids.to_pylist() == clustered.row_ids.tolist()
+    held = ivf.index.ids()
+    assert held["row_id"].to_pylist() == clustered.row_ids.tolist()
+    assert held["doc_id"].to_pylist() == clustered.row_ids.tolist()
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,PQ4x4fs,RFlat", "HNSW8", "SQ8"])
-def test_a_trained_index_is_emptied_and_filled_again(factory: str) -> None:
+def test_a_trained_index_is_filled_with_other_vectors(tmp_path: Path, factory: str) -> None:
+    storage = Storage.open(tmp_path)
     first, second = random_source(400, 8), random_source(300, 8, seed=1)
-    config = IndexConfig(device="cpu", factory=factory)
-    trained = build(first, config, None).index
-    again = build(second, config, None, Trained(factory, trained, 300))
-    assert (again.index.rows, again.rows_since_training) == (300, 300)
-    np.testing.assert_array_equal(again.index.row_ids, second.row_ids)
+    config = IndexConfig(device="cpu", factory=factory, ann_recall=0.8)
+    base = build(first, config, None, storage=storage).manifest.base
+    other = Storage.open(tmp_path)
+    trained = Trained(PATH, base.trained, 300)
+    again = build(second, config, None, trained, other)
+    assert (again.index.rows, again.manifest.base.rows_since_training) == (300, 300)
+    assert again.manifest.base.trained == base.trained
+    assert again.index.ids()["row_id"].to_pylist() == second.row_ids.tolist()
     exact, _ = exact_search(second, second.vectors[:50], 1)
     found, _ = again.index.search(second.vectors[:50], 1)
     assert (found == exact).mean() > 0.9
@@ -256,11 +257,10 @@ def test_lists_can_be_trained_by_a_helper_index(
 
     few = ArrayVectors(clustered.row_ids[:4000], clustered.vectors[:4000])
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", stay, raising=False)
-    empty = index_module._empty("IVF32,PQ16x4fs,RFlat", 32, None)
-    index_module._train(empty, few, "IVF32,PQ16x4fs,RFlat", object())
+    trained = train(few, "IVF32,PQ16x4fs,RFlat", Device(object(), whole=False))
     assert used
-    assert empty.is_trained
-    ivf: Any = faiss.try_extract_index_ivf(empty)
+    assert trained.is_trained
+    ivf: Any = faiss.try_extract_index_ivf(trained)
     assert ivf.clustering_index is None
 
 
@@ -273,11 +273,11 @@ def test_gpu_builds_a_portable_index(
 ) -> None:
     if not gpu_available():
         pytest.skip("no GPU")
-    built = build(clustered, IndexConfig(device="gpu", factory=factory), queries)
-    assert built.recalls.mean() >= 0.98
-    assert built.device.startswith("cpu (" if "fs" in factory else "gpu")
-    loaded = load(storage, PATH, save_to(storage, built))
-    np.testing.assert_array_equal(loaded.segments[0].row_ids, clustered.row_ids)
+    settings = IndexConfig(device="gpu", factory=factory)
+    built = build(clustered, settings, queries, storage=storage)
+    assert built.manifest.ann_recall_at_10 >= 0.98
+    assert built.manifest.base.device.startswith("cpu (" if "fs" in factory else "gpu")
+    assert built.index.ids()["row_id"].to_pylist() == clustered.row_ids.tolist()
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,13 @@ def test_gpu_builds_a_portable_index(
         (1_000_000, 768, False, "IVF4096,PQ384x4fs,RFlat"),
         (1_000_000, 768, True, "IVF4096,Flat"),
         (1_000_000, 767, False, "IVF4096,Flat"),
-        (1_000_001, 384, False, "IVF16384,PQ192x4fs,RFlat"),
-        (10_000_000, 384, False, "IVF65536,PQ192x4fs,RFlat"),
+        (1_000_001, 384, False, "IVF16384,PQ192x4fs,Refine(SQfp16)"),
+        (10_000_000, 384, False, "IVF65536,PQ192x4fs,Refine(SQfp16)"),
         (10_000_000, 384, True, "IVF65536,SQfp16"),
-        (10_000_001, 384, False, "IVF262144_HNSW32,SQ8"),
+        (10_000_001, 384, False, "IVF131072_HNSW32,PQ192x4fs,Refine(SQ8)"),
+        (100_000_000, 384, False, "IVF262144_HNSW32,PQ192x4fs,Refine(SQ8)"),
+        (100_000_000, 768, False, "IVF131072_HNSW32,PQ384x4fs,Refine(SQ8)"),
+        (100_000_000, 767, False, "IVF131072_HNSW32,SQ8"),
     ],
 )
 def test_automatic_choice(rows: int, dim: int, gpu: bool, factory: str) -> None:
@@ -304,5 +307,5 @@ def test_automatic_choice(rows: int, dim: int, gpu: bool, factory: str) -> None:
 def test_odd_dimensions_build(clustered: ArrayVectors) -> None:
     odd = ArrayVectors(clustered.row_ids, unit(clustered.vectors[:, :31]))
     built = build(odd, CPU, None)
-    assert built.factory == "IVF1024,Flat"
-    assert built.recalls.mean() >= 0.98
+    assert built.manifest.base.factory == "IVF1024,Flat"
+    assert built.manifest.ann_recall_at_10 >= 0.98

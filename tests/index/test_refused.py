@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from vectors import CPU, ArrayVectors, random_source
+from vectors import CPU, ArrayVectors, build, random_source
 
 from reembed.config.settings import IndexConfig
 from reembed.errors import EncoderError, IntegrityError, ReembedError, SpaceMismatch, UsageError
-from reembed.index.build import build, gpu_available
-from reembed.index.search import ADD_ROWS, Float32, Int64, checked_batches
-
-
-def test_rows_that_come_in_another_order_the_second_time_are_refused() -> None:
-    class Turned(ArrayVectors):
-        def ids(self) -> Iterator[tuple[Int64, pa.Array]]:
-            yield self.row_ids[::-1], pa.array(self.row_ids[::-1])
-
-    source = random_source(50, 8)
-    with pytest.raises(IntegrityError, match="in another order"):
-        build(Turned(source.row_ids, source.vectors), CPU, None)
+from reembed.index.exact import ADD_ROWS, Batch, checked_batches
+from reembed.index.train import gpu_available
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
@@ -51,11 +41,11 @@ def test_vectors_that_are_not_finite_are_refused(value: float, factory: str) -> 
 
 def test_missing_rows_and_empty_tables_are_refused() -> None:
     class Short(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids[:-1], self.vectors[:-1]
+        def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
+            yield self.row_ids[:-1], pa.array(self.row_ids[:-1]), self.vectors[:-1]
 
     source = random_source(50, 8)
-    with pytest.raises(IntegrityError, match="50 rows, but 49 were read"):
+    with pytest.raises(IntegrityError, match="50 rows there, but 49 were read"):
         build(Short(source.row_ids, source.vectors), CPU, None)
     with pytest.raises(IntegrityError, match="no rows"):
         build(ArrayVectors(source.row_ids[:0], source.vectors[:0]), CPU, None)
@@ -68,26 +58,33 @@ def test_batches_of_another_shape_are_refused() -> None:
             return 9
 
     class Unnamed(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids[:-1], self.vectors
+        def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
+            yield self.row_ids[:-1], pa.array(self.row_ids[:-1]), self.vectors
+
+    class Nameless(ArrayVectors):
+        def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
+            yield self.row_ids, pa.array(self.row_ids[:-1]), self.vectors
 
     source = random_source(50, 8)
     with pytest.raises(IntegrityError, match="9 dimensions"):
         list(checked_batches(Wide(source.row_ids, source.vectors)))
     with pytest.raises(IntegrityError, match="50 vectors came with"):
         list(checked_batches(Unnamed(source.row_ids, source.vectors)))
+    with pytest.raises(IntegrityError, match="50 rows came with 49 document ids"):
+        list(checked_batches(Nameless(source.row_ids, source.vectors)))
 
 
 def test_large_batches_are_cut_and_half_precision_is_widened() -> None:
     class OneBatch(ArrayVectors):
-        def batches(self) -> Iterator[tuple[Int64, Float32]]:
-            yield self.row_ids, self.vectors
+        def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
+            yield self.row_ids, pa.array(self.row_ids), self.vectors
 
     vectors = np.ones((300_000, 2), dtype=np.float16)
     source = ArrayVectors(np.arange(300_000, dtype=np.int64), vectors)  # type: ignore[arg-type]
     pieces = list(checked_batches(OneBatch(source.row_ids, source.vectors)))
-    assert max(len(ids) for ids, _ in pieces) <= ADD_ROWS
-    assert {v.dtype for _, v in pieces} == {np.dtype(np.float32)}
+    assert max(len(ids) for ids, _, _ in pieces) <= ADD_ROWS
+    assert [len(names) for _, names, _ in pieces] == [len(ids) for ids, _, _ in pieces]
+    assert {v.dtype for _, _, v in pieces} == {np.dtype(np.float32)}
 
 
 def test_queries_of_another_space_are_refused() -> None:
@@ -100,13 +97,22 @@ def test_queries_of_another_space_are_refused() -> None:
         flat.index.search(np.full((2, 16), np.nan, np.float32), 3)
 
 
-@pytest.mark.parametrize("factory", ["Foo", "IVF8,PQ7", "IVF4096,Flat", "IVF8,PQ8x4fs,"])
+@pytest.mark.parametrize("factory", ["Foo", "IVF8,PQ7", "PQ8x10", "IVF8,PQ8x4fs,"])
 def test_a_factory_that_does_not_fit_names_the_setting(factory: str) -> None:
     with pytest.raises(UsageError, match=r"index\.factory") as caught:
-        build(random_source(300, 16), IndexConfig(device="cpu", factory=factory), None)
+        build(random_source(320, 16), IndexConfig(device="cpu", factory=factory), None)
     assert caught.value.fix == "reembed run --set index.factory=auto"
     assert caught.value.why is not None
     assert ".cpp" not in caught.value.why
+
+
+def test_lists_that_too_few_vectors_would_train_are_refused() -> None:
+    settings = IndexConfig(device="cpu", factory="IVF64_HNSW8,Flat")
+    with pytest.raises(UsageError, match=r"index\.factory 'IVF64_HNSW8,Flat'") as caught:
+        build(random_source(64 * 39 - 1, 8), settings, None)
+    assert "64 lists are trained on at least 2,496 vectors, 2,495 can be read" in str(caught.value)
+    assert (caught.value.fix or "").startswith("reembed run --set index.factory=IVF32_HNSW8,Flat")
+    assert build(random_source(64 * 39, 8), settings, None).index.rows == 64 * 39
 
 
 @pytest.mark.skipif(gpu_available(), reason="there is a GPU")

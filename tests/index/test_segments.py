@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import faiss
@@ -11,20 +12,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vectors import ArrayVectors
+from vectors import CPU, PATH, ArrayVectors, build
 
 from reembed.catalog.index_manifest import IndexManifest, Tombstones, read_manifest
-from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError
-from reembed.index import files, search
-from reembed.index.build import build
+from reembed.index import files, held, search
+from reembed.index.held import HeldIds
 from reembed.index.search import Float32, Int64, SearchIndex
 from reembed.index.segments import SegmentedIndex
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
 DIM = 8
-PATH = "indexes/r"
+STRINGS = pa.large_string()
 
 
 def vectors_of(rows: int, seed: int) -> Float32:
@@ -32,25 +32,30 @@ def vectors_of(rows: int, seed: int) -> Float32:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def segment(vectors: Float32, first_row: int, factory: str = "Flat") -> SearchIndex:
+def segment(vectors: Float32, factory: str = "Flat") -> SearchIndex:
     index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
-    return SearchIndex(index, np.arange(first_row, first_row + len(vectors)) * 10)
+    return SearchIndex(index)
 
 
 def segmented(
     sizes: list[int], tombstones: list[int], factory: str = "Flat"
 ) -> tuple[SegmentedIndex, Float32]:
     parts = [vectors_of(n, seed) for seed, n in enumerate(sizes)]
-    starts = np.cumsum([0, *sizes])[:-1].tolist()
-    segments = [segment(p, start, factory) for p, start in zip(parts, starts, strict=True)]
-    names = [
-        pa.array([f"d{start + n}" for n in range(size)], pa.large_string())
-        for start, size in zip(starts, sizes, strict=True)
-    ]
+    rows = sum(sizes)
+    names = ids(0, rows)
+    cut = [0, rows // 3, rows]  # not where the segments end
+    pieces = [names.slice(a, b - a) for a, b in itertools.pairwise(cut)]
     dead = np.array(sorted(tombstones), np.int64)
-    return SegmentedIndex(segments, names, dead), np.vstack(parts)
+    segments = [segment(p, factory) for p in parts]
+    return SegmentedIndex(segments, pieces, dead), np.vstack(parts)
+
+
+def ids(first: int, rows: int, doc_id: pa.DataType = STRINGS) -> pa.RecordBatch:
+    numbers = range(first, first + rows)
+    names = pa.array([f"d{n}" if doc_id == STRINGS else n for n in numbers], doc_id)
+    return pa.record_batch({"row_id": pa.array([10 * n for n in numbers]), "doc_id": names})
 
 
 def exact(vectors: Float32, tombstones: list[int], queries: Float32, k: int) -> list[list[int]]:
@@ -116,9 +121,7 @@ def saved(storage: Storage, tombstones: Int64) -> tuple[IndexManifest, Float32]:
     made = []
     for number, part in enumerate(parts):
         source = ArrayVectors(np.arange(len(part)) + 1000 * number, part)
-        built = build(source, IndexConfig(device="cpu", factory="Flat"), None)
-        where = {"space": "s", "table": "t", "table_version": 1}
-        made.append(files.save(built, storage, PATH, **where))
+        made.append(build(source, CPU, storage=storage).manifest)
     file = Path(storage.root) / "dead.arrow"
     dead_rows = pa.record_batch([pa.array(np.unique(tombstones))], schema=files._TOMBSTONES)
     files.write_batch(dead_rows, file)
@@ -132,8 +135,12 @@ def saved(storage: Storage, tombstones: Int64) -> tuple[IndexManifest, Float32]:
 def test_a_manifest_of_base_delta_and_tombstones_is_loaded_whole(tmp_path: Path) -> None:
     dead = [3, 59, 60, 79]
     manifest, vectors = saved(Storage.open(tmp_path), np.array(dead))
-    assert (manifest.rows, len(manifest.files)) == (76, 5)
+    assert (manifest.rows, len(manifest.files)) == (
+        76,
+        6,
+    )  # both were filled from one trained index
     index = files.load(Storage.open(tmp_path), PATH, manifest)
+    assert len(index.segments) == 1
     queries = vectors_of(9, 77)
     positions, _ = index.nearest(queries, 6)
     assert positions.tolist() == exact(vectors, dead, queries, 6)
@@ -156,24 +163,24 @@ def test_tombstones_beyond_the_index_or_of_another_number_are_refused(tmp_path: 
 def test_what_an_index_holds_is_read_segment_by_segment_without_its_vectors(tmp_path: Path) -> None:
     storage, dead = Storage.open(tmp_path), [3, 59, 60, 79]
     manifest, _ = saved(storage, np.array(dead))
-    held = files.HeldIds(storage, PATH, manifest)
-    read = [batch for n in range(held.segments) for batch in held.batches(n)]
+    ids_held = HeldIds(storage, PATH, manifest)
+    read = [batch for n in range(ids_held.segments) for batch in ids_held.batches(n)]
     positions, rows = (np.concatenate([b[side] for b in read]) for side in (0, 1))
     assert positions.tolist() == np.setdiff1d(np.arange(80), dead).tolist()
     whole = files.load(storage, PATH, manifest).ids()
     assert rows.tolist() == whole["row_id"].to_pylist()
     assert [name for b in read for name in b[2].to_pylist()] == whole["doc_id"].to_pylist()
-    assert held.doc_ids([61, 2, 60]) == [1001, 2, 1000]
+    assert ids_held.doc_ids([61, 2, 60]) == [1001, 2, 1000]
 
 
 def test_tombstones_fall_into_the_batch_that_they_are_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_ROWS_A_BATCH", 7)
+    monkeypatch.setattr(held, "_ROWS_A_BATCH", 7)
     dead = [0, 6, 7, 13, 59, 60, 66, 67]
     manifest, _ = saved(Storage.open(tmp_path), np.array(dead))
-    held = files.HeldIds(Storage.open(tmp_path), PATH, manifest)
-    read = [b[0] for n in range(held.segments) for b in held.batches(n)]
+    ids_held = HeldIds(Storage.open(tmp_path), PATH, manifest)
+    read = [b[0] for n in range(ids_held.segments) for b in ids_held.batches(n)]
     assert np.concatenate(read).tolist() == np.setdiff1d(np.arange(80), dead).tolist()
 
 
@@ -185,44 +192,44 @@ def test_an_index_with_other_vectors_than_its_manifest_says_is_not_read(
     storage = Storage.open(tmp_path)
     manifest, _ = saved(storage, np.array([80]))
     with pytest.raises(IntegrityError, match="tombstones"):
-        next(files.HeldIds(storage, PATH, manifest).batches(segment))
+        next(HeldIds(storage, PATH, manifest).batches(segment))
     manifest, _ = saved(storage, np.array([3, 4]))
     assert manifest.tombstones
     fewer = dataclasses.replace(manifest.tombstones, rows=1)
-    held = files.HeldIds(storage, PATH, dataclasses.replace(manifest, tombstones=fewer))
+    ids_held = HeldIds(storage, PATH, dataclasses.replace(manifest, tombstones=fewer))
     with pytest.raises(IntegrityError, match="2 of 80 positions, where 79 are to be found"):
-        next(held.batches(segment))
+        next(ids_held.batches(segment))
     swapped = dataclasses.replace(
         manifest.segments[segment], vectors=manifest.segments[1 - segment].vectors
     )
     segments = [swapped if n == segment else s for n, s in enumerate(manifest.segments)]
     other = dataclasses.replace(manifest, segments=tuple(segments))
-    with pytest.raises(IntegrityError, match=r"holds \d+ vectors, and there are \d+ row ids"):
-        next(files.HeldIds(storage, PATH, other).batches(segment))
+    with pytest.raises(IntegrityError, match="does not fit its manifest"):
+        next(HeldIds(storage, PATH, other).batches(segment))
     path = Path(storage.uri(manifest.segments[segment].vectors.path(PATH)))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(IntegrityError, match="is not the index that was saved"):
-        next(files.HeldIds(storage, PATH, manifest).batches(segment))
+        next(HeldIds(storage, PATH, manifest).batches(segment))
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "HNSW16", "IVF4,PQ4x4fs,RFlat", "SQ8"])
 def test_a_mapped_index_has_the_rows_and_the_results_of_one_in_memory(
     tmp_path: Path, factory: str
 ) -> None:
-    index, queries = segment(vectors_of(400, 0), 0, factory), vectors_of(5, 1)
-    search.write(index, tmp_path / "f")
-    mapped = search.read(tmp_path / "f", index.row_ids, mapped=True)
+    index, queries = segment(vectors_of(400, 0), factory), vectors_of(5, 1)
+    search.write(index.faiss_index, tmp_path / "f")
+    mapped = SearchIndex(search.read(tmp_path / "f", mapped=True))
     assert (mapped.rows, mapped.dim) == (400, index.dim)
-    for got, want in zip(mapped.search(queries, 5), index.search(queries, 5), strict=True):
+    for got, want in zip(mapped.nearest(queries, 5), index.nearest(queries, 5), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
 def test_segments_of_another_shape_are_refused() -> None:
-    one, names = segment(vectors_of(5, 0), 0), pa.array(list("abcde"), pa.large_string())
+    one, names = segment(vectors_of(5, 0)), ids(0, 5)
     with pytest.raises(IntegrityError, match="do not fit each other"):
-        SegmentedIndex([one], [names[:4]])
+        SegmentedIndex([one], [names.slice(1)])
     with pytest.raises(IntegrityError, match="do not fit each other"):
-        SegmentedIndex([one, one], [names, pa.array(range(5))])
+        SegmentedIndex([one, one], [names, ids(5, 5, pa.int64())])
 
 
 def test_what_one_index_refuses_several_refuse() -> None:

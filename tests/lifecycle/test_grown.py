@@ -17,7 +17,7 @@ from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.digests import digest
 from reembed.engine.patience import Patience
-from reembed.index.files import HeldIds
+from reembed.index.held import HeldIds
 from reembed.lifecycle import grown, reading, verify
 from reembed.lifecycle.grown import Before, CompareAll, verify_new
 from reembed.lifecycle.scratch import Scratch

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 from releases import SOURCE, verified
 from tiny_models import bert_model, static_model
+from vectors import save
 
 from reembed import encoders
 from reembed.catalog.index_manifest import IndexManifest
@@ -32,8 +33,6 @@ from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, EncoderConfig, FrozenGate, load
 from reembed.errors import ConfigError, EncoderError, IntegrityError, UsageError
 from reembed.index import files as index_store
-from reembed.index.build import Built
-from reembed.index.search import SearchIndex
 from reembed.lifecycle.promote import promote, rollback
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
@@ -255,10 +254,9 @@ def saved(folder: Path) -> tuple[Storage, IndexManifest]:
     storage = Storage.open(str(folder))
     flat = faiss.IndexFlatIP(8)
     flat.add(np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))
-    index, names = SearchIndex(flat, np.arange(200)), pa.array([f"d{n}" for n in range(200)])
-    built = Built(index, names, "Flat", "cpu", {}, np.ones(20), "documents", 0.1)
+    names = pa.array([f"d{n}" for n in range(200)])
     where = {"space": SPACE.id, "table": "tables/t.lance", "table_version": 1}
-    return storage, index_store.save(built, storage, "indexes/r", **where)
+    return storage, save(storage, flat, names, path="indexes/r", where=where)
 
 
 def mutated(body: bytes, number: int) -> bytes:
@@ -283,7 +281,7 @@ def test_s6_no_mutation_of_an_index_reaches_faiss_or_arrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     storage, manifest = saved(tmp_path)
-    (named,) = [f for f in manifest.files if f.ending == ending]
+    named = {"faiss": manifest.base.vectors, "arrow": manifest.base.ids}[ending]
     file, loads = tmp_path / named.path("indexes/r"), []
     body = file.read_bytes()
     readers = {"faiss": [(faiss, "read_index"), (faiss, "deserialize_index")]}

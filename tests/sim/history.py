@@ -140,7 +140,11 @@ class History:
             encoder={"model": model},
             table={"carry": ["year"]},
             embed={"unit_documents": 4, "max_dead_letters": 20},
-            index={"factory": factory or self.rng.choice(FACTORIES)},
+            index={
+                "factory": factory or self.rng.choice(FACTORIES),
+                "ann_recall": 0.01,  # one byte per dimension misses more of so few vectors
+                "shard_rows": 8,
+            },
             gate=self._gate() if self.kind == "judged" else {},
             storage={"root": self.root, "keep": 2},
         )
@@ -465,7 +469,7 @@ class History:
         manifest = read_manifest(storage, release.index, release.index_sha256)
         ids = index_store.load(storage, release.index, manifest).ids()
         held = dict(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
-        if held != names or manifest.sha256 != release.index_sha256:
+        if held != names or len(held) != len(ids) or manifest.sha256 != release.index_sha256:
             self.model.violations.append(f"{release.id}: its index is of other rows")
 
     def _vector(self, release: Release, text: str) -> np.ndarray:

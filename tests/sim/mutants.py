@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import re
 import sys
 import threading
@@ -20,7 +21,7 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from reembed import faults, strategies
+from reembed import faults
 from reembed.catalog import index_manifest, runs
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.lines import RunEntry
@@ -31,13 +32,15 @@ from reembed.catalog.runs import Run, find_runs
 from reembed.engine import worker as units
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
+from reembed.index import build
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, complete, gc, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
-from reembed.store.records import decode, encode, to_bytes
+from reembed.store.paths import content_path
+from reembed.store.records import decode, to_bytes
 from reembed.store.storage import Storage
-from reembed.strategies import catch_up_plan, changes, restage
+from reembed.strategies import catch_up_plan, changes, indexing, restage
 from reembed.table import seal as sealing
 from reembed.table import write as table
 from reembed.table.documents import row_of
@@ -324,18 +327,43 @@ def carried_columns_get_a_new_type_over_old_bytes(patch: Patch) -> None:
 @bug
 def index_of_the_version_before(patch: Patch) -> None:
     _blind(patch)
-    honest = strategies.steps._index_task
+    honest = indexing._job
 
-    def stale(run: Any, plan: Any, vectors: Any, config: Any, texts: Any) -> Any:
-        if plan.base is None:
-            return honest(run, plan, vectors, config, texts)
-        old = dataclasses.replace(vectors, version=plan.base.table_version)
-        built = honest(run, plan, old, config, texts)
-        manifest = dataclasses.replace(built, table_version=vectors.version)
-        run.storage.create(f"indexes/{run.id}/{manifest.sha256}.json", encode(manifest))
-        return manifest
+    def stale(context: Any, sealed: Any) -> Any:
+        job = honest(context, sealed)
+        if context.plan.base is None:
+            return job
+        vectors = context.vectors(sealed)
+        old = dataclasses.replace(vectors, version=context.plan.base.table_version)
+        return dataclasses.replace(job, build=dataclasses.replace(job.build, source=old))
 
-    patch(strategies.steps, "_index_task", stale)
+    patch(indexing, "_job", stale)
+
+
+@under_faults
+def a_shard_counts_without_its_proof(patch: Patch) -> None:
+    """A build that goes on takes the shards that it lacks for done."""
+    _blind(patch)
+    honest = build.filled
+
+    def taken(work: Any, number: int) -> Any:
+        return honest(work, number) or honest(work, 0)
+
+    patch(build, "filled", taken)
+    patch(build, "_require_whole", lambda work, shards: None)
+
+
+@bug
+def a_fragment_is_in_two_shards(patch: Patch) -> None:
+    _blind(patch)
+    honest = build.cut_into_shards
+
+    def overlapping(fragments: Any, most: int) -> Any:
+        shards = honest(fragments, most)
+        return (shards[0], *((before[-1], *s) for before, s in itertools.pairwise(shards)))
+
+    patch(build, "cut_into_shards", overlapping)
+    patch(build, "_require_whole", lambda work, shards: None)
 
 
 @under_faults
@@ -354,9 +382,10 @@ def alias_moved_without_compare_and_swap(patch: Patch) -> None:
 @under_faults
 def index_is_replaced_in_place(patch: Patch) -> None:
     """One name for every index of a run: a driver that comes late replaces the one that serves."""
+    by_content = content_path
 
     def in_place(folder: str, sha256: str, ending: str) -> str:
-        return f"{folder}/index.{ending}"
+        return f"{folder}/index.json" if ending == "json" else by_content(folder, sha256, ending)
 
     def manifest_of(storage: Any, path: str, sha256: str | None = None) -> Any:
         return decode(IndexManifest, storage.read(f"{path}/index.json"))
@@ -366,11 +395,11 @@ def index_is_replaced_in_place(patch: Patch) -> None:
             found = manifest_of(storage, path)
             return found if found.table_version == table_version else None
 
-    save, honest = index_store.save, index_manifest.read_manifest
+    put, honest = index_store.put_manifest, index_manifest.read_manifest
 
-    def saved(built: Any, storage: Any, path: str, **more: Any) -> Any:
+    def replaced(storage: Any, path: str, manifest: Any) -> Any:
         storage.remove(f"{path}/index.json")
-        return save(built, storage, path, **more)
+        return put(storage, path, manifest)
 
     for module in (index_store, index_manifest, complete):
         patch(module, "content_path", in_place)
@@ -378,7 +407,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
         if getattr(module, "read_manifest", None) is honest:
             patch(module, "read_manifest", manifest_of)
     patch(index_store, "finished", finished)
-    patch(index_store, "save", saved)
+    patch(index_store, "put_manifest", replaced)
     patch(gc, "_unnamed_indexes", lambda catalog, release: [])
     patch(History, "_unnamed_index_files", lambda self: [])
 

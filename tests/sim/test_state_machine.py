@@ -35,7 +35,7 @@ IDS = st.sampled_from([f"d{n}" for n in range(12)])
 TEXTS = st.sampled_from(["wing", "wing flutter", "heat", "shock wave", None])
 POINTS = ("run.after_plan", "embed.before_write", "table.after_fragments", "table.after_receipt",
           "table.after_sealed", "table.before_commit", "table.after_commit", "table.after_tag",
-          "verify.after_piece", "verify.before_remove",
+          "verify.after_piece", "verify.before_remove", "index.before_shard",
           "index.before_manifest", "run.before_register", "run.after_register")  # fmt: skip
 _numbers = itertools.count()
 

@@ -93,7 +93,7 @@ def test_each_version_has_a_manifest_of_its_own(storage, versions, version):
 
 def test_rows_come_in_the_order_asked_and_all_or_none(storage, versions):
     table = TableVersion(storage, TABLE, 2, 4)
-    ids = np.concatenate([i for i, _ in table.batches()])
+    ids = np.concatenate([i for i, _, _ in table.batches()])
     asked = ids[[29, 0, 15, 0]]
     assert table.take(asked, ["doc_id"])["doc_id"].to_pylist() == ["d129", "d100", "d115", "d100"]
     with pytest.raises(IntegrityError, match="does not have") as refused:
@@ -109,3 +109,29 @@ def test_documents_of_a_source_come_by_id_all_or_none(corpus, make_config):
     assert source.take(asked)["doc_id"].to_pylist() == ["d00250", "d00003", "d00130"]
     with pytest.raises(SourceError, match="has 3 of 4 rows by id"):
         source.take([*asked, 10**6])
+
+
+def test_ranges_of_many_fragments_are_sampled_without_repetition(storage):
+    rows = pa.table({"doc_id": pa.array(range(10_000)), "vector": vectors(range(10_000))})
+    uri = storage.uri("tables/many.lance")
+    lance.write_dataset(rows, uri, max_rows_per_file=2_500, enable_stable_row_ids=True)
+    lance.dataset(uri).delete("doc_id % 10 = 3")
+    table = TableVersion(storage, "tables/many.lance", 2, 2)
+    assert [rows for _, rows in table.fragments()] == [2_250] * 4
+    for wanted, fragments in ((500, 1), (1_500, 2), (6_000, 4), (9_000, 4), (99_999, 4)):
+        found = table.sample_ranges(wanted, seed=0)[:, 0].astype(int)
+        assert len(set(found.tolist())) == len(found) == min(wanted, 9_000)
+        assert not (found % 10 == 3).any()
+        assert len(set((found // 2_500).tolist())) == fragments
+        np.testing.assert_array_equal(table.sample_ranges(wanted, seed=0)[:, 0].astype(int), found)
+    assert not np.array_equal(
+        table.sample_ranges(500, seed=1)[:, 0], table.sample_ranges(500, 0)[:, 0]
+    )
+    ids, names, _ = zip(*table.batches([1, 3]), strict=True)
+    assert sorted({n // 2_500 for part in names for n in part.to_pylist()}) == [1, 3]
+    assert sum(map(len, ids)) == 4_500
+
+
+def vectors(numbers):
+    flat = np.repeat(np.array(numbers, np.float32), 2)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), 2)

@@ -1,0 +1,186 @@
+"""Choose the kind of an index and train it on a sample, without filling it.
+
+Shapes: N vectors in the table, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+from reembed.config.settings import IndexConfig
+from reembed.errors import ReembedError, UsageError
+from reembed.index.exact import VectorSource, check_vectors
+from reembed.index.search import reason
+
+ROWS_PER_LIST = 64
+LEAST_PER_LIST = 39
+"""Below, k-means finds lists that few vectors are near to: FAISS's own limit (ClusteringParameters)."""
+TRAIN_BYTES = 16 * 2**30
+_ROWS = 65_536
+_ON_GPU = re.compile(r"Flat|IVF\d+,(Flat|SQfp16|SQ8|PQ\d+(x8)?)")
+
+
+def gpu_available() -> bool:
+    """Return whether FAISS can use a GPU here; builds for GPUs run on machines without one."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
+    """Return the factory string for N vectors of D dimensions; `gpu`: to be served from a GPU.
+
+    Up to 50k rows a full scan is as fast as anything. Above, lists by the FAISS guidelines
+    (github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index): about 4 sqrt(N) to 1M,
+    16 sqrt(N) to 10M, then 262144 found through HNSW, or as many as can be trained. 4-bit PQ with exact
+    re-ranking is the fastest on CPUs: 10.8k queries/s and core at .978 recall@10 against 1.1k for
+    IVF-Flat (200k x 384 clustered vectors, one thread); it needs two dimensions per code. Above 1M rows
+    it re-ranks by half precision, above 10M by one byte per dimension: see docs/decisions/023.
+    """
+    if rows <= 50_000:
+        return "Flat"
+    lists, whole = 2 ** round(math.log2(4 * math.sqrt(rows))), "Flat"
+    if rows > 1_000_000:
+        lists, whole = 4 * lists, "SQfp16"
+    found_through = ""
+    if rows > 10_000_000:
+        lists, whole, found_through = 262_144, "SQ8", "_HNSW32"
+    while LEAST_PER_LIST * lists > _most_sampled(rows, dim):
+        lists //= 2
+    coarse = f"IVF{lists}{found_through}"
+    if gpu or dim % 2:
+        return f"{coarse},{whole}"
+    refine = "RFlat" if whole == "Flat" else f"Refine({whole})"
+    return f"{coarse},PQ{dim // 2}x4fs,{refine}"
+
+
+def factory_of(config: IndexConfig, rows: int, dim: int) -> str:
+    """Return the factory string that the settings mean for N vectors of D dimensions."""
+    if config.factory != "auto":
+        return config.factory
+    # Only an explicit gpu changes the kind of index: auto gives the same one on every machine.
+    return choose_factory(rows, dim, gpu=config.device == "gpu")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where an index is trained and filled."""
+
+    resources: Any
+    """FAISS's GPU resources; None on a CPU."""
+    whole: bool
+    """Whether this kind of index is filled on the GPU, too."""
+
+    @classmethod
+    def choose(cls, factory: str, wanted: str) -> Device:
+        """Return where an index is built here; `wanted` is the setting index.device.
+
+        Raises:
+            ReembedError: a GPU is wanted and FAISS finds none.
+        """
+        if wanted == "gpu" and not gpu_available():
+            raise ReembedError(
+                "index.device is gpu, but FAISS finds no GPU here",
+                "either this machine has none or the faiss-cpu package is installed",
+                "reembed run --set index.device=auto",
+            )
+        if wanted == "cpu" or not gpu_available():
+            return cls(None, whole=False)
+        whole = bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
+        return cls(faiss.StandardGpuResources(), whole)
+
+    def name(self, factory: str) -> str:
+        """Return where an index of this kind is built, for people."""
+        if self.whole:
+            return "gpu"
+        if self.resources is None or factory == "Flat":
+            return "cpu"
+        part = "its lists were trained on the GPU" if "IVF" in factory else "nothing ran there"
+        return f"cpu ({factory} cannot be on a GPU; {part})"
+
+    def moved_to(self, index: Any) -> Any:
+        """Return the index where it is filled."""
+        return faiss.index_cpu_to_gpu(self.resources, 0, index) if self.whole else index
+
+    def moved_back(self, index: Any) -> Any:
+        """Return the index on the CPU."""
+        return faiss.downcast_index(faiss.index_gpu_to_cpu(index)) if self.whole else index
+
+
+def train(source: VectorSource, factory: str, device: Device) -> Any:
+    """Return a FAISS index without vectors that learned the distribution of a sample of `source`.
+
+    Raises:
+        UsageError: the factory string is wrong, or does not fit the vectors.
+        IntegrityError: a sampled vector is not finite or of another dimension.
+    """
+    index = _empty(factory, source.dim)
+    if index.is_trained:
+        return index
+    sample = _sample(source, factory)
+    index = device.moved_to(index)
+    ivf: Any = None
+    if device.resources is not None and not device.whole:
+        ivf = faiss.try_extract_index_ivf(index)
+    try:
+        if ivf is not None:
+            # Held in a name: FAISS keeps only a pointer to it.
+            helper = faiss.index_cpu_to_gpu(device.resources, 0, faiss.IndexFlatIP(ivf.d))
+            ivf.clustering_index = helper
+        index.train(sample)
+    except RuntimeError as error:
+        raise _does_not_fit(factory, f"{source.rows:,} vectors", reason(error)) from error
+    finally:
+        if ivf is not None:
+            ivf.clustering_index = None
+    return device.moved_back(index)
+
+
+def lists_of(factory: str) -> int:
+    """Return the number of lists that a factory string asks for; 0 without lists."""
+    lists = re.search(r"IVF(\d+)", factory)
+    return int(lists[1]) if lists else 0
+
+
+def _most_sampled(rows: int, dim: int) -> int:
+    """Return how many vectors can be read to train on."""
+    return min(rows, max(1, TRAIN_BYTES // (4 * dim)))
+
+
+def _sample(source: VectorSource, factory: str) -> Any:
+    """Return float32 [., D] to train on: 64 vectors a list as far as memory allows, at least 39."""
+    lists = lists_of(factory)
+    wanted = max(_ROWS, ROWS_PER_LIST * lists)
+    rows = min(wanted, _most_sampled(source.rows, source.dim))
+    if rows < LEAST_PER_LIST * lists:
+        fit = 2 ** int(math.log2(max(1, rows // LEAST_PER_LIST)))
+        raise UsageError(
+            f"index.factory {factory!r} does not fit {source.rows:,} vectors",
+            f"{lists:,} lists are trained on at least {LEAST_PER_LIST * lists:,} vectors, {rows:,} can be read",
+            f"reembed run --set index.factory={factory.replace(f'IVF{lists}', f'IVF{fit}')}     # or auto",
+        )
+    sample = np.ascontiguousarray(source.sample_ranges(rows, seed=0), dtype=np.float32)
+    check_vectors(sample, source.dim)
+    return sample
+
+
+def _empty(factory: str, dim: int) -> Any:
+    """Return a new index without vectors."""
+    # Positions are the ids: a map to other ids would take 50 bytes per vector.
+    inner = re.sub(r"^(IDMap2?,)+", "", factory)
+    try:
+        return faiss.index_factory(dim, inner, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise _does_not_fit(factory, f"{dim} dimensions", reason(error)) from error
+
+
+def _does_not_fit(factory: str, data: str, why: str) -> UsageError:
+    return UsageError(
+        f"index.factory {factory!r} does not fit {data}",
+        f"FAISS says: {why}",
+        "reembed run --set index.factory=auto",
+    )

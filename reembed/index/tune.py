@@ -1,0 +1,210 @@
+"""Choose the operating point of an index from what its shards found.
+
+Each shard is searched at a ladder of points while it is in memory. What the shards found is merged as a
+search over all of them would merge it, so no process needs the whole index.
+
+Shapes: Q queries, E exact results, P points, K results.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from reembed.errors import IntegrityError
+from reembed.index.exact import EXACT_K, best, recalls
+from reembed.index.search import RECALL_K, Float32, Float64, Int64, SearchIndex
+
+_SMALL = 50_000
+"""Rows that a full scan searches as fast as anything; see `train.choose_factory`."""
+_SHARE = 4
+"""At most 1/4 of the lists of a larger index are probed: more is a full scan with detours."""
+_STEP = 1.125
+_ENOUGH = 0.9995
+_GAIN = 0.001
+_LOOK = 16
+"""A ladder may end above this value where doubling it gains less than _GAIN, anywhere where it reaches _ENOUGH."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one shard has for the queries: exactly, and by the index at each point. Ids are positions in the shard."""
+
+    rows: int
+    knob: str
+    """nprobe or ef_search; "" if the index has neither."""
+    by_score: bool
+    """Whether scores are inner products of the vectors as they were given."""
+    exact_ids: Int64
+    """[Q, E]; -1 where there are fewer."""
+    exact_scores: Float32
+    points: Int64
+    """[P, 2]: k_factor and value of the knob, 0 where the index has none; ascending."""
+    found_ids: Int64
+    """[P, Q, K]."""
+    found_scores: Float32
+
+    def to_bytes(self) -> bytes:
+        """Return the arrays as `from_bytes` reads them."""
+        out = io.BytesIO()
+        np.savez(out, **vars(self))
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Measured:
+        """Return what `to_bytes` gave."""
+        with np.load(io.BytesIO(body), allow_pickle=False) as held:
+            arrays = {field.name: held[field.name] for field in fields(cls)}
+        plain = {name: arrays[name].item() for name in ("rows", "knob", "by_score")}
+        return cls(**{**arrays, **plain})
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An operating point, and ann_recall@10 of each query [Q] there."""
+
+    operating_point: dict[str, int]
+    recalls: Float64
+
+
+def measure(
+    index: SearchIndex,
+    queries: Float32,
+    exact: tuple[Int64, Float32],
+    rows: int,
+) -> Measured:
+    """Search a shard at each point of the ladder.
+
+    Per k_factor the ladder ends where the shard finds all of its own best, or no more than it did at half the value.
+
+    Args:
+        index: the shard.
+        queries: [Q, D].
+        exact: positions and scores [Q, E] of the best in this shard.
+        rows: of all shards.
+    """
+    knob, _ = index.knob or ("", 0)
+    points: list[tuple[int, int]] = []
+    found = []
+    for k_factor in index.k_factors:
+        reached: dict[int, float] = {}
+        for value in _values(index, rows):
+            index.operate(_operating_point(knob, k_factor or 0, value))
+            points.append((k_factor or 0, value))
+            found.append(index.nearest(queries, RECALL_K))
+            share = recalls(found[-1], exact, by_score=index.scores_are_exact)
+            reached[value] = float(share.mean())
+            if _is_flat(reached, value):
+                break
+    ids, scores = (np.stack(parts) for parts in zip(*found, strict=True))
+    by_score = index.scores_are_exact
+    return Measured(index.rows, knob, by_score, *exact, np.array(points, np.int64), ids, scores)
+
+
+def choose(shards: Iterable[Measured], target: float) -> Tuned:
+    """Return the cheapest point whose mean recall over all shards reaches `target`; the best one if none does."""
+    merged = _merged(shards)
+    highest: Tuned | None = None
+    for (k_factor, value), found in sorted(merged.found.items()):
+        share = recalls(found, merged.exact, by_score=merged.by_score)
+        here = Tuned(_operating_point(merged.knob, k_factor, value), share)
+        if share.mean() >= target:
+            return here
+        if highest is None or share.mean() > highest.recalls.mean():
+            highest = here
+    assert highest is not None  # each shard was measured somewhere
+    return highest
+
+
+@dataclass(frozen=True)
+class _Merged:
+    knob: str
+    by_score: bool
+    exact: tuple[Int64, Float32]
+    found: dict[tuple[int, int], tuple[Int64, Float32]]
+    """By k_factor and value."""
+
+
+def _merged(shards: Iterable[Measured]) -> _Merged:
+    """Merge what shards found as a search over all of them does. A position counts through the shards.
+
+    A shard that ended its ladder finds at higher values at least what it found last.
+    """
+    merged: _Merged | None = None
+    start = 0
+    for shard in shards:
+        here = _of_one(shard, start)
+        start += shard.rows
+        if merged is None:
+            merged = here
+            continue
+        both = merged.found.keys() | here.found.keys()
+        found = {p: _both(_at(merged, p), _at(here, p), RECALL_K) for p in both}
+        exact = _both(merged.exact, here.exact, EXACT_K)
+        merged = _Merged(merged.knob, merged.by_score, exact, found)
+    if merged is None:
+        raise IntegrityError("an index without shards")
+    return merged
+
+
+def _of_one(shard: Measured, start: int) -> _Merged:
+    def placed(ids: Int64) -> Int64:
+        return np.where(ids < 0, ids, ids + start)
+
+    found = {
+        (int(k_factor), int(value)): (placed(ids), scores)
+        for (k_factor, value), ids, scores in zip(
+            shard.points, shard.found_ids, shard.found_scores, strict=True
+        )
+    }
+    exact = placed(shard.exact_ids), shard.exact_scores
+    return _Merged(shard.knob, shard.by_score, exact, found)
+
+
+def _at(merged: _Merged, point: tuple[int, int]) -> tuple[Int64, Float32]:
+    """Return what was found at the point, or at the next lower value of the same k_factor."""
+    lower = [p for p in merged.found if p[0] == point[0] and p[1] <= point[1]]
+    return merged.found[max(lower, default=min(p for p in merged.found if p[0] == point[0]))]
+
+
+def _both(
+    one: tuple[Int64, Float32], other: tuple[Int64, Float32], k: int
+) -> tuple[Int64, Float32]:
+    return best(np.hstack([one[0], other[0]]), np.hstack([one[1], other[1]]), k)
+
+
+def most_lists(lists: int, rows: int) -> int:
+    """Return how many lists of an index may be probed before that is a full scan."""
+    return max(1, int(lists * max(1 / _SHARE, min(1.0, _SMALL / rows))))
+
+
+def ladder(least: int, most: int) -> list[int]:
+    """Return values from `least` to `most`: each to 16, then each an eighth more than the one before."""
+    values, value = [], float(least)
+    while value < most:
+        values.append(int(value))
+        value = max(value + 1, value * _STEP)
+    return [*values, most]
+
+
+def _values(index: SearchIndex, rows: int) -> list[int]:
+    if index.knob is None:
+        return [0]
+    name, most = index.knob
+    if name == "ef_search":
+        return ladder(min(RECALL_K, most), most)
+    return ladder(1, most_lists(most, rows))
+
+
+def _is_flat(reached: dict[int, float], value: int) -> bool:
+    now = reached[value]
+    half = max((v for v in reached if 2 * v <= value), default=None)
+    return now >= _ENOUGH or (half is not None and value >= _LOOK and now - reached[half] < _GAIN)
+
+
+def _operating_point(knob: str, k_factor: int, value: int) -> dict[str, int]:
+    point = {knob: value} if knob else {}
+    return point | ({"k_factor": k_factor} if k_factor else {})

@@ -1,0 +1,165 @@
+"""Build the index of a sealed table: train once, fill shards in tasks, tune them together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+from reembed import encoders
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
+from reembed.catalog.plan import Plan
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
+from reembed.config.settings import Config, changed_settings
+from reembed.errors import UsageError
+from reembed.evaluation import queries as evalset
+from reembed.events import Indexed, Notice, Working
+from reembed.index import build as index
+from reembed.index import files as index_store
+from reembed.store.paths import index_folder
+from reembed.store.storage import storage_errors
+from reembed.strategies.context import RunContext, emit_ignored, patience_of
+from reembed.table.documents import rows_of
+from reembed.table.seal import SealedTable
+
+WORK = "index"
+"""Folder below the run's own, for the records of the build."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the tasks of a build are given."""
+
+    run: Run
+    plan: Plan
+    """Without its units."""
+    config: Config
+    build: index.Build
+
+
+def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
+    """Build, tune and save the index, or go on with one that was begun; take one of this table version that is
+    finished, and name the settings that differ from those it was built by.
+
+    Raises:
+        UsageError: the factory does not fit, or no operating point reaches index.ann_recall.
+    """
+    run, config = context.run, context.config
+    finished = index_store.finished(run.storage, index_folder(run.id), sealed.version)
+    if finished is not None:
+        used, now = finished.settings.model_dump(), config.index.model_dump()
+        emit_ignored(changed_settings("index", used, now), context.emit)
+        return finished
+    started = time.monotonic()
+    context.emit(Working("building the index, and tuning it on judged queries if there are any"))
+    job = _job(context, sealed)
+    try:
+        manifest = _built(context, sealed, job)
+    except index.TargetMissed as missed:
+        if job.build.trained is None:
+            raise
+        context.emit(
+            Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
+        )
+        anew = replace(job, build=replace(job.build, trained=None))
+        manifest = _built(context, sealed, anew)
+    built = manifest.base
+    context.emit(
+        Indexed(
+            factory=built.factory,
+            device=built.device,
+            rows=manifest.rows,
+            shards=len(manifest.segments),
+            seconds=round(time.monotonic() - started, 1),
+            operating_point=built.operating_point,
+            ann_recall_at_10=manifest.ann_recall_at_10,
+            num_queries=manifest.num_queries,
+            tuned_on=manifest.tuned_on,
+        )
+    )
+    return manifest
+
+
+def _built(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
+    return index.finish(
+        job.build,
+        _fill(context, job),
+        space=context.plan.space.id,
+        table=sealed.path,
+        table_version=sealed.version,
+    )
+
+
+def _job(context: RunContext, sealed: SealedTable) -> _Job:
+    run, config = context.run, context.config
+    vectors, texts = context.vectors(sealed), tuple(_tuning_texts(context))
+    folder, work = index_folder(run.id), run.path(WORK)
+    build = index.Build(run.storage, folder, work, vectors, config.index, texts)
+    build = replace(build, trained=_trained(context.plan, build))
+    return _Job(run, context.plan.without_units(), config, build)
+
+
+def _fill(context: RunContext, job: _Job) -> index.Begun:
+    """Train, and fill the shards that have no proof yet, each as a task."""
+    config, executor, build = context.config, context.executor, job.build
+    gpus = int(config.index.device != "cpu" and executor.has_gpu())
+    cpus = min(config.embed.actors * config.embed.cpus_per_actor, executor.largest_node_cpus(gpus))
+    begun = index.begun(build)
+    if begun is None:
+        begun = executor.call(_begin_task, job, cpus=cpus, gpus=gpus)
+    shards = range(len(begun.shards))
+    todo = [number for number in shards if index.filled(build, number) is None]
+    tasks = [(job, begun, number) for number in todo]
+    if tasks:
+        executor.each(_shard_task, tasks, cpus=cpus, gpus=gpus)
+    return begun
+
+
+def _tuning_texts(context: RunContext) -> list[str]:
+    """Return the planned queries to tune the index on; none if they changed or cannot be read now."""
+    gate = context.plan.gate
+    if not gate.queries:
+        return []
+    instead = "the index is tuned on documents, not on queries"
+    try:
+        found = evalset.load_eval_set(gate.queries, gate.split, dict(context.config.stores.queries))
+    except UsageError as error:  # a catch-up of what serves must not depend on them
+        context.emit(Notice(f"{error.what}: {instead}"))
+        return []
+    if found.sha256 != gate.sha256:
+        context.emit(Notice(f"{found.source} is not what was planned: {instead}"))
+        return []
+    return found.texts
+
+
+def _begin_task(job: _Job) -> index.Begun:
+    plan, config = job.plan, job.config
+    with storage_errors(_failed(job)):
+        queries = None
+        if job.build.queries:
+            encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
+            ask = partial(encoder.embed_queries, list(job.build.queries))
+            queries = patience_of(plan, config).through(ask)
+        return index.begin(job.build, queries)
+
+
+def _shard_task(job: _Job, begun: index.Begun, number: int) -> index.Shard:
+    with storage_errors(_failed(job)):
+        return index.fill_shard(job.build, begun, number)
+
+
+def _failed(job: _Job) -> str:
+    return f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
+
+
+def _trained(plan: Plan, build: index.Build) -> index.Trained | None:
+    """Return the base's trained index, which holds while most vectors are those it was trained on."""
+    if plan.base is None:
+        return None
+    base = Catalog(build.storage, plan.alias).release(plan.base.release)
+    held = read_manifest(build.storage, base.index, base.index_sha256).base
+    since = held.rows_since_training + rows_of(plan.documents)
+    if since > build.source.rows / 2 or held.factory != build.factory:
+        return None
+    return index.Trained(base.index, held.trained, since)
