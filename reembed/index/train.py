@@ -39,7 +39,7 @@ def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
     16 sqrt(N) to 10M, then 262144 found through HNSW, or as many as can be trained. 4-bit PQ with exact
     re-ranking is the fastest on CPUs: 10.8k queries/s and core at .978 recall@10 against 1.1k for
     IVF-Flat (200k x 384 clustered vectors, one thread); it needs two dimensions per code. Above 1M rows
-    it re-ranks by half precision, above 10M by one byte per dimension: see docs/decisions/023.
+    it re-ranks by half precision, above 10M by one byte per dimension: see docs/decisions/025.
     """
     if rows <= 50_000:
         return "Flat"
