@@ -53,6 +53,8 @@ class Segment:
     ids: StoredFile
     """Row id and document id at each position."""
     rows: int
+    fragments: tuple[int, ...]
+    """Fragments of the table whose rows it was filled with."""
     factory: str
     operating_point: dict[str, int]
     """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""

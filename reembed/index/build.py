@@ -295,6 +295,7 @@ def _segment(build: Build, begun: Begun, shard: Shard, tuned: Tuned) -> Segment:
         vectors=shard.vectors,
         ids=shard.ids,
         rows=shard.rows,
+        fragments=shard.fragments,
         factory=build.factory,
         operating_point=tuned.operating_point,
         device=begun.device,

@@ -37,6 +37,8 @@ from reembed.store.storage import Storage
 
 _CHUNK_BYTES = 16 * 2**20
 _PARTS = 9_000
+_COPY_BYTES = 5 * 10**9
+"""S3 copies larger objects only in parts."""
 _INTEGERS = pa.schema(
     [pa.field("row_id", pa.int64(), False), pa.field("doc_id", pa.int64(), False)]
 )
@@ -83,6 +85,42 @@ def copy(storage: Storage, path: str, file: StoredFile, to: str) -> None:
     """Store a file of the index below `path` also below `to`; IntegrityError if it is missing or changed."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
         _put(storage, to, copied(storage, path, Path(folder), file))
+
+
+def share(storage: Storage, path: str, file: StoredFile, to: str) -> None:
+    """Make a file of the index below `path` one of that below `to`, too; the store copies it by itself, unread.
+
+    Raises:
+        IntegrityError: it is missing.
+    """
+    if file.size_bytes > _COPY_BYTES:
+        copy(storage, path, file, to)
+        return
+    try:
+        storage.store.copy(file.path(path), file.path(to), overwrite=True)
+    except FileNotFoundError:
+        what = f"{file.path(path)} is missing"
+        raise IntegrityError(what, "its manifest is there", FIX) from None
+
+
+def put_tombstones(storage: Storage, path: str, positions: Int64) -> StoredFile:
+    """Store positions int64 [T], sorted, below `path`."""
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
+        file = Path(folder) / "built.arrow"
+        write_batch(pa.record_batch([pa.array(positions)], schema=_TOMBSTONES), file)
+        return _put(storage, path, file)
+
+
+def get_positions(
+    storage: Storage, path: str, folder: Path, manifest: IndexManifest
+) -> tuple[Int64, Int64]:
+    """Return the row id int64 [N] at each position of all segments, and the positions [T] of tombstones.
+
+    `folder` holds copies as long as they are needed. Raises IntegrityError if a file is missing or changed.
+    """
+    at = (storage, path, folder)
+    ids = [map_ids(copied(*at, s.ids)).column("row_id").to_numpy() for s in manifest.segments]
+    return np.concatenate(ids), tombstones_of(at, manifest)
 
 
 def require_whole(storage: Storage, path: str, files: Iterable[StoredFile]) -> None:

@@ -100,13 +100,15 @@ class SearchIndex:
 
     @property
     def merges(self) -> bool:
-        """Whether FAISS can merge this kind of index; graphs it cannot."""
+        """Whether this kind of index can be merged; graphs and some codes in blocks cannot."""
+        parts = _parts(self.faiss_index)
         try:
-            for part in _parts(self.faiss_index):
+            for part in parts:
                 part.check_compatible_for_merge(part)
         except RuntimeError:
             return False
-        return True
+        blocks = [p for p in parts if isinstance(p, faiss.IndexIVFFastScan)]
+        return all(isinstance(p, faiss.IndexIVFPQFastScan) for p in blocks)
 
 
 def _parts(index: Any) -> list[Any]:
@@ -121,9 +123,41 @@ def _parts(index: Any) -> list[Any]:
 
 def _merge(into: Any, other: Any) -> None:
     for mine, theirs in zip(_parts(into), _parts(other), strict=True):
+        if isinstance(mine, faiss.IndexIVFPQFastScan):
+            _merge_fast_scan(mine, theirs)
+            continue
         # Lists hold the number of each vector; other kinds number by place.
         mine.merge_from(theirs, mine.ntotal if isinstance(mine, faiss.IndexIVF) else 0)
     _count(into)
+
+
+def _merge_fast_scan(into: Any, other: Any) -> None:
+    """Merge lists of codes in blocks: unpacked, joined and packed again.
+
+    FAISS's own merge writes beyond the end of a list whose length is a multiple of a block's bytes
+    (`BlockInvertedLists::add_entries` in 1.15.1).
+    """
+    lists, more = _unpacked(into), _unpacked(other)
+    lists.merge_from(more, into.ntotal)
+    joined = faiss.IndexIVFPQ(
+        into.quantizer, into.d, into.nlist, into.pq.M, into.pq.nbits, into.metric_type
+    )
+    joined.pq, joined.by_residual, joined.is_trained = into.pq, into.by_residual, True
+    lists.this.disown()
+    joined.replace_invlists(lists, True)  # its copy has lists of its own only if it has
+    packed = faiss.IndexIVFPQFastScan(joined, into.bbs)
+    packed.own_invlists = False
+    into.replace_invlists(packed.invlists, True)
+    into.ntotal += other.ntotal
+
+
+def _unpacked(index: Any) -> Any:
+    """Return the lists of a fast-scan index with one code after the other."""
+    lists = faiss.ArrayInvertedLists(index.nlist, index.pq.code_size)
+    index.orig_invlists = lists
+    index.reconstruct_orig_invlists()
+    index.orig_invlists = None
+    return lists
 
 
 def _count(index: Any) -> int:

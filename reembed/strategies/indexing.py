@@ -17,10 +17,12 @@ from reembed.evaluation import queries as evalset
 from reembed.events import Indexed, Notice, Working
 from reembed.index import build as index
 from reembed.index import files as index_store
+from reembed.index.grow import Change, Older, grow
 from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
 from reembed.table.documents import rows_of
+from reembed.table.read import TableVersion, grown
 from reembed.table.seal import SealedTable
 
 WORK = "index"
@@ -54,16 +56,9 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
     started = time.monotonic()
     context.emit(Working("building the index, and tuning it on judged queries if there are any"))
     job = _job(context, sealed)
-    try:
-        manifest = _built(context, sealed, job)
-    except index.TargetMissed as missed:
-        if job.build.trained is None:
-            raise
-        context.emit(
-            Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
-        )
-        anew = replace(job, build=replace(job.build, trained=None))
-        manifest = _built(context, sealed, anew)
+    manifest = _grown(context, job, context.vectors(sealed))
+    if manifest is None:
+        manifest = _built_or_trained_again(context, sealed, job)
     built = manifest.base
     context.emit(
         Indexed(
@@ -79,6 +74,18 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
         )
     )
     return manifest
+
+
+def _built_or_trained_again(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
+    try:
+        return _built(context, sealed, job)
+    except index.TargetMissed as missed:
+        if job.build.trained is None:
+            raise
+        context.emit(
+            Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
+        )
+        return _built(context, sealed, replace(job, build=replace(job.build, trained=None)))
 
 
 def _built(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
@@ -98,6 +105,13 @@ def _job(context: RunContext, sealed: SealedTable) -> _Job:
     build = index.Build(run.storage, folder, work, vectors, config.index, texts)
     build = replace(build, trained=_trained(context.plan, build))
     return _Job(run, context.plan.without_units(), config, build)
+
+
+def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManifest | None:
+    """Return the index of the base, grown by what changed; None if it is built from the whole table."""
+    if job.build.trained is None:
+        return None
+    return context.executor.call(_grow_task, job, vectors)
 
 
 def _fill(context: RunContext, job: _Job) -> index.Begun:
@@ -142,6 +156,18 @@ def _begin_task(job: _Job) -> index.Begun:
             ask = partial(encoder.embed_queries, list(job.build.queries))
             queries = patience_of(plan, config).through(ask)
         return index.begin(job.build, queries)
+
+
+def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
+    plan, storage = job.plan, job.run.storage
+    assert plan.base is not None
+    base = Catalog(storage, plan.alias).release(plan.base.release)
+    with storage_errors(_failed(job)):
+        older = Older(base.index, read_manifest(storage, base.index, base.index_sha256))
+        before = TableVersion(storage, base.table, base.table_version, base.space.dim)
+        found = grown(before, vectors)
+        change = Change(found.added, found.left, rows_of(plan.documents))
+        return grow(job.build, older, change, table_version=vectors.version)
 
 
 def _shard_task(job: _Job, begun: index.Begun, number: int) -> index.Shard:

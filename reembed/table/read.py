@@ -102,6 +102,29 @@ def fragments_of(dataset: lance.LanceDataset) -> dict[int, FragmentRows]:
     return {m.id: FragmentRows(m.num_rows, m.physical_rows) for m in found}
 
 
+class Grown(NamedTuple):
+    """What a newer version of a table has that an older one has not, and the other way round."""
+
+    added: tuple[int, ...]
+    """Fragments that only the newer version has."""
+    left: npt.NDArray[np.int64]
+    """Row ids that only the older version has, sorted."""
+
+
+def grown(older: TableVersion, newer: TableVersion) -> Grown:
+    """Compare two versions of a table by their fragments, and read row ids of those that differ."""
+    before = {f.fragment_id: f.metadata for f in older.dataset().get_fragments()}
+    after = {f.fragment_id: f.metadata for f in newer.dataset().get_fragments()}
+    kept = {i for i, m in after.items() if i in before and m.files == before[i].files}
+    left = [np.empty(0, np.int64)]
+    for i, m in before.items():
+        if i not in kept:
+            left.append(older.row_ids(i))
+        elif files_of_fragment(m) != files_of_fragment(after[i]):
+            left.append(np.setdiff1d(older.row_ids(i), newer.row_ids(i)))
+    return Grown(tuple(i for i in after if i not in kept), np.sort(np.concatenate(left)))
+
+
 def deletion_file(fragment: FragmentMetadata) -> str | None:
     """Return the name of the file that says which of a fragment's rows are deleted; None without one."""
     found = fragment.deletion_file
@@ -246,6 +269,10 @@ class TableVersion:
     def at(self, places: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return the rows at these places of a scan, in the order asked."""
         return self.dataset().take(places.tolist(), columns=columns)
+
+    def row_ids(self, fragment_id: int) -> npt.NDArray[np.int64]:
+        """Return the row ids int64 [N] of one fragment's rows."""
+        return np.asarray(self.fragment(fragment_id, [])["_rowid"], np.int64)
 
     def take(self, row_ids: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return rows by id, in the order of the ids.

@@ -1,0 +1,143 @@
+"""Grow an index by what changed in its table: new rows become a delta segment, rows that left get tombstones.
+
+A delta is filled from the trained index of the base, so the two answer as one index that was filled at once, and
+the operating point and the recall that were measured on the base are kept. Above a tenth of the base's rows,
+the index is built again instead.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from reembed import faults
+from reembed.catalog.index_manifest import IndexManifest, Segment, Tombstones
+from reembed.errors import IntegrityError
+from reembed.index import files
+from reembed.index.build import Build
+from reembed.index.fill import fill
+from reembed.index.search import Int64
+from reembed.index.train import Device
+
+FOLD_ABOVE = 0.1
+"""Rows of deltas and tombstones as a share of the base's rows, above which the index is built again."""
+_DELTAS = 8
+"""Deltas that are kept beside each other; the next one takes in their rows."""
+
+
+@dataclass(frozen=True)
+class Older:
+    """An index of an older version of the table."""
+
+    path: str
+    manifest: IndexManifest
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a table version has that the older one has not, and the other way round."""
+
+    added: tuple[int, ...]
+    """Fragments with rows that the older version does not have, in the order of the table."""
+    left: Int64
+    """Row ids [L] that only the older version has, sorted."""
+    embedded: int
+    """Rows whose vectors are new."""
+
+
+def grow(build: Build, older: Older, change: Change, *, table_version: int) -> IndexManifest | None:
+    """Write the index of the newer table version; None if it is to be built again instead.
+
+    Raises:
+        IntegrityError: files of the older index are missing or changed, or it does not hold the rows that left.
+    """
+    held = older.manifest
+    rows = dict(build.source.fragments())
+    if held.base.factory != build.factory or held.settings.shard_rows != build.settings.shard_rows:
+        return None
+    base, deltas = _by_kind(held)
+    merged: tuple[int, ...] = ()
+    if len(deltas) >= _DELTAS:
+        merged = tuple(f for d in deltas for f in d.fragments if f in rows)
+        held, deltas = replace(held, segments=base), ()
+    dead = _dead(build, older, held, change.left, missing=bool(merged))
+    fragments = (*merged, *change.added)
+    new, total = sum(rows[f] for f in fragments), sum(s.rows for s in base)
+    if new + sum(d.rows for d in deltas) + len(dead) > FOLD_ABOVE * total:
+        return None
+    for file in held.files:
+        if held.tombstones is None or file != held.tombstones.file:
+            files.share(build.storage, older.path, file, build.path)
+    since = held.base.rows_since_training + change.embedded
+    delta = [_delta(build, held.base, fragments, since)] if new else []
+    tombstones = None
+    if len(dead):
+        tombstones = Tombstones(files.put_tombstones(build.storage, build.path, dead), len(dead))
+    faults.point("index.before_grown")
+    manifest = replace(
+        held,
+        segments=(*base, *deltas, *delta),
+        tombstones=tombstones,
+        table_version=table_version,
+        settings=build.settings,
+    )
+    if manifest.rows != build.source.rows:
+        raise IntegrityError(
+            f"the index would hold {manifest.rows:,} rows, and the table has {build.source.rows:,}",
+            "the index that it grows from is of another table version",
+            "reembed run --fresh",
+        )
+    return files.put_manifest(build.storage, build.path, manifest)
+
+
+def _by_kind(manifest: IndexManifest) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    base = tuple(s for s in manifest.segments if s.kind == "base")
+    return base, manifest.segments[len(base) :]
+
+
+def _delta(build: Build, base: Segment, fragments: Sequence[int], since: int) -> Segment:
+    """Fill the base's trained index with the rows of these fragments."""
+    started = time.monotonic()
+    storage, path, dim = build.storage, build.path, build.source.dim
+    trained = files.get_index(storage, path, base.trained)
+    nothing = np.empty((0, dim), np.float32)
+    filled = fill(trained, build.source, fragments, nothing, Device.choose(base.factory, "cpu"))
+    faults.point("index.before_delta")
+    return replace(
+        base,
+        kind="delta",
+        vectors=files.put_index(storage, path, filled.index.faiss_index),
+        ids=files.put_ids(storage, path, filled.row_ids, filled.doc_ids),
+        rows=filled.index.rows,
+        fragments=tuple(fragments),
+        device="cpu",
+        faiss_version=faiss.__version__,
+        build_seconds=round(time.monotonic() - started, 3),
+        rows_since_training=since,
+    )
+
+
+def _dead(build: Build, older: Older, held: IndexManifest, left: Int64, *, missing: bool) -> Int64:
+    """Return the positions in the segments of `held` that no search returns: those before, and of rows that left.
+
+    `missing`: some of these rows are in segments that `held` does not name any more.
+    """
+    with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
+        row_ids, before = files.get_positions(build.storage, older.path, Path(name), held)
+        before = before[before < len(row_ids)]
+        alive = np.ones(len(row_ids), bool)
+        alive[before] = False
+        gone = np.flatnonzero(alive & np.isin(row_ids, left))
+    if len(gone) != len(left) and not missing:
+        raise IntegrityError(
+            f"{len(left):,} rows left the table, and the index in {older.path} has {len(gone):,} of them",
+            "it is not of the table version that it names",
+            "reembed run --fresh",
+        )
+    return np.union1d(before, gone)

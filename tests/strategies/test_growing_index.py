@@ -1,0 +1,230 @@
+"""A catch-up's index is its base's with a delta and tombstones, and answers as one that was filled at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from inline import Inline, Silent
+
+from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import Config
+from reembed.errors import IntegrityError
+from reembed.index import files as index_store
+from reembed.index import grow as growing
+from reembed.index.exact import exact_search
+from reembed.store.storage import Storage
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table.read import TableVersion, grown
+
+FACTORIES = ("Flat", "IVF8,Flat", "IVF8,PQ4x4fs,Refine(SQ8)", "HNSW16")
+DOCUMENTS = 1_000
+
+
+def row(n: int, text: str) -> dict[str, str]:
+    return {"doc_id": f"d{n:05d}", "text": text}
+
+
+def change(uri: str, step: int, documents: int) -> None:
+    """Other texts, new documents, and some that go; spread over the fragments."""
+    changed = [
+        row(n, f"step {step} of {n}") for n in range(step, DOCUMENTS, DOCUMENTS // documents)
+    ]
+    added = [row(10_000 * step + n, f"new in step {step}: {n}") for n in range(3)]
+    merge = lance.dataset(uri).merge_insert("doc_id").when_matched_update_all()
+    merge.when_not_matched_insert_all().execute(pa.Table.from_pylist([*changed, *added]))
+    lance.dataset(uri).delete(f"doc_id IN ('d{900 + step:05d}', 'd{500 + step:05d}')")
+
+
+class Place:
+    """A source, its root, and the releases of one line."""
+
+    def __init__(self, folder: Path, factory: str) -> None:
+        self.uri = str(folder / "source.lance")
+        rows = [row(n, f"the text of {n}") for n in range(DOCUMENTS)]
+        lance.write_dataset(pa.Table.from_pylist(rows), self.uri, max_rows_per_file=250)
+        self.root = str(folder / "root")
+        self.config = Config(
+            alias="a",
+            source={"uri": self.uri},
+            encoder={"model": "hashing:16"},
+            embed={"unit_documents": 100},
+            index={"factory": factory, "ann_recall": 0.5},
+            storage={"root": self.root},
+        )
+        self.storage = Storage.open(self.root)
+        self.release = full_rebuild(self.config, Silent(), executor=Inline())
+
+    def catch_up(self):
+        self.release = catch_up(self.config, self.release, Silent(), executor=Inline())
+        return self.release
+
+    def manifest(self):
+        return read_manifest(self.storage, self.release.index, self.release.index_sha256)
+
+    def table(self):
+        of = self.release
+        return TableVersion(self.storage, of.table, of.table_version, of.space.dim)
+
+    def index(self):
+        return index_store.load(self.storage, self.release.index, self.manifest())
+
+    def held(self):
+        """Row id and document id of every row that a search of the index can find."""
+        ids = self.index().ids()
+        return set(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
+
+    def rows(self):
+        found = self.table().dataset().scanner(columns=["doc_id"], with_row_id=True).to_table()
+        return set(zip(found["_rowid"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
+
+
+def answers(place: Place, index) -> list[list[str]]:
+    """The documents that a search finds, best first, by queries that are vectors of the table."""
+    queries = place.table().sample(40, seed=7)
+    positions, _ = index.nearest(queries, 10)
+    return [index.doc_ids(found[found >= 0]) for found in positions]
+
+
+def recall(place: Place, index) -> float:
+    """The share of the true ten best that a search finds."""
+    queries = place.table().sample(40, seed=7)
+    by_row = dict(place.rows())
+    exact, _ = exact_search(place.table(), queries, 10)
+    true = [{by_row[r] for r in rows} for rows in exact.tolist()]
+    found = answers(place, index)
+    return float(np.mean([len(t & set(f)) / 10 for t, f in zip(true, found, strict=True)]))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_an_index_that_grew_holds_the_table_and_answers_as_one_filled_at_once(
+    factory, tmp_path, monkeypatch
+):
+    place = Place(tmp_path, factory)
+    for step in (1, 2, 3):
+        change(place.uri, step, 10)
+        before = place.manifest()
+        shutil.copytree(place.root, tmp_path / "other", dirs_exist_ok=True)
+        start = place.release
+        place.catch_up()
+        manifest = place.manifest()
+        assert [s.kind for s in manifest.segments] == ["base", *["delta"] * step]
+        assert manifest.segments[: len(before.segments)] == before.segments
+        assert manifest.tombstones.rows > (before.tombstones.rows if before.tombstones else 0)
+        assert place.held() == place.rows()
+        assert place.release.verify.passed
+
+        with monkeypatch.context() as at_once:
+            at_once.setattr(growing, "FOLD_ABOVE", -1)
+            root = str(tmp_path / "other")
+            storage = {"root": root}
+            config = place.config.model_copy(
+                update={"storage": place.config.storage.model_copy(update=storage)}
+            )
+            whole = catch_up(config, start, Silent(), executor=Inline())
+        shutil.rmtree(root + "/lines", ignore_errors=True)
+        other = Storage.open(root)
+        filled = read_manifest(other, whole.index, whole.index_sha256)
+        assert [s.kind for s in filled.segments] == ["base"]
+        assert filled.base.trained == manifest.base.trained
+        at_once_index = index_store.load(other, whole.index, filled)
+        if factory in ("Flat", "IVF8,Flat"):
+            found, expected = answers(place, place.index()), answers(place, at_once_index)
+            assert [set(f) for f in found] == [set(e) for e in expected]
+        # Codes and graphs find other neighbours once some rows are left out: not fewer of the true ones.
+        assert recall(place, place.index()) >= recall(place, at_once_index) - 0.01
+        shutil.rmtree(tmp_path / "other")
+
+
+def test_flat_segments_find_exactly_what_exact_search_finds(tmp_path):
+    place = Place(tmp_path, "Flat")
+    for step in range(1, 4):
+        change(place.uri, step, 10)
+        place.catch_up()
+    queries = place.table().sample(40, seed=3)
+    rows, scores = place.index().search(queries, 10)
+    _, exact_scores = exact_search(place.table(), queries, 10)
+    np.testing.assert_allclose(scores, exact_scores, atol=1e-5)
+    assert set(rows.ravel().tolist()) <= {row_id for row_id, _ in place.rows()}
+
+
+def test_many_deltas_become_one_and_a_tenth_of_changes_builds_the_index_again(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    kinds = []
+    for step in range(1, 14):
+        change(place.uri, step, 4)
+        place.catch_up()
+        assert place.held() == place.rows()
+        kinds.append(sum(s.kind == "delta" for s in place.manifest().segments))
+    assert kinds[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    assert 0 in kinds, "never built again"
+
+
+def test_a_change_of_a_fifth_builds_the_index_again(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    change(place.uri, 1, 200)
+    place.catch_up()
+    assert [s.kind for s in place.manifest().segments] == ["base"]
+    assert place.manifest().tombstones is None
+    assert place.held() == place.rows()
+
+
+def test_only_deletions_add_no_segment(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    lance.dataset(place.uri).delete("doc_id IN ('d00003', 'd00333')")
+    place.catch_up()
+    manifest = place.manifest()
+    assert [s.kind for s in manifest.segments] == ["base"]
+    assert manifest.tombstones.rows == 2
+    assert place.held() == place.rows()
+
+
+def test_the_files_of_the_base_are_shared_and_gc_of_it_leaves_them(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    first = place.release
+    change(place.uri, 1, 5)
+    place.catch_up()
+    place.storage.delete_tree(f"{first.index}/")
+    assert place.held() == place.rows()
+
+
+def test_an_index_of_another_table_version_does_not_grow(tmp_path, monkeypatch):
+    place = Place(tmp_path, "IVF8,Flat")
+    first, table = place.release, place.table()
+    change(place.uri, 1, 5)
+    place.catch_up()
+    found = grown(table, place.table())
+    assert len(found.left)
+    assert found.added
+    catalog = Catalog(place.storage, "a")
+    assert catalog.release(first.id) == first
+    honest = growing._dead
+
+    def fewer(build, older, held, left, *, missing):
+        return honest(build, older, held, np.append(left, 10**9), missing=missing)
+
+    monkeypatch.setattr(growing, "_dead", fewer)
+    change(place.uri, 2, 5)
+    with pytest.raises(IntegrityError, match="is not of the table version that it names"):
+        place.catch_up()
+
+
+def test_fragments_of_two_versions_are_told_apart_by_their_files(tmp_path):
+    place = Place(tmp_path, "Flat")
+    before = place.table()
+    rows_before = {r for r, _ in place.rows()}
+    change(place.uri, 1, 20)
+    place.catch_up()
+    found = grown(before, place.table())
+    rows_after = {r for r, _ in place.rows()}
+    assert set(found.left.tolist()) == rows_before - rows_after
+    added = [r for f in found.added for r in place.table().row_ids(f).tolist()]
+    assert set(added) == rows_after - rows_before
+    assert dataclasses.asdict(place.release)["rows"] == len(rows_after)
