@@ -10,6 +10,7 @@ import pytest
 from flow_tables import rows_of
 
 from reembed import faults
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.engine.ray_executor import RayExecutor
@@ -41,6 +42,9 @@ WORKERS = (
     "verify.after_piece",
 )
 FOLLOW = ("promote.before_follow",)
+# Met by a catch-up alone: in its tasks, and after another run committed to the table.
+GROWING = ("index.before_delta", "index.before_grown")
+RESTORING = ("table.after_restore",)
 ALIAS = (
     "promote.before_swap",
     "promote.after_swap",
@@ -57,7 +61,7 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + FOLLOW + ALIAS}
+    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + FOLLOW + GROWING + RESTORING + ALIAS}
     assert used == tested
 
 
@@ -97,7 +101,9 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     promote(catalog_of(config), first.id, initial_reason="a test")
     lance.dataset(source).delete("doc_id = 'd00007'")
     lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
-    for point in DRIVER + FOLLOW:
+    for point in (*DRIVER, *FOLLOW):
+        if point == "index.before_manifest":
+            continue  # of an index that is built; this one grows
         killed = cli.process("catch-up", "-c", file, REEMBED_CRASH_AT=point)
         assert killed.returncode == -9, f"{point}: {killed.stderr}"
         assert catalog_of(config).require_live().release.id == first.id
@@ -105,6 +111,37 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     assert finished.returncode == 0, finished.stderr
     (_, release) = catalog_of(config).releases()
     assert catalog_of(config).require_live().release.id == release.id
+    ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
+    assert ids == [f"d{i:05d}" for i in range(300) if i != 7]
+    assert release.verify.passed
+
+
+def test_a_catch_up_killed_while_its_index_grows_or_its_base_is_restored_ends_the_same(
+    corpus, config_file, make_config, cli, quiet, ray_local, tmp_path
+):
+    source = corpus(300)
+    file, config = config_file(source), make_config(source)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
+    promote(catalog_of(config), first.id, initial_reason="a test")
+    full_rebuild(config, quiet, fresh=True, executor=RayExecutor())  # the table's newest version
+    lance.dataset(source).delete("doc_id = 'd00007'")
+    lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
+    for point in RESTORING:
+        killed = cli.process("catch-up", "-c", file, REEMBED_CRASH_AT=point)
+        assert killed.returncode == -9, f"{point}: {killed.stderr}"
+        assert catalog_of(config).require_live().release.id == first.id
+    once = tmp_path / "once"
+    once.mkdir()
+    done = cli.process(
+        "catch-up", "-c", file, REEMBED_CRASH_AT=",".join(GROWING), REEMBED_CRASH_ONCE=str(once)
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in once.iterdir()} == set(GROWING)
+    release = catalog_of(config).require_live().release
+    assert release.origin == first.origin
+    manifest = read_manifest(Storage.open(config.storage.root), release.index, release.index_sha256)
+    assert [s.kind for s in manifest.segments] == ["base", "delta"]
+    assert manifest.tombstones.rows == 2
     ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
     assert ids == [f"d{i:05d}" for i in range(300) if i != 7]
     assert release.verify.passed

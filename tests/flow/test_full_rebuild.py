@@ -352,7 +352,7 @@ def test_of_two_commits_of_one_run_the_tagged_one_counts(corpus, make_config, qu
         dataclasses.replace(plan, base_version=release.table_version),
         columns,
         run.receipts(),
-        release.sealed_sha256,
+        sealing.read_sealed(run, plan.table, release.table_version),
     )
     assert late == release.table_version + 1
     again = sealing.seal(run, plan, columns, max_dead_letters=0)

@@ -28,7 +28,7 @@ def test_merged_and_filled_at_once_answer_alike_whatever_the_lengths_of_lists(fa
     trained.train(random.standard_normal((10_000, DIM)).astype(np.float32))
     empty = faiss.serialize_index(trained)
     queries = random.standard_normal((20, DIM)).astype(np.float32)
-    for _ in range(40):
+    for _ in range(12):
         sizes = random.integers(1, 500, 4)
         vectors = [random.standard_normal((n, DIM)).astype(np.float32) for n in sizes]
         whole = filled(empty, vectors)
