@@ -225,6 +225,9 @@ class StorageConfig(Section):
     """Folder, s3://, gs:// or az:// that holds tables/, indexes/, aliases/, releases/, runs/."""
     keep: Annotated[int, Field(ge=1)] = 3
     """Releases that gc keeps per alias, live and previous included."""
+    erase_deleted: bool = False
+    """Write files again that hold vectors of deleted documents, so that gc can remove them: a catch-up then
+    rewrites up to the whole table, and fills the index again."""
     options: Annotated[dict[StrictStr, StrictStr], checked("storage")] = {}
     """Object-store settings (aws_endpoint, aws_region, allow_http). Keys and tokens come from the
     environment or the instance role, or are written as env:NAME, the variable that holds them."""

@@ -30,7 +30,7 @@ from reembed.source.documents import documents_in as source_documents
 from reembed.source.lag import caught_up, newest_of, note, noted_place
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
-from reembed.strategies.changes import Changes, find_changes
+from reembed.strategies.changes import Changes, Int64, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import provenance
@@ -184,6 +184,9 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     pinned = found.after.pin(run.pin_tag)
     built = read_manifest(run.storage, release.index, release.index_sha256)
     held = fragments_of(_vectors(run.storage, release).dataset())
+    erase = config.storage.erase_deleted
+    if erase:
+        changes = replace(changes, dropped=_with_deletions(changes.dropped, held))
     most, text_bytes = max(len(changes.embed), len(changes.refresh)), found.after.text_bytes()
     size = unit_documents(config.embed, most, text_bytes, release.space.dim)
     plan = run.write_plan(
@@ -201,7 +204,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             index=built.settings,
             rows=len(changes.embed),
             documents=changes.to_embed,
-            units=list(_units(held, changes, size)),
+            units=list(_units(held, changes, size, erase=erase)),
             created_at=now(),
             base=_base(release, changes, held),
             unit_documents=size,
@@ -226,8 +229,19 @@ def _base(release: Release, changes: Changes, held: dict[int, FragmentRows]) -> 
     )
 
 
-def _units(held: dict[int, FragmentRows], changes: Changes, size: int) -> Iterator[Unit]:
-    """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows."""
+def _with_deletions(dropped: dict[int, Int64], held: dict[int, FragmentRows]) -> dict[int, Int64]:
+    """Return what leaves each fragment that loses rows, or has lost some by a deletion file before."""
+    thinned = (f for f, rows in held.items() if rows.rows < rows.written)
+    return {f: np.empty(0, np.int64) for f in thinned} | dropped
+
+
+def _units(
+    held: dict[int, FragmentRows], changes: Changes, size: int, *, erase: bool
+) -> Iterator[Unit]:
+    """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows.
+
+    `erase`: no file that holds rows that left is kept.
+    """
     for start in range(0, len(changes.embed), size):
         rows = tuple(changes.embed[start : start + size].tolist())
         yield EmbedRows(f"embed-{start:09d}", rows, source_documents(len(rows)))
@@ -240,7 +254,7 @@ def _units(held: dict[int, FragmentRows], changes: Changes, size: int) -> Iterat
     for fragment, dropped in changes.dropped.items():
         left, written = held[fragment].rows - len(dropped), held[fragment].written
         leaving, documents = tuple(dropped.tolist()), table_documents(left)
-        if left >= (1 - _DELETED) * written:
+        if left >= (1 - _DELETED) * written and not erase:
             yield ThinFragment(f"thin-{fragment:06d}", fragment, left, documents, leaving)
         elif left:
             yield KeepFragment(f"keep-{fragment:06d}", fragment, left, documents, leaving)

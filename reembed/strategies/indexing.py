@@ -109,7 +109,7 @@ def _job(context: RunContext, sealed: SealedTable) -> _Job:
 
 def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManifest | None:
     """Return the index of the base, grown by what changed; None if it is built from the whole table."""
-    if job.build.trained is None:
+    if job.build.trained is None or context.config.storage.erase_deleted:
         return None
     return context.executor.call(_grow_task, job, vectors)
 

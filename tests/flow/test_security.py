@@ -219,7 +219,8 @@ def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
     corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Any, ray_local: None
 ) -> None:
     source = corpus(130)
-    config = make_config(source, table={"carry": ["title"]}, storage={"keep": 1})
+    storage = {"keep": 1, "erase_deleted": True}
+    config = make_config(source, table={"carry": ["title"]}, storage=storage)
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog, first.id, initial_reason="a test")

@@ -228,3 +228,20 @@ def test_fragments_of_two_versions_are_told_apart_by_their_files(tmp_path):
     added = [r for f in found.added for r in place.table().row_ids(f).tolist()]
     assert set(added) == rows_after - rows_before
     assert dataclasses.asdict(place.release)["rows"] == len(rows_after)
+
+
+def test_files_of_deleted_documents_are_written_again_where_that_is_asked_for(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    change(place.uri, 1, 5)
+    place.catch_up()
+    thinned = [f for f in place.table().dataset().get_fragments() if f.metadata.deletion_file]
+    assert thinned
+    lance.dataset(place.uri).delete("doc_id = 'd00777'")
+    storage = place.config.storage.model_copy(update={"erase_deleted": True})
+    place.config = place.config.model_copy(update={"storage": storage})
+    place.catch_up()
+    fragments = place.table().dataset().get_fragments()
+    assert not [f for f in fragments if f.metadata.deletion_file]
+    assert [s.kind for s in place.manifest().segments] == ["base"]
+    assert place.manifest().tombstones is None
+    assert place.held() == place.rows()
