@@ -159,6 +159,7 @@ def change(source: Path, documents: int, share: float) -> None:
     import lance
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     dataset = lance.dataset(str(source))
     there = np.array(dataset.to_table(columns=["_id"])["_id"].to_pylist())
@@ -170,8 +171,7 @@ def change(source: Path, documents: int, share: float) -> None:
     texts = [f"another text of {name} after {share}" for name in updated]
     rows = pa.table({"_id": updated.tolist(), "text": texts})
     dataset.merge_insert("_id").when_matched_update_all().execute(rows)
-    names = ", ".join(f"'{name}'" for name in gone)
-    lance.dataset(str(source)).delete(f"_id IN ({names})")
+    lance.dataset(str(source)).delete(pc.field("_id").isin(gone.tolist()))
 
 
 def forget_history(source: Path) -> None:
@@ -203,6 +203,7 @@ def exact(source: Path, root: Path, release: Any, config: Any) -> bool:
     """Whether table and index hold every document of the source once, as its newest text says."""
     import lance
     import numpy as np
+    import pyarrow.compute as pc
 
     from reembed import encoders
     from reembed.catalog.index_manifest import read_manifest
@@ -221,8 +222,8 @@ def exact(source: Path, root: Path, release: Any, config: Any) -> bool:
     indexed = sorted(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
     newest = [n for n, t in text.items() if t.startswith("another")]
     sample = newest[:: max(1, len(newest) // 500)]
-    names = ", ".join(f"'{n}'" for n in sample)
-    found = table.to_table(columns=["doc_id", "vector"], filter=f"doc_id IN ({names})").to_pydict()
+    chosen = pc.field("doc_id").isin(sample)
+    found = table.to_table(columns=["doc_id", "vector"], filter=chosen).to_pydict()
     stored = dict(zip(found["doc_id"], found["vector"], strict=True))
     model = encoders.load_encoder(config.encoder)
     again = model.embed_documents([text[n] for n in sample]).vectors

@@ -25,6 +25,7 @@ from unittest import mock
 
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the store
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common

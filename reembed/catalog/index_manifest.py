@@ -53,8 +53,6 @@ class Segment:
     ids: StoredFile
     """Row id and document id at each position."""
     rows: int
-    fragments: tuple[int, ...]
-    """Fragments of the table whose rows it was filled with."""
     factory: str
     operating_point: dict[str, int]
     """Any of nprobe, ef_search and k_factor; what ann_recall was measured with."""
@@ -64,6 +62,8 @@ class Segment:
     build_seconds: float
     rows_since_training: int
     """Rows that were embedded after it was trained: by catch-ups that filled it again."""
+    fragments: tuple[int, ...] = ()
+    """Fragments of the table whose rows it was filled with."""
 
 
 @dataclass(frozen=True)

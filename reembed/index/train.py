@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,10 +159,11 @@ def _sample(source: VectorSource, factory: str) -> Any:
     rows = min(wanted, _most_sampled(source.rows, source.dim))
     if rows < LEAST_PER_LIST * lists:
         fit = 2 ** int(math.log2(max(1, rows // LEAST_PER_LIST)))
+        smaller = f"index.factory={factory.replace(f'IVF{lists}', f'IVF{fit}')}"
         raise UsageError(
             f"index.factory {factory!r} does not fit {source.rows:,} vectors",
             f"{lists:,} lists are trained on at least {LEAST_PER_LIST * lists:,} vectors, {rows:,} can be read",
-            f"reembed run --set index.factory={factory.replace(f'IVF{lists}', f'IVF{fit}')}     # or auto",
+            f"reembed run --set {shlex.quote(smaller)}     # or auto",
         )
     sample = np.ascontiguousarray(source.sample_ranges(rows, seed=0), dtype=np.float32)
     check_vectors(sample, source.dim)

@@ -58,6 +58,8 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
     job = _job(context, sealed)
     manifest = _grown(context, job, context.vectors(sealed))
     if manifest is None:
+        queries = tuple(_tuning_texts(context))
+        job = replace(job, build=replace(job.build, queries=queries))
         manifest = _built_or_trained_again(context, sealed, job)
     built = manifest.base
     context.emit(
@@ -100,9 +102,8 @@ def _built(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest
 
 def _job(context: RunContext, sealed: SealedTable) -> _Job:
     run, config = context.run, context.config
-    vectors, texts = context.vectors(sealed), tuple(_tuning_texts(context))
     folder, work = index_folder(run.id), run.path(WORK)
-    build = index.Build(run.storage, folder, work, vectors, config.index, texts)
+    build = index.Build(run.storage, folder, work, context.vectors(sealed), config.index)
     build = replace(build, trained=_trained(context.plan, build))
     return _Job(run, context.plan.without_units(), config, build)
 

@@ -58,10 +58,10 @@ class Killed(BaseException):
 
 
 class DiesVerifying(Inline):
-    def each(self, function, items):
+    def each(self, function, items, **resources):
         if function.__name__ == "_verify_task":
             raise Killed
-        return super().each(function, items)
+        return super().each(function, items, **resources)
 
 
 class DiesEmbedding(Inline):

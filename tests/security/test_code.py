@@ -161,7 +161,7 @@ def built_filters(tree: ast.AST) -> Iterator[str]:
 
 # What may be put together, and why.
 ALLOWED = {
-    "f'_row_last_updated_at_version > {since.version}'": "a version number of Lance's own",
+    "f\"_rowid IN ({', '.join(map(str, unit.leaving))})\"": "row ids of Lance's own: integers",
 }
 
 
