@@ -214,17 +214,22 @@ class Sealed(Event, stage="table"):
 
 @dataclass(frozen=True)
 class Indexed(Event, stage="index"):
-    """The index was built, tuned and saved."""
+    """The index was built, tuned and saved; or grown from the one before, whose tuning it keeps."""
 
     factory: str
     device: str
     rows: int
     shards: int
+    """Segments that were built from a whole table."""
     seconds: float
     operating_point: dict[str, int]
     ann_recall_at_10: float
     num_queries: int
     tuned_on: str
+    deltas: int = 0
+    """Segments that were added since."""
+    tombstones: int = 0
+    """Rows of segments that left since."""
 
 
 @dataclass(frozen=True)

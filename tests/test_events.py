@@ -65,7 +65,7 @@ EVENTS: list[Event] = [
     Draining(30.0),
     Kept(1, 40),
     Sealed("tables/a.lance", 2, 20, 20, 0),
-    Indexed("Flat", "cpu", 20, 2, 0.1, {"nprobe": 4}, 0.99, 5, "queries"),
+    Indexed("Flat", "cpu", 20, 2, 0.1, {"nprobe": 4}, 0.99, 5, "queries", 1, 3),
     Verified(False, 20, 5, {"missing": 1}, "5 re-embedded"),
     Candidate(RUN, None),
     AliasMoved("docs", "promote", 1, None, RUN),

@@ -54,10 +54,12 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
         emit_ignored(changed_settings("index", used, now), context.emit)
         return finished
     started = time.monotonic()
-    context.emit(Working("building the index, and tuning it on judged queries if there are any"))
     job = _job(context, sealed)
     manifest = _grown(context, job, context.vectors(sealed))
     if manifest is None:
+        context.emit(
+            Working("building the index, and tuning it on judged queries if there are any")
+        )
         queries = tuple(_tuning_texts(context))
         job = replace(job, build=replace(job.build, queries=queries))
         manifest = _built_or_trained_again(context, sealed, job)
@@ -67,12 +69,14 @@ def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
             factory=built.factory,
             device=built.device,
             rows=manifest.rows,
-            shards=len(manifest.segments),
+            shards=sum(s.kind == "base" for s in manifest.segments),
             seconds=round(time.monotonic() - started, 1),
             operating_point=built.operating_point,
             ann_recall_at_10=manifest.ann_recall_at_10,
             num_queries=manifest.num_queries,
             tuned_on=manifest.tuned_on,
+            deltas=sum(s.kind == "delta" for s in manifest.segments),
+            tombstones=manifest.tombstones.rows if manifest.tombstones else 0,
         )
     )
     return manifest

@@ -14,8 +14,10 @@ from inline import Inline, Silent
 
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog
+from reembed.cli.progress import words
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
+from reembed.events import Indexed
 from reembed.index import files as index_store
 from reembed.index import grow as growing
 from reembed.index.exact import exact_search
@@ -245,3 +247,14 @@ def test_files_of_deleted_documents_are_written_again_where_that_is_asked_for(tm
     assert [s.kind for s in place.manifest().segments] == ["base"]
     assert place.manifest().tombstones is None
     assert place.held() == place.rows()
+
+
+def test_the_output_tells_a_grown_index_from_one_that_was_built(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    change(place.uri, 1, 5)
+    told = []
+    catch_up(place.config, place.release, told.append, executor=Inline())
+    (indexed,) = [words(e) for e in told if isinstance(e, Indexed)]
+    assert "in 2 shards" not in indexed
+    assert indexed.endswith("documents when it was built, grown by 1 delta and 7 tombstones")
+    assert not [e for e in told if "building the index" in str(e)]
