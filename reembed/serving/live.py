@@ -133,7 +133,8 @@ class OpenRelease:
             names = self.index.doc_ids(positions[there])
             best = best_of_each(names, np.nonzero(there)[0], k)
             positions[there] = np.where(best, positions[there], -1)
-            if ask == most or ((positions >= 0).sum(axis=1) == k).all():
+            done = ~there[:, -1] | ((positions >= 0).sum(axis=1) == k)
+            if ask == most or done.all():
                 return positions, scores
             ask = min(2 * ask, most)
 

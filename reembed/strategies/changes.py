@@ -22,6 +22,7 @@ from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in as source_documents
 from reembed.table.documents import by_document, row_of, rows_of_each
+from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import TableVersion
 
 Int64 = npt.NDArray[np.int64]
@@ -125,7 +126,9 @@ def _by_files(
     held = _Rows.among(table, list(after.ref.carry), names, found.texts)
     failed = digests.of_ids([d.doc_id for d in dead_letters])
     known = np.union1d(held.ids, failed)
-    if len(np.setdiff1d(np.intersect1d(found.ids, known), left)) or len(left) >= table.rows:
+    if len(np.setdiff1d(np.intersect1d(found.ids, known), left)) or len(left) >= table_documents(
+        table.rows
+    ):
         after.check_documents()  # a new row has the id of one that did not leave; or nothing is left
     return _compare(held, found, left, dead_letters, retry=False, rewrite=False)
 

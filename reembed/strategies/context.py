@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from reembed.catalog.plan import KeepFragment, Plan
+from reembed.catalog.plan import KeepFragment, Plan, ThinFragment
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
@@ -110,7 +110,8 @@ def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
     """Return settings of the section embed that the plan fixed and that are different now."""
     now = config.embed.model_dump(include={"unit_documents", "reuse"})
     asked = config.embed.unit_documents or plan.unit_documents
-    largest = max((u.rows for u in plan.units if not isinstance(u, KeepFragment)), default=0)
+    cut = (u for u in plan.units if not isinstance(u, KeepFragment | ThinFragment))
+    largest = max((u.documents for u in cut), default=0)
     now["unit_documents"] = asked
     used = dict(now)
     if largest >= min(plan.unit_documents, asked):  # else neither cuts anything

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reembed.catalog.plan import Plan
+from reembed.catalog.plan import Plan, ThinFragment
 from reembed.catalog.releases import Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
@@ -19,6 +19,7 @@ from reembed.source.dataset import TEXT, Source
 from reembed.store.paths import is_remote
 from reembed.store.storage import Storage, readable
 from reembed.strategies.changes import Changes
+from reembed.table.documents import rows_of
 
 _ROW_BYTES = 40  # text_hash, space, source_version
 _SLACK = 1.1
@@ -79,7 +80,8 @@ def require_room(run: Run, plan: Plan, source: Source, emit: Listener) -> None:
     if is_remote(run.storage.root):
         return
     staged = run.staged()
-    rows = sum(u.rows for u in plan.units if u.id not in staged)
+    written = [u for u in plan.units if not isinstance(u, ThinFragment)]
+    rows = sum(rows_of(u.documents) for u in written if u.id not in staged)
     if not rows:
         return
     item = np.dtype(plan.space.vector_dtype).itemsize

@@ -13,6 +13,7 @@ from inline import Inline, Silent
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.worker import UnitEmbedder
+from reembed.errors import SourceError
 from reembed.lifecycle.promote import promote
 from reembed.serving.index import Index
 from reembed.store.storage import Storage
@@ -108,6 +109,14 @@ def test_a_document_of_several_rows_is_built_caught_up_and_found_as_one(place, s
     everything = Index(catalog).search(["the text of 5"], 500)[0]
     assert {h.doc_id for h in everything} == set(years)
     assert len(everything) == len(years)
+
+
+def test_a_source_without_documents_is_refused_however_many_rows_they_had(place, split):
+    uri, config = place
+    first = full_rebuild(config, Silent(), executor=Inline())
+    lance.dataset(uri).delete("true")
+    with pytest.raises(SourceError, match="has no documents"):
+        catch_up(config, first, Silent(), executor=Inline())
 
 
 def test_one_failed_row_leaves_the_whole_document_out_with_the_first_reason():

@@ -201,14 +201,14 @@ def test_missing_texts_that_a_catch_up_may_leave_out_are_said(
 def test_a_disk_too_small_for_a_catch_up_is_said_before_ray_starts(
     grown: Callable[..., tuple[Config, Release]], quiet: Quiet, free: Callable[[int], None]
 ):
-    """38 rows are written: 20 embedded, 1 refreshed, and what stays of two files that lost a row."""
+    """21 rows are written: 20 embedded and 1 refreshed; the two files that lost a row get deletion files."""
     config, release = grown(nulls=0)
-    free(38 * 512 * 4)
+    free(20 * 512 * 4)
     with pytest.raises(RunFailed) as refused:
         catch_up(config, release, quiet, executor=NoRay())
-    assert refused.value.what == f"{config.storage.root} has 76.0 KiB free"
-    assert "39 rows of 512 x float32" in str(refused.value.why)
-    free(38 * 512 * 4 + 59 * 512 * 4)
+    assert refused.value.what == f"{config.storage.root} has 40.0 KiB free"
+    assert "21 rows of 512 x float32" in str(refused.value.why)
+    free(21 * 512 * 4 + 59 * 512 * 4)
     newer = catch_up(config, release, quiet, executor=Inline())
     assert (newer.rows, newer.verify.passed) == (58, True)
     assert "little room" in said(quiet)
