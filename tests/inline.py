@@ -6,24 +6,21 @@ All that is real but Ray: source, encoder, staging, commit, index, verification,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 from reembed.catalog.plan import EmbedUnit
 from reembed.catalog.receipts import Receipt
 from reembed.config.settings import Config
 from reembed.engine import worker as work
 from reembed.engine.documents import prepared, read
-from reembed.engine.executor import EmbedJob
+from reembed.engine.executor import EmbedJob, Here
 from reembed.engine.signals import Stop
 from reembed.engine.worker import UnitEmbedder
 from reembed.events import Event, Listener, ignore
 
-T = TypeVar("T")
 
-
-class Inline:
+class Inline(Here):
     """As `reembed.engine.executor.Executor` asks."""
 
     where = "this process"
@@ -49,19 +46,6 @@ class Inline:
     def order(self, units: list[EmbedUnit]) -> list[EmbedUnit]:
         """In which they are done."""
         return units
-
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
-        return function(*args)
-
-    def each(
-        self,
-        function: Callable[..., T],
-        items: Iterable[tuple[Any, ...]],
-        *,
-        cpus: int = 1,
-        gpus: float = 0,
-    ) -> list[T]:
-        return [function(*item) for item in items]
 
     def largest_node_cpus(self, gpus: float = 0) -> int:
         return 1

@@ -73,7 +73,7 @@ class Tasks(Protocol):
         """Run a function over items in any order; return the results in the items' order."""
 
 
-class _Here:
+class Here:
     """Runs tasks in this process, one after the other."""
 
     def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
@@ -90,7 +90,7 @@ class _Here:
         return [function(*item) for item in items]
 
 
-HERE: Tasks = _Here()
+HERE: Tasks = Here()
 
 
 class Executor(Tasks, Protocol):

@@ -39,6 +39,7 @@ from reembed.engine.worker import UnitEmbedder
 from reembed.errors import ReembedError, RunFailed
 from reembed.store.records import decode, encode
 from reembed.store.storage import storage_errors
+from reembed.table.documents import rows_of
 
 # CPUs of a reading, tokenizing or writing task. Not a whole number: Ray Data fuses stages with equal
 # resources, and the model would wait for a tokenizer in its own actor.
@@ -141,7 +142,8 @@ def _set_context(job: EmbedJob, units: list[EmbedUnit]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _reading(job, units[0]):
         text = job.source.read(units[0]).nbytes
-    unit_bytes = 2 * text + units[0].rows * job.plan.space.dim * 4  # text, token ids, vectors
+    vectors = rows_of(units[0].documents) * job.plan.space.dim * 4
+    unit_bytes = 2 * text + vectors  # text, token ids, vectors
     in_flight = job.embed.units_in_flight * job.embed.actors
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=max(_MIN_STORE_BYTES, in_flight * unit_bytes)

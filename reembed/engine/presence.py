@@ -3,7 +3,7 @@
 runs/RUN/workers/WORKER.json     one for each process that embeds
 
 Several threads keep it: one lets the model work, others prepare units and finish them. A unit is recorded
-before the model may take it and taken off after the model left it, so that whoever finds the record of a
+before the model may take it and taken off after the model left it, so that the process that finds the record of a
 process that was killed knows every unit that can have killed it. A unit that was tried before is recorded
 alone, before and after the model is at it: for it the record is exact.
 """

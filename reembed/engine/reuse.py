@@ -57,7 +57,10 @@ def find_donors(catalog: Catalog, space_id: str, emit: Listener) -> tuple[Donor,
     for line in sorted(doubted.keys() & {r.origin for r in there}):
         emit(Notice(f"no vectors are copied from line {line}: {doubted[line]}"))
     whole = [r for r in there if r.origin not in doubted]
-    newest = {r.table: r for r in whole}  # oldest first
+    several = [r.id for r in whole if r.rows != r.documents]
+    if several:
+        emit(Notice(f"no vectors are copied from {', '.join(several)}: a text has several there"))
+    newest = {r.table: r for r in whole if r.id not in several}  # oldest first
     return tuple(
         Donor(r.id, r.alias, r.origin, r.table, r.table_version, r.rows)
         for _, r in sorted(newest.items())

@@ -36,6 +36,14 @@ def test_the_newest_release_of_each_table_gives_its_vectors(catalog):
     assert [d.release for d in find_donors(catalog, SPACE.id, Silent())] == ["a-u10-10", "b"]
 
 
+def test_a_release_with_several_rows_a_document_gives_no_vectors(catalog):
+    make_release(catalog, "a", rows=20, documents=10)
+    make_release(catalog, "b")
+    told = []
+    assert [d.release for d in find_donors(catalog, SPACE.id, told.append)] == ["b"]
+    assert [str(e) for e in told if "copied from a: a text has several there" in str(e)]
+
+
 def test_a_release_that_gc_marked_gives_no_vectors(catalog):
     make_release(catalog, "a")
     make_release(catalog, "b")
