@@ -163,10 +163,10 @@ def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, comm
     queries = near / np.linalg.norm(near, axis=1, keepdims=True)
     folder = "indexes/searched"
     work = build.Build(storage, folder, "runs/searched/index", table, IndexConfig(device="cpu"))
-    begun = build.begin(work, queries[:200])
-    for number in range(len(begun.shards)):
-        build.fill_shard(work, begun, number)
-    manifest = build.finish(work, begun, space="s", table=_TABLE, table_version=1)
+    prepared = build.prepare(work, queries[:200])
+    for number in range(len(prepared.shards)):
+        build.fill_shard(work, prepared, number)
+    manifest = build.finish(work, prepared, space="s", table=_TABLE, table_version=1)
     release = make_release(Catalog(storage, "docs"), "searched-record")
     carried = replace(release.source, carry=("title",))
     release = replace(release, space=replace(release.space, dim=dim), source=carried)

@@ -101,10 +101,10 @@ def build(
         work = steps.Build(
             storage, PATH, f"runs/r{next(_runs)}/index", source, settings, (), trained
         )
-        begun = steps.begin(work, queries)
-        for number in range(len(begun.shards)):
-            steps.fill_shard(work, begun, number)
-        manifest = steps.finish(work, begun, **WHERE)
+        prepared = steps.prepare(work, queries)
+        for number in range(len(prepared.shards)):
+            steps.fill_shard(work, prepared, number)
+        manifest = steps.finish(work, prepared, **WHERE)
         return Built(manifest, files.load(storage, PATH, manifest))
 
 

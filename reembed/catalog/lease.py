@@ -185,7 +185,7 @@ def repeating(seconds: float, work: Callable[[], None]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Begun:
+class UnitAttempt:
     """An attempt at a unit."""
 
     unit: str
@@ -200,7 +200,7 @@ class Worker:
     unit: str
     """The unit that its model is at."""
     attempt: int
-    following: tuple[Begun, ...]
+    following: tuple[UnitAttempt, ...]
     """Prepared units: the model may be at one of them by now."""
     tries: int
     """How often it went on after it had waited for the model's provider."""
@@ -212,9 +212,9 @@ class Worker:
     at: str
 
     @property
-    def begun(self) -> tuple[Begun, ...]:
+    def at_work(self) -> tuple[UnitAttempt, ...]:
         """Every attempt that may be at work."""
-        return (Begun(self.unit, self.attempt), *self.following)
+        return (UnitAttempt(self.unit, self.attempt), *self.following)
 
 
 def workers(run: Run) -> list[Worker]:

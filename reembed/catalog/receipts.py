@@ -107,7 +107,7 @@ class UnitStats:
     waited_s: float
     """Seconds before it in which the model had no unit."""
     embed_s: float
-    """Seconds from when the model could have begun to when it ended: those it waited for records are in it."""
+    """Seconds from when the model could start until it ended, its wait for records included."""
     model_s: float
     """The model's part of `embed_s`."""
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from reembed.catalog.lease import Begun, workers
+from reembed.catalog.lease import UnitAttempt, workers
 from reembed.catalog.runs import Run
 from reembed.engine.executor import ALONE, Host
 from reembed.errors import RunFailed
@@ -58,9 +58,9 @@ class Attempt:
     _careful: bool = False
 
     @property
-    def begun(self) -> Begun:
+    def as_recorded(self) -> UnitAttempt:
         """The attempt, as a worker's record names it."""
-        return Begun(self.unit, self.number)
+        return UnitAttempt(self.unit, self.number)
 
     @property
     def is_retried(self) -> bool:
@@ -136,8 +136,8 @@ def _died_alone(run: Run, unit: str, host: Host) -> list[int]:
     """Return the attempts whose worker was killed while its node and its driver lived on: others, and those
     that embedded all and failed later, say nothing about the documents.
     """
-    begun = [(w, b.attempt) for w in workers(run) for b in w.begun if b.unit == unit]
-    return [attempt for w, attempt in begun if host.outlived(w.node, w.job)]
+    tried = [(w, b.attempt) for w in workers(run) for b in w.at_work if b.unit == unit]
+    return [attempt for w, attempt in tried if host.outlived(w.node, w.job)]
 
 
 def _deaths(run: Run, unit: str, attempts: list[int]) -> Counter[Range]:

@@ -14,7 +14,7 @@ import os
 import threading
 import uuid
 
-from reembed.catalog.lease import Begun, Worker
+from reembed.catalog.lease import UnitAttempt, Worker
 from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.engine.attempts import Attempt
@@ -28,7 +28,7 @@ class Presence:
     def __init__(self, run: Run, host: Host) -> None:
         self._run, self._place = run, host.place()
         self._id = uuid.uuid4().hex
-        self._units: list[Begun] = []
+        self._units: list[UnitAttempt] = []
         self._is_alone = self._is_paused = False
         self._tries = self._changes = self._saved = 0
         self._state, self._saving = threading.Lock(), threading.Lock()
@@ -36,15 +36,15 @@ class Presence:
     def announce(self, attempt: Attempt) -> None:
         """Record that the model may take a unit from now on."""
         with self._state:
-            self._units.append(attempt.begun)
+            self._units.append(attempt.as_recorded)
             self._changes += 1
         self.save()
 
     def take(self, attempt: Attempt) -> None:
         """The model begins with an announced unit, or goes on with it after a pause."""
         with self._state:
-            self._units.remove(attempt.begun)
-            self._units.insert(0, attempt.begun)
+            self._units.remove(attempt.as_recorded)
+            self._units.insert(0, attempt.as_recorded)
             self._is_alone = attempt.is_retried
             was_paused, self._is_paused = self._is_paused, False
             self._tries += was_paused
@@ -62,7 +62,7 @@ class Presence:
     def leave(self, attempt: Attempt) -> None:
         """The model is done with a unit, or will not take it; `save` makes it last."""
         with self._state:
-            self._units.remove(attempt.begun)
+            self._units.remove(attempt.as_recorded)
             self._is_alone = self._is_paused = False
             self._changes += 1
         if attempt.is_retried:

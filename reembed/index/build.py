@@ -1,15 +1,15 @@
-"""Build the index of one table version in shards: begin, fill each shard, finish.
+"""Build the index of one table version in shards: prepare, fill each shard, finish.
 
-`begin` trains an index on a sample and fixes which fragments go into which shard. `fill_shard` fills one, and
+`prepare` trains an index on a sample and fixes which fragments go into which shard. `fill_shard` fills one, and
 searches its vectors exactly for the queries in the same pass. `finish` merges what the shards found, chooses the
 operating point and writes the manifest. Each is one task or less; no process holds more than a shard.
 
 Each step ends with a create-only record, so that a build that was killed goes on where it was:
 
-runs/RUN/index/BUILD/begun.json        what all shards share: the trained index, the queries, the cut
+runs/RUN/index/BUILD/prepared.json     what all shards share: the trained index, the queries, the cut
 runs/RUN/index/BUILD/shards/N.json     one filled shard: its files by sha256, its rows
 runs/RUN/index/BUILD/SHA256.npz        queries, or what a shard has for them
-indexes/RUN/                           the files of the index itself, see `catalog.index_manifest`
+indexes/RUN/                           the files of the index itself; see `catalog.index_manifest`
 
 BUILD follows from the settings and queries, so that a build by others does not go on with these shards.
 """
@@ -97,7 +97,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Prepared:
     """What all shards of a build share."""
 
     trained: StoredFile
@@ -124,12 +124,12 @@ class Shard:
     seconds: float
 
 
-def begun(build: Build) -> Begun | None:
+def prepared(build: Build) -> Prepared | None:
     """Return what a build began with, if it did."""
-    return build.storage.decode_if_there(Begun, _begun_path(build))
+    return build.storage.decode_if_there(Prepared, _prepared_path(build))
 
 
-def begin(build: Build, queries: Float32 | None) -> Begun:
+def prepare(build: Build, queries: Float32 | None) -> Prepared:
     """Train an index, or take a trained one, and fix queries and shards; of two at once, the first one's stay.
 
     Without queries [Q, D] it is tuned on random documents, which are easier than real queries.
@@ -152,7 +152,7 @@ def begin(build: Build, queries: Float32 | None) -> Begun:
         file = trained.file
         files.copy(storage, trained.path, file, build.path)
     faults.point("index.after_train")
-    record = Begun(
+    record = Prepared(
         trained=file,
         queries=files.put_bytes(storage, build.records, _to_bytes(queries)),
         tuned_on=tuned_on,
@@ -161,8 +161,8 @@ def begin(build: Build, queries: Float32 | None) -> Begun:
         device=device.name(build.factory),
         seconds=round(time.monotonic() - started, 3),
     )
-    storage.create(_begun_path(build), encode(record))
-    return _required(begun(build))
+    storage.create(_prepared_path(build), encode(record))
+    return _required(prepared(build))
 
 
 def filled(build: Build, number: int) -> Shard | None:
@@ -170,17 +170,17 @@ def filled(build: Build, number: int) -> Shard | None:
     return build.storage.decode_if_there(Shard, _shard_path(build, number))
 
 
-def fill_shard(build: Build, begun: Begun, number: int) -> Shard:
+def fill_shard(build: Build, prepared: Prepared, number: int) -> Shard:
     """Fill one shard, store it, and then its proof; of two at once, the first one's stays.
 
     Raises:
         IntegrityError: rows are missing, repeated, not finite or of another dimension.
     """
     started = time.monotonic()
-    storage, path, fragments = build.storage, build.path, begun.shards[number]
-    queries = _from_bytes(files.get_bytes(storage, build.records, begun.queries))
+    storage, path, fragments = build.storage, build.path, prepared.shards[number]
+    queries = _from_bytes(files.get_bytes(storage, build.records, prepared.queries))
     device = Device.choose(build.factory, build.settings.device)
-    trained = files.get_index(storage, path, begun.trained)
+    trained = files.get_index(storage, path, prepared.trained)
     shard = fill(trained, build.source, fragments, queries, device)
     measured = measure(shard.index, queries, shard.exact, build.source.rows)
     faults.point("index.before_save")
@@ -198,7 +198,7 @@ def fill_shard(build: Build, begun: Begun, number: int) -> Shard:
 
 
 def finish(
-    build: Build, begun: Begun, *, space: str, table: str, table_version: int
+    build: Build, prepared: Prepared, *, space: str, table: str, table_version: int
 ) -> IndexManifest:
     """Check that the shards hold every fragment of the table once, tune them together, write the manifest.
 
@@ -206,12 +206,12 @@ def finish(
         TargetMissed: no operating point reaches index.ann_recall.
         IntegrityError: a shard is missing, or the shards are not the table.
     """
-    shards = [_required(filled(build, number)) for number in range(len(begun.shards))]
+    shards = [_required(filled(build, number)) for number in range(len(prepared.shards))]
     _require_whole(build, shards)
     tuned = choose(_measured(build, shards), build.settings.ann_recall)
-    _require_target(build, begun, tuned)
+    _require_target(build, prepared, tuned)
     manifest = IndexManifest(
-        segments=tuple(_segment(build, begun, shard, tuned) for shard in shards),
+        segments=tuple(_segment(build, prepared, shard, tuned) for shard in shards),
         tombstones=None,
         metric="inner_product",
         dim=build.source.dim,
@@ -220,7 +220,7 @@ def finish(
         table_version=table_version,
         ann_recall_at_10=float(tuned.recalls.mean()),
         ann_recall_lower=files.lower_bound(tuned.recalls),
-        tuned_on=begun.tuned_on,
+        tuned_on=prepared.tuned_on,
         num_queries=len(tuned.recalls),
         settings=build.settings,
     )
@@ -275,7 +275,7 @@ def _measured(build: Build, shards: list[Shard]) -> Iterator[Measured]:
         yield Measured.from_bytes(files.get_bytes(build.storage, build.records, shard.measured))
 
 
-def _require_target(build: Build, begun: Begun, tuned: Tuned) -> None:
+def _require_target(build: Build, prepared: Prepared, tuned: Tuned) -> None:
     reached, target = float(tuned.recalls.mean()), build.settings.ann_recall
     if reached >= target:
         return
@@ -283,30 +283,30 @@ def _require_target(build: Build, begun: Begun, tuned: Tuned) -> None:
     point = ", ".join(f"{name} {value}" for name, value in tuned.operating_point.items())
     raise TargetMissed(
         f"{build.factory} does not reach index.ann_recall {target:g}: {reached:.4f} at {point or 'its only point'}",
-        f"measured on {len(tuned.recalls):,} {begun.tuned_on}; more lists per query would be a full scan",
+        f"measured on {len(tuned.recalls):,} {prepared.tuned_on}; more lists per query would be a full scan",
         f"reembed run --set index.ann_recall={lower:g}     # or another index.factory, with finer codes or Flat",
     )
 
 
-def _segment(build: Build, begun: Begun, shard: Shard, tuned: Tuned) -> Segment:
+def _segment(build: Build, prepared: Prepared, shard: Shard, tuned: Tuned) -> Segment:
     return Segment(
         kind="base",
-        trained=begun.trained,
+        trained=prepared.trained,
         vectors=shard.vectors,
         ids=shard.ids,
         rows=shard.rows,
         fragments=shard.fragments,
         factory=build.factory,
         operating_point=tuned.operating_point,
-        device=begun.device,
+        device=prepared.device,
         faiss_version=faiss.__version__,
         build_seconds=shard.seconds,
-        rows_since_training=begun.rows_since_training,
+        rows_since_training=prepared.rows_since_training,
     )
 
 
-def _begun_path(build: Build) -> str:
-    return f"{build.records}/begun.json"
+def _prepared_path(build: Build) -> str:
+    return f"{build.records}/prepared.json"
 
 
 def _shard_path(build: Build, number: int) -> str:

@@ -41,7 +41,7 @@ class _Job:
 
 
 def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
-    """Build, tune and save the index, or go on with one that was begun; take one of this table version that is
+    """Build, tune and save the index, or continue an interrupted build; take one of this table version that is
     finished, and name the settings that differ from those it was built by.
 
     Raises:
@@ -119,20 +119,20 @@ def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManife
     return context.executor.call(_grow_task, job, vectors)
 
 
-def _fill(context: RunContext, job: _Job) -> index.Begun:
+def _fill(context: RunContext, job: _Job) -> index.Prepared:
     """Train, and fill the shards that have no proof yet, each as a task."""
     config, executor, build = context.config, context.executor, job.build
     gpus = int(config.index.device != "cpu" and executor.has_gpu())
     cpus = min(config.embed.actors * config.embed.cpus_per_actor, executor.largest_node_cpus(gpus))
-    begun = index.begun(build)
-    if begun is None:
-        begun = executor.call(_begin_task, job, cpus=cpus, gpus=gpus)
-    shards = range(len(begun.shards))
+    prepared = index.prepared(build)
+    if prepared is None:
+        prepared = executor.call(_prepare_task, job, cpus=cpus, gpus=gpus)
+    shards = range(len(prepared.shards))
     todo = [number for number in shards if index.filled(build, number) is None]
-    tasks = [(job, begun, number) for number in todo]
+    tasks = [(job, prepared, number) for number in todo]
     if tasks:
         executor.each(_shard_task, tasks, cpus=cpus, gpus=gpus)
-    return begun
+    return prepared
 
 
 def _tuning_texts(context: RunContext) -> list[str]:
@@ -152,7 +152,7 @@ def _tuning_texts(context: RunContext) -> list[str]:
     return found.texts
 
 
-def _begin_task(job: _Job) -> index.Begun:
+def _prepare_task(job: _Job) -> index.Prepared:
     plan, config = job.plan, job.config
     with storage_errors(_failed(job)):
         queries = None
@@ -160,7 +160,7 @@ def _begin_task(job: _Job) -> index.Begun:
             encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
             ask = partial(encoder.embed_queries, list(job.build.queries))
             queries = patience_of(plan, config).through(ask)
-        return index.begin(job.build, queries)
+        return index.prepare(job.build, queries)
 
 
 def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
@@ -175,9 +175,9 @@ def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
         return grow(job.build, older, change, table_version=vectors.version)
 
 
-def _shard_task(job: _Job, begun: index.Begun, number: int) -> index.Shard:
+def _shard_task(job: _Job, prepared: index.Prepared, number: int) -> index.Shard:
     with storage_errors(_failed(job)):
-        return index.fill_shard(job.build, begun, number)
+        return index.fill_shard(job.build, prepared, number)
 
 
 def _failed(job: _Job) -> str:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from inline import Inline
 
 from reembed import api as check
-from reembed.catalog.lease import Begun, Worker, is_driven, workers
+from reembed.catalog.lease import UnitAttempt, Worker, is_driven, workers
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, find_runs
 from reembed.cli.verbs import cli as reembed_cli
@@ -91,7 +91,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     with pytest.raises(KeyboardInterrupt):
         full_rebuild(third, quiet, executor=Stopped())
     unfinished = find_runs(catalog.storage)[-1]
-    worker = Worker("w", "u", 3, (Begun("v", 1),), 0, "", "", "", 1, "x")
+    worker = Worker("w", "u", 3, (UnitAttempt("v", 1),), 0, "", "", "", 1, "x")
     unfinished.storage.write(unfinished.path(WORKER), encode(worker))
     attempt = {"schema_version": SCHEMA_VERSION, "driver": "d", "trying": [0, 20], "token": "t"}
     unfinished.storage.write(unfinished.path("attempts/u/0003.json"), attempt)

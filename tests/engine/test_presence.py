@@ -28,7 +28,7 @@ def begun(run, unit, host=ALONE):
 
 
 def at_work(run):
-    return [[(b.unit, b.attempt) for b in worker.begun] for worker in workers(run)]
+    return [[(b.unit, b.attempt) for b in worker.at_work] for worker in workers(run)]
 
 
 def test_a_unit_is_in_the_record_from_before_the_model_may_take_it_until_it_left(run):

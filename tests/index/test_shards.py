@@ -17,7 +17,7 @@ from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError
 from reembed.index import build as steps
 from reembed.index import files
-from reembed.index.build import Begun, Build, Trained, cut_into_shards
+from reembed.index.build import Build, Prepared, Trained, cut_into_shards
 from reembed.index.exact import EXACT_K, ann_recall, exact_search
 from reembed.index.search import Float32
 from reembed.index.tune import Measured, choose
@@ -49,9 +49,9 @@ def settings(factory: str = "IVF32,Flat", shard_rows: int = 1_000) -> IndexConfi
     return IndexConfig(device="cpu", factory=factory, ann_recall=0.9, shard_rows=shard_rows)
 
 
-def begun(storage: Storage, source: ArrayVectors, **more: object) -> tuple[Build, Begun]:
+def prepared(storage: Storage, source: ArrayVectors, **more: object) -> tuple[Build, Prepared]:
     work = Build(storage, PATH, "runs/r/index", source, settings().model_copy(update=more))
-    return work, steps.begin(work, None)
+    return work, steps.prepare(work, None)
 
 
 FACTORIES = [
@@ -131,10 +131,10 @@ def test_a_build_that_was_killed_goes_on_with_the_shards_that_it_has(
     work = Build(storage, PATH, "runs/r/index", vectors, settings())
     kill("index.after_train")
     with pytest.raises(Killed):
-        steps.begin(work, None)
-    assert steps.begun(work) is None
+        steps.prepare(work, None)
+    assert steps.prepared(work) is None
     kill("nowhere")
-    first = steps.begin(work, None)
+    first = steps.prepare(work, None)
     steps.fill_shard(work, first, 0)
     for point in ("index.before_save", "index.before_shard"):
         kill(point)
@@ -158,10 +158,10 @@ def test_a_build_that_was_killed_goes_on_with_the_shards_that_it_has(
 def test_of_two_that_begin_or_fill_at_once_the_first_one_counts(
     vectors: ArrayVectors, storage: Storage
 ) -> None:
-    work, first = begun(storage, vectors)
+    work, first = prepared(storage, vectors)
     turned = ArrayVectors(vectors.row_ids, vectors.vectors[::-1].copy(), 300)
     other = dataclasses.replace(work, source=turned)
-    assert steps.begin(other, None) == first
+    assert steps.prepare(other, None) == first
     shard = steps.fill_shard(work, first, 0)
     assert steps.fill_shard(other, first, 0) == shard
 
@@ -169,14 +169,14 @@ def test_of_two_that_begin_or_fill_at_once_the_first_one_counts(
 def test_builds_of_other_settings_do_not_share_shards(
     vectors: ArrayVectors, storage: Storage
 ) -> None:
-    work, first = begun(storage, vectors)
+    work, first = prepared(storage, vectors)
     steps.fill_shard(work, first, 0)
     for change in ({"factory": "Flat"}, {"shard_rows": 500}):
-        other, again = begun(storage, vectors, **change)
+        other, again = prepared(storage, vectors, **change)
         assert other.records != work.records
         assert steps.filled(other, 0) is None, change
     assert dataclasses.replace(work, queries=("q",)).records != work.records
-    same, again = begun(storage, vectors, ann_recall=0.95)
+    same, again = prepared(storage, vectors, ann_recall=0.95)
     assert (same.records, again) == (work.records, first)
 
 
@@ -188,7 +188,7 @@ def tampered(work: Build, number: int, **changes: object) -> None:
 
 
 def test_shards_that_are_not_the_table_are_refused(vectors: ArrayVectors, storage: Storage) -> None:
-    work, first = begun(storage, vectors)
+    work, first = prepared(storage, vectors)
     shards = [steps.fill_shard(work, first, n) for n in range(5)]
     tampered(work, 1, fragments=shards[0].fragments)
     with pytest.raises(IntegrityError, match="the shards of the index are not the table"):
@@ -212,7 +212,7 @@ def test_a_table_that_lost_rows_is_refused_by_the_shard_that_reads_them(
             for ids, names, found in super().batches(fragments):
                 yield ids[1:], names[1:], found[1:]
 
-    work, first = begun(storage, vectors)
+    work, first = prepared(storage, vectors)
     short = dataclasses.replace(work, source=Short(vectors.row_ids, vectors.vectors, 300))
     with pytest.raises(IntegrityError, match="900 rows there, but 897 were read"):
         steps.fill_shard(short, first, 0)
@@ -244,7 +244,7 @@ def test_an_operating_point_is_chosen_from_all_shards_together() -> None:
 def test_ground_truth_of_shards_is_that_of_the_table(
     vectors: ArrayVectors, storage: Storage
 ) -> None:
-    work, first = begun(storage, vectors, factory="Flat")
+    work, first = prepared(storage, vectors, factory="Flat")
     assert CPU.shard_rows == 5_000_000
     for number in range(5):
         steps.fill_shard(work, first, number)
