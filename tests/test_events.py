@@ -94,7 +94,7 @@ def test_the_progress_line_says_when_it_ends_until_all_is_done():
 def test_one_of_a_kind_is_counted_as_one():
     planned = Planned(RUN, 1, 1, "a.lance", 1, True, "space", "model", 8)
     assert "1 document of a.lance version 1 in 1 unit -> model" in words(planned)
-    assert words(Kept(1, 40)) == "kept, and not embedded again: 40 rows in 1 unit"
+    assert words(Kept(1, 40)) == "of files that changed, 40 rows in 1 unit stay without embedding"
     one = dataclasses.replace(FIGURES, actors=1, dead_letters=1)
     said = words(Progress(one, eta_s=4, waiting=None, last=False))
     assert "  1 actor " in said

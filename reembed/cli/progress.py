@@ -150,7 +150,7 @@ def counted(number: int, name: str) -> str:
 
 @words.register
 def _(e: events.Kept) -> str:
-    return f"kept, and not embedded again: {counted(e.rows, 'row')} in {counted(e.units, 'unit')}"
+    return f"of files that changed, {counted(e.rows, 'row')} in {counted(e.units, 'unit')} stay without embedding"
 
 
 @words.register

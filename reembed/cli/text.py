@@ -316,8 +316,8 @@ def _gc(r: Collected) -> Lines:
     plan, done = r.plan, "removed" if r.deleted else "remove "
     yield from _table([("keep", k.release, k.why) for k in plan.keep])
     for run in plan.held_runs:
-        give_up = f"gc --drop-run {run} gives it up"
-        yield f"  keep    the table of run {run}, which is not finished     # {give_up}"
+        give_up = f"reembed gc --drop-run {shlex.quote(run)} gives it up"
+        yield f"  keep  the table of run {run}, which is not finished     # {give_up}"
     for n, x in enumerate(plan.remove):
         table = _going_table(x, plan.remove[:n])
         yield f"  {done} {x.release}  index {readable(x.index_bytes)}, {table}  {x.why}"

@@ -141,6 +141,16 @@ def train(source: VectorSource, factory: str, device: Device) -> Any:
     return device.moved_back(index)
 
 
+def require_factory(factory: str, dim: int) -> None:
+    """Check that FAISS can make an index of this kind for D dimensions; "auto" always can.
+
+    Raises:
+        UsageError: the factory string is wrong, or does not fit the dimensions.
+    """
+    if factory != "auto":
+        _empty(factory, dim)
+
+
 def lists_of(factory: str) -> int:
     """Return the number of lists that a factory string asks for; 0 without lists."""
     lists = re.search(r"IVF(\d+)", factory)

@@ -23,6 +23,7 @@ from reembed.engine import reuse
 from reembed.errors import Conflict, ReembedError
 from reembed.evaluation import queries as evalset
 from reembed.events import AlreadyBuilt, ChangedSetting, Listener, Notice, Working
+from reembed.index.train import require_factory
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.store.paths import absolute
@@ -48,6 +49,7 @@ class Wanted:
         source = Source.open(config)
         emit(Working(f"reading the model's files: {config.encoder.model}"))
         space = encoders.describe(config.encoder, config.table.dtype)
+        require_factory(config.index.factory, space.dim)
         gate = evalset.freeze(config.gate, dict(config.stores.queries))
         return cls(config, catalog, source, space, gate)
 

@@ -18,11 +18,11 @@ import pytest
 from conftest import Quiet
 from inline import Inline
 
-from reembed.catalog.releases import Release
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import find_runs, open_runs
 from reembed.config.settings import Config
 from reembed.engine.ray_executor import RayExecutor
-from reembed.errors import ReembedError, RunFailed, TooManyDeadLetters
+from reembed.errors import ReembedError, RunFailed, TooManyDeadLetters, UsageError
 from reembed.events import Connected, Event
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
@@ -212,6 +212,16 @@ def test_a_disk_too_small_for_a_catch_up_is_said_before_ray_starts(
     newer = catch_up(config, release, quiet, executor=Inline())
     assert (newer.rows, newer.verify.passed) == (58, True)
     assert "little room" in said(quiet)
+
+
+@pytest.mark.parametrize("factory", ["Foo", "IVF64,PQ7x4fs"])
+def test_an_index_that_faiss_cannot_make_is_refused_before_anything_is_embedded(
+    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Quiet, factory: str
+):
+    config = make_config(corpus(20), encoder={"model": "hashing:64"}, index={"factory": factory})
+    with pytest.raises(UsageError, match="does not fit 64 dimensions"):
+        full_rebuild(config, quiet, executor=NoRay())
+    assert not Catalog(Storage.open(config.storage.root), config.alias).entries()
 
 
 _AS_NOBODY = """
