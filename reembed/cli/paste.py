@@ -23,6 +23,8 @@ _CONFIGURED = (
 )  # fmt: skip
 """Verbs that take -c and --set."""
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
+_CONFIG = re.compile(r"\breembed [\w-]+ -c \S")
+"""A command that names its own config."""
 _SETS = re.compile(r"--set '?([\w.]+)=")
 _OF_GC = "storage.keep"
 """The setting that gc alone acts on."""
@@ -79,6 +81,8 @@ def _completed(words: str, before: str, given: Sequence[str]) -> str:
     """
     if _OF_A_RUN.search(words):
         return words
+    if _CONFIG.search(words):
+        given = [g for g in given if not g.startswith("-c ")]
     verbs = "|".join(_CONFIGURED)
 
     def with_options(command: re.Match[str]) -> str:
@@ -156,10 +160,18 @@ def _waiting(status: Status) -> list[tuple[str | None, str]]:
     return waiting + [(c.verdict, c.release.id) for c in status.candidates if not c.superseded]
 
 
+def _after_live(status: Status) -> str:
+    if status.lag is None:
+        return "reembed run"
+    if status.lag.versions and status.lag.documents != 0:
+        return "reembed catch-up live"
+    return "reembed search 'some words'"
+
+
 def _after_candidates(status: Status) -> str:
     waiting = _waiting(status)
     if not waiting:
-        return "reembed search 'some words'" if status.live else "reembed run"
+        return _after_live(status)
     if not status.live:
         return _first_promotion(status.candidates[-1].release.id)
     left = status.rolled_back.release if status.rolled_back else None

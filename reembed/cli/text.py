@@ -248,6 +248,8 @@ def _caught_up(r: CaughtUp) -> Lines:
     else:
         yield f"{new.id} replaces {r.before}, which is not live"
     yield f"  {_documents(new)}, {counted(new.dead_letters, 'dead letter')}"
+    yield from _lag(r.behind)
+    yield from _next("reembed status")
 
 
 def _dead_letters(r: DeadLetters) -> Lines:

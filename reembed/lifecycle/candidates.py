@@ -105,6 +105,15 @@ def previous(catalog: Catalog, live: AliasRecord | None) -> Standing | None:
     return next(islice(catalog.standing(live), 1, None), None)
 
 
+def newest_in(catalog: Catalog, stood: Standing, entries: list[RunEntry] | None = None) -> str:
+    """Return the id of the newest release of a standing one's line, or its own if none of the line is kept.
+
+    A rollback goes there. `entries` is the result of `Catalog.entries`, if the caller has it.
+    """
+    newest = newest_by_line(catalog.entries() if entries is None else entries).get(stood.origin)
+    return newest.id if newest else stood.release
+
+
 def by_default(catalog: Catalog, config: Config) -> Release:
     """Return the config's own release if it never served; else what is live.
 
@@ -142,5 +151,5 @@ def named(catalog: Catalog, which: str) -> Release:
         stood = previous(catalog, catalog.require_live())
         if stood is None:
             raise UsageError(f"{catalog.alias} has no previous release", None, "reembed history")
-        return catalog.release(stood.release)
+        return catalog.release(newest_in(catalog, stood))
     return kept(catalog, which)

@@ -15,7 +15,7 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, find_runs, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
-from reembed.lifecycle.candidates import candidates, newest_by_line
+from reembed.lifecycle.candidates import candidates, newest_by_line, previous
 from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
@@ -267,8 +267,11 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     live = steps[-1] if steps else None
     top = islice(catalog.standing(live), 2)
     stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
-    whys = ("live", "previous: rollback goes here")
-    reasons = {r.id: why for r, why in zip(stack, whys, strict=False)}
+    reasons = {r.id: why for r, why in zip(stack, ("live", "previous"), strict=False)}
+    newest = newest_by_line(catalog.entries())
+    stood = previous(catalog, live)
+    if stood is not None and stood.origin in newest:
+        reasons[newest[stood.origin].id] = "previous: rollback goes here"
     kept = {r.id: r for r in stack}
     for record in reversed(steps):
         if len(reasons) < keep and not _is_gone(catalog, record.release):
@@ -277,7 +280,6 @@ def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
             kept[record.release.id] = record.release
     for release_id, why in _needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
-    newest = newest_by_line(catalog.entries())
     for release in kept.values():
         if (grown := newest.get(release.origin)) is not None:
             reasons.setdefault(grown.id, f"{release.id}, caught up")

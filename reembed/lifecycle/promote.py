@@ -13,7 +13,7 @@ from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, U
 from reembed.evaluation import comparisons, terms
 from reembed.events import AliasMoved, Listener, ignore
 from reembed.lifecycle import complete
-from reembed.lifecycle.candidates import newest_by_line, newest_of, previous, require_kept
+from reembed.lifecycle.candidates import newest_in, newest_of, previous, require_kept
 from reembed.source.lag import caught_up, noted_place
 
 
@@ -80,7 +80,7 @@ def admissible(
     if live is None and reasons.initial is None:
         raise GateFailed(
             f"{catalog.alias} serves nothing yet: a first promotion has nothing to be compared with",
-            f"unknown about {chosen.id}: {'; '.join(_unknown(chosen, live))}",
+            f"unknown about {chosen.id}: {'; '.join(_unknown(catalog, chosen, live))}",
             f"reembed promote {chosen.id} --initial --reason 'the first release'",
         )
     if live is not None and reasons.initial is not None:
@@ -93,15 +93,15 @@ def admissible(
     if live is not None and live.release.origin == chosen.origin:
         return Grounds()  # the same model with newer documents
     if live is None:
-        return Grounds(reasons.initial, unknown=_unknown(chosen, live))
+        return Grounds(reasons.initial, unknown=_unknown(catalog, chosen, live))
     if reasons.force is not None:
         compared = comparisons.last(catalog, live.release, chosen)
-        unknown = () if compared else _unknown(chosen, live)
+        unknown = () if compared else _unknown(catalog, chosen, live)
         return Grounds(reasons.force, forced=True, comparison=compared, unknown=unknown)
     return Grounds(comparison=_passing_comparison(catalog, chosen, live.release))
 
 
-def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
+def _unknown(catalog: Catalog, chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """Return what is not known of a release that was never compared, in words."""
     than = "the search it replaces (nothing was live under this alias)"
     judged = "it has no judged queries"
@@ -109,7 +109,12 @@ def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
         than = live.release.id
     if queries := chosen.gate.queries:
         judged = f"its judged queries ({queries}) were not run"
-    return f"whether it is better than {than}", f"how good its results are: {judged}"
+    words = f"whether it is better than {than}", f"how good its results are: {judged}"
+    bound, required = complete.recall_bound(catalog, chosen), chosen.gate.ann_recall
+    if bound >= required:
+        return words
+    found = f"lower bound of ann_recall@10: {bound:.4f}, its gate needs {required:.4f}"
+    return *words, f"whether its index finds enough: {found}"
 
 
 def rollback(
@@ -144,10 +149,8 @@ def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> 
             f"nothing else served before {live.release.id}, or all of it was rolled back from",
             "reembed history     # `reembed rollback --to RELEASE` goes to any that served and is kept",
         )
-    name = stood.release
-    if (newest := newest_by_line(catalog.entries()).get(stood.origin)) is not None:
-        name = newest.id
-    else:
+    name = newest_in(catalog, stood)
+    if name == stood.release:
         require_kept(catalog, catalog.release(name))
     try:
         return complete.require_standing(catalog, _release(catalog, name, held))

@@ -15,7 +15,7 @@ from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
-from reembed.lifecycle.candidates import candidates, previous
+from reembed.lifecycle.candidates import candidates, newest_in, previous
 
 if TYPE_CHECKING:
     from reembed.source.lag import Lag
@@ -96,6 +96,7 @@ class Status:
     lag: Lag | None
     """How far the live release is behind its source; None if nothing is live."""
     previous: Release | None
+    """Where a rollback goes."""
     candidates: tuple[Candidate, ...]
     """The newest candidates, oldest first."""
     rolled_back: RolledBack | None
@@ -163,7 +164,7 @@ def status(catalog: Catalog) -> Status:
         alias=catalog.alias,
         live=live,
         lag=behind,
-        previous=catalog.release(stood.release) if stood else None,
+        previous=catalog.release(newest_in(catalog, stood, known)) if stood else None,
         candidates=tuple(_candidate(catalog, r, live, compared, superseded) for r in newest),
         rolled_back=undone,
         older_candidates=tuple(_older(catalog, r, live, compared, superseded) for r in older),

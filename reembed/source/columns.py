@@ -134,12 +134,15 @@ def _instead_of(column: str, ref: SourceRef, texts: list[str], schema: pa.Schema
     """Return the command that names another column, or carries one less."""
     if column not in (ref.id_column, *texts):
         return _carry_without(ref, column)
-    role, taken = _TEXTS, [ref.id_column]
+    role, taken = _TEXTS, [ref.id_column, *texts]
     if column == ref.id_column:
         role, taken = _IDS, texts
     names = role.usable(schema, taken) or schema.names
     nearest = difflib.get_close_matches(column, names, 1, 0.0)[0]
-    return f"reembed run {set_to(role.setting, nearest)}"
+    value = nearest
+    if role is _TEXTS and template_columns(ref.text):
+        value = ref.text.replace(f"{{{column}}}", f"{{{nearest}}}")
+    return f"reembed run {set_to(role.setting, value)}"
 
 
 def _carry_without(ref: SourceRef, column: str) -> str:

@@ -153,11 +153,22 @@ def _object(file: str, number: int, line: bytes) -> Row:
     except RecursionError as error:
         raise SourceError(f"{where}: nested too deep") from error
     except ValueError as error:
-        raise SourceError(f"{where}: not JSON: {error}", _ONE_OBJECT, _lines_of(file)) from error
+        raise SourceError(
+            f"{where}: not JSON: {error}", _ONE_OBJECT, _instead_of(file, number, line)
+        ) from error
     if not isinstance(row, dict):
         found = f"{where}: {type(row).__name__} in place of an object"
         raise SourceError(found, _ONE_OBJECT, _lines_of(file))
     return row
+
+
+def _instead_of(file: str, number: int, line: bytes) -> str | None:
+    """Return what makes lines of a file that begins as one list or object over several; else what shows the line."""
+    if number == 1 and (line.strip() == b"{" or line.lstrip().startswith(b"[")):
+        return _lines_of(file)
+    if file.endswith(import_columns.COMPRESSIONS):
+        return None
+    return f"sed -n {number}p {shlex.quote(file)}     # shows the line; correct it or remove it"
 
 
 def _lines_of(file: str) -> str | None:

@@ -9,7 +9,16 @@ import platform
 import time
 
 import pytest
-from releases import FIRST, SPACE, comparison, make_release, place_of, sha256, verified
+from releases import (
+    FIRST,
+    SPACE,
+    comparison,
+    index_manifest,
+    make_release,
+    place_of,
+    sha256,
+    verified,
+)
 
 from reembed import errors
 from reembed.catalog import lines
@@ -21,7 +30,7 @@ from reembed.cli import text as report
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.evaluation.comparisons import Rule
 from reembed.lifecycle import gc
-from reembed.lifecycle.candidates import candidates
+from reembed.lifecycle.candidates import candidates, named
 from reembed.lifecycle.promote import promote, rollback
 from reembed.lifecycle.status import status
 from reembed.space import Space, with_id
@@ -193,6 +202,27 @@ def test_the_release_before_the_live_one_is_previous_also_when_it_served_twice(c
         catalog.append(catalog.live(), "promote", release)
     catalog.append(catalog.live(), "rollback", a)
     assert standing(catalog) == ["a", "b", "a"]
+
+
+def test_status_names_the_release_that_a_rollback_goes_to(catalog):
+    """What served before the live release was caught up since."""
+    old, grown = make_release(catalog, "a"), make_release(catalog, "a-u2-1")
+    new = make_release(catalog, "b")
+    for release in (old, new):
+        catalog.append(catalog.live(), "promote", release)
+    assert status(catalog).previous == catalog.release(grown.id)
+    assert named(catalog, "previous").id == grown.id
+    assert rollback(catalog).release.id == grown.id
+
+
+def test_a_first_promotion_names_an_index_that_finds_less_than_its_gate_needs(catalog):
+    whole = index_manifest("a")
+    manifest = dataclasses.replace(whole, ann_recall_at_10=0.94, ann_recall_lower=0.93)
+    catalog.storage.write(f"indexes/a/{manifest.sha256}.json", encode(manifest))
+    low = make_release(catalog, "a", index_sha256=manifest.sha256)
+    with pytest.raises(GateFailed, match=r"ann_recall@10: 0\.9300, its gate needs 0\.9500"):
+        promote(catalog, low.id)
+    assert "ann_recall@10" in promote(catalog, low.id, **FIRST).grounds.unknown[-1]
 
 
 def test_the_swap_refuses_a_state_that_moved_on(catalog):

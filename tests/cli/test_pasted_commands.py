@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,32 @@ def test_a_text_column_that_is_missing_is_answered_with_a_run(inline, column) ->
     paste(inline, ends("run", "--set", f"source.text={json.dumps(column + 'x')}"))
 
 
+def test_the_other_columns_of_a_template_stay(inline) -> None:
+    settle(inline)
+    lance.dataset(str(inline / "s.lance")).add_columns({"title": "'wing ' || doc_id"})
+    fix = ends("run", "--set", "source.text={titel}: {text}", "--set", "table.carry=[]")
+    assert "{title}: {text}" in fix
+    paste(inline, fix)
+
+
+def test_a_config_that_is_missing_is_answered_with_one_that_is_there(inline) -> None:
+    settle(inline)
+    paste(inline, ends("status", "-c", "reembd.yaml"))
+
+
+@pytest.mark.parametrize("body", ['[{"doc_id": "a"},\n{"doc_id": "b"}]\n', '{\n"doc_id": "a"}\n'])
+def test_json_that_is_not_one_object_a_line_is_written_so(here: Path, body: str) -> None:
+    (here / "a.json").write_text(body)
+    fix = ends("import", "a.json", "--to", "s.lance")
+    assert fix.startswith("jq ")
+    assert shutil.which("jq") is None or paste(here, fix) is None
+
+
+def test_a_line_that_is_not_json_is_shown(here: Path) -> None:
+    (here / "a.jsonl").write_text('{"doc_id": "a"}\n{"doc_id": \n')
+    assert ends("import", "a.jsonl", "--to", "s.lance").startswith("sed -n 2p a.jsonl ")
+
+
 def test_a_column_that_lance_cannot_read_is_refused(inline) -> None:
     settle(inline, "`touch PWNED`")
     assert ends("run").startswith("give the column another name")
@@ -295,8 +322,9 @@ def test_documents_that_came_since_are_caught_up_with(inline) -> None:
     late(inline, "one more")
     result = CliRunner().invoke(reembed_cli, ["verify", "--release", first, "--fresh-within", "0s"])
     assert result.exit_code == 5, result.output
+    assert next_of(CliRunner().invoke(reembed_cli, ["status"]).output) == "reembed catch-up live"
     followed = follow_from(inline, next_of(result.output), 3)
-    assert [line.split()[1] for line in followed] == ["catch-up"]
+    assert [line.split()[1] for line in followed] == ["catch-up", "status", "search"]
     assert says("status")["live"]["lag"]["documents"] == 0
 
 

@@ -18,6 +18,7 @@ from reembed.cli.text import text
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import gc
 from reembed.lifecycle.gc_plan import Collected
+from reembed.lifecycle.promote import rollback
 from reembed.lifecycle.status import status
 from reembed.store.records import encode
 from reembed.store.storage import Storage, readable
@@ -179,6 +180,17 @@ def test_a_release_that_became_needed_after_the_listing_stays(root):
     assert not catalog.is_retired(releases[0])
     assert files(catalog.storage, f"{releases[0].table}/data/")
     assert files(catalog.storage, f"{releases[0].index}/")
+
+
+def test_the_release_that_a_rollback_goes_to_is_named(root):
+    """What served before the live release was caught up since."""
+    catalog, releases, interrupted = root
+    lance.dataset(interrupted.uri).update({"text": "'another'"}, where="doc_id = 'd00003'")
+    grown = catch_up(interrupted.config(24), releases[1], Silent(), executor=Inline())
+    reasons = {k.release: k.why for k in gc.plan(catalog, 1).keep}
+    assert reasons[releases[1].id] == "previous"
+    assert reasons[grown.id] == "previous: rollback goes here"
+    assert rollback(catalog).release.id == grown.id
 
 
 def test_what_grew_out_of_a_kept_release_stays_with_it(root):
