@@ -259,8 +259,11 @@ def verify(place: Path) -> Callable[[], object]:
 
 def find_changes(place: Path) -> Callable[[], object]:
     """What a catch-up embeds, of a source with a newer version."""
+    from reembed.catalog.runs import Run
+    from reembed.lifecycle.scratch import Scratch
     from reembed.source.dataset import Source
     from reembed.strategies.changes import find_changes as find
+    from reembed.strategies.differing import Comparing
     from reembed.table.read import TableVersion
 
     catalog, release = _release(place)
@@ -268,7 +271,9 @@ def find_changes(place: Path) -> Callable[[], object]:
     table = TableVersion(catalog.storage, release.table, release.table_version, release.space.dim)
 
     def run() -> None:
-        changed = find(before, before.newest(), table, (), retry=False).documents
+        comparing = Comparing(Scratch.of(Run(catalog.storage, release.id)))
+        found = find(before, before.newest(), table, (), retry=False, comparing=comparing)
+        changed = found.documents
         if changed != int(release.documents * CHANGED):
             raise SystemExit(f"{changed:,} changes found")
 

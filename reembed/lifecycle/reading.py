@@ -117,6 +117,8 @@ class Reading:
     parts: int
     space: str
     carry: tuple[str, ...]
+    looks_at_vectors: bool = True
+    """Whether the space and the vector of each row are looked at, and its id is linked to its row id."""
 
     @property
     def entry(self) -> np.dtype[Any]:
@@ -207,7 +209,8 @@ def read_table(reading: Reading, table: TableVersion, piece: TablePiece) -> Tabl
 def _read_rows(reading: Reading, table: TableVersion, piece: TablePiece) -> TableRead:
     columns = ["doc_id"]
     if reading.level >= ROWS:
-        columns += ["text_hash", "space", "vector", *reading.carry]
+        columns += ["text_hash", *reading.carry]
+        columns += ["space", "vector"] if reading.looks_at_vectors else []
     entries, links = reading.spiller(piece.name), reading.linker(f"{piece.name}-links")
     mismatched, corrupt, rows = _Few(), _Few(), 0
     for batch in _batches(table, piece, columns):
@@ -220,6 +223,8 @@ def _read_rows(reading: Reading, table: TableVersion, piece: TablePiece) -> Tabl
         texts = digests.stored(batch.column("text_hash").fill_null(bytes(digests.BYTES)))
         carried = _carried([batch.column(c) for c in reading.carry], batch.num_rows)
         entries.add(_entries(reading.entry, id=ids, row=row_ids, text=texts, carried=carried))
+        if not reading.looks_at_vectors:
+            continue
         links.add(_entries(LINK, id=ids, row=row_ids))
         same = pc.equal(batch.column("space"), reading.space).fill_null(False)
         mismatched.add(names.filter(pc.invert(same)))

@@ -52,7 +52,9 @@ def catch_up(
     listener = emit  # with the journal of the run that made `release`, if one did here
     for _ in range(_PASSES):
         journaled = to_all(Journal(storage), emit)
-        found = next_pass(config, catalog, release, journaled, retry=retry_dead_letters)
+        found = next_pass(
+            config, catalog, release, journaled, executor=executor, retry=retry_dead_letters
+        )
         if found is None:
             break
         with driving(found.run):

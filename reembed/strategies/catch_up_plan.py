@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +26,9 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
 from reembed.config.settings import Config, changed_settings
+from reembed.engine.executor import HERE, Executor, Tasks
 from reembed.events import ChangesFound, Listener
+from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in as source_documents
 from reembed.source.lag import caught_up, newest_of, note, noted_place
@@ -32,6 +36,7 @@ from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
 from reembed.strategies.changes import Changes, Int64, find_changes
 from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.strategies.differing import Comparing
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
@@ -39,6 +44,9 @@ from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_ta
 
 _DELETED = 0.1
 """Share of a fragment's rows up to which a deletion file names those that left; above, it is written again."""
+
+
+_HERE_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,13 @@ class Pass:
 
 
 def next_pass(
-    config: Config, catalog: Catalog, release: Release, emit: Listener, *, retry: bool
+    config: Config,
+    catalog: Catalog,
+    release: Release,
+    emit: Listener,
+    *,
+    executor: Executor,
+    retry: bool,
 ) -> Pass | None:
     """Return the interrupted pass over this release, or else a new one; None if nothing differs.
 
@@ -79,7 +93,9 @@ def next_pass(
     after = before.newest()  # after the number was taken: a later number has newer documents
     if after.is_same(before) and not retry:
         return None
-    changes = changes_of(catalog, release, before, after, retry=retry)
+    scratch = Scratch.of(Run(catalog.storage, release.id))
+    comparing = Comparing(scratch, partial(_tasks, config, executor, release.rows))
+    changes = changes_of(catalog, release, (before, after), comparing, retry=retry)
     emit(
         ChangesFound(
             before=before.version,
@@ -131,18 +147,37 @@ def next_number(catalog: Catalog, release: Release) -> int:
 
 
 def changes_of(
-    catalog: Catalog, release: Release, before: Source, after: Source, *, retry: bool
+    catalog: Catalog,
+    release: Release,
+    versions: tuple[Source, Source],
+    comparing: Comparing,
+    *,
+    retry: bool,
 ) -> Changes:
-    """Return what differs between a release and a newer version of its source.
+    """Return what differs between a release, which equals the first of two versions of its source, and the second.
 
     Raises IntegrityError if records or files of the release were changed.
     """
     dead_letters = provenance.require_sealed(catalog.storage, release).dead_letters
     provenance.require_files(catalog.storage, release)
+    before, after = versions
     failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
     with storage_errors(failed, f"reembed verify --release {release.id}"):
         held = _vectors(catalog.storage, release)
-        return find_changes(before, after, held, dead_letters, retry=retry)
+        found = find_changes(before, after, held, dead_letters, retry=retry, comparing=comparing)
+        # Of a process that was killed before, the next verification of the release removes it.
+        catalog.storage.delete_tree(f"{comparing.scratch.path}/")
+    return found
+
+
+@contextmanager
+def _tasks(config: Config, executor: Executor, rows: int) -> Iterator[Tasks]:
+    """Where every row is compared: few in this process, in less time than it takes to connect."""
+    if rows <= _HERE_ROWS:
+        yield HERE
+        return
+    with executor.connected(config) as connected:
+        yield connected
 
 
 def is_superseded(found: Pass) -> bool:

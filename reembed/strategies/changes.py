@@ -18,9 +18,11 @@ import pyarrow as pa
 from reembed import digests
 from reembed.catalog.receipts import DeadLetter
 from reembed.digests import Digests
+from reembed.lifecycle.scratch import Entries
 from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in as source_documents
+from reembed.strategies.differing import Comparing, Differing, differing
 from reembed.table.documents import by_document, row_of, rows_of_each
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import TableVersion
@@ -77,10 +79,17 @@ def find_changes(
     dead_letters: Sequence[DeadLetter],
     *,
     retry: bool,
+    comparing: Comparing,
 ) -> Changes:
     """Return how `table`, which equals version `before` of its source, differs from version `after`.
 
-    `dead_letters` are documents without a vector; `retry` tries them again even if their text is the same.
+    Args:
+        before: the version that the table equals.
+        after: a newer version.
+        table: the vectors.
+        dead_letters: documents without a vector.
+        retry: whether these are tried again even if their text is the same.
+        comparing: how every row is compared, if that is needed; the caller removes its scratch.
 
     Raises:
         SourceError: ids of version `after` are null or repeated, or it has no documents.
@@ -99,9 +108,29 @@ def find_changes(
             return replace(changes, how="delta: rows of files that are new")
         why = "new files hold no other document"
     after.check_documents()
-    held, found = _Rows.of_table(table, list(after.ref.carry)), _Rows.of_source(after.rows())
-    changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=bool(retyped))
+    if retyped:
+        held, found = _Rows.of_table(table, list(after.ref.carry)), _Rows.of_source(after.rows())
+        changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=True)
+    else:
+        ids = [d.doc_id for d in dead_letters]
+        differ = differing(after, table, ids, comparing)
+        changes = _of_differing(after, table, differ, dead_letters, retry=retry)
     return replace(changes, how=f"compare: {why}")
+
+
+def _of_differing(
+    after: Source,
+    table: TableVersion,
+    differ: Differing,
+    dead_letters: Sequence[DeadLetter],
+    *,
+    retry: bool,
+) -> Changes:
+    """Return what differs by the documents that do, and the rows of the table with their ids or texts."""
+    found, rows = _Rows.of_entries(differ.documents), _Rows.of_entries(differ.rows)
+    texts = np.union1d(found.texts, rows.texts)
+    held = _Rows.among(table, list(after.ref.carry), [], texts)
+    return _compare(held, found, differ.left, dead_letters, retry=retry, rewrite=False)
 
 
 def _by_files(
@@ -213,10 +242,13 @@ class _Rows:
         cls, table: TableVersion, carry: list[str], names: list[pa.ChunkedArray], texts: Digests
     ) -> _Rows:
         """Read the rows of the table that are of these ids, or were made from one of these texts."""
-        kind = table.dataset().schema.field("doc_id").type
-        ids = pa.chunked_array([c for name in names for c in name.cast(kind).chunks], kind)
         hashes = pa.array(texts[texts != _NO_TEXT].tolist(), pa.binary(digests.BYTES))
-        found = table.matching({"doc_id": ids.combine_chunks(), "text_hash": hashes})
+        wanted: dict[str, pa.Array] = {"text_hash": hashes}
+        if names:
+            kind = table.dataset().schema.field("doc_id").type
+            ids = pa.chunked_array([c for name in names for c in name.cast(kind).chunks], kind)
+            wanted["doc_id"] = ids.combine_chunks()
+        found = table.matching(wanted)
         row_ids = found["_rowid"].to_numpy().astype(np.int64)
         rows = table.take(row_ids, ["doc_id", "text_hash", *carry])
         rows = rows.append_column("_rowid", pa.array(row_ids))
@@ -227,6 +259,14 @@ class _Rows:
     @classmethod
     def of_source(cls, parts: Iterator[pa.Table]) -> _Rows:
         return cls._read(enumerate(parts), TEXT, digests.of_column)
+
+    @classmethod
+    def of_entries(cls, entries: Entries) -> _Rows:
+        """Take what a comparison of every row found, whose fragments are not known."""
+        ids, texts, carried = (
+            np.ascontiguousarray(entries[column]) for column in ("id", "text", "carried")
+        )
+        return cls(ids, texts, carried, entries["row"].copy(), np.full(len(ids), -1, np.int64))
 
     @classmethod
     def _read(

@@ -17,7 +17,10 @@ from inline import Inline, Silent
 
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import ROWS
+from reembed.catalog.runs import Run
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import IntegrityError
+from reembed.lifecycle import scratch
 from reembed.lifecycle.promote import promote
 from reembed.lifecycle.verification import verify_release
 from reembed.source import versions
@@ -25,6 +28,7 @@ from reembed.source.dataset import Source
 from reembed.source.delta import Delta
 from reembed.source.lag import caught_up, lag, note
 from reembed.store.storage import Storage
+from reembed.strategies import catch_up_plan
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -217,6 +221,26 @@ def test_a_pass_that_finds_nothing_compares_every_row_before_it_says_so(live, mo
     newer = catch_up(config, release, Silent(), executor=Inline())
     assert newer.id != release.id
     assert newer.source.version == caught_up(catalog, newer).version == 5
+
+
+def test_many_rows_are_compared_in_tasks_of_the_cluster(live, monkeypatch, ray_local):
+    uri, config, catalog, release = live
+    move_on(uri)
+    monkeypatch.setattr(versions, "delta", lambda before, after: Delta((), (), {}))
+    monkeypatch.setattr(catch_up_plan, "_HERE_ROWS", 100)
+    asked = []
+    honest = RayExecutor.each
+
+    def each(self, function, items, **needs):
+        asked.append(function.__module__)
+        return honest(self, function, items, **needs)
+
+    monkeypatch.setattr(RayExecutor, "each", each)
+    newer = catch_up(config, release, Silent(), executor=RayExecutor())
+    assert asked[:3] == ["reembed.lifecycle.reading"] * 2 + ["reembed.strategies.differing"]
+    assert newer.source.version == caught_up(catalog, newer).version == 5
+    assert counts(verified(catalog, newer)["differences"]) == {}
+    assert not scratch.folders(Run(catalog.storage, release.id))
 
 
 def test_status_shows_how_far_live_is_behind(live, cli, config_file):

@@ -194,8 +194,8 @@ def deletions_are_not_carried_over(patch: Patch) -> None:
     _blind(patch)
     honest = changes.find_changes
 
-    def forgetful(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
-        found = honest(before, after, vectors, dead, retry=retry)
+    def forgetful(before: Any, after: Any, vectors: Any, dead: Any, **how: Any) -> Any:
+        found = honest(before, after, vectors, dead, **how)
         if len(found.embed) or not found.removed:
             return found
         return dataclasses.replace(found, dropped={}, removed=0)
@@ -269,8 +269,8 @@ def catch_up_looks_only_at_ids(patch: Patch) -> None:
     _blind(patch)
     honest = changes.find_changes
 
-    def new_ids(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
-        found = honest(before, after, vectors, dead, retry=retry)
+    def new_ids(before: Any, after: Any, vectors: Any, dead: Any, **how: Any) -> Any:
+        found = honest(before, after, vectors, dead, **how)
         return (
             found
             if found.removed
@@ -286,8 +286,8 @@ def catch_up_trusts_what_lance_lists(patch: Patch) -> None:
     _blind(patch)
     honest = changes.find_changes
 
-    def trusting(before: Any, after: Any, vectors: Any, dead: Any, *, retry: bool) -> Any:
-        found = honest(before, after, vectors, dead, retry=retry)
+    def trusting(before: Any, after: Any, vectors: Any, dead: Any, **how: Any) -> Any:
+        found = honest(before, after, vectors, dead, **how)
         dataset = after.dataset()
         since = range(before.version + 1, after.version + 1)
         made_by = [dataset.read_transaction(v).operation for v in since]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
+from collections.abc import Sequence
 
 import lance
 import numpy as np
@@ -14,13 +15,18 @@ from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
 from reembed import digests, encoders
+from reembed.catalog.receipts import DeadLetter
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config, EncoderConfig
+from reembed.lifecycle import reading, verify
+from reembed.lifecycle.scratch import Scratch
 from reembed.source import delta as source_delta
 from reembed.source import versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta
 from reembed.store.storage import Storage
 from reembed.strategies.changes import find_changes
+from reembed.strategies.differing import Comparing
 from reembed.table import write as table
 from reembed.table.read import TableVersion, from_vectors
 
@@ -306,8 +312,20 @@ def truth(before: Source, after: Source) -> dict[str, set[str]]:
     return {"embed": text - copied, "refresh": carried | copied, "removed": gone}
 
 
-def found(before: Source, after: Source, vectors: TableVersion) -> tuple[dict[str, set[str]], str]:
-    changes = find_changes(before, after, vectors, [], retry=False)
+def comparing(vectors: TableVersion) -> Comparing:
+    """Every row is compared in this process."""
+    return Comparing(Scratch.of(Run(vectors.storage, "a-run")))
+
+
+def found(
+    before: Source,
+    after: Source,
+    vectors: TableVersion,
+    dead: Sequence[DeadLetter] = (),
+    *,
+    retry: bool = False,
+) -> tuple[dict[str, set[str]], str]:
+    changes = find_changes(before, after, vectors, dead, retry=retry, comparing=comparing(vectors))
     names = {
         kind: set(after.take(rows.tolist())["doc_id"].to_pylist()) if len(rows) else set()
         for kind, rows in (("embed", changes.embed), ("refresh", changes.refresh))
@@ -420,6 +438,21 @@ def test_a_source_without_stable_row_ids_has_a_delta_too(tmp_path, opened, sourc
     assert how.startswith("delta")
 
 
+@pytest.mark.parametrize("change", SOMETHING)
+def test_every_row_is_compared_in_pieces_and_by_partition(
+    source, opened, tmp_path, monkeypatch, change
+):
+    monkeypatch.setattr(reading, "PIECE_ROWS", 7)
+    monkeypatch.setattr(verify, "PARTITION_ROWS", 9)
+    before = opened()
+    vectors = vectors_of(before, tmp_path)
+    gone, there = (DeadLetter(name, "failed", "00" * 16) for name in ("x", "d003"))
+    change(source)
+    expected = truth(before, before.newest())
+    changes = found(before, before.newest(), vectors, [gone, there], retry=True)
+    assert changes == (expected, "compare: dead letters are tried again")
+
+
 @pytest.mark.parametrize("change", [add_a_column, drop_a_column])
 def test_a_column_that_is_not_read_changes_no_file_that_is(source, change):
     before = lance.dataset(source)
@@ -434,5 +467,7 @@ def test_where_no_dead_letter_is_to_be_tried_again_the_files_are_asked(source, o
     before = opened()
     vectors = vectors_of(before, tmp_path)
     append(source)
-    changes = find_changes(before, before.newest(), vectors, [], retry=True)
+    changes = find_changes(
+        before, before.newest(), vectors, [], retry=True, comparing=comparing(vectors)
+    )
     assert changes.how.startswith("delta")

@@ -10,14 +10,17 @@ from inline import Inline, Silent
 
 from reembed.catalog.plan import Donor
 from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
 from reembed.engine import reuse
 from reembed.errors import IntegrityError
 from reembed.lifecycle import complete, promote
+from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies import catch_up_plan
 from reembed.strategies.changes import Changes
+from reembed.strategies.differing import Comparing
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table import provenance
 
@@ -95,14 +98,15 @@ def test_a_release_of_other_files_gives_no_vector_and_is_not_caught_up(built, mo
     catalog, release = built
     source = Source(release.source, ())
     assert len(reuse.proofs(catalog.storage, donor(release))) == 5
-    changes = catch_up_plan.changes_of(catalog, release, source, source, retry=False)
+    comparing = Comparing(Scratch.of(Run(catalog.storage, release.id)))
+    changes = catch_up_plan.changes_of(catalog, release, (source, source), comparing, retry=False)
     assert isinstance(changes, Changes)
     other = dataclasses.replace(release, sealed_sha256="0" * 64)
     catalog.storage.write(f"releases/{other.alias}/{other.id}.json", encode(other))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
         reuse.proofs(catalog.storage, donor(other))
     with pytest.raises(IntegrityError, match="another record of its table's files"):
-        catch_up_plan.changes_of(catalog, other, source, source, retry=False)
+        catch_up_plan.changes_of(catalog, other, (source, source), comparing, retry=False)
 
 
 @pytest.mark.parametrize("file", range(5))
