@@ -23,7 +23,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,34 @@ def verify(place: Path) -> Callable[[], object]:
     return run
 
 
+def complete(place: Path) -> Callable[[], object]:
+    """Every file of a release, before it is promoted."""
+    from reembed.lifecycle.complete import require_complete
+
+    return partial(require_complete, *_release(place))
+
+
+def status(place: Path) -> Callable[[], object]:
+    """Where the alias stands."""
+    from reembed.lifecycle.status import status as shown
+
+    catalog, _ = _release(place)
+    return partial(shown, catalog)
+
+
 def find_changes(place: Path) -> Callable[[], object]:
-    """What a catch-up embeds, of a source with a newer version."""
+    """What a catch-up embeds, of a source with a newer version: by the files that changed."""
+    return _changes(place, "delta", ())
+
+
+def compare_rows(place: Path) -> Callable[[], object]:
+    """The same by comparing every row, which dead letters that are tried again ask for."""
+    from reembed.catalog.receipts import DeadLetter
+
+    return _changes(place, "compare", (DeadLetter("not in the source", "failed", "00" * 16),))
+
+
+def _changes(place: Path, how: str, dead_letters: Sequence[Any]) -> Callable[[], object]:
     from reembed.catalog.runs import Run
     from reembed.lifecycle.scratch import Scratch
     from reembed.source.dataset import Source
@@ -269,13 +296,14 @@ def find_changes(place: Path) -> Callable[[], object]:
     catalog, release = _release(place)
     before = Source(release.source, ())
     table = TableVersion(catalog.storage, release.table, release.table_version, release.space.dim)
+    expected = int(release.documents * CHANGED) + len(dead_letters)
+    comparing = Comparing(Scratch.of(Run(catalog.storage, release.id)))
 
     def run() -> None:
-        comparing = Comparing(Scratch.of(Run(catalog.storage, release.id)))
-        found = find(before, before.newest(), table, (), retry=False, comparing=comparing)
-        changed = found.documents
-        if changed != int(release.documents * CHANGED):
-            raise SystemExit(f"{changed:,} changes found")
+        after = before.newest()
+        found = find(before, after, table, dead_letters, retry=True, comparing=comparing)
+        if found.documents != expected or not found.how.startswith(how):
+            raise SystemExit(f"{found.documents:,} changes found by {found.how}")
 
     return run
 
@@ -285,7 +313,10 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "check_documents": check_documents,
     "seal": seal,
     "verify": verify,
-    "find_changes": find_changes,  # the last: it needs a changed source
+    "complete": complete,
+    "status": status,
+    "find_changes": find_changes,  # it and the next need a changed source
+    "compare_rows": compare_rows,
 }
 
 if __name__ == "__main__":
