@@ -325,7 +325,7 @@ def plan_stage_seal(folder: Path, units: int) -> common.Figures:
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     wanted = Wanted.read(config, catalog, Silent())
     run = choose_run(wanted, fresh=False)
-    plan = make_plan(run, wanted, Silent())
+    plan = make_plan(run, wanted, Inline(), Silent())
     figures: common.Figures = {"units_plan_seconds": clock.lap(), "units_plan_mib": _mib()}
     executor: Any = Inline()
     executor.embed = _embed

@@ -38,6 +38,7 @@ from reembed.encoders.tokens import Tokens
 from reembed.engine.documents import read, tokenized, tokenizer_of
 from reembed.engine.executor import EmbedJob
 from reembed.engine.pipeline import AT_ONCE
+from reembed.engine.ray_executor import RayExecutor
 from reembed.engine.turns import CALLER, ModelThread
 from reembed.engine.worker import UnitEmbedder, stats_of
 from reembed.events import ignore
@@ -109,7 +110,7 @@ def planned(args: argparse.Namespace, folder: Path, endpoint: str) -> tuple[Embe
     storage = Storage.open(config.storage.root, config.storage.options)
     wanted = Wanted.read(config, Catalog(storage, config.alias), ignore)
     run = choose_run(wanted, fresh=False)
-    plan = make_plan(run, wanted, ignore)
+    plan = make_plan(run, wanted, RayExecutor(), ignore)
     columns = table.schema(plan.space, *wanted.source.schema())
     job = EmbedJob(run, plan.without_units(), wanted.source, plan.encoder, config.embed, columns)
     assert plan.space.tokenizer_sha256 is not None

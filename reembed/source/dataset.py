@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lance
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +21,16 @@ from reembed.config.settings import Config
 from reembed.errors import SourceError
 from reembed.source.columns import check_columns, plain, template_columns
 from reembed.source.delta import Delta, fingerprint, fragments_of
-from reembed.source.documents import TEXT, check_ids, columns_of, documents, readable
+from reembed.source.documents import (
+    TEXT,
+    check_ids,
+    columns_of,
+    documents,
+    ids,
+    readable,
+    repeated,
+    require_ids,
+)
 from reembed.source.filter import check_filter, require_condition
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.source.units import cut, sizes
@@ -145,6 +156,21 @@ class Source:
             SourceError: there is no document, or ids are null or repeated (with examples).
         """
         return check_ids(self.dataset(), self.ref, self._written(delta))
+
+    def ids_in(self, fragments: Sequence[int]) -> Iterator[tuple[pa.Array, npt.NDArray[np.int64]]]:
+        """Yield the ids of these fragments' documents, as `documents.ids`."""
+        yield from ids(self.dataset(), self.ref, fragments_of(self.dataset(), fragments))
+
+    def require_ids(self, documents: int, nulls: int, rows: Sequence[int]) -> None:
+        """Refuse no documents, ids that are null, and ids that repeat, which these rows show.
+
+        Raises:
+            SourceError: as `check_documents`.
+        """
+        examples: list[str] = []
+        if rows and not nulls:
+            examples = repeated(self.take(rows)["doc_id"].chunks)
+        require_ids(self.ref, documents, nulls, examples)
 
     def null_texts(self) -> int:
         """Return the number of documents whose text is null; in a template null counts as empty."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import lance
@@ -68,39 +68,42 @@ def check_ids(
     Raises:
         SourceError: there is no document, or ids are null, repeated (with examples) or too large.
     """
+    keys, nulls = _id_keys(dataset, ref, fragments)
+    values, counts = np.unique(keys, return_counts=True)
+    examples: list[str] = []
+    if (suspects := values[counts > 1]).size and not nulls:
+        found = (i.filter(np.isin(_keys(i), suspects)) for i, _ in ids(dataset, ref, fragments))
+        examples = repeated(found)
+    rows = len(keys) + nulls
+    require_ids(ref, rows if fragments is None else max(rows, 1), nulls, examples)
+    return rows
+
+
+def require_ids(ref: SourceRef, documents: int, nulls: int, examples: Sequence[str]) -> None:
+    """Refuse no documents, ids that are null, and ids that several rows have, of which there are examples.
+
+    Raises:
+        SourceError: one of these.
+    """
     column, where = ref.id_column, f"{ref.uri} version {ref.version}"
-    try:
-        keys, nulls = _id_keys(dataset, ref, fragments)
-    except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
-        if not ref.filter or "UTF" in str(error).upper():
-            raise _unreadable(ref, [column], error) from error
-        raise SourceError(
-            f"source.filter = {ref.filter!r} cannot be evaluated for every row of {where}",
-            first_line(error),
-            "reembed config     # shows source.filter; change it so that it fits every row",
-        ) from error
     if nulls:
         raise SourceError(
             f"{nulls:,} documents of {where} have no {column}",
             "a vector without an id cannot be found again, updated or deleted",
             f"reembed run --set {shlex.quote(f'source.filter=`{column}` IS NOT NULL')}",
         )
-    if not len(keys) and fragments is None:
+    if not documents:
         why, fix = "the dataset has no rows", "reembed import --help"
         if ref.filter:
             why = f"the filter {ref.filter!r} matches no row"
             fix = "reembed run --set source.filter=null"
         raise SourceError(f"{where} has no documents", why, fix)
-    values, counts = np.unique(keys, return_counts=True)
-    if (suspects := values[counts > 1]).size and (
-        examples := _repeated(dataset, ref, suspects, fragments)
-    ):
+    if examples:
         raise SourceError(
             f"{column} of {where} is not unique: {', '.join(examples)} ...",
             "each document has one vector: each id must name exactly one row",
             "remove the duplicates, or set source.filter to one row per id",
         )
-    return len(keys)
 
 
 def _unreadable(ref: SourceRef, columns: Sequence[str], error: Exception) -> SourceError:
@@ -129,13 +132,44 @@ def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string()).cast(pa.large_binary())
 
 
-def _ids(
+def ids(
     dataset: lance.LanceDataset, ref: SourceRef, fragments: Fragments | None
-) -> Iterator[pa.Array]:
-    scanner = dataset.scanner(columns=[ref.id_column], filter=ref.filter, fragments=fragments)
-    for batch in scanner.to_batches():
-        ids = batch.column(0)
-        yield ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+) -> Iterator[tuple[pa.Array, npt.NDArray[np.int64]]]:
+    """Yield ids, also null, and row ids int64 [B] of the rows that pass the filter.
+
+    Raises:
+        SourceError: an id is too large or not UTF-8, or the filter cannot be evaluated.
+    """
+    column, where = ref.id_column, f"{ref.uri} version {ref.version}"
+    scanner = dataset.scanner(
+        columns=[column], filter=ref.filter, fragments=fragments, with_row_id=True
+    )
+    try:
+        for batch in scanner.to_batches():
+            found = batch.column(column)
+            if pa.types.is_dictionary(found.type):
+                found = found.dictionary_decode()
+            if pa.types.is_uint64(found.type) and (pc.max(found).as_py() or 0) > _MAX_ID:
+                raise SourceError(
+                    f"{column} of {where} holds integers above {_MAX_ID:,}",
+                    "ids are stored as signed 64-bit integers or as text",
+                    "write the ids as strings, and set source.id_column to that column",
+                )
+            yield found, batch.column("_rowid").to_numpy().astype(np.int64)
+    except pa.ArrowInvalid as error:  # Lance reads no text that is not UTF-8
+        if not ref.filter or "UTF" in str(error).upper():
+            raise _unreadable(ref, [column], error) from error
+        raise SourceError(
+            f"source.filter = {ref.filter!r} cannot be evaluated for every row of {where}",
+            first_line(error),
+            "reembed config     # shows source.filter; change it so that it fits every row",
+        ) from error
+
+
+def repeated(found: Iterable[pa.Array]) -> list[str]:
+    """Return the first few ids that occur more than once, and how often, in words."""
+    counts = pa.chunked_array(list(found)).value_counts().to_pylist()
+    return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
 
 
 def _id_keys(
@@ -143,32 +177,14 @@ def _id_keys(
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Return the key of each id that is not null, and how many are null."""
     keys, nulls = [np.empty(0, np.int64)], 0
-    for ids in _ids(dataset, ref, fragments):
-        nulls += ids.null_count
-        if pa.types.is_uint64(ids.type) and (pc.max(ids).as_py() or 0) > _MAX_ID:
-            raise SourceError(
-                f"{ref.id_column} of {ref.uri} version {ref.version} holds integers above {_MAX_ID:,}",
-                "ids are stored as signed 64-bit integers or as text",
-                "write the ids as strings, and set source.id_column to that column",
-            )
-        keys.append(_keys(ids.drop_null()))
+    for found, _ in ids(dataset, ref, fragments):
+        nulls += found.null_count
+        keys.append(_keys(found.drop_null()))
     return np.concatenate(keys), nulls
 
 
-def _repeated(
-    dataset: lance.LanceDataset,
-    ref: SourceRef,
-    suspects: npt.NDArray[np.int64],
-    fragments: Fragments | None,
-) -> list[str]:
-    """Return ids that repeat, among those whose keys do."""
-    found = [ids.filter(np.isin(_keys(ids), suspects)) for ids in _ids(dataset, ref, fragments)]
-    counts = pa.chunked_array(found).value_counts().to_pylist()
-    return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
-
-
 def _keys(ids: pa.Array) -> npt.NDArray[np.int64]:
-    """Return a number for each id; two ids may share one, which `_repeated` then tells apart."""
+    """Return a number for each id; two ids may share one, which `repeated` then tells apart."""
     if pa.types.is_integer(ids.type):
         return np.asarray(ids.cast(pa.int64()), np.int64)
     return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,7 +25,7 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
 from reembed.config.settings import Config, changed_settings
-from reembed.engine.executor import HERE, Executor, Tasks
+from reembed.engine.executor import Executor
 from reembed.events import ChangesFound, Listener
 from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
@@ -35,8 +34,13 @@ from reembed.source.lag import caught_up, newest_of, note, noted_place
 from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
 from reembed.strategies.changes import Changes, Int64, find_changes
-from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
-from reembed.strategies.differing import Comparing
+from reembed.strategies.context import (
+    embed_settings_changed,
+    emit_ignored,
+    planned,
+    resumed,
+)
+from reembed.strategies.differing import Comparing, at_work
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
@@ -44,9 +48,6 @@ from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_ta
 
 _DELETED = 0.1
 """Share of a fragment's rows up to which a deletion file names those that left; above, it is written again."""
-
-
-_HERE_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def next_pass(
     if after.is_same(before) and not retry:
         return None
     scratch = Scratch.of(Run(catalog.storage, release.id))
-    comparing = Comparing(scratch, partial(_tasks, config, executor, release.rows))
+    comparing = Comparing(scratch, partial(at_work, config, executor, release.rows))
     changes = changes_of(catalog, release, (before, after), comparing, retry=retry)
     emit(
         ChangesFound(
@@ -168,16 +169,6 @@ def changes_of(
         # Of a process that was killed before, the next verification of the release removes it.
         catalog.storage.delete_tree(f"{comparing.scratch.path}/")
     return found
-
-
-@contextmanager
-def _tasks(config: Config, executor: Executor, rows: int) -> Iterator[Tasks]:
-    """Where every row is compared: few in this process, in less time than it takes to connect."""
-    if rows <= _HERE_ROWS:
-        yield HERE
-        return
-    with executor.connected(config) as connected:
-        yield connected
 
 
 def is_superseded(found: Pass) -> bool:

@@ -23,6 +23,7 @@ from reembed.source import versions
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in as source_documents
 from reembed.strategies.differing import Comparing, Differing, differing
+from reembed.strategies.unique_ids import check_ids
 from reembed.table.documents import by_document, row_of, rows_of_each
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import TableVersion
@@ -107,7 +108,7 @@ def find_changes(
         if changes.documents:
             return replace(changes, how="delta: rows of files that are new")
         why = "new files hold no other document"
-    after.check_documents()
+    check_ids(after, comparing)
     if retyped:
         held, found = _Rows.of_table(table, list(after.ref.carry)), _Rows.of_source(after.rows())
         changes = _compare(held, found, None, dead_letters, retry=retry, rewrite=True)

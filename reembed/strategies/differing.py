@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from reembed.catalog.reports import ROWS
+from reembed.config.settings import Config
 from reembed.digests import Digests
-from reembed.engine.executor import HERE, Tasks
+from reembed.engine.executor import HERE, Executor, Tasks
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Part, Sides, cut
 from reembed.lifecycle.reading import Reading
@@ -24,6 +25,20 @@ from reembed.table.read import TableVersion
 @contextmanager
 def _here() -> Iterator[Tasks]:
     yield HERE
+
+
+HERE_ROWS = 4_000_000
+"""Rows up to which this process looks at all of them, in less time than it takes to connect to a cluster."""
+
+
+@contextmanager
+def at_work(config: Config, executor: Executor, rows: int) -> Iterator[Tasks]:
+    """Yield where tasks over this many rows run."""
+    if rows <= HERE_ROWS:
+        yield HERE
+        return
+    with executor.connected(config) as connected:
+        yield connected
 
 
 @dataclass(frozen=True)

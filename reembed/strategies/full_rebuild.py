@@ -39,7 +39,7 @@ def full_rebuild(
         if (release := catalog.registered(run)) is not None:
             rebuild_plan.emit_already_built(release, run, wanted, emit)
             return release
-        plan = rebuild_plan.make_plan(run, wanted, emit)
+        plan = rebuild_plan.make_plan(run, wanted, executor, emit)
         with running(run, plan, config, executor, emit) as context:
             steps.embed_documents(context)
             sealed = steps.seal(context)

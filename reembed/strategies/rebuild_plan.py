@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -20,15 +21,24 @@ from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.settings import Config, FrozenGate, changed_settings
 from reembed.engine import reuse
+from reembed.engine.executor import Executor
 from reembed.errors import Conflict, ReembedError
 from reembed.evaluation import queries as evalset
 from reembed.events import AlreadyBuilt, ChangedSetting, Listener, Notice, Working
 from reembed.index.train import require_factory
+from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.store.paths import absolute
 from reembed.strategies import preflight
-from reembed.strategies.context import embed_settings_changed, emit_ignored, planned, resumed
+from reembed.strategies.context import (
+    embed_settings_changed,
+    emit_ignored,
+    planned,
+    resumed,
+)
+from reembed.strategies.differing import Comparing, at_work
+from reembed.strategies.unique_ids import check_ids
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import write as table
 
@@ -140,10 +150,11 @@ def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listene
     emit_ignored(changed, emit)
 
 
-def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
+def make_plan(run: Run, wanted: Wanted, executor: Executor, emit: Listener) -> Plan:
     """Return the plan of the run; a new one is fixed, create-only.
 
     Raises:
+        SourceError: documents have no id or text, or several have one id.
         SpaceMismatch: the model is no longer the one the run was planned with.
         Conflict: gc removes a release that vectors were to be copied from.
     """
@@ -154,7 +165,7 @@ def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
         emit_ignored(_planned_otherwise(plan, wanted), emit)
         emit(resumed(run, plan))
         return plan
-    documents = _check_documents(wanted, emit)
+    documents = _check_documents(run, wanted, executor, emit)
     pinned = wanted.source.pin(run.pin_tag)
     # Before the plan: messages that name a planned run's settings rely on this file.
     settings = yaml.safe_dump(wanted.config.shown())
@@ -167,11 +178,13 @@ def make_plan(run: Run, wanted: Wanted, emit: Listener) -> Plan:
     return plan
 
 
-def _check_documents(wanted: Wanted, emit: Listener) -> int:
+def _check_documents(run: Run, wanted: Wanted, executor: Executor, emit: Listener) -> int:
     """Check ids and texts; return how many documents there are."""
-    source = wanted.source
+    source, scratch = wanted.source, Scratch.of(run)
+    where = partial(at_work, wanted.config, executor, source.count_rows())
     emit(Working(f"reading every id of {source.uri} version {source.version}"))
-    documents = source.check_documents()
+    documents = check_ids(source, Comparing(scratch, where))
+    run.storage.delete_tree(f"{scratch.path}/")
     if source.ref.filter is not None:
         emit(Notice(f"source.filter keeps {documents:,} of {source.count_rows():,} rows"))
     preflight.require_texts(wanted.config, source, documents, emit)

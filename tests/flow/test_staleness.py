@@ -28,7 +28,7 @@ from reembed.source.dataset import Source
 from reembed.source.delta import Delta
 from reembed.source.lag import caught_up, lag, note
 from reembed.store.storage import Storage
-from reembed.strategies import catch_up_plan
+from reembed.strategies import differing
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -227,7 +227,7 @@ def test_many_rows_are_compared_in_tasks_of_the_cluster(live, monkeypatch, ray_l
     uri, config, catalog, release = live
     move_on(uri)
     monkeypatch.setattr(versions, "delta", lambda before, after: Delta((), (), {}))
-    monkeypatch.setattr(catch_up_plan, "_HERE_ROWS", 100)
+    monkeypatch.setattr(differing, "HERE_ROWS", 100)
     asked = []
     honest = RayExecutor.each
 
@@ -237,7 +237,8 @@ def test_many_rows_are_compared_in_tasks_of_the_cluster(live, monkeypatch, ray_l
 
     monkeypatch.setattr(RayExecutor, "each", each)
     newer = catch_up(config, release, Silent(), executor=RayExecutor())
-    assert asked[:3] == ["reembed.lifecycle.reading"] * 2 + ["reembed.strategies.differing"]
+    ids, rows = ["reembed.strategies.unique_ids"] * 2, ["reembed.lifecycle.reading"] * 2
+    assert asked[:5] == [*ids, *rows, "reembed.strategies.differing"]
     assert newer.source.version == caught_up(catalog, newer).version == 5
     assert counts(verified(catalog, newer)["differences"]) == {}
     assert not scratch.folders(Run(catalog.storage, release.id))

@@ -26,7 +26,7 @@ def staged(corpus, make_config, monkeypatch):
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     wanted = rebuild_plan.Wanted.read(config, catalog, Silent())
     run = rebuild_plan.choose_run(wanted, fresh=False)
-    plan = rebuild_plan.make_plan(run, wanted, Silent())
+    plan = rebuild_plan.make_plan(run, wanted, Inline(), Silent())
     work = RunContext(run, plan, wanted.source, config, Inline(), Silent())
     steps.embed_documents(work)
     assert len(run.staged()) == len(plan.units) == UNITS

@@ -1,0 +1,77 @@
+"""Whether every document of a source has an id of its own: many are checked in tasks, by partition of the ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reembed import digests
+from reembed.catalog.reports import IDS
+from reembed.lifecycle import reading
+from reembed.lifecycle.differences import Part, Sides, cut
+from reembed.lifecycle.reading import ID_ENTRY, Reading, SourcePiece
+from reembed.lifecycle.scratch import Spill
+from reembed.lifecycle.verify import parts_of
+from reembed.source.dataset import Source
+from reembed.strategies import differing
+from reembed.strategies.differing import Comparing
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class _IdsRead:
+    """What a piece of a source showed."""
+
+    documents: int
+    nulls: int
+    entries: tuple[Spill, ...]
+
+
+def check_ids(source: Source, how: Comparing) -> int:
+    """Return the number of documents, as `Source.check_documents`; of many, no process holds every id.
+
+    Raises:
+        SourceError: as `Source.check_documents`. The caller removes `how.scratch`.
+    """
+    rows = source.count_rows()
+    if rows <= differing.HERE_ROWS:
+        return source.check_documents()
+    parts = parts_of(rows)
+    read = Reading(how.scratch, IDS, parts, space="", carry=())
+    with how.tasks() as tasks:
+        pieces = ((read, source, piece) for piece in reading.source_pieces(source, None, "ids"))
+        found = tasks.each(_read, pieces)
+        sides = Sides((), tuple(spill for piece in found for spill in piece.entries))
+        cuts = ((read, part) for part in cut(sides, parts, (), np.empty(0, "V16")))
+        repeated = [row for rows in tasks.each(_repeated, cuts) for row in rows]
+    documents, nulls = sum(p.documents for p in found), sum(p.nulls for p in found)
+    source.require_ids(documents, nulls, repeated)
+    return documents
+
+
+def _read(read: Reading, source: Source, piece: SourcePiece) -> _IdsRead:
+    """Read the ids of a piece of a source."""
+
+    def ids() -> _IdsRead:
+        entries, documents, nulls = read.spiller(piece.name), 0, 0
+        for names, row_ids in source.ids_in(piece.fragments):
+            made = np.empty(len(names), ID_ENTRY)
+            made["id"], made["row"] = digests.stack(digests.of_column(names)), row_ids
+            documents, nulls = documents + len(names), nulls + names.null_count
+            entries.add(
+                made[digests.stack(digests.of_column(names)) != digests.stack(digests.NULL)]
+            )
+        return _IdsRead(documents, nulls, entries.close())
+
+    return read.scratch.once(_IdsRead, piece.name, ids)
+
+
+def _repeated(read: Reading, part: Part) -> list[int]:
+    """Return rows of the first few ids of a partition that several rows have, every row of these ids."""
+    entries = read.scratch.entries(part.sides.source, ID_ENTRY)
+    ids = np.ascontiguousarray(entries["id"])
+    values, counts = np.unique(ids, return_counts=True)
+    rows: list[int] = entries["row"][np.isin(ids, values[counts > 1][:_EXAMPLES])].tolist()
+    return rows
