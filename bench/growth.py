@@ -226,6 +226,19 @@ def check_documents(place: Path) -> Callable[[], object]:
     return Source.open(config(place)).check_documents
 
 
+def check_ids(place: Path) -> Callable[[], object]:
+    """The same by partition, as tasks do it if there are many."""
+    from reembed.catalog.runs import Run
+    from reembed.lifecycle.scratch import Scratch
+    from reembed.source.dataset import Source
+    from reembed.strategies import differing, unique_ids
+
+    differing.HERE_ROWS = 0
+    catalog, release = _release(place)
+    comparing = differing.Comparing(Scratch.of(Run(catalog.storage, release.id)))
+    return partial(unique_ids.check_ids, Source.open(config(place)), comparing)
+
+
 def seal(place: Path) -> Callable[[], object]:
     """Receipts are checked, and become one commit."""
     from reembed.catalog.runs import find_runs
@@ -311,6 +324,7 @@ def _changes(place: Path, how: str, dead_letters: Sequence[Any]) -> Callable[[],
 PREPARATIONS: dict[str, Callable[[Path, int], None]] = {"build": build, "change": change}
 STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "check_documents": check_documents,
+    "check_ids": check_ids,
     "seal": seal,
     "verify": verify,
     "complete": complete,
