@@ -77,7 +77,7 @@ def measure(folder: Path, rows: int, dim: int, args: argparse.Namespace) -> comm
     write_table(storage, rows, dim)
     opened, queries, built = open_release(storage, dim)
     common.say("searching")
-    index = opened.index.segments[0].faiss_index
+    index = opened.index.opened[0].index.faiss_index
     ways: dict[str, Callable[[Any], object]] = {
         "index": lambda vectors: index.search(vectors, K),
         "whole": lambda vectors: opened.search(vectors, K),

@@ -43,7 +43,7 @@ class StoredFile:
 class Segment:
     """Vectors in one file, such as a shard of a table. Its positions count from 0, in the order of its files.
 
-    Segments that were filled from one trained index are merged when they are read, where FAISS can.
+    Segments that were filled from one trained index are searched as one, unless they are graphs.
     """
 
     kind: Literal["base", "delta"]

@@ -4,16 +4,19 @@ The files of a segment are written first, the manifest that names them last. All
 sha256, so nothing that a release names is ever replaced; an index without a manifest was never
 finished. FAISS and Arrow trust the files they read, so digests are checked before.
 
-Row ids and document ids are an Arrow IPC file with one record batch, in the order of the vectors. It is
-validated when it is loaded and stays memory-mapped: a search touches only the pages of its ids.
+Files are mapped, not read: those of a local root where they are, those of an object store from a copy that is
+unlinked at once. Row ids and document ids are an Arrow IPC file with one record batch, in the order of the
+vectors. It is validated when it is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +33,9 @@ from reembed.catalog.index_manifest import (
 )
 from reembed.errors import IntegrityError
 from reembed.index.search import Float64, Int64, SearchIndex, read, write
-from reembed.index.segments import SegmentedIndex
-from reembed.store.paths import content_path
+from reembed.index.segments import Opened, SegmentedIndex
+from reembed.index.sharded import ShardedIndex
+from reembed.store.paths import content_path, is_remote
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
@@ -70,21 +74,21 @@ def put_bytes(storage: Storage, path: str, body: bytes) -> StoredFile:
 
 
 def get_index(storage: Storage, path: str, file: StoredFile) -> Any:
-    """Return a stored FAISS index; IntegrityError if it is missing or changed."""
+    """Return a stored FAISS index in memory; IntegrityError if it is missing or changed."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        return read(copied(storage, path, Path(folder), file))
+        return read(fetched(storage, path, Path(folder), file))
 
 
 def get_bytes(storage: Storage, path: str, file: StoredFile) -> bytes:
     """Return stored bytes; IntegrityError if they are missing or changed."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        return copied(storage, path, Path(folder), file).read_bytes()
+        return fetched(storage, path, Path(folder), file).read_bytes()
 
 
 def copy(storage: Storage, path: str, file: StoredFile, to: str) -> None:
     """Store a file of the index below `path` also below `to`; IntegrityError if it is missing or changed."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        _put(storage, to, copied(storage, path, Path(folder), file))
+        _put(storage, to, fetched(storage, path, Path(folder), file))
 
 
 def share(storage: Storage, path: str, file: StoredFile, to: str) -> None:
@@ -119,7 +123,7 @@ def get_positions(
     `folder` holds copies as long as they are needed. Raises IntegrityError if a file is missing or changed.
     """
     at = (storage, path, folder)
-    ids = [map_ids(copied(*at, s.ids)).column("row_id").to_numpy() for s in manifest.segments]
+    ids = [map_ids(fetched(*at, s.ids)).column("row_id").to_numpy() for s in manifest.segments]
     return np.concatenate(ids), tombstones_of(at, manifest)
 
 
@@ -149,45 +153,66 @@ def finished(storage: Storage, path: str, table_version: int) -> IndexManifest |
     return next((m for m in manifests if m.table_version == table_version), None)
 
 
-def load(storage: Storage, path: str, manifest: IndexManifest) -> SegmentedIndex:
+def load(
+    storage: Storage, path: str, manifest: IndexManifest, held: SegmentedIndex | None = None
+) -> SegmentedIndex:
     """Return the index, each segment at its operating point.
 
-    Vectors are read into memory, one segment after the other. Those that were filled from one trained index
-    become one index, if FAISS can merge their kind: it answers as if it had been filled at once. Ids are
-    mapped from a temporary copy that takes room on the disk until the index is freed: a process dies if a
-    file that it has mapped is cut short, and no other process knows the copy.
+    Files are mapped. In memory are only the lists of fast-scan codes (PQ..x4fs), which FAISS cannot map. Segments
+    that were filled from one trained index answer as one index, unless they are graphs.
+
+    Args:
+        storage: where the index is kept.
+        path: its folder.
+        manifest: what it consists of.
+        held: an index that is open. Segments that both have are shared, not opened twice.
 
     Raises:
         IntegrityError: a file is missing or is not what the manifest says.
     """
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
         at = (storage, path, Path(name))
-        ids = [map_ids(copied(*at, s.ids)) for s in manifest.segments]
-        segments: list[SearchIndex] = []
-        trained: StoredFile | None = None
-        for segment in manifest.segments:
-            # Its copy is gone once it is read: the disk may not hold all of them at once.
-            found = SearchIndex(get_index(storage, path, segment.vectors))
-            require_fits(path, manifest, segment, found)
-            if segments and segment.trained == trained and segments[-1].merges:
-                segments[-1] = segments[-1].merge(found)
-            else:
-                segments.append(found)
-            segments[-1].operate(segment.operating_point)
-            trained = segment.trained
+        opened = [_open(at, manifest, s, held.opened if held else ()) for s in manifest.segments]
         dead = tombstones_of(at, manifest)
-    index = SegmentedIndex(segments, ids, dead)
+    index = SegmentedIndex(_joined(opened), [o.ids for o in opened], dead, opened)
     if index.rows != manifest.rows:
         what = f"the index in {path} holds {index.rows:,} rows, its manifest says {manifest.rows:,}"
         raise IntegrityError(what, None, FIX)
     return index
 
 
+def _open(
+    at: tuple[Storage, str, Path], manifest: IndexManifest, segment: Segment, held: Iterable[Opened]
+) -> Opened:
+    """Open a segment, or return the one that is held: files of one digest hold the same."""
+
+    def what_answers(of: Segment) -> tuple[object, ...]:
+        return of.vectors, of.ids, of.trained, of.operating_point
+
+    for other in held:
+        if what_answers(other.segment) == what_answers(segment):
+            return other
+    ids = map_ids(fetched(*at, segment.ids))
+    index = SearchIndex(read(fetched(*at, segment.vectors), mapped=True))
+    require_fits(at[1], manifest, segment, index)
+    index.operate(segment.operating_point)
+    return Opened(segment, index, ids)
+
+
+def _joined(opened: list[Opened]) -> list[SearchIndex | ShardedIndex]:
+    """Return what is searched: one index for each trained one, and each graph by itself."""
+    joined: list[SearchIndex | ShardedIndex] = []
+    for graph, group in groupby(opened, lambda o: (o.index.is_graph, o.segment.trained)):
+        shards = [o.index for o in group]
+        joined += shards if graph[0] or len(shards) == 1 else [ShardedIndex(shards)]
+    return joined
+
+
 def tombstones_of(at: tuple[Storage, str, Path], manifest: IndexManifest) -> Int64:
     """Return the positions of tombstones int64 [T], sorted."""
     if manifest.tombstones is None:
         return np.empty(0, np.int64)
-    return map_tombstones(copied(*at, manifest.tombstones.file))
+    return map_tombstones(fetched(*at, manifest.tombstones.file))
 
 
 def require_fits(path: str, manifest: IndexManifest, segment: Segment, found: SearchIndex) -> None:
@@ -273,23 +298,44 @@ def part_bytes(size: int) -> int:
     return max(_CHUNK_BYTES, -(-size // _PARTS))
 
 
-def copied(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
-    """Return a copy in `folder` that nobody else writes to, its size and digest checked."""
+def fetched(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
+    """Return a file of the index on this machine, its size and digest checked.
+
+    Below a local root it is the file itself: files are created whole under the name of their digest and never
+    written again, and one that is removed stays readable where it is open. Otherwise it is a copy in `folder`.
+
+    Raises:
+        IntegrityError: it is missing, or is not the file that was saved.
+    """
     place = file.path(path)
+    here = Path(storage.uri(place))
+    if is_remote(storage.root):
+        here = folder / f"{file.sha256}.{file.ending}"
     try:
-        found = storage.store.get(place)
+        size, sha256 = _copied(storage, place, here) if is_remote(storage.root) else _read(here)
     except FileNotFoundError:
         raise IntegrityError(f"{place} is missing", "its manifest is there", FIX) from None
-    what, size = f"{place} is not the index that was saved", found.meta["size"]
+    what = f"{place} is not the index that was saved"
     if size != file.size_bytes:
         why = f"it has {size:,} bytes, its manifest says {file.size_bytes:,}"
         raise IntegrityError(what, why, FIX)
-    digest, copy = hashlib.sha256(), folder / f"{file.sha256}.{file.ending}"
-    with copy.open("wb") as out:
-        for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+    if sha256 != file.sha256:
+        raise IntegrityError(what, f"its sha256 is {sha256}, its manifest says {file.sha256}", FIX)
+    return here
+
+
+def _read(here: Path) -> tuple[int, str]:
+    """Return size and sha256 of a local file."""
+    with here.open("rb") as data:
+        return os.fstat(data.fileno()).st_size, hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _copied(storage: Storage, place: str, here: Path) -> tuple[int, str]:
+    """Copy an object to a file, and return its size and sha256."""
+    digest, size = hashlib.sha256(), 0
+    with here.open("wb") as out:
+        for chunk in storage.store.get(place).stream(min_chunk_size=_CHUNK_BYTES):
             digest.update(chunk)
             out.write(chunk)
-    if digest.hexdigest() != file.sha256:
-        why = f"its sha256 is {digest.hexdigest()}, its manifest says {file.sha256}"
-        raise IntegrityError(what, why, FIX)
-    return copy
+            size += len(chunk)
+    return size, digest.hexdigest()

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX, IndexManifest
 from reembed.errors import IntegrityError
-from reembed.index.files import copied, map_ids, require_fits, tombstones_of
+from reembed.index.files import fetched, map_ids, require_fits, tombstones_of
 from reembed.index.search import Int64, SearchIndex, read
 from reembed.store.storage import Storage
 
@@ -45,8 +45,8 @@ class HeldIds:
     def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
         """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
 
-        Both files of the segment are mapped from checked copies, not read into memory; how many
-        vectors there are is what FAISS says.
+        Both files of the segment are checked and mapped, not read into memory; how many vectors there are is
+        what FAISS says.
 
         Raises:
             IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
@@ -54,9 +54,9 @@ class HeldIds:
         named, start = self.manifest.segments[segment], self._start(segment)
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
             at = (self.storage, self.path, Path(name))
-            batch = map_ids(copied(*at, named.ids))
+            batch = map_ids(fetched(*at, named.ids))
             row_ids = batch.column("row_id").to_numpy()
-            found = SearchIndex(read(copied(*at, named.vectors), mapped=True))
+            found = SearchIndex(read(fetched(*at, named.vectors), mapped=True))
             require_fits(self.path, self.manifest, named, found)
             dead = self._dead(at, start, named.rows)
             for first in range(0, batch.num_rows, _ROWS_A_BATCH):
@@ -82,7 +82,7 @@ class HeldIds:
         """Return row ids [P] and document ids [P] at places of a segment, tombstones or not."""
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
             file = self.manifest.segments[segment].ids
-            found = map_ids(copied(self.storage, self.path, Path(name), file)).take(
+            found = map_ids(fetched(self.storage, self.path, Path(name), file)).take(
                 pa.array(places)
             )
         return found.column("row_id").to_numpy(), found.column("doc_id")

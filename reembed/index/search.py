@@ -1,4 +1,4 @@
-"""Search, write, read and merge FAISS indexes.
+"""Search, write and read FAISS indexes.
 
 FAISS numbers vectors by position, in the order they were added. Scores are inner products: vectors have
 unit length, or the model says its similarity is the dot product.
@@ -9,6 +9,7 @@ Shapes: N vectors in the index, D dimensions, Q queries, K results.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,15 @@ class SearchIndex:
         self._ivf: Any = faiss.try_extract_index_ivf(faiss_index)
         self._hnsw: Any = None
         self._refine: Any = None
+        self._transforms: Any = None
         inner: Any = faiss.downcast_index(faiss_index)
         base = inner
         if isinstance(inner, faiss.IndexRefine):
             self._refine, self.k_factors = inner, K_FACTORS
             base = faiss.downcast_index(inner.base_index)
+        self._base = base
+        if isinstance(base, faiss.IndexPreTransform):
+            self._transforms = base.chain
         if isinstance(base, faiss.IndexHNSW):
             self._hnsw = base
             self.knob = "ef_search", max(RECALL_K, min(self.rows, 4096))
@@ -90,84 +95,65 @@ class SearchIndex:
             scores[positions < 0] = -np.inf
         return positions, scores
 
-    def merge(self, other: SearchIndex) -> SearchIndex:
-        """Return one index with the vectors of both, those of `other` last; neither can be used any more.
+    def lists_near(self, queries: Float32) -> Lists | None:
+        """Return the lists that a search for queries [Q, D] looks into; None if the index has none."""
+        if self._ivf is None:
+            return None
+        for number in range(self._transforms.size() if self._transforms else 0):
+            queries = self._transforms.at(number).apply(queries)
+        scores, lists = self._ivf.quantizer.search(queries, self._ivf.nprobe)
+        return Lists(queries, lists, scores)
 
-        Both were filled from one trained index, so the result is what one fill with all vectors gives.
-        """
-        _merge(self.faiss_index, other.faiss_index)
-        return SearchIndex(self.faiss_index)
+    def num_candidates(self, k: int) -> int:
+        """Return how many candidates are re-ranked for k results; k without a re-ranking stage."""
+        return k if self._refine is None else int(k * self._refine.k_factor)
+
+    def candidates(self, queries: Float32, n: int, lists: Lists | None) -> tuple[Int64, Float32]:
+        """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
+        if lists is None:
+            scores, positions = self._base.search(queries, n)
+        else:
+            scores, positions = self._ivf.search_preassigned(
+                lists.queries, n, lists.numbers, lists.scores
+            )
+        scores[positions < 0] = -np.inf
+        return positions, scores
 
     @property
-    def merges(self) -> bool:
-        """Whether this kind of index can be merged; graphs and some codes in blocks cannot."""
-        parts = _parts(self.faiss_index)
-        try:
-            for part in parts:
-                part.check_compatible_for_merge(part)
-        except RuntimeError:
-            return False
-        blocks = [p for p in parts if isinstance(p, faiss.IndexIVFFastScan)]
-        return all(isinstance(p, faiss.IndexIVFPQFastScan) for p in blocks)
+    def rescores(self) -> bool:
+        """Whether it has a re-ranking stage."""
+        return self._refine is not None
+
+    def rescored(self, queries: Float32, positions: Int64) -> Float32:
+        """Return the scores [Q, C] of positions [Q, C] by the re-ranking stage; any number at -1."""
+        stage: Any = faiss.downcast_index(self._refine.refine_index)
+        scores = np.empty(positions.shape, np.float32)
+        if isinstance(stage, faiss.IndexFlat):
+            x, to, at = [faiss.swig_ptr(array) for array in (queries, scores, positions)]
+            stage.compute_distance_subset(len(queries), x, positions.shape[1], to, at)  # type: ignore[attr-defined]
+            return scores
+        held = faiss.rev_swig_ptr(stage.codes.data(), stage.ntotal * stage.code_size)
+        codes = held.reshape(stage.ntotal, stage.code_size)
+        for query, row, out in zip(queries, positions, scores, strict=True):
+            there = row >= 0
+            out[there] = stage.sa_decode(codes[row[there]]) @ query
+        return scores
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether its vectors are found through a graph, which other shards know nothing of."""
+        return self._hnsw is not None
 
 
-def _parts(index: Any) -> list[Any]:
-    """Return the indexes that hold the vectors: several where results are scored again by another one."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _parts(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _parts(index.base_index) + _parts(index.refine_index)
-    return [index]
+@dataclass(frozen=True)
+class Lists:
+    """Lists near to queries, best first."""
 
-
-def _merge(into: Any, other: Any) -> None:
-    for mine, theirs in zip(_parts(into), _parts(other), strict=True):
-        if isinstance(mine, faiss.IndexIVFPQFastScan):
-            _merge_fast_scan(mine, theirs)
-            continue
-        # Lists hold the number of each vector; other kinds number by place.
-        mine.merge_from(theirs, mine.ntotal if isinstance(mine, faiss.IndexIVF) else 0)
-    _count(into)
-
-
-def _merge_fast_scan(into: Any, other: Any) -> None:
-    """Merge lists of codes in blocks: unpacked, joined and packed again.
-
-    FAISS's own merge writes beyond the end of a list whose length is a multiple of a block's bytes
-    (`BlockInvertedLists::add_entries` in 1.15.1).
-    """
-    lists, more = _unpacked(into), _unpacked(other)
-    lists.merge_from(more, into.ntotal)
-    joined = faiss.IndexIVFPQ(
-        into.quantizer, into.d, into.nlist, into.pq.M, into.pq.nbits, into.metric_type
-    )
-    joined.pq, joined.by_residual, joined.is_trained = into.pq, into.by_residual, True
-    lists.this.disown()
-    joined.replace_invlists(lists, True)  # its copy has lists of its own only if it has
-    packed = faiss.IndexIVFPQFastScan(joined, into.bbs)
-    packed.own_invlists = False
-    into.replace_invlists(packed.invlists, True)
-    into.ntotal += other.ntotal
-
-
-def _unpacked(index: Any) -> Any:
-    """Return the lists of a fast-scan index with one code after the other."""
-    lists = faiss.ArrayInvertedLists(index.nlist, index.pq.code_size)
-    index.orig_invlists = lists
-    index.reconstruct_orig_invlists()
-    index.orig_invlists = None
-    return lists
-
-
-def _count(index: Any) -> int:
-    """Set and return the rows of an index that only wraps others."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        index.ntotal = _count(index.index)
-    elif isinstance(index, faiss.IndexRefine):
-        index.ntotal = _count(index.base_index)
-    return int(index.ntotal)
+    queries: Float32
+    """float32 [Q, .] as the lists have them: rotated or reduced, if the index does that first."""
+    numbers: Int64
+    """[Q, nprobe]."""
+    scores: Float32
 
 
 def write(faiss_index: Any, path: Path) -> None:

@@ -9,19 +9,30 @@ Shapes: N rows in all segments, Q queries, K results.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed.catalog.index_manifest import FIX
+from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
 from reembed.index.exact import best
 from reembed.index.search import Float32, Int64, SearchIndex, require_k
+from reembed.index.sharded import ShardedIndex
 
 _NONE = np.empty(0, np.int64)
 _FEW = 20
 """Ids up to which reading them one by one is faster than Arrow's `take`."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A segment with its files as they are open."""
+
+    segment: Segment
+    index: SearchIndex
+    ids: pa.RecordBatch
 
 
 class SegmentedIndex:
@@ -29,13 +40,15 @@ class SegmentedIndex:
 
     def __init__(
         self,
-        segments: Sequence[SearchIndex],
+        segments: Sequence[SearchIndex | ShardedIndex],
         ids: Sequence[pa.RecordBatch],
         tombstones: Int64 = _NONE,
+        opened: Sequence[Opened] = (),
     ) -> None:
         """Take segments, row_id and doc_id of all their positions, and tombstones int64 [T], sorted.
 
-        Ids may come in more pieces than the vectors: shards of one index are merged, their ids stay mapped.
+        Ids may come in more pieces than the vectors: shards of one index answer as one. `opened` is what can be
+        shared with another index.
 
         Raises:
             IntegrityError: they do not fit each other.
@@ -49,6 +62,7 @@ class SegmentedIndex:
                 FIX,
             )
         self.segments = tuple(segments)
+        self.opened = tuple(opened)
         self._starts = np.cumsum([0, *rows])
         self._id_starts = np.cumsum([0, *named])
         self._row_ids = [b.column("row_id").to_numpy() for b in ids]
@@ -126,7 +140,7 @@ class SegmentedIndex:
 
 
 def _living(
-    index: SearchIndex, dead: Int64, queries: npt.ArrayLike, k: int
+    index: SearchIndex | ShardedIndex, dead: Int64, queries: npt.ArrayLike, k: int
 ) -> tuple[Int64, Float32]:
     """Return the k best of a segment that have no tombstone.
 

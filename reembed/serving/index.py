@@ -19,7 +19,11 @@ from reembed.store.storage import Storage
 def open(
     root: str | os.PathLike[str], alias: str, *, options: Mapping[str, str] | None = None
 ) -> Index:
-    """Open what an alias serves: its index, its table and its query model, loaded and checked.
+    """Open what an alias serves: its index, its table and its query model, checked.
+
+    The index is mapped: it takes room in the page cache, and memory of the process's own only for lists of fast-scan
+    codes (PQ..x4fs), a quarter of a byte or less per dimension and vector. From an object store, a copy takes
+    room in the temporary folder (TMPDIR) until the index is freed.
 
     Args:
         root: `storage.root` of the config: a folder, or an s3://, gs:// or az:// URL. Nothing is
@@ -102,7 +106,8 @@ class Index:
 
         A search sees the old release or the new one, never a mix. One thread loads at a time: a call
         during a load returns False at once, and searches continue in the old release. The memory of
-        the old release is freed when the last search in it ends.
+        the old release is freed when the last search in it ends. Files of the index that both releases
+        have, as after a catch-up, stay open and are not read again.
 
         Raises:
             IntegrityError, SpaceMismatch: as `open`; the old release continues to serve.
@@ -110,11 +115,11 @@ class Index:
         if not self._loading.acquire(blocking=False):
             return False
         try:
-            before, _ = self._open()
+            before, open_now = self._open()
             record = self._catalog.require_live()
             if record.token == before.token:
                 return False
-            loaded = self._load(record)
+            loaded = self._load(record, open_now)
             with self._closing:
                 self._open()
                 self._serving = loaded
@@ -133,8 +138,10 @@ class Index:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _load(self, record: AliasRecord) -> tuple[AliasRecord, OpenRelease]:
-        return record, OpenRelease.open(self._catalog.storage, record.release)
+    def _load(
+        self, record: AliasRecord, before: OpenRelease | None = None
+    ) -> tuple[AliasRecord, OpenRelease]:
+        return record, OpenRelease.open(self._catalog.storage, record.release, before)
 
     def _open(self) -> tuple[AliasRecord, OpenRelease]:
         serving = self._serving

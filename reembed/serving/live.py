@@ -58,8 +58,10 @@ class OpenRelease:
     encoder: Encoder
 
     @classmethod
-    def open(cls, storage: Storage, release: Release) -> OpenRelease:
-        """Load the index and the query encoder of a release.
+    def open(
+        cls, storage: Storage, release: Release, before: OpenRelease | None = None
+    ) -> OpenRelease:
+        """Open the index and the query encoder of a release; parts of the index that `before` has are shared.
 
         Raises:
             IntegrityError: the index or the table is not the one that the release was registered with.
@@ -73,7 +75,8 @@ class OpenRelease:
         encoder = encoders.load_encoder(section)
         manifest = read_manifest(storage, release.index, release.index_sha256)
         provenance.require_index(release, manifest)
-        index = index_store.load(storage, release.index, manifest)
+        held = before.index if before else None
+        index = index_store.load(storage, release.index, manifest, held)
         provenance.require_manifest(storage, release)
         release.space.require(
             encoders.describe(section, release.space.vector_dtype),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
-import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.index import files
 from reembed.index.files import load, lower_bound, part_bytes
-from reembed.index.search import read
+from reembed.index.search import SearchIndex, read
 from reembed.store.records import decode, encode, to_bytes
 from reembed.store.storage import Storage
+
+MAPPED = [
+    "Flat", "SQ8", "SQfp16", "IVF16,Flat", "IVF16,SQ8", "IVF16,PQ8", "IVF16,PQ8x4fs", "IVF16,PQ8x4fs,RFlat",
+    "IVF16,PQ8x4fs,Refine(SQfp16)", "IVF16,PQ8x4fs,Refine(SQ8)", "PQ8x4fs,RFlat", "HNSW8", "HNSW8_SQ8",
+    "IVF16_HNSW8,SQ8", "PCA8,IVF16,SQ8", "OPQ4,IVF16,PQ4x4fs,RFlat",
+]  # fmt: skip
 
 
 def flat() -> faiss.Index:
@@ -59,13 +66,77 @@ def test_saved_and_loaded_is_the_same_index(storage: Storage) -> None:
     assert loaded.ids()["row_id"].to_pylist() == source.row_ids.tolist()
 
 
-def test_files_that_are_cut_short_do_not_end_a_process_that_has_them_open(
+def test_an_open_index_keeps_what_was_checked_when_its_files_are_replaced_or_removed(
     storage: Storage,
 ) -> None:
+    """A file is mapped where it is: what writes below the root puts a new file in its place, and gc unlinks."""
     loaded = load(storage, PATH, save(storage, flat(), NAMES))
-    for path, _ in storage.objects(PATH):
-        os.truncate(storage.uri(path), 0)
+    query = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
+    before, _ = loaded.nearest(query, 10)
+    for path, size in storage.objects(PATH):
+        storage.write_bytes(path, bytes(size))
+    np.testing.assert_array_equal(loaded.nearest(query, 10)[0], before)
+    storage.delete_tree(f"{PATH}/")
+    np.testing.assert_array_equal(loaded.nearest(query, 10)[0], before)
     assert loaded.doc_ids(np.arange(500)) == NAMES.to_pylist()
+
+
+@pytest.mark.parametrize("factory", MAPPED)
+def test_an_index_answers_from_its_file_as_from_memory(storage: Storage, factory: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(4_000, 16)).astype(np.float32)
+    index = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    manifest = save(storage, index, pa.array(range(4_000)))
+    for found, expected in zip(
+        load(storage, PATH, manifest).nearest(vectors[:50], 10),
+        SearchIndex(files.get_index(storage, PATH, manifest.base.vectors)).nearest(
+            vectors[:50], 10
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8", "HNSW4,Flat", "IVF16,PQ16x4fs,RFlat"])
+def test_an_open_index_takes_little_memory_of_its_own(storage: Storage, factory: str) -> None:
+    rng = np.random.default_rng(0)
+    index = faiss.index_factory(256, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(rng.normal(size=(2_000, 256)).astype(np.float32))
+    for _ in range(4):
+        index.add(rng.normal(size=(20_000, 256)).astype(np.float32))
+    manifest = save(storage, index, pa.array(range(80_000)))
+    del index
+    before = own_memory()
+    loaded = load(storage, PATH, manifest)
+    loaded.nearest(rng.normal(size=(100, 256)), 10)
+    assert manifest.base.vectors.size_bytes > 20e6
+    assert own_memory() - before < 0.25 * manifest.base.vectors.size_bytes
+
+
+def own_memory() -> int:
+    """Bytes of this process that are not pages of files."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+
+def test_segments_that_two_indexes_have_are_opened_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = save(storage, flat(), NAMES)
+    first = load(storage, PATH, manifest)
+    grown = dataclasses.replace(manifest, segments=(manifest.base, manifest.base), table_version=5)
+    fetched, read_again = files.fetched, []
+    monkeypatch.setattr(files, "fetched", lambda *of: read_again.append(of) or fetched(*of))
+    both = load(storage, PATH, grown, first)
+    assert not read_again
+    assert [o.index for o in both.opened] == [first.opened[0].index] * 2
+    queries = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
+    found, _ = both.nearest(queries, 10)
+    assert sorted({p % 500 for p in found[0].tolist()}) == sorted(
+        set(first.nearest(queries, 5)[0][0].tolist())
+    )
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.int32(), pa.int64()])

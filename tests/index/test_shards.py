@@ -70,7 +70,7 @@ def test_shards_of_one_trained_index_answer_as_one_that_was_filled_at_once(
     cut = build(vectors, easy.model_copy(update={"shard_rows": 1_000}), queries, trained, storage)
     assert len(whole.manifest.segments) == 1
     assert [s.rows for s in cut.manifest.segments] == [900, 900, 900, 900, 400]
-    assert len(cut.index.segments) == 1, "merged when it is loaded"
+    assert len(cut.index.segments) == 1, "they answer together"
     assert cut.manifest.ann_recall_at_10 == pytest.approx(whole.manifest.ann_recall_at_10, abs=0.01)
     for nprobe in (1, 5, 32):
         for built in (whole, cut):

@@ -541,8 +541,8 @@ def serving_asks_with_the_model_of_another_release(patch: Patch) -> None:
 def a_reader_checks_first_and_opens_later(patch: Patch) -> None:
     honest = live.OpenRelease.open.__func__  # type: ignore[attr-defined]
 
-    def later(cls: Any, storage: Storage, release: Any) -> Any:
-        opened = honest(cls, storage, release)
+    def later(cls: Any, storage: Storage, release: Any, before: Any = None) -> Any:
+        opened = honest(cls, storage, release, before)
         return dataclasses.replace(opened, table=dataclasses.replace(opened.table))
 
     patch(live.OpenRelease, "open", classmethod(later))

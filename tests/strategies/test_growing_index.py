@@ -39,7 +39,8 @@ def change(uri: str, step: int, documents: int) -> None:
     changed = [
         row(n, f"step {step} of {n}") for n in range(step, DOCUMENTS, DOCUMENTS // documents)
     ]
-    added = [row(10_000 * step + n, f"new in step {step}: {n}") for n in range(3)]
+    # No two texts of the same words: their scores would be equal.
+    added = [row(10_000 * step + n, f"new in step {step}: {10 * step + n}") for n in range(3)]
     merge = lance.dataset(uri).merge_insert("doc_id").when_matched_update_all()
     merge.when_not_matched_insert_all().execute(pa.Table.from_pylist([*changed, *added]))
     lance.dataset(uri).delete(f"doc_id IN ('d{900 + step:05d}', 'd{500 + step:05d}')")

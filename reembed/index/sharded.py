@@ -1,0 +1,61 @@
+"""Indexes that were filled from one trained index, searched as one.
+
+Each stays where it is, so that none has to be read into memory to be merged with the others. Lists near to a
+query are found once, as the shards share them; the best codes of all shards are re-ranked together. The result
+is that of one index with all vectors.
+
+Shapes: N vectors in all shards, D dimensions, Q queries, C candidates, K results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reembed.index.exact import best
+from reembed.index.search import Float32, Int64, SearchIndex, checked_queries
+
+
+class ShardedIndex:
+    """Shards of one index, each with the vectors that follow those of the shard before."""
+
+    def __init__(self, shards: Sequence[SearchIndex]) -> None:
+        """Take shards that were filled from one trained index and have one operating point."""
+        self.shards = tuple(shards)
+        self._starts = np.cumsum([0, *(s.rows for s in shards)])[:-1].tolist()
+        self.rows, self.dim = sum(s.rows for s in shards), shards[0].dim
+        self.scores_are_exact = shards[0].scores_are_exact
+
+    def operate(self, point: dict[str, int]) -> None:
+        """Set the operating point of each shard, and raise errors, as `SearchIndex.operate`."""
+        for shard in self.shards:
+            shard.operate(point)
+
+    def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K], and raise errors, as `SearchIndex.nearest`."""
+        checked = checked_queries(queries, self.dim, k)
+        positions, scores = self.candidates(checked, self.shards[0].num_candidates(int(k)))
+        if not self.shards[0].rescores:
+            return positions, scores
+        return best(positions, self.rescored(checked, positions), int(k))
+
+    def candidates(self, queries: Float32, n: int) -> tuple[Int64, Float32]:
+        """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
+        lists = self.shards[0].lists_near(queries)
+        found = [shard.candidates(queries, n, lists) for shard in self.shards]
+        placed = [
+            np.where(p < 0, p, p + start) for (p, _), start in zip(found, self._starts, strict=True)
+        ]
+        return best(np.hstack(placed), np.hstack([scores for _, scores in found]), n)
+
+    def rescored(self, queries: Float32, positions: Int64) -> Float32:
+        """Return the scores [Q, C] of candidates by the re-ranking stage of the shard that has them; -inf at -1."""
+        scores = np.full(positions.shape, -np.inf, np.float32)
+        for shard, start in zip(self.shards, self._starts, strict=True):
+            mine = (positions >= start) & (positions < start + shard.rows)
+            if mine.any():
+                places = np.where(mine, positions - start, -1)
+                scores = np.where(mine, shard.rescored(queries, places), scores)
+        return scores
