@@ -76,6 +76,8 @@ class RefreshRows:
     """Row ids of the source."""
     table_rows: tuple[int, ...]
     documents: int
+    fragments: tuple[int, ...]
+    """Fragments of the table that these rows lie in."""
 
     @property
     def rows(self) -> int:
@@ -104,7 +106,7 @@ class _Units:
         | tuple[Literal["rows"], str, _Ids, int]
         | tuple[Literal["keep"], str, int, int, int, _Ids]
         | tuple[Literal["thin"], str, int, int, int, _Ids]
-        | tuple[Literal["refresh"], str, _Ids, _Ids, int]
+        | tuple[Literal["refresh"], str, _Ids, _Ids, int, _Ids]
     ]
 
 

@@ -276,7 +276,9 @@ def _units(
         last = min(first + size, len(edges) - 1)
         of = slice(*edges[[first, last]].tolist())
         rows, source = tuple(changes.refreshed[of].tolist()), tuple(changes.refresh[of].tolist())
-        yield RefreshRows(f"refresh-{first:09d}", source, rows, source_documents(last - first))
+        fragments = tuple(np.unique(changes.refreshed_fragments[of]).tolist())
+        documents = source_documents(last - first)
+        yield RefreshRows(f"refresh-{first:09d}", source, rows, documents, fragments)
     for fragment, dropped in changes.dropped.items():
         left, written = held[fragment].rows - len(dropped), held[fragment].written
         leaving, documents = tuple(dropped.tolist()), table_documents(left)

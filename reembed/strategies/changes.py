@@ -46,6 +46,8 @@ class Changes:
     """Source rows with the same text and changed carried values, by row id; once for each row of the table."""
     refreshed: Int64
     """Table rows that hold the vectors of `refresh`, in the same order."""
+    refreshed_fragments: Int64
+    """Fragments of `refreshed`, in the same order."""
     copied: int
     """New documents of `refresh`, whose text another document of the table has."""
     removed: int
@@ -201,6 +203,7 @@ def _compare(
         without_text=source_documents(int((found.texts[embed] == _NO_TEXT).sum())),
         refresh=found.row_ids[moved][document],
         refreshed=held.row_ids[rows],
+        refreshed_fragments=held.fragments[rows],
         copied=source_documents(int(copied.sum())),
         removed=removed,
         dropped=_by_fragment(held.row_ids[leaving], held.fragments[leaving]),

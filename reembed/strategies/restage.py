@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -15,26 +17,61 @@ from reembed.table.read import TableVersion, file_path, files_of_fragment, proof
 from reembed.table.seal import read_sealed
 from reembed.table.write import Staged, stage, stage_deletions
 
+Proofs = Mapping[str, FileProof | None]
+"""What files must be, by name; None: nothing vouches for it."""
 
-def stage_unit(run: Run, plan: Plan, columns: pa.Schema, source: Source, unit: KeptUnit) -> Receipt:
-    """Stage a unit that a catch-up takes over; return its receipt.
 
-    Raises IntegrityError if a file differs from its receipt: a damaged vector would get a new, valid one.
+def with_proofs(
+    run: Run, plan: Plan, units: Sequence[KeptUnit]
+) -> Iterator[tuple[KeptUnit, Proofs]]:
+    """Yield each unit with what the files that its rows are read from must be.
+
+    Raises IntegrityError if the record of the base's files was changed.
     """
     assert plan.base is not None
     version = plan.base.table_version
-    table = TableVersion(run.storage, plan.table, version, plan.space.dim)
+    files = read_sealed(Run(run.storage, plan.base.release), plan.table, version).files
+    dataset = TableVersion(run.storage, plan.table, version, plan.space.dim).dataset()
+    names = {f.fragment_id: files_of_fragment(f.metadata) for f in dataset.get_fragments()}
+    for unit in units:
+        yield unit, {name: files.get(name) for f in _read_from(unit) for name in names[f]}
+
+
+def _read_from(unit: KeptUnit) -> tuple[int, ...]:
+    """Return the fragments that rows are read from; a deletion file needs none."""
+    if isinstance(unit, ThinFragment):
+        return ()
+    return unit.fragments if isinstance(unit, RefreshRows) else (unit.fragment,)
+
+
+def stage_unit(
+    context: tuple[Run, Plan, pa.Schema, Source], unit: KeptUnit, proofs: Proofs
+) -> Receipt:
+    """Stage a unit that a catch-up takes over; return its receipt. `context` has the plan without its units.
+
+    Raises IntegrityError if a file is not as proven: a damaged vector would get a new, valid receipt.
+    """
+    run, plan, columns, source = context
+    assert plan.base is not None
+    table = TableVersion(run.storage, plan.table, plan.base.table_version, plan.space.dim)
     with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
         if isinstance(unit, ThinFragment):
             return stage_deletions(run, plan, columns, table, unit)
-        files = read_sealed(Run(run.storage, plan.base.release), plan.table, version).files
-        if isinstance(unit, KeepFragment):
-            _require_sound(run, table, files, {unit.fragment})
-            rows = _kept(table, columns, unit)
-        else:
-            _require_sound(run, table, files, _fragments_of(table, unit.table_rows))
-            rows = _refreshed(table, source, unit)
+        _require_sound(run, table, proofs)
+        rows = _rows(run, columns, source, table, unit)
         return stage(run, plan, columns, Staged(unit.id, rows))
+
+
+def _rows(
+    run: Run,
+    columns: pa.Schema,
+    source: Source,
+    table: TableVersion,
+    unit: KeepFragment | RefreshRows,
+) -> pa.Table:
+    if isinstance(unit, KeepFragment):
+        return _kept(table, columns, unit)
+    return _refreshed(run, table, source, unit)
 
 
 def _kept(table: TableVersion, columns: pa.Schema, unit: KeepFragment) -> pa.Table:
@@ -43,29 +80,22 @@ def _kept(table: TableVersion, columns: pa.Schema, unit: KeepFragment) -> pa.Tab
     return held.filter(pa.array(~leaves)).drop_columns(["_rowid"])
 
 
-def _refreshed(table: TableVersion, source: Source, unit: RefreshRows) -> pa.Table:
-    held = table.take(np.array(unit.table_rows, np.int64), ["vector", "text_hash"])
+def _refreshed(run: Run, table: TableVersion, source: Source, unit: RefreshRows) -> pa.Table:
+    wanted = np.array(unit.table_rows, np.int64)
+    there = np.concatenate([table.row_ids(fragment) for fragment in unit.fragments])
+    if not np.isin(wanted, there).all():
+        what = f"unit {unit.id} names rows outside the fragments whose files were checked"
+        raise IntegrityError(what, "its plan was changed", run.rebuild)
+    held = table.take(wanted, ["vector", "text_hash"])
     rows = source.take(unit.row_ids).drop_columns([TEXT])
     return rows.append_column("vector", held["vector"]).append_column(
         "text_hash", held["text_hash"]
     )
 
 
-def _fragments_of(table: TableVersion, row_ids: tuple[int, ...]) -> set[int]:
-    wanted = np.array(row_ids, np.int64)
-    return {
-        fragment
-        for fragment, rows in table.scan_fragments([])
-        if np.isin(rows["_rowid"].to_numpy().astype(np.int64), wanted).any()
-    }
-
-
-def _require_sound(
-    run: Run, table: TableVersion, proofs: dict[str, FileProof], fragments: set[int]
-) -> None:
-    held = [f for f in table.dataset().get_fragments() if f.fragment_id in fragments]
-    for name in (name for fragment in held for name in files_of_fragment(fragment.metadata)):
-        if proof_of(table.storage, table.path, name) != proofs.get(name):
+def _require_sound(run: Run, table: TableVersion, proofs: Proofs) -> None:
+    for name, proof in proofs.items():
+        if proof_of(table.storage, table.path, name) != proof:
             raise IntegrityError(
                 f"{file_path(table.path, name)} is damaged",
                 "its sha256 differs from its receipt",

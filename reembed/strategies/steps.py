@@ -96,7 +96,8 @@ def restage_rows(context: RunContext) -> None:
     if not todo:
         return
     common = (run, plan.without_units(), context.columns, context.source)
-    context.executor.each(restage.stage_unit, ((*common, unit) for unit in todo))
+    work = ((common, *one) for one in restage.with_proofs(run, plan, todo))
+    context.executor.each(restage.stage_unit, work)
     context.emit(Kept(len(todo), sum(u.rows for u in todo)))
 
 

@@ -45,7 +45,9 @@ def again(corpus, make_config, monkeypatch):
         }
         found = dataclasses.replace(sealed, files=proofs)
         monkeypatch.setattr(restage, "read_sealed", lambda *arguments: found)
-        receipt = restage.stage_unit(Run(storage, plan.run_id), plan, columns, source, unit)
+        run = Run(storage, plan.run_id)
+        ((_, proofs),) = restage.with_proofs(run, plan, [unit])
+        receipt = restage.stage_unit((run, plan, columns, source), unit, proofs)
         fragments = [lance.FragmentMetadata.from_json(f) for f in receipt.fragments]
         made = lance.LanceOperation.Overwrite(columns, fragments)
         uri = storage.uri(release.table)
@@ -72,7 +74,8 @@ def refreshed(again, rows):
     there = again.source.to_table(columns=["doc_id"], with_row_id=True).to_pylist()
     row_of = {r["doc_id"]: r["_rowid"] for r in there}
     ids = tuple(row_of[n] for n in names)
-    return RefreshRows("refresh-0", ids, tuple(held), len(ids)), names
+    fragments = tuple(sorted({f for f, _ in rows}))
+    return RefreshRows("refresh-0", ids, tuple(held), len(ids), fragments), names
 
 
 @pytest.mark.parametrize("fragment", range(FRAGMENTS))
@@ -106,3 +109,9 @@ def test_refreshed_rows_take_the_vectors_of_their_own_rows_whatever_other_fragme
     assert written["doc_id"].to_pylist() == names
     found = zip(written["vector"].to_pylist(), written["text_hash"].to_pylist(), strict=True)
     assert list(found) == [vector_of[n] for n in names]
+
+
+def test_rows_outside_the_fragments_that_were_checked_are_not_read(again):
+    unit, _ = refreshed(again, [(4, 1), (0, 3)])
+    with pytest.raises(IntegrityError, match="names rows outside the fragments"):
+        again(dataclasses.replace(unit, fragments=(4,)))
