@@ -9,6 +9,7 @@ from typing import Any, Literal
 from reembed.catalog.lines import Place
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import SourceRef, StoredSpace
+from reembed.catalog.row_ids import RowIds
 from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
 from reembed.store.records import decode, encode, where
 
@@ -32,13 +33,13 @@ class EmbedRows:
     """Embed the documents of these source rows."""
 
     id: str
-    row_ids: tuple[int, ...]
+    row_ids: RowIds
     documents: int
 
     @property
     def rows(self) -> int:
         """Rows of the source."""
-        return len(self.row_ids)
+        return self.row_ids.rows
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class KeepFragment:
     rows: int
     """Rows of the table that stay."""
     documents: int
-    leaving: tuple[int, ...]
+    leaving: RowIds
     """Row ids of the table."""
 
 
@@ -63,7 +64,7 @@ class ThinFragment:
     rows: int
     """Rows of the table that stay."""
     documents: int
-    leaving: tuple[int, ...]
+    leaving: RowIds
     """Row ids of the table."""
 
 
@@ -72,9 +73,9 @@ class RefreshRows:
     """Read what is carried from source rows again, and store it beside the vectors of table rows."""
 
     id: str
-    row_ids: tuple[int, ...]
+    row_ids: RowIds
     """Row ids of the source."""
-    table_rows: tuple[int, ...]
+    table_rows: RowIds
     documents: int
     fragments: tuple[int, ...]
     """Fragments of the table that these rows lie in."""
@@ -82,7 +83,7 @@ class RefreshRows:
     @property
     def rows(self) -> int:
         """Rows of the table."""
-        return len(self.table_rows)
+        return self.table_rows.rows
 
 
 EmbedUnit = EmbedRange | EmbedRows
@@ -103,10 +104,10 @@ class _Units:
 
     units: list[
         tuple[Literal["range"], str, _Ids, int, int, int]
-        | tuple[Literal["rows"], str, _Ids, int]
-        | tuple[Literal["keep"], str, int, int, int, _Ids]
-        | tuple[Literal["thin"], str, int, int, int, _Ids]
-        | tuple[Literal["refresh"], str, _Ids, _Ids, int, _Ids]
+        | tuple[Literal["rows"], str, RowIds, int]
+        | tuple[Literal["keep"], str, int, int, int, RowIds]
+        | tuple[Literal["thin"], str, int, int, int, RowIds]
+        | tuple[Literal["refresh"], str, RowIds, RowIds, int, _Ids]
     ]
 
 

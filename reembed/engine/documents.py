@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed import digests, encoders
-from reembed.catalog.plan import EmbedUnit
+from reembed.catalog.plan import EmbedRows, EmbedUnit
 from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Rows
 from reembed.encoders.tokens import Tokenizer, Tokens, tokenize_documents
@@ -56,9 +56,16 @@ def tokenizer_of(config: EncoderConfig, sha256: str) -> Tokenizer:
     return tokenizer
 
 
+def documents_of(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
+    """Return the unit's documents, as `Source.read`."""
+    if isinstance(unit, EmbedRows):
+        return job.source.take(unit.row_ids.read(job.run).tolist())
+    return job.source.read(unit)
+
+
 def read(job: EmbedJob, unit: EmbedUnit) -> pa.Table:
     """Return the unit's documents with their texts, and `reembed.given` if the run copies vectors."""
-    documents = job.source.read(unit)
+    documents = documents_of(job, unit)
     texts = documents[TEXT]
     hashes = digests.of_column(texts)
     stored = [None, pa.py_buffer(hashes)]

@@ -29,7 +29,7 @@ from reembed.catalog.plan import EmbedUnit
 from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes, worker
 from reembed.engine.cluster import READER
-from reembed.engine.documents import prepared, read
+from reembed.engine.documents import documents_of, prepared, read
 from reembed.engine.executor import EmbedJob
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.engine.signals import Stop
@@ -141,7 +141,7 @@ def _set_context(job: EmbedJob, units: list[EmbedUnit]) -> None:
     context.target_max_block_size = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _reading(job, units[0]):
-        text = job.source.read(units[0]).nbytes
+        text = documents_of(job, units[0]).nbytes
     vectors = rows_of(units[0].documents) * job.plan.space.dim * 4
     unit_bytes = 2 * text + vectors  # text, token ids, vectors
     in_flight = job.embed.units_in_flight * job.embed.actors

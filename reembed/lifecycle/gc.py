@@ -28,7 +28,7 @@ from reembed.table.write import path_of
 
 log = logging.getLogger(__name__)
 
-_STAGING = ("units/", "receipts/", "attempts/", "leases/", "index/")
+_STAGING = ("rows/", "units/", "receipts/", "attempts/", "leases/", "index/")
 _CLEARED = "cleared.json"
 
 

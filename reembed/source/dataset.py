@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reembed.catalog.plan import EmbedRange, EmbedRows, EmbedUnit
+from reembed.catalog.plan import EmbedRange
 from reembed.catalog.releases import SourceRef
 from reembed.config.options import Options
 from reembed.config.settings import Config
@@ -199,14 +199,12 @@ class Source:
         lengths = [pc.binary_length(documents(self.ref, part)[TEXT]) for part in parts]
         return float(pc.mean(pa.chunked_array(lengths, pa.int64())).as_py() or 0)
 
-    def read(self, unit: EmbedUnit) -> pa.Table:
+    def read(self, unit: EmbedRange) -> pa.Table:
         """Return the documents of one unit, as `documents.documents`, in row order.
 
         Raises:
             SourceError: the fragment no longer holds the unit's rows, or holds text that is not UTF-8.
         """
-        if isinstance(unit, EmbedRows):
-            return self.take(unit.row_ids)
         window = {"offset": unit.offset, "limit": unit.rows, "scan_in_order": True}
         fragments = [self._fragment(number) for number in unit.fragments]
         with readable(self.ref):

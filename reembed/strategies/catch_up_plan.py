@@ -22,6 +22,7 @@ from reembed.catalog.plan import (
     Unit,
 )
 from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.row_ids import RowIdFile
 from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
 from reembed.config.settings import Config, changed_settings
@@ -215,6 +216,10 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
         changes = replace(changes, dropped=_with_deletions(changes.dropped, held))
     most, text_bytes = max(len(changes.embed), len(changes.refresh)), found.after.text_bytes()
     size = unit_documents(config.embed, most, text_bytes, release.space.dim)
+    ids = RowIdFile()
+    units = list(_units(held, changes, size, ids, erase=erase))
+    ids.write(run)
+    faults.point("plan.after_row_ids")
     plan = run.write_plan(
         Plan(
             kind="catch_up",
@@ -230,7 +235,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             index=built.settings,
             rows=len(changes.embed),
             documents=changes.to_embed,
-            units=list(_units(held, changes, size, erase=erase)),
+            units=units,
             created_at=now(),
             base=_base(release, changes, held),
             unit_documents=size,
@@ -262,26 +267,26 @@ def _with_deletions(dropped: dict[int, Int64], held: dict[int, FragmentRows]) ->
 
 
 def _units(
-    held: dict[int, FragmentRows], changes: Changes, size: int, *, erase: bool
+    held: dict[int, FragmentRows], changes: Changes, size: int, ids: RowIdFile, *, erase: bool
 ) -> Iterator[Unit]:
     """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows.
 
-    `erase`: no file that holds rows that left is kept.
+    `ids` takes their row ids. `erase`: no file that holds rows that left is kept.
     """
     for start in range(0, len(changes.embed), size):
-        rows = tuple(changes.embed[start : start + size].tolist())
-        yield EmbedRows(f"embed-{start:09d}", rows, source_documents(len(rows)))
+        rows = ids.add(changes.embed[start : start + size])
+        yield EmbedRows(f"embed-{start:09d}", rows, source_documents(rows.rows))
     edges = np.flatnonzero(np.diff(changes.refresh, prepend=-1, append=-1))
     for first in range(0, len(edges) - 1, size):  # edges[n]: where the rows of document n begin
         last = min(first + size, len(edges) - 1)
         of = slice(*edges[[first, last]].tolist())
-        rows, source = tuple(changes.refreshed[of].tolist()), tuple(changes.refresh[of].tolist())
+        rows, source = ids.add(changes.refreshed[of]), ids.add(changes.refresh[of])
         fragments = tuple(np.unique(changes.refreshed_fragments[of]).tolist())
         documents = source_documents(last - first)
         yield RefreshRows(f"refresh-{first:09d}", source, rows, documents, fragments)
     for fragment, dropped in changes.dropped.items():
         left, written = held[fragment].rows - len(dropped), held[fragment].written
-        leaving, documents = tuple(dropped.tolist()), table_documents(left)
+        leaving, documents = ids.add(dropped), table_documents(left)
         if left >= (1 - _DELETED) * written and not erase:
             yield ThinFragment(f"thin-{fragment:06d}", fragment, left, documents, leaving)
         elif left:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows, ThinFragment
 from reembed.catalog.receipts import FileProof, Receipt
+from reembed.catalog.row_ids import Int64
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
@@ -17,6 +18,7 @@ from reembed.table.read import TableVersion, file_path, files_of_fragment, proof
 from reembed.table.seal import read_sealed
 from reembed.table.write import Staged, stage, stage_deletions
 
+Context = tuple[Run, Plan, pa.Schema, Source]
 Proofs = Mapping[str, FileProof | None]
 """What files must be, by name; None: nothing vouches for it."""
 
@@ -44,53 +46,47 @@ def _read_from(unit: KeptUnit) -> tuple[int, ...]:
     return unit.fragments if isinstance(unit, RefreshRows) else (unit.fragment,)
 
 
-def stage_unit(
-    context: tuple[Run, Plan, pa.Schema, Source], unit: KeptUnit, proofs: Proofs
-) -> Receipt:
+def stage_unit(context: Context, unit: KeptUnit, proofs: Proofs) -> Receipt:
     """Stage a unit that a catch-up takes over; return its receipt. `context` has the plan without its units.
 
     Raises IntegrityError if a file is not as proven: a damaged vector would get a new, valid receipt.
     """
-    run, plan, columns, source = context
+    run, plan, columns, _ = context
     assert plan.base is not None
     table = TableVersion(run.storage, plan.table, plan.base.table_version, plan.space.dim)
     with storage_errors(f"unit {unit.id} could not be staged below {run.storage.root}"):
         if isinstance(unit, ThinFragment):
             return stage_deletions(run, plan, columns, table, unit)
         _require_sound(run, table, proofs)
-        rows = _rows(run, columns, source, table, unit)
+        rows = _rows(context, table, unit)
         return stage(run, plan, columns, Staged(unit.id, rows))
 
 
-def _rows(
-    run: Run,
-    columns: pa.Schema,
-    source: Source,
-    table: TableVersion,
-    unit: KeepFragment | RefreshRows,
-) -> pa.Table:
+def _rows(context: Context, table: TableVersion, unit: KeepFragment | RefreshRows) -> pa.Table:
+    run, _, columns, source = context
     if isinstance(unit, KeepFragment):
-        return _kept(table, columns, unit)
-    return _refreshed(run, table, source, unit)
+        return _kept(table, columns, unit.fragment, unit.leaving.read(run))
+    held = _held(run, table, unit)
+    rows = source.take(unit.row_ids.read(run).tolist()).drop_columns([TEXT])
+    return rows.append_column("vector", held["vector"]).append_column(
+        "text_hash", held["text_hash"]
+    )
 
 
-def _kept(table: TableVersion, columns: pa.Schema, unit: KeepFragment) -> pa.Table:
-    held = table.fragment(unit.fragment, columns.names)
-    leaves = np.isin(held["_rowid"].to_numpy(), unit.leaving)
+def _kept(table: TableVersion, columns: pa.Schema, fragment: int, leaving: Int64) -> pa.Table:
+    held = table.fragment(fragment, columns.names)
+    leaves = np.isin(held["_rowid"].to_numpy(), leaving)
     return held.filter(pa.array(~leaves)).drop_columns(["_rowid"])
 
 
-def _refreshed(run: Run, table: TableVersion, source: Source, unit: RefreshRows) -> pa.Table:
-    wanted = np.array(unit.table_rows, np.int64)
+def _held(run: Run, table: TableVersion, unit: RefreshRows) -> pa.Table:
+    """Return the vectors and digests of texts that a unit takes over."""
+    wanted = unit.table_rows.read(run)
     there = np.concatenate([table.row_ids(fragment) for fragment in unit.fragments])
     if not np.isin(wanted, there).all():
         what = f"unit {unit.id} names rows outside the fragments whose files were checked"
         raise IntegrityError(what, "its plan was changed", run.rebuild)
-    held = table.take(wanted, ["vector", "text_hash"])
-    rows = source.take(unit.row_ids).drop_columns([TEXT])
-    return rows.append_column("vector", held["vector"]).append_column(
-        "text_hash", held["text_hash"]
-    )
+    return table.take(wanted, ["vector", "text_hash"])
 
 
 def _require_sound(run: Run, table: TableVersion, proofs: Proofs) -> None:

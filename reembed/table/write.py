@@ -110,12 +110,13 @@ def stage_deletions(
     """
     fragment = table.dataset().get_fragment(unit.fragment)
     assert fragment is not None  # a version is immutable, and the plan was made from it
-    thinned = fragment.delete(f"_rowid IN ({', '.join(map(str, unit.leaving))})")
+    leaving = unit.leaving.read(run)
+    thinned = fragment.delete(f"_rowid IN ({', '.join(map(str, leaving))})")
     left = thinned.num_rows if thinned else 0
     if thinned is None or thinned.deletion_file is None or left != unit.rows:
         raise IntegrityError(
             f"fragment {unit.fragment} of {table.path} version {table.version} has {left:,} rows left",
-            f"{unit.rows:,} were planned, without the {len(unit.leaving):,} that leave",
+            f"{unit.rows:,} were planned, without the {len(leaving):,} that leave",
             plan.restart,
         )
     faults.point("table.after_fragments")

@@ -41,6 +41,8 @@ WORKERS = (
     "index.before_shard",
     "verify.after_piece",
 )
+# Met by a catch-up alone, before it has a plan.
+PLANNING = ("plan.after_row_ids",)
 FOLLOW = ("promote.before_follow",)
 # Met by a catch-up alone: in its tasks, and after another run committed to the table.
 GROWING = ("index.before_delta", "index.before_grown")
@@ -61,7 +63,10 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    tested = {p.partition(":")[0] for p in DRIVER + WORKERS + FOLLOW + GROWING + RESTORING + ALIAS}
+    tested = {
+        p.partition(":")[0]
+        for p in DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + RESTORING + ALIAS
+    }
     assert used == tested
 
 
@@ -101,7 +106,7 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     promote(catalog_of(config), first.id, initial_reason="a test")
     lance.dataset(source).delete("doc_id = 'd00007'")
     lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00130'")
-    for point in (*DRIVER, *FOLLOW):
+    for point in (*PLANNING, *DRIVER, *FOLLOW):
         if point == "index.before_manifest":
             continue  # of an index that is built; this one grows
         killed = cli.process("catch-up", "-c", file, REEMBED_CRASH_AT=point)

@@ -161,7 +161,7 @@ def built_filters(tree: ast.AST) -> Iterator[str]:
 
 # What may be put together, and why.
 ALLOWED = {
-    "f\"_rowid IN ({', '.join(map(str, unit.leaving))})\"": "row ids of Lance's own: integers",
+    "f\"_rowid IN ({', '.join(map(str, leaving))})\"": "row ids of Lance's own: integers",
 }
 
 

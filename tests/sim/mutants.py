@@ -28,6 +28,7 @@ from reembed.catalog.lines import RunEntry
 from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Grounds
 from reembed.catalog.reports import Difference
+from reembed.catalog.row_ids import RowIdFile
 from reembed.catalog.runs import Run, find_runs
 from reembed.engine import worker as units
 from reembed.errors import Conflict
@@ -233,8 +234,11 @@ def a_deletion_file_names_a_row_that_stays(patch: Patch) -> None:
 
     def another(run: Any, plan: Any, columns: Any, vectors: Any, unit: Any) -> Any:
         rows = vectors.fragment(unit.fragment, [])["_rowid"].to_pylist()
-        stays = next(r for r in rows if r not in unit.leaving)
-        unit = dataclasses.replace(unit, leaving=(*unit.leaving[1:], stays))
+        leaving = unit.leaving.read(run).tolist()
+        ids = RowIdFile()
+        stays = next(r for r in rows if r not in leaving)
+        unit = dataclasses.replace(unit, leaving=ids.add(np.array([*leaving[1:], stays])))
+        ids.write(run)
         return honest(run, plan, columns, vectors, unit)
 
     patch(restage, "stage_deletions", another)

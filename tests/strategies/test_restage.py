@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
 from reembed.catalog.plan import Base, KeepFragment, RefreshRows
+from reembed.catalog.row_ids import RowIdFile
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import Source
@@ -55,7 +57,14 @@ def again(corpus, make_config, monkeypatch):
             uri, made, read_version=lance.dataset(uri).version
         ).to_table()
 
-    stage.table = table
+    def ids(rows):
+        """Row ids in a file of the run, as a unit names them."""
+        file = RowIdFile()
+        named = file.add(np.array(rows, np.int64))
+        file.write(Run(storage, plan.run_id))
+        return named
+
+    stage.ids, stage.table = ids, table
     stage.source = lance.dataset(config.source.uri)
     stage.rows = [held["_rowid"].to_pylist() for _, held in table.scan_fragments([])]
     return stage
@@ -64,7 +73,7 @@ def again(corpus, make_config, monkeypatch):
 def kept(again, fragment, leaving=()):
     rows = again.rows[fragment]
     left = len(rows) - len(leaving)
-    return KeepFragment(f"keep-{fragment}", fragment, left, left, tuple(leaving))
+    return KeepFragment(f"keep-{fragment}", fragment, left, left, again.ids(leaving))
 
 
 def refreshed(again, rows):
@@ -75,7 +84,7 @@ def refreshed(again, rows):
     row_of = {r["doc_id"]: r["_rowid"] for r in there}
     ids = tuple(row_of[n] for n in names)
     fragments = tuple(sorted({f for f, _ in rows}))
-    return RefreshRows("refresh-0", ids, tuple(held), len(ids), fragments), names
+    return RefreshRows("refresh-0", again.ids(ids), again.ids(held), len(ids), fragments), names
 
 
 @pytest.mark.parametrize("fragment", range(FRAGMENTS))
