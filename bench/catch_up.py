@@ -210,7 +210,7 @@ def exact(source: Path, root: Path, release: Any, config: Any) -> bool:
     import pyarrow.compute as pc
 
     from reembed import encoders
-    from reembed.catalog.index_manifest import read_manifest
+    from reembed.catalog.index_manifest import IndexManifest, read_manifest
     from reembed.index import files as index_files
     from reembed.store.storage import Storage
 
@@ -222,6 +222,7 @@ def exact(source: Path, root: Path, release: Any, config: Any) -> bool:
     digest = {n: hashlib.blake2b(t.encode(), digest_size=16).digest() for n, t in text.items()}
     storage = Storage.open(str(root))
     manifest = read_manifest(storage, release.index, release.index_sha256)
+    assert isinstance(manifest, IndexManifest)
     ids = index_files.load(storage, release.index, manifest).ids()
     indexed = sorted(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
     newest = [n for n, t in text.items() if t.startswith("another")]

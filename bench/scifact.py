@@ -114,7 +114,7 @@ def search(root: Path, gate: dict[str, str]) -> common.Figures:
         "ndcg10_exact": _ndcg(queries, names.reshape(rows.shape).tolist()),
         "ndcg10_index": _ndcg(queries, found),
         "queries": len(queries.query_ids),
-        "factory": read_manifest(storage, release.index, release.index_sha256).base.factory,
+        "factory": read_manifest(storage, release.index, release.index_sha256).factory,
     }
 
 

@@ -70,6 +70,7 @@ def measure(folder: Path, rows: int, dim: int, args: argparse.Namespace) -> comm
     """Both ratios on one corpus, with what was built."""
     import faiss
 
+    from reembed.index.segments import SegmentedIndex
     from reembed.store.storage import Storage
 
     storage = Storage.open(folder / "root")
@@ -77,6 +78,7 @@ def measure(folder: Path, rows: int, dim: int, args: argparse.Namespace) -> comm
     write_table(storage, rows, dim)
     opened, queries, built = open_release(storage, dim)
     common.say("searching")
+    assert isinstance(opened.index, SegmentedIndex)
     index = opened.index.opened[0].index.faiss_index
     ways: dict[str, Callable[[Any], object]] = {
         "index": lambda vectors: index.search(vectors, K),

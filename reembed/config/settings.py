@@ -171,10 +171,13 @@ class TableConfig(Section):
 
 
 class IndexConfig(Section):
-    """The FAISS index."""
+    """The index."""
 
+    kind: Literal["faiss", "lance"] = "faiss"
+    """faiss: read into memory. lance: Lance's own, beside the table; a search reads what it needs from the store."""
     factory: StrictStr = "auto"
-    """FAISS factory string, or auto (by the number of vectors and dimensions)."""
+    """FAISS factory string; for lance IVF_PQ, IVF_RQ or IVF_FLAT, with a number of lists (IVF256_PQ) and of codes
+    (IVF_PQ96) or without; or auto (by the number of vectors and dimensions)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the index is trained and filled; the saved index is portable either way."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.98

@@ -147,7 +147,7 @@ def prepare(build: Build, queries: Float32 | None) -> Prepared:
     device = Device.choose(build.factory, build.settings.device)
     if not build.source.rows:
         raise IntegrityError("the vector table has no rows to index")
-    queries, tuned_on = _tuning_queries(source, queries)
+    queries, tuned_on = tuning_queries(source, queries)
     if trained is None:
         file = files.put_index(storage, build.path, train(source, build.factory, device))
     else:
@@ -164,7 +164,7 @@ def prepare(build: Build, queries: Float32 | None) -> Prepared:
         seconds=round(time.monotonic() - started, 3),
     )
     storage.create(_prepared_path(build), encode(record))
-    return _required(prepared(build))
+    return required(prepared(build))
 
 
 def filled(build: Build, number: int) -> Shard | None:
@@ -196,7 +196,7 @@ def fill_shard(build: Build, prepared: Prepared, number: int) -> Shard:
     )
     faults.point("index.before_shard")
     storage.create(_shard_path(build, number), encode(proof))
-    return _required(filled(build, number))
+    return required(filled(build, number))
 
 
 def finish(
@@ -208,7 +208,7 @@ def finish(
         TargetMissed: no operating point reaches index.ann_recall.
         IntegrityError: a shard is missing, or the shards are not the table.
     """
-    shards = [_required(filled(build, number)) for number in range(len(prepared.shards))]
+    shards = [required(filled(build, number)) for number in range(len(prepared.shards))]
     _require_whole(build, shards)
     tuned = choose(_measured(build, shards), build.settings.ann_recall)
     _require_target(build, prepared, tuned)
@@ -248,7 +248,7 @@ def cut_into_shards(fragments: list[tuple[int, int]], most: int) -> tuple[tuple[
     return tuple(map(tuple, shards))
 
 
-def _tuning_queries(source: VectorSource, queries: Float32 | None) -> tuple[Float32, str]:
+def tuning_queries(source: VectorSource, queries: Float32 | None) -> tuple[Float32, str]:
     """Return vectors to tune on, and whether they are queries or documents."""
     if queries is not None and len(queries):
         return checked_queries(queries, source.dim, 1), "queries"
@@ -320,7 +320,8 @@ def _shard_path(build: Build, number: int) -> str:
     return f"{build.records}/shards/{number:05d}.json"
 
 
-def _required(record: T | None) -> T:
+def required(record: T | None) -> T:
+    """Return a record of a build; IntegrityError if it is gone."""
     if record is None:
         raise IntegrityError(
             "a record of the index's build is gone", "gc or someone removed it", "reembed run"

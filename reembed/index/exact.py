@@ -8,10 +8,11 @@ Shapes: N vectors in the table, B in a batch, D dimensions, Q queries, K results
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from reembed.errors import IntegrityError
@@ -22,9 +23,6 @@ from reembed.index.search import (
     Int64,
     checked_queries,
 )
-
-if TYPE_CHECKING:
-    from reembed.index.segments import SegmentedIndex
 
 EXACT_K = 4 * RECALL_K
 """Exact results kept per query, so that ties with the K-th are known by id."""
@@ -55,6 +53,15 @@ class VectorSource(Protocol):
 
     def batches(self, fragments: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield the rows of these fragments (default: of all), every row once, in their order."""
+
+
+class Searchable(Protocol):
+    """An index whose recall can be measured."""
+
+    scores_are_exact: bool
+
+    def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+        """Return row ids [Q, K] and scores [Q, K], best first; -1 where rows ran out."""
 
 
 class ExactSearch:
@@ -97,7 +104,7 @@ def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64,
 
 
 def ann_recall(
-    index: SegmentedIndex,
+    index: Searchable,
     queries: Float32,
     exact_ids: Int64,
     exact_scores: Float32,

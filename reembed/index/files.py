@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,9 @@ from scipy.special import stdtrit
 
 from reembed.catalog.index_manifest import (
     FIX,
+    AnyManifest,
     IndexManifest,
+    LanceManifest,
     Segment,
     StoredFile,
     read_manifest,
@@ -39,6 +41,12 @@ from reembed.store.paths import content_path, is_remote
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
+M = TypeVar("M", IndexManifest, LanceManifest)
+_ENDINGS: dict[str, Literal["faiss", "arrow", "npz"]] = {
+    ".faiss": "faiss",
+    ".arrow": "arrow",
+    ".npz": "npz",
+}
 _CHUNK_BYTES = 16 * 2**20
 _PARTS = 9_000
 _COPY_BYTES = 5 * 10**9
@@ -140,17 +148,17 @@ def require_whole(storage: Storage, path: str, files: Iterable[StoredFile]) -> N
             )
 
 
-def put_manifest(storage: Storage, path: str, manifest: IndexManifest) -> IndexManifest:
+def put_manifest(storage: Storage, path: str, manifest: M) -> M:
     """Store the manifest, which finishes the index, and return it as it was stored."""
     storage.create(content_path(path, manifest.sha256, "json"), encode(manifest))
-    return read_manifest(storage, path, manifest.sha256)
+    return cast(M, read_manifest(storage, path, manifest.sha256))
 
 
-def finished(storage: Storage, path: str, table_version: int) -> IndexManifest | None:
-    """Return the manifest of an index of this table version below `path`, if one was saved whole."""
+def finished(storage: Storage, path: str, sealed_version: int) -> AnyManifest | None:
+    """Return the manifest of an index of this sealed table version below `path`, if one was saved whole."""
     digests = [n.removesuffix(".json") for n in storage.names(f"{path}/") if n.endswith(".json")]
     manifests = (read_manifest(storage, path, sha256) for sha256 in digests)
-    return next((m for m in manifests if m.table_version == table_version), None)
+    return next((m for m in manifests if m.sealed_version == sealed_version), None)
 
 
 def load(
@@ -286,8 +294,7 @@ def _put(storage: Storage, path: str, file: Path) -> StoredFile:
     """Store a file under the name of its bytes; equal names hold equal bytes, so none is replaced."""
     with file.open("rb") as data:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
-    ending: Literal["faiss", "arrow"] = "faiss" if file.suffix == ".faiss" else "arrow"
-    stored = StoredFile(sha256, file.stat().st_size, ending)
+    stored = StoredFile(sha256, file.stat().st_size, _ENDINGS[file.suffix])
     part = part_bytes(stored.size_bytes)
     storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=part)
     return stored

@@ -27,7 +27,7 @@ from reembed.index.train import Device
 
 FOLD_ABOVE = 0.1
 """Rows of deltas and tombstones as a share of the base's rows, above which the index is built again."""
-_DELTAS = 8
+DELTAS = 8
 """Deltas that are kept beside each other; the next one takes in their rows."""
 
 
@@ -63,7 +63,7 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
         return None
     base, deltas = _by_kind(held)
     merged: tuple[int, ...] = ()
-    if len(deltas) >= _DELTAS:
+    if len(deltas) >= DELTAS:
         merged = tuple(f for d in deltas for f in d.fragments if f in rows)
         held, deltas = replace(held, segments=base), ()
     dead = _dead(build, older, held, change.left, missing=bool(merged))

@@ -9,10 +9,11 @@ Shapes: N vectors in the index, D dimensions, Q queries, K results.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -28,6 +29,17 @@ Int64 = npt.NDArray[np.int64]
 RECALL_K = 10
 # Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
 K_FACTORS = (10, 40, 160)
+
+
+class Answer(NamedTuple):
+    """The best rows of each query, best first."""
+
+    positions: Int64
+    """[Q, K]; -1 where rows ran out."""
+    scores: Float32
+    """[Q, K] inner products with the query; -inf where rows ran out."""
+    doc_ids: Callable[[Int64], list[str | int]]
+    """Returns the document ids [R] of some of these positions [R]."""
 
 
 class SearchIndex:

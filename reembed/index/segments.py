@@ -18,7 +18,7 @@ import pyarrow as pa
 from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
 from reembed.index.exact import best
-from reembed.index.search import Float32, Int64, SearchIndex, require_k
+from reembed.index.search import Answer, Float32, Int64, SearchIndex, require_k
 from reembed.index.sharded import ShardedIndex
 
 _NONE = np.empty(0, np.int64)
@@ -94,6 +94,10 @@ class SegmentedIndex:
             [np.where(p < 0, p, p + start) for (p, _), start in zip(found, starts, strict=True)]
         )
         return best(positions, np.hstack([scores for _, scores in found]), k)
+
+    def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
+        """Return what `nearest` finds, with the document ids."""
+        return Answer(*self.nearest(queries, k), self.doc_ids)
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], as `nearest`."""

@@ -9,7 +9,7 @@ Shapes: Q queries, E exact results, P points, K results.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -116,6 +116,41 @@ def choose(shards: Iterable[Measured], target: float) -> Tuned:
         if highest is None or share.mean() > highest.recalls.mean():
             highest = here
     assert highest is not None  # each shard was measured somewhere
+    return highest
+
+
+def first_to_reach(
+    search: Callable[[dict[str, int]], tuple[Int64, Float32]],
+    exact: tuple[Int64, Float32],
+    target: float,
+    *,
+    k_factors: Sequence[int],
+    most: int,
+) -> Tuned:
+    """Return the cheapest point of an index that is whole whose mean recall reaches `target`; the best if none does.
+
+    Args:
+        search: returns ids and exact scores [Q, K] of the queries at a point.
+        exact: ids and scores [Q, E] of the true best.
+        target: ann_recall@10.
+        k_factors: candidates scored again per result, ascending; 0 where nothing is.
+        most: lists that may be looked into.
+    """
+    highest: Tuned | None = None
+    for k_factor in k_factors:
+        reached: dict[int, float] = {}
+        for value in ladder(1, most):
+            point = _operating_point("nprobe", k_factor, value)
+            share = recalls(search(point), exact, by_score=True)
+            here = Tuned(point, share)
+            reached[value] = float(share.mean())
+            if highest is None or reached[value] > highest.recalls.mean():
+                highest = here
+            if reached[value] >= target:
+                return here
+            if _is_flat(reached, value):
+                break
+    assert highest is not None  # a ladder has at least one value
     return highest
 
 

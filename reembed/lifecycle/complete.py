@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reembed.catalog.index_manifest import IndexManifest, StoredFile
+from reembed.catalog.index_manifest import AnyManifest, as_manifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import rebuild_of
 from reembed.errors import GateFailed, IntegrityError
@@ -21,19 +21,21 @@ def require_standing(catalog: Catalog, release: Release) -> Release:
     """
     provenance.require_verified(catalog.storage, release)
     storage, manifest = catalog.storage, release.table_manifest
-    there = dict(storage.objects(f"{release.index}/"))
-    for file in _described_index(catalog, release).files:
-        if there.get(file.path(release.index)) != file.size_bytes:
-            raise _index_not_whole(storage, release, file)
+    named = _described_index(catalog, release).stored(release.index)
+    folders = {path.rpartition("/")[0] for path in named}
+    there = dict(found for folder in folders for found in storage.objects(f"{folder}/"))
+    for path, proof in named.items():
+        if there.get(path) != proof.size_bytes:
+            raise _index_not_whole(storage, release, path)
     if storage.size(f"{release.table}/_versions/{manifest.name}") != manifest.size_bytes:
         raise _no_table(storage, release)
     return release
 
 
-def _index_not_whole(storage: Storage, release: Release, file: StoredFile) -> IntegrityError:
+def _index_not_whole(storage: Storage, release: Release, path: str) -> IntegrityError:
     return IntegrityError(
         f"the index of release {release.id} is incomplete",
-        f"{file.path(release.index)} is gone, cut short or changed",
+        f"{path} is gone, cut short or changed",
         rebuild_of(storage, release.origin),
     )
 
@@ -53,10 +55,9 @@ def require_complete(catalog: Catalog, release: Release) -> None:
         IntegrityError: a file is missing or changed, or the release is not verified.
     """
     provenance.require_verified(catalog.storage, release)
-    for file in _described_index(catalog, release).files:
-        found = catalog.storage.digest(file.path(release.index))
-        if found != (file.size_bytes, file.sha256):
-            raise _index_not_whole(catalog.storage, release, file)
+    for path, proof in _described_index(catalog, release).stored(release.index).items():
+        if catalog.storage.digest(path) != (proof.size_bytes, proof.sha256):
+            raise _index_not_whole(catalog.storage, release, path)
     try:
         provenance.require_table(catalog.storage, release)
         provenance.require_files(catalog.storage, release)
@@ -64,15 +65,16 @@ def require_complete(catalog: Catalog, release: Release) -> None:
         raise _no_table(catalog.storage, release) from error
 
 
-def _described_index(catalog: Catalog, release: Release) -> IndexManifest:
+def _described_index(catalog: Catalog, release: Release) -> AnyManifest:
     described = content_path(release.index, release.index_sha256, "json")
-    manifest = catalog.storage.decode_if_there(IndexManifest, described)
-    if manifest is None:
+    record = catalog.storage.read_if_there(described)
+    if record is None:
         raise IntegrityError(
             f"release {release.id} has no index",
             f"{described} is gone",
             rebuild_of(catalog.storage, release.origin),
         )
+    manifest = as_manifest(record)
     provenance.require_index(release, manifest)
     return manifest
 

@@ -19,10 +19,18 @@ from reembed.lifecycle.candidates import candidates, newest_by_line, previous
 from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
 from reembed.source.dataset import Source
 from reembed.store.lance import tags_of
-from reembed.store.paths import index_folder, release_path, table_tag
+from reembed.store.paths import index_folder, is_tag_of, release_path, table_tag
 from reembed.store.records import DAMAGED, encode
 from reembed.table import provenance
-from reembed.table.read import DELETIONS, file_path, files_of, open_table, used_files
+from reembed.table.read import (
+    DELETIONS,
+    INDICES,
+    file_path,
+    files_of,
+    index_folders,
+    open_table,
+    used_files,
+)
 from reembed.table.seal import Sealed
 from reembed.table.write import path_of
 
@@ -64,7 +72,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     tables_kept = {r.table for r in kept} | held_tables
     indexes = {o.path.split("/")[1] for o in _files_below(catalog, "indexes/")}
     dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
-    gone = {table_tag(r.id) for r in dropped}
+    gone = {r.id for r in dropped}
     proven = _proven_files(catalog, kept)
     removable = _counted_once(
         _removable(catalog, r, whole=r.table not in tables_kept)
@@ -103,7 +111,7 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
             catalog.unmark_retired(item.release)
             continue
         release = catalog.release(item.release)
-        _untag(catalog, item.table, release.table_tag)
+        _untag(catalog, item.table, release.id)
         faults.point("gc.after_table")
         _clear(catalog, Run(catalog.storage, release.id), release.source)
         catalog.storage.delete_tree(f"{item.index}/")
@@ -141,7 +149,8 @@ def _require_own(catalog: Catalog, planned: GcPlan) -> None:
 
 def _require_own_places(catalog: Catalog, releases: list[Release]) -> None:
     for r in releases:
-        own = (index_folder(r.id), table_tag(r.id), path_of(catalog.alias, r.space))
+        tag = r.table_tag if is_tag_of(r.table_tag, r.id) else table_tag(r.id)
+        own = (index_folder(r.id), tag, path_of(catalog.alias, r.space))
         path = release_path(catalog.alias, r.id)
         _require_equal(catalog.storage.uri(path), own, (r.index, r.table_tag, r.table))
 
@@ -196,15 +205,17 @@ def _files_below(catalog: Catalog, prefix: str) -> list[Orphan]:
 
 def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
     """Return the files of a table that are in no version of it, and what torn commits left."""
-    used = {file_path(table, name) for name in used_files(catalog.storage, table)}
+    names = used_files(catalog.storage, table)
+    used = {file_path(table, name) for name in names}
     held, torn = (f"{table}/data/", f"{table}/{DELETIONS}"), f"{table}/_transactions/.tmp"
-    return [
-        f
-        for f in files
-        if (f.path.startswith(held) and f.path not in used)
-        or f.path.startswith(torn)
-        or "#" in f.path
-    ]
+    indexes = f"{table}/{INDICES}"
+
+    def is_unused(path: str) -> bool:
+        if path.startswith(indexes):
+            return INDICES + path.removeprefix(indexes).partition("/")[0] not in names
+        return path.startswith(held) and path not in used
+
+    return [f for f in files if is_unused(f.path) or f.path.startswith(torn) or "#" in f.path]
 
 
 def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
@@ -214,7 +225,7 @@ def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
         manifest = read_manifest(catalog.storage, folder, release.index_sha256)
     except IntegrityError:  # what it names is not known, so nothing is unnamed
         return []
-    named = {f"{folder}/{release.index_sha256}.json", *(f.path(folder) for f in manifest.files)}
+    named = {f"{folder}/{release.index_sha256}.json", *manifest.stored(folder)}
     return [o for o in _files_below(catalog, f"{folder}/") if o.path not in named]
 
 
@@ -235,7 +246,7 @@ def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
 def _clear_dropped(catalog: Catalog, run: Run) -> None:
     """Remove what a dropped run left outside its table's files."""
     if planned := run.plan():
-        _untag(catalog, planned.table, table_tag(run.id))
+        _untag(catalog, planned.table, run.id)
     catalog.storage.delete_tree(f"{index_folder(run.id)}/")
     _clear(catalog, run, planned.source if planned else None)
     run.storage.create(run.path(_CLEARED), encode(_Cleared(now())))
@@ -331,20 +342,23 @@ def _counted_once(listed: Iterable[Removable]) -> list[Removable]:
     return found
 
 
-def _untag(catalog: Catalog, table: str, tag: str) -> None:
+def _untag(catalog: Catalog, table: str, run_id: str) -> None:
+    """Remove the tags of a run's versions: with its index, where Lance keeps that, and without."""
     catalog.storage.require_own(table)
     if not catalog.storage.objects(f"{table}/_versions/"):
         return  # the table is gone
     dataset = open_table(catalog.storage, table)
-    if tag in tags_of(dataset):
+    for tag in sorted(t for t in tags_of(dataset) if is_tag_of(t, run_id)):
         dataset.tags.delete(tag)
 
 
 def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
-    """Return the files of the versions that a tag names; tags in `gone` do not count."""
+    """Return the files of the versions that a tag names; tags of runs in `gone` do not count."""
     tags = tags_of(open_table(catalog.storage, table))
-    named = {version for tag, version in tags.items() if tag not in gone}
-    return {f for v in named for f in files_of(open_table(catalog.storage, table, v))}
+    own = {t for t in tags for run_id in gone if is_tag_of(t, run_id)}
+    named = {version for tag, version in tags.items() if tag not in own}
+    versions = (open_table(catalog.storage, table, v) for v in named)
+    return {f for version in versions for f in (*files_of(version), *index_folders(version))}
 
 
 def _trim(catalog: Catalog, table: str) -> None:
@@ -354,7 +368,8 @@ def _trim(catalog: Catalog, table: str) -> None:
     """
     catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
-    if files_of(dataset) - _named_files(catalog, table, set()):
+    held = {*files_of(dataset), *index_folders(dataset)}
+    if held - _named_files(catalog, table, set()):
         newest = max(tags_of(dataset).values())
         open_table(catalog.storage, table, newest).restore()
     open_table(catalog.storage, table).cleanup_old_versions(

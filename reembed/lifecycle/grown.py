@@ -26,8 +26,8 @@ from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import VECTORS, Difference, DifferenceKind, VerifyReport
 from reembed.digests import Digests
 from reembed.engine.executor import HERE, Tasks
-from reembed.index.held import HeldIds
 from reembed.lifecycle import reading
+from reembed.lifecycle.held import Held
 from reembed.lifecycle.reading import (
     HELD_LINK,
     LINK,
@@ -69,7 +69,7 @@ class Before:
 
     source: Source
     table: TableVersion
-    index: HeldIds
+    index: Held
     proofs: dict[str, FileProof]
     """What each of its data files must be, by name."""
     dead_letters: tuple[str | int, ...]
@@ -225,7 +225,7 @@ class _Growth:
     def _source(self, source: Source, pieces: list[SourcePiece]) -> list[SourceRead]:
         return self.tasks.each(reading.read_source, ((self.reading, source, p) for p in pieces))
 
-    def _index(self, held: HeldIds, other: HeldIds, name: str) -> tuple[Spill, ...]:
+    def _index(self, held: Held, other: Held, name: str) -> tuple[Spill, ...]:
         """Read the segments that the other index lacks; of shared ones, what only the other has buried."""
         theirs = {other.key(n): n for n in range(other.segments)}
         pieces = []

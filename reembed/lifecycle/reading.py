@@ -20,7 +20,7 @@ from reembed import digests
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import ROWS, Difference
 from reembed.digests import Digests
-from reembed.index.held import HeldIds
+from reembed.lifecycle.held import Held
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, Spiller, part_of_ids
 from reembed.source.dataset import TEXT, Source
 from reembed.table.read import (
@@ -269,12 +269,12 @@ def read_source(reading: Reading, source: Source, piece: SourcePiece) -> SourceR
     return reading.scratch.once(SourceRead, piece.name, read)
 
 
-def index_pieces(held: HeldIds, name: str) -> list[IndexPiece]:
+def index_pieces(held: Held, name: str) -> list[IndexPiece]:
     """Cut an index: one piece for each segment."""
     return [IndexPiece(f"{name}-{n:06d}", n) for n in range(held.segments)]
 
 
-def read_index(reading: Reading, held: HeldIds, piece: IndexPiece) -> IndexRead:
+def read_index(reading: Reading, held: Held, piece: IndexPiece) -> IndexRead:
     """Read the row and the document of every entry of a piece of an index.
 
     Raises:
@@ -291,7 +291,7 @@ def read_index(reading: Reading, held: HeldIds, piece: IndexPiece) -> IndexRead:
     return reading.scratch.once(IndexRead, piece.name, read)
 
 
-def _held(held: HeldIds, piece: IndexPiece) -> Iterator[tuple[Any, Any, pa.Array]]:
+def _held(held: Held, piece: IndexPiece) -> Iterator[tuple[Any, Any, pa.Array]]:
     if piece.places is None:
         return held.batches(piece.segment)
     places = np.array(piece.places, np.int64)

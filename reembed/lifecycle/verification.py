@@ -14,8 +14,8 @@ from reembed.catalog.runs import Run, rebuild_of
 from reembed.clock import now
 from reembed.engine.patience import Patience
 from reembed.errors import IntegrityError, NotVerified, SourceError
-from reembed.index.held import HeldIds
 from reembed.lifecycle import candidates, scratch, verify
+from reembed.lifecycle.held import held_by
 from reembed.lifecycle.scratch import JournalKey, Scratch
 from reembed.source.dataset import Source
 from reembed.source.lag import Lag, behind, caught_up, newest_of
@@ -119,13 +119,14 @@ def _verified(
     source = _equalled(catalog, release, read=level >= IDS)
     newest, why = newest_of(source)
     moved_on = newest is not None and not newest.is_same(source)
+    table = TableVersion(storage, release.table, release.table_version, release.space.dim)
     subject = verify.Subject(
         source,
-        TableVersion(storage, release.table, release.table_version, release.space.dim),
+        table,
         release.space,
         release.encoder,
         tuple(d.doc_id for d in sealed.dead_letters),
-        HeldIds(storage, release.index, manifest),
+        held_by(table, release.index, manifest),
         sealed.files,
         release.table_manifest,
         newest if moved_on and level >= IDS else None,

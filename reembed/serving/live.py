@@ -17,15 +17,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed import digests, encoders
-from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.index_manifest import AnyManifest, LanceManifest, read_manifest
 from reembed.catalog.releases import Release
 from reembed.config.settings import RESERVED_COLUMNS
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, UsageError
 from reembed.index import files as index_store
-from reembed.index.search import Float32, Int64, require_k
+from reembed.index.search import Answer, Float32, Int64, require_k
 from reembed.index.segments import SegmentedIndex
+from reembed.serving.answers import OpenIndex
+from reembed.serving.lance_index import LanceIndex
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.documents import best_of_each
@@ -54,7 +56,7 @@ class OpenRelease:
 
     release: Release
     table: TableVersion
-    index: SegmentedIndex
+    index: OpenIndex
     encoder: Encoder
 
     @classmethod
@@ -76,7 +78,7 @@ class OpenRelease:
         manifest = read_manifest(storage, release.index, release.index_sha256)
         provenance.require_index(release, manifest)
         held = before.index if before else None
-        index = index_store.load(storage, release.index, manifest, held)
+        index = _open_index(storage, release, manifest, table, held)
         provenance.require_manifest(storage, release)
         release.space.require(
             encoders.describe(section, release.space.vector_dtype),
@@ -116,29 +118,30 @@ class OpenRelease:
         vectors = queries
         if not isinstance(queries, np.ndarray) or queries.dtype.kind not in "fiu":
             vectors = self.encode_queries(queries)
-        positions, scores = self._nearest(vectors, k)
+        positions, scores, doc_ids = self._nearest(vectors, k)
         there = positions >= 0
         found = positions[there]
-        names, values = self.index.doc_ids(found), self._columns(found, columns)
+        names, values = doc_ids(found), self._columns(found, columns)
         hits = map(_HIT, zip(names, scores[there].tolist(), values, strict=True))
         return [list(islice(hits, row.count(True))) for row in there.tolist()]
 
-    def _nearest(self, vectors: Any, k: int) -> tuple[Int64, Float32]:
-        """Return positions int64 and scores [Q, R] of each query's k best documents, by their best row; -1 else."""
+    def _nearest(self, vectors: Any, k: int) -> Answer:
+        """Return each query's k best documents, by their best row; -1 else."""
         # FAISS makes room for k results, however few vectors there are.
         most = max(1, self.index.rows)
         ask = min(k, most)
         while True:
-            positions, scores = self.index.nearest(vectors, ask)
+            found = self.index.answer(vectors, ask)
             if self.release.rows == self.release.documents:
-                return positions, scores
+                return found
+            positions = found.positions
             there = positions >= 0
-            names = self.index.doc_ids(positions[there])
+            names = found.doc_ids(positions[there])
             best = best_of_each(names, np.nonzero(there)[0], k)
             positions[there] = np.where(best, positions[there], -1)
             done = ~there[:, -1] | ((positions >= 0).sum(axis=1) == k)
             if ask == most or done.all():
-                return positions, scores
+                return found
             ask = min(2 * ask, most)
 
     def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
@@ -156,6 +159,20 @@ class OpenRelease:
             ) from error
         values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}
         return ({c: values[c][at] for c in columns} for at in place.tolist())
+
+
+def _open_index(
+    storage: Storage,
+    release: Release,
+    manifest: AnyManifest,
+    table: TableVersion,
+    held: OpenIndex | None,
+) -> OpenIndex:
+    """Open an index of either kind; of FAISS's, parts that `held` has are shared."""
+    if isinstance(manifest, LanceManifest):
+        return LanceIndex.open(table, release.index, manifest)
+    same = held if isinstance(held, SegmentedIndex) else None
+    return index_store.load(storage, release.index, manifest, same)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,17 @@ def table_tag(release_id: str) -> str:
     return f"reembed-{release_id}"
 
 
+def indexed_tag(release_id: str, segments: str) -> str:
+    """Return the tag of the version that has an index; `segments` is a digest of the names of its segments."""
+    return f"{table_tag(release_id)}.index-{segments[:16]}"
+
+
+def is_tag_of(tag: str, release_id: str) -> bool:
+    """Return whether a tag is one of a release's table version, with its index or without."""
+    own = re.escape(table_tag(release_id))
+    return re.fullmatch(rf"{own}(\.index-[0-9a-f]{{16}})?", tag) is not None
+
+
 def absolute_queries(section: GateConfig) -> GateConfig:
     """Return the gate's settings with an absolute path of the queries, valid in every process."""
     settings = section.settings

@@ -81,6 +81,6 @@ def _build(config: Config, found: Pass, emit: Listener, executor: Executor) -> R
         steps.embed_documents(context)
         steps.restage_rows(context)
         sealed = steps.seal(context)
-        manifest = build_index(context, sealed)
+        sealed, manifest = build_index(context, sealed)
         report = steps.verify_rows(context, sealed, manifest)
     return steps.register(context, sealed, manifest, report)

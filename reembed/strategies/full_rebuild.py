@@ -43,6 +43,6 @@ def full_rebuild(
         with running(run, plan, config, executor, emit) as context:
             steps.embed_documents(context)
             sealed = steps.seal(context)
-            manifest = build_index(context, sealed)
+            sealed, manifest = build_index(context, sealed)
             report = steps.verify_rows(context, sealed, manifest)
         return steps.register(context, sealed, manifest, report)

@@ -7,9 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from reembed import encoders
-from reembed.catalog.index_manifest import IndexManifest, read_manifest
+from reembed.catalog.index_manifest import (
+    AnyManifest,
+    IndexManifest,
+    LanceManifest,
+    read_manifest,
+)
 from reembed.catalog.plan import Plan
-from reembed.catalog.releases import Catalog
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.errors import UsageError
@@ -20,6 +25,7 @@ from reembed.index import files as index_store
 from reembed.index.grow import Change, Older, grow
 from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
+from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, grown
@@ -40,46 +46,111 @@ class _Job:
     build: index.Build
 
 
-def build_index(context: RunContext, sealed: SealedTable) -> IndexManifest:
-    """Build, tune and save the index, or continue an interrupted build; take one of this table version that is
+def build_index(context: RunContext, sealed: SealedTable) -> tuple[SealedTable, AnyManifest]:
+    """Build, tune and save the index, or continue an interrupted build; take one of this sealed version that is
     finished, and name the settings that differ from those it was built by.
+
+    Returns the version that the index belongs to, which is another one if Lance keeps it, and the manifest.
 
     Raises:
         UsageError: the factory does not fit, or no operating point reaches index.ann_recall.
     """
     run, config = context.run, context.config
-    finished = index_store.finished(run.storage, index_folder(run.id), sealed.version)
-    if finished is not None:
-        used, now = finished.settings.model_dump(), config.index.model_dump()
+    manifest = index_store.finished(run.storage, index_folder(run.id), sealed.version)
+    if manifest is not None:
+        used, now = manifest.settings.model_dump(), config.index.model_dump()
         emit_ignored(changed_settings("index", used, now), context.emit)
-        return finished
+        return _indexed(sealed, manifest), manifest
     started = time.monotonic()
-    job = _job(context, sealed)
-    manifest = _grown(context, job, context.vectors(sealed))
-    if manifest is None:
-        context.emit(
-            Working("building the index, and tuning it on judged queries if there are any")
-        )
-        queries = tuple(_tuning_texts(context))
-        job = replace(job, build=replace(job.build, queries=queries))
-        manifest = _built_or_trained_again(context, sealed, job)
-    built = manifest.base
+    build = _in_lance if config.index.kind == "lance" else _in_faiss
+    manifest = build(context, sealed)
     context.emit(
         Indexed(
-            factory=built.factory,
-            device=built.device,
+            factory=manifest.factory,
+            device=manifest.device,
             rows=manifest.rows,
             shards=sum(s.kind == "base" for s in manifest.segments),
             seconds=round(time.monotonic() - started, 1),
-            operating_point=built.operating_point,
+            operating_point=manifest.operating_point,
             ann_recall_at_10=manifest.ann_recall_at_10,
             num_queries=manifest.num_queries,
             tuned_on=manifest.tuned_on,
             deltas=sum(s.kind == "delta" for s in manifest.segments),
-            tombstones=manifest.tombstones.rows if manifest.tombstones else 0,
+            tombstones=manifest.buried,
         )
     )
+    return _indexed(sealed, manifest), manifest
+
+
+def _indexed(sealed: SealedTable, manifest: AnyManifest) -> SealedTable:
+    """Return the version of the sealed rows that the index belongs to."""
+    if isinstance(manifest, IndexManifest):
+        return sealed
+    return replace(sealed, version=manifest.table_version, tag=manifest.table_tag)
+
+
+def _in_faiss(context: RunContext, sealed: SealedTable) -> IndexManifest:
+    job = _job(context, sealed)
+    manifest = _grown(context, job, context.vectors(sealed))
+    if manifest is None:
+        queries = _announced(context)
+        job = replace(job, build=replace(job.build, queries=queries))
+        manifest = _built_or_trained_again(context, sealed, job)
     return manifest
+
+
+def _in_lance(context: RunContext, sealed: SealedTable) -> LanceManifest:
+    table = context.vectors(sealed)
+    job = in_lance.Job(context.run, context.plan.without_units(), context.config, table)
+    older = _older_in_lance(context, table)
+    if older is not None and not context.config.storage.erase_deleted:
+        base = _base_of(context)
+        before = replace(table, version=base.table_version)
+        manifest = in_lance.grown(context, job, older, grown(before, table), sealed)
+        if manifest is not None:
+            return manifest
+    if older is not None and older.rows_since > table.rows / 2:
+        older = None
+    job = replace(job, queries=_announced(context), trained=older)
+    try:
+        return in_lance.built(context, job, sealed)
+    except index.TargetMissed as missed:
+        if older is None:
+            raise
+        context.emit(_trained_again(missed))
+        return in_lance.built(context, replace(job, trained=None), sealed)
+
+
+def _announced(context: RunContext) -> tuple[str, ...]:
+    """Tell that an index is built, and return the texts to tune it on."""
+    context.emit(Working("building the index, and tuning it on judged queries if there are any"))
+    return tuple(_tuning_texts(context))
+
+
+def _base_of(context: RunContext) -> Release:
+    base = context.plan.base
+    assert base is not None
+    return Catalog(context.run.storage, context.plan.alias).release(base.release)
+
+
+def _older_in_lance(context: RunContext, table: TableVersion) -> in_lance.Older | None:
+    """Return Lance's index of the base if it was built by the same settings."""
+    plan, settings = context.plan, context.config.index
+    if plan.base is None:
+        return None
+    base = _base_of(context)
+    manifest = read_manifest(table.storage, base.index, base.index_sha256)
+    if not isinstance(manifest, LanceManifest) or (
+        (manifest.settings.factory, manifest.settings.shard_rows)
+        != (settings.factory, settings.shard_rows)
+    ):
+        return None
+    since = manifest.rows_since_training + rows_of(plan.documents)
+    return in_lance.Older(base.index, manifest, since)
+
+
+def _trained_again(missed: index.TargetMissed) -> Notice:
+    return Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
 
 
 def _built_or_trained_again(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
@@ -88,9 +159,7 @@ def _built_or_trained_again(context: RunContext, sealed: SealedTable, job: _Job)
     except index.TargetMissed as missed:
         if job.build.trained is None:
             raise
-        context.emit(
-            Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
-        )
+        context.emit(_trained_again(missed))
         return _built(context, sealed, replace(job, build=replace(job.build, trained=None)))
 
 
@@ -168,7 +237,9 @@ def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
     assert plan.base is not None
     base = Catalog(storage, plan.alias).release(plan.base.release)
     with storage_errors(_failed(job)):
-        older = Older(base.index, read_manifest(storage, base.index, base.index_sha256))
+        held = read_manifest(storage, base.index, base.index_sha256)
+        assert isinstance(held, IndexManifest)  # a trained index was taken from it
+        older = Older(base.index, held)
         before = TableVersion(storage, base.table, base.table_version, base.space.dim)
         found = grown(before, vectors)
         change = Change(found.added, found.left, rows_of(plan.documents))
@@ -189,7 +260,10 @@ def _trained(plan: Plan, build: index.Build) -> index.Trained | None:
     if plan.base is None:
         return None
     base = Catalog(build.storage, plan.alias).release(plan.base.release)
-    held = read_manifest(build.storage, base.index, base.index_sha256).base
+    manifest = read_manifest(build.storage, base.index, base.index_sha256)
+    if not isinstance(manifest, IndexManifest):
+        return None
+    held = manifest.base
     since = held.rows_since_training + rows_of(plan.documents)
     if since > build.source.rows / 2 or held.factory != build.factory:
         return None

@@ -41,6 +41,7 @@ from reembed.strategies.differing import Comparing, at_work
 from reembed.strategies.unique_ids import check_ids
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import write as table
+from reembed.table.vector_index import require_kind
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Wanted:
         source = Source.open(config)
         emit(Working(f"reading the model's files: {config.encoder.model}"))
         space = encoders.describe(config.encoder, config.table.dtype)
-        require_factory(config.index.factory, space.dim)
+        fits = require_kind if config.index.kind == "lance" else require_factory
+        fits(config.index.factory, space.dim)
         gate = evalset.freeze(config.gate, dict(config.stores.queries))
         return cls(config, catalog, source, space, gate)
 

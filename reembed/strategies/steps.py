@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from reembed import faults
-from reembed.catalog.index_manifest import IndexManifest, read_manifest
+from reembed.catalog.index_manifest import AnyManifest, read_manifest
 from reembed.catalog.plan import EmbedUnit, KeptUnit, Plan
 from reembed.catalog.receipts import Receipt
 from reembed.catalog.releases import Catalog, Release
@@ -19,11 +19,11 @@ from reembed.engine.executor import EmbedJob, Executor, Tasks
 from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError
 from reembed.events import Candidate, Kept, Sealed, Verified, Working
-from reembed.index.held import HeldIds
 from reembed.lifecycle import grown, scratch, verify
+from reembed.lifecycle.held import held_by
 from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
-from reembed.store.paths import index_folder, table_tag
+from reembed.store.paths import index_folder
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
@@ -118,19 +118,19 @@ def _golden_sha256(run: Run, plan: Plan) -> str:
     return Catalog(run.storage, plan.alias).release(plan.base.release).golden_sha256
 
 
-def verify_rows(context: RunContext, sealed: SealedTable, manifest: IndexManifest) -> VerifyReport:
+def verify_rows(context: RunContext, sealed: SealedTable, manifest: AnyManifest) -> VerifyReport:
     """Compare every row with its source; return the report, which passed.
 
     Raises IntegrityError if the table or the index differs from the source.
     """
-    run, plan = context.run, context.plan
+    run, plan, vectors = context.run, context.plan, context.vectors(sealed)
     subject = verify.Subject(
         context.source,
-        context.vectors(sealed),
+        vectors,
         plan.space,
         plan.encoder,
         tuple(d.doc_id for d in sealed.content.dead_letters),
-        HeldIds(run.storage, index_folder(run.id), manifest),
+        held_by(vectors, index_folder(run.id), manifest),
         sealed.content.files,
         origin=plan.origin,
         patience=patience_of(plan, context.config),
@@ -173,10 +173,11 @@ def _verify_new(
         return None
     manifest = read_manifest(run.storage, base.index, base.index_sha256)
     sealed = provenance.require_sealed(run.storage, base)
+    table = replace(subject.table, version=base.table_version)
     before = grown.Before(
         Source(base.source, context.source.options),
-        replace(subject.table, version=base.table_version),
-        HeldIds(run.storage, base.index, manifest),
+        table,
+        held_by(table, base.index, manifest),
         sealed.files,
         tuple(d.doc_id for d in sealed.dead_letters),
         base.verify,
@@ -228,7 +229,7 @@ def require_open(run: Run) -> None:
 
 
 def register(
-    context: RunContext, sealed: SealedTable, manifest: IndexManifest, report: VerifyReport
+    context: RunContext, sealed: SealedTable, manifest: AnyManifest, report: VerifyReport
 ) -> Release:
     """Register the release as a candidate; what serves is unchanged.
 
@@ -252,7 +253,7 @@ def register(
             encoder=plan.encoder,
             table=sealed.path,
             table_version=sealed.version,
-            table_tag=table_tag(run.id),
+            table_tag=sealed.tag,
             sealed_sha256=sealed.content.sha256,
             table_manifest=table_manifest,
             index=index_folder(run.id),

@@ -5,7 +5,7 @@ Each `require_` function raises IntegrityError if they are not, FileNotFoundErro
 
 from __future__ import annotations
 
-from reembed.catalog.index_manifest import IndexManifest
+from reembed.catalog.index_manifest import AnyManifest
 from reembed.catalog.releases import Release
 from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import Run, rebuild_of
@@ -41,8 +41,8 @@ def require_verified(storage: Storage, release: Release) -> None:
         )
 
 
-def require_index(release: Release, manifest: IndexManifest) -> None:
-    """Check an index's manifest against the release that names it, before FAISS reads a byte."""
+def require_index(release: Release, manifest: AnyManifest) -> None:
+    """Check an index's manifest against the release that names it, before a byte of the index is read."""
     if manifest.sha256 != release.index_sha256:
         raise IntegrityError(
             f"the index of release {release.id} was replaced after the release was registered",

@@ -23,6 +23,7 @@ from reembed.store.storage import Storage
 
 _BATCH_ROWS = 8_192
 DELETIONS = "_deletions/"
+INDICES = "_indices/"
 _SCHEMA = pa.schema({"_rowid": pa.uint64(), "_rowaddr": pa.uint64()})
 _RANGE_ROWS = 1_024
 
@@ -67,18 +68,23 @@ def manifest_proof(storage: Storage, path: str, version: int) -> ManifestProof |
 
 
 def used_files(storage: Storage, path: str) -> set[str]:
-    """Return the names of the files of every version of a table; none if there is no table."""
+    """Return the names of the files of every version of a table, and the folders of their indexes; none without it."""
     try:
         dataset = open_table(storage, path)
     except FileNotFoundError:
         return set()
     versions = (open_table(storage, path, v["version"]) for v in dataset.versions())
-    return {name for version in versions for name in files_of(version)}
+    return {name for v in versions for name in (*files_of(v), *index_folders(v))}
 
 
 def files_of(dataset: lance.LanceDataset) -> set[str]:
     """Return the names of the data and deletion files of one version."""
     return {name for f in dataset.get_fragments() for name in files_of_fragment(f.metadata)}
+
+
+def index_folders(dataset: lance.LanceDataset) -> set[str]:
+    """Return the folders, below the table, of the segments of Lance's own indexes of one version."""
+    return {f"{INDICES}{s.uuid}" for d in dataset.describe_indices() for s in d.segments}
 
 
 def files_of_fragment(fragment: FragmentMetadata) -> list[str]:

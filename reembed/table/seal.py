@@ -28,10 +28,10 @@ from reembed.table.documents import documents_in
 from reembed.table.read import file_path, files_of, files_of_fragment, files_present, open_table
 from reembed.table.write import fingerprint
 
-_RUN_PROPERTY = "reembed.run"
-_SEALED_PROPERTY = "reembed.sealed"
+RUN_PROPERTY = "reembed.run"
+SEALED_PROPERTY = "reembed.sealed"
 _SEALED = "sealed.json"
-_COMMIT_TRIES = 8
+COMMIT_TRIES = 8
 _EXAMPLES = 5
 
 
@@ -58,6 +58,7 @@ class SealedTable:
     path: str
     version: int
     content: Sealed
+    tag: str
 
 
 def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> SealedTable:
@@ -86,12 +87,13 @@ def seal(run: Run, plan: Plan, columns: pa.Schema, max_dead_letters: int) -> Sea
             )
         faults.point("table.after_sealed")
         version = _commit(run, plan, columns, receipts, record)
-    version = _tagged(open_table(run.storage, plan.table), table_tag(run.id), version)
+    tag = table_tag(run.id)
+    version = tagged(open_table(run.storage, plan.table), tag, version)
     faults.point("table.after_tag")
     content = read_sealed(run, plan.table, version)
     # An interrupted call may have allowed more than this one.
     _check_dead_letters(plan, content.dead_letters, max_dead_letters)
-    return SealedTable(plan.table, version, content)
+    return SealedTable(plan.table, version, content, tag)
 
 
 def read_sealed(run: Run, path: str, version: int) -> Sealed:
@@ -100,7 +102,7 @@ def read_sealed(run: Run, path: str, version: int) -> Sealed:
     Raises:
         IntegrityError: the record is gone, or is not the one that was committed.
     """
-    named = _properties(open_table(run.storage, path), version).get(_SEALED_PROPERTY)
+    named = properties_of(open_table(run.storage, path), version).get(SEALED_PROPERTY)
     sealed = run.storage.decode_if_there(Sealed, run.path(_SEALED))
     if sealed is None or sealed.sha256 != named:
         raise IntegrityError(
@@ -246,8 +248,14 @@ def _to_build_on(run: Run, plan: Plan) -> int:
     if not _builds_on_base(plan):
         return newest.version
     assert plan.base is not None
-    if newest.version != plan.base.table_version:
-        newest = open_table(run.storage, plan.table, plan.base.table_version)
+    return brought_back(run, plan.table, plan.base.table_version)
+
+
+def brought_back(run: Run, path: str, version: int) -> int:
+    """Return the newest version of the table, which is `version`, or that one restored."""
+    newest = open_table(run.storage, path)
+    if newest.version != version:
+        newest = open_table(run.storage, path, version)
         newest.restore()  # is at the version that it made from now on
         faults.point("table.after_restore")
     return newest.version
@@ -258,11 +266,11 @@ def _commit(
 ) -> int:
     operation = _operation(run, plan, columns, receipts)
     properties = {
-        _RUN_PROPERTY: run.id,
-        _SEALED_PROPERTY: record.sha256,
+        RUN_PROPERTY: run.id,
+        SEALED_PROPERTY: record.sha256,
         "reembed.space": plan.space.id,
     }
-    for _ in range(_COMMIT_TRIES):
+    for _ in range(COMMIT_TRIES):
         # Only the newest state says whether ours is in: an answer may be lost, and a commit below
         # versions that were cleaned away "succeeds" without effect.
         if (version := _committed(run, plan)) is not None:
@@ -278,7 +286,7 @@ def _commit(
             continue
         faults.point("table.after_commit")
     raise Conflict(
-        f"{plan.table} changed at each of {_COMMIT_TRIES} attempts to commit run {run.id}",
+        f"{plan.table} changed at each of {COMMIT_TRIES} attempts to commit run {run.id}",
         "other runs of the same alias and model commit to it at the same time",
         f"{plan.resume}     # the staged vectors are kept",
     )
@@ -295,20 +303,20 @@ def _committed(run: Run, plan: Plan) -> int | None:
         return None
     dataset = open_table(run.storage, plan.table)
     since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
-    ours = [v for v in reversed(since) if _properties(dataset, v).get(_RUN_PROPERTY) == run.id]
+    ours = [v for v in reversed(since) if properties_of(dataset, v).get(RUN_PROPERTY) == run.id]
     whole = (
         v for v in ours if files_of(open_table(run.storage, plan.table, v)) == sealed.files.keys()
     )
     return next(whole, None)
 
 
-def _properties(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
+def properties_of(dataset: lance.LanceDataset, version: int) -> dict[str, str]:
     """Return what the commit of a version says of itself."""
     transaction = dataset.read_transaction(version)
     return (transaction and transaction.transaction_properties) or {}
 
 
-def _tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
+def tagged(dataset: lance.LanceDataset, tag: str, version: int) -> int:
     """Tag the version; of two drivers that both committed, the first tag says which one counts."""
     if tag not in tags_of(dataset):
         try:

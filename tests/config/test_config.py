@@ -128,7 +128,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         "embed:\n  actors: 0\n  acters: 2\n  dtype: half\n  batch_tokens: yes\n"
         "gate:\n  margin: 95\n  ann_recall: high\n  margn: 1\n"
     )
-    assert mistakes(text, "embed.gpus=1", "index.kind=flat", "foo", "actors=3") == (
+    assert mistakes(text, "embed.gpus=1", "index.metric=flat", "foo", "actors=3") == (
         "bad.yaml: 11 settings are wrong\n"
         "  line 7: embed.actors = 0: should be 1 or more\n"
         "  line 8: embed.acters: unknown setting; did you mean actors?\n"
@@ -139,7 +139,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         "  line 14: gate.margn: unknown setting; did you mean margin?\n"
         "  --set foo: write it as --set section.name=value\n"
         "  --set embed.gpus: unknown setting; did you mean gpus_per_actor?\n"
-        "  --set index.kind: unknown setting; known: factory, device, ann_recall, shard_rows\n"
+        "  --set index.metric: unknown setting; known: kind, factory, device, ann_recall, shard_rows\n"
         "  --set actors: unknown setting here; actors goes under embed"
     )
 

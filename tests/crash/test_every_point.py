@@ -46,6 +46,8 @@ PLANNING = ("plan.after_row_ids",)
 FOLLOW = ("promote.before_follow",)
 # Met by a catch-up alone: in its tasks, and after another run committed to the table.
 GROWING = ("index.before_delta", "index.before_grown")
+# Met by a build of Lance's own index alone, in its tasks.
+IN_LANCE = ("index.before_proof", "index.before_commit", "index.after_commit")
 RESTORING = ("table.after_restore",)
 ALIAS = (
     "promote.before_swap",
@@ -63,11 +65,8 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    tested = {
-        p.partition(":")[0]
-        for p in DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + RESTORING + ALIAS
-    }
-    assert used == tested
+    points = DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING + ALIAS
+    assert used == {p.partition(":")[0] for p in points}
 
 
 @pytest.fixture
@@ -166,6 +165,31 @@ def test_workers_killed_at_each_of_their_points_do_not_stop_the_run(
     assert {p.name for p in once.iterdir()} == {p.partition(":")[0] for p in WORKERS}
     (release,) = catalog_of(config).releases()
     assert rows_of(Storage.open(config.storage.root), release).equals(uninterrupted)
+
+
+def test_workers_killed_while_they_build_an_index_in_lance_double_no_segment(
+    config_file, make_config, cli, uninterrupted, tmp_path
+):
+    source = str(tmp_path / "corpus-300-0.lance")
+    index = {"kind": "lance", "factory": "IVF4_FLAT", "ann_recall": 0.5, "shard_rows": 100}
+    file, config = config_file(source, index=index), make_config(source, index=index)
+    points = (*IN_LANCE, "index.after_train", "index.before_shard", "index.before_manifest")
+    once = tmp_path / "once"
+    once.mkdir()
+    done = cli.process(
+        "run", "-c", file, REEMBED_CRASH_AT=",".join(points), REEMBED_CRASH_ONCE=str(once)
+    )
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in once.iterdir()} == set(points)
+    (release,) = catalog_of(config).releases()
+    storage = Storage.open(config.storage.root)
+    assert rows_of(storage, release).equals(uninterrupted)
+    manifest = read_manifest(storage, release.index, release.index_sha256)
+    table = lance.dataset(storage.uri(release.table), version=release.table_version)
+    (described,) = table.describe_indices()
+    assert {str(s.uuid) for s in described.segments} == {s.uuid for s in manifest.segments}
+    assert sum(s.rows for s in manifest.segments) == manifest.rows == 300
+    assert release.verify.passed
 
 
 def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(

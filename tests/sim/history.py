@@ -25,7 +25,7 @@ from lance.fragment import DataFile
 
 from reembed import api as check
 from reembed import digests, encoders
-from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
@@ -414,7 +414,7 @@ class History:
         for release in self.catalog.releases():
             with suppress(ReembedError):  # gc took it
                 manifest = read_manifest(storage, release.index, release.index_sha256)
-                named |= {f.path(release.index) for f in manifest.files}
+                named |= manifest.stored(release.index).keys()
                 named.add(f"{release.index}/{release.index_sha256}.json")
         there = (*storage.objects("indexes/"), *storage.torn("indexes/"))
         return [path for path, _ in there if path not in named]
@@ -467,6 +467,7 @@ class History:
 
         storage = self.catalog.storage
         manifest = read_manifest(storage, release.index, release.index_sha256)
+        assert isinstance(manifest, IndexManifest)
         ids = index_store.load(storage, release.index, manifest).ids()
         held = dict(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
         if held != names or len(held) != len(ids) or manifest.sha256 != release.index_sha256:

@@ -1,0 +1,140 @@
+"""Which rows and documents a release's index holds, read segment by segment, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from reembed.catalog.index_manifest import (
+    FIX,
+    AnyManifest,
+    LanceManifest,
+    LanceSegment,
+    segment_folder,
+)
+from reembed.errors import IntegrityError
+from reembed.index.held import HeldIds
+from reembed.index.search import Int64
+from reembed.table import vector_index
+from reembed.table.read import TableVersion
+
+
+class Held(Protocol):
+    """An index as a verification reads it. Picklable."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that a search can find."""
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+
+    def key(self, segment: int) -> tuple[str, str]:
+        """Return what names a segment's files by content: equal ones hold the same."""
+
+    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find."""
+
+    def doc_ids(self, positions: list[int]) -> list[str | int]:
+        """Return the document ids at positions."""
+
+    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
+        """Return row ids [P] and document ids [P] at places of a segment, buried or not."""
+
+    def dead(self, segment: int) -> Int64:
+        """Return the places in a segment of rows that no search finds, sorted."""
+
+
+def held_by(table: TableVersion, folder: str, manifest: AnyManifest) -> Held:
+    """Return what the index of a table version holds; `folder` is the index's."""
+    if isinstance(manifest, LanceManifest):
+        return LanceHeldIds(table, manifest)
+    return HeldIds(table.storage, folder, manifest)
+
+
+@dataclass(frozen=True)
+class LanceHeldIds:
+    """Lance's index: the row ids of its files, and the table's document ids, which a search reads by row id.
+
+    A row of a segment that the table version does not have any more is not found by a search: Lance leaves out
+    deleted rows. Which rows a segment holds is read from its file, not asked of Lance's index.
+    """
+
+    table: TableVersion
+    manifest: LanceManifest
+
+    @property
+    def rows(self) -> int:
+        """Rows that a search can find."""
+        return self.manifest.rows
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+        return len(self.manifest.segments)
+
+    def key(self, segment: int) -> tuple[str, str]:
+        """Return the name of a segment and the digest of the file with its row ids."""
+        named = self.manifest.segments[segment]
+        return named.uuid, named.files["auxiliary.idx"].sha256
+
+    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+        """Yield as `Held.batches`; a position counts the rows of the segments in the order of their row ids.
+
+        Raises:
+            IntegrityError: a file is missing or is not what the manifest says, or holds other rows.
+        """
+        start, held = self._start(segment), self._row_ids(self.manifest.segments[segment])
+        live = [f for f, _ in self.table.fragments()]
+        fragments = [f for f in live if f in self.manifest.segments[segment].fragments]
+        if not fragments:
+            return
+        for batch in self.table.scan(["doc_id"], fragments):
+            rows = batch.column("_rowid").to_numpy().astype(np.int64)
+            places = np.minimum(np.searchsorted(held, rows), max(0, len(held) - 1))
+            found = held[places] == rows
+            yield places[found] + start, rows[found], batch.column("doc_id").filter(pa.array(found))
+
+    def doc_ids(self, positions: list[int]) -> list[str | int]:
+        """Return the document ids at positions."""
+        ends = np.cumsum([s.rows for s in self.manifest.segments])
+        found: list[str | int] = []
+        for position in positions:
+            segment = int(np.searchsorted(ends, position, side="right"))
+            found += self.at(segment, np.array([position - self._start(segment)]))[1].to_pylist()
+        return found
+
+    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
+        """Return as `Held.at`; rows that the table version lost cannot be read from it."""
+        rows = self._row_ids(self.manifest.segments[segment])[places]
+        names = self.table.take(rows, ["doc_id"])["doc_id"].combine_chunks()
+        return rows, names
+
+    def dead(self, segment: int) -> Int64:
+        """Return as `Held.dead`: rows of the segment that the table version has not."""
+        named = self.manifest.segments[segment]
+        live = [f for f, _ in self.table.fragments() if f in named.fragments]
+        rows = [self.table.row_ids(f) for f in live]
+        there = np.concatenate([np.empty(0, np.int64), *rows])
+        return np.flatnonzero(~np.isin(self._row_ids(named), there))
+
+    def _row_ids(self, named: LanceSegment) -> Int64:
+        """Return the row ids of a segment, sorted, from its checked files."""
+        storage, folder = self.table.storage, segment_folder(self.manifest.table, named.uuid)
+        for name, proof in named.files.items():
+            path = f"{folder}/{name}"
+            if storage.digest(path) != (proof.size_bytes, proof.sha256):
+                raise IntegrityError(f"{path} is not the index that was saved", None, FIX)
+        held = np.sort(vector_index.row_ids(storage, self.manifest.table, named.uuid))
+        if len(held) != named.rows:
+            what = f"{folder} holds {len(held):,} rows, its manifest says {named.rows:,}"
+            raise IntegrityError(what, None, FIX)
+        return held
+
+    def _start(self, segment: int) -> int:
+        return sum(s.rows for s in self.manifest.segments[:segment])

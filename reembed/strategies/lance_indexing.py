@@ -1,0 +1,372 @@
+"""Build Lance's own index of a sealed table: train a model, build segments in tasks, one commit, tune.
+
+Each step ends with a create-only record, so that a build that was killed goes on where it was:
+
+runs/RUN/index/BUILD/prepared.json     the model, the queries, the cut
+runs/RUN/index/BUILD/segments/N.json   one segment: its files by sha256, its rows
+runs/RUN/index/BUILD/SHA256.npz        queries, or the true best of a segment's rows for them
+indexes/RUN/SHA256.npz                 the model
+tables/TABLE/_indices/UUID/            the segment; it counts through its record, then through the commit
+
+Shapes: Q queries, D dimensions, E exact results.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import shlex
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from reembed import encoders, faults
+from reembed.catalog.index_manifest import (
+    LanceManifest,
+    LanceSegment,
+    StoredFile,
+    segment_folder,
+)
+from reembed.catalog.plan import Plan
+from reembed.catalog.runs import Run
+from reembed.config.settings import Config
+from reembed.errors import IntegrityError
+from reembed.index import build as index
+from reembed.index import files as index_store
+from reembed.index.exact import EXACT_K, ExactSearch, best, checked_batches
+from reembed.index.grow import DELTAS, FOLD_ABOVE
+from reembed.index.search import RECALL_K, Float32, Int64
+from reembed.index.tune import Tuned, first_to_reach, most_lists
+from reembed.serving.lance_index import LanceIndex
+from reembed.space import sha256_of
+from reembed.store.paths import index_folder
+from reembed.store.records import encode
+from reembed.store.storage import storage_errors
+from reembed.strategies.context import RunContext, patience_of
+from reembed.table import vector_index
+from reembed.table.read import Grown, TableVersion
+from reembed.table.seal import SealedTable
+
+K_FACTORS = (1, 2, 4, 10, 20, 40)
+"""Candidates scored again per result: each is a vector read from the store."""
+
+
+@dataclass(frozen=True)
+class Older:
+    """The index of an older version of the table, whose model may be taken."""
+
+    path: str
+    manifest: LanceManifest
+    rows_since: int
+    """Rows embedded since its model was trained, including those of the index to build."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the tasks of a build are given. Picklable."""
+
+    run: Run
+    plan: Plan
+    """Without its units."""
+    config: Config
+    table: TableVersion
+    """The sealed version."""
+    queries: tuple[str, ...] = ()
+    """Texts to tune on; none: it is tuned on documents."""
+    trained: Older | None = None
+    """Whose model is taken instead of training one."""
+
+    @functools.cached_property
+    def records(self) -> str:
+        """Folder of the records of its steps: builds by other settings share nothing."""
+        settings = self.config.index
+        told = {
+            "kind": "lance",
+            "factory": settings.factory,
+            "shard_rows": settings.shard_rows,
+            "queries": list(self.queries),
+            "table_version": self.table.version,
+            "model": self.trained and self.trained.manifest.model.sha256,
+        }
+        return f"{self.run.path('index')}/{sha256_of(told)[:16]}"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the index."""
+        return index_folder(self.run.id)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all segments of a build share."""
+
+    model: StoredFile
+    queries: StoredFile
+    """float32 [Q, D]."""
+    tuned_on: str
+    segments: tuple[tuple[int, ...], ...]
+    """Fragment ids of each."""
+
+
+@dataclass(frozen=True)
+class SegmentProof:
+    """One segment that was built, and the true best of its rows for the queries."""
+
+    built: vector_index.Built
+    exact: StoredFile
+
+
+def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
+    """Build and commit the whole index, or continue an interrupted build.
+
+    Raises:
+        UsageError: the factory does not fit the vectors.
+        TargetMissed: no operating point reaches index.ann_recall.
+    """
+    executor, storage, embed = context.executor, context.run.storage, context.config.embed
+    cpus = min(embed.actors * embed.cpus_per_actor, executor.largest_node_cpus())
+    prepared = storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
+    if prepared is None:
+        prepared = executor.call(_prepare_task, job, cpus=cpus)
+    todo = [
+        (job, prepared, number)
+        for number in range(len(prepared.segments))
+        if _proof_of(job, number) is None
+    ]
+    if todo:
+        executor.each(_segment_task, todo, cpus=cpus)
+    return executor.call(_finish_task, job, prepared, sealed)
+
+
+def grown(
+    context: RunContext, job: Job, older: Older, change: Grown, sealed: SealedTable
+) -> LanceManifest | None:
+    """Add a segment of the fragments that came; None if the index is built again instead.
+
+    Operating point and recall stay those of the older index: the segment is of the same model, and rows that left
+    are not found.
+    """
+    return context.executor.call(_grow_task, job, older, change, sealed)
+
+
+def _prepare_task(job: Job) -> Prepared:
+    storage, table, config = job.run.storage, job.table, job.config
+    with _failures(job):
+        if not table.rows:
+            raise IntegrityError("the vector table has no rows to index")
+        queries = None
+        if job.queries:
+            encoder = encoders.load_encoder(job.plan.encoder, dtype=config.embed.dtype)
+            ask = partial(encoder.embed_queries, list(job.queries))
+            queries = patience_of(job.plan, config).through(ask)
+        vectors, tuned_on = index.tuning_queries(table, queries)
+        if job.trained is not None:
+            model = job.trained.manifest.model
+            index_store.share(storage, job.trained.path, model, job.folder)
+        else:
+            unit_length = job.plan.space.normalize
+            made = vector_index.train(table, config.index.factory, unit_length=unit_length)
+            model = index_store.put_bytes(storage, job.folder, made.to_bytes())
+        faults.point("index.after_train")
+        record = Prepared(
+            model,
+            index_store.put_bytes(storage, job.records, _to_bytes(queries=vectors)),
+            tuned_on,
+            index.cut_into_shards(table.fragments(), config.index.shard_rows),
+        )
+        path = f"{job.records}/prepared.json"
+        storage.create(path, encode(record))
+        return index.required(storage.decode_if_there(Prepared, path))
+
+
+def _segment_task(job: Job, prepared: Prepared, number: int) -> SegmentProof:
+    """Build one segment, and search its rows exactly; of two attempts the first one's proof stays."""
+    storage, fragments = job.run.storage, prepared.segments[number]
+    with _failures(job):
+        built = vector_index.build_segment(job.table, _model(job, prepared.model), fragments)
+        body = index_store.get_bytes(storage, job.records, prepared.queries)
+        exact = ExactSearch(_from_bytes(body)["queries"], EXACT_K)
+        for ids, _, vectors in checked_batches(job.table, fragments):
+            exact.add(ids, vectors)
+        found = _to_bytes(ids=exact.ids, scores=exact.scores)
+        proof = SegmentProof(built, index_store.put_bytes(storage, job.records, found))
+        faults.point("index.before_shard")
+        _leave(job, f"{job.records}/segments/{number:05d}.json", proof)
+        return index.required(_proof_of(job, number))
+
+
+def _finish_task(job: Job, prepared: Prepared, sealed: SealedTable) -> LanceManifest:
+    storage, table, settings = job.run.storage, job.table, job.config.index
+    with _failures(job):
+        proofs = [index.required(_proof_of(job, n)) for n in range(len(prepared.segments))]
+        _require_whole(job, proofs)
+        model = _model(job, prepared.model)
+        public = vector_index.publish(job.run, sealed, [p.built for p in proofs])
+        tuned = _tuned(job, prepared, proofs, replace(table, version=public.version))
+        faults.point("index.before_manifest")
+        manifest = LanceManifest(
+            segments=tuple(_segment("base", p.built) for p in proofs),
+            model=prepared.model,
+            factory=model.kind.name,
+            operating_point=tuned.operating_point,
+            rows=table.rows,
+            rows_since_training=job.trained.rows_since if job.trained else 0,
+            metric=model.metric,
+            dim=table.dim,
+            space=job.plan.space.id,
+            table=sealed.path,
+            table_version=public.version,
+            sealed_version=sealed.version,
+            table_tag=public.tag,
+            ann_recall_at_10=float(tuned.recalls.mean()),
+            ann_recall_lower=index_store.lower_bound(tuned.recalls),
+            tuned_on=prepared.tuned_on,
+            num_queries=len(tuned.recalls),
+            settings=settings,
+        )
+        return index_store.put_manifest(storage, job.folder, manifest)
+
+
+def _tuned(
+    job: Job, prepared: Prepared, proofs: Sequence[SegmentProof], table: TableVersion
+) -> Tuned:
+    """Return the cheapest point of the committed index that reaches the target.
+
+    Raises:
+        TargetMissed: none does.
+    """
+    storage, target = job.run.storage, job.config.index.ann_recall
+    model = _model(job, prepared.model)
+    body = index_store.get_bytes(storage, job.records, prepared.queries)
+    queries: Float32 = _from_bytes(body)["queries"]
+    opened = LanceIndex(table, rows=table.rows, metric=model.metric, point={})
+    whole = model.kind.codes == "FLAT"
+    tuned = first_to_reach(
+        lambda point: opened.operating_at(point).search(queries, RECALL_K),
+        _exact(job, proofs),
+        target,
+        k_factors=(0,) if whole else K_FACTORS,
+        most=most_lists(model.kind.lists, table.rows),
+    )
+    if (reached := float(tuned.recalls.mean())) < target:
+        lower = int(reached * 1000) / 1000
+        point = ", ".join(f"{name} {value}" for name, value in tuned.operating_point.items())
+        raise index.TargetMissed(
+            f"{model.kind.name} does not reach index.ann_recall {target:g}: {reached:.4f} at {point}",
+            f"measured on {len(queries):,} {prepared.tuned_on}; it is the best of the points that were tried:"
+            " more lists for each query find hardly more, or make it a full scan",
+            f"reembed run --set {shlex.quote('index.factory=IVF_FLAT')}     # whole vectors;"
+            f" --set index.ann_recall={lower:g} accepts what was reached",
+        )
+    return tuned
+
+
+def _exact(job: Job, proofs: Sequence[SegmentProof]) -> tuple[Int64, Float32]:
+    """Return row ids and scores [Q, E] of the true best of all segments."""
+    storage = job.run.storage
+    found = [_from_bytes(index_store.get_bytes(storage, job.records, p.exact)) for p in proofs]
+    ids, scores = (np.hstack([f[name] for f in found]) for name in ("ids", "scores"))
+    return best(ids, scores, EXACT_K)
+
+
+def _require_whole(job: Job, proofs: Sequence[SegmentProof]) -> None:
+    """Compare the segments with the table's own list of fragments."""
+    held = [fragment for p in proofs for fragment in p.built.fragments]
+    fragments = [fragment for fragment, _ in job.table.fragments()]
+    rows = sum(p.built.rows for p in proofs)
+    if held != fragments or rows != job.table.rows:
+        raise IntegrityError(
+            "the segments of the index are not the table",
+            f"they hold {rows:,} rows of {len(held):,} fragments,"
+            f" the table {job.table.rows:,} of {len(fragments):,}",
+            "reembed run --fresh",
+        )
+
+
+def _grow_task(job: Job, older: Older, change: Grown, sealed: SealedTable) -> LanceManifest | None:
+    storage, table, held = job.run.storage, job.table, older.manifest
+    with _failures(job):
+        rows = dict(table.fragments())
+        base = [s for s in held.segments if s.kind == "base"]
+        deltas = [s for s in held.segments if s.kind == "delta"]
+        fragments, kept = list(change.added), [*base, *deltas]
+        if len(deltas) >= DELTAS:
+            fragments = [f for d in deltas for f in d.fragments if f in rows] + fragments
+            kept = base
+        new, total = sum(rows[f] for f in fragments), sum(s.rows for s in kept)
+        gone = total - (table.rows - new)
+        changed = new + gone + sum(s.rows for s in kept if s.kind == "delta")
+        carried = vector_index.segments_of(table.dataset()).keys()
+        if changed > FOLD_ABOVE * sum(s.rows for s in base) or not carried >= {
+            s.uuid for s in kept
+        }:
+            return None
+        index_store.share(storage, older.path, held.model, job.folder)
+        proof = _delta(job, held, fragments) if new else None
+        more = [proof.built] if proof else []
+        public = vector_index.publish(job.run, sealed, more, [s.uuid for s in kept])
+        faults.point("index.before_grown")
+        manifest = replace(
+            held,
+            segments=(*kept, *(_segment("delta", one) for one in more)),
+            rows=table.rows,
+            rows_since_training=older.rows_since,
+            table_version=public.version,
+            sealed_version=sealed.version,
+            table_tag=public.tag,
+            settings=job.config.index,
+        )
+        return index_store.put_manifest(storage, job.folder, manifest)
+
+
+def _delta(job: Job, held: LanceManifest, fragments: Sequence[int]) -> SegmentProof:
+    """Build the segment of these fragments by the model of the index, or take the one that was built."""
+    storage, path = job.run.storage, f"{job.records}/delta.json"
+    found = storage.decode_if_there(SegmentProof, path)
+    if found is not None:
+        return found
+    built = vector_index.build_segment(job.table, _model(job, held.model), fragments)
+    faults.point("index.before_delta")
+    _leave(job, path, SegmentProof(built, held.model))
+    return index.required(storage.decode_if_there(SegmentProof, path))
+
+
+def _leave(job: Job, path: str, proof: SegmentProof) -> None:
+    """Create the record; if another attempt was first, remove this one's segment."""
+    storage = job.run.storage
+    if not storage.create(path, encode(proof)):
+        storage.delete_tree(f"{segment_folder(job.table.path, proof.built.uuid)}/")
+
+
+def _segment(kind: Literal["base", "delta"], built: vector_index.Built) -> LanceSegment:
+    return LanceSegment(kind, built.uuid, built.files, built.rows, built.fragments, built.seconds)
+
+
+def _model(job: Job, file: StoredFile) -> vector_index.Model:
+    return vector_index.Model.from_bytes(index_store.get_bytes(job.run.storage, job.folder, file))
+
+
+def _proof_of(job: Job, number: int) -> SegmentProof | None:
+    path = f"{job.records}/segments/{number:05d}.json"
+    return job.run.storage.decode_if_there(SegmentProof, path)
+
+
+def _failures(job: Job) -> AbstractContextManager[None]:
+    return storage_errors(
+        f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
+    )
+
+
+def _to_bytes(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def _from_bytes(body: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(body), allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
