@@ -47,7 +47,7 @@ from reembed.store.paths import index_folder
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies.context import RunContext, patience_of
-from reembed.table import vector_index
+from reembed.table import vector_index, vector_model
 from reembed.table.read import Grown, TableVersion
 from reembed.table.seal import SealedTable
 
@@ -169,7 +169,7 @@ def _prepare_task(job: Job) -> Prepared:
             index_store.share(storage, job.trained.path, model, job.folder)
         else:
             unit_length = job.plan.space.normalize
-            made = vector_index.train(table, config.index.factory, unit_length=unit_length)
+            made = vector_model.train(table, config.index.factory, unit_length=unit_length)
             model = index_store.put_bytes(storage, job.folder, made.to_bytes())
         faults.point("index.after_train")
         record = Prepared(
@@ -346,8 +346,8 @@ def _segment(kind: Literal["base", "delta"], built: vector_index.Built) -> Lance
     return LanceSegment(kind, built.uuid, built.files, built.rows, built.fragments, built.seconds)
 
 
-def _model(job: Job, file: StoredFile) -> vector_index.Model:
-    return vector_index.Model.from_bytes(index_store.get_bytes(job.run.storage, job.folder, file))
+def _model(job: Job, file: StoredFile) -> vector_model.Model:
+    return vector_model.Model.from_bytes(index_store.get_bytes(job.run.storage, job.folder, file))
 
 
 def _proof_of(job: Job, number: int) -> SegmentProof | None:

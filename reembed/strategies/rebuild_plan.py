@@ -41,7 +41,7 @@ from reembed.strategies.differing import Comparing, at_work
 from reembed.strategies.unique_ids import check_ids
 from reembed.strategies.unit_size import unit_documents
 from reembed.table import write as table
-from reembed.table.vector_index import require_kind
+from reembed.table.vector_model import require_kind
 
 
 @dataclass(frozen=True)
