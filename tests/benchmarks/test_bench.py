@@ -79,6 +79,7 @@ FIGURES = {
         "units_driver_peak_mib",
     },
     "growth": {"sizes", "now"},
+    "refresh": {"rows", "dim", "open_peak", "refresh_peak", "new_peak"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",

@@ -27,6 +27,7 @@ SMALL = {
     "memory": ("--documents", "32", "--times", "2", *UNITS),
     "overhead": ("--documents", "32", *UNITS),
     "pipeline": ("--limit", "24", "--rounds", "1", "--sizes", "64", *UNITS),
+    "refresh": ("--limit", "3000"),
     "scaling": (
         *("--cpu-actors", "1", "--gpu-actors", "2", "--unit-sizes", "4096"),
         *("--paragraphs", "32", "--sleep-s", "0.2", "--units-each", "2"),
