@@ -123,7 +123,7 @@ def measure(folder: Path, kind: str) -> common.Figures:
     import faiss
     import numpy as np
 
-    from reembed.catalog.index_manifest import read_manifest
+    from reembed.catalog.index_manifest import IndexManifest, read_manifest
     from reembed.index import files
     from reembed.store.storage import Storage
 
@@ -134,6 +134,7 @@ def measure(folder: Path, kind: str) -> common.Figures:
     faiss.IndexFlatIP(DIM).search(queries, 1)
     opened = read_manifest(storage, path, first)
     newer = read_manifest(storage, f"{path}-grown", second)
+    assert isinstance(opened, IndexManifest)
     size = opened.base.vectors.size_bytes
     for file in Path(storage.uri(path)).iterdir():
         file.read_bytes()
