@@ -18,6 +18,8 @@ import json
 import os
 import platform
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -27,7 +29,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -216,6 +218,32 @@ def busy_cores(seconds: float = 2.0) -> float:
     return round((1 - idle / max(total, 1)) * (os.cpu_count() or 1), 2)
 
 
+def cost(run: Callable[[], object]) -> Figures:
+    """CPU seconds of a call, and how far the memory of this process rises above its start."""
+    before = cpu_s()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    start = _status_mib("VmRSS")
+    run()
+    return {
+        "cpu_s": round(cpu_s() - before, 3),
+        "peak_mib": round(_status_mib("VmHWM") - start),
+    }
+
+
+def cpu_s() -> float:
+    """CPU seconds of all threads of this process so far, user and system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _status_mib(field: str) -> float:
+    """As the kernel says of this process."""
+    said = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", said)
+    assert found
+    return int(found[1]) / 1024
+
+
 def say(words: str) -> None:
     """One line about what goes on."""
     print(f"{dt.datetime.now():%H:%M:%S} {words}", flush=True)
@@ -333,10 +361,23 @@ def corpus_file(folder: Path) -> Path:
     Raises:
         SystemExit: it is none.
     """
-    for name in ("corpus.jsonl.gz", "corpus.jsonl"):
-        if (folder / name).is_file():
-            return folder / name
-    raise SystemExit(f"{folder} is no BEIR folder: it has no corpus.jsonl or corpus.jsonl.gz")
+    return _beir_file(folder, "corpus")
+
+
+def queries_file(folder: Path) -> Path:
+    """The queries of a BEIR folder.
+
+    Raises:
+        SystemExit: it is none.
+    """
+    return _beir_file(folder, "queries")
+
+
+def _beir_file(folder: Path, name: str) -> Path:
+    for file in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl"):
+        if file.is_file():
+            return file
+    raise SystemExit(f"{folder} is no BEIR folder: it has no {name}.jsonl or {name}.jsonl.gz")
 
 
 def read_jsonl(file: Path, limit: int | None = None) -> list[Figures]:

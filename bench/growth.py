@@ -17,8 +17,6 @@ import argparse
 import json
 import math
 import os
-import re
-import resource
 import shutil
 import statistics
 import subprocess
@@ -51,7 +49,7 @@ def main() -> None:
         PREPARATIONS[args.child](args.folder, args.documents)
         return
     if args.child:
-        print(json.dumps(alone(args.child, args.folder)))
+        print(json.dumps(common.cost(STEPS[args.child](args.folder))))
         return
     codes = {"now": ROOT} | ({"before": args.against.resolve()} if args.against else {})
     figures: common.Figures = {"sizes": args.sizes, "rounds": args.rounds}
@@ -128,32 +126,6 @@ def exponents(by_size: dict[int, common.Figures]) -> common.Figures:
         figure: round(math.log(max(other[figure], 0.01) / max(one[figure], 0.01)) / grown, 2)
         for figure in ("cpu_s", "peak_mib")
     }
-
-
-def alone(step: str, place: Path) -> common.Figures:
-    """Run a step in this process, which does nothing else."""
-    run = STEPS[step](place)
-    before = _cpu_s()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    start = _status("VmRSS")
-    run()
-    return {
-        "cpu_s": round(_cpu_s() - before, 3),
-        "peak_mib": round(_status("VmHWM") - start),
-    }
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _status(field: str) -> float:
-    """MiB, as the kernel says of this process."""
-    said = Path("/proc/self/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", said)
-    assert found
-    return int(found[1]) / 1024
 
 
 # --- what is measured ---

@@ -49,6 +49,8 @@ _ENDINGS: dict[str, Literal["faiss", "arrow", "npz"]] = {
 }
 _CHUNK_BYTES = 16 * 2**20
 _PARTS = 9_000
+_PARTS_AT_ONCE = 4
+"""Each is held in memory while it is uploaded."""
 _COPY_BYTES = 5 * 10**9
 """S3 copies larger objects only in parts."""
 _INTEGERS = pa.schema(
@@ -296,7 +298,9 @@ def _put(storage: Storage, path: str, file: Path) -> StoredFile:
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
     stored = StoredFile(sha256, file.stat().st_size, _ENDINGS[file.suffix])
     part = part_bytes(stored.size_bytes)
-    storage.store.put(stored.path(path), file, mode="overwrite", chunk_size=part)
+    storage.store.put(
+        stored.path(path), file, mode="overwrite", chunk_size=part, max_concurrency=_PARTS_AT_ONCE
+    )
     return stored
 
 

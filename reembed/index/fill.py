@@ -54,7 +54,7 @@ def fill(
             raise ReembedError(what, reason(error), "reembed run --set index.device=cpu") from error
         exact.add(np.arange(held, held + len(ids)), vectors)
         row_ids.append(ids)
-        doc_ids.append(names)
+        doc_ids.append(_copied(names))
         held += len(ids)
     filled = SearchIndex(device.moved_back(index))
     together = np.concatenate(row_ids) if row_ids else np.empty(0, np.int64)
@@ -80,6 +80,11 @@ def _check(index: SearchIndex, row_ids: Int64, expected: int) -> None:
     repeated = len(row_ids) - len(np.unique(row_ids))
     if repeated:
         raise IntegrityError(f"{repeated:,} row ids appear more than once", fix="reembed verify")
+
+
+def _copied(names: pa.Array) -> pa.Array:
+    """Return the ids in memory of their own: a column that Lance hands over keeps its whole batch, vectors included."""
+    return pa.concat_arrays([names.slice(0, 1), names.slice(1)]) if len(names) else names
 
 
 def _joined(names: list[pa.Array]) -> pa.Array:

@@ -26,6 +26,10 @@ DELETIONS = "_deletions/"
 INDICES = "_indices/"
 _SCHEMA = pa.schema({"_rowid": pa.uint64(), "_rowaddr": pa.uint64()})
 _RANGE_ROWS = 1_024
+_READ_AHEAD = 2
+"""Batches and fragments."""
+_READ_AHEAD_BYTES = 128 * 2**20
+"""Lance's default is 2 GiB."""
 
 
 def open_table(storage: Storage, path: str, version: int | None = None) -> lance.LanceDataset:
@@ -238,6 +242,9 @@ class TableVersion:
             with_row_id=True,
             batch_size=_BATCH_ROWS,
             scan_in_order=True,
+            batch_readahead=_READ_AHEAD,
+            fragment_readahead=_READ_AHEAD,
+            io_buffer_size=_READ_AHEAD_BYTES,
         )
         yield from scanner.to_batches()
 

@@ -80,6 +80,15 @@ FIGURES = {
     },
     "growth": {"sizes", "now"},
     "refresh": {"rows", "dim", "open_peak", "refresh_peak", "new_peak"},
+    "index_shards": {
+        "identical",
+        "peak_ratio",
+        "peak_ratios",
+        "trained",
+        "fill_us_per_vector_768",
+        "sha256_ns_per_byte",
+        "real",
+    },
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",

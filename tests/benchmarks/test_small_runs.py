@@ -22,6 +22,10 @@ UNITS = ("--unit-documents", "8")
 CHEAP = ("--model", "hashing:64")
 SMALL = {
     "catch_up": ("--documents", "2000"),
+    "index_shards": (
+        *("judged", "--rows", "2000", "--shard-rows", "1000", "--dim", "32", "--lists", "4"),
+        *("--parts", "shards", "real", *CHEAP),
+    ),
     "kill_resume": ("judged", "--kills", "1", *UNITS, *CHEAP),
     "growth": ("--sizes", "200", "400", "--rounds", "1"),
     "memory": ("--documents", "32", "--times", "2", *UNITS),
