@@ -26,6 +26,8 @@ class Inline(Here):
     where = "this process"
     wait = staticmethod(time.sleep)
     """For a model's provider."""
+    memory = 2**40
+    """Of its node, in bytes."""
 
     @contextmanager
     def connected(self, config: Config) -> Iterator[Inline]:
@@ -49,6 +51,9 @@ class Inline(Here):
 
     def largest_node_cpus(self, gpus: float = 0) -> int:
         return 1
+
+    def largest_node_bytes(self, gpus: float = 0) -> int:
+        return self.memory
 
     def metrics(self, alias: str, run_id: str) -> Listener:
         return ignore

@@ -22,6 +22,8 @@ from reembed.store.records import encode
 T = TypeVar("T")
 
 DRAIN = "drain.json"
+INDEX_NODES = "reembed_index"
+"""Custom resource of the nodes of a cluster that run single tasks; without such nodes any node does."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,15 @@ class EmbedJob:
 class Tasks(Protocol):
     """Runs single tasks."""
 
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
-        """Run a function once and wait for its result."""
+    def call(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        cpus: int = 1,
+        gpus: float = 0,
+        memory: int = 0,
+    ) -> T:
+        """Run a function once, on a node that has so many CPUs, GPUs and bytes free, and wait for its result."""
 
     def each(
         self,
@@ -69,6 +78,7 @@ class Tasks(Protocol):
         *,
         cpus: int = 1,
         gpus: float = 0,
+        memory: int = 0,
     ) -> list[T]:
         """Run a function over items in any order; return the results in the items' order."""
 
@@ -76,7 +86,14 @@ class Tasks(Protocol):
 class Here:
     """Runs tasks in this process, one after the other."""
 
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+    def call(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        cpus: int = 1,
+        gpus: float = 0,
+        memory: int = 0,
+    ) -> T:
         return function(*args)
 
     def each(
@@ -86,6 +103,7 @@ class Here:
         *,
         cpus: int = 1,
         gpus: float = 0,
+        memory: int = 0,
     ) -> list[T]:
         return [function(*item) for item in items]
 
@@ -113,6 +131,9 @@ class Executor(Tasks, Protocol):
 
     def largest_node_cpus(self, gpus: float = 0) -> int:
         """Return the most CPUs that one call can ask for on a node with `gpus` GPUs."""
+
+    def largest_node_bytes(self, gpus: float = 0) -> int:
+        """Return the most memory, in bytes, that one call can ask for on a node with `gpus` GPUs; 0 without a node."""
 
     def has_gpu(self) -> bool:
         """Return whether a call can ask for a GPU."""

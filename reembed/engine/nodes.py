@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import ray
 from ray.exceptions import RayError
@@ -11,11 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed.catalog.lease import parent_of
 from reembed.engine import ray_internals
-from reembed.engine.executor import WorkerPlace
+from reembed.engine.executor import INDEX_NODES, WorkerPlace
 
 EMBEDDER = "_Embedder"
 """Part of the class name of each actor that embeds."""
 _END_S = 30.0
+_SHARE = 0.001
+"""Of INDEX_NODES, for each task: its memory and CPUs limit how many run at once."""
 
 
 def place() -> WorkerPlace:
@@ -67,10 +72,46 @@ def live_nodes() -> set[str]:
     return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
 
 
-def has_room(cpus: float, gpus: float) -> bool:
-    """Return whether an actor of this size would fit on any node that is up, if the node were free."""
-    here = (n["Resources"] for n in ray.nodes() if n["Alive"])
-    return any(r.get("CPU", 0) >= cpus and r.get("GPU", 0) >= gpus for r in here)
+@dataclass(frozen=True)
+class Needs:
+    """What a task or an actor takes of a node; memory in bytes."""
+
+    cpus: float
+    gpus: float
+    memory: int = 0
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        more = f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{more}"
+
+    def fit(self, node: dict[str, float]) -> bool:
+        """Return whether a node with these resources has room, if it were free."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return all(node.get(name, 0) >= amount for name, amount in asked.items())
+
+
+def has_room(needs: Needs, place: Mapping[str, float] = MappingProxyType({})) -> bool:
+    """Return whether a node that is up, and has these custom resources, would have room if it were free."""
+    return any(needs.fit(node) and node.keys() >= place.keys() for node in _up())
+
+
+def place_of(needs: Needs) -> dict[str, float]:
+    """Return the custom resources that a task asks for: those of the nodes for the index, unless it needs a GPU."""
+    if needs.gpus or not any(INDEX_NODES in node for node in _up()):
+        return {}
+    return {INDEX_NODES: _SHARE}
+
+
+def _up() -> list[dict[str, float]]:
+    """Return the resources of each node that is up."""
+    return [n["Resources"] for n in ray.nodes() if n["Alive"]]
+
+
+def _for_tasks(gpus: float) -> list[dict[str, float]]:
+    """Return the resources of the nodes that a single task with `gpus` GPUs may run on; a head may have no CPU."""
+    place, least = place_of(Needs(1, gpus)), Needs(1, gpus)
+    return [r for r in _up() if least.fit(r) and r.keys() >= place.keys()]
 
 
 def why_nothing_starts() -> str:
@@ -84,9 +125,12 @@ def why_nothing_starts() -> str:
 
 def largest_node_cpus(gpus: float = 0) -> int:
     """Return the most CPUs that one task can ask for on a node with `gpus` GPUs."""
-    here = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    fitting = [r for r in here if r.get("GPU", 0) >= gpus] or here
-    return max(int(r.get("CPU", 0)) for r in fitting) or 1
+    return max((int(r["CPU"]) for r in _for_tasks(gpus) or _for_tasks(0)), default=1)
+
+
+def largest_node_bytes(gpus: float = 0) -> int:
+    """Return the most memory, in bytes, that one task can ask for on a node with `gpus` GPUs; 0 if none is up."""
+    return max((int(r.get("memory", 0)) for r in _for_tasks(gpus)), default=0)
 
 
 def has_gpu() -> bool:

@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from reembed.config.settings import Config
 from reembed.engine import cluster, nodes, pipeline, ray_metrics
+from reembed.engine.nodes import Needs
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.errors import NoCapacity, RunFailed
 
@@ -28,6 +29,7 @@ class RayExecutor:
     where = "Ray"
     embed = staticmethod(pipeline.embed_units)
     largest_node_cpus = staticmethod(nodes.largest_node_cpus)
+    largest_node_bytes = staticmethod(nodes.largest_node_bytes)
     has_gpu = staticmethod(nodes.has_gpu)
     metrics = staticmethod(ray_metrics.exported)
 
@@ -38,7 +40,14 @@ class RayExecutor:
         with cluster.connected(config) as self.where:
             yield self
 
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+    def call(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        cpus: int = 1,
+        gpus: float = 0,
+        memory: int = 0,
+    ) -> T:
         """Run a function as one Ray task, outside the driver's memory, and wait for its result.
 
         Raises:
@@ -46,9 +55,9 @@ class RayExecutor:
             NoCapacity: no node had room for it for `embed.stall_s`.
             RunFailed: its process died each time.
         """
-        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
-        running = task.remote(*args)
-        self._first_done([running], cpus, gpus)
+        needs = Needs(cpus, gpus, memory)
+        running = _task(function, needs).remote(*args)
+        self._first_done([running], needs)
         return cast(T, _result(running))
 
     def each(
@@ -58,17 +67,19 @@ class RayExecutor:
         *,
         cpus: int = 1,
         gpus: float = 0,
+        memory: int = 0,
     ) -> list[T]:
         """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
         Raises as `call`, for the first that fails.
         """
-        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
+        needs = Needs(cpus, gpus, memory)
+        task = _task(function, needs)
         found: dict[int, T] = {}
         running: dict[Any, int] = {}
 
         def collect() -> None:
-            done = self._first_done(list(running), cpus, gpus)
+            done = self._first_done(list(running), needs)
             found[running.pop(done)] = _result(done)
 
         for number, item in enumerate(items):
@@ -79,7 +90,7 @@ class RayExecutor:
             collect()
         return [found[number] for number in sorted(found)]
 
-    def _first_done(self, running: list[Any], cpus: float, gpus: float) -> Any:
+    def _first_done(self, running: list[Any], needs: Needs) -> Any:
         """Wait for one of these tasks, at most `embed.stall_s` while no node has room for it."""
         had_room = time.monotonic()
         while True:
@@ -87,14 +98,25 @@ class RayExecutor:
             if done:
                 return done[0]
             waited = time.monotonic() - had_room
-            if nodes.has_room(cpus, gpus):
+            if nodes.has_room(needs, nodes.place_of(needs)):
                 had_room = time.monotonic()
             elif waited > self._patience_s:
                 raise NoCapacity(
                     f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
-                    f"no node of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs that it needs",
+                    f"no node of the cluster has the {needs} that it needs",
                     _RESUME,
                 )
+
+
+def _task(function: Callable[..., Any], needs: Needs) -> Any:
+    """Return the function as a Ray task; its memory is what Ray counts with, not a limit."""
+    return ray.remote(function).options(
+        num_cpus=needs.cpus,
+        num_gpus=needs.gpus,
+        memory=needs.memory or None,
+        resources=nodes.place_of(needs),
+        max_retries=3,
+    )
 
 
 def _result(task: Any) -> Any:

@@ -22,7 +22,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import faiss
@@ -34,6 +34,7 @@ from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.index import files
 from reembed.index.exact import VectorSource, check_vectors
+from reembed.index.factories import finer
 from reembed.index.fill import fill
 from reembed.index.search import Float32, checked_queries
 from reembed.index.train import Device, factory_of, train
@@ -77,11 +78,25 @@ class Build:
     """Texts to tune on; none: it is tuned on documents."""
     trained: Trained | None = None
     """What is filled, in place of an index that is trained on this table."""
+    instead: str = ""
+    """The kind of index that `auto` means now: finer codes than it takes first; "" for those."""
 
     @functools.cached_property
     def factory(self) -> str:
         """The factory string that the settings mean for this table."""
-        return factory_of(self.settings, self.source.rows, self.source.dim)
+        return self.instead or factory_of(self.settings, self.source.rows, self.source.dim)
+
+    def finer(self) -> Build | None:
+        """Return the build of the next finer codes; None if there are none, or the settings name a factory."""
+        instead = finer(self.factory) if self.settings.factory == "auto" else None
+        return replace(self, instead=instead, trained=None) if instead else None
+
+    def like(self, factory: str) -> Build:
+        """Return the build of this kind of index if `auto` came to it before, else this build."""
+        build: Build | None = self
+        while build is not None and build.factory != factory:
+            build = build.finer()
+        return build or self
 
     @functools.cached_property
     def records(self) -> str:

@@ -17,46 +17,19 @@ import numpy as np
 from reembed.config.settings import IndexConfig
 from reembed.errors import ReembedError, UsageError
 from reembed.index.exact import VectorSource, check_vectors
+from reembed.index.factories import (
+    LEAST_PER_LIST,
+    choose_factory,
+    is_filled_on_gpu,
+    lists_of,
+    rows_trained_on,
+)
 from reembed.index.search import reason
-
-ROWS_PER_LIST = 64
-LEAST_PER_LIST = 39
-"""Below, k-means finds lists that few vectors are near to: FAISS's own limit (ClusteringParameters)."""
-TRAIN_BYTES = 16 * 2**30
-_ROWS = 65_536
-_ON_GPU = re.compile(r"Flat|IVF\d+,(Flat|SQfp16|SQ8|PQ\d+(x8)?)")
 
 
 def gpu_available() -> bool:
     """Return whether FAISS can use a GPU here; builds for GPUs run on machines without one."""
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-
-
-def choose_factory(rows: int, dim: int, *, gpu: bool) -> str:
-    """Return the factory string for N vectors of D dimensions; `gpu`: to be served from a GPU.
-
-    Up to 50k rows a full scan is as fast as anything. Above, lists by the FAISS guidelines
-    (github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index): about 4 sqrt(N) to 1M,
-    16 sqrt(N) to 10M, then 262144 found through HNSW, or as many as can be trained. 4-bit PQ with exact
-    re-ranking is the fastest on CPUs: 10.8k queries/s and core at .978 recall@10 against 1.1k for
-    IVF-Flat (200k x 384 clustered vectors, one thread); it needs two dimensions per code. Above 1M rows
-    it re-ranks by half precision, above 10M by one byte per dimension: see docs/decisions/025.
-    """
-    if rows <= 50_000:
-        return "Flat"
-    lists, whole = 2 ** round(math.log2(4 * math.sqrt(rows))), "Flat"
-    if rows > 1_000_000:
-        lists, whole = 4 * lists, "SQfp16"
-    found_through = ""
-    if rows > 10_000_000:
-        lists, whole, found_through = 262_144, "SQ8", "_HNSW32"
-    while LEAST_PER_LIST * lists > _most_sampled(rows, dim):
-        lists //= 2
-    coarse = f"IVF{lists}{found_through}"
-    if gpu or dim % 2:
-        return f"{coarse},{whole}"
-    refine = "RFlat" if whole == "Flat" else f"Refine({whole})"
-    return f"{coarse},PQ{dim // 2}x4fs,{refine}"
 
 
 def factory_of(config: IndexConfig, rows: int, dim: int) -> str:
@@ -91,8 +64,7 @@ class Device:
             )
         if wanted == "cpu" or not gpu_available():
             return cls(None, whole=False)
-        whole = bool(_ON_GPU.fullmatch(factory)) and (wanted == "gpu" or factory != "Flat")
-        return cls(faiss.StandardGpuResources(), whole)
+        return cls(faiss.StandardGpuResources(), is_filled_on_gpu(factory, wanted))
 
     def name(self, factory: str) -> str:
         """Return where an index of this kind is built, for people."""
@@ -151,22 +123,10 @@ def require_factory(factory: str, dim: int) -> None:
         _empty(factory, dim)
 
 
-def lists_of(factory: str) -> int:
-    """Return the number of lists that a factory string asks for; 0 without lists."""
-    lists = re.search(r"IVF(\d+)", factory)
-    return int(lists[1]) if lists else 0
-
-
-def _most_sampled(rows: int, dim: int) -> int:
-    """Return how many vectors can be read to train on."""
-    return min(rows, max(1, TRAIN_BYTES // (4 * dim)))
-
-
 def _sample(source: VectorSource, factory: str) -> Any:
     """Return float32 [., D] to train on: 64 vectors a list as far as memory allows, at least 39."""
     lists = lists_of(factory)
-    wanted = max(_ROWS, ROWS_PER_LIST * lists)
-    rows = min(wanted, _most_sampled(source.rows, source.dim))
+    rows = rows_trained_on(factory, source.rows, source.dim)
     if rows < LEAST_PER_LIST * lists:
         fit = 2 ** int(math.log2(max(1, rows // LEAST_PER_LIST)))
         smaller = f"index.factory={factory.replace(f'IVF{lists}', f'IVF{fit}')}"

@@ -29,6 +29,7 @@ from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
 from reembed.events import ChangesFound, Listener
 from reembed.lifecycle.scratch import Scratch
+from reembed.planning.unit_size import unit_documents
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in as source_documents
 from reembed.source.lag import caught_up, newest_of, note, noted_place
@@ -42,7 +43,6 @@ from reembed.strategies.context import (
     resumed,
 )
 from reembed.strategies.differing import Comparing, at_work
-from reembed.strategies.unit_size import unit_documents
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_table

@@ -27,6 +27,7 @@ from reembed.events import (
 )
 from reembed.source.dataset import Source
 from reembed.strategies import preflight
+from reembed.strategies.index_tasks import require_index_fits
 from reembed.table import write as table
 from reembed.table.read import TableVersion
 from reembed.table.seal import SealedTable
@@ -62,7 +63,7 @@ def running(
     """Check rights and room, then connect the executor and handle signals during the block.
 
     Raises:
-        UsageError, RunFailed: a folder cannot be written to, or the disk is too small.
+        UsageError, RunFailed: a folder cannot be written to, or the disk or every node is too small.
         Interrupted: a signal came.
     """
     source = Source(plan.source, config.stores.source)
@@ -71,6 +72,10 @@ def running(
     emit(Working(f"starting {executor.where}"))
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
+        if (
+            plan.base is None and config.index.kind == "faiss"
+        ):  # else the index of the base grows, as a rule
+            require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)
 

@@ -11,6 +11,7 @@ from reembed.catalog.index_manifest import (
     AnyManifest,
     IndexManifest,
     LanceManifest,
+    Segment,
     read_manifest,
 )
 from reembed.catalog.plan import Plan
@@ -27,6 +28,7 @@ from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
 from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
+from reembed.strategies.index_tasks import IndexTasks
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, grown
 from reembed.table.seal import SealedTable
@@ -95,7 +97,7 @@ def _in_faiss(context: RunContext, sealed: SealedTable) -> IndexManifest:
     if manifest is None:
         queries = _announced(context)
         job = replace(job, build=replace(job.build, queries=queries))
-        manifest = _built_or_trained_again(context, sealed, job)
+        manifest = _built_or_finer(context, sealed, job)
     return manifest
 
 
@@ -153,14 +155,21 @@ def _trained_again(missed: index.TargetMissed) -> Notice:
     return Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
 
 
-def _built_or_trained_again(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
-    try:
-        return _built(context, sealed, job)
-    except index.TargetMissed as missed:
-        if job.build.trained is None:
-            raise
-        context.emit(_trained_again(missed))
-        return _built(context, sealed, replace(job, build=replace(job.build, trained=None)))
+def _built_or_finer(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
+    """Build the index; one that misses its recall is trained again, or built with finer codes, if `auto` may."""
+    while True:
+        try:
+            return _built(context, sealed, job)
+        except index.TargetMissed as missed:
+            if job.build.trained is not None:
+                context.emit(_trained_again(missed))
+                build = replace(job.build, trained=None)
+            elif (found := job.build.finer()) is not None:
+                context.emit(Notice(f"{missed.what}: {found.factory} is built instead"))
+                build = found
+            else:
+                raise
+            job = replace(job, build=build)
 
 
 def _built(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
@@ -177,7 +186,9 @@ def _job(context: RunContext, sealed: SealedTable) -> _Job:
     run, config = context.run, context.config
     folder, work = index_folder(run.id), run.path(WORK)
     build = index.Build(run.storage, folder, work, context.vectors(sealed), config.index)
-    build = replace(build, trained=_trained(context.plan, build))
+    if (base := _base(context.plan, build)) is not None:
+        build = build.like(base[1].factory)
+        build = replace(build, trained=_trained(context.plan, build, *base))
     return _Job(run, context.plan.without_units(), config, build)
 
 
@@ -190,17 +201,20 @@ def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManife
 
 def _fill(context: RunContext, job: _Job) -> index.Prepared:
     """Train, and fill the shards that have no proof yet, each as a task."""
-    config, executor, build = context.config, context.executor, job.build
-    gpus = int(config.index.device != "cpu" and executor.has_gpu())
-    cpus = min(config.embed.actors * config.embed.cpus_per_actor, executor.largest_node_cpus(gpus))
+    executor, build = context.executor, job.build
+    tasks = IndexTasks.of(context.config, build.factory, build.source, executor)
+    if (
+        context.plan.base is not None or build.instead
+    ):  # else it was checked before the run embedded
+        tasks.require_nodes(executor, context.emit)
     prepared = index.prepared(build)
     if prepared is None:
-        prepared = executor.call(_prepare_task, job, cpus=cpus, gpus=gpus)
+        prepared = executor.call(_prepare_task, job, **vars(tasks.train))
     shards = range(len(prepared.shards))
     todo = [number for number in shards if index.filled(build, number) is None]
-    tasks = [(job, prepared, number) for number in todo]
-    if tasks:
-        executor.each(_shard_task, tasks, cpus=cpus, gpus=gpus)
+    work = [(job, prepared, number) for number in todo]
+    if work:
+        executor.each(_shard_task, work, **vars(tasks.fill))
     return prepared
 
 
@@ -255,16 +269,18 @@ def _failed(job: _Job) -> str:
     return f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
 
 
-def _trained(plan: Plan, build: index.Build) -> index.Trained | None:
-    """Return the base's trained index, which holds while most vectors are those it was trained on."""
+def _base(plan: Plan, build: index.Build) -> tuple[str, Segment] | None:
+    """Return the folder of the index that a catch-up continues, and its first segment."""
     if plan.base is None:
         return None
     base = Catalog(build.storage, plan.alias).release(plan.base.release)
     manifest = read_manifest(build.storage, base.index, base.index_sha256)
-    if not isinstance(manifest, IndexManifest):
-        return None
-    held = manifest.base
+    return (base.index, manifest.base) if isinstance(manifest, IndexManifest) else None
+
+
+def _trained(plan: Plan, build: index.Build, path: str, held: Segment) -> index.Trained | None:
+    """Return the base's trained index, which holds while most vectors are those it was trained on."""
     since = held.rows_since_training + rows_of(plan.documents)
     if since > build.source.rows / 2 or held.factory != build.factory:
         return None
-    return index.Trained(base.index, held.trained, since)
+    return index.Trained(path, held.trained, since)

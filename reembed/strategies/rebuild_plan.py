@@ -27,6 +27,7 @@ from reembed.evaluation import queries as evalset
 from reembed.events import AlreadyBuilt, ChangedSetting, Listener, Notice, Working
 from reembed.index.train import require_factory
 from reembed.lifecycle.scratch import Scratch
+from reembed.planning.unit_size import unit_documents
 from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.store.paths import absolute
@@ -39,7 +40,6 @@ from reembed.strategies.context import (
 )
 from reembed.strategies.differing import Comparing, at_work
 from reembed.strategies.unique_ids import check_ids
-from reembed.strategies.unit_size import unit_documents
 from reembed.table import write as table
 from reembed.table.vector_model import require_kind
 

@@ -22,6 +22,7 @@ from reembed.events import Candidate, Kept, Sealed, Verified, Working
 from reembed.lifecycle import grown, scratch, verify
 from reembed.lifecycle.held import held_by
 from reembed.lifecycle.scratch import Scratch
+from reembed.planning.measured import VERIFY_TASK_BYTES
 from reembed.source.dataset import Source
 from reembed.store.paths import index_folder
 from reembed.store.records import encode
@@ -197,9 +198,18 @@ class _VerifyTasks:
     executor: Executor
     table: str
 
-    def call(self, function: Callable[..., T], *args: Any, cpus: int = 1, gpus: float = 0) -> T:
+    def call(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        cpus: int = 1,
+        gpus: float = 0,
+        memory: int = 0,
+    ) -> T:
         given = (self.table, function, *args)
-        return cast(T, self.executor.call(_verify_task, *given, cpus=cpus, gpus=gpus))
+        memory = memory or self._memory
+        found = self.executor.call(_verify_task, *given, cpus=cpus, gpus=gpus, memory=memory)
+        return cast(T, found)
 
     def each(
         self,
@@ -208,9 +218,16 @@ class _VerifyTasks:
         *,
         cpus: int = 1,
         gpus: float = 0,
+        memory: int = 0,
     ) -> list[T]:
         given = ((self.table, function, *item) for item in items)
-        return self.executor.each(_verify_task, given, cpus=cpus, gpus=gpus)
+        memory = memory or self._memory
+        return self.executor.each(_verify_task, given, cpus=cpus, gpus=gpus, memory=memory)
+
+    @property
+    def _memory(self) -> int:
+        """What a task asks for; all of the largest node, if that is less."""
+        return min(VERIFY_TASK_BYTES, self.executor.largest_node_bytes())
 
 
 def _verify_task(table: str, function: Callable[..., T], *args: Any) -> T:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from docs_sizes import SIZES
 
 from reembed.config.settings import load
+from reembed.engine.executor import INDEX_NODES
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,8 +32,9 @@ def pins() -> dict[str, str]:
 
 
 def workers(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    types = cluster["available_node_types"]
-    return [node for name, node in types.items() if name != cluster["head_node_type"]]
+    """The types that embed."""
+    types = cluster["available_node_types"].values()
+    return [node for node in types if "GPU" in node["resources"]]
 
 
 def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
@@ -72,11 +75,28 @@ def test_workers_are_spot_gpus_that_come_and_go_and_the_head_is_neither(
     assert cluster["idle_timeout_minutes"] <= 15
 
 
+def gpus(cluster: dict[str, Any]) -> int:
+    index: int = cluster["available_node_types"]["index"]["max_workers"]
+    most: int = cluster["max_workers"]
+    return most - index
+
+
+def test_the_index_is_built_on_a_node_that_stays_and_has_room(cluster: dict[str, Any]) -> None:
+    index = cluster["available_node_types"]["index"]
+    assert index["min_workers"] >= 1, "a run is checked against the nodes that are up"
+    assert "InstanceMarketOptions" not in index["node_config"]
+    assert index["resources"][INDEX_NODES] >= 1
+    assert index["resources"]["memory"] == int(0.7 * 128 * 2**30)
+    for profile in SIZES.PROFILES:
+        assert profile.index.largest_task <= index["resources"]["memory"]
+        assert profile.cluster.index_cores == index["resources"]["CPU"]
+
+
 def test_the_cluster_config_fits_on_it(cluster: dict[str, Any]) -> None:
     config, _ = load([str(ROOT / "configs/gpu_cluster.yaml")], [])
-    assert config.embed.actors * config.embed.gpus_per_actor <= cluster["max_workers"]
+    assert config.embed.actors * config.embed.gpus_per_actor <= gpus(cluster)
     for worker in workers(cluster):
-        assert worker["max_workers"] == cluster["max_workers"]
+        assert worker["max_workers"] == gpus(cluster)
         assert config.embed.cpus_per_actor < worker["resources"]["CPU"]
     assert config.storage.options["aws_region"] == cluster["provider"]["region"]
 
@@ -102,7 +122,7 @@ def test_every_shipped_job_command_fits_on_it(cluster: dict[str, Any]) -> None:
         settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         embed = load([str(ROOT / file) for file in files], settings)[0].embed
         assert embed.gpus_per_actor, name
-        assert embed.actors * embed.gpus_per_actor <= cluster["max_workers"], name
+        assert embed.actors * embed.gpus_per_actor <= gpus(cluster), name
 
 
 def test_the_page_names_each_step_that_the_file_itself_names() -> None:

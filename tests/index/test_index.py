@@ -20,9 +20,10 @@ from reembed.config.settings import IndexConfig
 from reembed.errors import UsageError
 from reembed.index.build import Trained
 from reembed.index.exact import EXACT_K, Batch, ann_recall, exact_search
+from reembed.index.factories import choose_factory
 from reembed.index.files import load
 from reembed.index.search import Float32, Int64
-from reembed.index.train import Device, choose_factory, gpu_available, train
+from reembed.index.train import Device, gpu_available, train
 from reembed.index.tune import ladder, most_lists
 from reembed.store.storage import Storage
 
@@ -292,9 +293,9 @@ def test_gpu_builds_a_portable_index(
         (1_000_000, 768, False, "IVF4096,PQ384x4fs,RFlat"),
         (1_000_000, 768, True, "IVF4096,Flat"),
         (1_000_000, 767, False, "IVF4096,Flat"),
-        (1_000_001, 384, False, "IVF16384,PQ192x4fs,Refine(SQfp16)"),
-        (10_000_000, 384, False, "IVF65536,PQ192x4fs,Refine(SQfp16)"),
-        (10_000_000, 384, True, "IVF65536,SQfp16"),
+        (1_000_001, 384, False, "IVF16384,PQ192x4fs,Refine(SQ8)"),
+        (10_000_000, 384, False, "IVF65536,PQ192x4fs,Refine(SQ8)"),
+        (10_000_000, 384, True, "IVF65536,SQ8"),
         (10_000_001, 384, False, "IVF131072_HNSW32,PQ192x4fs,Refine(SQ8)"),
         (100_000_000, 384, False, "IVF262144_HNSW32,PQ192x4fs,Refine(SQ8)"),
         (100_000_000, 768, False, "IVF131072_HNSW32,PQ384x4fs,Refine(SQ8)"),

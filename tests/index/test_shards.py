@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError
 from reembed.index import build as steps
 from reembed.index import files
+from reembed.index import fill as fill_module
 from reembed.index.build import Build, Prepared, Trained, cut_into_shards
 from reembed.index.exact import EXACT_K, ann_recall, exact_search
 from reembed.index.search import Float32
@@ -251,3 +253,16 @@ def test_ground_truth_of_shards_is_that_of_the_table(
     manifest = steps.finish(work, first, **WHERE)
     assert (manifest.ann_recall_at_10, manifest.ann_recall_lower) == (1.0, 1.0)
     assert random_source(10, 4).fragments() == [(0, 10)]
+
+
+@pytest.mark.parametrize("ids", [["a", "b", "c"], [1, 2, 3], ["a"], []])
+def test_ids_that_wait_for_a_shard_to_be_full_do_not_keep_the_batch_they_came_in(
+    ids: list[str | int],
+) -> None:
+    batch = pa.record_batch({"doc_id": ids})
+    came = batch.column("doc_id")
+    kept = fill_module._copied(came)
+    assert kept.equals(came)
+    if ids:
+        held = {buffer.address for buffer in came.buffers() if buffer}
+        assert not held & {buffer.address for buffer in kept.buffers() if buffer}

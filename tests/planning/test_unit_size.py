@@ -7,7 +7,7 @@ import math
 import pytest
 
 from reembed.config.settings import EmbedConfig
-from reembed.strategies.unit_size import unit_documents
+from reembed.planning.unit_size import unit_documents
 
 GPU = EmbedConfig(gpus_per_actor=1)
 CPU = EmbedConfig()

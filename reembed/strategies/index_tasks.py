@@ -1,0 +1,172 @@
+"""What the tasks that build an index ask of a node, and whether there is a node that has it.
+
+A task that asks for more than any node has would wait until the run gives up. So what cannot fit is refused,
+with what could be done: before anything is embedded, and again before the index is built.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Protocol
+
+from reembed.config.settings import Config
+from reembed.engine.executor import Executor
+from reembed.errors import UsageError
+from reembed.events import Listener, Notice
+from reembed.index.factories import is_filled_on_gpu, kind_of
+from reembed.index.train import factory_of
+from reembed.planning.sizing import IndexSize, size_of
+from reembed.store.storage import readable
+
+_WORTH_SAYING = 2**30
+_LEAST_SHARD = 50_000
+
+
+class Shape(Protocol):
+    """N vectors of D dimensions."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The vectors that a run will have."""
+
+    rows: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a task asks of its node; memory in bytes, 0 if it is not known."""
+
+    cpus: int
+    gpus: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class IndexTasks:
+    """The tasks of one index."""
+
+    factory: str
+    size: IndexSize | None
+    """None if the size of this kind of index is not known."""
+    train: Asked
+    fill: Asked
+
+    @classmethod
+    def of(cls, config: Config, factory: str, table: Shape, executor: Executor) -> IndexTasks:
+        """Return the tasks that build an index of this kind; GPUs train, and fill what FAISS has there."""
+        wanted = config.index.device
+        size = size_of(factory, table.rows, table.dim, config.index.shard_rows)
+        asked = []
+        for memory, on_gpu in (
+            (size.train if size else 0, wanted != "cpu"),
+            (size.fill if size else 0, wanted == "gpu" or is_filled_on_gpu(factory, wanted)),
+        ):
+            fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
+            gpus = int(on_gpu and executor.has_gpu() and fits)
+            most = executor.largest_node_cpus(gpus)
+            cpus = min(config.embed.actors * config.embed.cpus_per_actor, most)
+            asked.append(Asked(cpus, gpus, memory))
+        return cls(factory, size, *asked)
+
+    def require_nodes(self, executor: Executor, emit: Listener) -> None:
+        """Refuse tasks that fit no node, and tell what a large index takes.
+
+        Raises:
+            UsageError: a task needs more memory than the largest node offers.
+        """
+        size = self.size
+        if size is None:
+            emit(
+                Notice(
+                    f"the size of an index {self.factory} is not known: its tasks ask for no memory"
+                )
+            )
+            return
+        offered = {
+            asked: executor.largest_node_bytes(asked.gpus) for asked in (self.train, self.fill)
+        }
+        if not all(offered.values()):
+            emit(
+                Notice(
+                    "no node that could build the index is up: its size is not compared with one"
+                )
+            )
+            return
+        for asked, most in offered.items():
+            if asked.memory > most:
+                raise _does_not_fit(self, size, asked, most)
+        largest = max(offered, key=lambda asked: asked.memory)
+        if size.bytes >= _WORTH_SAYING:
+            emit(
+                Notice(
+                    f"index: {readable(size.bytes)} in {size.shards} files, {size.factory}; its largest task takes"
+                    f" {readable(largest.memory)} of the {readable(offered[largest])} of a node"
+                )
+            )
+
+
+def require_index_fits(
+    config: Config, rows: int, dim: int, executor: Executor, emit: Listener
+) -> None:
+    """Refuse an index of these settings that fits no node, as `IndexTasks.require_nodes`."""
+    factory = factory_of(config.index, rows, dim)
+    IndexTasks.of(config, factory, Planned(rows, dim), executor).require_nodes(executor, emit)
+
+
+def _does_not_fit(tasks: IndexTasks, size: IndexSize, asked: Asked, most: int) -> UsageError:
+    step = "training" if asked == tasks.train else "filling a shard"
+    return UsageError(
+        f"the index fits no node: {step} takes {readable(asked.memory)}, the largest node offers {readable(most)}",
+        f"{size.factory} of {size.rows:,} x {size.dim} takes {readable(size.bytes)} in {size.shards} files;"
+        " Ray offers tasks about 70 % of a machine's memory (docs/sizing.md)",
+        _choices(tasks, size, most),
+    )
+
+
+def _choices(tasks: IndexTasks, size: IndexSize, most: int) -> str:
+    """Return what could be done, as commands; each of the settings makes the whole index fit."""
+    bigger = f"a node that offers {readable(size.largest_task)}"
+    settings = [f"index.shard_rows={_shard_rows(size, most)}"]
+    settings += [f"index.factory={factory}" for factory in _smaller(size, most)]
+    fitting = [s for s in settings if not s.endswith("=None")]
+    if not fitting:
+        return f"ray status     # {bigger} is needed"
+    first, *others = fitting
+    more = "".join(f", or --set {shlex.quote(other)}" for other in others)
+    return f"reembed run --set {shlex.quote(first)}     # or {bigger}{more}"
+
+
+def _shard_rows(size: IndexSize, most: int) -> int | None:
+    """Return the largest round number of rows whose shard fits, if training fits."""
+    rows = 10 ** len(str(size.rows))
+    while rows >= _LEAST_SHARD:
+        found = size_of(size.factory, size.rows, size.dim, rows)
+        if found is not None and found.largest_task <= most:
+            return rows
+        rows //= 2
+    return None
+
+
+def _smaller(size: IndexSize, most: int) -> list[str]:
+    """Return a smaller kind of index that fits, if there is one."""
+    kind = kind_of(size.factory)
+    lists = kind.lists if kind and kind.lists else 65_536
+    shard_rows = -(-size.rows // size.shards)
+    while lists >= 64 and size.dim % 2 == 0:
+        factory = f"IVF{lists},PQ{size.dim // 2}x4fs,Refine(SQ8)"
+        found = size_of(factory, size.rows, size.dim, shard_rows)
+        if found is not None and found.largest_task <= most and factory != size.factory:
+            return [factory]
+        lists //= 2
+    return []

@@ -1,0 +1,143 @@
+"""What cannot fit any node is refused before anything is embedded, with settings that do fit."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Quiet
+from inline import Inline, Silent
+
+from reembed.catalog.runs import find_runs
+from reembed.config.settings import Config
+from reembed.errors import UsageError
+from reembed.index.train import factory_of
+from reembed.planning.sizing import size_of
+from reembed.store.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.strategies.index_tasks import IndexTasks, Planned, require_index_fits
+
+GIB = 2**30
+
+
+class Node(Inline):
+    """An executor whose largest node offers so many bytes."""
+
+    def __init__(self, memory: int, gpu_memory: int = 0) -> None:
+        self.memory, self.gpu_memory = memory, gpu_memory
+
+    def largest_node_bytes(self, gpus: float = 0) -> int:
+        return self.gpu_memory if gpus else self.memory
+
+    def has_gpu(self) -> bool:
+        return self.gpu_memory > 0
+
+
+def config(index: dict[str, Any]) -> Config:
+    return Config.model_validate(
+        {
+            "alias": "a",
+            "source": {"uri": "s", "id_column": "id", "text": "text"},
+            "encoder": {"model": "hashing:64"},
+            "storage": {"root": "r"},
+            "index": index,
+        }
+    )
+
+
+def tasks_of(index: dict[str, Any], node: Node) -> IndexTasks:
+    """Those of 10 million vectors of 768 dimensions."""
+    settings = config(index)
+    factory = factory_of(settings.index, 10**7, 768)
+    return IndexTasks.of(settings, factory, Planned(10**7, 768), node)
+
+
+@pytest.mark.parametrize(
+    ("index", "memory"),
+    [
+        ({}, 8 * GIB),  # both training and filling are too large
+        ({"factory": "IVF4096,Flat"}, 8 * GIB),
+        ({"factory": "IVF4096,PQ384x4fs,RFlat", "shard_rows": 10**9}, 20 * GIB),
+        ({"factory": "HNSW32"}, 8 * GIB),
+        ({"factory": "Flat"}, GIB),
+    ],
+)
+def test_each_choice_that_a_refusal_names_fits(index: dict[str, Any], memory: int) -> None:
+    rows, dim, node = 10**8, 768, Node(memory)
+    settings = config(index)
+    with pytest.raises(UsageError) as refused:
+        require_index_fits(settings, rows, dim, node, Silent())
+    assert "fits no node" in refused.value.what
+    assert refused.value.fix is not None
+    words = shlex.split(refused.value.fix.replace("#", " "))
+    told = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    assert told
+    for setting in (s.rstrip(",") for s in told):
+        name, value = setting.removeprefix("index.").split("=", 1)
+        other = config(index | {name: value if name == "factory" else int(value)})
+        require_index_fits(other, rows, dim, node, Silent())
+
+
+def test_a_node_without_any_room_is_named_by_what_it_needs() -> None:
+    node = Node(100 * 2**20)
+    with pytest.raises(UsageError) as refused:
+        require_index_fits(config({}), 10**6, 64, node, Silent())
+    assert refused.value.fix is not None
+    assert re.fullmatch(
+        r"ray status     # a node that offers [\d.]+ [MG]iB is needed", refused.value.fix
+    )
+
+
+def test_a_run_is_refused_before_it_embeds(
+    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Quiet
+) -> None:
+    settings = make_config(corpus(40))
+    with pytest.raises(UsageError, match="fits no node"):
+        full_rebuild(settings, quiet, executor=Node(2**20))
+    (run,) = find_runs(Storage.open(settings.storage.root))
+    assert not run.staged()
+    full_rebuild(settings, quiet, executor=Node(GIB))
+
+
+def test_a_large_index_is_told_with_its_largest_task_and_a_small_one_is_not(quiet: Quiet) -> None:
+    node = Node(64 * GIB)
+    require_index_fits(config({}), 10**7, 768, node, quiet)
+    require_index_fits(config({}), 1_000, 768, node, quiet)
+    size = size_of("IVF65536,PQ384x4fs,Refine(SQ8)", 10**7, 768, 5 * 10**6)
+    assert size is not None
+    (said,) = quiet.said()
+    assert f"index: {size.bytes / GIB:.1f} GiB in 2 files" in said
+    assert f"takes {size.largest_task / GIB:.1f} GiB of the 64.0 GiB" in said
+
+
+def test_without_a_node_nothing_is_refused_and_the_output_says_so(quiet: Quiet) -> None:
+    require_index_fits(config({}), 10**9, 768, Node(0), quiet)
+    assert "not compared" in "\n".join(quiet.said())
+
+
+def test_a_kind_of_unknown_size_is_told_and_asks_for_no_memory(quiet: Quiet) -> None:
+    tasks = tasks_of({"factory": "IVF64,RaBitQfs"}, Node(1))
+    tasks.require_nodes(Node(1), quiet)
+    assert (tasks.train.memory, tasks.fill.memory) == (0, 0)
+    assert "is not known" in "\n".join(quiet.said())
+
+
+@pytest.mark.parametrize(
+    ("index", "gpu_memory", "gpus"),
+    [
+        ({}, 0, (0, 0)),
+        ({}, 22 * GIB, (1, 0)),  # fast-scan codes are filled on CPUs
+        ({}, 4 * GIB, (0, 0)),  # the sample does not fit the GPU's node
+        ({"factory": "IVF65536,SQ8"}, 22 * GIB, (1, 1)),
+        ({"factory": "IVF65536,SQ8", "device": "cpu"}, 22 * GIB, (0, 0)),
+        ({"device": "gpu"}, 4 * GIB, (1, 1)),
+    ],
+)
+def test_gpus_are_asked_for_where_they_are_of_use(
+    index: dict[str, Any], gpu_memory: int, gpus: tuple[int, int]
+) -> None:
+    tasks = tasks_of(index, Node(64 * GIB, gpu_memory))
+    assert (tasks.train.gpus, tasks.fill.gpus) == gpus
