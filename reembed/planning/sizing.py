@@ -80,9 +80,9 @@ class IndexSize:
     fill: int
     """Memory of the task that fills the largest shard, and tunes it."""
     serve: int
-    """Memory of a process that serves it; while it opens the index, too."""
+    """Memory of a process that serves it from memory: its own, and pages of the mapped files."""
     refresh: int
-    """Memory of such a process while it replaces the index by another one of this size."""
+    """The same while it is replaced by one that was built again: codes in blocks are held twice."""
 
     @property
     def largest_task(self) -> int:
@@ -100,19 +100,19 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
     each, trained = bytes_per_vector(kind, dim), bytes_of_trained(kind, dim)
     shard_bytes = math.ceil(in_shard * each) + trained
     ids = rows * measured.ID_BYTES
-    # Shards of one trained index are merged one by one; graphs stay apart.
-    whole = math.ceil(rows * each) + trained * (shards if kind.links else 1)
+    whole = math.ceil(rows * each) + shards * trained
+    blocks = rows * (8 + _pq_bytes(kind)) if kind.is_fast_scan else 0
     sample = 4 * dim * rows_trained_on(factory, rows, dim)
     return IndexSize(
         factory=factory,
         rows=rows,
         dim=dim,
         shards=shards,
-        bytes=math.ceil(rows * each) + shards * trained,
+        bytes=whole,
         shard_bytes=shard_bytes,
         ids_bytes=ids,
         train=math.ceil(measured.TRAIN_RATIO * (sample + trained)) + measured.TASK_BYTES,
         fill=_fill(kind, in_shard, dim) + trained,
-        serve=whole + shard_bytes + measured.TASK_BYTES,
-        refresh=2 * whole + shard_bytes + measured.TASK_BYTES,
+        serve=whole + measured.SERVE_BYTES,
+        refresh=whole + blocks + measured.SERVE_BYTES,
     )

@@ -149,7 +149,7 @@ def _choices(tasks: IndexTasks, size: IndexSize, most: int) -> str:
 
 def _shard_rows(size: IndexSize, most: int) -> int | None:
     """Return the largest round number of rows whose shard fits, if training fits."""
-    rows = 10 ** len(str(size.rows))
+    rows: int = 10 ** len(str(size.rows))
     while rows >= _LEAST_SHARD:
         found = size_of(size.factory, size.rows, size.dim, rows)
         if found is not None and found.largest_task <= most:
