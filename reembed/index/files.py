@@ -37,6 +37,7 @@ from reembed.errors import IntegrityError
 from reembed.index.search import Float64, Int64, SearchIndex, read, write
 from reembed.index.segments import Opened, SegmentedIndex
 from reembed.index.sharded import ShardedIndex
+from reembed.index.spilled import spill
 from reembed.store.paths import content_path, is_remote
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -168,8 +169,9 @@ def load(
 ) -> SegmentedIndex:
     """Return the index, each segment at its operating point.
 
-    Files are mapped. In memory are only the lists of fast-scan codes (PQ..x4fs), which FAISS cannot map. Segments
-    that were filled from one trained index answer as one index, unless they are graphs.
+    Files are mapped. In memory are only the lists of fast-scan codes (PQ..x4fs), which FAISS cannot map; those of
+    kind faiss_ondisk are copied to a file without a name, and mapped there. Segments that were filled from one
+    trained index answer as one index, unless they are graphs.
 
     Args:
         storage: where the index is kept.
@@ -203,7 +205,10 @@ def _open(
         if what_answers(other.segment) == what_answers(segment):
             return other
     ids = map_ids(fetched(*at, segment.ids))
-    index = SearchIndex(read(fetched(*at, segment.vectors), mapped=True))
+    found = read(fetched(*at, segment.vectors), mapped=True)
+    if manifest.settings.kind == "faiss_ondisk":
+        spill(found, at[2])
+    index = SearchIndex(found)
     require_fits(at[1], manifest, segment, index)
     index.operate(segment.operating_point)
     return Opened(segment, index, ids)

@@ -14,12 +14,13 @@ import numpy as np
 
 
 def spill(index: Any, folder: Path) -> None:
-    """Move the lists of a fast-scan index to a file in `folder`, mapped; other kinds stay as they are.
+    """Move the lists of a PQ fast-scan index to a file in `folder`, mapped; other kinds stay as they are.
 
     The file may be unlinked afterwards. OSError if there is no room for it.
     """
-    ivf: Any = faiss.try_extract_index_ivf(index)
-    if not isinstance(ivf, faiss.IndexIVFFastScan):
+    found: Any = faiss.try_extract_index_ivf(index)
+    ivf = faiss.downcast_index(found) if found is not None else None
+    if not isinstance(ivf, faiss.IndexIVFPQFastScan):
         return
     path = folder / f"{id(ivf)}.lists"
     lists: Any = faiss.OnDiskInvertedLists()
@@ -45,9 +46,9 @@ def _write(ivf: Any, places: Any, file: BinaryIO) -> int:
         places.push_back(place)
         if size:
             codes = ivf.invlists.get_codes(number)
-            file.write(faiss.rev_swig_ptr(codes, place.capacity * code_size))
+            file.write(faiss.rev_swig_ptr(codes, place.capacity * code_size).tobytes())
             numbers = np.zeros(place.capacity, np.int64)
             numbers[:size] = faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size)
-            file.write(numbers)
+            file.write(numbers.tobytes())
         end += place.capacity * (code_size + 8)
     return end

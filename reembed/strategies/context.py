@@ -73,8 +73,8 @@ def running(
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
         if (
-            plan.base is None and config.index.kind == "faiss"
-        ):  # else the index of the base grows, as a rule
+            plan.base is None and config.index.kind != "lance"
+        ):  # an index of a base grows, as a rule
             require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)

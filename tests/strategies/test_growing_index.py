@@ -49,7 +49,7 @@ def change(uri: str, step: int, documents: int) -> None:
 class Place:
     """A source, its root, and the releases of one line."""
 
-    def __init__(self, folder: Path, factory: str) -> None:
+    def __init__(self, folder: Path, factory: str, kind: str = "faiss") -> None:
         self.uri = str(folder / "source.lance")
         rows = [row(n, f"the text of {n}") for n in range(DOCUMENTS)]
         lance.write_dataset(pa.Table.from_pylist(rows), self.uri, max_rows_per_file=250)
@@ -59,7 +59,7 @@ class Place:
             source={"uri": self.uri},
             encoder={"model": "hashing:16"},
             embed={"unit_documents": 100},
-            index={"factory": factory, "ann_recall": 0.5},
+            index={"kind": kind, "factory": factory, "ann_recall": 0.5},
             storage={"root": self.root},
         )
         self.storage = Storage.open(self.root)
@@ -259,3 +259,19 @@ def test_the_output_tells_a_grown_index_from_one_that_was_built(tmp_path):
     assert "in 2 shards" not in indexed
     assert indexed.endswith("documents when it was built, grown by 1 delta and 7 tombstones")
     assert not [e for e in told if "building the index" in str(e)]
+
+
+def test_lists_on_the_disk_grow_as_those_in_memory(tmp_path):
+    found = {}
+    for kind in ("faiss", "faiss_ondisk"):
+        (tmp_path / kind).mkdir()
+        place = Place(tmp_path / kind, "IVF8,PQ4x4fs,Refine(SQ8)", kind)
+        change(place.uri, 1, 20)
+        release = place.catch_up()
+        manifest = read_manifest(place.storage, release.index, release.index_sha256)
+        assert [s.kind for s in manifest.segments] == ["base", "delta"]
+        index = index_store.load(place.storage, release.index, manifest)
+        queries = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+        positions, scores = index.nearest(queries, 5)
+        found[kind] = [index.doc_ids(row) for row in positions], scores.tolist()
+    assert found["faiss"] == found["faiss_ondisk"]
