@@ -9,19 +9,21 @@ import hashlib
 import uuid
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from reembed.errors import IntegrityError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from reembed.catalog.runs import Run
 
-Int64 = npt.NDArray[np.int64]
+    Int64 = npt.NDArray[np.int64]
+
 ROWS = "rows/"
 """Folder below the run's own."""
-_TYPE = np.dtype("<i8")
+_BYTES = 8
 
 
 class RowIds(NamedTuple):
@@ -40,18 +42,23 @@ class RowIds(NamedTuple):
         Raises:
             IntegrityError: the file is missing, or its bytes are not those that were planned.
         """
-        if not self.rows:
-            return np.empty(0, np.int64)
-        path, size = _path(run, self.file), _TYPE.itemsize
-        try:
-            body = run.storage.read_range(path, self.start * size, self.rows * size)
-        except FileNotFoundError:
-            body = b""
+        import numpy as np  # `status`, which reads plans, does without
+
+        body = self._body(run)
         if hashlib.sha256(body).hexdigest() != self.sha256:
-            what = f"{path} does not hold the row ids that run {run.id} was planned with"
+            what = f"{_path(run, self.file)} does not hold the row ids that run {run.id} was planned with"
             fix = f"reembed gc --drop-run {run.id} --yes     # and start the catch-up again"
             raise IntegrityError(what, "it was removed or changed", fix)
-        return np.frombuffer(body, _TYPE).astype(np.int64)
+        return np.frombuffer(body, "<i8").astype(np.int64)
+
+    def _body(self, run: Run) -> bytes:
+        if not self.rows:
+            return b""
+        place = _path(run, self.file), self.start * _BYTES, self.rows * _BYTES
+        try:
+            return run.storage.read_range(*place)
+        except FileNotFoundError:
+            return b""
 
 
 class RowIdFile:
@@ -62,8 +69,8 @@ class RowIdFile:
         self._parts: list[bytes] = []
 
     def add(self, row_ids: Int64) -> RowIds:
-        """Take the row ids of a unit; return where they will be."""
-        body = np.ascontiguousarray(row_ids, _TYPE).tobytes()
+        """Take the row ids int64 [R] of a unit; return where they will be."""
+        body = row_ids.astype("<i8").tobytes()
         added = RowIds(self._name, self._rows, len(row_ids), hashlib.sha256(body).hexdigest())
         self._parts.append(body)
         self._rows += len(row_ids)

@@ -43,6 +43,7 @@ from reembed.strategies.context import (
     resumed,
 )
 from reembed.strategies.differing import Comparing, at_work
+from reembed.strategies.index_kind import as_built
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_table
@@ -185,7 +186,8 @@ def is_superseded(found: Pass) -> bool:
 def as_planned(config: Config, plan: Plan, emit: Listener) -> Config:
     """Return the config with the line's index settings, on this machine's device; emit others that differ."""
     index = plan.index.model_copy(update={"device": config.index.device})
-    changed = changed_settings("index", index.model_dump(), config.index.model_dump())
+    wanted = as_built(config.index, index)
+    changed = changed_settings("index", index.model_dump(), wanted.model_dump())
     emit_ignored(changed + embed_settings_changed(plan, config), emit)
     return config.model_copy(update={"index": index})
 

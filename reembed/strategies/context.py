@@ -27,6 +27,7 @@ from reembed.events import (
 )
 from reembed.source.dataset import Source
 from reembed.strategies import preflight
+from reembed.strategies.index_kind import resolved as with_index_kind
 from reembed.strategies.index_tasks import require_index_fits
 from reembed.table import write as table
 from reembed.table.read import TableVersion
@@ -72,6 +73,7 @@ def running(
     emit(Working(f"starting {executor.where}"))
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
+        config = with_index_kind(config, plan, emit)
         if (
             plan.base is None and config.index.kind != "lance"
         ):  # an index of a base grows, as a rule

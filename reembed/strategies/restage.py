@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows, ThinFragment
 from reembed.catalog.receipts import FileProof, Receipt
-from reembed.catalog.row_ids import Int64
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
 from reembed.source.dataset import TEXT, Source
@@ -18,6 +18,7 @@ from reembed.table.read import TableVersion, file_path, files_of_fragment, proof
 from reembed.table.seal import read_sealed
 from reembed.table.write import Staged, stage, stage_deletions
 
+Int64 = npt.NDArray[np.int64]
 Context = tuple[Run, Plan, pa.Schema, Source]
 Proofs = Mapping[str, FileProof | None]
 """What files must be, by name; None: nothing vouches for it."""

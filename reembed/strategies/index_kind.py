@@ -1,0 +1,52 @@
+"""Which kind of index `index.kind: auto` means: by size, and by where it is served from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from reembed.catalog.plan import Plan
+from reembed.config.settings import Config, IndexConfig
+from reembed.events import Listener, Notice
+from reembed.index.factories import choose_factory
+from reembed.planning.sizing import size_of
+from reembed.store.paths import is_remote
+from reembed.store.storage import readable
+
+IN_MEMORY = 4 * 2**30
+"""Codes in blocks up to which a process that serves may hold them."""
+ON_ONE_DISK = 512 * 2**30
+"""Bytes of an index up to which the disk of one machine may hold a copy."""
+
+
+def resolved(config: Config, plan: Plan, emit: Listener) -> Config:
+    """Return the config with a kind of index in place of `auto`; tell of another one than the usual."""
+    if config.index.kind != "auto":
+        return config
+    kind, why = chosen(config, plan.rows, plan.space.dim)
+    if kind != "faiss":
+        emit(Notice(f"index.kind is auto: {kind}, as {why}"))
+    index = config.index.model_copy(update={"kind": kind})
+    return config.model_copy(update={"index": index})
+
+
+def chosen(
+    config: Config, rows: int, dim: int
+) -> tuple[Literal["faiss", "faiss_ondisk", "lance"], str]:
+    """Return the kind of index for this many vectors, and why."""
+    own = rows * (dim // 4 + 8)
+    if own <= IN_MEMORY:
+        return "faiss", f"{readable(own)} of codes fit into memory"
+    factory = config.index.factory
+    if factory == "auto" and is_remote(config.storage.root):
+        size = size_of(choose_factory(rows, dim, gpu=False), rows, dim, config.index.shard_rows)
+        if size is not None and size.bytes > ON_ONE_DISK:
+            why = f"a copy of {readable(size.bytes)} on each machine that serves is too large"
+            return "lance", why
+    return "faiss_ondisk", f"{readable(own)} of codes would have to be in memory"
+
+
+def as_built(wanted: IndexConfig, built: IndexConfig) -> IndexConfig:
+    """Return the settings with the kind that was built in place of `auto`, to compare them."""
+    if wanted.kind != "auto":
+        return wanted
+    return wanted.model_copy(update={"kind": built.kind})
