@@ -377,7 +377,9 @@ def _beir_file(folder: Path, name: str) -> Path:
     for file in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl"):
         if file.is_file():
             return file
-    raise SystemExit(f"{folder} is no BEIR folder: it has no {name}.jsonl or {name}.jsonl.gz")
+    raise SystemExit(
+        f"{folder} is not a BEIR folder: it has neither {name}.jsonl nor {name}.jsonl.gz"
+    )
 
 
 def read_jsonl(file: Path, limit: int | None = None) -> list[Figures]:

@@ -229,7 +229,7 @@ class Indexed(Event, stage="index"):
     deltas: int = 0
     """Segments that were added since."""
     tombstones: int = 0
-    """Rows of segments that left since."""
+    """Rows of segments that have left since."""
 
 
 @dataclass(frozen=True)

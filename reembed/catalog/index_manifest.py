@@ -151,7 +151,7 @@ class IndexManifest:
 
     @property
     def buried(self) -> int:
-        """Rows of its segments that left since."""
+        """Rows of its segments that have left since."""
         return self.tombstones.rows if self.tombstones else 0
 
     @property
@@ -220,7 +220,7 @@ class LanceManifest:
 
     @property
     def buried(self) -> int:
-        """Rows of its segments that left since."""
+        """Rows of its segments that have left since."""
         return sum(s.rows for s in self.segments) - self.rows
 
     @property

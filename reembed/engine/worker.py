@@ -36,7 +36,7 @@ from reembed.errors import ProviderError, RunFailed, SpaceMismatch
 from reembed.source.dataset import TEXT
 from reembed.store.records import decode, encode
 from reembed.table import write as table
-from reembed.table.documents import whole_documents
+from reembed.table.documents import distinct, whole_documents
 from reembed.table.read import as_vectors, from_vectors
 
 _STATS = "reembed.stats"
@@ -164,7 +164,7 @@ class UnitEmbedder:
         if stats is None:
             attempt.withdraw()
             return None
-        self._check(name, unit.vectors, unit.errors)
+        self._check(name, unit.vectors, unit.errors, documents["doc_id"])
         self._check_variety(name, unit.vectors, documents)
         faults.point("embed.before_write")
         return self._embedded(documents, unit.vectors, unit.errors, stats)
@@ -231,7 +231,13 @@ class UnitEmbedder:
             return 1.0
         return min(1.0, self._job.embed.gpus_per_actor or 1.0)
 
-    def _check(self, unit: str, vectors: Vectors, errors: list[str | None]) -> None:
+    def _check(
+        self,
+        unit: str,
+        vectors: Vectors,
+        errors: list[str | None],
+        doc_ids: pa.ChunkedArray,
+    ) -> None:
         """Give an error to vectors that cannot be stored: a search would silently never find them."""
         stored_as = np.dtype(self._job.plan.space.vector_dtype)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -242,12 +248,13 @@ class UnitEmbedder:
         if self._job.plan.space.normalize:
             for row in np.flatnonzero(np.abs(norms - 1) > _NORM_SLACK):
                 errors[row] = errors[row] or f"its vector has length {norms[row]:.3f}, not 1"
-        failed = [e for e in errors if e not in (None, NO_TEXT)]
-        allowed = max(_SYSTEMATIC * len(errors), self._job.embed.max_dead_letters)
-        if len(errors) >= _SYSTEMATIC_ROWS and len(failed) > allowed:
+        failed = [error not in (None, NO_TEXT) for error in errors]
+        dead, tried = distinct(doc_ids.filter(pa.array(failed))), distinct(doc_ids)
+        allowed = max(_SYSTEMATIC * tried, self._job.embed.max_dead_letters)
+        if tried >= _SYSTEMATIC_ROWS and dead > allowed:
             raise RunFailed(
-                f"{len(failed):,} of {len(errors):,} documents of unit {unit} could not be embedded",
-                f"too many failures to blame single documents; the first: {failed[0]}",
+                f"{dead:,} of {tried:,} documents of unit {unit} could not be embedded",
+                f"too many failures to blame single documents; the first: {errors[failed.index(True)]}",
                 "reembed config --check",
             )
 

@@ -79,7 +79,7 @@ class Build:
     trained: Trained | None = None
     """What is filled, in place of an index that is trained on this table."""
     instead: str = ""
-    """The kind of index that `auto` means now: finer codes than it takes first; "" for those."""
+    """The finer codes that `auto` fell back to; "" if it did not."""
 
     @functools.cached_property
     def factory(self) -> str:

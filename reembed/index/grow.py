@@ -41,7 +41,7 @@ class Older:
 
 @dataclass(frozen=True)
 class Change:
-    """What a table version has that the older one has not, and the other way round."""
+    """What a table version has that the older one does not have, and the other way round."""
 
     added: tuple[int, ...]
     """Fragments with rows that the older version does not have, in the order of the table."""

@@ -127,7 +127,7 @@ def first_to_reach(
     k_factors: Sequence[int],
     most: int,
 ) -> Tuned:
-    """Return the cheapest point of an index that is whole whose mean recall reaches `target`; the best if none does.
+    """Return the cheapest point of a complete index whose mean recall reaches `target`; the best if none does.
 
     Args:
         search: returns ids and exact scores [Q, K] of the queries at a point.

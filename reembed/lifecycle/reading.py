@@ -23,6 +23,7 @@ from reembed.digests import Digests
 from reembed.lifecycle.held import Held
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, Spiller, part_of_ids
 from reembed.source.dataset import TEXT, Source
+from reembed.source.documents import documents_in
 from reembed.table.read import (
     TableVersion,
     as_vectors,
@@ -34,7 +35,7 @@ from reembed.table.read import (
 EXAMPLES = 5
 """Ids that a report shows for each kind of difference."""
 PIECE_ROWS = 262_144
-"""Rows that one task reads, if a fragment has not more."""
+"""Rows that one task reads, unless a fragment has more."""
 MOST_PIECES = 1_024
 
 ID_ENTRY = np.dtype([("id", "V16"), ("row", "<i8")])
@@ -263,7 +264,7 @@ def read_source(reading: Reading, source: Source, piece: SourcePiece) -> SourceR
                 made["text"] = digests.stack(digests.of_column(part[TEXT]))
                 made["carried"] = _carried([part[c] for c in reading.carry], part.num_rows)
             entries.add(_entries(reading.entry, **made))
-            documents += part.num_rows
+            documents += documents_in(part.num_rows)
         return SourceRead(documents, entries.close())
 
     return reading.scratch.once(SourceRead, piece.name, read)

@@ -66,10 +66,6 @@ class Prices:
     writes_1000: float = 0.005
 
 
-ASSUMED_ON = "27 November 2026"
-"""Day of the prices; they are list prices from memory, not looked up."""
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of a rebuild."""

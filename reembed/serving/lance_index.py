@@ -85,5 +85,5 @@ class LanceIndex:
         return found.positions, found.scores
 
     def row_ids(self, positions: Int64) -> Int64:
-        """Return the row ids [R] of positions [R], which they are."""
+        """Return the positions [R]: they are row ids."""
         return positions

@@ -162,7 +162,7 @@ class Source:
         yield from ids(self.dataset(), self.ref, fragments_of(self.dataset(), fragments))
 
     def require_ids(self, documents: int, nulls: int, rows: Sequence[int]) -> None:
-        """Refuse no documents, ids that are null, and ids that repeat, which these rows show.
+        """Raise if there is no document, or ids are null or repeat; `rows` have ids that do.
 
         Raises:
             SourceError: as `check_documents`.

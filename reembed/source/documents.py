@@ -80,7 +80,7 @@ def check_ids(
 
 
 def require_ids(ref: SourceRef, documents: int, nulls: int, examples: Sequence[str]) -> None:
-    """Refuse no documents, ids that are null, and ids that several rows have, of which there are examples.
+    """Raise if there is no document, or ids are null or repeat; `examples` are ids that do.
 
     Raises:
         SourceError: one of these.

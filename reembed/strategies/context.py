@@ -74,9 +74,8 @@ def running(
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
         config = with_index_kind(config, plan, emit)
-        if (
-            plan.base is None and config.index.kind != "lance"
-        ):  # an index of a base grows, as a rule
+        # A catch-up usually grows the index of its base.
+        if plan.base is None and config.index.kind != "lance":
             require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)

@@ -89,7 +89,7 @@ class IndexTasks:
         if size is None:
             emit(
                 Notice(
-                    f"the size of an index {self.factory} is not known: its tasks ask for no memory"
+                    f"the size of an index {self.factory} is not known, so its tasks reserve no memory"
                 )
             )
             return
@@ -97,11 +97,7 @@ class IndexTasks:
             asked: executor.largest_node_bytes(asked.gpus) for asked in (self.train, self.fill)
         }
         if not all(offered.values()):
-            emit(
-                Notice(
-                    "no node that could build the index is up: its size is not compared with one"
-                )
-            )
+            emit(Notice("no node that can build the index is up, so its size was not checked"))
             return
         for asked, most in offered.items():
             if asked.memory > most:
@@ -110,8 +106,8 @@ class IndexTasks:
         if size.bytes >= _WORTH_SAYING:
             emit(
                 Notice(
-                    f"index: {readable(size.bytes)} in {size.shards} files, {size.factory}; its largest task takes"
-                    f" {readable(largest.memory)} of the {readable(offered[largest])} of a node"
+                    f"index: {readable(size.bytes)} in {size.shards} files, {size.factory}; its largest task needs"
+                    f" {readable(largest.memory)}, a node offers {readable(offered[largest])}"
                 )
             )
 

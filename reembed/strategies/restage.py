@@ -21,7 +21,7 @@ from reembed.table.write import Staged, stage, stage_deletions
 Int64 = npt.NDArray[np.int64]
 Context = tuple[Run, Plan, pa.Schema, Source]
 Proofs = Mapping[str, FileProof | None]
-"""What files must be, by name; None: nothing vouches for it."""
+"""What files must be, by name; None: no record proves it."""
 
 
 def with_proofs(

@@ -14,6 +14,7 @@ from reembed.lifecycle.reading import ID_ENTRY, Reading, SourcePiece
 from reembed.lifecycle.scratch import Spill
 from reembed.lifecycle.verify import parts_of
 from reembed.source.dataset import Source
+from reembed.source.documents import documents_in
 from reembed.strategies import differing
 from reembed.strategies.differing import Comparing
 
@@ -59,10 +60,8 @@ def _read(read: Reading, source: Source, piece: SourcePiece) -> _IdsRead:
         for names, row_ids in source.ids_in(piece.fragments):
             made = np.empty(len(names), ID_ENTRY)
             made["id"], made["row"] = digests.stack(digests.of_column(names)), row_ids
-            documents, nulls = documents + len(names), nulls + names.null_count
-            entries.add(
-                made[digests.stack(digests.of_column(names)) != digests.stack(digests.NULL)]
-            )
+            entries.add(made[names.is_valid().to_numpy(zero_copy_only=False)])
+            documents, nulls = documents + documents_in(len(names)), nulls + names.null_count
         return _IdsRead(documents, nulls, entries.close())
 
     return read.scratch.once(_IdsRead, piece.name, ids)

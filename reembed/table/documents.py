@@ -51,6 +51,11 @@ def rows_of_each(ids: Digests, documents: Digests) -> tuple[Int64, Int64]:
     return document, order[np.arange(len(document)) - np.repeat(before - first, counts)]
 
 
+def distinct(doc_ids: pa.ChunkedArray) -> int:
+    """Return the number of documents that rows with these ids are of."""
+    return len(doc_ids.unique())
+
+
 def whole_documents(rows: pa.Table, error: str) -> tuple[pa.Table, tuple[DeadLetter, ...]]:
     """Return the rows of documents none of whose rows has an `error`, and the others as dead letters.
 

@@ -113,7 +113,7 @@ def fragments_of(dataset: lance.LanceDataset) -> dict[int, FragmentRows]:
 
 
 class Grown(NamedTuple):
-    """What a newer version of a table has that an older one has not, and the other way round."""
+    """What a newer version of a table has that an older one does not have, and the other way round."""
 
     added: tuple[int, ...]
     """Fragments that only the newer version has."""

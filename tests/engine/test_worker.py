@@ -170,6 +170,25 @@ def test_a_model_that_is_broken_stops_the_run(job, monkeypatch, broken, said):
     assert said in failure.value.what
 
 
+def test_rows_of_one_document_that_fail_are_one_failure(job, monkeypatch):
+    """Most rows fail, and they are those of one document among many."""
+    made, texts = job()
+    bad = texts.num_rows * 3 // 4
+    names = ["d0"] * bad + [f"e{n}" for n in range(texts.num_rows - bad)]
+    at = texts.schema.get_field_index("doc_id")
+    texts = texts.set_column(at, "doc_id", pa.chunked_array([names]))
+    plain = HashingEncoder.embed
+
+    def embed(self, tokens):
+        vectors = plain(self, tokens)
+        vectors[:bad] = np.nan
+        return vectors
+
+    monkeypatch.setattr(HashingEncoder, "embed", embed)
+    errors = units.UnitEmbedder(made).embed("u", texts)["reembed.error"]
+    assert len(errors) - errors.null_count == bad
+
+
 def test_a_vector_of_another_length_is_a_dead_letter_where_unit_length_is_promised(
     job, monkeypatch
 ):
