@@ -23,8 +23,8 @@ _CONFIGURED = (
 )  # fmt: skip
 """Verbs that take -c and --set."""
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
-_CONFIG = re.compile(r"\breembed [\w-]+ -c \S")
-"""A command that names its own config."""
+_CONFIG = re.compile(r"\breembed config -c \S")
+"""A look at one config: what was given is not the one that is meant."""
 _SETS = re.compile(r"--set '?([\w.]+)=")
 _OF_GC = "storage.keep"
 """The setting that gc alone acts on."""

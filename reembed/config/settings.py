@@ -174,8 +174,8 @@ class IndexConfig(Section):
     """The index."""
 
     kind: Literal["auto", "faiss", "faiss_ondisk", "lance"] = "auto"
-    """auto: by size (docs/sizing.md). faiss: mapped, except lists of fast-scan codes (PQ..x4fs). faiss_ondisk: these
-    too, from a file that opening it writes. lance: Lance's own, beside the table; a search reads what it needs."""
+    """auto: by size (docs/sizing.md). faiss: mapped, except lists of fast-scan codes (PQ..x4fs). faiss_ondisk: maps
+    these too, from a copy in TMPDIR. lance: Lance's own, beside the table; a search reads from the store."""
     factory: StrictStr = "auto"
     """FAISS factory string; for lance IVF_PQ, IVF_RQ or IVF_FLAT, with a number of lists (IVF256_PQ) and of codes
     (IVF_PQ96) or without; or auto (by the number of vectors and dimensions)."""

@@ -64,6 +64,14 @@ def kind_of(factory: str) -> Kind | None:
     return Kind(lists, coarse, links, codes, parts, bits, bool(found["fast"]), refine)
 
 
+def fast_scan_bytes(factory: str) -> int:
+    """Return the bytes of one vector in lists of fast-scan codes, which FAISS cannot map; 0 for other kinds."""
+    kind = kind_of(factory)
+    if kind is None or not (kind.lists and kind.is_fast_scan):
+        return 0
+    return 8 + math.ceil(kind.pq_parts * kind.pq_bits / 8)
+
+
 def code_bytes(codes: str, dim: int) -> int:
     """Return the bytes of one vector as Flat, SQfp16 or SQ8."""
     return _BYTES[codes] * dim

@@ -6,6 +6,7 @@ have codes and numbers. A search reads the blocks of a list from there, and find
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ def spill(index: Any, folder: Path) -> None:
     ivf = faiss.downcast_index(found) if found is not None else None
     if not isinstance(ivf, faiss.IndexIVFPQFastScan):
         return
-    path = folder / f"{id(ivf)}.lists"
+    path = folder / f"{uuid.uuid4().hex}.lists"
     lists: Any = faiss.OnDiskInvertedLists()
     with path.open("wb") as file:
         lists.totsize = _write(ivf, lists.lists, file)

@@ -36,7 +36,7 @@ from reembed.table.write import path_of
 
 log = logging.getLogger(__name__)
 
-_STAGING = ("rows/", "units/", "receipts/", "attempts/", "leases/", "index/")
+_STAGING = ("comparing/", "rows/", "units/", "receipts/", "attempts/", "leases/", "index/")
 _CLEARED = "cleared.json"
 
 

@@ -3,6 +3,7 @@
 runs/RUN/verifying.json               the verification under way: what it reads, and its folder
 runs/RUN/verifying/FOLDER/PIECE.json  a piece is read: what it showed, and where its entries are
 runs/RUN/verifying/FOLDER/PIECE-N     entries of a piece, sorted by partition
+runs/RUN/comparing/FOLDER/...         the same, where every row is compared before a plan is made
 
 A partition holds every entry of some ids, so that a task compares it alone, in memory that does not
 depend on the number of rows. Entries are written once, a small part of what was read to make them.
@@ -11,8 +12,9 @@ depend on the number of rows. Entries are written once, a small part of what was
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +37,7 @@ ENTRY_ROWS = 1_048_576
 _READERS = 16
 _JOURNAL = "verifying.json"
 _FOLDERS = "verifying/"
+_COMPARING = "comparing/"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,16 @@ class Scratch:
     def of(cls, run: Run) -> Scratch:
         """Return a new folder for a verification of a run's release."""
         return cls(run.storage, f"{run.path(_FOLDERS)}{uuid.uuid4().hex}")
+
+    @classmethod
+    @contextmanager
+    def comparing(cls, run: Run) -> Iterator[Scratch]:
+        """Yield a folder for a comparison that no verification knows, and remove it."""
+        scratch = cls(run.storage, f"{run.path(_COMPARING)}{uuid.uuid4().hex}")
+        try:
+            yield scratch
+        finally:
+            run.storage.delete_tree(f"{scratch.path}/")
 
     @classmethod
     def resumed(cls, run: Run, key: JournalKey, *, resume: bool) -> Scratch:

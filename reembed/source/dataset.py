@@ -28,7 +28,6 @@ from reembed.source.documents import (
     documents,
     ids,
     readable,
-    repeated,
     require_ids,
 )
 from reembed.source.filter import check_filter, require_condition
@@ -161,15 +160,20 @@ class Source:
         """Yield the ids of these fragments' documents, as `documents.ids`."""
         yield from ids(self.dataset(), self.ref, fragments_of(self.dataset(), fragments))
 
-    def require_ids(self, documents: int, nulls: int, rows: Sequence[int]) -> None:
-        """Raise if there is no document, or ids are null or repeat; `rows` have ids that do.
+    def require_ids(self, documents: int, nulls: int, repeated: Sequence[tuple[int, int]]) -> None:
+        """Raise if there is no document, or ids are null or repeat.
+
+        `repeated` has a row of each id that does, and how many rows have it.
 
         Raises:
             SourceError: as `check_documents`.
         """
         examples: list[str] = []
-        if rows and not nulls:
-            examples = repeated(self.take(rows)["doc_id"].chunks)
+        if repeated and not nulls:
+            names = self.take([row for row, _ in repeated])["doc_id"].to_pylist()
+            examples = [
+                f"{name!r} ({rows} rows)" for name, (_, rows) in zip(names, repeated, strict=True)
+            ]
         require_ids(self.ref, documents, nulls, examples)
 
     def null_texts(self) -> int:

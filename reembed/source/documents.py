@@ -73,7 +73,7 @@ def check_ids(
     examples: list[str] = []
     if (suspects := values[counts > 1]).size and not nulls:
         found = (i.filter(np.isin(_keys(i), suspects)) for i, _ in ids(dataset, ref, fragments))
-        examples = repeated(found)
+        examples = _repeated(found)
     rows = len(keys) + nulls
     require_ids(ref, rows if fragments is None else max(rows, 1), nulls, examples)
     return rows
@@ -166,7 +166,7 @@ def ids(
         ) from error
 
 
-def repeated(found: Iterable[pa.Array]) -> list[str]:
+def _repeated(found: Iterable[pa.Array]) -> list[str]:
     """Return the first few ids that occur more than once, and how often, in words."""
     counts = pa.chunked_array(list(found)).value_counts().to_pylist()
     return [f"{c['values']!r} ({c['counts']} rows)" for c in counts if c["counts"] > 1][:_EXAMPLES]
@@ -184,7 +184,7 @@ def _id_keys(
 
 
 def _keys(ids: pa.Array) -> npt.NDArray[np.int64]:
-    """Return a number for each id; two ids may share one, which `repeated` then tells apart."""
+    """Return a number for each id; two ids may share one, which `_repeated` then tells apart."""
     if pa.types.is_integer(ids.type):
         return np.asarray(ids.cast(pa.int64()), np.int64)
     return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))

@@ -96,9 +96,9 @@ def next_pass(
     after = before.newest()  # after the number was taken: a later number has newer documents
     if after.is_same(before) and not retry:
         return None
-    scratch = Scratch.of(Run(catalog.storage, release.id))
-    comparing = Comparing(scratch, partial(at_work, config, executor, release.rows))
-    changes = changes_of(catalog, release, (before, after), comparing, retry=retry)
+    with Scratch.comparing(Run(catalog.storage, release.id)) as scratch:
+        comparing = Comparing(scratch, partial(at_work, config, executor, release.rows))
+        changes = changes_of(catalog, release, (before, after), comparing, retry=retry)
     emit(
         ChangesFound(
             before=before.version,
@@ -167,10 +167,7 @@ def changes_of(
     failed = f"{release.table} of release {release.id} could not be compared with {after.uri}"
     with storage_errors(failed, f"reembed verify --release {release.id}"):
         held = _vectors(catalog.storage, release)
-        found = find_changes(before, after, held, dead_letters, retry=retry, comparing=comparing)
-        # Of a process that was killed before, the next verification of the release removes it.
-        catalog.storage.delete_tree(f"{comparing.scratch.path}/")
-    return found
+        return find_changes(before, after, held, dead_letters, retry=retry, comparing=comparing)
 
 
 def is_superseded(found: Pass) -> bool:

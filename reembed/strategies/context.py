@@ -74,8 +74,9 @@ def running(
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
         config = with_index_kind(config, plan, emit)
-        # A catch-up usually grows the index of its base.
-        if plan.base is None and config.index.kind != "lance":
+        # A catch-up usually grows the index of its base; where all is embedded, it is asked before the build.
+        embeds = len(run.staged()) < len(plan.units)
+        if plan.base is None and embeds and config.index.kind != "lance":
             require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)

@@ -7,7 +7,8 @@ from typing import Literal
 from reembed.catalog.plan import Plan
 from reembed.config.settings import Config, IndexConfig
 from reembed.events import Listener, Notice
-from reembed.index.factories import choose_factory
+from reembed.index.factories import fast_scan_bytes
+from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
 from reembed.store.paths import is_remote
 from reembed.store.storage import readable
@@ -33,16 +34,19 @@ def chosen(
     config: Config, rows: int, dim: int
 ) -> tuple[Literal["faiss", "faiss_ondisk", "lance"], str]:
     """Return the kind of index for this many vectors, and why."""
-    own = rows * (dim // 4 + 8)
-    if own <= IN_MEMORY:
-        return "faiss", f"{readable(own)} of codes fit into memory"
-    factory = config.index.factory
-    if factory == "auto" and is_remote(config.storage.root):
-        size = size_of(choose_factory(rows, dim, gpu=False), rows, dim, config.index.shard_rows)
-        if size is not None and size.bytes > ON_ONE_DISK:
-            why = f"a copy of {readable(size.bytes)} on each machine that serves is too large"
-            return "lance", why
-    return "faiss_ondisk", f"{readable(own)} of codes would have to be in memory"
+    factory = factory_of(config.index, rows, dim)
+    codes = rows * fast_scan_bytes(factory)
+    if codes <= IN_MEMORY:
+        return "faiss", f"{readable(codes)} of codes in memory are at most {readable(IN_MEMORY)}"
+    size = size_of(factory, rows, dim, config.index.shard_rows)
+    too_large = size is not None and size.bytes > ON_ONE_DISK
+    if too_large and config.index.factory == "auto" and is_remote(config.storage.root):
+        why = f"a copy on each machine that serves would take more than {readable(ON_ONE_DISK)}"
+        return "lance", why
+    return (
+        "faiss_ondisk",
+        f"{readable(codes)} of codes in memory are more than {readable(IN_MEMORY)}",
+    )
 
 
 def as_built(wanted: IndexConfig, built: IndexConfig) -> IndexConfig:

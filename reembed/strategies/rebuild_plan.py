@@ -184,11 +184,11 @@ def make_plan(run: Run, wanted: Wanted, executor: Executor, emit: Listener) -> P
 
 def _check_documents(run: Run, wanted: Wanted, executor: Executor, emit: Listener) -> int:
     """Check ids and texts; return how many documents there are."""
-    source, scratch = wanted.source, Scratch.of(run)
+    source = wanted.source
     where = partial(at_work, wanted.config, executor, source.count_rows())
     emit(Working(f"reading every id of {source.uri} version {source.version}"))
-    documents = check_ids(source, Comparing(scratch, where))
-    run.storage.delete_tree(f"{scratch.path}/")
+    with Scratch.comparing(run) as scratch:
+        documents = check_ids(source, Comparing(scratch, where))
     if source.ref.filter is not None:
         emit(Notice(f"source.filter keeps {documents:,} of {source.count_rows():,} rows"))
     preflight.require_texts(wanted.config, source, documents, emit)

@@ -10,15 +10,13 @@ from reembed import digests
 from reembed.catalog.reports import IDS
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Part, Sides, cut
-from reembed.lifecycle.reading import ID_ENTRY, Reading, SourcePiece
+from reembed.lifecycle.reading import EXAMPLES, ID_ENTRY, Reading, SourcePiece
 from reembed.lifecycle.scratch import Spill
 from reembed.lifecycle.verify import parts_of
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in
 from reembed.strategies import differing
 from reembed.strategies.differing import Comparing
-
-_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,9 @@ def check_ids(source: Source, how: Comparing) -> int:
         found = tasks.each(_read, pieces)
         sides = Sides((), tuple(spill for piece in found for spill in piece.entries))
         cuts = ((read, part) for part in cut(sides, parts, (), np.empty(0, "V16")))
-        repeated = [row for rows in tasks.each(_repeated, cuts) for row in rows]
+        repeated = [one for found_in in tasks.each(_repeated, cuts) for one in found_in]
     documents, nulls = sum(p.documents for p in found), sum(p.nulls for p in found)
-    source.require_ids(documents, nulls, repeated)
+    source.require_ids(documents, nulls, repeated[:EXAMPLES])
     return documents
 
 
@@ -67,10 +65,11 @@ def _read(read: Reading, source: Source, piece: SourcePiece) -> _IdsRead:
     return read.scratch.once(_IdsRead, piece.name, ids)
 
 
-def _repeated(read: Reading, part: Part) -> list[int]:
-    """Return rows of the first few ids of a partition that several rows have, every row of these ids."""
+def _repeated(read: Reading, part: Part) -> list[tuple[int, int]]:
+    """Return a row of each of the first few ids of a partition that several rows have, and how many have it."""
     entries = read.scratch.entries(part.sides.source, ID_ENTRY)
-    ids = np.ascontiguousarray(entries["id"])
-    values, counts = np.unique(ids, return_counts=True)
-    rows: list[int] = entries["row"][np.isin(ids, values[counts > 1][:_EXAMPLES])].tolist()
-    return rows
+    _, first, counts = np.unique(
+        np.ascontiguousarray(entries["id"]), return_index=True, return_counts=True
+    )
+    found = np.flatnonzero(counts > 1)[:EXAMPLES]
+    return list(zip(entries["row"][first[found]].tolist(), counts[found].tolist(), strict=True))

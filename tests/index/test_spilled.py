@@ -56,3 +56,23 @@ def test_shards_of_an_index_on_disk_answer_as_those_in_memory(factory: str, tmp_
         assert on_disk == {kind == "faiss_ondisk" and "x4fs" in factory}
     for one, other in zip(*found.values(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_each_index_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Also where objects of Python have the same place in memory, one after the other."""
+    empty = faiss.index_factory(8, "IVF2,PQ2x4fs", faiss.METRIC_INNER_PRODUCT)
+    random = np.random.default_rng(0)
+    empty.train(random.standard_normal((500, 8), dtype=np.float32))
+    blank, opened = faiss.serialize_index(empty), []
+    for _ in range(60):
+        index = faiss.deserialize_index(blank)
+        index.add(random.standard_normal((40, 8), dtype=np.float32))
+        before = index.search(np.ones((1, 8), np.float32), 5)
+        spill(index, tmp_path)
+        opened.append((index, before))
+    assert len(list(tmp_path.iterdir())) == 60
+    for index, before in opened:
+        for found, expected in zip(
+            index.search(np.ones((1, 8), np.float32), 5), before, strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
