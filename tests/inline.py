@@ -49,7 +49,7 @@ class Inline(Here):
         """In which they are done."""
         return units
 
-    def largest_node_cpus(self, gpus: float = 0) -> int:
+    def largest_node_cpus(self, gpus: float = 0, memory: int = 0) -> int:
         return 1
 
     def largest_node_bytes(self, gpus: float = 0) -> int:

@@ -129,8 +129,8 @@ class Executor(Tasks, Protocol):
     ) -> None:
         """Embed and stage units; call `on_receipt` for each; end early when `stop` says so."""
 
-    def largest_node_cpus(self, gpus: float = 0) -> int:
-        """Return the most CPUs that one call can ask for on a node with `gpus` GPUs."""
+    def largest_node_cpus(self, gpus: float = 0, memory: int = 0) -> int:
+        """Return the most CPUs that one call can ask for on a node with so many GPUs and bytes; 1 without one."""
 
     def largest_node_bytes(self, gpus: float = 0) -> int:
         """Return the most memory, in bytes, that one call can ask for on a node with `gpus` GPUs; 0 without a node."""

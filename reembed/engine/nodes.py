@@ -108,9 +108,10 @@ def _up() -> list[dict[str, float]]:
     return [n["Resources"] for n in ray.nodes() if n["Alive"]]
 
 
-def _for_tasks(gpus: float) -> list[dict[str, float]]:
-    """Return the resources of the nodes that a single task with `gpus` GPUs may run on; a head may have no CPU."""
-    place, least = place_of(Needs(1, gpus)), Needs(1, gpus)
+def _for_tasks(gpus: float, memory: int = 0) -> list[dict[str, float]]:
+    """Return the resources of the nodes that a task with so many GPUs and bytes may run on; a head may have no CPU."""
+    least = Needs(1, gpus, memory)
+    place = place_of(least)
     return [r for r in _up() if least.fit(r) and r.keys() >= place.keys()]
 
 
@@ -123,9 +124,10 @@ def why_nothing_starts() -> str:
     )
 
 
-def largest_node_cpus(gpus: float = 0) -> int:
-    """Return the most CPUs that one task can ask for on a node with `gpus` GPUs."""
-    return max((int(r["CPU"]) for r in _for_tasks(gpus) or _for_tasks(0)), default=1)
+def largest_node_cpus(gpus: float = 0, memory: int = 0) -> int:
+    """Return the most CPUs that one task can ask for on a node with so many GPUs and bytes; 1 without one."""
+    found = _for_tasks(gpus, memory) or _for_tasks(0, memory)
+    return max((int(r["CPU"]) for r in found), default=1)
 
 
 def largest_node_bytes(gpus: float = 0) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -56,8 +56,9 @@ class RayExecutor:
             RunFailed: its process died each time.
         """
         needs = Needs(cpus, gpus, memory)
-        running = _task(function, needs).remote(*args)
-        self._first_done([running], needs)
+        place = nodes.place_of(needs)
+        running = _task(function, needs, place).remote(*args)
+        self._first_done([running], needs, place)
         return cast(T, _result(running))
 
     def each(
@@ -74,12 +75,13 @@ class RayExecutor:
         Raises as `call`, for the first that fails.
         """
         needs = Needs(cpus, gpus, memory)
-        task = _task(function, needs)
+        place = nodes.place_of(needs)
+        task = _task(function, needs, place)
         found: dict[int, T] = {}
         running: dict[Any, int] = {}
 
         def collect() -> None:
-            done = self._first_done(list(running), needs)
+            done = self._first_done(list(running), needs, place)
             found[running.pop(done)] = _result(done)
 
         for number, item in enumerate(items):
@@ -90,31 +92,35 @@ class RayExecutor:
             collect()
         return [found[number] for number in sorted(found)]
 
-    def _first_done(self, running: list[Any], needs: Needs) -> Any:
-        """Wait for one of these tasks, at most `embed.stall_s` while no node has room for it."""
+    def _first_done(self, running: list[Any], needs: Needs, place: Mapping[str, float]) -> Any:
+        """Wait for one of these tasks, at most `embed.stall_s` while no node has room for it.
+
+        `place` is what they were submitted with: nodes that came or went since do not change it.
+        """
         had_room = time.monotonic()
         while True:
             done, _ = ray.wait(running, timeout=_LOOK_S)
             if done:
                 return done[0]
             waited = time.monotonic() - had_room
-            if nodes.has_room(needs, nodes.place_of(needs)):
+            if nodes.has_room(needs, place):
                 had_room = time.monotonic()
             elif waited > self._patience_s:
+                kind = "".join(f" with the resource {name}" for name in place)
                 raise NoCapacity(
                     f"a task waited {waited:,.0f} s for a node (embed.stall_s)",
-                    f"no node of the cluster has the {needs} that it needs",
+                    f"no node{kind} has the {needs} that it needs",
                     _RESUME,
                 )
 
 
-def _task(function: Callable[..., Any], needs: Needs) -> Any:
+def _task(function: Callable[..., Any], needs: Needs, place: Mapping[str, float]) -> Any:
     """Return the function as a Ray task; its memory is what Ray counts with, not a limit."""
     return ray.remote(function).options(
         num_cpus=needs.cpus,
         num_gpus=needs.gpus,
         memory=needs.memory or None,
-        resources=nodes.place_of(needs),
+        resources=dict(place),
         max_retries=3,
     )
 

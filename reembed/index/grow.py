@@ -1,8 +1,8 @@
 """Grow an index by what changed in its table: new rows become a delta segment, rows that left get tombstones.
 
 A delta is filled from the trained index of the base, so the two answer as one index that was filled at once, and
-the operating point and the recall that were measured on the base are kept. Above a tenth of the base's rows,
-the index is built again instead.
+the operating point and the recall that were measured on the base are kept. Above a tenth of the base's rows, or
+with more new rows than a shard may have, the index is built again instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ FOLD_ABOVE = 0.1
 """Rows of deltas and tombstones as a share of the base's rows, above which the index is built again."""
 DELTAS = 8
 """Deltas that are kept beside each other; the next one takes in their rows."""
+_AT_ONCE = 1_000_000
+"""Row ids that are looked up together: np.isin sorts a copy of them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ class Change:
     """Rows whose vectors are new."""
 
 
+def most_in_delta(base: int, shard_rows: int) -> int:
+    """Return the most rows that one task adds to an index of `base` rows; with more, it is built again in shards."""
+    return max(1, min(shard_rows, int(FOLD_ABOVE * base)))
+
+
+def is_outgrown(base: int, changed: int, new: int, shard_rows: int) -> bool:
+    """Return whether an index of `base` rows is built again.
+
+    `changed`: rows in deltas, the one to come included, and rows that left. `new`: rows of the delta to come.
+    """
+    return changed > FOLD_ABOVE * base or new > shard_rows
+
+
 def grow(build: Build, older: Older, change: Change, *, table_version: int) -> IndexManifest | None:
     """Write the index of the newer table version; None if it is to be built again instead.
 
@@ -69,7 +84,8 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
     dead = _dead(build, older, held, change.left, missing=bool(merged))
     fragments = (*merged, *change.added)
     new, total = sum(rows[f] for f in fragments), sum(s.rows for s in base)
-    if new + sum(d.rows for d in deltas) + len(dead) > FOLD_ABOVE * total:
+    changed = new + sum(d.rows for d in deltas) + len(dead)
+    if is_outgrown(total, changed, new, build.settings.shard_rows):
         return None
     for file in held.files:
         if held.tombstones is None or file != held.tombstones.file:
@@ -131,9 +147,12 @@ def _dead(build: Build, older: Older, held: IndexManifest, left: Int64, *, missi
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
         row_ids, before = files.get_positions(build.storage, older.path, Path(name), held)
         before = before[before < len(row_ids)]
-        alive = np.ones(len(row_ids), bool)
-        alive[before] = False
-        gone = np.flatnonzero(alive & np.isin(row_ids, left))
+        found = np.ones(len(row_ids), bool)
+        found[before] = False
+        for start in range(0, len(row_ids), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            found[part] &= np.isin(row_ids[part], left)
+        gone = np.flatnonzero(found)
     if len(gone) != len(left) and not missing:
         raise IntegrityError(
             f"{len(left):,} rows left the table, and the index in {older.path} has {len(gone):,} of them",

@@ -15,12 +15,15 @@ from reembed.engine.executor import Executor
 from reembed.errors import UsageError
 from reembed.events import Listener, Notice
 from reembed.index.factories import is_filled_on_gpu, kind_of
+from reembed.index.grow import most_in_delta
 from reembed.index.train import factory_of
 from reembed.planning.sizing import IndexSize, size_of
 from reembed.store.storage import readable
 
 _WORTH_SAYING = 2**30
 _LEAST_SHARD = 50_000
+_POSITION_BYTES = 9
+"""A row of the index that grows: its row id, and whether a search finds it."""
 
 
 class Shape(Protocol):
@@ -51,6 +54,24 @@ class Asked:
     gpus: int
     memory: int
 
+    @classmethod
+    def of(cls, config: Config, gpus: int, memory: int, executor: Executor) -> Asked:
+        """Return it with the CPUs that the run may use, if a node with the rest has them."""
+        most = executor.largest_node_cpus(gpus, memory)
+        return cls(min(config.embed.actors * config.embed.cpus_per_actor, most), gpus, memory)
+
+    @classmethod
+    def to_grow(cls, config: Config, factory: str, table: Shape, executor: Executor) -> Asked:
+        """Return what the task that grows an index asks for.
+
+        It fills the largest delta that there may be (the driver does not know which rows come) and looks up the rows
+        that left among all that the index holds. It asks for no more than a node has: the index was filled there.
+        """
+        rows = most_in_delta(table.rows, config.index.shard_rows)
+        size = size_of(factory, rows, table.dim, rows)
+        memory = size.fill + _POSITION_BYTES * table.rows if size else 0
+        return cls.of(config, 0, min(memory, executor.largest_node_bytes()), executor)
+
 
 @dataclass(frozen=True)
 class IndexTasks:
@@ -74,9 +95,7 @@ class IndexTasks:
         ):
             fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
             gpus = int(on_gpu and executor.has_gpu() and fits)
-            most = executor.largest_node_cpus(gpus)
-            cpus = min(config.embed.actors * config.embed.cpus_per_actor, most)
-            asked.append(Asked(cpus, gpus, memory))
+            asked.append(Asked.of(config, gpus, memory, executor))
         return cls(factory, size, *asked)
 
     def require_nodes(self, executor: Executor, emit: Listener) -> None:

@@ -28,7 +28,7 @@ from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
 from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
-from reembed.strategies.index_tasks import IndexTasks
+from reembed.strategies.index_tasks import Asked, IndexTasks
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, grown
 from reembed.table.seal import SealedTable
@@ -196,7 +196,8 @@ def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManife
     """Return the index of the base, grown by what changed; None if it is built from the whole table."""
     if job.build.trained is None or context.config.storage.erase_deleted:
         return None
-    return context.executor.call(_grow_task, job, vectors)
+    asked = Asked.to_grow(context.config, job.build.factory, vectors, context.executor)
+    return context.executor.call(_grow_task, job, vectors, **vars(asked))
 
 
 def _fill(context: RunContext, job: _Job) -> index.Prepared:

@@ -38,7 +38,7 @@ from reembed.errors import IntegrityError
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.exact import EXACT_K, ExactSearch, best, checked_batches
-from reembed.index.grow import DELTAS, FOLD_ABOVE
+from reembed.index.grow import DELTAS, is_outgrown
 from reembed.index.search import RECALL_K, Float32, Int64
 from reembed.index.tune import Tuned, first_to_reach, most_lists
 from reembed.serving.lance_index import LanceIndex
@@ -301,9 +301,8 @@ def _grow_task(job: Job, older: Older, change: Grown, sealed: SealedTable) -> La
         gone = total - (table.rows - new)
         changed = new + gone + sum(s.rows for s in kept if s.kind == "delta")
         carried = vector_index.segments_of(table.dataset()).keys()
-        if changed > FOLD_ABOVE * sum(s.rows for s in base) or not carried >= {
-            s.uuid for s in kept
-        }:
+        indexed, most = sum(s.rows for s in base), job.config.index.shard_rows
+        if is_outgrown(indexed, changed, new, most) or not carried >= {s.uuid for s in kept}:
             return None
         index_store.share(storage, older.path, held.model, job.folder)
         proof = _delta(job, held, fragments) if new else None

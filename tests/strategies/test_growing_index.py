@@ -179,6 +179,34 @@ def test_a_change_of_a_fifth_builds_the_index_again(tmp_path):
     assert place.held() == place.rows()
 
 
+class Counting(Inline):
+    """Keeps the memory that each call asks for."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def call(self, function, *args, memory=0, **more):
+        self.asked[function.__name__] = memory
+        return super().call(function, *args, memory=memory, **more)
+
+
+def test_more_new_rows_than_a_shard_may_have_build_the_index_again(tmp_path, monkeypatch):
+    place = Place(tmp_path, "IVF8,Flat")
+    monkeypatch.setattr(growing, "FOLD_ABOVE", 10)
+    place.config = place.config.model_copy(
+        update={"index": place.config.index.model_copy(update={"shard_rows": 300})}
+    )
+    place.release = full_rebuild(place.config, Silent(), executor=Inline(), fresh=True)
+    kinds, executor = [], Counting()
+    for step, documents in ((1, 5), (2, 333)):
+        change(place.uri, step, documents)
+        place.release = catch_up(place.config, place.release, Silent(), executor=executor)
+        kinds.append({s.kind for s in place.manifest().segments})
+        assert place.held() == place.rows()
+    assert kinds == [{"base", "delta"}, {"base"}]
+    assert executor.asked["_grow_task"] > 600 * 2**20
+
+
 def test_only_deletions_add_no_segment(tmp_path):
     place = Place(tmp_path, "IVF8,Flat")
     lance.dataset(place.uri).delete("doc_id IN ('d00003', 'd00333')")

@@ -18,7 +18,7 @@ from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.strategies.index_tasks import IndexTasks, Planned, require_index_fits
+from reembed.strategies.index_tasks import Asked, IndexTasks, Planned, require_index_fits
 
 GIB = 2**30
 
@@ -141,3 +141,32 @@ def test_gpus_are_asked_for_where_they_are_of_use(
 ) -> None:
     tasks = tasks_of(index, Node(64 * GIB, gpu_memory))
     assert (tasks.train.gpus, tasks.fill.gpus) == gpus
+
+
+class Unlike(Inline):
+    """One node has the CPUs and another one the memory."""
+
+    def largest_node_cpus(self, gpus: float = 0, memory: int = 0) -> int:
+        return 8 if memory > 4 * GIB else 64
+
+
+def test_cpus_and_memory_are_asked_of_the_same_node() -> None:
+    wide = config({"factory": "IVF65536,PQ384x4fs,Refine(SQ8)"})
+    wide = wide.model_copy(
+        update={"embed": wide.embed.model_copy(update={"actors": 64, "cpus_per_actor": 1})}
+    )
+    tasks = IndexTasks.of(wide, wide.index.factory, Planned(10**7, 768), Unlike())
+    assert tasks.fill.memory > 4 * GIB
+    assert (tasks.train.cpus, tasks.fill.cpus) == (8, 8)
+
+
+def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions() -> None:
+    factory, table = "IVF65536,PQ384x4fs,Refine(SQ8)", Planned(10**9, 768)
+    settings = config({"factory": factory})
+    shard = size_of(factory, 5 * 10**6, 768, 5 * 10**6)
+    assert shard is not None
+    asked = Asked.to_grow(settings, factory, table, Node(64 * GIB))
+    assert asked.memory == shard.fill + 9 * 10**9
+    assert Asked.to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
+    small = Asked.to_grow(settings, factory, Planned(10**6, 768), Node(64 * GIB))
+    assert small.memory < shard.fill
