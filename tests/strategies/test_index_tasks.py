@@ -110,12 +110,12 @@ def test_a_large_index_is_told_with_its_largest_task_and_a_small_one_is_not(quie
     assert size is not None
     (said,) = quiet.said()
     assert f"index: {size.bytes / GIB:.1f} GiB in 2 files" in said
-    assert f"takes {size.largest_task / GIB:.1f} GiB of the 64.0 GiB" in said
+    assert f"needs {size.largest_task / GIB:.1f} GiB, a node offers 64.0 GiB" in said
 
 
 def test_without_a_node_nothing_is_refused_and_the_output_says_so(quiet: Quiet) -> None:
     require_index_fits(config({}), 10**9, 768, Node(0), quiet)
-    assert "not compared" in "\n".join(quiet.said())
+    assert "was not checked" in "\n".join(quiet.said())
 
 
 def test_a_kind_of_unknown_size_is_told_and_asks_for_no_memory(quiet: Quiet) -> None:
