@@ -91,7 +91,9 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
         tables=unused,
         tables_bytes=sum(o.size for t in unused for o in free[t]),
         # Versions that nothing names hold files that no named version has.
-        trim=[t for t in shared if used_files(storage, t) - _named_files(catalog, t, gone)],
+        trim=[
+            t for t in shared if used_files(storage, t) - _named_files(catalog, t, releases, gone)
+        ],
         held_runs=list(held),
     )
 
@@ -352,24 +354,37 @@ def _untag(catalog: Catalog, table: str, run_id: str) -> None:
         dataset.tags.delete(tag)
 
 
-def _named_files(catalog: Catalog, table: str, gone: set[str]) -> set[str]:
-    """Return the files of the versions that a tag names; tags of runs in `gone` do not count."""
+def _named_files(
+    catalog: Catalog, table: str, releases: Iterable[Release], gone: set[str]
+) -> set[str]:
+    """Return the files of the versions that a tag names; those of runs in `gone`, and spare ones, do not count."""
     tags = tags_of(open_table(catalog.storage, table))
-    own = {t for t in tags for run_id in gone if is_tag_of(t, run_id)}
+    own = {t for t in tags for run_id in gone if is_tag_of(t, run_id)} | _spare(tags, releases)
     named = {version for tag, version in tags.items() if tag not in own}
     versions = (open_table(catalog.storage, table, v) for v in named)
     return {f for version in versions for f in (*files_of(version), *index_folders(version))}
 
 
+def _spare(tags: Iterable[str], releases: Iterable[Release]) -> set[str]:
+    """Return the tags of registered runs that their releases do not name.
+
+    Where Lance keeps the index, the sealed version has a tag of its own, and so has an index that missed its target.
+    """
+    return {t for r in releases for t in tags if is_tag_of(t, r.id) and t != r.table_tag}
+
+
 def _trim(catalog: Catalog, table: str) -> None:
-    """Delete versions that nothing names.
+    """Delete spare tags, and versions that nothing names.
 
     Lance never deletes the newest one. If that is of a given-up run, the newest named one is restored.
     """
     catalog.storage.require_own(table)
     dataset = open_table(catalog.storage, table)
+    releases = catalog.releases()
+    for tag in sorted(_spare(tags_of(dataset), releases)):
+        dataset.tags.delete(tag)
     held = {*files_of(dataset), *index_folders(dataset)}
-    if held - _named_files(catalog, table, set()):
+    if held - _named_files(catalog, table, releases, set()):
         newest = max(tags_of(dataset).values())
         open_table(catalog.storage, table, newest).restore()
     open_table(catalog.storage, table).cleanup_old_versions(

@@ -30,7 +30,7 @@ from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
 from reembed.strategies.index_tasks import Asked, IndexTasks
 from reembed.table.documents import rows_of
-from reembed.table.read import TableVersion, grown
+from reembed.table.read import TableVersion, added, grown
 from reembed.table.seal import SealedTable
 
 WORK = "index"
@@ -49,8 +49,8 @@ class _Job:
 
 
 def build_index(context: RunContext, sealed: SealedTable) -> tuple[SealedTable, AnyManifest]:
-    """Build, tune and save the index, or continue an interrupted build; take one of this sealed version that is
-    finished, and name the settings that differ from those it was built by.
+    """Build, tune and save the index, or continue an interrupted build; or return the finished one of this sealed
+    version, and name the settings that differ from those it was built by.
 
     Returns the version that the index belongs to, which is another one if Lance keeps it, and the manifest.
 
@@ -108,7 +108,7 @@ def _in_lance(context: RunContext, sealed: SealedTable) -> LanceManifest:
     if older is not None and not context.config.storage.erase_deleted:
         base = _base_of(context)
         before = replace(table, version=base.table_version)
-        manifest = in_lance.grown(context, job, older, grown(before, table), sealed)
+        manifest = in_lance.grown(context, job, older, added(before, table), sealed)
         if manifest is not None:
             return manifest
     if older is not None and older.rows_since > table.rows / 2:

@@ -48,7 +48,7 @@ from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies.context import RunContext, patience_of
 from reembed.table import vector_index, vector_model
-from reembed.table.read import Grown, TableVersion
+from reembed.table.read import TableVersion
 from reembed.table.seal import SealedTable
 
 K_FACTORS = (1, 2, 4, 10, 20, 40)
@@ -143,14 +143,14 @@ def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
 
 
 def grown(
-    context: RunContext, job: Job, older: Older, change: Grown, sealed: SealedTable
+    context: RunContext, job: Job, older: Older, came: Sequence[int], sealed: SealedTable
 ) -> LanceManifest | None:
     """Add a segment of the fragments that came; None if the index is built again instead.
 
     Operating point and recall stay those of the older index: the segment is of the same model, and rows that left
     are not found.
     """
-    return context.executor.call(_grow_task, job, older, change, sealed)
+    return context.executor.call(_grow_task, job, older, came, sealed)
 
 
 def _prepare_task(job: Job) -> Prepared:
@@ -287,13 +287,15 @@ def _require_whole(job: Job, proofs: Sequence[SegmentProof]) -> None:
         )
 
 
-def _grow_task(job: Job, older: Older, change: Grown, sealed: SealedTable) -> LanceManifest | None:
+def _grow_task(
+    job: Job, older: Older, came: Sequence[int], sealed: SealedTable
+) -> LanceManifest | None:
     storage, table, held = job.run.storage, job.table, older.manifest
     with _failures(job):
         rows = dict(table.fragments())
         base = [s for s in held.segments if s.kind == "base"]
         deltas = [s for s in held.segments if s.kind == "delta"]
-        fragments, kept = list(change.added), [*base, *deltas]
+        fragments, kept = list(came), [*base, *deltas]
         if len(deltas) >= DELTAS:
             fragments = [f for d in deltas for f in d.fragments if f in rows] + fragments
             kept = base

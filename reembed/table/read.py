@@ -121,18 +121,26 @@ class Grown(NamedTuple):
     """Row ids that only the older version has, sorted."""
 
 
+def added(older: TableVersion, newer: TableVersion) -> tuple[int, ...]:
+    """Return the fragments that only the newer version has, told by their ids and data files."""
+    before = {f.fragment_id: f.metadata.files for f in older.dataset().get_fragments()}
+    after = {f.fragment_id: f.metadata.files for f in newer.dataset().get_fragments()}
+    return tuple(i for i, files in after.items() if before.get(i) != files)
+
+
 def grown(older: TableVersion, newer: TableVersion) -> Grown:
     """Compare two versions of a table by their fragments, and read row ids of those that differ."""
     before = {f.fragment_id: f.metadata for f in older.dataset().get_fragments()}
     after = {f.fragment_id: f.metadata for f in newer.dataset().get_fragments()}
-    kept = {i for i, m in after.items() if i in before and m.files == before[i].files}
+    came = added(older, newer)
+    kept = after.keys() - set(came)
     left = [np.empty(0, np.int64)]
     for i, m in before.items():
         if i not in kept:
             left.append(older.row_ids(i))
         elif files_of_fragment(m) != files_of_fragment(after[i]):
             left.append(np.setdiff1d(older.row_ids(i), newer.row_ids(i)))
-    return Grown(tuple(i for i in after if i not in kept), np.sort(np.concatenate(left)))
+    return Grown(came, np.sort(np.concatenate(left)))
 
 
 def deletion_file(fragment: FragmentMetadata) -> str | None:

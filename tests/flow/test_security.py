@@ -215,12 +215,17 @@ def objects(storage: Storage) -> dict[str, bytes]:
 # S11: a document that was deleted
 
 
+@pytest.mark.parametrize("index", [{}, {"kind": "lance", "factory": "IVF_FLAT"}])
 def test_s11_after_catch_up_and_gc_no_byte_of_a_deleted_document_is_left(
-    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Any, ray_local: None
+    corpus: Callable[..., str],
+    make_config: Callable[..., Config],
+    quiet: Any,
+    ray_local: None,
+    index: dict[str, Any],
 ) -> None:
     source = corpus(130)
     storage = {"keep": 1, "erase_deleted": True}
-    config = make_config(source, table={"carry": ["title"]}, storage=storage)
+    config = make_config(source, table={"carry": ["title"]}, storage=storage, index=index)
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog, first.id, initial_reason="a test")

@@ -13,15 +13,20 @@ from lance.file import LanceFileReader
 from reembed import faults
 from reembed.catalog.index_manifest import LanceManifest, read_manifest
 from reembed.catalog.releases import Catalog
+from reembed.catalog.reports import VECTORS
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError, UsageError
 from reembed.index.build import TargetMissed
 from reembed.index.exact import ann_recall, exact_search
+from reembed.lifecycle import gc
 from reembed.lifecycle.held import held_by
-from reembed.lifecycle.promote import promote
+from reembed.lifecycle.promote import follow, promote
+from reembed.lifecycle.verification import verify_release
 from reembed.serving.index import open as open_index
 from reembed.serving.live import OpenRelease
+from reembed.store.lance import tags_of
 from reembed.store.storage import Storage
+from reembed.strategies import lance_indexing
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table.read import TableVersion
@@ -308,6 +313,83 @@ def test_another_run_that_commits_between_seal_and_index_changes_nothing(tmp_pat
     assert met
     assert place.release.verify.passed
     assert sorted(place.held()) == sorted(place.rows())
+
+
+def collected(place: Place) -> None:
+    """Let gc keep nothing but the release of the place, and check that it left no other index."""
+    catalog = Catalog(place.storage, "a")
+    gc.apply(catalog, gc.plan(catalog, 1), 1)
+    folder = f"{place.release.table}/_indices/"
+    left = {p.removeprefix(folder).split("/")[0] for p, _ in place.storage.objects(folder)}
+    assert left == {s.uuid for s in place.manifest().segments}
+    assert list(tags_of(place.table().dataset())) == [place.release.table_tag]
+    assert not gc.plan(catalog, 1).trim
+    again = {"level": VECTORS, "sample": 20, "resume": False, "stall_s": 60}
+    assert verify_release(catalog, place.release.id, **again).report.passed
+    assert sorted(place.held()) == sorted(place.rows())
+
+
+def test_gc_removes_the_old_index_after_a_catch_up_that_erases_and_the_release_still_grows(
+    tmp_path,
+):
+    place = Place(tmp_path, factory="IVF8_FLAT")
+    storage = place.config.storage.model_copy(update={"erase_deleted": True})
+    place.config = place.config.model_copy(update={"storage": storage})
+    place.build()
+    catalog = Catalog(place.storage, "a")
+    promote(catalog, place.release.id, initial_reason="a test")
+    lance.dataset(place.uri).delete("doc_id = 'd00017'")
+    follow(catalog, place.catch_up())
+    collected(place)
+    change(place.uri, 1, every=300)
+    follow(catalog, place.catch_up())
+    collected(place)
+    assert best(place, "step 1 of 1") == "d00001"
+
+
+def test_gc_removes_an_index_that_missed_its_target_and_was_built_again(tmp_path, monkeypatch):
+    place = Place(tmp_path, factory="IVF8_PQ")
+    place.build()
+    catalog = Catalog(place.storage, "a")
+    promote(catalog, place.release.id, initial_reason="a test")
+    change(place.uri, 1, every=8)
+    tuned, missed = lance_indexing._tuned, []
+
+    def miss_once(job, *given):
+        if not missed:
+            missed.append(job)
+            raise TargetMissed("IVF8_PQ does not reach it", None, "a test")
+        return tuned(job, *given)
+
+    monkeypatch.setattr(lance_indexing, "_tuned", miss_once)
+    follow(catalog, place.catch_up())
+    assert missed
+    assert len(tags_of(place.table().dataset())) == 5, (
+        "sealed and indexed; the second indexed twice"
+    )
+    collected(place)
+
+
+def test_gc_leaves_the_tags_of_an_unfinished_run(tmp_path, monkeypatch):
+    place = Place(tmp_path, factory="IVF8_FLAT")
+    place.build()
+    catalog = Catalog(place.storage, "a")
+    promote(catalog, place.release.id, initial_reason="a test")
+    change(place.uri, 1, every=8)
+
+    def die(name: str) -> None:
+        if name == "index.before_manifest":
+            raise Killed(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", die)
+        with pytest.raises(Killed):
+            place.catch_up()
+    before = tags_of(place.table().dataset())
+    gc.apply(catalog, gc.plan(catalog, 1), 1)
+    assert tags_of(place.table().dataset()) == before
+    follow(catalog, place.catch_up())
+    collected(place)
 
 
 def test_damaged_files_of_the_index_are_found_and_cut_ones_are_not_opened(tmp_path):
