@@ -98,8 +98,10 @@ class IndexTasks:
             asked.append(Asked.of(config, gpus, memory, executor))
         return cls(factory, size, *asked)
 
-    def require_nodes(self, executor: Executor, emit: Listener) -> None:
+    def require_nodes(self, executor: Executor, emit: Listener, *, of_a_line: bool = False) -> None:
         """Refuse tasks that fit no node, and tell what a large index takes.
+
+        `of_a_line`: a catch-up builds it, by the settings of its line.
 
         Raises:
             UsageError: a task needs more memory than the largest node offers.
@@ -120,7 +122,13 @@ class IndexTasks:
             return
         for asked, most in offered.items():
             if asked.memory > most:
-                raise _does_not_fit(self, size, asked, most)
+                choices = _choices(size, most)
+                if of_a_line:
+                    choices = (
+                        f"ray status     # a node that offers {readable(size.largest_task)} is needed:"
+                        " only a rebuild changes the settings of an index"
+                    )
+                raise _does_not_fit(size, asked, most, asked == self.train, choices)
         largest = max(offered, key=lambda asked: asked.memory)
         if size.bytes >= _WORTH_SAYING:
             emit(
@@ -139,17 +147,19 @@ def require_index_fits(
     IndexTasks.of(config, factory, Planned(rows, dim), executor).require_nodes(executor, emit)
 
 
-def _does_not_fit(tasks: IndexTasks, size: IndexSize, asked: Asked, most: int) -> UsageError:
-    step = "training" if asked == tasks.train else "filling a shard"
+def _does_not_fit(
+    size: IndexSize, asked: Asked, most: int, trains: bool, choices: str
+) -> UsageError:
+    step = "training" if trains else "filling a shard"
     return UsageError(
         f"the index fits no node: {step} takes {readable(asked.memory)}, the largest node offers {readable(most)}",
         f"{size.factory} of {size.rows:,} x {size.dim} takes {readable(size.bytes)} in {size.shards} files;"
         " Ray offers tasks about 70 % of a machine's memory (docs/sizing.md)",
-        _choices(tasks, size, most),
+        choices,
     )
 
 
-def _choices(tasks: IndexTasks, size: IndexSize, most: int) -> str:
+def _choices(size: IndexSize, most: int) -> str:
     """Return what could be done, as commands; each of the settings makes the whole index fit."""
     bigger = f"a node that offers {readable(size.largest_task)}"
     settings = [f"index.shard_rows={_shard_rows(size, most)}"]

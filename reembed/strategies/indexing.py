@@ -204,10 +204,9 @@ def _fill(context: RunContext, job: _Job) -> index.Prepared:
     """Train, and fill the shards that have no proof yet, each as a task."""
     executor, build = context.executor, job.build
     tasks = IndexTasks.of(context.config, build.factory, build.source, executor)
-    if (
-        context.plan.base is not None or build.instead
-    ):  # else it was checked before the run embedded
-        tasks.require_nodes(executor, context.emit)
+    caught_up = context.plan.base is not None
+    if caught_up or build.instead:  # else it was checked before the run embedded
+        tasks.require_nodes(executor, context.emit, of_a_line=caught_up)
     prepared = index.prepared(build)
     if prepared is None:
         prepared = executor.call(_prepare_task, job, **vars(tasks.train))

@@ -170,3 +170,11 @@ def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions
     assert Asked.to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
     small = Asked.to_grow(settings, factory, Planned(10**6, 768), Node(64 * GIB))
     assert small.memory < shard.fill
+
+
+def test_a_catch_up_is_not_offered_settings_that_only_a_rebuild_can_change() -> None:
+    with pytest.raises(UsageError) as refused:
+        tasks_of({}, Node(GIB)).require_nodes(Node(GIB), Silent(), of_a_line=True)
+    assert refused.value.fix is not None
+    assert refused.value.fix.startswith("ray status     # a node that offers ")
+    assert "--set" not in refused.value.fix
