@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from reembed.index.train import Device
 FOLD_ABOVE = 0.1
 """Rows of deltas and tombstones as a share of the base's rows, above which the index is built again."""
 DELTAS = 8
-"""Deltas that are kept beside each other; the next one takes in their rows."""
+"""Deltas that are kept beside each other; the next one takes in the newest, as many as make a shard."""
 _AT_ONCE = 1_000_000
 """Row ids that are looked up together: np.isin sorts a copy of them."""
 
@@ -76,12 +76,11 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
     rows = dict(build.source.fragments())
     if held.base.factory != build.factory or held.settings.shard_rows != build.settings.shard_rows:
         return None
-    base, deltas = _by_kind(held)
-    merged: tuple[int, ...] = ()
-    if len(deltas) >= DELTAS:
-        merged = tuple(f for d in deltas for f in d.fragments if f in rows)
-        held, deltas = replace(held, segments=base), ()
-    dead = _dead(build, older, held, change.left, missing=bool(merged))
+    base, before = _by_kind(held)
+    deltas = _beside(before, change.added, rows, build.settings.shard_rows)
+    held = replace(held, segments=(*base, *deltas))
+    dead = _dead(build, older, held, change.left, missing=len(deltas) < len(before))
+    merged = (f for d in before[len(deltas) :] for f in d.fragments if f in rows)
     fragments = (*merged, *change.added)
     new, total = sum(rows[f] for f in fragments), sum(s.rows for s in base)
     changed = new + sum(d.rows for d in deltas) + len(dead)
@@ -115,6 +114,24 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
 def _by_kind(manifest: IndexManifest) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     base = tuple(s for s in manifest.segments if s.kind == "base")
     return base, manifest.segments[len(base) :]
+
+
+def _beside(
+    deltas: tuple[Segment, ...], added: Sequence[int], rows: Mapping[int, int], most: int
+) -> tuple[Segment, ...]:
+    """Return the deltas that stay beside the new one; it takes in the newest, up to `most` rows, if there are many.
+
+    `rows` are those of each fragment of the table.
+    """
+    if len(deltas) < DELTAS:
+        return deltas
+    stay, taken = len(deltas), sum(rows[f] for f in added)
+    while stay:
+        taken += sum(rows.get(f, 0) for f in deltas[stay - 1].fragments)
+        if taken > most:
+            break
+        stay -= 1
+    return deltas[:stay]
 
 
 def _delta(build: Build, base: Segment, fragments: Sequence[int], since: int) -> Segment:

@@ -49,7 +49,7 @@ def change(uri: str, step: int, documents: int) -> None:
 class Place:
     """A source, its root, and the releases of one line."""
 
-    def __init__(self, folder: Path, factory: str, kind: str = "faiss") -> None:
+    def __init__(self, folder: Path, factory: str, kind: str = "faiss", **index: int) -> None:
         self.uri = str(folder / "source.lance")
         rows = [row(n, f"the text of {n}") for n in range(DOCUMENTS)]
         lance.write_dataset(pa.Table.from_pylist(rows), self.uri, max_rows_per_file=250)
@@ -59,7 +59,7 @@ class Place:
             source={"uri": self.uri},
             encoder={"model": "hashing:16"},
             embed={"unit_documents": 100},
-            index={"kind": kind, "factory": factory, "ann_recall": 0.5},
+            index={"kind": kind, "factory": factory, "ann_recall": 0.5, **index},
             storage={"root": self.root},
         )
         self.storage = Storage.open(self.root)
@@ -168,6 +168,21 @@ def test_many_deltas_become_one_and_a_tenth_of_changes_builds_the_index_again(tm
         kinds.append(sum(s.kind == "delta" for s in place.manifest().segments))
     assert kinds[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
     assert 0 in kinds, "never built again"
+
+
+def test_a_delta_takes_in_no_more_than_a_shard(tmp_path, monkeypatch):
+    """Of a large base many deltas are far from a tenth: they must not build it again."""
+    monkeypatch.setattr(growing, "FOLD_ABOVE", 1.0)
+    place = Place(tmp_path, "IVF8,Flat", shard_rows=30)
+    for step in range(1, 11):
+        change(place.uri, step, 4)
+        place.catch_up()
+        assert place.held() == place.rows()
+        kinds = [s.kind for s in place.manifest().segments]
+        assert "delta" in kinds, "built again"
+    deltas = [s.rows for s in place.manifest().segments if s.kind == "delta"]
+    assert len(deltas) < 9
+    assert 7 < max(deltas) <= 30
 
 
 def test_a_change_of_a_fifth_builds_the_index_again(tmp_path):
