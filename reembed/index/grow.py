@@ -1,8 +1,8 @@
 """Grow an index by what changed in its table: new rows become a delta segment, rows that left get tombstones.
 
 A delta is filled from the trained index of the base, so the two answer as one index that was filled at once, and
-the operating point and the recall that were measured on the base are kept. Above a tenth of the base's rows, or
-with more new rows than a shard may have, the index is built again instead.
+the operating point and the recall that were measured on the base are kept. More new rows than a shard may have
+become several deltas. Above a tenth of the base's rows the index is built again instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, Segment, Tombstones
 from reembed.errors import IntegrityError
 from reembed.index import files
-from reembed.index.build import Build
+from reembed.index.build import Build, cut_into_shards
 from reembed.index.fill import fill
 from reembed.index.search import Int64
 from reembed.index.train import Device
@@ -54,16 +54,16 @@ class Change:
 
 
 def most_in_delta(base: int, shard_rows: int) -> int:
-    """Return the most rows that one task adds to an index of `base` rows; with more, it is built again in shards."""
+    """Return the most rows of a delta that an index of `base` rows grows by, unless a single fragment has more."""
     return max(1, min(shard_rows, int(FOLD_ABOVE * base)))
 
 
-def is_outgrown(base: int, changed: int, new: int, shard_rows: int) -> bool:
+def is_outgrown(base: int, changed: int) -> bool:
     """Return whether an index of `base` rows is built again.
 
-    `changed`: rows in deltas, the one to come included, and rows that left. `new`: rows of the delta to come.
+    `changed`: rows in deltas, those to come included, and rows that left.
     """
-    return changed > FOLD_ABOVE * base or new > shard_rows
+    return changed > FOLD_ABOVE * base
 
 
 def grow(build: Build, older: Older, change: Change, *, table_version: int) -> IndexManifest | None:
@@ -84,13 +84,15 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
     fragments = (*merged, *change.added)
     new, total = sum(rows[f] for f in fragments), sum(s.rows for s in base)
     changed = new + sum(d.rows for d in deltas) + len(dead)
-    if is_outgrown(total, changed, new, build.settings.shard_rows):
+    if is_outgrown(total, changed):
         return None
     for file in held.files:
         if held.tombstones is None or file != held.tombstones.file:
             files.share(build.storage, older.path, file, build.path)
     since = held.base.rows_since_training + change.embedded
-    delta = [_delta(build, held.base, fragments, since)] if new else []
+    most = build.settings.shard_rows
+    groups = cut_into_shards([(f, rows[f]) for f in fragments], most) if new else ()
+    delta = [_delta(build, held.base, group, since) for group in groups]
     tombstones = None
     if len(dead):
         tombstones = Tombstones(files.put_tombstones(build.storage, build.path, dead), len(dead))

@@ -304,7 +304,8 @@ def _grow_task(
         changed = new + gone + sum(s.rows for s in kept if s.kind == "delta")
         carried = vector_index.segments_of(table.dataset()).keys()
         indexed, most = sum(s.rows for s in base), job.config.index.shard_rows
-        if is_outgrown(indexed, changed, new, most) or not carried >= {s.uuid for s in kept}:
+        too_many = is_outgrown(indexed, changed) or new > most
+        if too_many or not carried >= {s.uuid for s in kept}:
             return None
         index_store.share(storage, older.path, held.model, job.folder)
         proof = _delta(job, held, fragments) if new else None

@@ -205,20 +205,22 @@ class Counting(Inline):
         return super().call(function, *args, memory=memory, **more)
 
 
-def test_more_new_rows_than_a_shard_may_have_build_the_index_again(tmp_path, monkeypatch):
+def test_more_new_rows_than_a_shard_may_have_become_several_deltas(tmp_path, monkeypatch):
     place = Place(tmp_path, "IVF8,Flat")
     monkeypatch.setattr(growing, "FOLD_ABOVE", 10)
     place.config = place.config.model_copy(
         update={"index": place.config.index.model_copy(update={"shard_rows": 300})}
     )
     place.release = full_rebuild(place.config, Silent(), executor=Inline(), fresh=True)
-    kinds, executor = [], Counting()
+    deltas, executor = [], Counting()
     for step, documents in ((1, 5), (2, 333)):
         change(place.uri, step, documents)
         place.release = catch_up(place.config, place.release, Silent(), executor=executor)
-        kinds.append({s.kind for s in place.manifest().segments})
+        deltas.append([s.rows for s in place.manifest().segments if s.kind == "delta"])
         assert place.held() == place.rows()
-    assert kinds == [{"base", "delta"}, {"base"}]
+    assert deltas[0] == deltas[1][:1]
+    assert len(deltas[1]) > 2
+    assert max(deltas[1]) <= 300
     assert executor.asked["_grow_task"] > 600 * 2**20
 
 
