@@ -215,7 +215,7 @@ def train(args: argparse.Namespace) -> common.Figures:
 
 
 def fill(args: argparse.Namespace) -> common.Figures:
-    """Fill a shard, or everything at once (-1); no figures if there is no such shard."""
+    """Fill one shard, or with -1 the whole index at once, and return its figures; none if that shard does not exist."""
     from reembed.index import build as index
 
     cut, single = _builds(args)

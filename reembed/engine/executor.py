@@ -58,27 +58,35 @@ class EmbedJob:
         self.run.storage.write(self.run.path(DRAIN), encode(_Drain(self.token)))
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a task or an actor takes of a node."""
+
+    cpus: float = 1
+    gpus: float = 0
+    memory: int = 0
+    """Bytes; 0 if it is not known."""
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        more = f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{more}"
+
+
+ONE_CPU = Needs()
+
+
 class Tasks(Protocol):
     """Runs single tasks."""
 
-    def call(
-        self,
-        function: Callable[..., T],
-        *args: Any,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
-    ) -> T:
-        """Run a function once, on a node that has so many CPUs, GPUs and bytes free, and wait for its result."""
+    def call(self, function: Callable[..., T], *args: Any, needs: Needs = ONE_CPU) -> T:
+        """Run a function once, on a node that has what it needs, and wait for its result."""
 
     def each(
         self,
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
-        *,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
+        needs: Needs = ONE_CPU,
     ) -> list[T]:
         """Run a function over items in any order; return the results in the items' order."""
 
@@ -86,24 +94,14 @@ class Tasks(Protocol):
 class Here:
     """Runs tasks in this process, one after the other."""
 
-    def call(
-        self,
-        function: Callable[..., T],
-        *args: Any,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
-    ) -> T:
+    def call(self, function: Callable[..., T], *args: Any, needs: Needs = ONE_CPU) -> T:
         return function(*args)
 
     def each(
         self,
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
-        *,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
+        needs: Needs = ONE_CPU,
     ) -> list[T]:
         return [function(*item) for item in items]
 

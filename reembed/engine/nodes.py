@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import ray
@@ -14,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reembed.catalog.lease import parent_of
 from reembed.engine import ray_internals
-from reembed.engine.executor import INDEX_NODES, WorkerPlace
+from reembed.engine.executor import INDEX_NODES, Needs, WorkerPlace
 
 EMBEDDER = "_Embedder"
 """Part of the class name of each actor that embeds."""
@@ -72,28 +71,9 @@ def live_nodes() -> set[str]:
     return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a task or an actor takes of a node; memory in bytes."""
-
-    cpus: float
-    gpus: float
-    memory: int = 0
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        more = f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
-        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{more}"
-
-    def fit(self, node: dict[str, float]) -> bool:
-        """Return whether a node with these resources has room, if it were free."""
-        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return all(node.get(name, 0) >= amount for name, amount in asked.items())
-
-
 def has_room(needs: Needs, place: Mapping[str, float] = MappingProxyType({})) -> bool:
     """Return whether a node that is up, and has these custom resources, would have room if it were free."""
-    return any(needs.fit(node) and node.keys() >= place.keys() for node in _up())
+    return any(_fits(needs, node) and node.keys() >= place.keys() for node in _up())
 
 
 def place_of(needs: Needs) -> dict[str, float]:
@@ -101,6 +81,12 @@ def place_of(needs: Needs) -> dict[str, float]:
     if needs.gpus or not any(INDEX_NODES in node for node in _up()):
         return {}
     return {INDEX_NODES: _SHARE}
+
+
+def _fits(needs: Needs, node: dict[str, float]) -> bool:
+    """Return whether a node with these resources would have room if it were free."""
+    asked = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": needs.memory}
+    return all(node.get(name, 0) >= amount for name, amount in asked.items())
 
 
 def _up() -> list[dict[str, float]]:
@@ -112,7 +98,7 @@ def _for_tasks(gpus: float, memory: int = 0) -> list[dict[str, float]]:
     """Return the resources of the nodes that a task with so many GPUs and bytes may run on; a head may have no CPU."""
     least = Needs(1, gpus, memory)
     place = place_of(least)
-    return [r for r in _up() if least.fit(r) and r.keys() >= place.keys()]
+    return [r for r in _up() if _fits(least, r) and r.keys() >= place.keys()]
 
 
 def why_nothing_starts() -> str:

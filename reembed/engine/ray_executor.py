@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from reembed.config.settings import Config
 from reembed.engine import cluster, nodes, pipeline, ray_metrics
-from reembed.engine.nodes import Needs
+from reembed.engine.executor import ONE_CPU, Needs
 from reembed.engine.ray_errors import reason, unwrapped
 from reembed.errors import NoCapacity, RunFailed
 
@@ -40,14 +40,7 @@ class RayExecutor:
         with cluster.connected(config) as self.where:
             yield self
 
-    def call(
-        self,
-        function: Callable[..., T],
-        *args: Any,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
-    ) -> T:
+    def call(self, function: Callable[..., T], *args: Any, needs: Needs = ONE_CPU) -> T:
         """Run a function as one Ray task, outside the driver's memory, and wait for its result.
 
         Raises:
@@ -55,7 +48,6 @@ class RayExecutor:
             NoCapacity: no node had room for it for `embed.stall_s`.
             RunFailed: its process died each time.
         """
-        needs = Needs(cpus, gpus, memory)
         place = nodes.place_of(needs)
         running = _task(function, needs, place).remote(*args)
         self._first_done([running], needs, place)
@@ -65,16 +57,12 @@ class RayExecutor:
         self,
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
-        *,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
+        needs: Needs = ONE_CPU,
     ) -> list[T]:
         """Run a function over items as Ray tasks, a few at a time; return the results in the items' order.
 
         Raises as `call`, for the first that fails.
         """
-        needs = Needs(cpus, gpus, memory)
         place = nodes.place_of(needs)
         task = _task(function, needs, place)
         found: dict[int, T] = {}

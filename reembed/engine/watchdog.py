@@ -15,7 +15,7 @@ from reembed.catalog.lease import Worker
 from reembed.catalog.plan import EmbedUnit
 from reembed.catalog.receipts import Receipt
 from reembed.engine import nodes
-from reembed.engine.executor import EmbedJob
+from reembed.engine.executor import EmbedJob, Needs
 from reembed.errors import NoCapacity, RunFailed
 from reembed.events import Listener, WaitingForNode, WorkerEnded
 
@@ -97,7 +97,7 @@ class Watchdog:
             return
         cpus, gpus = embed.actor_cpus, embed.gpus_per_actor
         size = f"{cpus:g} CPUs and {gpus:g} GPUs"
-        room = nodes.has_room(nodes.Needs(cpus, gpus))
+        room = nodes.has_room(Needs(cpus, gpus))
         if room and self._told_no_room:  # a node came: it gets the full time
             self._told_no_room, self._heard = False, time.monotonic()
             return

@@ -17,7 +17,10 @@ import numpy as np
 def spill(index: Any, folder: Path) -> None:
     """Move the lists of a PQ fast-scan index to a file in `folder`, mapped; other kinds stay as they are.
 
-    The file may be unlinked afterwards. OSError if there is no room for it.
+    The file may be unlinked afterwards.
+
+    Raises:
+        OSError: the disk has no room for it.
     """
     found: Any = faiss.try_extract_index_ivf(index)
     ivf = faiss.downcast_index(found) if found is not None else None

@@ -161,9 +161,9 @@ class Source:
         yield from ids(self.dataset(), self.ref, fragments_of(self.dataset(), fragments))
 
     def require_ids(self, documents: int, nulls: int, repeated: Sequence[tuple[int, int]]) -> None:
-        """Raise if there is no document, or ids are null or repeat.
+        """Check that there are documents and that each has an id of its own.
 
-        `repeated` has a row of each id that does, and how many rows have it.
+        `repeated`: a row of each id that several rows have, and how many have it.
 
         Raises:
             SourceError: as `check_documents`.

@@ -80,10 +80,10 @@ def check_ids(
 
 
 def require_ids(ref: SourceRef, documents: int, nulls: int, examples: Sequence[str]) -> None:
-    """Raise if there is no document, or ids are null or repeat; `examples` are ids that do.
+    """Check that there are documents and that each has an id of its own; `examples` are ids that several have.
 
     Raises:
-        SourceError: one of these.
+        SourceError: there is no document, or an id is null or repeated.
     """
     column, where = ref.id_column, f"{ref.uri} version {ref.version}"
     if nulls:

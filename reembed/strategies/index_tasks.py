@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reembed.config.settings import Config
-from reembed.engine.executor import Executor
+from reembed.engine.executor import Executor, Needs
 from reembed.errors import UsageError
 from reembed.events import Listener, Notice
 from reembed.index.factories import is_filled_on_gpu, kind_of
@@ -46,31 +46,22 @@ class Planned:
     dim: int
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a task asks of its node; memory in bytes, 0 if it is not known."""
+def needs_to_grow(config: Config, factory: str, table: Shape, executor: Executor) -> Needs:
+    """Return what the task that grows an index asks for.
 
-    cpus: int
-    gpus: int
-    memory: int
+    It fills the largest delta that there may be (the driver does not know which rows come) and looks up the rows
+    that left among all that the index holds. It asks for no more than a node has: the index was filled there.
+    """
+    rows = most_in_delta(table.rows, config.index.shard_rows)
+    size = size_of(factory, rows, table.dim, rows)
+    memory = size.fill + _POSITION_BYTES * table.rows if size else 0
+    return _needs(config, 0, min(memory, executor.largest_node_bytes()), executor)
 
-    @classmethod
-    def of(cls, config: Config, gpus: int, memory: int, executor: Executor) -> Asked:
-        """Return it with the CPUs that the run may use, if a node with the rest has them."""
-        most = executor.largest_node_cpus(gpus, memory)
-        return cls(min(config.embed.actors * config.embed.cpus_per_actor, most), gpus, memory)
 
-    @classmethod
-    def to_grow(cls, config: Config, factory: str, table: Shape, executor: Executor) -> Asked:
-        """Return what the task that grows an index asks for.
-
-        It fills the largest delta that there may be (the driver does not know which rows come) and looks up the rows
-        that left among all that the index holds. It asks for no more than a node has: the index was filled there.
-        """
-        rows = most_in_delta(table.rows, config.index.shard_rows)
-        size = size_of(factory, rows, table.dim, rows)
-        memory = size.fill + _POSITION_BYTES * table.rows if size else 0
-        return cls.of(config, 0, min(memory, executor.largest_node_bytes()), executor)
+def _needs(config: Config, gpus: int, memory: int, executor: Executor) -> Needs:
+    """Return these, with the CPUs that the run may use, if a node with the rest has them."""
+    most = executor.largest_node_cpus(gpus, memory)
+    return Needs(min(config.embed.actors * config.embed.cpus_per_actor, most), gpus, memory)
 
 
 @dataclass(frozen=True)
@@ -80,8 +71,8 @@ class IndexTasks:
     factory: str
     size: IndexSize | None
     """None if the size of this kind of index is not known."""
-    train: Asked
-    fill: Asked
+    train: Needs
+    fill: Needs
 
     @classmethod
     def of(cls, config: Config, factory: str, table: Shape, executor: Executor) -> IndexTasks:
@@ -95,7 +86,7 @@ class IndexTasks:
         ):
             fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
             gpus = int(on_gpu and executor.has_gpu() and fits)
-            asked.append(Asked.of(config, gpus, memory, executor))
+            asked.append(_needs(config, gpus, memory, executor))
         return cls(factory, size, *asked)
 
     def require_nodes(self, executor: Executor, emit: Listener, *, of_a_line: bool = False) -> None:
@@ -148,7 +139,7 @@ def require_index_fits(
 
 
 def _does_not_fit(
-    size: IndexSize, asked: Asked, most: int, trains: bool, choices: str
+    size: IndexSize, asked: Needs, most: int, trains: bool, choices: str
 ) -> UsageError:
     step = "training" if trains else "filling a shard"
     return UsageError(

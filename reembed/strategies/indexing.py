@@ -28,7 +28,7 @@ from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
 from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
-from reembed.strategies.index_tasks import Asked, IndexTasks
+from reembed.strategies.index_tasks import IndexTasks, needs_to_grow
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, added, grown
 from reembed.table.seal import SealedTable
@@ -196,8 +196,8 @@ def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManife
     """Return the index of the base, grown by what changed; None if it is built from the whole table."""
     if job.build.trained is None or context.config.storage.erase_deleted:
         return None
-    asked = Asked.to_grow(context.config, job.build.factory, vectors, context.executor)
-    return context.executor.call(_grow_task, job, vectors, **vars(asked))
+    needs = needs_to_grow(context.config, job.build.factory, vectors, context.executor)
+    return context.executor.call(_grow_task, job, vectors, needs=needs)
 
 
 def _fill(context: RunContext, job: _Job) -> index.Prepared:
@@ -209,12 +209,12 @@ def _fill(context: RunContext, job: _Job) -> index.Prepared:
         tasks.require_nodes(executor, context.emit, of_a_line=caught_up)
     prepared = index.prepared(build)
     if prepared is None:
-        prepared = executor.call(_prepare_task, job, **vars(tasks.train))
+        prepared = executor.call(_prepare_task, job, needs=tasks.train)
     shards = range(len(prepared.shards))
     todo = [number for number in shards if index.filled(build, number) is None]
     work = [(job, prepared, number) for number in todo]
     if work:
-        executor.each(_shard_task, work, **vars(tasks.fill))
+        executor.each(_shard_task, work, tasks.fill)
     return prepared
 
 

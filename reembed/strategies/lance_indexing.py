@@ -34,6 +34,7 @@ from reembed.catalog.index_manifest import (
 from reembed.catalog.plan import Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
+from reembed.engine.executor import Needs
 from reembed.errors import IntegrityError
 from reembed.index import build as index
 from reembed.index import files as index_store
@@ -128,17 +129,17 @@ def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
         TargetMissed: no operating point reaches index.ann_recall.
     """
     executor, storage, embed = context.executor, context.run.storage, context.config.embed
-    cpus = min(embed.actors * embed.cpus_per_actor, executor.largest_node_cpus())
+    needs = Needs(min(embed.actors * embed.cpus_per_actor, executor.largest_node_cpus()))
     prepared = storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
     if prepared is None:
-        prepared = executor.call(_prepare_task, job, cpus=cpus)
+        prepared = executor.call(_prepare_task, job, needs=needs)
     todo = [
         (job, prepared, number)
         for number in range(len(prepared.segments))
         if _proof_of(job, number) is None
     ]
     if todo:
-        executor.each(_segment_task, todo, cpus=cpus)
+        executor.each(_segment_task, todo, needs)
     return executor.call(_finish_task, job, prepared, sealed)
 
 

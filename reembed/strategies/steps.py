@@ -15,7 +15,7 @@ from reembed.catalog.reports import VerifyReport
 from reembed.catalog.runs import ReceiptCopies, Run
 from reembed.encoders import golden
 from reembed.engine import reuse
-from reembed.engine.executor import EmbedJob, Executor, Tasks
+from reembed.engine.executor import ONE_CPU, EmbedJob, Executor, Needs, Tasks
 from reembed.engine.progress import EmbedProgress
 from reembed.errors import Conflict, IntegrityError
 from reembed.events import Candidate, Kept, Sealed, Verified, Working
@@ -198,36 +198,25 @@ class _VerifyTasks:
     executor: Executor
     table: str
 
-    def call(
-        self,
-        function: Callable[..., T],
-        *args: Any,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
-    ) -> T:
-        given = (self.table, function, *args)
-        memory = memory or self._memory
-        found = self.executor.call(_verify_task, *given, cpus=cpus, gpus=gpus, memory=memory)
+    def call(self, function: Callable[..., T], *args: Any, needs: Needs = ONE_CPU) -> T:
+        found = self.executor.call(
+            _verify_task, self.table, function, *args, needs=self._with_memory(needs)
+        )
         return cast(T, found)
 
     def each(
         self,
         function: Callable[..., T],
         items: Iterable[tuple[Any, ...]],
-        *,
-        cpus: int = 1,
-        gpus: float = 0,
-        memory: int = 0,
+        needs: Needs = ONE_CPU,
     ) -> list[T]:
         given = ((self.table, function, *item) for item in items)
-        memory = memory or self._memory
-        return self.executor.each(_verify_task, given, cpus=cpus, gpus=gpus, memory=memory)
+        return self.executor.each(_verify_task, given, self._with_memory(needs))
 
-    @property
-    def _memory(self) -> int:
-        """What a task asks for; all of the largest node, if that is less."""
-        return min(VERIFY_TASK_BYTES, self.executor.largest_node_bytes())
+    def _with_memory(self, needs: Needs) -> Needs:
+        """Return these with the memory that a task takes, or all of the largest node if that is less."""
+        memory = min(VERIFY_TASK_BYTES, self.executor.largest_node_bytes())
+        return replace(needs, memory=needs.memory or memory)
 
 
 def _verify_task(table: str, function: Callable[..., T], *args: Any) -> T:

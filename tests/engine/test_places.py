@@ -14,8 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from reembed.engine import nodes
-from reembed.engine.executor import INDEX_NODES
-from reembed.engine.nodes import Needs
+from reembed.engine.executor import INDEX_NODES, Needs
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import NoCapacity
 
@@ -71,10 +70,10 @@ def check(cluster: Cluster, folder: Path) -> None:
     assert set(run.each(where, [()] * 4)) == {index.node_id}
     # Both CPUs are free, but not the memory of two.
     items = [(str(folder), n) for n in range(3)]
-    assert all(run.each(alone, items, memory=600 * MIB))
+    assert all(run.each(alone, items, Needs(memory=600 * MIB)))
     assert not nodes.has_room(Needs(1, 0, 2_000 * MIB), {INDEX_NODES: 1})
     with pytest.raises(NoCapacity) as refused:
-        run.call(where, memory=2_000 * MIB)
+        run.call(where, needs=Needs(memory=2_000 * MIB))
     assert "2.0 GiB of memory" in str(refused.value.why)
 
 

@@ -16,6 +16,7 @@ from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.releases import Catalog
 from reembed.cli.progress import words
 from reembed.config.settings import Config
+from reembed.engine.executor import ONE_CPU
 from reembed.errors import IntegrityError
 from reembed.events import Indexed
 from reembed.index import files as index_store
@@ -200,9 +201,9 @@ class Counting(Inline):
     def __init__(self):
         self.asked = {}
 
-    def call(self, function, *args, memory=0, **more):
-        self.asked[function.__name__] = memory
-        return super().call(function, *args, memory=memory, **more)
+    def call(self, function, *args, needs=ONE_CPU):
+        self.asked[function.__name__] = needs.memory
+        return super().call(function, *args, needs=needs)
 
 
 def test_more_new_rows_than_a_shard_may_have_become_several_deltas(tmp_path, monkeypatch):

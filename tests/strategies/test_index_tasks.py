@@ -18,7 +18,7 @@ from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.strategies.index_tasks import Asked, IndexTasks, Planned, require_index_fits
+from reembed.strategies.index_tasks import IndexTasks, Planned, needs_to_grow, require_index_fits
 
 GIB = 2**30
 
@@ -165,10 +165,10 @@ def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions
     settings = config({"factory": factory})
     shard = size_of(factory, 5 * 10**6, 768, 5 * 10**6)
     assert shard is not None
-    asked = Asked.to_grow(settings, factory, table, Node(64 * GIB))
+    asked = needs_to_grow(settings, factory, table, Node(64 * GIB))
     assert asked.memory == shard.fill + 9 * 10**9
-    assert Asked.to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
-    small = Asked.to_grow(settings, factory, Planned(10**6, 768), Node(64 * GIB))
+    assert needs_to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
+    small = needs_to_grow(settings, factory, Planned(10**6, 768), Node(64 * GIB))
     assert small.memory < shard.fill
 
 
