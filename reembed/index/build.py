@@ -17,7 +17,6 @@ BUILD follows from the settings and queries, so that a build by others does not 
 from __future__ import annotations
 
 import functools
-import io
 import re
 import shlex
 import time
@@ -26,7 +25,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import faiss
-import numpy as np
 
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile
@@ -171,7 +169,7 @@ def prepare(build: Build, queries: Float32 | None) -> Prepared:
     faults.point("index.after_train")
     record = Prepared(
         trained=file,
-        queries=files.put_bytes(storage, build.records, _to_bytes(queries)),
+        queries=files.put_arrays(storage, build.records, {"queries": queries}),
         tuned_on=tuned_on,
         shards=cut_into_shards(source.fragments(), build.settings.shard_rows),
         rows_since_training=trained.rows_since if trained else 0,
@@ -195,7 +193,7 @@ def fill_shard(build: Build, prepared: Prepared, number: int) -> Shard:
     """
     started = time.monotonic()
     storage, path, fragments = build.storage, build.path, prepared.shards[number]
-    queries = _from_bytes(files.get_bytes(storage, build.records, prepared.queries))
+    queries = files.get_arrays(storage, build.records, prepared.queries)["queries"]
     device = Device.choose(build.factory, build.settings.device)
     trained = files.get_index(storage, path, prepared.trained)
     shard = fill(trained, build.source, fragments, queries, device)
@@ -206,7 +204,7 @@ def fill_shard(build: Build, prepared: Prepared, number: int) -> Shard:
         rows=shard.index.rows,
         vectors=files.put_index(storage, path, shard.index.faiss_index),
         ids=files.put_ids(storage, path, shard.row_ids, shard.doc_ids),
-        measured=files.put_bytes(storage, build.records, measured.to_bytes()),
+        measured=files.put_arrays(storage, build.records, vars(measured)),
         seconds=round(time.monotonic() - started, 3),
     )
     faults.point("index.before_shard")
@@ -289,7 +287,7 @@ def _require_whole(build: Build, shards: list[Shard]) -> None:
 
 def _measured(build: Build, shards: list[Shard]) -> Iterator[Measured]:
     for shard in shards:
-        yield Measured.from_bytes(files.get_bytes(build.storage, build.records, shard.measured))
+        yield Measured.of(files.get_arrays(build.storage, build.records, shard.measured))
 
 
 def _require_target(build: Build, prepared: Prepared, tuned: Tuned) -> None:
@@ -342,14 +340,3 @@ def required(record: T | None) -> T:
             "a record of the index's build is gone", "gc or someone removed it", "reembed run"
         )
     return record
-
-
-def _to_bytes(queries: Float32) -> bytes:
-    out = io.BytesIO()
-    np.save(out, queries, allow_pickle=False)
-    return out.getvalue()
-
-
-def _from_bytes(body: bytes) -> Float32:
-    queries: Float32 = np.load(io.BytesIO(body), allow_pickle=False)
-    return queries

@@ -12,15 +12,17 @@ vectors. It is validated when it is loaded.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import stdtrit
 
@@ -77,8 +79,11 @@ def put_ids(storage: Storage, path: str, row_ids: Int64, doc_ids: pa.Array) -> S
         return _put(storage, path, file)
 
 
-def put_bytes(storage: Storage, path: str, body: bytes) -> StoredFile:
-    """Store bytes below `path`."""
+def put_arrays(storage: Storage, path: str, arrays: Mapping[str, Any]) -> StoredFile:
+    """Store arrays, and scalars as arrays of no dimension, as one file below `path`."""
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    body = out.getvalue()
     stored = StoredFile(hashlib.sha256(body).hexdigest(), len(body), "npz")
     storage.write_bytes(stored.path(path), body)
     return stored
@@ -90,10 +95,12 @@ def get_index(storage: Storage, path: str, file: StoredFile) -> Any:
         return read(fetched(storage, path, Path(folder), file))
 
 
-def get_bytes(storage: Storage, path: str, file: StoredFile) -> bytes:
-    """Return stored bytes; IntegrityError if they are missing or changed."""
+def get_arrays(storage: Storage, path: str, file: StoredFile) -> dict[str, npt.NDArray[Any]]:
+    """Return stored arrays by name; IntegrityError if their file is missing or changed."""
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        return fetched(storage, path, Path(folder), file).read_bytes()
+        copy = fetched(storage, path, Path(folder), file)
+        with np.load(copy, allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
 
 
 def copy(storage: Storage, path: str, file: StoredFile, to: str) -> None:

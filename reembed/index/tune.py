@@ -8,11 +8,12 @@ Shapes: Q queries, E exact results, P points, K results.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from reembed.errors import IntegrityError
 from reembed.index.exact import EXACT_K, best, recalls
@@ -47,17 +48,9 @@ class Measured:
     """[P, Q, K]."""
     found_scores: Float32
 
-    def to_bytes(self) -> bytes:
-        """Return the arrays as `from_bytes` reads them."""
-        out = io.BytesIO()
-        np.savez(out, **vars(self))
-        return out.getvalue()
-
     @classmethod
-    def from_bytes(cls, body: bytes) -> Measured:
-        """Return what `to_bytes` gave."""
-        with np.load(io.BytesIO(body), allow_pickle=False) as held:
-            arrays = {field.name: held[field.name] for field in fields(cls)}
+    def of(cls, arrays: dict[str, npt.NDArray[Any]]) -> Measured:
+        """Return it as its fields were stored: all as arrays."""
         plain = {name: arrays[name].item() for name in ("rows", "knob", "by_score")}
         return cls(**{**arrays, **plain})
 

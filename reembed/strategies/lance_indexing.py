@@ -14,13 +14,12 @@ Shapes: Q queries, D dimensions, E exact results.
 from __future__ import annotations
 
 import functools
-import io
 import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -171,11 +170,11 @@ def _prepare_task(job: Job) -> Prepared:
         else:
             unit_length = job.plan.space.normalize
             made = vector_model.train(table, config.index.factory, unit_length=unit_length)
-            model = index_store.put_bytes(storage, job.folder, made.to_bytes())
+            model = index_store.put_arrays(storage, job.folder, made.arrays())
         faults.point("index.after_train")
         record = Prepared(
             model,
-            index_store.put_bytes(storage, job.records, _to_bytes(queries=vectors)),
+            index_store.put_arrays(storage, job.records, {"queries": vectors}),
             tuned_on,
             index.cut_into_shards(table.fragments(), config.index.shard_rows),
         )
@@ -189,12 +188,11 @@ def _segment_task(job: Job, prepared: Prepared, number: int) -> SegmentProof:
     storage, fragments = job.run.storage, prepared.segments[number]
     with _failures(job):
         built = vector_index.build_segment(job.table, _model(job, prepared.model), fragments)
-        body = index_store.get_bytes(storage, job.records, prepared.queries)
-        exact = ExactSearch(_from_bytes(body)["queries"], EXACT_K)
+        exact = ExactSearch(_queries(job, prepared), EXACT_K)
         for ids, _, vectors in checked_batches(job.table, fragments):
             exact.add(ids, vectors)
-        found = _to_bytes(ids=exact.ids, scores=exact.scores)
-        proof = SegmentProof(built, index_store.put_bytes(storage, job.records, found))
+        found = {"ids": exact.ids, "scores": exact.scores}
+        proof = SegmentProof(built, index_store.put_arrays(storage, job.records, found))
         faults.point("index.before_shard")
         _leave(job, f"{job.records}/segments/{number:05d}.json", proof)
         return index.required(_proof_of(job, number))
@@ -240,10 +238,9 @@ def _tuned(
     Raises:
         TargetMissed: none does.
     """
-    storage, target = job.run.storage, job.config.index.ann_recall
+    target = job.config.index.ann_recall
     model = _model(job, prepared.model)
-    body = index_store.get_bytes(storage, job.records, prepared.queries)
-    queries: Float32 = _from_bytes(body)["queries"]
+    queries = _queries(job, prepared)
     opened = LanceIndex(table, rows=table.rows, metric=model.metric, point={})
     whole = model.kind.codes == "FLAT"
     tuned = first_to_reach(
@@ -269,7 +266,7 @@ def _tuned(
 def _exact(job: Job, proofs: Sequence[SegmentProof]) -> tuple[Int64, Float32]:
     """Return row ids and scores [Q, E] of the true best of all segments."""
     storage = job.run.storage
-    found = [_from_bytes(index_store.get_bytes(storage, job.records, p.exact)) for p in proofs]
+    found = [index_store.get_arrays(storage, job.records, p.exact) for p in proofs]
     ids, scores = (np.hstack([f[name] for f in found]) for name in ("ids", "scores"))
     return best(ids, scores, EXACT_K)
 
@@ -350,7 +347,11 @@ def _segment(kind: Literal["base", "delta"], built: vector_index.Built) -> Lance
 
 
 def _model(job: Job, file: StoredFile) -> vector_model.Model:
-    return vector_model.Model.from_bytes(index_store.get_bytes(job.run.storage, job.folder, file))
+    return vector_model.Model.of(index_store.get_arrays(job.run.storage, job.folder, file))
+
+
+def _queries(job: Job, prepared: Prepared) -> Float32:
+    return index_store.get_arrays(job.run.storage, job.records, prepared.queries)["queries"]
 
 
 def _proof_of(job: Job, number: int) -> SegmentProof | None:
@@ -362,14 +363,3 @@ def _failures(job: Job) -> AbstractContextManager[None]:
     return storage_errors(
         f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
     )
-
-
-def _to_bytes(**arrays: Any) -> bytes:
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    return out.getvalue()
-
-
-def _from_bytes(body: bytes) -> dict[str, Any]:
-    with np.load(io.BytesIO(body), allow_pickle=False) as held:
-        return {name: held[name] for name in held.files}

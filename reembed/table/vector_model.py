@@ -5,7 +5,6 @@ Shapes: N rows, D dimensions, L lists.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import shlex
@@ -110,26 +109,22 @@ class Model:
     rotation: str
     """The model of RQ as Lance writes it, else ""."""
 
-    def to_bytes(self) -> bytes:
-        """Return the arrays as `from_bytes` reads them."""
-        out = io.BytesIO()
-        np.savez(
-            out,
-            kind=np.array([self.kind.lists, self.kind.bytes]),
-            names=np.array([self.kind.codes, self.metric, self.rotation]),
-            centroids=self.centroids,
-            codebook=self.codebook,
-        )
-        return out.getvalue()
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return it as arrays, which `of` takes."""
+        return {
+            "kind": np.array([self.kind.lists, self.kind.bytes]),
+            "names": np.array([self.kind.codes, self.metric, self.rotation]),
+            "centroids": self.centroids,
+            "codebook": self.codebook,
+        }
 
     @classmethod
-    def from_bytes(cls, body: bytes) -> Model:
-        """Return what `to_bytes` gave."""
-        with np.load(io.BytesIO(body), allow_pickle=False) as held:
-            lists, length = held["kind"].tolist()
-            codes, metric, rotation = held["names"].tolist()
-            kind = Kind(lists, codes, length)
-            return cls(kind, metric, held["centroids"], held["codebook"], rotation)
+    def of(cls, arrays: dict[str, npt.NDArray[Any]]) -> Model:
+        """Return the model that `arrays` gave."""
+        lists, length = arrays["kind"].tolist()
+        codes, metric, rotation = arrays["names"].tolist()
+        kind = Kind(lists, codes, length)
+        return cls(kind, metric, arrays["centroids"], arrays["codebook"], rotation)
 
     def parameters(self) -> dict[str, Any]:
         """Return what Lance takes to build a segment by this model."""

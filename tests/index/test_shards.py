@@ -220,7 +220,7 @@ def test_a_table_that_lost_rows_is_refused_by_the_shard_that_reads_them(
         steps.fill_shard(short, first, 0)
 
 
-def test_an_operating_point_is_chosen_from_all_shards_together() -> None:
+def test_an_operating_point_is_chosen_from_all_shards_together(storage: Storage) -> None:
     def shard(first: int, found: list[list[int]]) -> Measured:
         ids = np.array([found], np.int64).transpose(1, 0, 2)
         scores = np.array([[[10.0 - first - i for i in range(len(f))]] for f in found], np.float32)
@@ -238,7 +238,8 @@ def test_an_operating_point_is_chosen_from_all_shards_together() -> None:
     assert choose([near, far], 0.81).recalls.tolist() == [1.0]
     unreachable = choose([shard(0, [[0, 1, *range(12, 20)]])], 0.9)
     assert unreachable.recalls.tolist() == [0.2]
-    again = Measured.from_bytes(near.to_bytes())
+    file = files.put_arrays(storage, PATH, vars(near))
+    again = Measured.of(files.get_arrays(storage, PATH, file))
     assert (again.rows, again.knob, again.by_score) == (20, "nprobe", False)
     np.testing.assert_array_equal(again.found_ids, near.found_ids)
 

@@ -243,6 +243,22 @@ class Killed(Exception):
     pass
 
 
+def killed_once(monkeypatch, point, act) -> None:
+    """Do something that ends at a point as if its process had been killed there, and again until it is done."""
+    met = []
+
+    def die(name: str) -> None:
+        if name == point and not met:
+            met.append(name)
+            raise Killed(name)
+
+    monkeypatch.setattr(faults, "point", die)
+    with pytest.raises(Killed):
+        act()
+    act()
+    assert met == [point]
+
+
 POINTS = (
     "index.after_train",
     "index.before_proof",
@@ -256,18 +272,7 @@ POINTS = (
 @pytest.mark.parametrize("point", POINTS)
 def test_a_build_that_is_killed_goes_on_and_doubles_nothing(point, tmp_path, monkeypatch):
     place = Place(tmp_path, factory="IVF8_PQ")
-    met = []
-
-    def die(name: str) -> None:
-        if name == point and not met:
-            met.append(name)
-            raise Killed(name)
-
-    monkeypatch.setattr(faults, "point", die)
-    with pytest.raises(Killed):
-        place.build()
-    place.build()
-    assert met == [point]
+    killed_once(monkeypatch, point, place.build)
     assert place.release.verify.passed
     assert sorted(place.held()) == sorted(place.rows())
     assert len(place.rows()) == DOCUMENTS
@@ -281,18 +286,7 @@ def test_a_growing_index_that_is_killed_goes_on_and_doubles_nothing(point, tmp_p
     place = Place(tmp_path, factory="IVF8_PQ")
     place.build()
     change(place.uri, 1, every=300)
-    met = []
-
-    def die(name: str) -> None:
-        if name == point and not met:
-            met.append(name)
-            raise Killed(name)
-
-    monkeypatch.setattr(faults, "point", die)
-    with pytest.raises(Killed):
-        place.catch_up()
-    place.catch_up()
-    assert met == [point]
+    killed_once(monkeypatch, point, place.catch_up)
     assert [s.kind for s in place.manifest().segments] == ["base"] * 3 + ["delta"]
     assert sorted(place.held()) == sorted(place.rows())
     assert place.release.verify.passed
