@@ -10,6 +10,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed.cli.progress import Console
+from reembed.engine.executor import ONE_CPU
 from reembed.errors import RunFailed, TooManyDeadLetters
 from reembed.events import Ignored, Working
 from reembed.strategies.catch_up import catch_up
@@ -58,10 +59,10 @@ class Killed(BaseException):
 
 
 class DiesVerifying(Inline):
-    def each(self, function, items, **resources):
+    def each(self, function, items, needs=ONE_CPU):
         if function.__name__ == "_verify_task":
             raise Killed
-        return super().each(function, items, **resources)
+        return super().each(function, items, needs)
 
 
 class DiesEmbedding(Inline):

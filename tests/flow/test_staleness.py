@@ -18,6 +18,7 @@ from inline import Inline, Silent
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import ROWS
 from reembed.catalog.runs import Run
+from reembed.engine.executor import ONE_CPU
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import IntegrityError
 from reembed.lifecycle import scratch
@@ -231,9 +232,9 @@ def test_many_rows_are_compared_in_tasks_of_the_cluster(live, monkeypatch, ray_l
     asked = []
     honest = RayExecutor.each
 
-    def each(self, function, items, **needs):
+    def each(self, function, items, needs=ONE_CPU):
         asked.append(function.__module__)
-        return honest(self, function, items, **needs)
+        return honest(self, function, items, needs)
 
     monkeypatch.setattr(RayExecutor, "each", each)
     newer = catch_up(config, release, Silent(), executor=RayExecutor())
