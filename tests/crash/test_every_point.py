@@ -46,7 +46,7 @@ PLANNING = ("plan.after_row_ids",)
 FOLLOW = ("promote.before_follow",)
 # Met by a catch-up alone: in its tasks, and after another run committed to the table.
 GROWING = ("index.before_delta", "index.before_grown")
-# Met by a build of Lance's own index alone, in its tasks.
+# Met where Lance keeps the index alone, in its tasks.
 IN_LANCE = ("index.before_proof", "index.before_commit", "index.after_commit")
 RESTORING = ("table.after_restore",)
 ALIAS = (
@@ -120,11 +120,20 @@ def test_a_catch_up_killed_at_each_of_its_points_loses_and_repeats_nothing(
     assert release.verify.passed
 
 
+@pytest.mark.parametrize(
+    ("kind", "factory", "growing"),
+    [
+        ("faiss", "auto", GROWING),
+        ("faiss_ondisk", "IVF4,PQ8x4fs,RFlat", GROWING),
+        ("lance", "IVF4_FLAT", ("index.before_proof", *GROWING)),
+    ],
+)
 def test_a_catch_up_killed_while_its_index_grows_or_its_base_is_restored_ends_the_same(
-    corpus, config_file, make_config, cli, quiet, ray_local, tmp_path
+    kind, factory, growing, corpus, config_file, make_config, cli, quiet, ray_local, tmp_path
 ):
     source = corpus(300)
-    file, config = config_file(source), make_config(source)
+    index = {"kind": kind, "factory": factory, "ann_recall": 0.5}
+    file, config = config_file(source, index=index), make_config(source, index=index)
     first = full_rebuild(config, quiet, executor=RayExecutor())
     promote(catalog_of(config), first.id, initial_reason="a test")
     full_rebuild(config, quiet, fresh=True, executor=RayExecutor())  # the table's newest version
@@ -137,15 +146,15 @@ def test_a_catch_up_killed_while_its_index_grows_or_its_base_is_restored_ends_th
     once = tmp_path / "once"
     once.mkdir()
     done = cli.process(
-        "catch-up", "-c", file, REEMBED_CRASH_AT=",".join(GROWING), REEMBED_CRASH_ONCE=str(once)
+        "catch-up", "-c", file, REEMBED_CRASH_AT=",".join(growing), REEMBED_CRASH_ONCE=str(once)
     )
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in once.iterdir()} == set(GROWING)
+    assert {p.name for p in once.iterdir()} == set(growing)
     release = catalog_of(config).require_live().release
     assert release.origin == first.origin
     manifest = read_manifest(Storage.open(config.storage.root), release.index, release.index_sha256)
     assert [s.kind for s in manifest.segments] == ["base", "delta"]
-    assert manifest.tombstones.rows == 2
+    assert manifest.buried == 2
     ids = rows_of(Storage.open(config.storage.root), release)["doc_id"].to_pylist()
     assert ids == [f"d{i:05d}" for i in range(300) if i != 7]
     assert release.verify.passed
