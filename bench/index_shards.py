@@ -5,6 +5,8 @@
 task that fills the largest shard rises above its start, over the file that it stores; `peak_ratios` has it for other
 kinds of index.
 
+`lance`: memory of training each kind of Lance's index, and of building a segment of `--shard-rows` rows.
+
 `costs`: constants that the sizes of docs/sizing.md are computed from.
 
 `real`: the glosses of a corpus, each distinct text once, embedded once by `--model` and kept in the folder for
@@ -39,12 +41,13 @@ if TYPE_CHECKING:
 
     from reembed.index.build import Build
     from reembed.store.storage import Storage
+    from reembed.table.read import TableVersion
 
     Float32 = npt.NDArray[np.float32]
     Search = Callable[[Float32], tuple[npt.NDArray[np.int64], Float32]]
 
 NAME = "index_shards"
-PARTS = ("shards", "costs", "real")
+PARTS = ("shards", "lance", "costs", "real")
 K = 10
 TARGETS = (0.95, 0.98)
 HELD_OUT = 1_000
@@ -62,6 +65,9 @@ def main() -> None:
         figures |= {"rows": args.rows, "dim": args.dim, "shard_rows": args.shard_rows}
         with common.workdir(args) as folder:
             figures |= shards(folder, args)
+    if "lance" in args.parts:
+        with common.workdir(args) as folder:
+            figures["lance"] = lance_tasks(folder, args)
     if "costs" in args.parts:
         figures |= costs()
     if "real" in args.parts:
@@ -258,10 +264,71 @@ def compare(args: argparse.Namespace) -> common.Figures:
     return {"identical": bool(same)}
 
 
+# --- tasks of Lance's own index ---
+
+
+def lance_tasks(folder: Path, args: argparse.Namespace) -> common.Figures:
+    """Memory of each task, by kind."""
+    from reembed.store.storage import Storage
+
+    write_table(Storage.open(folder / "root"), args.shard_rows, args.dim)
+    figures: common.Figures = {"rows": args.shard_rows, "dim": args.dim}
+    for codes in ("PQ", "RQ", "FLAT"):
+        figures[codes] = {
+            step: _child(folder, args, f"lance-{step}", f"IVF_{codes}")
+            for step in ("train", "segment")
+        }
+        common.say(f"Lance {codes}: {figures[codes]}")
+    return figures
+
+
+def train_lance(args: argparse.Namespace) -> common.Figures:
+    import numpy as np
+
+    from reembed.table import vector_model
+
+    table = _lance_table(args)
+    made: list[vector_model.Model] = []
+
+    def make() -> None:
+        made.append(vector_model.train(table, args.factory, unit_length=True))
+
+    cost = common.cost(make)
+    arrays: dict[str, Any] = made[0].arrays()
+    np.savez(args.folder / f"{args.factory}.npz", **arrays)
+    return cost
+
+
+def build_lance(args: argparse.Namespace) -> common.Figures:
+    import numpy as np
+
+    from reembed.table import vector_index, vector_model
+
+    table, built = _lance_table(args), []
+    model = vector_model.Model.of(dict(np.load(args.folder / f"{args.factory}.npz")))
+    fragments = [fragment for fragment, _ in table.fragments()]
+
+    def make() -> None:
+        built.append(vector_index.build_segment(table, model, fragments))
+
+    cost = common.cost(make)
+    stored = sum(proof.size_bytes for proof in built[0].files.values())
+    return {"factory": model.kind.name, **cost, "file_mib": round(stored / 2**20, 1)}
+
+
+def _lance_table(args: argparse.Namespace) -> TableVersion:
+    from reembed.store.storage import Storage
+    from reembed.table.read import TableVersion
+
+    return TableVersion(Storage.open(args.folder / "root"), _TABLE, 1, args.dim)
+
+
 CHILDREN: dict[str, Callable[[argparse.Namespace], common.Figures]] = {
     "train": train,
     "fill": fill,
     "compare": compare,
+    "lance-train": train_lance,
+    "lance-segment": build_lance,
 }
 
 

@@ -17,6 +17,10 @@ TRAIN_RATIO = 1.3
 """Memory of the task that trains, over its sample and its centroids (index_shards.json: trained), beside TASK_BYTES."""
 TASK_BYTES = 640 * MIB
 """Of a task itself: Python, Lance's buffers, a batch of vectors, what it found for the queries (index_shards.json)."""
+LANCE_RATIOS = {"PQ": 5.0, "RQ": 2.0, "FLAT": 0.4}
+"""Memory of building a segment of Lance's index over its codes, beside TASK_BYTES (index_shards.json: lance)."""
+LANCE_CACHE_BYTES = 6 * 2**30
+"""What Lance keeps of an index that it searches: its own default."""
 
 VERIFY_TASK_BYTES = 640 * MIB
 """A task of a verification (growth.json: 442 MiB over its start with 3 M rows; less than 512 by its cut)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from reembed.index.factories import Kind, code_bytes, kind_of, rows_trained_on
 from reembed.planning import measured
+from reembed.table.vector_model import Kind as LanceKind
 
 _BLOCK = 32
 """Vectors of a block of fast-scan codes: the last one of a list is half empty."""
@@ -91,7 +92,13 @@ class IndexSize:
 
 
 def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | None:
-    """Return the sizes of an index; None if its factory string has parts whose size is not known."""
+    """Return the sizes of an index; None if its factory string has parts whose size is not known.
+
+    The string is one of FAISS, or a name of `table.vector_model.Kind`.
+    """
+    in_lance = LanceKind.named(factory)
+    if in_lance is not None:
+        return _size_in_lance(in_lance, rows, dim, shard_rows)
     kind = kind_of(factory)
     if kind is None:
         return None
@@ -115,4 +122,28 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
         fill=_fill(kind, in_shard, dim) + trained,
         serve=whole + measured.SERVE_BYTES,
         refresh=whole + blocks + measured.SERVE_BYTES,
+    )
+
+
+def _size_in_lance(kind: LanceKind, rows: int, dim: int, shard_rows: int) -> IndexSize:
+    """A file is a segment; ids lie in the table."""
+    shards = max(1, math.ceil(rows / shard_rows))
+    in_shard = math.ceil(rows / shards)
+    each, trained = 8 + kind.code_bytes(dim), kind.bytes_of_model(dim)
+    whole = rows * each + shards * trained
+    sample = 4 * dim * kind.rows_trained_on(rows, dim)
+    filled = measured.LANCE_RATIOS[kind.codes] * in_shard * each
+    serve = measured.SERVE_BYTES + min(whole, measured.LANCE_CACHE_BYTES)
+    return IndexSize(
+        factory=kind.name,
+        rows=rows,
+        dim=dim,
+        shards=shards,
+        bytes=whole,
+        shard_bytes=in_shard * each + trained,
+        ids_bytes=0,
+        train=math.ceil(measured.TRAIN_RATIO * (sample + trained)) + measured.TASK_BYTES,
+        fill=math.ceil(filled) + trained + measured.TASK_BYTES,
+        serve=serve,
+        refresh=serve,
     )

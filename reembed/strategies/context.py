@@ -76,7 +76,7 @@ def running(
         config = with_index_kind(config, plan, emit)
         # A catch-up usually grows the index of its base; where all is embedded, it is asked before the build.
         embeds = len(run.staged()) < len(plan.units)
-        if plan.base is None and embeds and config.index.kind != "lance":
+        if plan.base is None and embeds:
             require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)

@@ -7,7 +7,7 @@ with what could be done: before anything is embedded, and again before the index
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from reembed.config.settings import Config
@@ -19,6 +19,7 @@ from reembed.index.grow import most_in_delta
 from reembed.index.train import factory_of
 from reembed.planning.sizing import IndexSize, size_of
 from reembed.store.storage import readable
+from reembed.table import vector_model
 
 _WORTH_SAYING = 2**30
 _LEAST_SHARD = 50_000
@@ -55,11 +56,11 @@ def needs_to_grow(config: Config, factory: str, table: Shape, executor: Executor
     rows = most_in_delta(table.rows, config.index.shard_rows)
     size = size_of(factory, rows, table.dim, rows)
     memory = size.fill + _POSITION_BYTES * table.rows if size else 0
-    return _needs(config, 0, min(memory, executor.largest_node_bytes()), executor)
+    return needs_of(config, min(memory, executor.largest_node_bytes()), executor)
 
 
-def _needs(config: Config, gpus: int, memory: int, executor: Executor) -> Needs:
-    """Return these, with the CPUs that the run may use, if a node with the rest has them."""
+def needs_of(config: Config, memory: int, executor: Executor, gpus: int = 0) -> Needs:
+    """Return bytes of memory and GPUs, with the CPUs that the run may use, if a node with the rest has them."""
     most = executor.largest_node_cpus(gpus, memory)
     return Needs(min(config.embed.actors * config.embed.cpus_per_actor, most), gpus, memory)
 
@@ -77,7 +78,7 @@ class IndexTasks:
     @classmethod
     def of(cls, config: Config, factory: str, table: Shape, executor: Executor) -> IndexTasks:
         """Return the tasks that build an index of this kind; GPUs train, and fill what FAISS has there."""
-        wanted = config.index.device
+        wanted = config.index.device if config.index.kind != "lance" else "cpu"
         size = size_of(factory, table.rows, table.dim, config.index.shard_rows)
         asked = []
         for memory, on_gpu in (
@@ -86,7 +87,7 @@ class IndexTasks:
         ):
             fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
             gpus = int(on_gpu and executor.has_gpu() and fits)
-            asked.append(_needs(config, gpus, memory, executor))
+            asked.append(needs_of(config, memory, executor, gpus))
         return cls(factory, size, *asked)
 
     def require_nodes(self, executor: Executor, emit: Listener, *, of_a_line: bool = False) -> None:
@@ -134,7 +135,10 @@ def require_index_fits(
     config: Config, rows: int, dim: int, executor: Executor, emit: Listener
 ) -> None:
     """Refuse an index of these settings that fits no node, as `IndexTasks.require_nodes`."""
-    factory = factory_of(config.index, rows, dim)
+    if config.index.kind == "lance":
+        factory = vector_model.kind_of(config.index.factory, rows, dim).name
+    else:
+        factory = factory_of(config.index, rows, dim)
     IndexTasks.of(config, factory, Planned(rows, dim), executor).require_nodes(executor, emit)
 
 
@@ -176,11 +180,15 @@ def _shard_rows(size: IndexSize, most: int) -> int | None:
 
 def _smaller(size: IndexSize, most: int) -> list[str]:
     """Return a smaller kind of index that fits, if there is one."""
-    kind = kind_of(size.factory)
+    kind, in_lance = kind_of(size.factory), vector_model.Kind.named(size.factory)
     lists = kind.lists if kind and kind.lists else 65_536
+    if in_lance is not None:
+        lists = in_lance.lists
     shard_rows = -(-size.rows // size.shards)
     while lists >= 64 and size.dim % 2 == 0:
         factory = f"IVF{lists},PQ{size.dim // 2}x4fs,Refine(SQ8)"
+        if in_lance is not None:
+            factory = replace(in_lance, lists=lists).name
         found = size_of(factory, size.rows, size.dim, shard_rows)
         if found is not None and found.largest_task <= most and factory != size.factory:
             return [factory]

@@ -33,7 +33,6 @@ from reembed.catalog.index_manifest import (
 from reembed.catalog.plan import Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
-from reembed.engine.executor import Needs
 from reembed.errors import IntegrityError
 from reembed.index import build as index
 from reembed.index import files as index_store
@@ -47,6 +46,7 @@ from reembed.store.paths import index_folder
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies.context import RunContext, patience_of
+from reembed.strategies.index_tasks import IndexTasks, needs_of, needs_to_grow
 from reembed.table import vector_index, vector_model
 from reembed.table.read import TableVersion
 from reembed.table.seal import SealedTable
@@ -127,19 +127,31 @@ def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
         UsageError: the factory does not fit the vectors.
         TargetMissed: no operating point reaches index.ann_recall.
     """
-    executor, storage, embed = context.executor, context.run.storage, context.config.embed
-    needs = Needs(min(embed.actors * embed.cpus_per_actor, executor.largest_node_cpus()))
-    prepared = storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
+    executor, config = context.executor, context.config
+    tasks = IndexTasks.of(config, _factory(job), job.table, executor)
+    if context.plan.base is not None:  # else it was checked before the run embedded
+        tasks.require_nodes(executor, context.emit, of_a_line=True)
+    prepared = context.run.storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
     if prepared is None:
-        prepared = executor.call(_prepare_task, job, needs=needs)
+        prepared = executor.call(_prepare_task, job, needs=tasks.train)
     todo = [
         (job, prepared, number)
         for number in range(len(prepared.segments))
         if _proof_of(job, number) is None
     ]
     if todo:
-        executor.each(_segment_task, todo, needs)
-    return executor.call(_finish_task, job, prepared, sealed)
+        executor.each(_segment_task, todo, tasks.fill)
+    searched = min(tasks.size.serve, executor.largest_node_bytes()) if tasks.size else 0
+    return executor.call(
+        _finish_task, job, prepared, sealed, needs=needs_of(config, searched, executor)
+    )
+
+
+def _factory(job: Job) -> str:
+    """Return the name of the kind of index to build."""
+    if job.trained is not None:
+        return job.trained.manifest.factory
+    return vector_model.kind_of(job.config.index.factory, job.table.rows, job.table.dim).name
 
 
 def grown(
@@ -150,7 +162,9 @@ def grown(
     Operating point and recall stay those of the older index: the segment is of the same model, and rows that left
     are not found.
     """
-    return context.executor.call(_grow_task, job, older, came, sealed)
+    factory, executor = older.manifest.factory, context.executor
+    needs = needs_to_grow(context.config, factory, job.table, executor)
+    return executor.call(_grow_task, job, older, came, sealed, needs=needs)
 
 
 def _prepare_task(job: Job) -> Prepared:

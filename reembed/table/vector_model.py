@@ -47,6 +47,33 @@ class Kind:
         """The factory string that means exactly this kind."""
         return f"IVF{self.lists}_{self.codes}{self.bytes or ''}"
 
+    @classmethod
+    def named(cls, name: str) -> Kind | None:
+        """Return the kind that has this `name`; None for others, such as those of FAISS."""
+        form = _FORM.fullmatch(name)
+        if form is None or not form["lists"]:
+            return None
+        return cls(int(form["lists"]), form["codes"].rstrip("0123456789"), int(form["bytes"] or 0))
+
+    def code_bytes(self, dim: int) -> int:
+        """Return the bytes of a vector's code."""
+        if self.codes == "PQ":
+            return self.bytes
+        return math.ceil(dim * _RQ_BITS / 8) if self.codes == "RQ" else 4 * dim
+
+    def bytes_of_model(self, dim: int) -> int:
+        """Return the bytes of centroids and codebook."""
+        return 4 * dim * (self.lists + _CODEBOOK * (self.codes == "PQ"))
+
+    def rows_per_list(self, rows: int, dim: int) -> int:
+        """Return how many of N vectors are read for each list, to train its centroid."""
+        return max(2, min(_MOST_PER_LIST, _most_sampled(rows, dim) // self.lists))
+
+    def rows_trained_on(self, rows: int, dim: int) -> int:
+        """Return how many of N vectors are read to train on."""
+        codebook = _MOST_PER_LIST * _CODEBOOK if self.codes == "PQ" else 0
+        return max(self.lists * self.rows_per_list(rows, dim), min(rows, codebook))
+
 
 def require_kind(factory: str, dim: int) -> None:
     """Check that Lance can make an index of this kind for D dimensions; "auto" always can.
@@ -153,8 +180,7 @@ def train(table: TableVersion, factory: str, *, unit_length: bool) -> Model:
     rows, metric = table.rows, "cosine" if unit_length else "dot"
     kind = kind_of(factory, rows, table.dim)
     builder = IndicesBuilder(table.dataset(), "vector")
-    most = _most_sampled(rows, table.dim)
-    each = max(2, min(_MOST_PER_LIST, most // kind.lists))
+    each = kind.rows_per_list(rows, table.dim)
     ivf = builder.train_ivf(kind.lists, distance_type=metric, sample_rate=each)
     codebook, rotation = np.empty((0, table.dim), np.float32), ""
     if kind.codes == "PQ":

@@ -71,6 +71,20 @@ def test_codes_in_blocks_are_held_twice_while_an_index_is_replaced() -> None:
     assert size.refresh - size.serve == 10_000 * (16 + 8)
 
 
+@pytest.mark.parametrize("codes", ["PQ", "RQ", "FLAT"])
+def test_sizes_in_lance_are_those_of_the_bench(codes: str) -> None:
+    bench = record("index_shards")["lance"]
+    train, built = bench[codes]["train"], bench[codes]["segment"]
+    size = size_of(built["factory"], bench["rows"], bench["dim"], bench["rows"])
+    assert size is not None
+    assert size.bytes == size.shard_bytes == pytest.approx(built["file_mib"] * 2**20, rel=0.1)
+    assert built["peak_mib"] * 2**20 <= size.fill <= 1.8 * built["peak_mib"] * 2**20
+    assert train["peak_mib"] * 2**20 <= size.train
+    many = size_of(built["factory"], 2 * bench["rows"], bench["dim"], bench["rows"])
+    assert many is not None
+    assert (many.shards, many.fill, many.bytes) == (2, size.fill, 2 * size.bytes)
+
+
 def record(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found

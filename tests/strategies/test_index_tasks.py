@@ -7,16 +7,19 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+import lance
 import pytest
 from conftest import Quiet
 from inline import Inline, Silent
 
 from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
+from reembed.engine.executor import ONE_CPU, Needs
 from reembed.errors import UsageError
 from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
+from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.strategies.index_tasks import IndexTasks, Planned, needs_to_grow, require_index_fits
 
@@ -63,6 +66,9 @@ def tasks_of(index: dict[str, Any], node: Node) -> IndexTasks:
         ({"factory": "IVF4096,PQ384x4fs,RFlat", "shard_rows": 10**9}, 20 * GIB),
         ({"factory": "HNSW32"}, 8 * GIB),
         ({"factory": "Flat"}, GIB),
+        ({"kind": "lance"}, 6 * GIB),  # training
+        ({"kind": "lance", "factory": "IVF1024_FLAT"}, 2 * GIB),  # a segment
+        ({"kind": "lance", "factory": "IVF65536_RQ"}, 8 * GIB),  # training
     ],
 )
 def test_each_choice_that_a_refusal_names_fits(index: dict[str, Any], memory: int) -> None:
@@ -100,6 +106,42 @@ def test_a_run_is_refused_before_it_embeds(
     (run,) = find_runs(Storage.open(settings.storage.root))
     assert not run.staged()
     full_rebuild(settings, quiet, executor=Node(GIB))
+
+
+class Asked(Node):
+    """Notes the memory that each task asks for."""
+
+    def __init__(self, memory: int) -> None:
+        super().__init__(memory)
+        self.asked: dict[str, int] = {}
+
+    def call(self, function: Any, *args: Any, needs: Needs = ONE_CPU) -> Any:
+        self.asked[function.__name__] = needs.memory
+        return super().call(function, *args, needs=needs)
+
+    def each(self, function: Any, items: Any, needs: Needs = ONE_CPU) -> Any:
+        self.asked[function.__name__] = needs.memory
+        return super().each(function, items, needs)
+
+
+def test_every_task_of_an_index_in_lance_asks_for_its_memory(
+    corpus: Callable[..., str], make_config: Callable[..., Config], quiet: Quiet
+) -> None:
+    source = corpus(400)
+    settings = make_config(source, index={"kind": "lance", "factory": "IVF4_FLAT"})
+    with pytest.raises(UsageError, match="fits no node"):
+        full_rebuild(settings, quiet, executor=Node(2**20))
+    (run,) = find_runs(Storage.open(settings.storage.root))
+    assert not run.staged()
+    node = Asked(4 * GIB)
+    release = full_rebuild(settings, quiet, executor=node)
+    lance.dataset(source).update({"text": "'another'"}, where="doc_id = 'd00007'")
+    catch_up(settings, release, quiet, executor=node)
+    size = size_of("IVF4_FLAT", 400, 64, 400)
+    assert size is not None
+    asked = {name: node.asked[name] for name in ("_prepare_task", "_segment_task", "_finish_task")}
+    assert list(asked.values()) == [size.train, size.fill, size.serve]
+    assert size.fill * 0.9 < node.asked["_grow_task"] < size.fill
 
 
 def test_a_large_index_is_told_with_its_largest_task_and_a_small_one_is_not(quiet: Quiet) -> None:
