@@ -79,7 +79,7 @@ class _Unit:
         self.vectors[rows] = found.vectors
         for row, why in found.failures.items():
             self.errors[rows[row]] = why
-        self.todo = np.setdiff1d(self.todo, rows)
+        self.todo = np.setdiff1d(self.todo, rows, assume_unique=True)
         self.stats += found.stats
 
 

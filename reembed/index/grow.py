@@ -178,4 +178,4 @@ def _dead(build: Build, older: Older, held: IndexManifest, left: Int64, *, missi
             "it is not of the table version that it names",
             "reembed run --fresh",
         )
-    return np.union1d(before, gone)
+    return np.sort(np.concatenate([before, gone]))

@@ -37,6 +37,10 @@ class HeldIds:
         """Number of segments."""
         return len(self.manifest.segments)
 
+    def rows_in(self, segment: int) -> int:
+        """Return the number of rows of a segment, tombstones or not."""
+        return self.manifest.segments[segment].rows
+
     def key(self, segment: int) -> tuple[str, str]:
         """Return the digests that name a segment's files: equal ones hold the same."""
         named = self.manifest.segments[segment]

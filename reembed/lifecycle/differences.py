@@ -182,10 +182,13 @@ def _rows(ids: Digests, known: Digests, rows: Any) -> Any:
 
 def _index(links: Entries, held: Entries) -> tuple[Few, Few]:
     """Compare rows of the table with what the index answers with, by row id."""
-    gap = np.setxor1d(links["row"], held["row"])
-    repeated = len(held) - len(np.unique(held["row"]))
+    known, row = np.unique(links["row"], return_index=True)
+    found, at = np.unique(held["row"], return_index=True)
+    gap = np.setxor1d(known, found, assume_unique=True)
+    repeated = len(held) - len(found)
     keys = np.append(gap, np.full(repeated, _LAST))
-    _, row, at = np.intersect1d(links["row"], held["row"], return_indices=True)
+    _, common, same = np.intersect1d(known, found, assume_unique=True, return_indices=True)
+    row, at = row[common], at[same]
     wrong = np.sort(held["position"][at[links["id"][row] != held["id"][at]]])
     return Few.of(keys, np.append(gap, np.full(repeated, NO_ROW))), Few.of(wrong, wrong)
 

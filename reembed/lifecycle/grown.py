@@ -176,8 +176,9 @@ class _Growth:
         self.table = _moved(before.table, subject.table, "table")
         whole = subject.source.ref.filter is not None  # rows read by id would not pass through it
         self.source = _moved(before.source, subject.source, "source", whole=whole)
-        held = [h for h in (subject.index, before.index) if h is not None]
-        most = max(self.table.rows, self.source.rows, *(h.rows for h in held))
+        index, older = subject.index or before.index, before.index
+        indexed = _rows_apart(index, older), _rows_apart(older, index)
+        most = max(self.table.rows, self.source.rows, *indexed)
         carry = tuple(subject.source.ref.carry)
         self.reading = Reading(scratch, VECTORS, parts_of(most), subject.space.id, carry)
 
@@ -234,7 +235,7 @@ class _Growth:
             if shared is None:
                 pieces.append(IndexPiece(f"{name}-{segment:06d}", segment))
                 continue
-            only = np.setdiff1d(other.dead(shared), held.dead(segment))
+            only = np.setdiff1d(other.dead(shared), held.dead(segment), assume_unique=True)
             if len(only):
                 pieces.append(IndexPiece(f"{name}-{segment:06d}", segment, tuple(only.tolist())))
         read = self.tasks.each(reading.read_index, ((self.reading, held, p) for p in pieces))
@@ -288,6 +289,12 @@ def _moved(
     if found is None:
         raise CompareAll(f"the columns of the {what} changed")
     return found
+
+
+def _rows_apart(index: Held, other: Held) -> int:
+    """Return the rows of the segments that the other index lacks."""
+    theirs = {other.key(n) for n in range(other.segments)}
+    return sum(index.rows_in(n) for n in range(index.segments) if index.key(n) not in theirs)
 
 
 def _spills(pieces: Iterable[TableRead | SourceRead]) -> tuple[Spill, ...]:

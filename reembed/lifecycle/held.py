@@ -34,6 +34,9 @@ class Held(Protocol):
     def segments(self) -> int:
         """Number of segments."""
 
+    def rows_in(self, segment: int) -> int:
+        """Return the number of rows of a segment, found by a search or not."""
+
     def key(self, segment: int) -> tuple[str, str]:
         """Return what names a segment's files by content: equal ones hold the same."""
 
@@ -77,6 +80,10 @@ class LanceHeldIds:
     def segments(self) -> int:
         """Number of segments."""
         return len(self.manifest.segments)
+
+    def rows_in(self, segment: int) -> int:
+        """Return the number of rows of a segment, deleted or not."""
+        return self.manifest.segments[segment].rows
 
     def key(self, segment: int) -> tuple[str, str]:
         """Return the name of a segment and the digest of the file with its row ids."""

@@ -133,12 +133,11 @@ class Scratch:
 
         def read(spill: Spill) -> bytes:
             start, size = spill.starts[0], spill.starts[-1] - spill.starts[0]
-            if not size:
-                return b""
             return self.storage.read_range(spill.path, start * kind.itemsize, size * kind.itemsize)
 
+        held = [spill for spill in spills if spill.starts[-1] > spill.starts[0]]
         with ThreadPoolExecutor(_READERS) as pool:
-            return np.frombuffer(b"".join(pool.map(read, spills)), kind)
+            return np.frombuffer(b"".join(pool.map(read, held)), kind)
 
 
 def folders(run: Run) -> list[str]:

@@ -51,7 +51,7 @@ def delta(
         live, still = _addresses(older, was), _addresses(newer, now)
         if np.isin(still, live).all():  # else a restore brought rows back
             kept.add(now.fragment_id)
-            thinned[now.fragment_id] = np.setdiff1d(live, still)
+            thinned[now.fragment_id] = np.setdiff1d(live, still, assume_unique=True)
     return Delta(
         written=tuple(i for i in after if i not in kept),
         left=tuple(i for i in before if i not in kept),

@@ -139,7 +139,7 @@ def grown(older: TableVersion, newer: TableVersion) -> Grown:
         if i not in kept:
             left.append(older.row_ids(i))
         elif files_of_fragment(m) != files_of_fragment(after[i]):
-            left.append(np.setdiff1d(older.row_ids(i), newer.row_ids(i)))
+            left.append(np.setdiff1d(older.row_ids(i), newer.row_ids(i), assume_unique=True))
     return Grown(came, np.sort(np.concatenate(left)))
 
 
