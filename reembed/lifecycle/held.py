@@ -16,6 +16,7 @@ from reembed.catalog.index_manifest import (
     LanceSegment,
     segment_folder,
 )
+from reembed.catalog.receipts import FileProof
 from reembed.errors import IntegrityError
 from reembed.index.held import HeldIds
 from reembed.index.search import Int64
@@ -96,9 +97,12 @@ class LanceHeldIds:
         Raises:
             IntegrityError: a file is missing or is not what the manifest says, or holds other rows.
         """
-        start, held = self._start(segment), self._row_ids(self.manifest.segments[segment])
-        live = [f for f, _ in self.table.fragments()]
-        fragments = [f for f in live if f in self.manifest.segments[segment].fragments]
+        start, named = self._start(segment), self.manifest.segments[segment]
+        for path, proof in self._files(named):
+            if self.table.storage.digest(path) != (proof.size_bytes, proof.sha256):
+                raise IntegrityError(f"{path} is not the index that was saved", None, FIX)
+        held = self._row_ids(named)
+        fragments = [f for f, _ in self.table.fragments() if f in named.fragments]
         if not fragments:
             return
         for batch in self.table.scan(["doc_id"], fragments):
@@ -117,13 +121,16 @@ class LanceHeldIds:
         return found
 
     def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
-        """Return as `Held.at`; rows that the table version lost cannot be read from it."""
+        """Return as `Held.at`; rows that the table version lost cannot be read from it.
+
+        Digests of the files are not compared, only sizes: a catch-up asks for few rows of large segments.
+        """
         rows = self._row_ids(self.manifest.segments[segment])[places]
         names = self.table.take(rows, ["doc_id"])["doc_id"].combine_chunks()
         return rows, names
 
     def dead(self, segment: int) -> Int64:
-        """Return as `Held.dead`: rows of the segment that the table version has not."""
+        """Return as `Held.dead`: rows of the segment that the table version has not; sizes are checked as in `at`."""
         named = self.manifest.segments[segment]
         live = [f for f, _ in self.table.fragments() if f in named.fragments]
         rows = [self.table.row_ids(f) for f in live]
@@ -131,17 +138,22 @@ class LanceHeldIds:
         return np.flatnonzero(~np.isin(self._row_ids(named), there))
 
     def _row_ids(self, named: LanceSegment) -> Int64:
-        """Return the row ids of a segment, sorted, from its checked files."""
-        storage, folder = self.table.storage, segment_folder(self.manifest.table, named.uuid)
-        for name, proof in named.files.items():
-            path = f"{folder}/{name}"
-            if storage.digest(path) != (proof.size_bytes, proof.sha256):
+        """Return the row ids of a segment, sorted, from files of the recorded sizes."""
+        storage, manifest = self.table.storage, self.manifest
+        for path, proof in self._files(named):
+            if storage.size(path) != proof.size_bytes:
                 raise IntegrityError(f"{path} is not the index that was saved", None, FIX)
-        held = np.sort(vector_index.row_ids(storage, self.manifest.table, named.uuid))
+        held = np.sort(vector_index.row_ids(storage, manifest.table, named.uuid))
         if len(held) != named.rows:
+            folder = segment_folder(manifest.table, named.uuid)
             what = f"{folder} holds {len(held):,} rows, its manifest says {named.rows:,}"
             raise IntegrityError(what, None, FIX)
         return held
+
+    def _files(self, named: LanceSegment) -> list[tuple[str, FileProof]]:
+        """Return path and proof of each file of a segment."""
+        folder = segment_folder(self.manifest.table, named.uuid)
+        return [(f"{folder}/{name}", proof) for name, proof in named.files.items()]
 
     def _start(self, segment: int) -> int:
         return sum(s.rows for s in self.manifest.segments[:segment])

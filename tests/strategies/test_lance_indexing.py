@@ -165,6 +165,33 @@ def test_a_catch_up_adds_a_segment_of_the_same_model_and_finds_neither_deleted_n
     assert old.search(["the text of 901"], 1)[0][0].doc_id == "d00901", "the first is as it was"
 
 
+def test_a_catch_up_hashes_only_the_segment_that_it_adds(tmp_path, monkeypatch):
+    place = Place(tmp_path, factory="IVF8_FLAT")
+    place.build()
+    old = {s.uuid for s in place.manifest().segments}
+    change(place.uri, 1, every=300)
+    honest, hashed = Storage.digest, []
+
+    def digest(storage, path):
+        hashed.append(path)
+        return honest(storage, path)
+
+    monkeypatch.setattr(Storage, "digest", digest)
+    place.catch_up()
+    (new,) = {s.uuid for s in place.manifest().segments} - old
+    named = {uuid for path in hashed for uuid in (*old, new) if uuid in path}
+    assert named == {new}
+    verify_release(
+        Catalog(place.storage, "a"),
+        place.release.id,
+        level=VECTORS,
+        sample=9,
+        resume=False,
+        stall_s=60,
+    )
+    assert {uuid for path in hashed for uuid in (*old, new) if uuid in path} == {*old, new}
+
+
 def test_above_a_tenth_of_changed_rows_the_index_is_built_again(tmp_path):
     place = Place(tmp_path, factory="IVF8_PQ")
     place.build()
