@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from reembed.catalog.index_manifest import FIX, IndexManifest
+from reembed.catalog.index_manifest import FIX, AnyManifest, IndexManifest
 from reembed.errors import IntegrityError
 from reembed.index.files import fetched, map_ids, require_fits, tombstones_of
 from reembed.index.search import Int64, SearchIndex, read
@@ -19,13 +20,10 @@ from reembed.store.storage import Storage
 _ROWS_A_BATCH = 65_536
 
 
-@dataclass(frozen=True)
-class HeldIds:
-    """Which row and document an index answers with at each position. Picklable."""
+class Held(ABC):
+    """Which row and document an index answers with at each position, as a verification reads it. Picklable."""
 
-    storage: Storage
-    path: str
-    manifest: IndexManifest
+    manifest: AnyManifest
 
     @property
     def rows(self) -> int:
@@ -38,22 +36,61 @@ class HeldIds:
         return len(self.manifest.segments)
 
     def rows_in(self, segment: int) -> int:
-        """Return the number of rows of a segment, tombstones or not."""
+        """Return the number of rows of a segment, found by a search or not."""
         return self.manifest.segments[segment].rows
 
+    def doc_ids(self, positions: list[int]) -> list[str | int]:
+        """Return the document ids at positions."""
+        ends = np.cumsum([s.rows for s in self.manifest.segments])
+        found: list[str | int] = []
+        for position in positions:
+            segment = int(np.searchsorted(ends, position, side="right"))
+            places = np.array([position - self._start(segment)])
+            found += self.at(segment, places)[1].to_pylist()
+        return found
+
+    @abstractmethod
     def key(self, segment: int) -> tuple[str, str]:
-        """Return the digests that name a segment's files: equal ones hold the same."""
+        """Return what names a segment's files by content: equal ones hold the same."""
+
+    @abstractmethod
+    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
+
+        Raises:
+            IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
+        """
+
+    @abstractmethod
+    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
+        """Return row ids [P] and document ids [P] at places of a segment, buried or not."""
+
+    @abstractmethod
+    def dead(self, segment: int) -> Int64:
+        """Return the places in a segment of rows that no search finds, sorted."""
+
+    def _start(self, segment: int) -> int:
+        return sum(s.rows for s in self.manifest.segments[:segment])
+
+
+@dataclass(frozen=True)
+class HeldIds(Held):
+    """An index of FAISS."""
+
+    storage: Storage
+    path: str
+    manifest: IndexManifest
+
+    def key(self, segment: int) -> tuple[str, str]:
+        """Return as `Held.key`: the digests of the two files."""
         named = self.manifest.segments[segment]
         return named.vectors.sha256, named.ids.sha256
 
     def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
-        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
+        """Yield as `Held.batches`.
 
         Both files of the segment are checked and mapped, not read into memory; how many vectors there are is
         what FAISS says.
-
-        Raises:
-            IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
         """
         named, start = self.manifest.segments[segment], self._start(segment)
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
@@ -72,18 +109,8 @@ class HeldIds:
                 doc_ids = some.column("doc_id").filter(pa.array(alive))
                 yield places + start, row_ids[places], doc_ids
 
-    def doc_ids(self, positions: list[int]) -> list[str | int]:
-        """Return the document ids at positions."""
-        ends = np.cumsum([s.rows for s in self.manifest.segments])
-        found: list[str | int] = []
-        for position in positions:
-            segment = int(np.searchsorted(ends, position, side="right"))
-            places = np.array([position - self._start(segment)])
-            found += self.at(segment, places)[1].to_pylist()
-        return found
-
     def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
-        """Return row ids [P] and document ids [P] at places of a segment, tombstones or not."""
+        """Return as `Held.at`."""
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
             file = self.manifest.segments[segment].ids
             found = map_ids(fetched(self.storage, self.path, Path(name), file)).take(
@@ -92,13 +119,10 @@ class HeldIds:
         return found.column("row_id").to_numpy(), found.column("doc_id")
 
     def dead(self, segment: int) -> Int64:
-        """Return the places of a segment's tombstones, sorted."""
+        """Return as `Held.dead`: the tombstones."""
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
             at = (self.storage, self.path, Path(name))
             return self._dead(at, self._start(segment), self.manifest.segments[segment].rows)
-
-    def _start(self, segment: int) -> int:
-        return sum(s.rows for s in self.manifest.segments[:segment])
 
     def _dead(self, at: tuple[Storage, str, Path], start: int, rows: int) -> Int64:
         """Return the tombstones of a segment, as positions within it."""

@@ -26,8 +26,8 @@ from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import VECTORS, Difference, DifferenceKind, VerifyReport
 from reembed.digests import Digests
 from reembed.engine.executor import HERE, Tasks
+from reembed.index.held import Held
 from reembed.lifecycle import reading
-from reembed.lifecycle.held import Held
 from reembed.lifecycle.reading import (
     HELD_LINK,
     LINK,

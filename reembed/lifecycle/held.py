@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,40 +17,10 @@ from reembed.catalog.index_manifest import (
 )
 from reembed.catalog.receipts import FileProof
 from reembed.errors import IntegrityError
-from reembed.index.held import HeldIds
+from reembed.index.held import Held, HeldIds
 from reembed.index.search import Int64
 from reembed.table import vector_index
 from reembed.table.read import TableVersion
-
-
-class Held(Protocol):
-    """An index as a verification reads it. Picklable."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that a search can find."""
-
-    @property
-    def segments(self) -> int:
-        """Number of segments."""
-
-    def rows_in(self, segment: int) -> int:
-        """Return the number of rows of a segment, found by a search or not."""
-
-    def key(self, segment: int) -> tuple[str, str]:
-        """Return what names a segment's files by content: equal ones hold the same."""
-
-    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
-        """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find."""
-
-    def doc_ids(self, positions: list[int]) -> list[str | int]:
-        """Return the document ids at positions."""
-
-    def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
-        """Return row ids [P] and document ids [P] at places of a segment, buried or not."""
-
-    def dead(self, segment: int) -> Int64:
-        """Return the places in a segment of rows that no search finds, sorted."""
 
 
 def held_by(table: TableVersion, folder: str, manifest: AnyManifest) -> Held:
@@ -62,7 +31,7 @@ def held_by(table: TableVersion, folder: str, manifest: AnyManifest) -> Held:
 
 
 @dataclass(frozen=True)
-class LanceHeldIds:
+class LanceHeldIds(Held):
     """Lance's index: the row ids of its files, and the table's document ids, which a search reads by row id.
 
     A row of a segment that the table version does not have any more is not found by a search: Lance leaves out
@@ -72,22 +41,8 @@ class LanceHeldIds:
     table: TableVersion
     manifest: LanceManifest
 
-    @property
-    def rows(self) -> int:
-        """Rows that a search can find."""
-        return self.manifest.rows
-
-    @property
-    def segments(self) -> int:
-        """Number of segments."""
-        return len(self.manifest.segments)
-
-    def rows_in(self, segment: int) -> int:
-        """Return the number of rows of a segment, deleted or not."""
-        return self.manifest.segments[segment].rows
-
     def key(self, segment: int) -> tuple[str, str]:
-        """Return the name of a segment and the digest of the file with its row ids."""
+        """Return as `Held.key`: its name, and the digest of the file with its row ids."""
         named = self.manifest.segments[segment]
         return named.uuid, named.files["auxiliary.idx"].sha256
 
@@ -110,15 +65,6 @@ class LanceHeldIds:
             places = np.minimum(np.searchsorted(held, rows), max(0, len(held) - 1))
             found = held[places] == rows
             yield places[found] + start, rows[found], batch.column("doc_id").filter(pa.array(found))
-
-    def doc_ids(self, positions: list[int]) -> list[str | int]:
-        """Return the document ids at positions."""
-        ends = np.cumsum([s.rows for s in self.manifest.segments])
-        found: list[str | int] = []
-        for position in positions:
-            segment = int(np.searchsorted(ends, position, side="right"))
-            found += self.at(segment, np.array([position - self._start(segment)]))[1].to_pylist()
-        return found
 
     def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
         """Return as `Held.at`; rows that the table version lost cannot be read from it.
@@ -154,6 +100,3 @@ class LanceHeldIds:
         """Return path and proof of each file of a segment."""
         folder = segment_folder(self.manifest.table, named.uuid)
         return [(f"{folder}/{name}", proof) for name, proof in named.files.items()]
-
-    def _start(self, segment: int) -> int:
-        return sum(s.rows for s in self.manifest.segments[:segment])

@@ -20,7 +20,7 @@ from reembed import digests
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import ROWS, Difference
 from reembed.digests import Digests
-from reembed.lifecycle.held import Held
+from reembed.index.held import Held
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, Spiller, part_of_ids
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in

@@ -22,10 +22,10 @@ from reembed.encoders import golden
 from reembed.encoders.base import Vectors
 from reembed.engine.executor import HERE, Tasks
 from reembed.engine.patience import Patience
+from reembed.index.held import Held
 from reembed.lifecycle import differences as compared
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Compared, Sides
-from reembed.lifecycle.held import Held
 from reembed.lifecycle.reading import EXAMPLES, Reading, SourceRead, TableRead
 from reembed.lifecycle.scratch import Scratch, Spill
 from reembed.source.dataset import TEXT, Source
