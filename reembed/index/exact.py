@@ -21,6 +21,7 @@ from reembed.index.search import (
     Float32,
     Float64,
     Int64,
+    best,
     checked_queries,
 )
 
@@ -82,12 +83,6 @@ class ExactSearch:
         self.ids, self.scores = best(
             np.hstack([self.ids, ids[places]]), np.hstack([self.scores, scores]), most
         )
-
-
-def best(ids: Int64, scores: Float32, k: int) -> tuple[Int64, Float32]:
-    """Return the k ids of each row [Q, .] with the highest scores; equal scores keep their order."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def exact_search(source: VectorSource, queries: Float32, k: int) -> tuple[Int64, Float32]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,17 +104,33 @@ class SearchIndex:
         """
         checked = checked_queries(queries, self.dim, k)
         scores, positions = self.faiss_index.search(checked, int(k))
-        if positions[:, -1:].min(initial=0) < 0:  # rows ran out
-            scores[positions < 0] = -np.inf
-        return positions, scores
+        if not positions[:, -1:].min(initial=0) < 0:
+            return positions, scores
+        scores[positions < 0] = -np.inf
+        search = partial(self._nearest_in_lists, k=int(k))
+        return until_filled((positions, scores), search, checked, self.rows, self.lists)
 
-    def lists_near(self, queries: Float32) -> Lists | None:
-        """Return the lists that a search for queries [Q, D] looks into; None if the index has none."""
+    def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:
+        lists = self.lists_near(queries, nprobe)
+        positions, scores = self.candidates(queries, self.num_candidates(k), lists)
+        if not self.rescores:
+            return positions, scores
+        return best(
+            positions, np.where(positions < 0, -np.inf, self.rescored(queries, positions)), k
+        )
+
+    @property
+    def lists(self) -> tuple[int, int]:
+        """How many lists a search looks into, and how many there are."""
+        return (0, 0) if self._ivf is None else (int(self._ivf.nprobe), int(self._ivf.nlist))
+
+    def lists_near(self, queries: Float32, nprobe: int) -> Lists | None:
+        """Return the `nprobe` lists that are nearest to queries [Q, D]; None if the index has no lists."""
         if self._ivf is None:
             return None
         for number in range(self._transforms.size() if self._transforms else 0):
             queries = self._transforms.at(number).apply(queries)
-        scores, lists = self._ivf.quantizer.search(queries, self._ivf.nprobe)
+        scores, lists = self._ivf.quantizer.search(queries, nprobe)
         return Lists(queries, lists, scores)
 
     def num_candidates(self, k: int) -> int:
@@ -125,10 +142,18 @@ class SearchIndex:
         if lists is None:
             scores, positions = self._base.search(queries, n)
         else:
-            scores, positions = self._ivf.search_preassigned(
-                lists.queries, n, lists.numbers, lists.scores
-            )
+            positions, scores = self._in_lists(lists, n)
         scores[positions < 0] = -np.inf
+        return positions, scores
+
+    def _in_lists(self, lists: Lists, n: int) -> tuple[Int64, Float32]:
+        """FAISS's Python method searches only as many lists as the operating point says."""
+        asked, nprobe = lists.numbers.shape
+        positions, scores = np.empty((asked, n), np.int64), np.empty((asked, n), np.float32)
+        given = [np.ascontiguousarray(a) for a in (lists.queries, lists.numbers, lists.scores)]
+        x, numbers, near, to, at = map(faiss.swig_ptr, (*given, scores, positions))
+        params = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+        self._ivf.search_preassigned_c(asked, x, n, numbers, near, to, at, False, params)
         return positions, scores
 
     @property
@@ -166,6 +191,40 @@ class Lists:
     numbers: Int64
     """[Q, nprobe]."""
     scores: Float32
+
+
+def best(ids: Int64, scores: Float32, k: int) -> tuple[Int64, Float32]:
+    """Return the k ids of each row [Q, .] with the highest scores; equal scores keep their order."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def until_filled(
+    found: tuple[Int64, Float32],
+    search: Callable[[Float32, int], tuple[Int64, Float32]],
+    queries: Float32,
+    rows: int,
+    lists: tuple[int, int],
+) -> tuple[Int64, Float32]:
+    """Return positions [Q, K] and scores [Q, K] after a search that found fewer than K for some queries [Q, D].
+
+    Those are searched again in twice as many lists each time, until they have K or all `rows` that there are.
+
+    Args:
+        found: positions and scores of the first search; written to.
+        search: searches queries in so many lists.
+        rows: rows that can be found.
+        lists: how many the first search looked into, and how many there are.
+    """
+    positions, scores = found
+    enough, (nprobe, most) = min(positions.shape[1], rows), lists
+    while nprobe < most and enough:
+        short = np.flatnonzero(positions[:, enough - 1] < 0)
+        if not len(short):
+            break
+        nprobe = min(2 * nprobe, most)
+        positions[short], scores[short] = search(queries[short], nprobe)
+    return positions, scores
 
 
 def write(faiss_index: Any, path: Path) -> None:

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
-from reembed.index.exact import best
-from reembed.index.search import Answer, Float32, Int64, SearchIndex, require_k
+from reembed.index.search import Answer, Float32, Int64, SearchIndex, best, require_k
 from reembed.index.sharded import ShardedIndex
 
 _NONE = np.empty(0, np.int64)

@@ -10,12 +10,12 @@ Shapes: N vectors in all shards, D dimensions, Q queries, C candidates, K result
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from reembed.index.exact import best
-from reembed.index.search import Float32, Int64, SearchIndex, checked_queries
+from reembed.index.search import Float32, Int64, SearchIndex, best, checked_queries, until_filled
 
 
 class ShardedIndex:
@@ -36,14 +36,19 @@ class ShardedIndex:
     def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return positions [Q, K] and scores [Q, K], and raise errors, as `SearchIndex.nearest`."""
         checked = checked_queries(queries, self.dim, k)
-        positions, scores = self.candidates(checked, self.shards[0].num_candidates(int(k)))
+        search = partial(self._nearest_in_lists, k=int(k))
+        lists = self.shards[0].lists
+        return until_filled(search(checked, lists[0]), search, checked, self.rows, lists)
+
+    def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:
+        positions, scores = self.candidates(queries, self.shards[0].num_candidates(k), nprobe)
         if not self.shards[0].rescores:
             return positions, scores
-        return best(positions, self.rescored(checked, positions), int(k))
+        return best(positions, self.rescored(queries, positions), k)
 
-    def candidates(self, queries: Float32, n: int) -> tuple[Int64, Float32]:
+    def candidates(self, queries: Float32, n: int, nprobe: int) -> tuple[Int64, Float32]:
         """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
-        lists = self.shards[0].lists_near(queries)
+        lists = self.shards[0].lists_near(queries, nprobe)
         found = [shard.candidates(queries, n, lists) for shard in self.shards]
         placed = [
             np.where(p < 0, p, p + start) for (p, _), start in zip(found, self._starts, strict=True)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed.errors import IntegrityError
-from reembed.index.exact import EXACT_K, best, recalls
-from reembed.index.search import RECALL_K, Float32, Float64, Int64, SearchIndex
+from reembed.index.exact import EXACT_K, recalls
+from reembed.index.search import RECALL_K, Float32, Float64, Int64, SearchIndex, best
 
 _SMALL = 50_000
 """Rows that a full scan searches as fast as anything; see `train.choose_factory`."""

@@ -8,14 +8,17 @@ Shapes: Q queries, D dimensions, K results.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX, LanceManifest
 from reembed.errors import IntegrityError
-from reembed.index.search import Answer, Float32, Int64, checked_queries
+from reembed.index.search import Answer, Float32, Int64, checked_queries, until_filled
 from reembed.table.read import TableVersion
 from reembed.table.vector_index import find, segments_of
+from reembed.table.vector_model import Kind
 
 
 class LanceIndex:
@@ -25,11 +28,11 @@ class LanceIndex:
     """Candidates are scored again by the table's own vectors."""
 
     def __init__(
-        self, table: TableVersion, *, rows: int, metric: str, point: dict[str, int]
+        self, table: TableVersion, *, rows: int, lists: int, metric: str, point: dict[str, int]
     ) -> None:
         """Take the version that has the index, and the operating point: nprobe and perhaps k_factor."""
         self.table, self.rows, self.dim = table, rows, table.dim
-        self._metric, self._point = metric, point
+        self._lists, self._metric, self._point = lists, metric, point
 
     @classmethod
     def open(cls, table: TableVersion, folder: str, manifest: LanceManifest) -> LanceIndex:
@@ -49,11 +52,15 @@ class LanceIndex:
                 why = f"it has {size} bytes, its manifest says {proof.size_bytes:,}"
                 raise IntegrityError(f"{path} is not the index that was saved", why, FIX)
         point = manifest.operating_point
-        return cls(table, rows=manifest.rows, metric=manifest.metric, point=point)
+        kind = Kind.named(manifest.factory)
+        assert kind is not None  # a build wrote it
+        return cls(table, rows=manifest.rows, lists=kind.lists, metric=manifest.metric, point=point)
 
     def operating_at(self, point: dict[str, int]) -> LanceIndex:
         """Return the same index at another operating point."""
-        return LanceIndex(self.table, rows=self.rows, metric=self._metric, point=point)
+        return LanceIndex(
+            self.table, rows=self.rows, lists=self._lists, metric=self._metric, point=point
+        )
 
     def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
         """Return row ids, scores and document ids of the k best rows of each query.
@@ -62,22 +69,32 @@ class LanceIndex:
             UsageError, SpaceMismatch, EncoderError: as `SearchIndex.nearest`.
         """
         checked = checked_queries(queries, self.dim, k)
-        rows = np.full((len(checked), k), -1, np.int64)
-        scores = np.full((len(checked), k), -np.inf, np.float32)
         names: dict[int, str | int] = {}
-        if len(checked):
-            nprobe, k_factor = self._point["nprobe"], self._point.get("k_factor")
-            found = find(self.table, checked, k, nprobe, k_factor)
-            query = found["query_index"].to_numpy()
-            order = np.lexsort((found["_distance"].to_numpy(), query))
-            query, ids = query[order], found["_rowid"].to_numpy().astype(np.int64)[order]
-            place = np.arange(len(query)) - np.searchsorted(query, query)
-            rows[query, place] = ids
-            scores[query, place] = 1 - found["_distance"].to_numpy()[order]
-            if self._metric == "cosine":
-                scores *= np.linalg.norm(checked, axis=1)[:, None]
-            names = dict(zip(found["_rowid"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
+        search = partial(self._nearest, k=k, names=names)
+        nprobe = self._point["nprobe"]
+        found = search(checked, nprobe)
+        rows, scores = until_filled(found, search, checked, self.rows, (nprobe, self._lists))
         return Answer(rows, scores, lambda at: [names[row] for row in at.tolist()])
+
+    def _nearest(
+        self, queries: Float32, nprobe: int, k: int, names: dict[int, str | int]
+    ) -> tuple[Int64, Float32]:
+        """Return row ids [Q, K] and scores [Q, K]; note the document ids of the rows."""
+        rows = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        if not len(queries):
+            return rows, scores
+        found = find(self.table, queries, k, nprobe, self._point.get("k_factor"))
+        query = found["query_index"].to_numpy()
+        order = np.lexsort((found["_distance"].to_numpy(), query))
+        query, ids = query[order], found["_rowid"].to_numpy().astype(np.int64)[order]
+        place = np.arange(len(query)) - np.searchsorted(query, query)
+        rows[query, place] = ids
+        scores[query, place] = 1 - found["_distance"].to_numpy()[order]
+        if self._metric == "cosine":
+            scores *= np.linalg.norm(queries, axis=1)[:, None]
+        names.update(zip(found["_rowid"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
+        return rows, scores
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out."""

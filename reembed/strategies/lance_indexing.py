@@ -36,9 +36,9 @@ from reembed.config.settings import Config
 from reembed.errors import IntegrityError
 from reembed.index import build as index
 from reembed.index import files as index_store
-from reembed.index.exact import EXACT_K, ExactSearch, best, checked_batches
+from reembed.index.exact import EXACT_K, ExactSearch, checked_batches
 from reembed.index.grow import DELTAS, is_outgrown
-from reembed.index.search import RECALL_K, Float32, Int64
+from reembed.index.search import RECALL_K, Float32, Int64, best
 from reembed.index.tune import Tuned, first_to_reach, most_lists
 from reembed.serving.lance_index import LanceIndex
 from reembed.space import sha256_of
@@ -255,7 +255,9 @@ def _tuned(
     target = job.config.index.ann_recall
     model = _model(job, prepared.model)
     queries = _queries(job, prepared)
-    opened = LanceIndex(table, rows=table.rows, metric=model.metric, point={})
+    opened = LanceIndex(
+        table, rows=table.rows, lists=model.kind.lists, metric=model.metric, point={}
+    )
     whole = model.kind.codes == "FLAT"
     tuned = first_to_reach(
         lambda point: opened.operating_at(point).search(queries, RECALL_K),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline, Silent
@@ -203,6 +204,23 @@ def test_above_a_tenth_of_changed_rows_the_index_is_built_again(tmp_path):
     assert manifest.model == model, "most vectors are those that it was trained on"
     assert manifest.buried == 0
     assert sorted(place.held()) == sorted(place.rows())
+
+
+def test_a_search_for_more_than_its_lists_hold_finds_k_rows(tmp_path):
+    place = Place(tmp_path, factory="IVF64_PQ", shard_rows=10_000)
+    place.build()
+    lance.dataset(place.uri).delete("doc_id < 'd00100'")
+    place.catch_up()
+    nprobe = place.manifest().operating_point["nprobe"]
+    assert nprobe < 32
+    queries = place.table().sample(5, seed=1)
+    for k in (2_000, DOCUMENTS):
+        found, scores = place.opened().index.search(queries, k)
+        most = min(k, DOCUMENTS - 100)
+        assert all(len(set(row[:most].tolist())) == most for row in found)
+        assert (found[:, :most] >= 0).all()
+        assert (found[:, most:] == -1).all()
+        assert (np.diff(scores[:, :most]) <= 1e-6).all()
 
 
 def test_documents_that_only_left_need_no_new_segment(tmp_path):
