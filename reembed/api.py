@@ -284,7 +284,8 @@ def catch_up(
         retry_dead_letters: try documents without a vector again.
 
     Raises:
-        Conflict: live was rolled back to older documents of its model, before or meanwhile.
+        Conflict: live was rolled back to older documents of its model, before or meanwhile, or another model
+            went live meanwhile; what was built stays.
         SourceError: the source cannot be read.
         RunFailed: the pass stopped; the same call resumes it.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -154,10 +154,14 @@ def _first_promotion(release: str) -> str:
     return f"reembed promote {release} --initial --reason 'the first release'"
 
 
-def _waiting(status: Status) -> list[tuple[str | None, str]]:
-    """Return verdict and id of each candidate, oldest first, but no older build of what is live."""
-    waiting = [(c.verdict, c.release) for c in status.older_candidates if not c.superseded]
-    return waiting + [(c.verdict, c.release.id) for c in status.candidates if not c.superseded]
+def _waiting(status: Status) -> Iterator[tuple[str | None, str, str]]:
+    """Yield verdict, id and line of each candidate, oldest first, but no older build of what is live."""
+    for old in status.older_candidates:
+        if not old.superseded:
+            yield old.verdict, old.release, old.origin
+    for c in status.candidates:
+        if not c.superseded:
+            yield c.verdict, c.release.id, c.release.origin
 
 
 def _after_live(status: Status) -> str:
@@ -169,13 +173,13 @@ def _after_live(status: Status) -> str:
 
 
 def _after_candidates(status: Status) -> str:
-    waiting = _waiting(status)
+    waiting = list(_waiting(status))
     if not waiting:
         return _after_live(status)
     if not status.live:
         return _first_promotion(status.candidates[-1].release.id)
-    left = status.rolled_back.release if status.rolled_back else None
-    by_verdict = {verdict: release for verdict, release in waiting if release != left}
+    left = status.rolled_back.origin if status.rolled_back else None
+    by_verdict = {verdict: release for verdict, release, line in waiting if line != left}
     if not by_verdict:
         return "reembed history"
     if "pass" in by_verdict:

@@ -47,6 +47,8 @@ class OlderCandidate:
     """A candidate whose record is not read: its id, and what listings say of it."""
 
     release: str
+    origin: str
+    """The first release of its line."""
     verdict: str | None
     superseded: bool = False
 
@@ -56,6 +58,8 @@ class RolledBack:
     """What was rolled back from since the last promotion."""
 
     release: str
+    origin: str
+    """The first release of its line: a catch-up may have gone on with it."""
     at: str
     reason: str | None
 
@@ -185,7 +189,7 @@ def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
     if (found := catalog.rolled_back(live)) is None:
         return None
     step, undone = found
-    return RolledBack(undone.release.id, step.at, step.grounds.reason)
+    return RolledBack(undone.release.id, undone.release.origin, step.at, step.grounds.reason)
 
 
 def _superseded(known: list[RunEntry], live: AliasRecord | None) -> set[str]:
@@ -217,7 +221,7 @@ def _older(
 ) -> OlderCandidate:
     found = _with_live(entry, live, compared)
     verdict = found.verdict(catalog) if found else None
-    return OlderCandidate(entry.id, verdict, entry.origin in superseded)
+    return OlderCandidate(entry.id, entry.origin, verdict, entry.origin in superseded)
 
 
 def _candidate(

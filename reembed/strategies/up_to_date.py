@@ -100,7 +100,8 @@ def catch_up_and_follow(
     """Bring live, previous or a release by id up to date; live moves on to the result.
 
     Raises:
-        Conflict: live was rolled back to older documents of its model, before or meanwhile.
+        Conflict: live was rolled back to older documents of its model, before or meanwhile, or another model
+            went live meanwhile; what was built stays.
     """
     began, asked = catalog.live(), named(catalog, which)
     newest = newest_of(catalog, asked)
@@ -113,6 +114,12 @@ def catch_up_and_follow(
     serves = before is not None and before.release.origin == newest.origin
     if serves:
         newest = follow(catalog, newest, decided_on=began, emit=steps).release
+    elif which == "live" and before is not None:
+        raise Conflict(
+            f"{catalog.alias} was moved to {before.release.id} meanwhile, which was not caught up",
+            f"{newest.id} continues what was live before, and is kept",
+            "reembed catch-up live",
+        )
     return CaughtUp(
         alias=catalog.alias,
         before=asked.id,

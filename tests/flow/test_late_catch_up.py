@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lance
 import pyarrow as pa
@@ -12,6 +13,7 @@ from releases import index_file
 
 from reembed import api
 from reembed.catalog.releases import Catalog
+from reembed.cli import paste
 from reembed.engine import ray_executor
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.lifecycle import candidates, promote
@@ -110,6 +112,38 @@ def test_a_catch_up_of_live_does_not_undo_a_rollback_within_its_line(
     named = refused.value.fix.split("  ")[0].removeprefix("reembed catch-up ")
     assert api.catch_up(config, named, emit=quiet).serves
     assert catalog.require_live().release.rows == 62
+
+
+def test_a_catch_up_of_live_fails_if_it_is_rolled_back_to_another_model_meanwhile_and_is_not_what_comes_next(
+    corpus, make_config, quiet, monkeypatch
+):
+    source = corpus(60)
+    config, other = make_config(source), make_config(source, encoder={"model": "hashing:32"})
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    first = full_rebuild(other, quiet, executor=Inline())
+    promote.promote(catalog, first.id, initial_reason="a test")
+    second = full_rebuild(config, quiet, executor=Inline())
+    promote.promote(catalog, second.id, force_reason="a test")
+    put(source, "a")
+
+    class RolledBackMeanwhile(Inline):
+        def embed(self, *given):
+            super().embed(*given)
+            promote.rollback(catalog, reason="it is worse")
+
+    monkeypatch.setattr(ray_executor, "RayExecutor", RolledBackMeanwhile)
+    with pytest.raises(Conflict, match=f"was moved to {first.id} meanwhile") as refused:
+        api.catch_up(config, "live", emit=quiet)
+    assert catalog.require_live().release.id == first.id
+    grown = catalog.releases()[-1]
+    assert grown.origin == second.id != grown.id
+    assert grown.id in str(refused.value)
+    passing = SimpleNamespace(verdict="pass", superseded=False, release=grown)
+    found = replace(api.status(config), candidates=(passing,))
+    assert found.rolled_back.release == second.id
+    assert paste.after_status(found) == ["reembed history"]
+    monkeypatch.setattr(ray_executor, "RayExecutor", Inline)
+    assert api.catch_up(other, "live", emit=quiet).serves
 
 
 def test_a_rollback_to_the_newest_documents_of_a_line_is_no_reason_to_refuse_a_catch_up(
