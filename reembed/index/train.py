@@ -123,18 +123,27 @@ def require_factory(factory: str, dim: int) -> None:
         _empty(factory, dim)
 
 
-def _sample(source: VectorSource, factory: str) -> Any:
-    """Return float32 [., D] to train on: 64 vectors a list as far as memory allows, at least 39."""
-    lists = lists_of(factory)
-    rows = rows_trained_on(factory, source.rows, source.dim)
-    if rows < LEAST_PER_LIST * lists:
-        fit = 2 ** int(math.log2(max(1, rows // LEAST_PER_LIST)))
+def require_trainable(factory: str, rows: int, dim: int) -> None:
+    """Check that N vectors are enough to train the lists of a factory string.
+
+    Raises:
+        UsageError: they are not.
+    """
+    lists, read = lists_of(factory), rows_trained_on(factory, rows, dim)
+    if read < LEAST_PER_LIST * lists:
+        fit = 2 ** int(math.log2(max(1, read // LEAST_PER_LIST)))
         smaller = f"index.factory={factory.replace(f'IVF{lists}', f'IVF{fit}')}"
         raise UsageError(
-            f"index.factory {factory!r} does not fit {source.rows:,} vectors",
-            f"{lists:,} lists are trained on at least {LEAST_PER_LIST * lists:,} vectors, {rows:,} can be read",
+            f"index.factory {factory!r} does not fit {rows:,} vectors",
+            f"{lists:,} lists are trained on at least {LEAST_PER_LIST * lists:,} vectors, {read:,} can be read",
             f"reembed run --set {shlex.quote(smaller)}     # or auto",
         )
+
+
+def _sample(source: VectorSource, factory: str) -> Any:
+    """Return float32 [., D] to train on: 64 vectors a list as far as memory allows, at least 39."""
+    require_trainable(factory, source.rows, source.dim)
+    rows = rows_trained_on(factory, source.rows, source.dim)
     sample = np.ascontiguousarray(source.sample_ranges(rows, seed=0), dtype=np.float32)
     check_vectors(sample, source.dim)
     return sample

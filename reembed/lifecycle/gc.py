@@ -320,7 +320,8 @@ def _is_gone(catalog: Catalog, release: Release) -> bool:
 
 
 def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
-    size = sum(o.size for o in _files_below(catalog, f"{release.index}/"))
+    storage, files = catalog.storage, _files_below(catalog, f"{release.index}/")
+    size = sum(o.size for o in files if not storage.is_shared(o.path))
     table = sum(o.size for o in _files_below(catalog, f"{release.table}/")) if whole else 0
     return Removable(
         release.id,

@@ -22,6 +22,7 @@ class Removable:
     why: str
     index: str
     index_bytes: int
+    """What goes for certain: files that other releases of its line share stay."""
     table: str
     table_version: int
     whole_table: bool

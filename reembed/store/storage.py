@@ -280,6 +280,10 @@ class Storage:
         pages = obstore.list(self.store, prefix)
         return sorted((o["path"], o["size"]) for page in pages for o in page)
 
+    def is_shared(self, path: str) -> bool:
+        """Return whether other paths lead to the same local file, so that deleting this one frees nothing."""
+        return not is_remote(self.root) and os.stat(self.uri(path)).st_nlink > 1
+
     def names(self, folder: str, after: str = "") -> list[str]:
         """Return the sorted names of the objects below a folder; only those after `after`, if given."""
         offset = f"{folder}{after}" if after else None

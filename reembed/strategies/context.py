@@ -28,7 +28,7 @@ from reembed.events import (
 from reembed.source.dataset import Source
 from reembed.strategies import preflight
 from reembed.strategies.index_kind import resolved as with_index_kind
-from reembed.strategies.index_tasks import require_index_fits
+from reembed.strategies.index_tasks import IndexTasks, Vectors, factory_for
 from reembed.table import write as table
 from reembed.table.read import TableVersion
 from reembed.table.seal import SealedTable
@@ -64,20 +64,23 @@ def running(
     """Check rights and room, then connect the executor and handle signals during the block.
 
     Raises:
-        UsageError, RunFailed: a folder cannot be written to, or the disk or every node is too small.
+        UsageError, RunFailed: a folder cannot be written to, the index cannot be trained on so few vectors, or
+            the disk or every node is too small.
         Interrupted: a signal came.
     """
     source = Source(plan.source, config.stores.source)
     preflight.require_rights(run.storage, plan)
     preflight.require_room(run, plan, source, emit)
+    config = with_index_kind(config, plan, emit)
+    # A catch-up usually grows the index of its base; where all is embedded, it is asked before the build.
+    embeds = plan.base is None and len(run.staged()) < len(plan.units)
+    vectors = Vectors(plan.rows, plan.space.dim)
+    factory = factory_for(config.index, vectors.rows, vectors.dim) if embeds else ""
     emit(Working(f"starting {executor.where}"))
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
-        config = with_index_kind(config, plan, emit)
-        # A catch-up usually grows the index of its base; where all is embedded, it is asked before the build.
-        embeds = len(run.staged()) < len(plan.units)
-        if plan.base is None and embeds:
-            require_index_fits(config, plan.rows, plan.space.dim, connected, emit)
+        if embeds:
+            IndexTasks.of(config, factory, vectors, connected).require_nodes(connected, emit)
         emit = to_all(emit, connected.metrics(plan.alias, run.id))
         yield RunContext(run, plan, source, config, connected, emit, stop)
 

@@ -10,13 +10,13 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from reembed.config.settings import Config
+from reembed.config.settings import Config, IndexConfig
 from reembed.engine.executor import Executor, Needs
 from reembed.errors import UsageError
 from reembed.events import Listener, Notice
 from reembed.index.factories import is_filled_on_gpu, kind_of
 from reembed.index.grow import most_in_delta
-from reembed.index.train import factory_of
+from reembed.index.train import factory_of, require_trainable
 from reembed.planning.sizing import IndexSize, size_of
 from reembed.store.storage import readable
 from reembed.table import vector_model
@@ -40,7 +40,7 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True)
-class Planned:
+class Vectors:
     """The vectors that a run will have."""
 
     rows: int
@@ -131,15 +131,17 @@ class IndexTasks:
             )
 
 
-def require_index_fits(
-    config: Config, rows: int, dim: int, executor: Executor, emit: Listener
-) -> None:
-    """Refuse an index of these settings that fits no node, as `IndexTasks.require_nodes`."""
-    if config.index.kind == "lance":
-        factory = vector_model.kind_of(config.index.factory, rows, dim).name
-    else:
-        factory = factory_of(config.index, rows, dim)
-    IndexTasks.of(config, factory, Planned(rows, dim), executor).require_nodes(executor, emit)
+def factory_for(settings: IndexConfig, rows: int, dim: int) -> str:
+    """Return the factory string, with all sizes, that the settings mean for N vectors of D dimensions.
+
+    Raises:
+        UsageError: such an index cannot be trained on so few vectors.
+    """
+    if settings.kind == "lance":
+        return vector_model.kind_of(settings.factory, rows, dim).name
+    factory = factory_of(settings, rows, dim)
+    require_trainable(factory, rows, dim)
+    return factory
 
 
 def _does_not_fit(

@@ -102,6 +102,30 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
     assert again == release
 
 
+def test_what_gc_says_it_frees_of_an_index_is_what_the_disk_has_more_of(corpus, make_config, quiet):
+    source = corpus(300)
+    config = make_config(source, storage={"keep": 1})
+    catalog = catalog_of(config)
+    release = full_rebuild(config, quiet, executor=Inline())
+    promote(catalog, release.id, initial_reason="a test")
+    for text in ("'one'", "'two'"):
+        lance.dataset(source).update({"text": text}, where="doc_id = 'd00003'")
+        release = catch_up(config, release, quiet, executor=Inline())
+        catalog.append(catalog.live(), "catch-up", release)
+    (removable, *_) = gc.plan(catalog, 1).remove
+    before = on_disk(config.storage.root)
+    files = catalog.storage.objects(f"{removable.index}/")
+    catalog.storage.delete_tree(f"{removable.index}/")
+    assert before - on_disk(config.storage.root) == removable.index_bytes
+    assert removable.index_bytes < sum(size for _, size in files)
+
+
+def on_disk(root):
+    """Bytes of all files, of several links to one file once."""
+    stats = [p.lstat() for p in Path(root).rglob("*") if p.is_file()]
+    return sum({s.st_ino: s.st_size for s in stats}.values())
+
+
 def test_a_candidate_outlives_a_catch_up_of_what_is_live(corpus, make_config, quiet):
     source = corpus(120)
     catalog = catalog_of(make_config(source))

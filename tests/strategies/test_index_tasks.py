@@ -16,12 +16,13 @@ from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.engine.executor import ONE_CPU, Needs
 from reembed.errors import UsageError
+from reembed.events import Listener
 from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
-from reembed.strategies.index_tasks import IndexTasks, Planned, needs_to_grow, require_index_fits
+from reembed.strategies.index_tasks import IndexTasks, Vectors, factory_for, needs_to_grow
 
 GIB = 2**30
 
@@ -51,11 +52,17 @@ def config(index: dict[str, Any]) -> Config:
     )
 
 
+def require_index_fits(settings: Config, rows: int, dim: int, node: Node, emit: Listener) -> None:
+    """As a run asks."""
+    factory = factory_for(settings.index, rows, dim)
+    IndexTasks.of(settings, factory, Vectors(rows, dim), node).require_nodes(node, emit)
+
+
 def tasks_of(index: dict[str, Any], node: Node) -> IndexTasks:
     """Those of 10 million vectors of 768 dimensions."""
     settings = config(index)
     factory = factory_of(settings.index, 10**7, 768)
-    return IndexTasks.of(settings, factory, Planned(10**7, 768), node)
+    return IndexTasks.of(settings, factory, Vectors(10**7, 768), node)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +113,28 @@ def test_a_run_is_refused_before_it_embeds(
     (run,) = find_runs(Storage.open(settings.storage.root))
     assert not run.staged()
     full_rebuild(settings, quiet, executor=Node(GIB))
+
+
+@pytest.mark.parametrize(
+    "index", [{"factory": "IVF65536,Flat"}, {"kind": "lance", "factory": "IVF64_FLAT"}]
+)
+def test_lists_that_cannot_be_trained_on_so_few_documents_are_refused_before_it_starts_ray(
+    index: dict[str, Any],
+    corpus: Callable[..., str],
+    make_config: Callable[..., Config],
+    quiet: Quiet,
+) -> None:
+    settings = make_config(source := corpus(40), index=index)
+    with pytest.raises(UsageError, match="does not fit"):
+        full_rebuild(settings, quiet, executor=NotStarted())
+    (run,) = find_runs(Storage.open(settings.storage.root))
+    assert not run.staged()
+    full_rebuild(make_config(source), quiet, executor=Inline())
+
+
+class NotStarted(Inline):
+    def connected(self, config: Config) -> Any:
+        raise AssertionError("Ray was started")
 
 
 class Asked(Node):
@@ -197,20 +226,20 @@ def test_cpus_and_memory_are_asked_of_the_same_node() -> None:
     wide = wide.model_copy(
         update={"embed": wide.embed.model_copy(update={"actors": 64, "cpus_per_actor": 1})}
     )
-    tasks = IndexTasks.of(wide, wide.index.factory, Planned(10**7, 768), Unlike())
+    tasks = IndexTasks.of(wide, wide.index.factory, Vectors(10**7, 768), Unlike())
     assert tasks.fill.memory > 4 * GIB
     assert (tasks.train.cpus, tasks.fill.cpus) == (8, 8)
 
 
 def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions() -> None:
-    factory, table = "IVF65536,PQ384x4fs,Refine(SQ8)", Planned(10**9, 768)
+    factory, table = "IVF65536,PQ384x4fs,Refine(SQ8)", Vectors(10**9, 768)
     settings = config({"factory": factory})
     shard = size_of(factory, 5 * 10**6, 768, 5 * 10**6)
     assert shard is not None
     asked = needs_to_grow(settings, factory, table, Node(64 * GIB))
     assert asked.memory == shard.fill + 9 * 10**9
     assert needs_to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
-    small = needs_to_grow(settings, factory, Planned(10**6, 768), Node(64 * GIB))
+    small = needs_to_grow(settings, factory, Vectors(10**6, 768), Node(64 * GIB))
     assert small.memory < shard.fill
 
 
