@@ -16,6 +16,7 @@ from reembed.catalog.reports import Difference
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.digests import digest
+from reembed.engine.executor import HERE
 from reembed.engine.patience import Patience
 from reembed.index.held import HeldIds
 from reembed.lifecycle import grown, reading, verify
@@ -303,6 +304,21 @@ def test_a_source_version_that_is_gone_or_a_change_of_most_rows_compares_everyth
     monkeypatch.setattr(grown, "MOST", 0.01)
     with pytest.raises(CompareAll, match="rows moved"):
         verify_new(subject, before, scratch)
+
+
+def test_partitions_hold_what_moved_and_not_the_segments_that_are_shared(line, monkeypatch):
+    subject, before, scratch = line
+    monkeypatch.setattr(verify, "PARTITION_ROWS", 10)
+
+    def parts(index):
+        growth = grown._Growth(dataclasses.replace(subject, index=index), before, scratch, HERE)
+        moved = max(growth.table.rows, growth.source.rows)
+        return growth.reading.parts, verify.parts_of(moved)
+
+    shared, of_what_moved = parts(before.index)
+    assert shared == of_what_moved
+    built_again, _ = parts(subject.index)
+    assert built_again == verify.parts_of(subject.index.rows)
 
 
 def test_partitions_and_pieces_of_any_size_give_the_same(line, monkeypatch):
