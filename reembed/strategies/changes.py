@@ -252,11 +252,13 @@ class _Rows:
             kind = table.dataset().schema.field("doc_id").type
             ids = pa.chunked_array([c for name in names for c in name.cast(kind).chunks], kind)
             wanted["doc_id"] = ids.combine_chunks()
-        found = table.matching(wanted)
-        row_ids = found["_rowid"].to_numpy().astype(np.int64)
-        rows = table.take(row_ids, ["doc_id", "text_hash", *carry])
-        rows = rows.append_column("_rowid", pa.array(row_ids))
-        of_fragment = (found["_rowaddr"].to_numpy() >> 32).astype(np.int64)
+        rows = table.matching(wanted, ["doc_id", "text_hash"])
+        of_fragment = (rows["_rowaddr"].to_numpy() >> 32).astype(np.int64)
+        rows = rows.drop_columns(["_rowaddr"])
+        if carry:
+            held = table.take(rows["_rowid"].to_numpy().astype(np.int64), carry)
+            for name in carry:
+                rows = rows.append_column(name, held[name])
         read = cls._read([(0, rows)], "text_hash", lambda hashes: b"".join(hashes.to_pylist()))
         return replace(read, fragments=of_fragment)
 

@@ -24,7 +24,6 @@ from reembed.store.storage import Storage
 _BATCH_ROWS = 8_192
 DELETIONS = "_deletions/"
 INDICES = "_indices/"
-_SCHEMA = pa.schema({"_rowid": pa.uint64(), "_rowaddr": pa.uint64()})
 _RANGE_ROWS = 1_024
 _READ_AHEAD = 2
 """Batches and fragments."""
@@ -271,20 +270,20 @@ class TableVersion:
         )
         return scanner.to_table()
 
-    def matching(self, values: Mapping[str, pa.Array]) -> pa.Table:
-        """Return _rowid and _rowaddr of the rows with one of these values in one of these columns.
+    def matching(self, values: Mapping[str, pa.Array], columns: list[str]) -> pa.Table:
+        """Return the rows with one of these values in one of its columns: `columns`, _rowid and _rowaddr.
 
-        These columns are read of all rows, in bounded batches.
+        `columns`, which include those with values, are read of all rows, in bounded batches.
         """
-        found = [_SCHEMA.empty_table()]
         scanner = self.dataset().scanner(
-            columns=list(values), with_row_id=True, with_row_address=True, scan_in_order=True
+            columns=columns, with_row_id=True, with_row_address=True, scan_in_order=True
         )
+        found = [scanner.projected_schema.empty_table()]
         for batch in scanner.to_batches():
             hits = [pc.is_in(batch.column(name), one) for name, one in values.items()]
             mask = functools.reduce(pc.or_, hits)
             if mask.true_count:
-                found.append(pa.Table.from_batches([batch]).select(_SCHEMA.names).filter(mask))
+                found.append(pa.Table.from_batches([batch]).filter(mask))
         return pa.concat_tables(found)
 
     def at(self, places: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
