@@ -38,6 +38,8 @@ class Built:
     release: Release
     live: Release | None
     """The live release, which a build does not change; None if nothing is live."""
+    judged: bool = True
+    """Whether a comparison with it has judged queries."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed run --json` prints: the release's record, and what is live."""
@@ -126,11 +128,15 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
         RunFailed, NoCapacity, Interrupted: the run stopped; the same call resumes it.
         Conflict: another process drives the run.
     """
+    from reembed.evaluation import terms
     from reembed.strategies.full_rebuild import full_rebuild
 
     release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
-    live = _catalog_of(config).live()
-    return Built(release, live.release if live else None)
+    catalog = _catalog_of(config)
+    if (live := catalog.live()) is None:
+        return Built(release, None)
+    judged = terms.has_queries(catalog, live.release, release, config.gate)
+    return Built(release, live.release, judged)
 
 
 def status(config: Config) -> Status:

@@ -127,13 +127,15 @@ def _is_configured(r: Imported) -> bool:
         return False
 
 
-def after_run(release: Release, live: Release | None) -> str:
-    """Return the command that follows a build, given what is live."""
+def after_run(release: Release, live: Release | None, *, judged: bool) -> str:
+    """Return the command that follows a build, given what is live and whether judged queries are named."""
+    from reembed.evaluation.report import to_compare
+
     if live is None:
         return _first_promotion(release.id)
     if live.origin == release.origin:
         return "reembed status"
-    return f"reembed compare --candidate {release.id}"
+    return to_compare(release.id, judged=judged)
 
 
 def after_status(status: Status) -> list[str]:

@@ -95,7 +95,7 @@ def _tune(r: Tuned) -> Lines:
 def _run(r: Built) -> Lines:
     new = r.release
     yield f"release {new.id}: {_documents(new)}, model {new.space.model} (space {new.space.id})"
-    yield from _next(after_run(new, r.live))
+    yield from _next(after_run(new, r.live, judged=r.judged))
 
 
 def _documents(release: Release | ReleaseSummary) -> str:

@@ -82,6 +82,15 @@ def choices(c: Comparison) -> list[str]:
     return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
 
 
+def to_compare(release: str, *, judged: bool) -> str:
+    """Return the command that compares a candidate; where no judged queries are named, what needs them or does without."""
+    command = f"reembed compare --candidate {release}"
+    if judged:
+        return command
+    without = f"or without any: reembed promote {release} --force --reason 'WHY'"
+    return f"{command} --set gate.queries=FOLDER     # FOLDER: judged queries (docs/evaluate.md); {without}"
+
+
 def evidence(compared: Comparison | Evidence) -> list[str]:
     """Return what a reader must know of how a comparison came about."""
     lines = [changed_words(change) for change in compared.changes]

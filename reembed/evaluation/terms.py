@@ -18,6 +18,7 @@ from reembed.evaluation import comparisons
 from reembed.evaluation import queries as evalset
 from reembed.evaluation.comparisons import Comparison, QueriesPlace
 from reembed.evaluation.gate import require_verdict_of_rules
+from reembed.evaluation.report import to_compare
 from reembed.store.records import decode, encode
 
 
@@ -129,13 +130,20 @@ def _planned(
     if not configured.queries:
         raise UsageError(
             f"release {candidate.id} was planned without judged queries: nothing shows that it is better",
-            "no relevance evidence, only structural checks",
-            f"set gate.queries to judged queries, such as a BEIR folder, and compare {candidate.id} again",
+            "no relevance evidence, only structural checks; a comparison can still name the queries",
+            to_compare(candidate.id, judged=False),
         )
     named = evalset.freeze(configured, dict(catalog.query_options))
     gate = FrozenGate(**candidate.gate.model_dump() | asdict(_queries_of(named)))
     catalog.storage.create(_late_path(catalog, candidate), encode(gate))
     return _planned(catalog, live, candidate, configured)
+
+
+def has_queries(
+    catalog: Catalog, live: Release, candidate: Release, configured: GateConfig
+) -> bool:
+    """Return whether a comparison has queries: those of the plan, of an earlier comparison, or of the config."""
+    return bool(configured.queries) or planned_gate(catalog, live, candidate)[0] is not None
 
 
 def planned_gate(

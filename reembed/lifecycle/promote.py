@@ -9,8 +9,10 @@ from reembed import faults
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
 from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, started_with
+from reembed.config.settings import GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
+from reembed.evaluation.report import to_compare
 from reembed.events import AliasMoved, Listener, ignore
 from reembed.lifecycle import complete
 from reembed.lifecycle.candidates import newest_in, newest_of, previous, require_kept
@@ -70,9 +72,15 @@ def promote(
 
 
 def admissible(
-    catalog: Catalog, chosen: Release, live: AliasRecord | None, reasons: Reasons
+    catalog: Catalog,
+    chosen: Release,
+    live: AliasRecord | None,
+    reasons: Reasons,
+    configured: GateConfig = GateConfig(),
 ) -> Grounds:
     """Return the grounds on which a release may become live: a comparison, or a reason without one.
+
+    `configured` is the config's gate, whose judged queries a comparison would take if the plan has none.
 
     Raises:
         GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
@@ -87,7 +95,7 @@ def admissible(
         raise Conflict(
             f"{catalog.alias} serves {live.release.id}: this promotion is not the first",
             "it needs a comparison with what is live",
-            f"reembed compare --candidate {chosen.id}",
+            _compare(catalog, chosen, live.release, configured),
         )
     complete.require_complete(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
@@ -98,7 +106,12 @@ def admissible(
         compared = comparisons.last(catalog, live.release, chosen)
         unknown = () if compared else _unknown(catalog, chosen, live)
         return Grounds(reasons.force, forced=True, comparison=compared, unknown=unknown)
-    return Grounds(comparison=_passing_comparison(catalog, chosen, live.release))
+    again = _compare(catalog, chosen, live.release, configured)
+    return Grounds(comparison=_passing_comparison(catalog, chosen, live.release, again))
+
+
+def _compare(catalog: Catalog, chosen: Release, live: Release, configured: GateConfig) -> str:
+    return to_compare(chosen.id, judged=terms.has_queries(catalog, live, chosen, configured))
 
 
 def _unknown(catalog: Catalog, chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
@@ -296,10 +309,9 @@ def _swap(
     return record
 
 
-def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evidence:
+def _passing_comparison(catalog: Catalog, chosen: Release, live: Release, again: str) -> Evidence:
     # A catch-up has the model of its line: the newest verdict on the line counts.
     record = comparisons.newest(catalog, live, chosen)
-    again = f"reembed compare --candidate {chosen.id}"
     if record is None:
         if others := comparisons.compared_with(catalog, chosen):
             raise Conflict(
@@ -315,7 +327,7 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release) -> Evi
     compared = catalog.release(record.candidate.release)
     terms.require_sound(catalog, record, compared)
     failing = "; ".join(rule.detail for rule in record.rules if rule.verdict != "pass")
-    options = f"{again}     # shows what you can do"
+    options = f"reembed compare --candidate {chosen.id}     # shows what you can do"
     if record.verdict == "fail":
         what = f"release {chosen.id} failed the comparison with {live.id}"
         raise GateFailed(what, failing, options)

@@ -68,7 +68,7 @@ def promote_up_to_date(
     """
     before = catalog.live()
     asked = candidate(catalog, config, release_id)
-    admissible(catalog, asked, before, reasons)
+    admissible(catalog, asked, before, reasons, config.gate)
     if executor is not None and config.source.version is None:
         try:
             asked = strategy.catch_up(config, newest_of(catalog, asked), emit, executor=executor)

@@ -674,6 +674,41 @@ def test_a_catch_up_whose_index_finds_too_little_is_built_again_by_its_line_s_se
     repaired_by(inline, again)
 
 
+def judged_queries(here: Path) -> Path:
+    """A BEIR folder of judged queries, each with one relevant document."""
+    folder = here / "it's judged"
+    (folder / "qrels").mkdir(parents=True)
+    texts = [{"_id": f"q{n}", "text": f"wing {n} flutter heat"} for n in range(30)]
+    (folder / "queries.jsonl").write_text("".join(f"{json.dumps(t)}\n" for t in texts))
+    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(30))
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def test_a_candidate_without_judged_queries_is_compared_with_those_that_are_named(inline) -> None:
+    serving(inline)
+    write_settings(inline, encoder={"model": "hashing:64"})
+    after_run = next_of(CliRunner().invoke(reembed_cli, ["run"]).output)
+    release = newest_candidate()
+    compare, forced = after_run.split("     # ")
+    assert {fails("promote", release), fails("compare")} == {after_run}
+    paste(inline, compare.replace("FOLDER", shlex.quote(str(judged_queries(inline)))))
+    paste(inline, forced[forced.index("reembed promote") :])
+    assert says("status")["live"]["release"] == release
+
+
+def test_a_candidate_is_compared_with_queries_that_the_config_names_by_now(inline) -> None:
+    serving(inline)
+    changed = {"encoder": {"model": "hashing:64"}}
+    write_settings(inline, **changed)
+    says("run")
+    write_settings(inline, **changed, gate={"queries": str(judged_queries(inline))})
+    compare = f"reembed compare --candidate {newest_candidate()}"
+    assert next_of(CliRunner().invoke(reembed_cli, ["run"]).output) == compare
+    assert fails("promote", newest_candidate()) == compare
+    paste(inline, compare)
+
+
 # --- what the command line was given goes into the command, and not into what it quotes ---
 
 QUERIES = [
