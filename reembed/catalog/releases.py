@@ -134,6 +134,8 @@ class Grounds:
     """The comparison that allowed it, or the last one that `forced` overruled; None without one."""
     unknown: tuple[str, ...] = ()
     """What was not known when the gate was left out or overruled, in words."""
+    below_gate: str | None = None
+    """What was known then, and was less than the gate needs, in words."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _status(r: Status) -> Lines:
         yield _release("previous", r.previous)
     if r.forced:
         yield "  the live release was promoted with --force"
-    yield from (f"  not known: {words}" for words in r.unknown)
+    if r.live:
+        yield from _left_out(r.live.grounds)
     for old in r.older_candidates:
         verdict = old.verdict or "not with the live release"
         yield f"  candidate  {old.release}  compared: {verdict}"
@@ -134,6 +135,13 @@ def _status(r: Status) -> Lines:
     for run in r.runs:
         yield from _open_run(run)
     yield from _next(*after_status(r))
+
+
+def _left_out(grounds: Grounds) -> Lines:
+    """Return what a gate that was left out or overruled would have asked for."""
+    yield from (f"  not known: {words}" for words in grounds.unknown)
+    if grounds.below_gate:
+        yield f"  below its gate: {grounds.below_gate}"
 
 
 def _compared(c: Candidate) -> str:
@@ -269,7 +277,7 @@ def _moved(r: Moved) -> Lines:
         return
     before = r.before or "nothing"
     yield f"{r.alias}: {before} -> {new.id} ({new.space.model}), generation {r.generation}"
-    yield from (f"  not known: {words}" for words in r.grounds.unknown)
+    yield from _left_out(r.grounds)
     if r.grounds.forced:
         yield "  forced: without a passing comparison; `reembed history` shows the reason"
     if compared := r.grounds.comparison:

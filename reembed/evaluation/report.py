@@ -83,7 +83,7 @@ def choices(c: Comparison) -> list[str]:
 
 
 def to_compare(release: str, *, judged: bool) -> str:
-    """Return the command that compares a candidate; where no judged queries are named, what needs them or does without."""
+    """Return the command that compares a candidate; without judged queries, one that names them."""
     command = f"reembed compare --candidate {release}"
     if judged:
         return command

@@ -76,7 +76,7 @@ def admissible(
     chosen: Release,
     live: AliasRecord | None,
     reasons: Reasons,
-    configured: GateConfig = GateConfig(),
+    configured: GateConfig | None = None,
 ) -> Grounds:
     """Return the grounds on which a release may become live: a comparison, or a reason without one.
 
@@ -86,9 +86,11 @@ def admissible(
         GateFailed, Inconclusive, Conflict, IntegrityError: as `promote`.
     """
     if live is None and reasons.initial is None:
+        known = _below_gate(catalog, chosen)
+        below = f"; below its gate: {known}" if known else ""
         raise GateFailed(
             f"{catalog.alias} serves nothing yet: a first promotion has nothing to be compared with",
-            f"unknown about {chosen.id}: {'; '.join(_unknown(catalog, chosen, live))}",
+            f"unknown about {chosen.id}: {'; '.join(_unknown(chosen, live))}{below}",
             f"reembed promote {chosen.id} --initial --reason 'the first release'",
         )
     if live is not None and reasons.initial is not None:
@@ -101,20 +103,26 @@ def admissible(
     if live is not None and live.release.origin == chosen.origin:
         return Grounds()  # the same model with newer documents
     if live is None:
-        return Grounds(reasons.initial, unknown=_unknown(catalog, chosen, live))
+        below = _below_gate(catalog, chosen)
+        return Grounds(reasons.initial, unknown=_unknown(chosen, live), below_gate=below)
     if reasons.force is not None:
         compared = comparisons.last(catalog, live.release, chosen)
-        unknown = () if compared else _unknown(catalog, chosen, live)
-        return Grounds(reasons.force, forced=True, comparison=compared, unknown=unknown)
+        if compared:
+            return Grounds(reasons.force, forced=True, comparison=compared)
+        unknown, below = _unknown(chosen, live), _below_gate(catalog, chosen)
+        return Grounds(reasons.force, forced=True, unknown=unknown, below_gate=below)
     again = _compare(catalog, chosen, live.release, configured)
     return Grounds(comparison=_passing_comparison(catalog, chosen, live.release, again))
 
 
-def _compare(catalog: Catalog, chosen: Release, live: Release, configured: GateConfig) -> str:
-    return to_compare(chosen.id, judged=terms.has_queries(catalog, live, chosen, configured))
+def _compare(
+    catalog: Catalog, chosen: Release, live: Release, configured: GateConfig | None
+) -> str:
+    gate = configured or GateConfig()
+    return to_compare(chosen.id, judged=terms.has_queries(catalog, live, chosen, gate))
 
 
-def _unknown(catalog: Catalog, chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
+def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     """Return what is not known of a release that was never compared, in words."""
     than = "the search it replaces (nothing was live under this alias)"
     judged = "it has no judged queries"
@@ -122,12 +130,15 @@ def _unknown(catalog: Catalog, chosen: Release, live: AliasRecord | None) -> tup
         than = live.release.id
     if queries := chosen.gate.queries:
         judged = f"its judged queries ({queries}) were not run"
-    words = f"whether it is better than {than}", f"how good its results are: {judged}"
+    return f"whether it is better than {than}", f"how good its results are: {judged}"
+
+
+def _below_gate(catalog: Catalog, chosen: Release) -> str | None:
+    """Return what was measured of an index that finds less than its gate needs, in words."""
     bound, required = complete.recall_bound(catalog, chosen), chosen.gate.ann_recall
     if bound >= required:
-        return words
-    found = f"lower bound of ann_recall@10: {bound:.4f}, its gate needs {required:.4f}"
-    return *words, f"whether its index finds enough: {found}"
+        return None
+    return f"its index has a lower bound of ann_recall@10 of {bound:.4f}, gate.ann_recall is {required:.4f}"
 
 
 def rollback(

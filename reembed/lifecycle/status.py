@@ -123,6 +123,11 @@ class Status:
             return ()
         return self.live.grounds.unknown
 
+    @property
+    def below_gate(self) -> str | None:
+        """What was known when the live release was promoted, and was less than its gate needs, in words."""
+        return self.live.grounds.below_gate if self.live else None
+
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed status --json` prints."""
         shown: dict[str, object] = {
@@ -131,6 +136,7 @@ class Status:
             "generation": 0,
             "forced": self.forced,
             "unknown": self.unknown,
+            "below_gate": self.below_gate,
             "previous": None,
             "candidates": [c.to_json() for c in self.candidates],
             "rolled_back": None,

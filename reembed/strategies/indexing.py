@@ -185,7 +185,14 @@ def _built(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest
 def _job(context: RunContext, sealed: SealedTable) -> _Job:
     run, config = context.run, context.config
     folder, work = index_folder(run.id), run.path(WORK)
-    build = index.Build(run.storage, folder, work, context.vectors(sealed), config.index)
+    build = index.Build(
+        run.storage,
+        folder,
+        work,
+        context.vectors(sealed),
+        config.index,
+        gate_recall=context.plan.gate.ann_recall,
+    )
     if (base := _base(context.plan, build)) is not None:
         build = build.like(base[1].factory)
         build = replace(build, trained=_trained(context.plan, build, *base))

@@ -220,9 +220,14 @@ def test_a_first_promotion_names_an_index_that_finds_less_than_its_gate_needs(ca
     manifest = dataclasses.replace(whole, ann_recall_at_10=0.94, ann_recall_lower=0.93)
     catalog.storage.write(f"indexes/a/{manifest.sha256}.json", encode(manifest))
     low = make_release(catalog, "a", index_sha256=manifest.sha256)
-    with pytest.raises(GateFailed, match=r"ann_recall@10: 0\.9300, its gate needs 0\.9500"):
+    with pytest.raises(GateFailed, match=r"ann_recall@10 of 0\.9300, gate\.ann_recall is 0\.9500"):
         promote(catalog, low.id)
-    assert "ann_recall@10" in promote(catalog, low.id, **FIRST).grounds.unknown[-1]
+    grounds = promote(catalog, low.id, **FIRST).grounds
+    assert "of 0.9300, gate.ann_recall is 0.9500" in str(grounds.below_gate)
+    assert not any("ann_recall" in words for words in grounds.unknown)
+    assert status(catalog).to_json()["below_gate"] == grounds.below_gate
+    said = report.text("status", status(catalog))
+    assert "  below its gate: its index has a lower bound of ann_recall@10 of 0.9300" in said
 
 
 def test_the_swap_refuses_a_state_that_moved_on(catalog):

@@ -22,7 +22,7 @@ from reembed.index import fill as fill_module
 from reembed.index.build import Build, Prepared, Trained, cut_into_shards
 from reembed.index.exact import EXACT_K, ann_recall, exact_search
 from reembed.index.search import Float32
-from reembed.index.tune import Measured, choose
+from reembed.index.tune import Measured, Tuned, choose
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
@@ -267,3 +267,35 @@ def test_ids_that_wait_for_a_shard_to_be_full_do_not_keep_the_batch_they_came_in
     if ids:
         held = {buffer.address for buffer in came.buffers() if buffer}
         assert not held & {buffer.address for buffer in kept.buffers() if buffer}
+
+
+def missed(factory: str, target: float, gate: float) -> str:
+    """The fix of an index that found 600 of 1,000."""
+    tuned = Tuned({"nprobe": 2}, np.full(100, 0.6))
+    with pytest.raises(steps.TargetMissed) as refused:
+        steps.Target(target, gate).require(
+            factory, tuned, "queries", steps._better(factory, target)
+        )
+    return str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("factory", "target", "suggested"),
+    [
+        ("IVF64,PQ16x4fs", 1.0, "index.factory=Flat "),
+        ("IVF64,PQ16x4fs", 0.98, "index.factory=IVF64,SQ8 "),
+        ("IVF64,PQ16x4fs,RFlat", 0.9, "index.factory=IVF64,SQ8 "),
+        ("IVF64,SQ8", 0.98, "index.factory=Flat "),
+        ("HNSW32", 0.98, "index.factory=Flat "),
+    ],
+)
+def test_a_target_that_is_missed_is_answered_with_another_kind(factory, target, suggested):
+    first, comment = missed(factory, target, 0.5).split("     # ")
+    assert first == f"reembed run --set {suggested}".strip()
+    assert ("index.factory=Flat" in comment) == ("SQ8" in suggested)
+    assert comment.endswith("; --set index.ann_recall=0.6 accepts what was reached")
+
+
+def test_a_target_that_could_be_lowered_is_said_to_be_below_the_gate():
+    said = missed("IVF64,PQ16x4fs", 1.0, 0.95)
+    assert said.endswith("accepts what was reached, which is below gate.ann_recall 0.95")

@@ -186,7 +186,7 @@ def release(words: str) -> Release:
 
 
 def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
-    grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,))
+    grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,), below_gate=words)
     return AliasRecord(
         1,
         "t",

@@ -74,6 +74,9 @@ def test_a_catch_up_goes_on_with_the_kind_that_was_built(place: Config, quiet: Q
 
 def test_a_factory_that_was_named_is_refused(place: Config, quiet: Quiet) -> None:
     named = place.model_copy(update={"index": place.index.model_copy(update={"factory": COARSE})})
-    with pytest.raises(TargetMissed, match="does not reach"):
+    with pytest.raises(TargetMissed, match="does not reach") as missed:
         full_rebuild(named, quiet, executor=Inline())
+    fix = str(missed.value.fix)
+    assert fix.startswith("reembed run --set index.factory=Flat     # exact")
+    assert fix.count("Flat") == 1  # one byte a dimension finds nearly all, not all
     assert Catalog(Storage.open(place.storage.root), "a").releases() == []

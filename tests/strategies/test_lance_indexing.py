@@ -267,8 +267,11 @@ def test_all_segments_have_one_model(tmp_path):
 
 def test_a_target_that_cannot_be_reached_is_refused_and_another_kind_reaches_it(tmp_path):
     place = Place(tmp_path, factory="IVF4_PQ1", ann_recall=1.0)
-    with pytest.raises(TargetMissed, match="IVF4_PQ1 does not reach"):
+    with pytest.raises(TargetMissed, match="IVF4_PQ1 does not reach") as missed:
         place.build()
+    fix = str(missed.value.fix)
+    assert fix.startswith("reembed run --set index.factory=IVF_FLAT     # whole vectors; ")
+    assert fix.endswith("accepts what was reached, which is below gate.ann_recall 0.95")
     place.config = place.built_by(tmp_path, factory="IVF8_FLAT", ann_recall=0.9)
     place.build()
     assert place.manifest().factory == "IVF8_FLAT"
