@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,7 +98,8 @@ def _completed(words: str, before: str, given: Sequence[str]) -> str:
 
 
 def after_import(r: Imported) -> str:
-    """Return the run of what was imported; the config names the model and the root."""
+    """Return the run of what was imported; the config, which may be missing, names the model and the root."""
+    from reembed.cli.command import DEFAULT_CONFIG
     from reembed.source.columns import likely_text, set_to
 
     if _is_configured(r):
@@ -105,11 +108,17 @@ def after_import(r: Imported) -> str:
     id_column = next((c for c in ("doc_id", "_id", "id") if c in columns), columns[0])
     strings = [c for c in columns if r.types[c].endswith("string") and c != id_column]
     text = likely_text(strings or columns[-1:])
-    uri = f"source.uri={r.uri}"
-    named = [set_to("source.id_column", id_column), set_to("source.text", text)]
-    command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
     others = ", ".join(c for c in strings if c != text)
-    return f"{command}     # or another column as text: {others}" if others else command
+    hints = [f"or another column as text: {others}"] if others else []
+    if Path(DEFAULT_CONFIG).exists():
+        uri = f"source.uri={r.uri}"
+        named = [set_to("source.id_column", id_column), set_to("source.text", text)]
+        command = " ".join([f"reembed run --set {shlex.quote(uri)}", *named])
+    else:
+        command = "reembed run"
+        source = json.dumps({"uri": r.uri, "id_column": id_column, "text": text})
+        hints.insert(0, f"first write {DEFAULT_CONFIG} (README.md), with source: {source}")
+    return "     # ".join([command, *filter(None, ["; ".join(hints)])])
 
 
 def _is_configured(r: Imported) -> bool:

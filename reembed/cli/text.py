@@ -155,11 +155,11 @@ def _compared(c: Candidate) -> str:
 
 
 def _open_run(run: OpenRun) -> Lines:
-    state, at_work = f"stopped; {run.resume} resumes it", "was embedding"
+    state, at_work = f"stopped; `{run.resume}` resumes it", "was embedding"
     if run.driven:
         state, at_work = "running", "embedding"
     elif run.driven is None:
-        state = f"last driven from {run.host}; if that process is gone: {run.resume}"
+        state = f"last driven from {run.host}; if that process is gone: `{run.resume}`"
     yield f"  run        {run.run}  {run.staged:,} of {run.units or '?'} units staged  {state}"
     for w in run.workers:
         yield f"{_INDENT}{at_work} unit {w.unit}, attempt {w.attempt}, since {w.at}"

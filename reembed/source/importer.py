@@ -353,15 +353,27 @@ def _lost(asked: _Asked, file: str, what: str) -> IntegrityError:
 
 
 def _format(asked: _Asked) -> str:
-    kinds = set()
-    for name in asked.files:
-        endings = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
-        kinds.add(FORMATS.get("".join(endings[-1:])))
-    if len(kinds) != 1 or None in kinds:
+    kinds = {name: FORMATS.get(_ending(name)) for name in asked.files}
+    found = [kind for kind in dict.fromkeys(kinds.values()) if kind is not None]
+    what = f"cannot tell the format of {', '.join(asked.files)}"
+    if None in kinds.values() or not found:
         first, *others = _READERS
         raise UsageError(
-            f"cannot tell the format of {', '.join(asked.files)}",
+            what,
             f"known endings: {', '.join(FORMATS)} (also compressed: {', '.join(COMPRESSIONS)})",
             f"{asked.again(file_format=first)}     # or {', '.join(others)}",
         )
-    return str(kinds.pop())
+    first, *others = found
+    if others:
+        files = [name for name, kind in kinds.items() if kind == first]
+        raise UsageError(
+            what,
+            f"an import reads files of one format, and these are {' and '.join(found)}",
+            f"{asked.again(files=files)}     # and the others each into a dataset of their own",
+        )
+    return first
+
+
+def _ending(name: str) -> str:
+    endings = [s for s in Path(name).suffixes if s not in COMPRESSIONS]
+    return "".join(endings[-1:])

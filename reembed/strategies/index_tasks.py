@@ -6,6 +6,7 @@ with what could be done: before anything is embedded, and again before the index
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,6 +23,8 @@ from reembed.store.storage import readable
 from reembed.table import vector_model
 
 _WORTH_SAYING = 2**30
+_OFFERED = 0.7
+"""Share of a machine's memory that Ray offers tasks."""
 _LEAST_SHARD = 50_000
 _POSITION_BYTES = 9
 """A row of the index that grows: its row id, and whether a search finds it."""
@@ -90,10 +93,10 @@ class IndexTasks:
             asked.append(needs_of(config, memory, executor, gpus))
         return cls(factory, size, *asked)
 
-    def require_nodes(self, executor: Executor, emit: Listener, *, of_a_line: bool = False) -> None:
+    def require_nodes(self, executor: Executor, emit: Listener, *, resume: str = "") -> None:
         """Refuse tasks that fit no node, and tell what a large index takes.
 
-        `of_a_line`: a catch-up builds it, by the settings of its line.
+        `resume` is the command of the catch-up that builds it, by the settings of its line; "" of a rebuild.
 
         Raises:
             UsageError: a task needs more memory than the largest node offers.
@@ -115,11 +118,8 @@ class IndexTasks:
         for asked, most in offered.items():
             if asked.memory > most:
                 choices = _choices(size, most)
-                if of_a_line:
-                    choices = (
-                        f"ray status     # a node that offers {readable(size.largest_task)} is needed:"
-                        " only a rebuild changes the settings of an index"
-                    )
+                if resume:
+                    choices = f"{_elsewhere(resume, size)}; only a rebuild changes the settings of an index"
                 raise _does_not_fit(size, asked, most, asked == self.train, choices)
         largest = max(offered, key=lambda asked: asked.memory)
         if size.bytes >= _WORTH_SAYING:
@@ -147,12 +147,30 @@ def factory_for(settings: IndexConfig, rows: int, dim: int) -> str:
 def _does_not_fit(
     size: IndexSize, asked: Needs, most: int, trains: bool, choices: str
 ) -> UsageError:
-    step = "training" if trains else "filling a shard"
+    step = "filling a shard"
+    if trains:
+        step = "training" if _is_trained(size.factory) else "preparing it"
     return UsageError(
         f"the index fits no node: {step} takes {readable(asked.memory)}, the largest node offers {readable(most)}",
         f"{size.factory} of {size.rows:,} x {size.dim} takes {readable(size.bytes)} in {size.shards} files;"
-        " Ray offers tasks about 70 % of a machine's memory (docs/sizing.md)",
+        f" Ray offers tasks about {_OFFERED:.0%} of a machine's memory (docs/sizing.md)",
         choices,
+    )
+
+
+def _is_trained(factory: str) -> bool:
+    kind = kind_of(factory)
+    return (
+        kind is None or bool(kind.lists) or (kind.codes, kind.refine or "Flat") != ("Flat", "Flat")
+    )
+
+
+def _elsewhere(command: str, size: IndexSize) -> str:
+    """Return the command on a cluster whose nodes are large enough."""
+    machine = readable(math.ceil(size.largest_task / _OFFERED))
+    return (
+        f"{command} --set ray.address=ADDRESS     # of a cluster with a machine of {machine},"
+        f" which offers {readable(size.largest_task)} (docs/cluster.md)"
     )
 
 
@@ -163,7 +181,7 @@ def _choices(size: IndexSize, most: int) -> str:
     settings += [f"index.factory={factory}" for factory in _smaller(size, most)]
     fitting = [s for s in settings if not s.endswith("=None")]
     if not fitting:
-        return f"ray status     # {bigger} is needed"
+        return _elsewhere("reembed run", size)
     first, *others = fitting
     more = "".join(f", or --set {shlex.quote(other)}" for other in others)
     return f"reembed run --set {shlex.quote(first)}     # or {bigger}{more}"

@@ -213,7 +213,8 @@ def _fill(context: RunContext, job: _Job) -> index.Prepared:
     tasks = IndexTasks.of(context.config, build.factory, build.source, executor)
     caught_up = context.plan.base is not None
     if caught_up or build.instead:  # else it was checked before the run embedded
-        tasks.require_nodes(executor, context.emit, of_a_line=caught_up)
+        resume = context.plan.resume if caught_up else ""
+        tasks.require_nodes(executor, context.emit, resume=resume)
     prepared = index.prepared(build)
     if prepared is None:
         prepared = executor.call(_prepare_task, job, needs=tasks.train)

@@ -129,7 +129,7 @@ def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
     executor, config = context.executor, context.config
     tasks = IndexTasks.of(config, _factory(job), job.table, executor)
     if context.plan.base is not None:  # else it was checked before the run embedded
-        tasks.require_nodes(executor, context.emit, of_a_line=True)
+        tasks.require_nodes(executor, context.emit, resume=context.plan.resume)
     prepared = context.run.storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
     if prepared is None:
         prepared = executor.call(_prepare_task, job, needs=tasks.train)
@@ -265,13 +265,11 @@ def _tuned(
         k_factors=(0,) if whole else K_FACTORS,
         most=most_lists(model.kind.lists, table.rows),
     )
-    settings = "--set index.factory=IVF_FLAT     # whole vectors"
+    better = "reembed run --set index.factory=IVF_FLAT     # whole vectors"
     if whole:
-        settings = (
-            "--set index.kind=faiss --set index.factory=Flat     # exact: every vector is compared"
-        )
+        better = "reembed run --set index.kind=faiss --set index.factory=Flat     # exact: every vector is compared"
     target = index.Target(wanted, job.plan.gate.ann_recall)
-    target.require(model.kind.name, tuned, prepared.tuned_on, f"reembed run {settings}")
+    target.require(model.kind.name, tuned, prepared.tuned_on, better)
     return tuned
 
 

@@ -19,6 +19,14 @@ from reembed.source.dataset import Source
 from reembed.source.importer import Imported, import_documents
 
 
+@pytest.fixture
+def configured(tmp_path, monkeypatch):
+    """A folder whose config names another dataset."""
+    monkeypatch.chdir(tmp_path)
+    Path("reembed.yaml").write_text("source: {uri: another.lance}\n")
+
+
+@pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize("name", ["007", "no", "true", "1e3", "a: b", "plain"])
 def test_the_run_after_an_import_is_taken_whatever_the_columns_are_called(name):
     line = following.after_import(Imported("s.lance", 1, {name: "string"}, {}, (), 1))
@@ -28,6 +36,7 @@ def test_the_run_after_an_import_is_taken_whatever_the_columns_are_called(name):
     assert (source.id_column, source.text) == (name, name)
 
 
+@pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize(
     ("columns", "chosen", "others"),
     [
@@ -47,6 +56,32 @@ def test_the_run_after_an_import_names_a_column_of_strings_and_the_others(column
     )
     assert command.endswith(f"{id_column} {text}")
     assert comment == (f"or another column as text: {others}" if others else "")
+
+
+def test_an_import_without_a_config_says_what_to_write_into_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    columns = {"id": "int64", "a title": "string", "text": "string"}
+    line = following.after_import(Imported("it's.lance", 1, columns, {}, (), 1))
+    command, comment = line.split("     # ")
+    assert command == "reembed run"
+    source = comment.partition("reembed.yaml (README.md), with ")[2].partition("; ")[0]
+    Path("reembed.yaml").write_text(source)
+    rest = ["alias=a", "encoder.model=hashing:16", "storage.root=r"]
+    found = load(["reembed.yaml"], rest)[0].source
+    assert (found.uri, found.id_column, found.text) == ("it's.lance", "id", "text")
+    assert comment.endswith("; or another column as text: a title")
+
+
+def test_files_of_two_formats_are_imported_apart(tmp_path):
+    rows = pa.table({"doc_id": ["a"], "text": ["t"]})
+    pq.write_table(rows, tmp_path / "d.parquet")
+    (tmp_path / "d.csv").write_text("doc_id,text\nb,t\n")
+    files = [str(tmp_path / f"d.{kind}") for kind in ("parquet", "csv")]
+    with pytest.raises(UsageError, match="these are parquet and csv") as refused:
+        import_documents(files, str(tmp_path / "s.lance"))
+    words = shlex.split(str(refused.value.fix), comments=True)
+    assert CliRunner().invoke(cli, words[1:]).exit_code == 0
+    assert lance.dataset(str(tmp_path / "s.lance")).count_rows() == 1
 
 
 def test_the_column_that_holds_the_ids_is_not_advised_as_text(tmp_path, make_config):

@@ -100,8 +100,18 @@ def test_a_node_without_any_room_is_named_by_what_it_needs() -> None:
         require_index_fits(config({}), 10**6, 64, node, Silent())
     assert refused.value.fix is not None
     assert re.fullmatch(
-        r"ray status     # a node that offers [\d.]+ [MG]iB is needed", refused.value.fix
+        r"reembed run --set ray\.address=ADDRESS     # of a cluster with a machine of 1\.3 GiB,"
+        r" which offers 9\d\d\.\d MiB \(docs/cluster\.md\)",
+        refused.value.fix,
     )
+
+
+@pytest.mark.parametrize(
+    ("factory", "step"), [("Flat", "preparing it"), ("HNSW32", "preparing it"), ("SQ8", "training")]
+)
+def test_only_an_index_that_is_trained_is_said_to_be(factory: str, step: str) -> None:
+    with pytest.raises(UsageError, match=f"fits no node: {step} takes"):
+        require_index_fits(config({"factory": factory}), 1000, 64, Node(2**20), Silent())
 
 
 def test_a_run_is_refused_before_it_embeds(
@@ -245,7 +255,7 @@ def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions
 
 def test_a_catch_up_is_not_offered_settings_that_only_a_rebuild_can_change() -> None:
     with pytest.raises(UsageError) as refused:
-        tasks_of({}, Node(GIB)).require_nodes(Node(GIB), Silent(), of_a_line=True)
+        tasks_of({}, Node(GIB)).require_nodes(Node(GIB), Silent(), resume="reembed catch-up r")
     assert refused.value.fix is not None
-    assert refused.value.fix.startswith("ray status     # a node that offers ")
-    assert "--set" not in refused.value.fix
+    assert refused.value.fix.startswith("reembed catch-up r --set ray.address=ADDRESS     # ")
+    assert "index." not in refused.value.fix
