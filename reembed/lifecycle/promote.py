@@ -87,10 +87,10 @@ def admissible(
     """
     if live is None and reasons.initial is None:
         known = _below_gate(catalog, chosen)
-        below = f"; below its gate: {known}" if known else ""
+        measured = f"; below its gate: {known}" if known else ""
         raise GateFailed(
             f"{catalog.alias} serves nothing yet: a first promotion has nothing to be compared with",
-            f"unknown about {chosen.id}: {'; '.join(_unknown(chosen, live))}{below}",
+            f"unknown about {chosen.id}: {'; '.join(_unknown(chosen, live))}{measured}",
             f"reembed promote {chosen.id} --initial --reason 'the first release'",
         )
     if live is not None and reasons.initial is not None:

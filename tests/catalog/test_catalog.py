@@ -393,7 +393,7 @@ def test_status_does_not_call_a_run_stopped_that_another_machine_may_drive(catal
     (told,) = found.runs
     assert (told.driven, told.host) == (None, "far")
     said = report.text("status", found)
-    assert f"last driven from far; if that process is gone: {told.resume}" in said
+    assert f"last driven from far; if that process is gone: `{told.resume}`" in said
     assert "stopped" not in said
     assert said.splitlines()[-1].startswith("Next: reembed status     # on far")
     run.storage.write(run.path("leases/00000001.json"), {**FAR, "released": True})
