@@ -50,7 +50,8 @@ _ENDINGS: dict[str, Literal["faiss", "arrow", "npz"]] = {
     ".arrow": "arrow",
     ".npz": "npz",
 }
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 5 * 2**20
+"""S3 takes no smaller parts."""
 _PARTS = 9_000
 _PARTS_AT_ONCE = 4
 """Each is held in memory while it is uploaded."""

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from reembed.errors import IntegrityError, ReembedError
+from reembed.index import memory
 from reembed.index.exact import EXACT_K, ExactSearch, VectorSource, checked_batches
 from reembed.index.search import Float32, Int64, SearchIndex, reason
 from reembed.index.train import Device
@@ -40,6 +41,7 @@ def fill(
         IntegrityError: rows are missing, repeated, not finite or of another dimension.
         ReembedError: FAISS could not add them.
     """
+    memory.return_freed_buffers()
     rows = dict(source.fragments())
     expected = sum(rows[fragment] for fragment in fragments)
     _reserve(trained, expected)
@@ -63,12 +65,13 @@ def fill(
 
 
 def _reserve(index: Any, rows: int) -> None:
-    """Take the memory of codes that lie in one piece at once: growing it would need twice as much."""
+    """Reserve room for codes that lie in one piece: growing it would need twice as much. Rows take it as they come."""
     if isinstance(index, faiss.IndexRefine):
         _reserve(faiss.downcast_index(index.base_index), rows)
         _reserve(faiss.downcast_index(index.refine_index), rows)
     elif isinstance(index, faiss.IndexFlatCodes):
         index.codes.resize(rows * index.code_size)
+        memory.forget(int(index.codes.data()), index.codes.size())
         index.codes.resize(0)
 
 

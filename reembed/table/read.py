@@ -21,11 +21,11 @@ from reembed.errors import IntegrityError
 from reembed.store.lance import open_dataset
 from reembed.store.storage import Storage
 
-_BATCH_ROWS = 8_192
+_BATCH_ROWS = 4_096
 DELETIONS = "_deletions/"
 INDICES = "_indices/"
 _RANGE_ROWS = 1_024
-_READ_AHEAD = 2
+_READ_AHEAD = 1
 """Batches and fragments."""
 _READ_AHEAD_BYTES = 128 * 2**20
 """Lance's default is 2 GiB."""
