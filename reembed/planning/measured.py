@@ -16,7 +16,10 @@ LISTS_RATIO = 1.6
 TRAIN_RATIO = 1.3
 """Memory of the task that trains, over its sample and its centroids (index_shards.json: trained), beside TASK_BYTES."""
 TASK_BYTES = 640 * MIB
-"""Of a task itself: Python, Lance's buffers, a batch of vectors, what it found for the queries (index_shards.json)."""
+"""Of a task that trains or builds in Lance: Python, Lance's buffers, a batch of vectors (index_shards.json)."""
+FILL_TASK_BYTES = 256 * MIB
+"""Of a task that fills a shard: the same, and what it found for the queries; it keeps no freed buffers
+(index_shards.json: peak_ratios)."""
 LANCE_RATIOS = {"PQ": 5.0, "RQ": 2.0, "FLAT": 0.4}
 """Memory of building a segment of Lance's index over its codes, beside TASK_BYTES (index_shards.json: lance)."""
 LANCE_CACHE_BYTES = 6 * 2**30

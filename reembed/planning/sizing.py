@@ -59,7 +59,7 @@ def _fill(kind: Kind, rows: int, dim: int) -> int:
     if kind.lists:
         lists = 8 + (_pq_bytes(kind) if kind.codes == "PQ" else code_bytes(kind.codes, dim))
     more = (measured.LISTS_RATIO - 1) * lists + measured.ID_BYTES
-    return math.ceil(rows * (bytes_per_vector(kind, dim) + more)) + measured.TASK_BYTES
+    return math.ceil(rows * (bytes_per_vector(kind, dim) + more)) + measured.FILL_TASK_BYTES
 
 
 @dataclass(frozen=True)
