@@ -64,6 +64,8 @@ READS_PER_ROW_VERIFIED = 0.008
 """Ranges (docs/decisions/024)."""
 WRITES_PER_ROW_VERIFIED = 4e-6
 """docs/decisions/024."""
+UPLOAD_PART_BYTES = 5 * MIB
+"""Of an index file (index/files.py)."""
 READ_BYTES = 4 * MIB
 """ASSUMED, not measured: bytes of a range that a scan of the table reads."""
 NODE_BYTES_PER_S = 1.2e9

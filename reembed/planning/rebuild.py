@@ -93,7 +93,7 @@ def steps(work: Work, size: IndexSize, cluster: Cluster, prices: Prices) -> tupl
         dollars = hours * (hourly + prices.head_hour) + asked
         return Step(name, hours, memory, round(sum(requests)), dollars)
 
-    parts = size.bytes / (16 * measured.MIB)
+    parts = size.bytes / measured.UPLOAD_PART_BYTES
     return (
         step("embed", embed_hours(work, cluster), driver_bytes(work), (reads, writes),
              cluster.gpus * prices.gpu_hour),

@@ -222,7 +222,7 @@ def test_more_new_rows_than_a_shard_may_have_become_several_deltas(tmp_path, mon
     assert deltas[0] == deltas[1][:1]
     assert len(deltas[1]) > 2
     assert max(deltas[1]) <= 300
-    assert executor.asked["_grow_task"] > 600 * 2**20
+    assert executor.asked["_grow_task"] > 256 * 2**20
 
 
 def test_only_deletions_add_no_segment(tmp_path):
