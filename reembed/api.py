@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.releases import Catalog, Release
+from reembed.config.options import require_texts
 from reembed.config.settings import Config, ResolvedConfig, load
+from reembed.errors import UsageError, require_whole, texts_of
 from reembed.events import Ignored, Listener, ignore
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -46,8 +48,18 @@ class Built:
         return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
+def _require_config(config: Config) -> None:
+    if not isinstance(config, Config):
+        raise UsageError(
+            f"config must be a Config, not of type {type(config).__name__}",
+            "`api.config` returns the settings as `.config`, beside where each came from",
+            'api.status(api.config(["reembed.yaml"]).config)',
+        )
+
+
 def _catalog_of(config: Config) -> Catalog:
     """Return the config's alias under its root."""
+    _require_config(config)
     storage = Storage.existing(config.storage.root, config.storage.options)
     return Catalog(storage, config.alias, config.stores)
 
@@ -60,7 +72,9 @@ def config(files: Sequence[str], overrides: Sequence[str] = ()) -> ResolvedConfi
     Raises:
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
     """
-    return ResolvedConfig(*load(list(files), list(overrides)))
+    named = texts_of("files", files, 'files=["reembed.yaml"]')
+    changed = texts_of("overrides", overrides, 'overrides=["embed.actors=2"]')
+    return ResolvedConfig(*load(named, changed))
 
 
 def import_documents(
@@ -87,10 +101,12 @@ def import_documents(
     """
     from reembed.source import importer
 
-    kept = None if columns is None else list(columns)
+    require_texts(options)
+    named = texts_of("files", files, 'files=["documents.jsonl"]')
+    kept = None if columns is None else texts_of("columns", columns, 'columns=["text"]')
     stored = None if options is None else dict(options)
     return importer.import_documents(
-        list(files), to, file_format=file_format, columns=kept, options=stored
+        named, to, file_format=file_format, columns=kept, options=stored
     )
 
 
@@ -109,6 +125,7 @@ def tune(
     """
     from reembed.planning import tune
 
+    _require_config(config)
     if out is None:
         return tune.tune(config, emit, seconds)
     tune.require_overlay(Path(out))
@@ -131,6 +148,7 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
     from reembed.evaluation import terms
     from reembed.strategies.full_rebuild import full_rebuild
 
+    _require_config(config)
     release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
     catalog = _catalog_of(config)
     if (live := catalog.live()) is None:
@@ -183,6 +201,8 @@ def verify(
     from reembed.lifecycle import candidates
     from reembed.lifecycle.verification import verify_release
 
+    require_whole("level", level, 0, 3, 3)
+    require_whole("sample", sample, 0, 459)
     catalog = _catalog_of(config)
     asked = candidates.kept(catalog, release) if release else candidates.by_default(catalog, config)
     return verify_release(

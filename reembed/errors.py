@@ -29,6 +29,8 @@ pickled, because they are passed through Ray.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
+from numbers import Integral
 
 from reembed.redact import redacted
 
@@ -173,3 +175,40 @@ class Inconclusive(ReembedError):
     """The comparison has too few queries to decide."""
 
     exit_code = 6
+
+
+def require_whole(
+    name: str, given: object, least: int, default: int, most: int | None = None
+) -> None:
+    """Refuse an argument that is not a whole number of a range.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if whole and least <= given and (most is None or given <= most):  # type: ignore[operator]
+        return
+    up = "up" if most is None else f"to {most}"
+    raise UsageError(
+        f"{name} must be a whole number from {least} {up}, not {given!r:.80}",
+        None,
+        f"{name}={default}",
+    )
+
+
+def texts_of(name: str, given: object, fix: str, what: str = "a list of texts") -> list[str]:
+    """Return any ordered iterable of texts as a list.
+
+    Raises:
+        UsageError: it is not one; `what` says what is expected.
+    """
+    found, why = [], f"it is of type {type(given).__name__}"
+    if isinstance(given, str | bytes):
+        why = "a single text would be taken letter by letter"
+    elif isinstance(given, Iterable) and not isinstance(given, dict | set):
+        found = list(given)
+        others = [n for n, one in enumerate(found) if not isinstance(one, str)]
+        if not others:
+            return found
+        why = f"item {others[0]} of it is of type {type(found[others[0]]).__name__}"
+    raise UsageError(f"{name} must be {what}, not {given!r:.80}", why, fix)

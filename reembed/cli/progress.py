@@ -265,7 +265,9 @@ def _(e: events.Ignored) -> str:
         said.append(f"built already: {_each(built, 'built with')}")
     gate = [s.name.startswith("gate.") for s in e.settings]
     if not all(gate):
-        ways.append("`reembed run --fresh` plans again")
+        ways.append(
+            "the same command with --fresh plans again, and copies the vectors it can (embed.reuse)"
+        )
     if any(gate):
         ways.append(
             "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"

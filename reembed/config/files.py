@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reembed.config.mistakes import (
+    FIX,
     Explainer,
     Location,
     Place,
@@ -95,15 +96,17 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             at = f":{mark.line + 1}" if mark else ""
-            raise ConfigError(f"{file}{at}: not valid here: {error.problem}") from error
+            raise ConfigError(f"{file}{at}: not valid here: {error.problem}", None, FIX) from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not YAML: {getattr(error, 'reason', error)}") from error
+            what = f"{file}: not YAML: {getattr(error, 'reason', error)}"
+            raise ConfigError(what, None, FIX) from error
         if value is None and line == 0:
             return
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{file}:{line}: not a set of named settings",
                 "the file must hold lines such as `alias: passages`",
+                FIX,
             )
         _merge(self.tree, value)
 

@@ -14,6 +14,8 @@ from reembed.errors import ConfigError
 Location = tuple[str | int, ...]
 Model = type[BaseModel]
 
+FIX = "reembed config --check     # after correcting that; docs/operate.md explains every setting"
+"""Names what is still wrong."""
 _MAX_SHOWN = 60
 _SHOULD = {
     "string_type": "should be text",
@@ -28,7 +30,9 @@ _SHOULD = {
     "greater_than_equal": "should be {ge:g} or more",
     "less_than": "should be less than {lt:g}",
     "less_than_equal": "should be {le:g} or less",
-    "string_pattern_mismatch": "should match {pattern}",
+    "string_pattern_mismatch": (
+        "should be at most 32 lowercase letters, digits and hyphens, with a letter or digit first"
+    ),
 }
 
 
@@ -75,7 +79,8 @@ def refuse(files: list[str], problems: list[Problem]) -> NoReturn:
         for _, where, text in found
     ]
     count = "1 setting is" if len(lines) == 1 else f"{len(lines)} settings are"
-    raise ConfigError("\n".join([f"{', '.join(files) or 'settings'}: {count} wrong", *lines]))
+    what = "\n".join([f"{', '.join(files) or 'settings'}: {count} wrong", *lines])
+    raise ConfigError(what, None, FIX)
 
 
 def _at(place: Place | None, files: list[str]) -> tuple[tuple[int, int], str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import AfterValidator
 
-from reembed.errors import ConfigError
+from reembed.errors import ConfigError, UsageError
 from reembed.redact import HIDDEN, REFERENCE, hide_variable, is_secret_name, shown_option
 
 Options = tuple[tuple[str, str], ...]
@@ -38,6 +38,26 @@ def as_options(settings: Mapping[str, str] | None) -> Options:
 def secrets_in(settings: Mapping[str, str]) -> list[str]:
     """Return the names of options that hold a secret itself instead of a reference to it."""
     return [k for k, v in settings.items() if is_secret_name(k) and not REFERENCE.fullmatch(v)]
+
+
+def require_texts(settings: object) -> None:
+    """Refuse options that are not texts by name.
+
+    Raises:
+        UsageError: naming the first that is not.
+    """
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        what = f"options must map names to texts, not {settings!r:.80}"
+        raise UsageError(what, None, 'options={"aws_region": "eu-west-1"}')
+    for name, value in settings.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise UsageError(
+                f"the option {name!r:.80} must be a text, not of type {type(value).__name__}",
+                "options are given to the object store as they are",
+                f"options={ {str(name): str(value)}!r}",
+            )
 
 
 def checked(section: str) -> AfterValidator:

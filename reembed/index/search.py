@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX
-from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, UsageError
+from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, require_whole
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -261,8 +261,7 @@ def require_k(k: object) -> None:
     Raises:
         UsageError: it is not a whole number from 1 up.
     """
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise UsageError(f"k must be a whole number from 1 up, not {k!r}", None, "k=10")
+    require_whole("k", k, 1, 10)
 
 
 def checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
-from reembed.config.options import secrets_in
+from reembed.config.options import require_texts, secrets_in
 from reembed.errors import UsageError
 from reembed.index.search import Float32
 from reembed.serving.live import Hit, OpenRelease
@@ -37,6 +37,13 @@ def open(
         IntegrityError: a record, the index or the table is not what was registered.
         SpaceMismatch: the model found here does not produce the vectors of the release.
     """
+    if not isinstance(root, str | os.PathLike):
+        raise UsageError(
+            f"root must be a path or a URL, not {root!r:.80}",
+            None,
+            'reembed.open("./vectors", "docs")',
+        )
+    require_texts(options)
     if secrets := secrets_in(options or {}):
         raise UsageError(
             f"options hold a secret: {', '.join(secrets)}",

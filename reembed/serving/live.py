@@ -22,7 +22,7 @@ from reembed.catalog.releases import Release
 from reembed.config.settings import RESERVED_COLUMNS
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder
-from reembed.errors import IntegrityError, UsageError
+from reembed.errors import IntegrityError, UsageError, texts_of
 from reembed.index import files as index_store
 from reembed.index.search import Answer, Float32, Int64, require_k
 from reembed.index.segments import SegmentedIndex
@@ -91,19 +91,26 @@ class OpenRelease:
         """Return float32 [Q, dim] in this release's space; `texts` is any ordered iterable of texts.
 
         Raises:
-            UsageError: it is not one.
+            UsageError: it is not one, or the model knows no word of a text.
         """
-        if isinstance(texts, Iterable) and not isinstance(texts, str | bytes | dict | set):
-            texts = list(texts)
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise UsageError(
-                f"queries must be a list of texts or an array of vectors, not {texts!r:.80}",
-                "a single text would be searched letter by letter",
-                'search(["how do vaccines work"])',
-            )
-        if not texts:
+        named = "a list of texts or an array of vectors"
+        found = texts_of("queries", texts, 'search(["how do vaccines work"])', named)
+        if not found:
             return np.empty((0, self.release.space.dim), np.float32)
-        return self.encoder.embed_queries(texts)
+        vectors = self.encoder.embed_queries(found)
+        if not math.isfinite(np.vdot(vectors, vectors)):
+            self._require_vectors(found, vectors)
+        return vectors
+
+    def _require_vectors(self, texts: list[str], vectors: Float32) -> None:
+        without = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(without):
+            first = int(without[0])
+            raise UsageError(
+                f"query {first + 1} of {len(texts)} has no vector: {texts[first]!r:.80}",
+                f"{self.release.space.model} knows no word in it",
+                "reembed search 'some words'     # leave queries without words out",
+            )
 
     def search(
         self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
@@ -228,20 +235,14 @@ def require_carried(release: Release, columns: Any) -> list[str]:
     Raises:
         UsageError: it is not a list of names, or it names others.
     """
-    names = columns
-    if isinstance(columns, Iterable) and not isinstance(columns, str | bytes | dict):
-        names = list(columns)
-    if not isinstance(names, list) or not all(isinstance(c, str) for c in names):
-        raise UsageError(
-            f"columns must be a list of names, not {columns!r:.80}", None, 'columns=["title"]'
-        )
     carried = release.source.carry
+    names = texts_of("columns", columns, f"columns={list(carried)!r}", "a list of names")
     unknown = [c for c in names if c not in carried]
     if own := [c for c in unknown if c in RESERVED_COLUMNS]:
         raise UsageError(
             f"{', '.join(own)} is not a carried column",
             "each hit has its doc_id; other columns of reembed itself are not returned",
-            f"columns={carried!r}",
+            f"columns={list(carried)!r}",
         )
     if unknown:
         wanted = shlex.quote(f"table.carry={json.dumps(list(dict.fromkeys([*carried, *unknown])))}")

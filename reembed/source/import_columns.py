@@ -194,3 +194,10 @@ def _survives(texts: pa.Array, kind: pa.DataType) -> bool:
         return bool(texts.cast(kind).cast(pa.string()).equals(texts))
     except pa.ArrowInvalid:  # beyond 64 bits
         return False
+
+
+def shown_line(file: str, number: int) -> str | None:
+    """Return the command that shows a line of a text file; None if the file is compressed."""
+    if file.endswith(COMPRESSIONS):
+        return None
+    return f"sed -n {number}p {shlex.quote(file)}     # shows the line; correct it or remove it"

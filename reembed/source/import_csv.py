@@ -65,6 +65,7 @@ class Csv:
                 raise SourceError(
                     f"{file}, line {line}: {len(row)} cells where the header has {len(names)}",
                     "cells cannot be assigned to columns",
+                    import_columns.shown_line(file, line),
                 )
             rows.append(row)
             size += sum(map(len, row))
@@ -93,6 +94,7 @@ def _rows(file: str) -> Iterator[tuple[int, list[str]]]:
             raise SourceError(
                 f"{file}, line {reader.line_num}: not CSV: {error}",
                 'a cell with a comma, a quote or a line end is "quoted", quotes in it are doubled',
+                import_columns.shown_line(file, reader.line_num),
             ) from error
 
 

@@ -166,9 +166,7 @@ def _instead_of(file: str, number: int, line: bytes) -> str | None:
     """Return what makes lines of a file that begins as one list or object over several; else what shows the line."""
     if number == 1 and (line.strip() == b"{" or line.lstrip().startswith(b"[")):
         return _lines_of(file)
-    if file.endswith(import_columns.COMPRESSIONS):
-        return None
-    return f"sed -n {number}p {shlex.quote(file)}     # shows the line; correct it or remove it"
+    return import_columns.shown_line(file, number)
 
 
 def _lines_of(file: str) -> str | None:

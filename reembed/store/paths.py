@@ -41,15 +41,15 @@ def absolute(uri: str) -> str:
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
 
 
-def require_id(kind: str, given: str) -> str:
+def require_id(kind: str, given: object) -> str:
     """Return the id if it is a plain name, which may be part of a path.
 
     Raises:
         UsageError: it is not.
     """
-    if re.fullmatch(NAME, given) and ".." not in given:
+    if isinstance(given, str) and re.fullmatch(NAME, given) and ".." not in given:
         return given
-    what = f"{given[:80]!r} is not a valid {kind}"
+    what = f"{given!r:.80} is not a valid {kind}"
     raise UsageError(what, "ids are lowercase letters, digits, dots and hyphens", "reembed status")
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
+import reembed
 from reembed import api
 from reembed.api import _catalog_of, dead_letters, search
 from reembed.catalog.releases import Catalog
@@ -22,6 +23,7 @@ from reembed.catalog.reports import Difference, VerifyReport
 from reembed.catalog.runs import find_runs
 from reembed.cli import paste
 from reembed.cli.text import text
+from reembed.config.settings import Config, ResolvedConfig
 from reembed.errors import IntegrityError, RunFailed, SourceError, UsageError
 from reembed.lifecycle import gc, promote, verify
 from reembed.lifecycle.verification import verify_release
@@ -378,3 +380,31 @@ def test_a_result_is_json_whatever_numbers_its_columns_hold(tmp_path, make_confi
     }
     assert shown["b"]["listed"] == [None, 2.0]
     assert shown["b"]["object"] == {"x": {"y": [3.0]}}
+
+
+REFUSED_ARGUMENTS = {
+    "alias": lambda of: reembed.open(of, 3),
+    "root": lambda of: reembed.open(None, "docs"),
+    "options": lambda of: reembed.open(of, "docs", options={"timeout": 3}),
+    "level": lambda of: api.verify(settings_at(of), level=9),
+    "sample": lambda of: api.verify(settings_at(of), sample=-1),
+    "config": lambda of: api.status(ResolvedConfig(settings_at(of), {})),
+    "Config": lambda of: api.run(ResolvedConfig(settings_at(of), {})),
+    "files": lambda of: api.config("new.yaml"),
+    "overrides": lambda of: api.config(["new.yaml"], "alias=a"),
+    "a list of texts": lambda of: api.import_documents("docs.jsonl", f"{of}/s.lance"),
+    "columns": lambda of: api.import_documents(["d.jsonl"], f"{of}/s.lance", columns="text"),
+    "timeout": lambda of: api.import_documents(["d"], f"{of}/s.lance", options={"timeout": 3}),
+}
+
+
+def settings_at(root):
+    given = {"alias": "docs", "source": {"uri": "s"}, "encoder": {"model": "hashing:16"}}
+    return Config.model_validate({**given, "storage": {"root": str(root)}})
+
+
+@pytest.mark.parametrize("named", REFUSED_ARGUMENTS)
+def test_an_argument_of_another_kind_is_refused_by_its_name(named, tmp_path):
+    with pytest.raises(UsageError, match=named) as refused:
+        REFUSED_ARGUMENTS[named](tmp_path)
+    assert refused.value.fix

@@ -199,7 +199,7 @@ def test_settings_that_the_plan_fixed_and_those_that_something_was_built_by_are_
     (line,) = (line for line in capsys.readouterr().err.splitlines() if " ignored " in line)
     assert "fixed when the run was planned: gate.margin 0.3 (planned: left out);" in line
     assert "built already: index.factory HNSW16 (built with: auto);" in line
-    assert "`reembed run --fresh` plans again" in line
+    assert "the same command with --fresh plans again" in line
 
 
 def test_a_larger_unit_that_would_have_cut_nothing_is_not_said_to_be_ignored(

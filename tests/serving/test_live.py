@@ -387,3 +387,34 @@ def test_places_that_the_index_could_not_fill_are_no_hits(shared, monkeypatch):
     monkeypatch.setattr(type(opened.index), "nearest", nearest)
     assert opened.search(["bada"], 4, ["title"])[0][0].doc_id == whole[0].doc_id
     assert [len(hits) for hits in opened.search(["bada", "bado"], 4)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("queries", "why"),
+    [
+        ("bada", "letter by letter"),
+        (None, "it is of type NoneType"),
+        ([1, 2], "item 0 of it is of type int"),
+        ([[0.1] * 256], "item 0 of it is of type list"),
+        (["a", None], "item 1 of it is of type NoneType"),
+    ],
+)
+def test_queries_that_are_none_are_refused_for_what_they_are(shared, queries, why):
+    with pytest.raises(UsageError, match="a list of texts or an array of vectors") as refused:
+        Index(shared.catalog).search(queries)
+    assert why in str(refused.value.why)
+
+
+def test_columns_that_are_one_text_are_answered_with_those_that_are_carried(shared):
+    with pytest.raises(UsageError, match="columns must be a list of names") as refused:
+        Index(shared.catalog).search(["bada"], columns="year")
+    assert refused.value.fix == "columns=['title']"
+
+
+def test_a_query_without_a_word_that_the_model_knows_is_refused_by_name(place, tmp_path):
+    of = place(encoder={"model": str(static_model(tmp_path / "model"))})
+    opened = OpenRelease.open(of.catalog.storage, of.build())
+    with pytest.raises(UsageError, match=r"query 2 of 3 has no vector: ''") as refused:
+        opened.search(["bada", "", "bide"])
+    assert "knows no word in it" in str(refused.value.why)
+    assert len(opened.search(["bada", "bide"])) == 2

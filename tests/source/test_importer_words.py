@@ -161,3 +161,12 @@ def test_files_of_an_unknown_ending_are_answered_with_a_command(tmp_path, monkey
     done = CliRunner().invoke(cli, shlex.split(said.value.fix, comments=True)[1:])
     assert done.exit_code == 0, done.output
     assert lance.dataset("out.lance").to_table().to_pydict() == {"t": ["x"]}
+
+
+@pytest.mark.parametrize("row", ["a,b,c", '"a"b,c'])
+def test_a_wrong_line_of_csv_is_shown(tmp_path, row):
+    file = tmp_path / "it's.csv"
+    file.write_text(f"doc_id,text\n{row}\n")
+    with pytest.raises(SourceError, match="line 2") as refused:
+        import_documents([str(file)], str(tmp_path / "s.lance"))
+    assert shlex.split(str(refused.value.fix), comments=True) == ["sed", "-n", "2p", str(file)]
