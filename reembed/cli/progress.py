@@ -202,12 +202,13 @@ def _(e: events.WorkerEnded) -> str:
 def _(e: events.Indexed) -> str:
     point = "".join(f", {name} {value}" for name, value in e.operating_point.items())
     shards = f" in {e.shards} shards" if e.shards > 1 else ""
+    embedded = ", with the queries embedded that it is tuned on" if e.tuned_on == "queries" else ""
     grown = ""
     if e.deltas or e.tombstones:
         more = f"{counted(e.deltas, 'delta')} and {counted(e.tombstones, 'tombstone')}"
         grown = f" when it was built, grown by {more}"
     return (
-        f"{e.factory} on {e.device}, {e.rows:,} vectors{shards} in {e.seconds:.1f} s{point};"
+        f"{e.factory} on {e.device}, {e.rows:,} vectors{shards} in {e.seconds:.1f} s{embedded}{point};"
         f" ann_recall@10 {e.ann_recall_at_10:.3f} on {e.num_queries} {e.tuned_on}{grown}"
     )
 

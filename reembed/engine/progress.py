@@ -165,7 +165,8 @@ class EmbedProgress:
 
     def _waiting(self, at: float) -> str | None:
         if self._first is None:
-            return "each actor loads the model and embeds its first unit"
+            since = at - self._started
+            return f"each actor loads the model and embeds its first unit, for {since:.0f} s"
         quiet = at - self._last
         if quiet > _QUIET_S:
             return f"no unit was finished for {quiet:.0f} s"

@@ -230,7 +230,7 @@ def test_before_any_unit_is_finished_nothing_is_made_up(clock: Clock):
     clock.now += 20.0
     now = progress.now()
     assert (now.figures.docs_per_s, now.eta_s) == (0.0, None)
-    assert now.waiting == LOADING
+    assert now.waiting == f"{LOADING}, for 20 s"
 
 
 def test_one_unit_gives_no_rate(clock: Clock):

@@ -49,6 +49,13 @@ PLANNED = Asked()
 CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DOCUMENTS, QUERIES = 240, 52
 DEFAULT_MARGIN = "0.01 (or 2 % of live's value if that is more)"
+
+
+def wide(report: str) -> str:
+    """A report without what a narrow screen writes before the values."""
+    return re.sub(r' data-h="[^"]*"', "", Path(report).read_text())
+
+
 SAME_LIVE = "the same live release, or with another of its line"
 ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
 
@@ -216,7 +223,7 @@ def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_
     assert (change.before.count, change.after.count) == (QUERIES, 26)
     assert (change.reason, change.by) == ("the judges corrected them", record.by)
     assert record.gate.sha256 == record.queries.sha256 != record.planned_gate.sha256
-    page = Path(record.report).read_text()
+    page = wide(record.report)
     for said in (text.text("compare", record), page):
         assert f"changed from {QUERIES} queries" in said
         assert "the judges corrected them" in said
@@ -358,7 +365,7 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
 
 def test_metrics_have_one_spelling_for_people_and_documents_are_called_so(pair):
     record = pair.compare()
-    said, page = text.text("compare", record), Path(record.report).read_text()
+    said, page = text.text("compare", record), wide(record.report)
     assert {"ndcg@10", "mrr@10"} <= record.to_json()["metrics"].keys()
     for shown in (said, page):
         assert ("ndcg@10" in shown, "mrr@10" in shown) == (False, False)
@@ -1017,6 +1024,19 @@ def test_what_to_do_is_in_the_report_too(pair):
     assert "--margin" in page
     assert "--force --reason" in page
     assert "reembed run" not in page
+
+
+def test_the_report_fits_a_narrow_screen_and_explains_its_words(pair):
+    page = Path(pair.compare().report).read_text()
+    drawn = page[page.index("<svg") : page.index("</svg>")]
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', drawn)[1])
+    at = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([-\d.]+)"', drawn)]
+    assert width <= 340  # of a screen of 360, so that its text is not made smaller
+    assert all(0 <= x <= width for x in at)
+    assert "min-width" not in page
+    for column in ("live", "candidate", "95 % interval", "verdict", "why"):
+        assert f'data-h="{column}"' in page  # what a narrow screen writes before a value
+    assert "share of the first 10 results that have a judgement" in page
 
 
 @pytest.mark.parametrize("today", [{}, {"queries": "other"}, {"queries": "other", "margin": 0.9}])
