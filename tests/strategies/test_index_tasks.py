@@ -100,8 +100,8 @@ def test_a_node_without_any_room_is_named_by_what_it_needs() -> None:
         require_index_fits(config({}), 10**6, 64, node, Silent())
     assert refused.value.fix is not None
     assert re.fullmatch(
-        r"reembed run --set ray\.address=ADDRESS     # of a cluster with a machine of 1\.3 GiB,"
-        r" which offers 9\d\d\.\d MiB \(docs/cluster\.md\)",
+        r"reembed run --set ray\.address=ADDRESS     # of a cluster with a machine of 1\.0 GiB,"
+        r" which offers 7\d\d\.\d MiB \(docs/cluster\.md\)",
         refused.value.fix,
     )
 
