@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,8 @@ class Held(ABC):
         """Return row ids [P] and document ids [P] at places of a segment, buried or not."""
 
     @abstractmethod
-    def dead(self, segment: int) -> Int64:
-        """Return the places in a segment of rows that no search finds, sorted."""
+    def dead(self, segments: Sequence[int]) -> list[Int64]:
+        """Return for each of these segments the places of rows that no search finds, sorted."""
 
     def _start(self, segment: int) -> int:
         return sum(s.rows for s in self.manifest.segments[:segment])
@@ -99,7 +99,7 @@ class HeldIds(Held):
             row_ids = batch.column("row_id").to_numpy()
             found = SearchIndex(read(fetched(*at, named.vectors), mapped=True))
             require_fits(self.path, self.manifest, named, found)
-            dead = self._dead(at, start, named.rows)
+            (dead,) = self._dead(at, [segment])
             for first in range(0, batch.num_rows, _ROWS_A_BATCH):
                 some = batch.slice(first, _ROWS_A_BATCH)
                 alive = np.ones(some.num_rows, bool)
@@ -118,17 +118,19 @@ class HeldIds(Held):
             )
         return found.column("row_id").to_numpy(), found.column("doc_id")
 
-    def dead(self, segment: int) -> Int64:
+    def dead(self, segments: Sequence[int]) -> list[Int64]:
         """Return as `Held.dead`: the tombstones."""
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
-            at = (self.storage, self.path, Path(name))
-            return self._dead(at, self._start(segment), self.manifest.segments[segment].rows)
+            return self._dead((self.storage, self.path, Path(name)), segments)
 
-    def _dead(self, at: tuple[Storage, str, Path], start: int, rows: int) -> Int64:
-        """Return the tombstones of a segment, as positions within it."""
+    def _dead(self, at: tuple[Storage, str, Path], segments: Sequence[int]) -> list[Int64]:
+        """Return the tombstones of segments, as positions within each; their file is read once."""
         dead, positions = tombstones_of(at, self.manifest), self._start(self.segments)
         if self.rows + len(dead) != positions or dead[-1:].max(initial=-1) >= positions:
             what = f"the tombstones of the index in {self.path} do not fit its manifest"
             why = f"{len(dead):,} of {positions:,} positions, where {self.rows:,} are to be found"
             raise IntegrityError(what, why, FIX)
-        return dead[slice(*np.searchsorted(dead, [start, start + rows]))] - start
+        starts = [self._start(segment) for segment in segments]
+        ends = [start + self.rows_in(n) for n, start in zip(segments, starts, strict=True)]
+        cuts = zip(starts, np.searchsorted(dead, starts), np.searchsorted(dead, ends), strict=True)
+        return [dead[low:high] - start for start, low, high in cuts]

@@ -48,16 +48,28 @@ def _no_table(storage: Storage, release: Release) -> IntegrityError:
     )
 
 
-def require_complete(catalog: Catalog, release: Release) -> None:
-    """Read every file of the index and of the table, and compare it with its sha256.
+def require_complete(
+    catalog: Catalog, release: Release, *, grew_from: Release | None = None
+) -> None:
+    """Compare every file of the index with its sha256, and the table's files with those that are recorded.
+
+    `grew_from`: a release that serves. Of index files that it has, too, only the size is looked at, as when it was
+    opened.
 
     Raises:
         IntegrityError: a file is missing or changed, or the release is not verified.
     """
-    provenance.require_verified(catalog.storage, release)
+    storage = catalog.storage
+    provenance.require_verified(storage, release)
+    serving = _described_index(catalog, grew_from).stored(grew_from.index) if grew_from else {}
+    known = set(serving.values())
     for path, proof in _described_index(catalog, release).stored(release.index).items():
-        if catalog.storage.digest(path) != (proof.size_bytes, proof.sha256):
-            raise _index_not_whole(catalog.storage, release, path)
+        if proof in known:
+            whole = storage.size(path) == proof.size_bytes
+        else:
+            whole = storage.digest(path) == (proof.size_bytes, proof.sha256)
+        if not whole:
+            raise _index_not_whole(storage, release, path)
     try:
         provenance.require_table(catalog.storage, release)
         provenance.require_files(catalog.storage, release)

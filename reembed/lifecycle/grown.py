@@ -229,13 +229,12 @@ class _Growth:
     def _index(self, held: Held, other: Held, name: str) -> tuple[Spill, ...]:
         """Read the segments that the other index lacks; of shared ones, what only the other has buried."""
         theirs = {other.key(n): n for n in range(other.segments)}
-        pieces = []
-        for segment in range(held.segments):
-            shared = theirs.get(held.key(segment))
-            if shared is None:
-                pieces.append(IndexPiece(f"{name}-{segment:06d}", segment))
-                continue
-            only = np.setdiff1d(other.dead(shared), held.dead(segment), assume_unique=True)
+        shared = {n: theirs[key] for n in range(held.segments) if (key := held.key(n)) in theirs}
+        buried = zip(shared, held.dead([*shared]), other.dead([*shared.values()]), strict=True)
+        new = [n for n in range(held.segments) if n not in shared]
+        pieces = [IndexPiece(f"{name}-{segment:06d}", segment) for segment in new]
+        for segment, ours, others in buried:
+            only = np.setdiff1d(others, ours, assume_unique=True)
             if len(only):
                 pieces.append(IndexPiece(f"{name}-{segment:06d}", segment, tuple(only.tolist())))
         read = self.tasks.each(reading.read_index, ((self.reading, held, p) for p in pieces))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,11 @@ class LanceHeldIds(Held):
         names = self.table.take(rows, ["doc_id"])["doc_id"].combine_chunks()
         return rows, names
 
-    def dead(self, segment: int) -> Int64:
-        """Return as `Held.dead`: rows of the segment that the table version has not; sizes are checked as in `at`."""
-        named = self.manifest.segments[segment]
+    def dead(self, segments: Sequence[int]) -> list[Int64]:
+        """Return as `Held.dead`: rows of a segment that the table version has not; sizes are checked as in `at`."""
+        return [self._dead(self.manifest.segments[segment]) for segment in segments]
+
+    def _dead(self, named: LanceSegment) -> Int64:
         live = [f for f, _ in self.table.fragments() if f in named.fragments]
         rows = [self.table.row_ids(f) for f in live]
         there = np.concatenate([np.empty(0, np.int64), *rows])

@@ -251,7 +251,7 @@ def _advance(
         return live
     if _went_back_to(catalog, release, live.release):
         return live
-    complete.require_complete(catalog, release)
+    complete.require_complete(catalog, release, grew_from=live.release)
     required = release.gate.ann_recall
     if force is None and complete.recall_bound(catalog, live.release) >= required:
         again = started_with(Run(catalog.storage, release.origin), "--fresh")

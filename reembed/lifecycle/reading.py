@@ -36,6 +36,8 @@ EXAMPLES = 5
 """Ids that a report shows for each kind of difference."""
 PIECE_ROWS = 262_144
 """Rows that one task reads, unless a fragment has more."""
+_TAKEN_ROWS = 8_192
+"""Of these, rows that are read at once by their ids."""
 MOST_PIECES = 1_024
 
 ID_ENTRY = np.dtype([("id", "V16"), ("row", "<i8")])
@@ -240,16 +242,26 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     if piece.rows is None:
         return table.scan(columns, piece.fragments)
-    row_ids = np.array(piece.rows, np.int64)
-    found = table.take(row_ids, columns).append_column("_rowid", pa.array(row_ids))
-    return iter(found.to_batches())
+    return (
+        batch
+        for some in _few(piece.rows)
+        for batch in table.take(some, columns).append_column("_rowid", pa.array(some)).to_batches()
+    )
 
 
 def _documents(source: Source, piece: SourcePiece) -> Iterator[pa.Table]:
     if piece.rows is None:
         return source.rows_in(piece.fragments)
-    row_ids = pa.array(piece.rows, pa.int64())
-    return iter([source.take(piece.rows).append_column("_rowid", row_ids)])
+    return (
+        source.take(some.tolist()).append_column("_rowid", pa.array(some))
+        for some in _few(piece.rows)
+    )
+
+
+def _few(rows: Sequence[int]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield row ids in groups that are read at once: their vectors and texts are in memory."""
+    for start in range(0, len(rows), _TAKEN_ROWS):
+        yield np.array(rows[start : start + _TAKEN_ROWS], np.int64)
 
 
 def read_source(reading: Reading, source: Source, piece: SourcePiece) -> SourceRead:

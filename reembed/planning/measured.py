@@ -1,6 +1,6 @@
 """Measured constants that sizes, hours and requests are computed from, each with the record it comes from.
 
-Bytes, CPU seconds of one core (AMD EPYC, Zen 3), and counts. tests/planning/test_measured.py compares them with
+Bytes, CPU seconds of one core (AMD EPYC, Zen 3), and counts. tests/planning/test_sizing.py compares them with
 the records in bench/results.
 """
 
@@ -48,7 +48,7 @@ DRIVER_S_PER_UNIT = 0.014
 """docs/decisions/023."""
 
 TRAIN_FLOPS_PER_CPU_S = 60e9
-"""k-means, float32 (index_shards.json: train)."""
+"""k-means, float32 (index_shards.json: trained)."""
 KMEANS_ITERATIONS = 10
 """FAISS's default for lists."""
 FILL_S_PER_BYTE = 53e-9

@@ -321,6 +321,29 @@ def test_partitions_hold_what_moved_and_not_the_segments_that_are_shared(line, m
     assert built_again == verify.parts_of(subject.index.rows)
 
 
+def test_rows_that_left_are_read_a_few_at_once(line, monkeypatch):
+    subject, before, scratch = line
+    expected = grown.verify_new(subject, before, scratch, seed=1)
+    asked = []
+
+    def noted(owner):
+        honest = owner.take
+
+        def take(self, rows, *more):
+            asked.append(len(rows))
+            return honest(self, rows, *more)
+
+        monkeypatch.setattr(owner, "take", take)
+
+    for owner in (TableVersion, Source):
+        noted(owner)
+    monkeypatch.setattr(reading, "_TAKEN_ROWS", 1)
+    again = dataclasses.replace(scratch, path=f"{scratch.path}-again")
+    assert grown.verify_new(subject, before, again, sample=0, seed=1).rows == expected.rows
+    assert len(asked) == 4
+    assert set(asked) == {1}
+
+
 def test_partitions_and_pieces_of_any_size_give_the_same(line, monkeypatch):
     subject, before, scratch = line
     once = verify_new(subject, before, scratch, seed=3)

@@ -21,7 +21,9 @@ from reembed.errors import IntegrityError
 from reembed.events import Indexed
 from reembed.index import files as index_store
 from reembed.index import grow as growing
+from reembed.index import held as held_ids
 from reembed.index.exact import exact_search
+from reembed.lifecycle.promote import follow, promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -242,6 +244,34 @@ def test_the_files_of_the_base_are_shared_and_gc_of_it_leaves_them(tmp_path):
     place.catch_up()
     place.storage.delete_tree(f"{first.index}/")
     assert place.held() == place.rows()
+
+
+def test_what_a_catch_up_adds_is_hashed_and_what_live_serves_is_not(tmp_path, monkeypatch):
+    place = Place(tmp_path, "IVF8,Flat", shard_rows=250)
+    catalog = Catalog(place.storage, "a")
+    promote(catalog, place.release.id, initial_reason="a test")
+    base = {name for s in place.manifest().segments for name in (s.vectors.sha256, s.ids.sha256)}
+    change(place.uri, 1, 5)
+    honest, hashed, tombs = Storage.digest, [], []
+
+    def digest(storage, path):
+        hashed.append(path)
+        return honest(storage, path)
+
+    monkeypatch.setattr(Storage, "digest", digest)
+    read = held_ids.tombstones_of
+    monkeypatch.setattr(held_ids, "tombstones_of", lambda *a: tombs.append(a) or read(*a))
+    follow(catalog, place.catch_up())
+    (*shards, delta) = place.manifest().segments
+    assert len(shards) == 5
+    assert any(delta.vectors.sha256 in path for path in hashed)
+    assert not [path for path in hashed if any(name in path for name in base)]
+    assert len(tombs) == 5, "twice for each index and once for the delta; not for each segment"
+    path = shards[0].vectors.path(place.release.index)
+    place.storage.write_bytes(path, place.storage.read_bytes(path)[:-1])
+    change(place.uri, 2, 5)
+    with pytest.raises(IntegrityError, match="is incomplete"):
+        follow(catalog, place.catch_up())
 
 
 def test_an_index_of_another_table_version_does_not_grow(tmp_path, monkeypatch):
