@@ -20,7 +20,7 @@ test: $(STAMP) ## the tests that take under 12 minutes on two cores
 	$(BIN)/python -m pytest
 
 test-deep: $(STAMP) ## the rest: jobs killed at every point, faults in every request, simulated histories
-	$(BIN)/python -m pytest -m "deep and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "deep and not gpu"
 
 lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/ruff check .
