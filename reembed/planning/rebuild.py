@@ -60,7 +60,7 @@ class Prices:
     gpu_hour: float = 6.9
     """A GPU of an H100 or H200 node, with its share of the node; on demand."""
     index_node_hour: float = 2.0
-    """A CPU node of 32 cores and 256 GiB; on demand."""
+    """A CPU node of 16 cores (32 virtual CPUs) and 256 GiB; on demand."""
     head_hour: float = 1.0
     reads_1000: float = 0.0004
     writes_1000: float = 0.005
