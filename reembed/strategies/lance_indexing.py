@@ -33,10 +33,10 @@ from reembed.catalog.plan import Plan
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError
+from reembed.events import Notice
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.exact import EXACT_K, ExactSearch, checked_batches
-from reembed.index.grow import DELTAS, is_outgrown
 from reembed.index.search import RECALL_K, Float32, Int64, best
 from reembed.index.tune import Tuned, first_to_reach, most_lists
 from reembed.serving.lance_index import LanceIndex
@@ -46,6 +46,7 @@ from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies.context import RunContext, patience_of
 from reembed.strategies.index_tasks import IndexTasks, needs_of, needs_to_grow
+from reembed.strategies.lance_growing import Again, again, beside
 from reembed.table import vector_index, vector_model
 from reembed.table.read import TableVersion
 from reembed.table.seal import SealedTable
@@ -156,14 +157,19 @@ def _factory(job: Job) -> str:
 def grown(
     context: RunContext, job: Job, older: Older, came: Sequence[int], sealed: SealedTable
 ) -> LanceManifest | None:
-    """Add a segment of the fragments that came; None if the index is built again instead.
+    """Add a segment of the fragments that came; None if the index is built again instead, for a reason that is emitted.
 
     Operating point and recall stay those of the older index: the segment is of the same model, and rows that left
     are not found.
     """
     factory, executor = older.manifest.factory, context.executor
     needs = needs_to_grow(context.config, factory, job.table, executor)
-    return executor.call(_grow_task, job, older, came, sealed, needs=needs)
+    found = executor.call(_grow_task, job, older, came, sealed, needs=needs)
+    if isinstance(found, LanceManifest):
+        return found
+    if found.why:
+        context.emit(Notice(f"the index is built again: {found.why}"))
+    return None
 
 
 def _prepare_task(job: Job) -> Prepared:
@@ -297,24 +303,15 @@ def _require_whole(job: Job, proofs: Sequence[SegmentProof]) -> None:
 
 def _grow_task(
     job: Job, older: Older, came: Sequence[int], sealed: SealedTable
-) -> LanceManifest | None:
+) -> LanceManifest | Again:
     storage, table, held = job.run.storage, job.table, older.manifest
     with _failures(job):
         rows = dict(table.fragments())
-        base = [s for s in held.segments if s.kind == "base"]
-        deltas = [s for s in held.segments if s.kind == "delta"]
-        fragments, kept = list(came), [*base, *deltas]
-        if len(deltas) >= DELTAS:
-            fragments = [f for d in deltas for f in d.fragments if f in rows] + fragments
-            kept = base
-        new, total = sum(rows[f] for f in fragments), sum(s.rows for s in kept)
-        gone = total - (table.rows - new)
-        changed = new + gone + sum(s.rows for s in kept if s.kind == "delta")
-        carried = vector_index.segments_of(table.dataset()).keys()
-        indexed, most = sum(s.rows for s in base), job.config.index.shard_rows
-        too_many = is_outgrown(indexed, changed) or new > most
-        if too_many or not carried >= {s.uuid for s in kept}:
-            return None
+        kept, fragments = beside(held, came, rows)
+        new = sum(rows[f] for f in fragments)
+        outgrown = again(table, held, kept, new, job.config.index.shard_rows)
+        if outgrown is not None:
+            return outgrown
         index_store.share(storage, older.path, held.model, job.folder)
         proof = _delta(job, held, fragments) if new else None
         more = [proof.built] if proof else []

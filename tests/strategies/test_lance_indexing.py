@@ -17,6 +17,7 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import VECTORS
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError, UsageError
+from reembed.events import Notice
 from reembed.index.build import TargetMissed
 from reembed.index.exact import ann_recall, exact_search
 from reembed.lifecycle import gc
@@ -30,6 +31,7 @@ from reembed.store.storage import Storage
 from reembed.strategies import lance_indexing
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.table import vector_index
 from reembed.table.read import TableVersion
 
 DOCUMENTS = 3_000
@@ -235,7 +237,7 @@ def test_documents_that_only_left_need_no_new_segment(tmp_path):
 
 
 def test_the_ninth_delta_takes_in_the_eight_before_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("reembed.strategies.lance_indexing.DELTAS", 2)
+    monkeypatch.setattr("reembed.strategies.lance_growing.DELTAS", 2)
     place = Place(tmp_path, factory="IVF8_PQ")
     place.build()
     deltas = []
@@ -246,6 +248,62 @@ def test_the_ninth_delta_takes_in_the_eight_before_it(tmp_path, monkeypatch):
         assert sorted(place.held()) == sorted(place.rows())
         assert place.release.verify.passed
     assert deltas == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(("documents", "hot"), [(DOCUMENTS, "d00017"), (2_001, "d02000")])
+def test_a_document_that_changes_again_and_again_stays_a_delta_of_one_row(documents, hot, tmp_path):
+    """Its older deltas have no live row, nor has its base segment if it was alone there."""
+    place = Place(tmp_path, documents=documents, factory="IVF8_FLAT")
+    place.build()
+    base = [s for s in place.manifest().segments if s.rows > 1]
+    alone = len(base) < len(place.manifest().segments)
+    assert alone == (hot == "d02000")
+    catalog = Catalog(place.storage, "a")
+    promote(catalog, place.release.id, initial_reason="a test")
+    for step in (1, 2, 3, 4):
+        merge = lance.dataset(place.uri).merge_insert("doc_id").when_matched_update_all()
+        merge.execute(pa.Table.from_pylist([{"doc_id": hot, "text": f"hot {step}"}]))
+        follow(catalog, place.catch_up())
+        *kept, delta = place.manifest().segments
+        assert kept == base
+        assert (delta.kind, delta.rows) == ("delta", 1)
+        assert place.manifest().buried == (not alone)
+        assert place.release.verify.passed
+        assert place.release.verify.new_rows == 1, "only what is new was compared"
+        assert sorted(place.held()) == sorted(place.rows())
+        assert best(place, f"hot {step}") == hot
+    collected(place)
+
+
+def test_a_base_segment_without_live_rows_is_left_out(tmp_path):
+    place = Place(tmp_path, documents=2_100, factory="IVF8_FLAT")
+    place.build()
+    *kept, last = place.manifest().segments
+    assert 0 < last.rows < 210
+    lance.dataset(place.uri).delete(f"doc_id >= 'd{2_100 - last.rows:05d}'")
+    place.catch_up()
+    assert place.manifest().segments == tuple(kept)
+    assert place.manifest().buried == 0
+    assert place.release.verify.passed
+    assert sorted(place.held()) == sorted(place.rows())
+
+
+def test_an_index_that_cannot_grow_is_built_again_and_the_output_says_why(tmp_path, monkeypatch):
+    place = Place(tmp_path, factory="IVF8_FLAT")
+    place.build()
+    change(place.uri, 1, every=300)
+    honest, asked, emitted = vector_index.segments_of, [], []
+
+    def nothing_at_first(dataset):
+        asked.append(dataset.version)
+        return honest(dataset) if asked[1:] else {}
+
+    monkeypatch.setattr(vector_index, "segments_of", nothing_at_first)
+    place.release = catch_up(place.config, place.release, emitted.append, executor=Inline())
+    assert {s.kind for s in place.manifest().segments} == {"base"}
+    (why,) = [e.what for e in emitted if isinstance(e, Notice)]
+    assert why.startswith("the index is built again: version ")
+    assert why.endswith(" does not name 3 of its 3 segments")
 
 
 def test_all_segments_have_one_model(tmp_path):
