@@ -183,7 +183,7 @@ class IndexConfig(Section):
     """Where the index is trained and filled; the saved index is portable either way."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.98
     """ann_recall@10 against exact search that the index is tuned to."""
-    shard_rows: Annotated[int, Field(ge=1)] = 5_000_000
+    shard_rows: Annotated[int, Field(ge=1)] = 4_000_000
     """Most vectors that one task adds to the index, as far as whole fragments of the table allow."""
 
 

@@ -55,8 +55,8 @@ _CHUNK_BYTES = 5 * 2**20
 _PARTS = 9_000
 _PARTS_AT_ONCE = 4
 """Each is held in memory while it is uploaded."""
-_COPY_BYTES = 5 * 10**9
-"""S3 copies larger objects only in parts."""
+COPY_BYTES = 5 * 2**30
+"""S3 copies larger objects only in parts, which obstore does not ask for (arrow-rs-object-store, issue 563)."""
 _INTEGERS = pa.schema(
     [pa.field("row_id", pa.int64(), False), pa.field("doc_id", pa.int64(), False)]
 )
@@ -111,12 +111,15 @@ def copy(storage: Storage, path: str, file: StoredFile, to: str) -> None:
 
 
 def share(storage: Storage, path: str, file: StoredFile, to: str) -> None:
-    """Make a file of the index below `path` one of that below `to`, too; the store copies it by itself, unread.
+    """Make a file of the index below `path` one of that below `to`, too.
+
+    A local root gets a hard link. An object store copies it by itself, unread, unless it is in `too_large`: that
+    one is downloaded, checked and uploaded.
 
     Raises:
-        IntegrityError: it is missing.
+        IntegrityError: it is missing, or a downloaded one is not the file that was saved.
     """
-    if file.size_bytes > _COPY_BYTES:
+    if too_large(storage, [file]):
         copy(storage, path, file, to)
         return
     try:
@@ -124,6 +127,11 @@ def share(storage: Storage, path: str, file: StoredFile, to: str) -> None:
     except FileNotFoundError:
         what = f"{file.path(path)} is missing"
         raise IntegrityError(what, "its manifest is there", FIX) from None
+
+
+def too_large(storage: Storage, files: Iterable[StoredFile]) -> list[StoredFile]:
+    """Return the files that the store does not copy by itself: those above 5 GiB in an object store."""
+    return [f for f in files if is_remote(storage.root) and f.size_bytes > COPY_BYTES]
 
 
 def put_tombstones(storage: Storage, path: str, positions: Int64) -> StoredFile:

@@ -204,7 +204,23 @@ def _grown(context: RunContext, job: _Job, vectors: TableVersion) -> IndexManife
     if job.build.trained is None or context.config.storage.erase_deleted:
         return None
     needs = needs_to_grow(context.config, job.build.factory, vectors, context.executor)
-    return context.executor.call(_grow_task, job, vectors, needs=needs)
+    manifest = context.executor.call(_grow_task, job, vectors, needs=needs)
+    if manifest is not None:
+        _tell_copied(context, manifest)
+    return manifest
+
+
+def _tell_copied(context: RunContext, manifest: IndexManifest) -> None:
+    """Tell of files that catch-ups copy through a task, as the object store does not copy them by itself."""
+    large = index_store.too_large(context.run.storage, manifest.files)
+    if large:
+        what = f"{len(large)} of {len(manifest.files)} files of the index are larger than 5 GiB"
+        context.emit(
+            Notice(
+                f"{what}, which each catch-up downloads and uploads; a rebuild with a lower index.shard_rows"
+                " avoids it (docs/sizing.md)"
+            )
+        )
 
 
 def _fill(context: RunContext, job: _Job) -> index.Prepared:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from vectors import PATH, build, random_source, save
 
-from reembed.catalog.index_manifest import IndexManifest, read_manifest
+from reembed.catalog.index_manifest import IndexManifest, StoredFile, read_manifest
 from reembed.config.settings import IndexConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.index import files
@@ -291,6 +291,37 @@ def test_sorted_tombstones_come_back_and_unsorted_ones_are_refused(tmp_path: Pat
         batch = pa.record_batch([pa.array(turned)], schema=files._TOMBSTONES)
         with pytest.raises(IntegrityError, match="not sorted"):
             files.map_tombstones(stored(tmp_path, batch))
+
+
+def test_a_local_root_shares_a_file_of_any_size_as_a_link(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "COPY_BYTES", 10)
+    file = files.put_index(storage, "indexes/a", flat())
+    files.share(storage, "indexes/a", file, "indexes/b")
+    one, other = (Path(storage.uri(file.path(f"indexes/{n}"))) for n in "ab")
+    assert one.samefile(other)
+    assert not files.too_large(storage, [file])
+
+
+def test_an_object_store_copies_files_of_up_to_5_gib_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = Storage.open("memory:///root")
+    file = files.put_index(storage, "indexes/a", flat())
+    fetched: list[StoredFile] = []
+    honest = files.fetched
+
+    def seen(storage: Storage, path: str, folder: Path, file: StoredFile) -> Path:
+        fetched.append(file)
+        return honest(storage, path, folder, file)
+
+    monkeypatch.setattr(files, "fetched", seen)
+    for limit, downloaded in ((file.size_bytes, []), (file.size_bytes - 1, [file])):
+        monkeypatch.setattr(files, "COPY_BYTES", limit)
+        files.share(storage, "indexes/a", file, f"indexes/{limit}")
+        assert fetched == downloaded == files.too_large(storage, [file])
+        assert storage.size(file.path(f"indexes/{limit}")) == file.size_bytes
 
 
 def test_a_file_of_any_size_is_uploaded_in_parts_that_s3_takes() -> None:

@@ -248,7 +248,7 @@ def test_ground_truth_of_shards_is_that_of_the_table(
     vectors: ArrayVectors, storage: Storage
 ) -> None:
     work, first = prepared(storage, vectors, factory="Flat")
-    assert CPU.shard_rows == 5_000_000
+    assert CPU.shard_rows == 4_000_000
     for number in range(5):
         steps.fill_shard(work, first, number)
     manifest = steps.finish(work, first, **WHERE)

@@ -10,7 +10,9 @@ import faiss
 import numpy as np
 import pytest
 
-from reembed.index.factories import kind_of
+from reembed.config.settings import IndexConfig
+from reembed.index.factories import choose_factory, kind_of
+from reembed.index.files import COPY_BYTES
 from reembed.planning import measured
 from reembed.planning.sizing import bytes_of_trained, bytes_per_vector, size_of
 from reembed.strategies.differing import HERE_ROWS
@@ -43,6 +45,14 @@ def test_bytes_are_those_of_the_file_that_faiss_writes(factory: str, rows: int) 
     assert rows * bytes_per_vector(kind, dim) + ends == pytest.approx(
         written - empty, rel=0.05, abs=ends
     )
+
+
+@pytest.mark.parametrize("rows", [10**7, 10**8, 10**9])
+def test_an_object_store_copies_the_files_of_the_defaults_by_itself(rows: int) -> None:
+    factory = choose_factory(rows, 768, gpu=False)
+    size = size_of(factory, rows, 768, IndexConfig().shard_rows)
+    assert size is not None
+    assert size.shard_bytes < COPY_BYTES
 
 
 @pytest.mark.parametrize(

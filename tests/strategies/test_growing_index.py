@@ -18,7 +18,7 @@ from reembed.cli.progress import words
 from reembed.config.settings import Config
 from reembed.engine.executor import ONE_CPU
 from reembed.errors import IntegrityError
-from reembed.events import Indexed
+from reembed.events import Indexed, Notice
 from reembed.index import files as index_store
 from reembed.index import grow as growing
 from reembed.index import held as held_ids
@@ -272,6 +272,22 @@ def test_what_a_catch_up_adds_is_hashed_and_what_live_serves_is_not(tmp_path, mo
     change(place.uri, 2, 5)
     with pytest.raises(IntegrityError, match="is incomplete"):
         follow(catalog, place.catch_up())
+
+
+def test_the_output_tells_of_files_that_the_store_does_not_copy(tmp_path, monkeypatch):
+    place = Place(tmp_path, "IVF8,Flat")
+    monkeypatch.setattr(index_store, "COPY_BYTES", place.manifest().base.vectors.size_bytes - 1)
+    said = {}
+    for step, remote in ((1, False), (2, True)):
+        monkeypatch.setattr(index_store, "is_remote", lambda uri, remote=remote: remote)
+        change(place.uri, step, 5)
+        events = []
+        place.release = catch_up(place.config, place.release, events.append, executor=Inline())
+        said[remote] = [e.what for e in events if isinstance(e, Notice)]
+    assert said[False] == []
+    (notice,) = said[True]
+    assert notice.startswith("1 of 8 files of the index are larger than 5 GiB")
+    assert place.held() == place.rows()
 
 
 def test_an_index_of_another_table_version_does_not_grow(tmp_path, monkeypatch):

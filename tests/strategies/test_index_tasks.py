@@ -187,10 +187,10 @@ def test_a_large_index_is_told_with_its_largest_task_and_a_small_one_is_not(quie
     node = Node(64 * GIB)
     require_index_fits(config({}), 10**7, 768, node, quiet)
     require_index_fits(config({}), 1_000, 768, node, quiet)
-    size = size_of("IVF65536,PQ384x4fs,Refine(SQ8)", 10**7, 768, 5 * 10**6)
+    size = size_of("IVF65536,PQ384x4fs,Refine(SQ8)", 10**7, 768, 4 * 10**6)
     assert size is not None
     (said,) = quiet.said()
-    assert f"index: {size.bytes / GIB:.1f} GiB in 2 files" in said
+    assert f"index: {size.bytes / GIB:.1f} GiB in 3 files" in said
     assert f"needs {size.largest_task / GIB:.1f} GiB, a node offers 64.0 GiB" in said
 
 
@@ -244,7 +244,7 @@ def test_cpus_and_memory_are_asked_of_the_same_node() -> None:
 def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions() -> None:
     factory, table = "IVF65536,PQ384x4fs,Refine(SQ8)", Vectors(10**9, 768)
     settings = config({"factory": factory})
-    shard = size_of(factory, 5 * 10**6, 768, 5 * 10**6)
+    shard = size_of(factory, 4 * 10**6, 768, 4 * 10**6)
     assert shard is not None
     asked = needs_to_grow(settings, factory, table, Node(64 * GIB))
     assert asked.memory == shard.fill + 9 * 10**9
