@@ -1,9 +1,12 @@
-"""Attempts at a unit by a process that is killed in them."""
+"""A process that is killed: in an attempt at a unit, or at a named point."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from reembed import faults
 from reembed.catalog.runs import Run
 from reembed.engine import attempts
 from reembed.engine.attempts import Attempt, Range
@@ -36,3 +39,23 @@ def attempt_at(
     presence.leave(attempt)
     presence.save()
     return attempt
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_once(monkeypatch: pytest.MonkeyPatch, point: str, act: Callable[[], object]) -> None:
+    """Do something that ends at a point as if its process had been killed there, and again until it is done."""
+    met: list[str] = []
+
+    def die(name: str) -> None:
+        if name == point and not met:
+            met.append(name)
+            raise Killed(name)
+
+    monkeypatch.setattr(faults, "point", die)
+    with pytest.raises(Killed):
+        act()
+    act()
+    assert met == [point]

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lance
 import numpy as np
@@ -31,12 +32,13 @@ from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import ReembedError
+from reembed.index import grow
 from reembed.lifecycle import gc
 from reembed.lifecycle.candidates import candidate, candidates, newest_of
 from reembed.lifecycle.promote import follow, promote, rollback
 from reembed.serving.index import Index
 from reembed.store.storage import Storage
-from reembed.strategies import catch_up_plan
+from reembed.strategies import catch_up_plan, indexing
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from sim.engine import Crash, World, attempt
@@ -51,6 +53,7 @@ LATE = {**CALM, "die": 0.001, "switch": 0.02, "presume": 0.3}
 POINTS = ("run.before_register", "run.after_register", "promote.before_follow")
 """Where a catch-up is held up until it is late."""
 UNENDED = {**CALM, "die": 0.001, "switch": 0.05, "presume": 1.0}
+GROWING = {**MIXED, "die": 0.003}
 KINDS = {
     "mixed": MIXED,
     "rivals": RIVALS,
@@ -60,6 +63,7 @@ KINDS = {
     "outlived": OUTLIVED,
     "late": LATE,
     "registered": UNENDED,
+    "growing": GROWING,
 }
 """mixed: everything at once; rivals: drivers of one run, each believed dead, one of them for long;
 contest: promotions;
@@ -67,7 +71,8 @@ columns: jobs that write whole columns of the source, while what is live catches
 decides, while its queries change; outlived: a reader asks after gc and a rebuild took its release;
 late: catch-ups of one release over several versions of the source end in any order; registered: a
 process stops between registering a release and ending its run, and others start over and drop runs;
-then one with all its units staged, and another one collects."""
+then one with all its units staged, and another one collects; growing: catch-ups of small changes, one
+after the other, whose index gets deltas and tombstones, and whose deltas are merged."""
 VERBS = {
     "run": 5,
     "promote": 4,
@@ -82,6 +87,8 @@ MODELS = ("hashing:16", "hashing:24")
 THIRD = "hashing:20"
 FACTORIES = ("Flat", "IDMap2,Flat", "SQ8")
 """No part of a run's identity: two drivers of one run may be set to two of them."""
+SMALL = ("insert", "update", "update", "update", "delete", "again")
+"""Changes of a few rows."""
 _SQ8 = 0.3
 """How far a score of such an index may be off: it knows the range of the few vectors it learned from."""
 YEARS = (pa.int64(), pa.int32(), pa.float64())
@@ -117,8 +124,14 @@ class History:
         self.kind = sorted(KINDS)[seed % len(KINDS)]
         self.world = World(seed, KINDS[self.kind] if rates is None else rates, place)
         self.rng = self.world.rng
+        grows, turn = self.kind == "growing", seed // len(KINDS)
         # Fragments have four rows: so that half of the histories write deletion files.
-        catch_up_plan._DELETED = (0.1, 0.7)[seed // len(KINDS) % 2]
+        catch_up_plan._DELETED = 0.7 if grows else (0.1, 0.7)[turn % 2]
+        # A table has so few rows that each change is above a tenth: so that half of their indexes grow.
+        grow.FOLD_ABOVE, grow.DELTAS = (1.0 if grows else (0.1, 1.0)[turn // 2 % 2]), 2
+        # An index grows only by the factory that it was built by.
+        self.factories = FACTORIES[turn % 3 :][:1] if grows else FACTORIES
+        self.shard_rows = (8, 16)[turn // 3 % 2] if grows else 8
         self.model = Model()
         self.source = str(self.world.folder / "source.lance")
         self.root = str(self.world.folder / "root")
@@ -126,7 +139,7 @@ class History:
         self._cache: dict[tuple[str, str], bytes] = {}
         self._write(
             lambda: lance.write_dataset(
-                self._rows({self._new_id(): self._text() for _ in range(18)}),
+                self._rows({self._new_id(): self._text() for _ in range(36 if grows else 18)}),
                 self.source,
                 enable_stable_row_ids=self.rng.random() < 0.7,
                 max_rows_per_file=8,
@@ -141,9 +154,9 @@ class History:
             table={"carry": ["year"]},
             embed={"unit_documents": 4, "max_dead_letters": 20},
             index={
-                "factory": factory or self.rng.choice(FACTORIES),
+                "factory": factory or self.rng.choice(self.factories),
                 "ann_recall": 0.01,  # one byte per dimension misses more of so few vectors
-                "shard_rows": 8,
+                "shard_rows": self.shard_rows,
             },
             gate=self._gate() if self.kind == "judged" else {},
             storage={"root": self.root, "keep": 2},
@@ -217,7 +230,6 @@ class History:
 
     def change(self) -> None:
         """One change of the source, as an application or a job makes it."""
-        now = dict(self.model.versions[max(self.model.versions)])
         kinds: tuple[str, ...] = (
             "insert", "update", "update", "same", "delete", "again", "compact",
         )  # fmt: skip
@@ -225,7 +237,11 @@ class History:
         some = self._some()
         if kind in COLUMN_CHANGES:
             self._write(partial(COLUMN_CHANGES[kind], self, some))
-            return
+        else:
+            self._change_rows(kind, some)
+
+    def _change_rows(self, kind: str, some: list[str]) -> None:
+        now = dict(self.model.versions[max(self.model.versions)])
         if kind == "compact":
             self._write(lambda: lance.dataset(self.source).optimize.compact_files(), now)
             return
@@ -496,7 +512,7 @@ class History:
 
     def play(self) -> list[str]:
         """Processes at once, with deaths; then one that finishes everything; the violations."""
-        with self.world.installed(), _broken_model():
+        with self.world.installed(), _broken_model(), self._counting():
             scenes = {
                 "mixed": (self._mixed, self._mixed),
                 "rivals": (self._rivals, self._paused, self._rivals),
@@ -506,6 +522,7 @@ class History:
                 "late": (self._late, self._late),
                 "outlived": (self._outlived, self._asked_late),
                 "registered": (self._registered, self._staged),
+                "growing": (self._growing, self._growing, self._stopped_growing),
             }
             for scene in scenes[self.kind]:
                 scene()
@@ -687,6 +704,43 @@ class History:
         self.world.spawn("two", lambda: self.verb("catch-up"))
         self.world.spawn("writer", self.writer(1))
         self.world.spawn("reader", self.reader(1))
+
+    def _growing(self) -> None:
+        """Every change is caught up with, and changes hit what is in a delta, too; another one catches up as well."""
+        self._begin()
+
+        def work() -> None:
+            for kind in self.rng.choices(SMALL, k=4):
+                self.world.step("writer")
+                newest = sorted(self.model.versions[max(self.model.versions)])[-8:]
+                self._change_rows(kind, self.rng.sample(newest, 2))
+                self.verb("catch-up")
+
+        self.world.spawn("one", work)
+        self.world.spawn("two", lambda: self.verb("catch-up"))
+        self.world.spawn("reader", self.reader(3))
+
+    def _stopped_growing(self) -> None:
+        self._stop(self.rng.choice(("index.before_delta", "index.before_grown")))
+        self._growing()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count what becomes of the indexes that are to grow."""
+        honest = vars(indexing)["grow"]
+
+        def counted(build: Any, older: Any, change: Any, **more: Any) -> Any:
+            manifest, counts = honest(build, older, change, **more), self.world.counts
+            if manifest is None:
+                counts["rebuilt"] += 1
+                return None
+            counts["grown"] += 1
+            counts["merged"] += any(s not in manifest.segments for s in older.manifest.segments)
+            counts["tombstones"] += manifest.buried
+            return manifest
+
+        with mock.patch.object(indexing, "grow", counted):
+            yield
 
     def _some(self) -> list[str]:
         now = self.model.versions[max(self.model.versions)]

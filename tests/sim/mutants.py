@@ -11,9 +11,11 @@ import hashlib
 import itertools
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from reembed.catalog.runs import Run, find_runs
 from reembed.engine import worker as units
 from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
-from reembed.index import build
+from reembed.index import build, grow
 from reembed.index import files as index_store
 from reembed.lifecycle import candidates, complete, gc, promote, verify
 from reembed.serving import live
@@ -45,7 +47,7 @@ from reembed.strategies import catch_up_plan, changes, indexing, restage
 from reembed.table import seal as sealing
 from reembed.table import write as table
 from reembed.table.documents import row_of
-from reembed.table.read import open_table
+from reembed.table.read import TableVersion, open_table
 from sim.history import CALM, History, play
 
 Patch = Callable[[Any, str, Any], None]
@@ -368,6 +370,83 @@ def a_fragment_is_in_two_shards(patch: Patch) -> None:
 
     patch(build, "cut_into_shards", overlapping)
     patch(build, "_require_whole", lambda work, shards: None)
+
+
+class _OfAnyRows(TableVersion):
+    rows = _Anything()  # type: ignore[assignment]
+
+
+def _uncounted(patch: Patch) -> None:
+    """As `_blind`; and an index that grew is not compared with the number of the table's rows."""
+    _blind(patch)
+    honest = grow.grow
+
+    def grown(job: Any, older: Any, change: Any, **more: Any) -> Any:
+        source = job.source
+        table = _OfAnyRows(source.storage, source.path, source.version, source.dim)
+        return honest(dataclasses.replace(job, source=table), older, change, **more)
+
+    patch(indexing, "grow", grown)
+
+
+@bug
+def a_tombstone_is_missed(patch: Patch) -> None:
+    _uncounted(patch)
+    honest = grow._dead
+    patch(grow, "_dead", lambda *args, **more: honest(*args, **more)[:-1])
+
+
+@bug
+def tombstones_of_merged_deltas_bury_what_follows_them(patch: Patch) -> None:
+    """They are kept, at positions that are now those of the delta that took these in."""
+    _uncounted(patch)
+    honest = grow._dead
+
+    def kept(job: Any, older: Any, held: Any, left: Any, *, missing: bool) -> Any:
+        dead = honest(job, older, held, left, missing=missing)
+        with tempfile.TemporaryDirectory() as folder:
+            at = (job.storage, older.path, Path(folder))
+            before = index_store.tombstones_of(at, older.manifest)
+        positions = sum(rows for _, rows in job.source.fragments()) + len(dead)
+        return np.union1d(dead, before[before < positions])
+
+    patch(grow, "_dead", kept)
+
+
+def _cut_otherwise(patch: Patch, cut: Callable[[Any, int, set[int]], Any]) -> None:
+    """Cut new deltas by other code, which is also given the fragments of the deltas that are merged."""
+    _uncounted(patch)
+    honest, process = grow._beside, threading.local()
+
+    def noted(deltas: Any, *args: Any) -> Any:
+        stay = honest(deltas, *args)
+        process.merged = {f for d in deltas[len(stay) :] for f in d.fragments}
+        return stay
+
+    patch(grow, "_beside", noted)
+    patch(grow, "cut_into_shards", lambda fragments, most: cut(fragments, most, process.merged))
+
+
+@bug
+def rows_of_merged_deltas_are_left_out(patch: Patch) -> None:
+    honest = build.cut_into_shards
+
+    def added_alone(fragments: Any, most: int, merged: set[int]) -> Any:
+        added = [(f, rows) for f, rows in fragments if f not in merged]
+        return honest(added, most) if added else ()
+
+    _cut_otherwise(patch, added_alone)
+
+
+@bug
+def a_merged_delta_counts_beside_its_successor(patch: Patch) -> None:
+    honest = build.cut_into_shards
+
+    def twice(fragments: Any, most: int, merged: set[int]) -> Any:
+        again = tuple(f for f, _ in fragments if f in merged)
+        return (*honest(fragments, most), *([again] if again else ()))
+
+    _cut_otherwise(patch, twice)
 
 
 @under_faults

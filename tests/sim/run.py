@@ -23,6 +23,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 from sim import history, mutants  # noqa: E402 - the path comes first
 
 JOBS = os.cpu_count() or 1
+COUNTED = (
+    *("steps", "die", "fail", "lose", "switch", "presumed"),
+    *("grown", "merged", "tombstones", "rebuilt"),
+)
+"""Of each history. The last four: indexes that grew, some by merging deltas; their tombstones; those built again."""
 
 
 def histories(count: int, first: int = 0, jobs: int = JOBS) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def histories(count: int, first: int = 0, jobs: int = JOBS) -> dict[str, Any]:
     with _pool(jobs) as pool:
         for played in pool.imap_unordered(_play, range(first, first + count)):
             total["histories"] += 1
-            for key in ("steps", "die", "fail", "lose", "switch", "presumed"):
+            for key in COUNTED:
                 total[key] += played.get(key, 0)
             total[played["kind"]] += 1
             if played["violations"]:

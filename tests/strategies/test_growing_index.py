@@ -10,6 +10,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from crash.killed import killed_once
 from inline import Inline, Silent
 
 from reembed.catalog.index_manifest import read_manifest
@@ -171,6 +172,23 @@ def test_many_deltas_become_one_and_a_tenth_of_changes_builds_the_index_again(tm
         kinds.append(sum(s.kind == "delta" for s in place.manifest().segments))
     assert kinds[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
     assert 0 in kinds, "never built again"
+
+
+@pytest.mark.parametrize("point", ["index.before_delta", "index.before_grown"])
+def test_deltas_whose_merging_is_killed_become_one_and_no_row_is_doubled(
+    point, tmp_path, monkeypatch
+):
+    place = Place(tmp_path, "IVF8,Flat")
+    for step in range(1, 9):
+        change(place.uri, step, 4)
+        place.catch_up()
+    assert [s.kind for s in place.manifest().segments] == ["base"] + ["delta"] * 8
+    change(place.uri, 9, 4)
+    killed_once(monkeypatch, point, place.catch_up)
+    assert [s.kind for s in place.manifest().segments] == ["base", "delta"]
+    assert place.held() == place.rows()
+    assert place.index().rows == len(place.rows())
+    assert place.release.verify.passed
 
 
 def test_a_delta_takes_in_no_more_than_a_shard(tmp_path, monkeypatch):

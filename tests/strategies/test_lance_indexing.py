@@ -8,6 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from crash.killed import Killed, killed_once
 from inline import Inline, Silent
 from lance.file import LanceFileReader
 
@@ -343,26 +344,6 @@ def test_a_factory_that_lance_cannot_make_is_refused_before_embedding(factory, t
     with pytest.raises(UsageError, match=r"does not fit index\.kind lance"):
         place.build()
     assert not list(place.storage.objects("tables/"))
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_once(monkeypatch, point, act) -> None:
-    """Do something that ends at a point as if its process had been killed there, and again until it is done."""
-    met = []
-
-    def die(name: str) -> None:
-        if name == point and not met:
-            met.append(name)
-            raise Killed(name)
-
-    monkeypatch.setattr(faults, "point", die)
-    with pytest.raises(Killed):
-        act()
-    act()
-    assert met == [point]
 
 
 POINTS = (
