@@ -21,7 +21,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import faiss
@@ -150,6 +150,7 @@ class Build:
             "shard_rows": self.settings.shard_rows,
             "queries": list(self.queries),
             "trained": self.trained and self.trained.file.sha256,
+            "measured": [field.name for field in fields(Measured)],
         }
         return f"{self.work}/{sha256_of(told)[:16]}"
 

@@ -103,12 +103,18 @@ class SearchIndex:
             EncoderError: a query holds NaN or infinity.
         """
         checked = checked_queries(queries, self.dim, k)
-        scores, positions = self.faiss_index.search(checked, int(k))
-        if not positions[:, -1:].min(initial=0) < 0:
-            return positions, scores
-        scores[positions < 0] = -np.inf
+        found = self.at_operating_point(checked, int(k))
         search = partial(self._nearest_in_lists, k=int(k))
-        return until_filled((positions, scores), search, checked, self.rows, self.lists)
+        return until_filled(found, search, checked, self.rows, self.lists)
+
+    def at_operating_point(self, queries: Float32, k: int) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K], best first, from no more lists than the operating point says.
+
+        -1 and -inf where these have fewer than k rows. For one shard of several: what all have together is enough.
+        """
+        scores, positions = self.faiss_index.search(queries, k)
+        scores[positions < 0] = -np.inf
+        return positions, scores
 
     def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:
         lists = self.lists_near(queries, nprobe)

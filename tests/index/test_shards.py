@@ -99,7 +99,7 @@ def test_recall_that_shards_measured_is_that_of_the_index_that_serves(
 ) -> None:
     built = build(vectors, settings(factory), queries, storage=storage)
     measured = ann_recall(built.index, queries, *exact_search(vectors, queries, EXACT_K))
-    # Re-ranked shards give more candidates than the merged index: k_factor for each.
+    # Of the candidates of each shard, those that the other shards displace are left out.
     assert built.manifest.ann_recall_at_10 == pytest.approx(measured.mean(), abs=0.005)
 
 
@@ -227,7 +227,8 @@ def test_an_operating_point_is_chosen_from_all_shards_together(storage: Storage)
         exact = np.arange(20, dtype=np.int64)[None]
         exact_scores = 10 - first - np.arange(20, dtype=np.float32)[None]
         points = np.array([[0, v] for v in (1, 2, 4)[: len(found)]], np.int64)
-        return Measured(20, "nprobe", False, exact, exact_scores, points, ids, scores)
+        codes, tops = np.zeros_like(scores), np.empty((len(points), 1, 0), np.float32)
+        return Measured(20, "nprobe", False, exact, exact_scores, points, ids, scores, codes, tops)
 
     ten = list(range(10))
     near = shard(0, [[0, 1, 2, 3, 4, 15, 16, 17, 18, 19], [*ten[:8], 18, 19], ten])
