@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.options import require_texts
-from reembed.config.settings import Config, ResolvedConfig, load
-from reembed.errors import UsageError, require_whole, texts_of
+from reembed.config.settings import Config, ResolvedConfig, load, require_config
+from reembed.errors import require_whole, texts_of
 from reembed.events import Ignored, Listener, ignore
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -48,18 +48,9 @@ class Built:
         return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
-def _require_config(config: Config) -> None:
-    if not isinstance(config, Config):
-        raise UsageError(
-            f"config must be a Config, not of type {type(config).__name__}",
-            "`api.config` returns the settings as `.config`, beside where each came from",
-            'api.status(api.config(["reembed.yaml"]).config)',
-        )
-
-
 def _catalog_of(config: Config) -> Catalog:
     """Return the config's alias under its root."""
-    _require_config(config)
+    require_config(config)
     storage = Storage.existing(config.storage.root, config.storage.options)
     return Catalog(storage, config.alias, config.stores)
 
@@ -125,7 +116,7 @@ def tune(
     """
     from reembed.planning import tune
 
-    _require_config(config)
+    require_config(config)
     if out is None:
         return tune.tune(config, emit, seconds)
     tune.require_overlay(Path(out))
@@ -148,7 +139,7 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
     from reembed.evaluation import terms
     from reembed.strategies.full_rebuild import full_rebuild
 
-    _require_config(config)
+    require_config(config)
     release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
     catalog = _catalog_of(config)
     if (live := catalog.live()) is None:
@@ -206,12 +197,7 @@ def verify(
     catalog = _catalog_of(config)
     asked = candidates.kept(catalog, release) if release else candidates.by_default(catalog, config)
     return verify_release(
-        catalog,
-        asked.id,
-        level=level,
-        sample=sample,
-        resume=resume,
-        stall_s=config.embed.stall_s,
+        catalog, asked.id, level=level, sample=sample, resume=resume, stall_s=config.embed.stall_s
     )
 
 

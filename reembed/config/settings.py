@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, m
 
 from reembed.config.files import load_sections
 from reembed.config.options import Stores, as_options, checked
+from reembed.errors import UsageError
 from reembed.events import ChangedSetting
 from reembed.redact import credentials_in, shown_option
 from reembed.space import sha256_of
@@ -337,6 +338,20 @@ def load(files: list[str], overrides: list[str]) -> tuple[Config, dict[str, str]
         ConfigError: naming every wrong setting with its place and, for a typo, the nearest name.
     """
     return load_sections(Config, files, overrides)
+
+
+def require_config(config: object) -> None:
+    """Refuse what is not a `Config`, as a `ResolvedConfig`.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    if not isinstance(config, Config):
+        raise UsageError(
+            f"config must be a Config, not of type {type(config).__name__}",
+            "`api.config` returns the settings as `.config`, beside where each came from",
+            'api.status(api.config(["reembed.yaml"]).config)',
+        )
 
 
 def changed_settings(
