@@ -104,6 +104,8 @@ class SearchIndex:
         """
         checked = checked_queries(queries, self.dim, k)
         found = self.at_operating_point(checked, int(k))
+        if found[0][:, -1:].min(initial=0) >= 0:  # each query has k rows
+            return found
         search = partial(self._nearest_in_lists, k=int(k))
         return until_filled(found, search, checked, self.rows, self.lists)
 
@@ -113,7 +115,8 @@ class SearchIndex:
         -1 and -inf where these have fewer than k rows. For one shard of several: what all have together is enough.
         """
         scores, positions = self.faiss_index.search(queries, k)
-        scores[positions < 0] = -np.inf
+        if positions[:, -1:].min(initial=0) < 0:
+            scores[positions < 0] = -np.inf
         return positions, scores
 
     def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:

@@ -82,16 +82,9 @@ def test_an_unfinished_run_holds_its_table_until_it_is_given_up(
 
 
 def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_config, quiet):
-    source = corpus(300)
-    config = make_config(source, storage={"keep": 1})
+    config = make_config(corpus(300), storage={"keep": 1})
     catalog = catalog_of(config)
-    first = full_rebuild(config, quiet, executor=Inline())
-    promote(catalog, first.id, initial_reason="a test")
-    release = first
-    for text in ("'one'", "'two'"):
-        lance.dataset(source).update({"text": text}, where="doc_id = 'd00003'")
-        release = catch_up(config, release, quiet, executor=Inline())
-        catalog.append(catalog.live(), "catch-up", release)
+    first, _, release = caught_up_twice(config, quiet)
     planned = gc.plan(catalog, 1)
     assert first.id in {r.release for r in planned.remove}
     gc.apply(catalog, planned, 1)
@@ -103,21 +96,26 @@ def test_what_a_catch_up_shares_with_its_base_outlives_the_base(corpus, make_con
 
 
 def test_what_gc_says_it_frees_of_an_index_is_what_the_disk_has_more_of(corpus, make_config, quiet):
-    source = corpus(300)
-    config = make_config(source, storage={"keep": 1})
+    config = make_config(corpus(300), storage={"keep": 1})
     catalog = catalog_of(config)
-    release = full_rebuild(config, quiet, executor=Inline())
-    promote(catalog, release.id, initial_reason="a test")
-    for text in ("'one'", "'two'"):
-        lance.dataset(source).update({"text": text}, where="doc_id = 'd00003'")
-        release = catch_up(config, release, quiet, executor=Inline())
-        catalog.append(catalog.live(), "catch-up", release)
+    caught_up_twice(config, quiet)
     (removable, *_) = gc.plan(catalog, 1).remove
     before = on_disk(config.storage.root)
     files = catalog.storage.objects(f"{removable.index}/")
     catalog.storage.delete_tree(f"{removable.index}/")
     assert before - on_disk(config.storage.root) == removable.index_bytes
     assert removable.index_bytes < sum(size for _, size in files)
+
+
+def caught_up_twice(config, quiet):
+    """A release that was live, and the two that it grew into."""
+    releases = [full_rebuild(config, quiet, executor=Inline())]
+    promote(catalog_of(config), releases[0].id, initial_reason="a test")
+    for text in ("'one'", "'two'"):
+        lance.dataset(config.source.uri).update({"text": text}, where="doc_id = 'd00003'")
+        releases.append(catch_up(config, releases[-1], quiet, executor=Inline()))
+        catalog_of(config).append(catalog_of(config).live(), "catch-up", releases[-1])
+    return releases
 
 
 def on_disk(root):
