@@ -202,7 +202,7 @@ def _(e: events.WorkerEnded) -> str:
 def _(e: events.Indexed) -> str:
     point = "".join(f", {name} {value}" for name, value in e.operating_point.items())
     shards = f" in {e.shards} shards" if e.shards > 1 else ""
-    embedded = ", with the queries embedded that it is tuned on" if e.tuned_on == "queries" else ""
+    embedded = ", including embedding the queries" if e.tuned_on == "queries" else ""
     grown = ""
     if e.deltas or e.tombstones:
         more = f"{counted(e.deltas, 'delta')} and {counted(e.tombstones, 'tombstone')}"
