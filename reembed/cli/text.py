@@ -10,7 +10,8 @@ import click
 
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import counted, lag_words
-from reembed.evaluation.report import choices, evidence, metric_name, notes, told
+from reembed.evaluation.comparisons import metric_name
+from reembed.evaluation.report import choices, evidence, notes, told
 from reembed.redact import one_line
 from reembed.store.storage import readable
 

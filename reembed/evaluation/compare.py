@@ -27,8 +27,9 @@ from reembed.evaluation.comparisons import (
     QueriesUsed,
     Sides,
 )
-from reembed.evaluation.metrics import Floats, Results
+from reembed.evaluation.metrics import Results
 from reembed.evaluation.queries import EvalSet
+from reembed.evaluation.statistics import Floats, paired_interval
 from reembed.evaluation.terms import Asked, Terms, agree
 from reembed.index import exact as index_exact
 from reembed.serving.live import OpenRelease
@@ -72,14 +73,15 @@ def compare(
         name: (metric(queries, old.results, k), metric(queries, new.results, k))
         for name, (metric, k) in _METRICS.items()
     }
-    verdict = gate.judge(
-        terms.gate,
+    evidence = gate.Measured(
         verified=candidate.verify.passed,
         ann_recall_Q=new.ann_recall_Q,
-        relevance={"nDCG@10": measured["ndcg@10"], "recall@10": measured["recall@10"]},
+        relevance={name: measured[name] for name in ("ndcg@10", "recall@10")},
         judged_present=used.judged_present,
         shared=_shared(old_held, new_held, documents),
     )
+    verdict = gate.judge(terms.gate, evidence)
+    margins = {rule.metric: rule.margin for rule in verdict.rules}
     return Comparison(
         **vars(verdict),
         alias=candidate.alias,
@@ -92,7 +94,7 @@ def compare(
         planned_gate=terms.planned,
         gate_is_late=terms.late,
         changes=terms.changes,
-        metrics={name: _change(*pair) for name, pair in measured.items()},
+        metrics={name: _change(*pair, margins.get(name)) for name, pair in measured.items()},
         ann_recall_at_10=Sides(float(old.ann_recall_Q.mean()), float(new.ann_recall_Q.mean())),
         overlap_at_10=float(metrics.overlap_at(old.results, new.results, 10).mean()),
         judged_at_10=Sides(
@@ -233,15 +235,16 @@ class _Answers:
         return cls(opened, vectors, results, recalls)
 
 
-def _change(live_Q: Floats, candidate_Q: Floats) -> MetricChange:
+def _change(live_Q: Floats, candidate_Q: Floats, margin: float | None) -> MetricChange:
     deltas_Q = candidate_Q - live_Q
     return MetricChange(
         live=float(live_Q.mean()),
         candidate=float(candidate_Q.mean()),
-        change=metrics.paired_interval(deltas_Q),
+        change=paired_interval(deltas_Q),
         worse=int((deltas_Q < 0).sum()),
         same=int((deltas_Q == 0).sum()),
         better=int((deltas_Q > 0).sum()),
+        margin=margin,
     )
 
 

@@ -30,8 +30,24 @@ from reembed.space import sha256_of
 from reembed.store.records import decode, encode
 
 T = TypeVar("T")
+_NAMES = {"ndcg": "nDCG", "mrr": "MRR"}
+"""How people write a metric, where a record's key differs."""
 _PARTS: tuple[Literal["margin", "queries"], ...] = ("margin", "queries")
 _NUMBER = re.compile(r"([0-9]{8})\.json")
+
+
+@dataclass(frozen=True)
+class Needed:
+    """About how many judged queries decide, 80 % of the time."""
+
+    queries: int
+    groups: int
+    """Groups of queries in these, of the sizes seen; equal to `queries` where queries have no groups."""
+
+    def __str__(self) -> str:
+        if self.groups == self.queries:
+            return f"{self.queries:,} queries"
+        return f"{self.queries:,} queries in {self.groups:,} groups"
 
 
 @dataclass(frozen=True)
@@ -49,10 +65,16 @@ class Rule:
     """What the bound must reach."""
     margin: float | None = None
     """The allowed loss; only for a rule about a change."""
-    queries_needed: int | None = None
-    """About how many queries would decide; only when inconclusive."""
+    if_unchanged: Needed | None = None
+    """What would decide if the true change is 0; only when inconclusive, None if there are as many."""
+    if_real: Needed | None = None
+    """What would decide if the true value is the observed one; only when inconclusive."""
+    metric: str | None = None
+    """The key of the metric whose change it judges."""
     n: int = 0
     """Queries it was measured on."""
+    independent: int = 0
+    """Groups of queries among these; n where queries have no groups."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,10 @@ class Verdict:
 
     verdict: Outcome
     rules: tuple[Rule, ...]
-    queries_needed: int | None
+    if_unchanged: Needed | None
+    """What would decide if nothing really changes: the most that a rule needs; None if not inconclusive."""
+    if_real: Needed | None
+    """What would decide if the observed values are the true ones."""
     margin_needed: float | None
     """The smallest margin, to three digits, with which it would pass; None where no margin would."""
 
@@ -112,7 +137,7 @@ class DocumentsCompared:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of n values and where the true mean lies; the bounds and sd are None when n is 1."""
+    """The mean of n values and where the true mean lies; all but the mean are None when there is one group."""
 
     mean: float
     low: float | None
@@ -122,8 +147,13 @@ class Estimate:
     """One-sided lower bound: the true mean lies above it at the level."""
     upper: float | None
     """One-sided upper bound: the true mean lies below it at the level."""
-    sd: float | None
+    error: float | None
+    """Standard error of the mean; of groups, cluster-robust."""
+    df: float | None
+    """Degrees of freedom of the bounds."""
     n: int
+    independent: int
+    """Groups of values that are independent of each other; n where each value is."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +166,8 @@ class MetricChange:
     worse: int
     same: int
     better: int
+    margin: float | None = None
+    """The loss that the gate allows, as it was applied; None where the gate does not use the metric."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +235,12 @@ class Comparison(Verdict):
         return Evidence(
             **vars(self.summary()), sha256=digest, changes=self.changes, earlier=self.earlier
         )
+
+
+def metric_name(key: str) -> str:
+    """Return a metric's name as people write it: nDCG@10 for the key ndcg@10."""
+    kind, at, depth = key.partition("@")
+    return f"{_NAMES.get(kind, kind)}{at}{depth}"
 
 
 def keep(catalog: Catalog, live: Release, candidate: Release, record: Comparison) -> Comparison:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Estimate, Rule, Verdict
-from reembed.evaluation.metrics import Floats, paired_interval, queries_needed
+from reembed.evaluation.comparisons import Estimate, Needed, Rule, Verdict, metric_name
+from reembed.evaluation.statistics import Floats, Groups, needed, paired_interval
 
 if TYPE_CHECKING:
     from reembed.config.settings import GateConfig
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MIN_QUERIES = 20
 """Fewest queries that may pass: below it the t bound was not checked, and a few equal differences
 have no variance at all."""
+MIN_GROUPS = 10
+"""Fewest groups that may pass, where queries have groups: so many were simulated."""
 MARGIN, MARGIN_SHARE = 0.01, 0.02
 """The margin where the config sets none: absolute, or this share of live's mean where that is more,
 so that a high metric is not held to noise. A margin that is set is applied as it is."""
@@ -62,41 +64,48 @@ class Shared:
     """What differs, in words."""
 
 
-def judge(
-    gate: GateConfig,
-    *,
-    verified: bool,
-    ann_recall_Q: Floats,
-    relevance: Mapping[str, tuple[Floats, Floats]],
-    judged_present: float = 1.0,
-    shared: Shared = Shared(1.0, 1.0),
-) -> Verdict:
-    """Decide whether a candidate may be promoted.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a comparison measured, of Q queries in the same order."""
 
-    Args:
-        gate: margin and ann_recall, fixed before results exist.
-        verified: `verify` found the candidate's table and index complete and unharmed.
-        ann_recall_Q: ann_recall@10 of the candidate's index, per query; ones for exact search.
-        relevance: metrics of live and of the candidate by name, float64 [Q] each, on the same queries.
-        judged_present: share of the judgements whose document can be found; where few can,
-            both releases score near zero, and equal zeros would look like "no change".
-        shared: how far both releases hold the same documents; metrics over different ones are not
-            of one task.
-    """
-    did, why = "passed" if verified else "did not pass", shared.why
-    ann_recall = paired_interval(ann_recall_Q)
-    distance = max(ann_recall.mean - gate.ann_recall, 0)
+    verified: bool
+    """`verify` found the candidate's table and index complete and unharmed."""
+    ann_recall_Q: Floats
+    """ann_recall@10 of the candidate's index [Q]; ones for exact search."""
+    relevance: Mapping[str, tuple[Floats, Floats]]
+    """By key, the metrics that judge, of live and of the candidate, float64 [Q] each."""
+    groups_Q: Groups | None = None
+    """The group of each query, if they have any; only groups are independent."""
+    judged_present: float = 1.0
+    """Share of the judgements whose document can be found; where few can, both releases score near
+    zero, and equal zeros would look like "no change"."""
+    shared: Shared = Shared(1.0, 1.0)
+    """How far both releases hold the same documents; metrics over different ones are not of one task."""
+
+
+def judge(gate: GateConfig, found: Measured) -> Verdict:
+    """Decide whether a candidate may be promoted, by margin and ann_recall fixed before results exist."""
+    did = "passed" if found.verified else "did not pass"
+    shared, groups_Q = found.shared, found.groups_Q
+    ann_recall = paired_interval(found.ann_recall_Q, groups_Q)
     present = "relevant documents can be found in the candidate"
     same = "documents of either release are in both"
     return combine(
-        Rule("verify", "pass" if verified else "fail", f"verify {did}"),
-        _rule("ann_recall@10", ann_recall, gate.ann_recall, distance),
-        _share_rule("judged documents", present, judged_present, MIN_PRESENT),
+        Rule("verify", "pass" if found.verified else "fail", f"verify {did}"),
+        _rule("ann_recall@10", ann_recall, gate.ann_recall),
+        _share_rule("judged documents", present, found.judged_present, MIN_PRESENT),
         _share_rule(
-            "same relevant documents", f"relevant {same}", shared.judged, MIN_SHARED_JUDGED, why
+            "same relevant documents",
+            f"relevant {same}",
+            shared.judged,
+            MIN_SHARED_JUDGED,
+            shared.why,
         ),
-        _share_rule("same documents", same, shared.all, MIN_SHARED, why),
-        *(change_rule(name, *values, gate.margin) for name, values in relevance.items()),
+        _share_rule("same documents", same, shared.all, MIN_SHARED, shared.why),
+        *(
+            change_rule(name, *pair, gate.margin, groups_Q)
+            for name, pair in found.relevance.items()
+        ),
     )
 
 
@@ -105,14 +114,20 @@ def combine(*rules: Rule) -> Verdict:
     outcomes = {rule.verdict for rule in rules} or {"inconclusive"}
     worst_first: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
     outcome = next(o for o in worst_first if o in outcomes)
-    needed = [r.queries_needed for r in rules if r.queries_needed and outcome == "inconclusive"]
-    return Verdict(outcome, rules, max(needed, default=None), _margin_needed(rules))
+    undecided = [r for r in rules if r.verdict == "inconclusive" and outcome == r.verdict]
+    unchanged = [r.if_unchanged for r in undecided if r.if_unchanged]
+    real = [r.if_real for r in undecided if r.if_real]
+    return Verdict(outcome, rules, _most(unchanged), _most(real), _margin_needed(rules))
+
+
+def _most(found: list[Needed]) -> Needed | None:
+    return max(found, key=lambda n: n.queries, default=None)
 
 
 def _margin_needed(rules: tuple[Rule, ...]) -> float | None:
     """Return the smallest margin that passes; None if all pass, or if a rule without a margin blocks."""
     blocking = [rule for rule in rules if rule.verdict != "pass"]
-    bounds = [rule.bound for rule in blocking if rule.margin is not None and rule.n >= MIN_QUERIES]
+    bounds = [rule.bound for rule in blocking if rule.margin is not None and _enough(rule)]
     known = [bound for bound in bounds if bound is not None]
     if not blocking or len(known) < len(blocking):
         return None
@@ -132,72 +147,92 @@ def _share_rule(name: str, what: str, share: float, required: float, why: str = 
     return Rule(name, "inconclusive", detail, observed=share, required=required)
 
 
-def change_rule(metric: str, live_Q: Floats, candidate_Q: Floats, margin: float | None) -> Rule:
+def applied_margin(margin: float | None, live_Q: Floats) -> float:
+    """Return the loss that is allowed: the one that is set, else 0.01, or 2 % of live's mean where that is more."""
+    if margin is not None:
+        return margin
+    return max(MARGIN, MARGIN_SHARE * float(live_Q.mean()))
+
+
+def change_rule(
+    metric: str,
+    live_Q: Floats,
+    candidate_Q: Floats,
+    margin: float | None,
+    groups_Q: Groups | None = None,
+) -> Rule:
     """Require that the candidate loses no more than the margin: bound of the paired changes >= -margin.
 
     The metric of both releases is float64 [Q], of the same queries in the same order. The margin is
-    absolute; None is 0.01, or 2 % of live's mean where that is more.
+    absolute; None is the default (`applied_margin`).
     """
     if live_Q.shape != candidate_Q.shape:
         raise ValueError(f"{metric}: {len(live_Q)} and {len(candidate_Q)} queries are not pairs")
-    name = f"{metric} change"
+    shown = metric_name(metric)
+    name = f"{shown} change"
     if not live_Q.any() and not candidate_Q.any():
-        return Rule(
-            name, "inconclusive", f"{metric} is 0 for every query in both: nothing was found"
-        )
-    if margin is None:
-        margin = max(MARGIN, MARGIN_SHARE * float(live_Q.mean()))
-    return _rule(name, paired_interval(candidate_Q - live_Q), -margin, margin, margin)
+        nothing = f"{shown} is 0 for every query in both: nothing was found"
+        return Rule(name, "inconclusive", nothing, metric=metric)
+    allowed = applied_margin(margin, live_Q)
+    rule = _rule(name, paired_interval(candidate_Q - live_Q, groups_Q), -allowed, allowed)
+    return replace(rule, metric=metric)
 
 
-def _rule(
-    name: str, found: Estimate, required: float, distance: float, margin: float | None = None
-) -> Rule:
-    """Judge a mean by its bounds; `distance` is what the queries must resolve for a pass."""
+def _rule(name: str, found: Estimate, required: float, margin: float | None = None) -> Rule:
+    """Judge a mean by its bounds."""
     outcome: Outcome = "inconclusive"
-    if found.lower is not None and found.n >= MIN_QUERIES and found.lower >= required:
+    if found.lower is not None and _enough(found) and found.lower >= required:
         outcome = "pass"
     elif found.upper is not None and found.upper < required:
         outcome = "fail"
-    needed = None
-    if outcome == "inconclusive":
-        needed = _queries_for(found, distance)
-    return Rule(
+    rule = Rule(
         name=name,
         verdict=outcome,
-        detail=_detail(name, found, required, outcome, needed),
+        detail=_detail(name, found, required),
         observed=found.mean,
         bound=found.lower,
         required=required,
         margin=margin,
-        queries_needed=needed,
         n=found.n,
+        independent=found.independent,
     )
+    if outcome != "inconclusive":
+        return rule
+    return _with_needed(rule, found, abs(found.mean - required))
 
 
-def _queries_for(found: Estimate, distance: float) -> int | None:
-    """Return how many queries decide; None if as many were asked already or nothing separates mean and limit."""
-    if distance <= 0:
-        return None
-    sd = found.sd
-    if sd is None or found.n < MIN_QUERIES:
-        sd = _TYPICAL_SD
-    needed = max(MIN_QUERIES, queries_needed(sd, distance))
-    if needed <= found.n:
-        return None
-    return needed
+def _fewest(found: Estimate | Rule) -> int:
+    """Return how many queries, or groups of queries, must be there for a pass."""
+    return MIN_QUERIES if found.independent == found.n else MIN_GROUPS
 
 
-def _detail(
-    name: str, found: Estimate, required: float, outcome: Outcome, needed: int | None
-) -> str:
+def _enough(found: Estimate | Rule) -> bool:
+    return found.n >= MIN_QUERIES and found.independent >= _fewest(found)
+
+
+def _with_needed(rule: Rule, found: Estimate, distance: float) -> Rule:
+    """Add how many queries decide: if the true change is 0, and if it is the observed one."""
+    unchanged = needed(found, rule.margin or 0, _fewest(found), _TYPICAL_SD)
+    if unchanged is not None and unchanged.queries <= found.n:
+        unchanged = None
+    real = needed(found, distance, _fewest(found), _TYPICAL_SD)
+    detail = f"{rule.detail}: {_what_decides(unchanged, real)}"
+    return replace(rule, detail=detail, if_unchanged=unchanged, if_real=real)
+
+
+def _what_decides(unchanged: Needed | None, real: Needed | None) -> str:
+    if real is None:
+        return "it lies at the limit, and no number of queries would decide"
+    if unchanged is None:
+        return f"too near the limit; about {real} would decide if the true value is this one"
+    return f"about {unchanged} would decide if nothing changes, about {real} if this change is real"
+
+
+def _detail(name: str, found: Estimate, required: float) -> str:
     form = "+.4f" if required < 0 else ".4f"
     text = f"{name} {found.mean:{form}} over {found.n} queries"
+    if found.independent != found.n:
+        text += f" in {found.independent} groups"
     if found.lower is not None:
         text += f", one-sided 95 % bounds {found.lower:{form}} and {found.upper:{form}}"
-    text += f", at least {required:{form}} needed"
-    if outcome != "inconclusive":
-        return text
-    if needed is None:
-        return f"{text}: too close to the limit for a few more queries to decide"
-    return f"{text}: about {needed} queries would decide"
+    return f"{text}, at least {required:{form}} needed"

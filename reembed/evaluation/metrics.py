@@ -1,4 +1,4 @@
-"""How good result lists are, per query, and what the mean of paired differences may be.
+"""How good result lists are, per query.
 
 Arrays: Q queries, K ranks, best first. A metric takes judged queries and a list of document ids for each,
 best first, of any length. Relevance metrics follow trec_eval; a grade of 0 or less is not relevant.
@@ -6,7 +6,6 @@ best first, of any length. Relevance metrics follow trec_eval; a grade of 0 or l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Estimate, Latency
+from reembed.evaluation.comparisons import Latency
 from reembed.evaluation.queries import EvalSet
+from reembed.evaluation.statistics import Floats
 
-Floats = NDArray[np.float64]
 Results = Sequence[Sequence[str]]
-_Z_CONFIDENCE = 1.645
-_Z_POWER = 0.842
 
 
 def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: int) -> list[str]:
@@ -104,35 +101,6 @@ def _share(part_Q: NDArray[Any], whole_Q: NDArray[Any]) -> Floats:
     share_Q: Floats = np.zeros(len(whole_Q), dtype=np.float64)
     np.divide(part_Q, whole_Q, out=share_Q, where=whole_Q > 0)
     return share_Q
-
-
-def paired_interval(values_Q: Floats, level: float = 0.95) -> Estimate:
-    """Return the Student t interval of the mean of per-query differences (or of any per-query values).
-
-    Paired, because queries differ far more from each other than two systems do on one query. The
-    level is that of the two-sided interval and of each one-sided bound. Values without variance give
-    an interval of no width. There is at least one value, and all are finite.
-    """
-    from scipy.special import stdtrit
-
-    n = len(values_Q)
-    if n == 0 or not np.isfinite(values_Q).all():
-        raise ValueError("an interval needs at least one value, all of them finite")
-    mean = float(np.mean(values_Q))
-    if n == 1:
-        return Estimate(mean, None, None, None, None, None, n)
-    sd = float(np.std(values_Q, ddof=1))
-    error = sd / math.sqrt(n)
-    two_sided = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    one_sided = float(stdtrit(n - 1, level)) * error
-    return Estimate(
-        mean, mean - two_sided, mean + two_sided, mean - one_sided, mean + one_sided, sd, n
-    )
-
-
-def queries_needed(sd: float, margin: float) -> int:
-    """Return how many queries show, 80 % of the time at 95 %, that an equal system is within the margin."""
-    return max(1, math.ceil(((_Z_CONFIDENCE + _Z_POWER) * sd / margin) ** 2))
 
 
 def latency(latencies_s: Floats) -> Latency:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateQueries
+from reembed.evaluation.comparisons import metric_name
 from reembed.redact import harmless
 
 if TYPE_CHECKING:
     from reembed.catalog.releases import AliasRecord, Release
     from reembed.catalog.reports import Change, ComparisonSummary, Evidence
     from reembed.evaluation.comparisons import Comparison
-
-
-_METRICS = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
-"""How people write a metric, where a record's key differs."""
 
 
 def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> str:
@@ -27,16 +24,13 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
         finalize=harmless,
         undefined=jinja2.StrictUndefined,
     )
-    allowed = {
-        rule.name.removesuffix(" change"): rule.margin
-        for rule in comparison.rules
-        if rule.margin is not None
-    }
+    metrics = {metric_name(key): m for key, m in comparison.metrics.items()}
+    allowed = {name: m.margin for name, m in metrics.items() if m.margin is not None}
     changes = [m.change for m in comparison.metrics.values()]
     ends = [abs(end or 0) for c in changes for end in (c.low, c.high, c.mean)]
     return environment.get_template("report.html").render(
         c=comparison,
-        metrics={metric_name(key): m for key, m in comparison.metrics.items()},
+        metrics=metrics,
         allowed=allowed,
         notes=[
             *notes(comparison),
@@ -50,11 +44,6 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
         log=log,
         scale=max(0.05, *ends, *allowed.values()) * 1.15,
     )
-
-
-def metric_name(key: str) -> str:
-    """Return a metric's name as people write it: nDCG@10 for the key ndcg@10."""
-    return _METRICS.get(key, key)
 
 
 def choices(c: Comparison) -> list[str]:
@@ -71,8 +60,7 @@ def choices(c: Comparison) -> list[str]:
     if c.documents.behind and same != {"pass"}:
         missing = "it lacks documents; then compare again"
         found.insert(0, f"reembed catch-up {c.documents.behind}     # {missing}")
-    if c.queries_needed:
-        more = f"after judging more: about {c.queries_needed:,} queries would decide, there are {c.queries.count:,}"
+    if more := _more_queries(c):
         found.append(f"{again} --changed-queries{margin} --reason 'WHY'     # {more}")
     if c.margin_needed is not None:
         wider = f"{c.margin_needed:g}"
@@ -80,6 +68,15 @@ def choices(c: Comparison) -> list[str]:
         found.append(f"{again}{queries} --margin {wider} --reason 'WHY'     # {accept}")
     overrule = "overrule the gate; recorded permanently"
     return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
+
+
+def _more_queries(c: Comparison) -> str:
+    """Return in words how many more judged queries would decide; empty if more would not help."""
+    cases = (c.if_unchanged, "if nothing changes"), (c.if_real, "if the observed change is real")
+    ways = [f"about {needed} {case}" for needed, case in cases if needed]
+    if not ways:
+        return ""
+    return f"after judging more: {', '.join(ways)}, would decide; there are {c.queries.count:,}"
 
 
 def to_compare(release: str, *, judged: bool) -> str:

@@ -376,6 +376,23 @@ def test_metrics_have_one_spelling_for_people_and_documents_are_called_so(pair):
     assert f"<tr><th>documents</th><td>{DOCUMENTS}, " in page
 
 
+def test_the_margin_that_is_applied_is_the_one_that_text_plot_and_json_show(pair):
+    record = pair.compare()
+    said, page, kept = text.text("compare", record), wide(record.report), record.to_json()
+    marks = re.findall(r'<line x1="([\d.]+)" x2="\1"[^>]*stroke-dasharray', page)
+    (zero,) = {float(x) for x in re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="\1"', page)}
+    distances = [zero - float(mark) for mark in marks]
+    margins = []
+    for key, rule in (("ndcg@10", record.rules[-2]), ("recall@10", record.rules[-1])):
+        margins.append(record.metrics[key].margin)
+        assert margins[-1] == rule.margin == 0.02 * record.metrics[key].live > 0.01
+        assert kept["metrics"][key]["margin"] == rule.margin == -rule.required
+        assert f"at least -{rule.margin:.4f} needed" in said
+        assert f"allowed loss {rule.margin:.4f}<" in page
+    assert distances[0] / margins[0] == pytest.approx(distances[1] / margins[1])
+    assert record.metrics["recall@100"].margin is None
+
+
 def test_a_new_release_of_the_same_model_does_not_begin_to_count_anew(pair):
     """Planned again with fewer queries: the comparisons of the first plan are told all the same."""
     first = pair.compare()

@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 from ir_measures import RR, Judged, R, nDCG
 
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Estimate
 from reembed.evaluation.metrics import (
     judged_at,
     latency,
     mrr_at,
     ndcg_at,
     overlap_at,
-    paired_interval,
-    queries_needed,
     ranking,
     recall_at,
 )
@@ -196,54 +193,6 @@ def test_order_of_queries_and_names_of_documents_do_not_matter(case, random):
 def test_no_judgements_score_zero_instead_of_nan():
     for metric in (ndcg_at, recall_at, mrr_at, judged_at):
         assert metric(eval_set([{}]), [["a", "b"]], 10).tolist() == [0.0]
-
-
-def test_interval_equals_scipy():
-    from scipy import stats
-
-    values = np.random.default_rng(0).normal(0.01, 0.2, 37)
-    interval = paired_interval(values)
-    low, high = stats.t.interval(0.95, 36, values.mean(), stats.sem(values))
-    assert (interval.low, interval.high) == pytest.approx((low, high))
-    test = stats.ttest_1samp(values, interval.lower, alternative="greater")
-    assert test.pvalue == pytest.approx(0.05)
-    assert interval.upper - interval.mean == pytest.approx(interval.mean - interval.lower)
-
-
-def test_interval_of_one_value_is_unbounded():
-    interval = paired_interval(np.array([0.3]))
-    assert interval == Estimate(0.3, None, None, None, None, None, 1)
-
-
-def test_interval_of_equal_values_has_no_width():
-    interval = paired_interval(np.ones(50))
-    assert (interval.low, interval.lower, interval.upper, interval.high) == (1.0, 1.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf, 0.0]])
-def test_interval_refuses_nothing_and_nan(values):
-    with pytest.raises(ValueError, match="at least one value"):
-        paired_interval(np.array(values, dtype=np.float64))
-
-
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))
-@settings(deadline=None)
-def test_interval_mirrors_when_releases_swap_places(deltas):
-    there, back = paired_interval(np.array(deltas)), paired_interval(-np.array(deltas))
-    assert there.lower == pytest.approx(-back.upper)
-    assert there.low <= there.lower <= there.mean <= there.upper <= there.high
-
-
-def test_queries_needed_matches_the_formula_and_rounds_up():
-    assert queries_needed(0.2, 0.01) == math.ceil((2.487 * 20) ** 2) == 2475
-    assert queries_needed(0.0, 0.01) == 1
-
-
-def test_queries_needed_gives_80_percent_power_to_an_equal_system():
-    rng = np.random.default_rng(1)
-    n = queries_needed(0.2, 0.05)
-    cleared = [paired_interval(rng.normal(0, 0.2, n)).lower > -0.05 for _ in range(1500)]
-    assert 0.75 < np.mean(cleared) < 0.85
 
 
 def test_latency_percentiles_are_measured_values_in_milliseconds():

@@ -42,6 +42,7 @@ from reembed.evaluation.comparisons import (
     Estimate,
     Latency,
     MetricChange,
+    Needed,
     QueriesPlace,
     QueriesUsed,
     Rule,
@@ -204,15 +205,16 @@ def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
 
 
 def comparison(words: str) -> Comparison:
-    change = Estimate(0.1, 0.0, 0.2, 0.05, 0.15, 0.1, 6)
+    change = Estimate(0.1, 0.0, 0.2, 0.05, 0.15, 0.04, 5.0, 6, 6)
     latency = Latency(1.0, 1.0, 1.0)
     return Comparison(
-        verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),), queries_needed=3, margin_needed=0.03,
+        verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),),
+        if_unchanged=Needed(3, 3), if_real=Needed(2, 2), margin_needed=0.03,
         alias=words, live=compared(words), candidate=compared(words), candidate_index_sha256=words,
         queries=QueriesUsed(words, QueriesPlace(words, words), words, 1, 1, 1.0, 1, 1),
         documents=DocumentsCompared((words,), None),
         gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
-        metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3)},
+        metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3, 0.02)},
         ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, judged_at_10=Sides(1.0, 1.0),
         latency=Sides(latency, latency), by=words, at=words, number=2, earlier=(told(words),), report=words,
     )  # fmt: skip
