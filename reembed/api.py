@@ -228,6 +228,7 @@ def compare(
     from reembed.config.settings import changed_settings
     from reembed.evaluation import comparisons, report
     from reembed.evaluation.compare import compare
+    from reembed.evaluation.queries import place_of
     from reembed.evaluation.terms import Asked
     from reembed.lifecycle.candidates import candidate
     from reembed.store.paths import absolute_queries
@@ -237,9 +238,9 @@ def compare(
     new = candidate(catalog, config, release)
     configured = absolute_queries(config.gate)
     record = compare(catalog, live, new, configured, Asked(changed_queries, margin, reason))
-    place, judged = record.queries.place, set()
-    if (configured.queries, configured.split) == (place.queries, place.split):
-        judged = {"queries", "split"}
+    judged = set()
+    if place_of(configured) == record.queries.place:
+        judged = set(vars(record.queries.place))
     planned = record.planned_gate.settings.model_dump(exclude=judged)
     if changed := changed_settings("gate", planned, configured.model_dump(exclude=judged)):
         emit(Ignored(tuple(changed)))

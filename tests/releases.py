@@ -13,13 +13,13 @@ from reembed.catalog import lines
 from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile, read_manifest
 from reembed.catalog.lines import Place as LinePlace
 from reembed.catalog.releases import Catalog, Release, SourceRef
-from reembed.catalog.reports import VerifyReport
-from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
+from reembed.catalog.reports import QueriesPlace, VerifyReport
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import EncoderConfig, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import (
     Comparison,
     DocumentsCompared,
-    QueriesPlace,
     QueriesUsed,
     Rule,
     Sides,
@@ -30,7 +30,7 @@ from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.table.read import manifest_proof
 
-GATE = FrozenGate(queries="q", sha256="0", count=30)
+GATE = FrozenGate(queries=("q",), sha256="0", count=30)
 SOURCE = SourceRef("s", 1, "f", "i", "t", None, ())
 SPACE = Space(
     "m", None, ContentIdentity("w", "t"), "mean", "", "", True, None, 128, "none", "float32", 8
@@ -109,7 +109,7 @@ def comparison(
         live=live.summary(),
         candidate=new.summary(),
         candidate_index_sha256=new.index_sha256,
-        queries=QueriesUsed("q", QueriesPlace("q", "test"), "0", 30, 0, 1.0, 0, 0),
+        queries=QueriesUsed("q", QueriesPlace(("q",), "test"), "0", 30, 0, 1.0, 0, 0),
         documents=DocumentsCompared((), None),
         gate=GATE,
         planned_gate=GATE,

@@ -10,7 +10,8 @@ from reembed.catalog.lines import Place
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import SourceRef, StoredSpace
 from reembed.catalog.row_ids import RowIds
-from reembed.config.settings import EncoderConfig, FrozenGate, IndexConfig
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import EncoderConfig, IndexConfig
 from reembed.store.records import decode, encode, where
 
 Kind = Literal["rebuild", "catch_up"]

@@ -21,8 +21,9 @@ from reembed.catalog.alias import AliasFiles, who
 from reembed.catalog.lines import Place, RunEntry, entries
 from reembed.catalog.reports import Evidence, ReleaseSummary, VerifyReport
 from reembed.clock import now
+from reembed.config.gate import FrozenGate
 from reembed.config.options import Options, Stores
-from reembed.config.settings import EncoderConfig, FrozenGate
+from reembed.config.settings import EncoderConfig
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
 from reembed.store.paths import release_path, require_id

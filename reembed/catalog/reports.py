@@ -123,11 +123,19 @@ class GateMargin:
 
 
 @dataclass(frozen=True)
-class GateQueries:
+class QueriesPlace:
+    """Where judged queries are read from, and which of their fields are kept."""
+
+    queries: tuple[str, ...]
+    split: str
+    slices: tuple[str, ...] = ()
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateQueries(QueriesPlace):
     """The part of a gate that says which queries judge."""
 
-    queries: str
-    split: str
     sha256: str
     count: int
 

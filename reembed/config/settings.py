@@ -6,56 +6,22 @@ affect only speed or the gate and may change when a run resumes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
+from pydantic import Field, StrictStr, field_validator, model_validator
 
 from reembed.config.files import load_sections
+from reembed.config.gate import GateSection
 from reembed.config.options import Stores, as_options, checked
+from reembed.config.section import Section
 from reembed.errors import UsageError
 from reembed.events import ChangedSetting
-from reembed.redact import credentials_in, shown_option
+from reembed.redact import shown_option
 from reembed.space import sha256_of
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
-_MOST = 2**63 - 1
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the strings of a setting: itself, or those in its list or map."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from (v for v in value.values() if isinstance(v, str))
-    elif isinstance(value, list | tuple):
-        yield from (v for v in value if isinstance(v, str))
-
-
-class Section(BaseModel):
-    """A frozen section that refuses unknown settings, and credentials in any of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*")
-    @classmethod
-    def _can_be_stored(cls, value: Any) -> Any:
-        for found in filter(None, map(credentials_in, _texts(value))):
-            raise ValueError(
-                f"holds {found}; settings are stored and printed: "
-                "export it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...) or use the instance role"
-            )
-        try:
-            json.dumps(value, ensure_ascii=False, default=repr).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("holds text that is not UTF-8; settings are stored") from error
-        if any("\0" in text for text in _texts(value)):
-            raise ValueError("holds a zero byte, which no path, column or store can have")
-        if isinstance(value, int) and abs(value) > _MOST:
-            raise ValueError(f"is beyond {_MOST:,}")
-        return value
 
 
 class SourceConfig(Section):
@@ -188,41 +154,6 @@ class IndexConfig(Section):
     """Most vectors that one task adds to the index, as far as whole fragments of the table allow."""
 
 
-class GateConfig(Section):
-    """What `compare` must show before `promote`. Fixed in the run's plan before results exist."""
-
-    queries: StrictStr | None = None
-    """Judged queries: a BEIR folder, or Lance, Parquet or JSONL with query_id, text and doc_ids."""
-    split: StrictStr = "test"
-    """Which qrels/SPLIT.tsv of a BEIR folder."""
-    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Default: 0.01, or 2 % of
-    live's value if that is more."""
-    ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
-
-    @property
-    def settings(self) -> GateConfig:
-        """Only these settings, of a config's section or of a plan's gate."""
-        return GateConfig(**self.model_dump(include=set(GateConfig.model_fields)))
-
-
-class GateSection(GateConfig):
-    """What `compare` must show before `promote`, and how the store of the queries is reached."""
-
-    options: Annotated[dict[StrictStr, StrictStr] | None, checked("gate")] = None
-    """Object-store settings of the queries, as `storage.options`. Default: those of the source."""
-
-
-class FrozenGate(GateConfig):
-    """A gate as a plan keeps it: its settings, and the digest of the queries they name."""
-
-    sha256: StrictStr | None = None
-    """Digest of the queries and judgements; None if no queries are named."""
-    count: Annotated[int, Field(ge=1)] | None = None
-    """How many queries can be scored; None if no queries are named."""
-
-
 class StorageConfig(Section):
     """Where everything is kept."""
 
@@ -233,7 +164,7 @@ class StorageConfig(Section):
     erase_deleted: bool = False
     """Write files again that hold vectors of deleted documents, so that gc can remove them: a catch-up then
     rewrites up to the whole table, and fills the index again."""
-    options: Annotated[dict[StrictStr, StrictStr], checked("storage")] = {}
+    options: Annotated[dict[StrictStr, StrictStr], checked("storage")] = Field(default_factory=dict)
     """Object-store settings (aws_endpoint, aws_region, allow_http). Keys and tokens come from the
     environment or the instance role, or are written as env:NAME, the variable that holds them."""
 

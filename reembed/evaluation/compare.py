@@ -16,7 +16,7 @@ from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import GateConfig
+from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import gate, metrics
 from reembed.evaluation.comparisons import (
@@ -182,6 +182,9 @@ def _queries_used(terms: Terms, queries: EvalSet, held: _Held, release: Release)
         judged_present=found / len(pairs),
         own_documents=len(own),
         own_judged=sum(query == document and query in own for query, document in pairs),
+        sets=queries.sets,
+        same_text=queries.same_text,
+        constant_slices=queries.constant_slices,
     )
 
 

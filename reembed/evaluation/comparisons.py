@@ -22,9 +22,10 @@ from reembed.catalog.reports import (
     GateMargin,
     JudgedQueries,
     Outcome,
+    QueriesPlace,
     ReleaseSummary,
 )
-from reembed.config.settings import FrozenGate
+from reembed.config.gate import FrozenGate
 from reembed.errors import IntegrityError
 from reembed.space import sha256_of
 from reembed.store.records import decode, encode
@@ -100,11 +101,13 @@ class Sides(Generic[T]):
 
 
 @dataclass(frozen=True)
-class QueriesPlace:
-    """Where judged queries were read from."""
+class QuerySet:
+    """One of the sets that judged queries come from."""
 
-    queries: str
-    split: str
+    name: str
+    source: str
+    count: int
+    dropped: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,12 @@ class QueriesUsed:
     """Queries whose id is also a document's; that document is left out of their results."""
     own_judged: int
     """Queries among these that judge that document relevant: the ids may be equal by chance."""
+    sets: tuple[QuerySet, ...] = ()
+    """The same, of each set."""
+    same_text: int = 0
+    """Queries whose text another query has as well."""
+    constant_slices: tuple[str, ...] = ()
+    """Fields of `gate.slices` that are left out, since all queries have the same value."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from reembed.evaluation.comparisons import Estimate, Needed, Rule, Verdict, metr
 from reembed.evaluation.statistics import Floats, Groups, needed, paired_interval
 
 if TYPE_CHECKING:
-    from reembed.config.settings import GateConfig
+    from reembed.config.gate import GateConfig
 
 MIN_QUERIES = 20
 """Fewest queries that may pass: below it the t bound was not checked, and a few equal differences

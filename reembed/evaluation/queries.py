@@ -1,44 +1,32 @@
-"""Judged queries: read from where they lie, checked, and reduced to the ones that can be scored."""
+"""Judged queries of one or several sets, reduced to the ones that can be scored, and frozen by content."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
-from obstore.exceptions import BaseError
-
-from reembed.config.settings import FrozenGate, GateConfig
+from reembed.catalog.reports import QueriesPlace
+from reembed.config.gate import FrozenGate, GateConfig
 from reembed.errors import UsageError
-from reembed.store.paths import absolute_queries, is_remote
-from reembed.store.storage import Storage
+from reembed.evaluation.comparisons import QuerySet
+from reembed.evaluation.judged import FORMATS, JudgedSet, Kept, Query, read_set
+from reembed.evaluation.rows import Place, bad
+from reembed.store.paths import absolute_queries
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from obstore.store import ObjectStore
-
-_TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".lance")
-_COLUMNS = ("query_id", "text", "doc_ids")
-_TSV_HEADER = ("query-id", "corpus-id", "score")
-_MOST_GRADE = 1_000_000
-"""Gains are sums of grades; a grade that is larger is an id or a time in the wrong column."""
-_FORMATS = (
-    "a BEIR folder (queries.jsonl[.gz], qrels/SPLIT.tsv[.gz]), or a .jsonl[.gz], .parquet or "
-    ".lance with query_id, text, doc_ids and, if graded, grades"
-)
+SET = "set"
+"""The slice of queries by the set they come from."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Queries with at least one relevant document, in the order they were stored."""
+    """Queries with at least one relevant document, set by set, in the order they were stored.
+
+    Ids are unique within a set: a query is known by its set and its id.
+    """
 
     query_ids: list[str]
     texts: list[str]
@@ -47,47 +35,76 @@ class EvalSet:
     source: str
     """Where it was read from, with the split of a BEIR folder."""
     sha256: str
-    """Digest of ids, texts and grades; the same in every format and in any order."""
+    """Digest of ids, texts, grades, slices and groups; the same in every format and in any order."""
     dropped: int
     """Queries left out: they have judgements (or a row), but none that is positive."""
+    sets: tuple[QuerySet, ...] = ()
+    slices: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """For each slice field with at least two values, the value of each query; None where it has none.
+    With several sets, "set" is one of them."""
+    constant_slices: tuple[str, ...] = ()
+    """Slice fields that are left out, since all queries have the same value."""
+    groups: tuple[str, ...] | None = None
+    """For each query, the group it belongs to: a query without one is a group by itself. None if no
+    field was named."""
+    timestamps: tuple[str | None, ...] | None = None
+    """For each query, when it was asked, ISO 8601 in UTC. None if no query has one."""
+
+    @property
+    def set_names(self) -> list[str]:
+        """Return the name of the set of each query."""
+        return [found.name for found in self.sets for _ in range(found.count)]
+
+    @property
+    def same_text(self) -> int:
+        """Return how many queries have a text that another query has as well."""
+        return sum(n for n in Counter(self.texts).values() if n > 1)
 
 
-@dataclass(frozen=True)
-class _Query:
-    place: str
-    query_id: str
-    text: str
-    qrels: dict[str, int]
-
-
-def load_eval_set(uri: str, split: str, storage_options: dict[str, str]) -> EvalSet:
-    """Read judged queries from a BEIR folder, JSONL, Parquet or Lance, local or in an object store.
+def load_eval_set(
+    uris: str | Sequence[str],
+    split: str,
+    storage_options: dict[str, str],
+    slices: Sequence[str] = (),
+    group: str | None = None,
+) -> EvalSet:
+    """Read judged queries from BEIR folders, JSONL, Parquet or Lance, local or in an object store.
 
     Args:
-        uri: folder or file; object stores as s3://, gs://, az://.
+        uris: folder or file, or several; object stores as s3://, gs://, az://.
         split: which qrels/SPLIT.tsv of a BEIR folder; the other formats have no splits.
         storage_options: object-store settings, as Lance takes them.
+        slices: fields of the queries that divide them into slices; also inside BEIR's `metadata`.
+        group: field that queries which belong together share.
 
     Raises:
-        UsageError: nothing is there, the format is unknown, or a line in it is wrong.
+        UsageError: nothing is there, the format is unknown, a line is wrong, or no query has a field.
     """
-    uri = uri.removeprefix("file://").rstrip("/") or uri
-    if not is_remote(uri) and not Path(uri).exists():
-        raise _missing(uri)
-    if not uri.endswith(_TABLE_SUFFIXES):
-        return _eval_set(f"{uri} ({split})", _beir_queries(uri, split, storage_options))
-    if uri.endswith(".lance"):
-        return _eval_set(uri, _table_queries(uri, _lance_table(uri, storage_options)))
-    parent, slash, name = uri.rpartition("/")
-    content = _read(_open_store(parent or slash or ".", storage_options), name, uri)
-    if uri.endswith(".parquet"):
-        return _eval_set(uri, _table_queries(uri, _parquet_table(uri, content)))
-    rows = _jsonl_rows(uri, content)
-    return _eval_set(uri, (_query_of_row(row, place) for place, row in rows))
+    named = [uris] if isinstance(uris, str) else list(uris)
+    kept = Kept(tuple(slices), group)
+    fix = "set gate.queries to " + FORMATS
+    read = [
+        read_set(Place.of(uri, storage_options, "judged queries", fix), split, kept)
+        for uri in named
+    ]
+    for place in read:
+        _require_unique(place)
+    _require_fields(read, kept)
+    return _joined(read, _names(named), kept)
+
+
+def load(place: QueriesPlace, storage_options: dict[str, str]) -> EvalSet:
+    """Do as `load_eval_set`, for the place that a plan or a comparison names."""
+    return load_eval_set(place.queries, place.split, storage_options, place.slices, place.group)
+
+
+def place_of(gate: GateConfig) -> QueriesPlace:
+    """Return where a gate's queries are read from."""
+    return QueriesPlace(gate.queries, gate.split, gate.slices, gate.group)
 
 
 def freeze(section: GateConfig, storage_options: dict[str, str]) -> FrozenGate:
-    """Return the gate with the absolute place of its queries, and their digest and number as they are now.
+    """Return the gate with the absolute places of its queries, and their digest and number as they are now.
 
     Raises:
         UsageError: as `load_eval_set`.
@@ -95,260 +112,99 @@ def freeze(section: GateConfig, storage_options: dict[str, str]) -> FrozenGate:
     section = absolute_queries(section)
     if not section.queries:
         return FrozenGate(**section.model_dump())
-    found = load_eval_set(section.queries, section.split, storage_options)
+    found = load(place_of(section), storage_options)
     return FrozenGate(**section.model_dump(), sha256=found.sha256, count=len(found.query_ids))
 
 
-def _eval_set(source: str, queries: Iterator[_Query]) -> EvalSet:
-    kept: list[_Query] = []
-    place_of: dict[str, str] = {}
-    for query in queries:
-        if first := place_of.get(query.query_id):
+def _names(uris: Sequence[str]) -> list[str]:
+    """Return a name for each set: the name of its file or folder, with the folder above if two are equal.
+
+    Raises:
+        UsageError: two sets still have the same name.
+    """
+    parts = [PurePosixPath(uri.rstrip("/").split("://")[-1]).parts for uri in uris]
+    for depth in (1, 2):
+        names = ["/".join(p[-depth:]).removesuffix(".gz") for p in parts]
+        names = [str(PurePosixPath(name).with_suffix("")) for name in names]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name, n in Counter(names).items() if n > 1)
+    raise UsageError(
+        f"gate.queries: two sets are named {twice!r}",
+        f"places: {', '.join(uris)}",
+        "set gate.queries to places with different names",
+    )
+
+
+def _require_unique(read: JudgedSet) -> None:
+    place_of_id: dict[str, str] = {}
+    for query in read.queries:
+        if first := place_of_id.get(query.query_id):
             why = f"query {query.query_id!r} is a duplicate, first seen at {first}"
-            raise _bad(query.place, why)
-        place_of[query.query_id] = query.place
-        if any(grade > 0 for grade in query.qrels.values()):
-            kept.append(query)
-    if not kept:
-        raise UsageError(
-            f"{source}: no query has a relevant document",
-            f"{len(place_of)} judged queries were read, none with a grade above 0",
-            "set gate.queries and gate.split to queries with judgements",
-        )
-    lines = sorted(json.dumps([q.query_id, q.text, sorted(q.qrels.items())]) for q in kept)
+            raise bad(query.place, why)
+        place_of_id[query.query_id] = query.place
+
+
+def _require_fields(read: Sequence[JudgedSet], kept: Kept) -> None:
+    there = frozenset().union(*(found.fields for found in read))
+    for setting, names in (("slices", kept.slices), ("group", [kept.group] if kept.group else [])):
+        if missing := [name for name in names if name not in there]:
+            raise UsageError(
+                f"gate.{setting}: no query has a field {', '.join(missing)}",
+                f"fields there: {', '.join(sorted(there))}",
+                f"set gate.{setting} to fields of the queries",
+            )
+
+
+def _joined(read: Sequence[JudgedSet], names: Sequence[str], kept: Kept) -> EvalSet:
+    scored = [[q for q in found.queries if any(g > 0 for g in q.qrels.values())] for found in read]
+    sets = []
+    for found, name, some in zip(read, names, scored, strict=True):
+        if not some:
+            raise UsageError(
+                f"{found.place}: no query has a relevant document",
+                f"{len(found.queries)} judged queries were read, none with a grade above 0",
+                "set gate.queries and gate.split to queries with judgements",
+            )
+        dropped = len(found.queries) - len(some)
+        sets.append(QuerySet(name, found.place, len(some), dropped))
+    queries = [query for some in scored for query in some]
+    named = [found.name for found in sets for _ in range(found.count)]
+    slices = {name: tuple(q.slices[at] for q in queries) for at, name in enumerate(kept.slices)}
+    if len(sets) > 1:
+        slices[SET] = tuple(named)
+    times = tuple(query.timestamp for query in queries)
     return EvalSet(
-        query_ids=[query.query_id for query in kept],
-        texts=[query.text for query in kept],
-        qrels=[query.qrels for query in kept],
-        source=source,
-        sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-        dropped=len(place_of) - len(kept),
+        query_ids=[query.query_id for query in queries],
+        texts=[query.text for query in queries],
+        qrels=[query.qrels for query in queries],
+        source=", ".join(found.source for found in sets),
+        sha256=_digest(scored, kept),
+        dropped=sum(found.dropped for found in sets),
+        sets=tuple(sets),
+        slices={name: values for name, values in slices.items() if len(set(values)) > 1},
+        constant_slices=tuple(n for n, values in slices.items() if len(set(values)) < 2),
+        groups=_groups(queries, named) if kept.group else None,
+        timestamps=times if any(times) else None,
     )
 
 
-def _beir_queries(uri: str, split: str, options: dict[str, str]) -> Iterator[_Query]:
-    """Yield the queries that the split judges, in the order of queries.jsonl."""
-    if not is_remote(uri) and not Path(uri).is_dir():
-        raise UsageError(f"{uri}: unknown kind of judged queries", f"known: {_FORMATS}")
-    store = _open_store(uri, options)
-    qrels_name = _qrels_name(store, uri, split)
-    qrels_place = f"{uri}/{qrels_name}"
-    qrels = _parse_qrels(qrels_place, _read(store, qrels_name, qrels_place))
-    name = "queries.jsonl.gz"
-    if name not in _names(store, "", uri):
-        name = "queries.jsonl"
-    place = f"{uri}/{name}"
-    seen: set[str] = set()
-    for line_place, row in _jsonl_rows(place, _read(store, name, place)):
-        query_id = _id_of(_field(row, "_id", line_place), line_place)
-        if query_id in qrels:
-            seen.add(query_id)
-            yield _Query(line_place, query_id, _text_of(row, line_place), qrels[query_id])
-    lost = sorted(qrels.keys() - seen)
-    if lost:
-        raise UsageError(
-            f"{qrels_place}: {len(lost)} judged queries have no text, among them {lost[0]!r}",
-            f"{place} has no line for them",
-            f"add them to {place}, or remove their judgements",
-        )
+def _groups(queries: Sequence[Query], sets: Sequence[str]) -> tuple[str, ...]:
+    """Return the group of each query; of a query without one, a name that no other query has."""
+    own = [f"(alone) {name} {q.query_id}" for q, name in zip(queries, sets, strict=True)]
+    return tuple(q.group or alone for q, alone in zip(queries, own, strict=True))
 
 
-def _qrels_name(store: ObjectStore, uri: str, split: str) -> str:
-    """Return the name of the split's file, one of those that exist, so that a split is never a path."""
-    names = [n for n in _names(store, "qrels", uri) if n.endswith((".tsv", ".tsv.gz"))]
-    if not names:
-        why = f"there is no qrels/*.tsv; judged queries are {_FORMATS}"
-        raise UsageError(f"{uri}: no judged queries", why, "set gate.queries to one of these")
-    name_of = {n.removesuffix(".gz").removesuffix(".tsv"): n for n in names}
-    if split not in name_of:
-        splits = ", ".join(sorted(name_of))
-        raise UsageError(
-            f"{uri}: no split {split!r}",
-            f"splits there: {splits}",
-            f"set gate.split to one of them: {splits}",
-        )
-    return f"qrels/{name_of[split]}"
+def _digest(scored: Iterable[Iterable[Query]], kept: Kept) -> str:
+    """Return the digest of what decides the evidence; the names of sets do not."""
+    return _of_lines(_of_lines(_line(query, kept) for query in some) for some in scored)
 
 
-def _parse_qrels(place: str, content: bytes) -> dict[str, dict[str, int]]:
-    """Parse as BEIR's reader does: tab-separated CSV, in which a cell may be quoted."""
-    rows = _tsv_rows(place, content)
-    _, columns = next(rows, (place, []))
-    missing = [name for name in _TSV_HEADER if name not in columns]
-    if missing:
-        first = "\t".join(columns)
-        raise UsageError(
-            f"{place}: no column {', '.join(missing)}",
-            f"the first line is {first[:80]!r}",
-            f"make its first line {' '.join(_TSV_HEADER)}, separated by tabs",
-        )
-    query_at, doc_at, score_at = (columns.index(name) for name in _TSV_HEADER)
-    qrels: dict[str, dict[str, int]] = {}
-    for row_place, cells in rows:
-        if len(cells) != len(columns):
-            raise _bad(row_place, f"{len(cells)} cells where the header has {len(columns)}")
-        try:
-            grade = int(cells[score_at])
-        except ValueError:
-            raise _bad(row_place, f"score {cells[score_at]!r:.80} is not a whole number") from None
-        _judge(qrels.setdefault(cells[query_at], {}), cells[doc_at], grade, row_place)
-    return qrels
+def _line(query: Query, kept: Kept) -> str:
+    slices = dict(zip(kept.slices, query.slices, strict=True))
+    grades = sorted(query.qrels.items())
+    return json.dumps([query.query_id, query.text, grades, slices, query.group, query.timestamp])
 
 
-def _tsv_rows(place: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
-    """Yield `place:number` and the cells of each row that is not blank."""
-    reader = csv.reader(io.StringIO(_text(place, content), newline=""), delimiter="\t", strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield f"{place}:{reader.line_num}", cells
-    except csv.Error as error:
-        raise _bad(f"{place}:{reader.line_num}", f"not tab-separated values: {error}") from None
-
-
-def _judge(qrels: dict[str, int], doc_id: str, grade: int, place: str) -> None:
-    if abs(grade) > _MOST_GRADE:
-        raise _bad(place, f"the grade of document {doc_id!r:.80} is beyond {_MOST_GRADE:,}")
-    if qrels.setdefault(doc_id, grade) != grade:
-        raise _bad(place, f"document {doc_id!r} has grade {grade} and, before, {qrels[doc_id]}")
-
-
-def _table_queries(uri: str, table: pa.Table) -> Iterator[_Query]:
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise UsageError(
-            f"{uri}: no column {', '.join(missing)}",
-            f"columns there: {', '.join(table.column_names)}",
-            "rename them to query_id, text, doc_ids and, if graded, grades",
-        )
-    wanted = [name for name in (*_COLUMNS, "grades") if name in table.column_names]
-    for number, row in enumerate(table.select(wanted).to_pylist(), start=1):
-        yield _query_of_row(row, f"{uri}, row {number}")
-
-
-def _query_of_row(row: Mapping[str, Any], place: str) -> _Query:
-    query_id = _id_of(_field(row, "query_id", place), place)
-    text = _text_of(row, place)
-    doc_ids = _field(row, "doc_ids", place)
-    if not isinstance(doc_ids, list):
-        raise _bad(place, f"doc_ids is not a list: {doc_ids!r:.80}")
-    grades = row.get("grades")
-    if grades is None:
-        grades = [1] * len(doc_ids)
-    if not isinstance(grades, list) or len(grades) != len(doc_ids):
-        raise _bad(place, "grades must be a list of the same length as doc_ids")
-    qrels: dict[str, int] = {}
-    for doc_id, grade in zip(doc_ids, grades, strict=True):
-        if type(grade) is not int:
-            raise _bad(place, f"grade {grade!r:.80} is not a whole number")
-        _judge(qrels, _id_of(doc_id, place), grade, place)
-    return _Query(place, query_id, text, qrels)
-
-
-def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
-    if name not in row:
-        raise _bad(place, f"no {name!r}; there are {', '.join(map(str, row)) or 'no fields'}")
-    return row[name]
-
-
-def _id_of(value: Any, place: str) -> str:
-    # A float id is a column of integers with a gap in it: "12.0" would match no document.
-    if type(value) in (str, int):
-        return str(value)
-    raise _bad(place, f"id {value!r:.80} is neither a string nor an integer")
-
-
-def _text_of(row: Mapping[str, Any], place: str) -> str:
-    text = _field(row, "text", place)
-    if isinstance(text, str) and text.strip():
-        return text
-    raise _bad(place, f"text {text!r:.80} is empty or not a string")
-
-
-def _jsonl_rows(place: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `place:number` and the object of each line that is not blank."""
-    # str.splitlines would also break at U+2028, which JSON leaves as it is inside a text.
-    for number, line in enumerate(_text(place, content).split("\n"), start=1):
-        if not line.strip():
-            continue
-        line_place = f"{place}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-            raise _bad(line_place, f"not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise _bad(line_place, "not a JSON object")
-        yield line_place, row
-
-
-def _text(place: str, content: bytes) -> str:
-    try:
-        if place.endswith(".gz"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        why = str(error)
-        raise UsageError(f"{place}: not readable as text", why, "store it again as UTF-8") from None
-
-
-def _parquet_table(uri: str, content: bytes) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(io.BytesIO(content))
-        table.validate(full=True)  # Parquet itself may hold text that is not UTF-8
-        return table
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{uri}: not readable as Parquet", str(error), "write it again") from None
-
-
-def _lance_table(uri: str, options: dict[str, str]) -> pa.Table:
-    from reembed.store.lance import open_dataset
-
-    with _reading(uri):
-        dataset = open_dataset(uri, options=options)
-        names = set(dataset.schema.names)
-        if not names.issuperset(_COLUMNS):
-            return dataset.to_table()  # all columns, so that the error can name them
-        return dataset.to_table(columns=[*_COLUMNS, *names.intersection(["grades"])])
-
-
-@contextmanager
-def _reading(place: str) -> Iterator[None]:
-    """Raise a UsageError that names the place instead of an error of a disk, a store or Lance."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise _missing(place) from None
-    except (BaseError, OSError, ValueError, UsageError) as error:
-        raise _missing(place, str(error).split("\n")[0]) from None
-
-
-def _open_store(folder: str, options: dict[str, str]) -> ObjectStore:
-    place = folder
-    if not is_remote(folder):
-        place = str(Path(folder).resolve())
-    with _reading(folder):
-        return Storage(place, tuple(sorted(options.items()))).store
-
-
-def _read(store: ObjectStore, name: str, place: str) -> bytes:
-    with _reading(place):
-        return bytes(store.get(name).bytes())
-
-
-def _names(store: ObjectStore, folder: str, place: str) -> list[str]:
-    with _reading(place):
-        listed = store.list_with_delimiter(folder or None)["objects"]
-    return [entry["path"].rpartition("/")[2] for entry in listed]
-
-
-def _missing(place: str, why: str = "nothing is there") -> UsageError:
-    return UsageError(
-        f"{place}: cannot read judged queries", why, "set gate.queries to " + _FORMATS
-    )
-
-
-def _bad(place: str, why: str) -> UsageError:
-    return UsageError(f"{place}: not usable", why, "correct it or remove it, then run again")
+def _of_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

@@ -132,6 +132,11 @@ def notes(c: Comparison) -> list[str]:
         if queries.own_judged:
             own += f"; {queries.own_judged:,} of these documents are judged relevant: are the ids equal by chance?"
         lines.append(own)
+    if queries.same_text:
+        lines.append(f"{queries.same_text:,} queries have a text that another query has as well")
+    lines += [
+        f"slice {name}: all queries have one value, left out" for name in queries.constant_slices
+    ]
     return lines
 
 

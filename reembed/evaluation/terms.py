@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 
 from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Change, GateMargin, GateQueries
+from reembed.catalog.reports import Change, GateMargin, GateQueries, QueriesPlace
 from reembed.clock import now
-from reembed.config.settings import FrozenGate, GateConfig
+from reembed.config.gate import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import comparisons
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparisons import Comparison, QueriesPlace
+from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.gate import require_verdict_of_rules
 from reembed.evaluation.report import to_compare
 from reembed.store.records import decode, encode
@@ -78,7 +78,7 @@ def _changes(
     pairs: list[tuple[GateMargin | GateQueries, GateMargin | GateQueries]] = []
     if queries.sha256 != planned.sha256:
         count = len(queries.query_ids)
-        after = GateQueries(place.queries, place.split, queries.sha256, count)
+        after = GateQueries(**vars(place), sha256=queries.sha256, count=count)
         pairs.append((_queries_of(planned), after))
     if asked.margin not in (None, planned.margin):
         if not 0 < asked.margin < 1:
@@ -90,10 +90,9 @@ def _changes(
 
 
 def _queries_of(gate: FrozenGate) -> GateQueries:
-    assert gate.queries is not None  # a gate without queries judges nothing
-    assert gate.sha256 is not None
+    assert gate.sha256 is not None  # a gate without queries judges nothing
     assert gate.count is not None
-    return GateQueries(gate.queries, gate.split, gate.sha256, gate.count)
+    return GateQueries(**vars(evalset.place_of(gate)), sha256=gate.sha256, count=gate.count)
 
 
 def _read_queries(
@@ -103,13 +102,13 @@ def _read_queries(
 
     If neither place has the planned ones: what is in the planned place, or else in the other.
     """
-    places = [QueriesPlace(str(g.queries), g.split) for g in (configured, planned) if g.queries]
+    places = [evalset.place_of(g) for g in (configured, planned) if g.queries]
     if asked.changed_queries:
         places = places[:1]
     found: list[tuple[QueriesPlace, evalset.EvalSet]] = []
     for place in places:
         try:
-            queries = evalset.load_eval_set(place.queries, place.split, options)
+            queries = evalset.load(place, options)
         except UsageError:
             if place is places[-1] and not found:
                 raise

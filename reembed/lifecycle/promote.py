@@ -9,7 +9,7 @@ from reembed import faults
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
 from reembed.catalog.reports import Evidence
 from reembed.catalog.runs import Run, started_with
-from reembed.config.settings import GateConfig
+from reembed.config.gate import GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
 from reembed.evaluation.report import to_compare
@@ -129,7 +129,7 @@ def _unknown(chosen: Release, live: AliasRecord | None) -> tuple[str, ...]:
     if live is not None:
         than = live.release.id
     if queries := chosen.gate.queries:
-        judged = f"its judged queries ({queries}) were not run"
+        judged = f"its judged queries ({', '.join(queries)}) were not run"
     return f"whether it is better than {than}", f"how good its results are: {judged}"
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from reembed.config.settings import GateConfig
+from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.redact import credentials_in, redacted
 from reembed.store.records import DAMAGED
@@ -80,11 +80,9 @@ def is_tag_of(tag: str, release_id: str) -> bool:
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:
-    """Return the gate's settings with an absolute path of the queries, valid in every process."""
+    """Return the gate's settings with absolute paths of the queries, valid in every process."""
     settings = section.settings
-    if not settings.queries:
-        return settings
-    return settings.model_copy(update={"queries": absolute(settings.queries)})
+    return settings.model_copy(update={"queries": tuple(map(absolute, settings.queries))})
 
 
 def content_path(folder: str, sha256: str, ending: str) -> str:

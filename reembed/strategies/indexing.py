@@ -249,7 +249,7 @@ def _tuning_texts(context: RunContext) -> list[str]:
         return []
     instead = "the index is tuned on documents, not on queries"
     try:
-        found = evalset.load_eval_set(gate.queries, gate.split, dict(context.config.stores.queries))
+        found = evalset.load(evalset.place_of(gate), dict(context.config.stores.queries))
     except UsageError as error:  # a catch-up of what serves must not depend on them
         context.emit(Notice(f"{error.what}: {instead}"))
         return []

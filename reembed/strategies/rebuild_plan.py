@@ -19,7 +19,8 @@ from reembed.catalog.plan import Donor, Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import Config, FrozenGate, changed_settings
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import Config, changed_settings
 from reembed.engine import reuse
 from reembed.engine.executor import Executor
 from reembed.errors import Conflict, ReembedError

@@ -82,7 +82,7 @@ def root(corpus, eval_folder, config_file, quiet) -> Root:
     catalog = Catalog(Storage.open(config.storage.root), config.alias)
     first = full_rebuild(config, quiet, executor=Inline())
     catalog.append(None, "promote", first)
-    queries = f"gate.queries={config.gate.queries}"
+    queries = f"gate.queries={json.dumps(config.gate.queries)}"
     candidate = full_rebuild(load([other], [queries])[0], quiet, executor=Inline())
     check.compare(load([other], [queries])[0], candidate.id, emit=quiet)
     new = pa.table({"doc_id": ["n"], "title": ["n"], "text": ["new"]})

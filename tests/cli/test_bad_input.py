@@ -360,7 +360,7 @@ def test_a_flipped_bit_in_the_table_is_found_by_verify(two_releases, cli):
 @pytest.mark.ray
 def test_judgements_of_other_ids_decide_nothing(two_releases, cli):
     _, _, _, candidate, file = two_releases
-    qrels = Path(candidate.gate.queries) / "qrels" / "test.tsv"
+    qrels = Path(*candidate.gate.queries) / "qrels" / "test.tsv"
     lines = qrels.read_text().splitlines()
     qrels.write_text("\n".join([lines[0], *(li.replace("\td", "\tx") for li in lines[1:])]))
     assert "was planned with" in fails(2, "compare", "-c", file)

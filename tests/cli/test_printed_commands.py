@@ -74,6 +74,8 @@ PROSE = {
     "set a-value in the environment, here and on every Ray node",
     "set gate.queries and gate.split to queries with judgements",
     "set gate.queries to one of these",
+    "set gate.queries to places with different names",
+    "set gate.a-value to fields of the queries",
     "set gate.split to one of them: a-value",
     "set storage.root to a local folder, or to S3, GCS, Azure or MinIO: any with conditional writes",
     "store it again as UTF-8",

@@ -202,7 +202,7 @@ def test_wrong_shapes_are_explained() -> None:
         "  line 6: embed: should be a section of settings\n"
         "  line 8: table.carry = 'title': should be a list, such as [a, b]\n"
         "  line 9: table.dtype: should be 'float32' or 'float16'\n"
-        "  line 10: gate.queries: should be text\n"
+        "  line 10: gate.queries: should be a list, such as [a, b]\n"
         "  line 10: gate.ann_recall is empty: should be a number\n"
         "  line 11: ray.num_cpus = 2.5: should be a whole number"
     )

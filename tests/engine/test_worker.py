@@ -22,7 +22,8 @@ from reembed.catalog.lease import workers
 from reembed.catalog.lines import Place
 from reembed.catalog.plan import EmbedRange, Plan
 from reembed.catalog.runs import Run
-from reembed.config.settings import Config, EncoderConfig, FrozenGate, IndexConfig
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import Config, EncoderConfig, IndexConfig
 from reembed.encoders.base import Embedded, EncoderStats
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.local.sentence import SentenceEncoder

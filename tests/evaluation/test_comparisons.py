@@ -26,14 +26,15 @@ from reembed import api as check
 from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Change, GateMargin, GateQueries
+from reembed.catalog.reports import Change, GateMargin, GateQueries, QueriesPlace
 from reembed.cli import text
 from reembed.cli.verbs import cli as reembed_cli
-from reembed.config.settings import Config, FrozenGate, GateConfig, load
+from reembed.config.gate import FrozenGate, GateConfig
+from reembed.config.settings import Config, load
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, report, terms
 from reembed.evaluation import queries as evalset
-from reembed.evaluation.comparisons import Comparison, QueriesPlace
+from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.terms import Asked, Terms
 from reembed.events import Ignored, ignore
 from reembed.index import grow
@@ -201,7 +202,7 @@ def reword(folder: str) -> None:
 
 def test_the_plan_and_the_release_name_the_judged_queries_by_content(pair):
     gate = pair.candidate.gate
-    assert (gate.queries, gate.split, gate.count) == (pair.judged, "test", QUERIES)
+    assert (gate.queries, gate.split, gate.count) == ((pair.judged,), "test", QUERIES)
     assert gate.sha256 == pair.compare().queries.sha256
 
 
@@ -240,14 +241,14 @@ def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_d
     other = pair.judge(40)
     assert pair.compare(queries=other).queries.count == QUERIES
     changed = pair.compare(CHANGED, queries=other)
-    assert (changed.queries.count, changed.gate.queries) == (40, other)
+    assert (changed.queries.count, changed.gate.queries) == (40, (other,))
 
 
 def test_the_planned_queries_are_found_where_the_config_says_they_are_now(pair):
     moved = shutil.move(pair.judged, pair.folder / "moved")
     config, said = pair.config(queries=str(moved)), []
     record = check.compare(config, pair.candidate.id, emit=said.append)
-    assert record.queries.place == QueriesPlace(str(moved), "test")
+    assert record.queries.place == QueriesPlace((str(moved),), "test")
     assert (record.changes, record.gate, said) == ((), gate_of(pair), [])
     terms.require_sound(pair.catalog, record, pair.candidate)
 
@@ -278,14 +279,12 @@ def test_without_queries_in_the_config_the_flag_takes_what_is_in_the_planned_pla
 
 
 def test_other_queries_and_another_margin_change_nothing_else_of_the_gate():
-    planned = FrozenGate(queries="q", sha256="0", count=30, margin=0.01, ann_recall=0.9)
+    planned = FrozenGate(queries=("q",), sha256="0", count=30, margin=0.01, ann_recall=0.9)
     changes = [
-        Change(
-            GateQueries("q", "test", "0", 30), GateQueries("r", "test", "1", 20), "why", "me", "now"
-        ),
+        Change(gate_queries("q", "0", 30), gate_queries("r", "1", 20), "why", "me", "now"),
         Change(GateMargin(0.01), GateMargin(0.02), "why", "me", "now"),
     ]
-    gate = Terms(planned, False, QueriesPlace("r", "test"), tuple(changes)).gate
+    gate = Terms(planned, False, QueriesPlace(("r",), "test"), tuple(changes)).gate
     assert (gate.sha256, gate.count, gate.margin, gate.ann_recall) == ("1", 20, 0.02, 0.9)
 
 
@@ -824,6 +823,10 @@ def forge(pair: Pair, **edits: Any) -> None:
     comparisons.keep(pair.catalog, pair.live, pair.candidate, forged)
 
 
+def gate_queries(place: str, sha256: str, count: int) -> GateQueries:
+    return GateQueries((place,), "test", sha256=sha256, count=count)
+
+
 def gate_of(pair: Pair, **edits: Any) -> FrozenGate:
     return pair.candidate.gate.model_copy(update=edits)
 
@@ -1059,7 +1062,7 @@ def test_the_report_fits_a_narrow_screen_and_explains_its_words(pair):
 @pytest.mark.parametrize("today", [{}, {"queries": "other"}, {"queries": "other", "margin": 0.9}])
 def test_the_gate_of_the_plan_counts_whatever_todays_config_says(tmp_path, today):
     catalog = Catalog(Storage.open(str(tmp_path)), "docs")
-    planned = FrozenGate(queries="planned", sha256="0", count=30)
+    planned = FrozenGate(queries=("planned",), sha256="0", count=30)
     releases = [make_release(catalog, n, gate=planned) for n in ("a", "b")]
     for release in releases:
         found = terms._planned(catalog, releases[0], release, GateConfig(**today))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reembed.config.settings import GateConfig
+from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Needed, Rule, Verdict
 from reembed.evaluation.gate import (

@@ -27,7 +27,8 @@ from releases import SOURCE, verified
 
 from reembed.catalog.lines import Place
 from reembed.catalog.releases import AliasRecord, Catalog, ManifestProof, Release
-from reembed.config.settings import EncoderConfig, FrozenGate
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import EncoderConfig
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict
 from reembed.events import Event

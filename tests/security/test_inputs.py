@@ -30,7 +30,8 @@ from reembed.catalog.lines import Place, begin
 from reembed.catalog.releases import Catalog, ManifestProof, Release
 from reembed.catalog.runs import find_runs
 from reembed.cli.verbs import cli as reembed_cli
-from reembed.config.settings import Config, EncoderConfig, FrozenGate, load
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import Config, EncoderConfig, load
 from reembed.errors import ConfigError, EncoderError, IntegrityError, UsageError
 from reembed.index import files as index_store
 from reembed.lifecycle.promote import promote, rollback

@@ -27,13 +27,15 @@ from reembed.catalog.reports import (
     GateMargin,
     GateQueries,
     JudgedQueries,
+    QueriesPlace,
     ReleaseSummary,
     VerifyReport,
 )
 from reembed.cli import paste
 from reembed.cli.progress import Console
 from reembed.cli.text import text
-from reembed.config.settings import Config, EncoderConfig, FrozenGate, ResolvedConfig, SourceConfig
+from reembed.config.gate import FrozenGate
+from reembed.config.settings import Config, EncoderConfig, ResolvedConfig, SourceConfig
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.evaluation.comparisons import (
@@ -43,7 +45,6 @@ from reembed.evaluation.comparisons import (
     Latency,
     MetricChange,
     Needed,
-    QueriesPlace,
     QueriesUsed,
     Rule,
     Sides,
@@ -148,7 +149,7 @@ def told(words: str) -> ComparisonSummary:
 
 def changes(words: str) -> tuple[Change, ...]:
     """What a comparison changed of the planned gate."""
-    before, after = (GateQueries(words, words, words, n) for n in (2, 1))
+    before, after = (GateQueries((words,), words, sha256=words, count=n) for n in (2, 1))
     return (
         Change(GateMargin(None), GateMargin(0.02), words, words, words),
         Change(before, after, words, words, words),
@@ -211,7 +212,7 @@ def comparison(words: str) -> Comparison:
         verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),),
         if_unchanged=Needed(3, 3), if_real=Needed(2, 2), margin_needed=0.03,
         alias=words, live=compared(words), candidate=compared(words), candidate_index_sha256=words,
-        queries=QueriesUsed(words, QueriesPlace(words, words), words, 1, 1, 1.0, 1, 1),
+        queries=QueriesUsed(words, QueriesPlace((words,), words), words, 1, 1, 1.0, 1, 1),
         documents=DocumentsCompared((words,), None),
         gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
         metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3, 0.02)},

@@ -525,13 +525,14 @@ def a_verb_means_the_newest_release(patch: Patch) -> None:
 
 @bug
 def judged_queries_are_frozen_by_their_path(patch: Patch) -> None:
-    honest = evalset._eval_set
+    honest = evalset.load_eval_set
 
-    def by_name(source: str, queries: Any) -> Any:
-        named = hashlib.sha256(source.encode()).hexdigest()
-        return dataclasses.replace(honest(source, queries), sha256=named)
+    def by_name(*arguments: Any) -> Any:
+        found = honest(*arguments)
+        named = hashlib.sha256(found.source.encode()).hexdigest()
+        return dataclasses.replace(found, sha256=named)
 
-    patch(evalset, "_eval_set", by_name)
+    patch(evalset, "load_eval_set", by_name)
 
 
 @under_faults
