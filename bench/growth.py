@@ -182,11 +182,11 @@ def change(place: Path, documents: int) -> None:
     source.merge_insert("_id").when_matched_update_all().execute(rows.cast(source.schema))
 
 
-def _release(place: Path) -> tuple[Any, Any]:
+def _release(place: Path, root: str = "root") -> tuple[Any, Any]:
     from reembed.catalog.releases import Catalog
     from reembed.store.storage import Storage
 
-    catalog = Catalog(Storage.open(str(place / "root")), "bench")
+    catalog = Catalog(Storage.open(str(place / root)), "bench")
     (release,) = catalog.releases()
     return catalog, release
 
@@ -220,13 +220,22 @@ def seal(place: Path) -> Callable[[], object]:
     from reembed.table import write as table
 
     here = place / "seal"
-    shutil.rmtree(here, ignore_errors=True)
-    shutil.copytree(place / "unsealed", here, copy_function=os.link)
+    _copy(place / "unsealed", here)
     (run,) = find_runs(Storage.open(str(here)))
     plan = run.plan()
     assert plan is not None
     columns = table.schema(plan.space, *Source(plan.source, ()).schema())
     return lambda: sealing.seal(run, plan, columns, 0)
+
+
+def finish(place: Path) -> Callable[[], object]:
+    """All that a rebuild does once its documents are embedded: seal, index, verify, register."""
+    from inline import Inline, Silent
+
+    from reembed.strategies.full_rebuild import full_rebuild
+
+    _copy(place / "unsealed", place / "finish")
+    return partial(full_rebuild, config(place, "finish"), Silent(), executor=Inline())
 
 
 def verify(place: Path) -> Callable[[], object]:
@@ -261,6 +270,29 @@ def status(place: Path) -> Callable[[], object]:
 def find_changes(place: Path) -> Callable[[], object]:
     """What a catch-up embeds, of a source with a newer version: by the files that changed."""
     return _changes(place, "delta", ())
+
+
+def catch_up(place: Path) -> Callable[[], object]:
+    """The whole catch-up with that version, but for a model that takes time."""
+    from inline import Inline, Silent
+
+    from reembed.strategies.catch_up import catch_up as grow
+
+    _copy(place / "root", place / "caught")
+    _, release = _release(place, "caught")
+    step = partial(grow, config(place, "caught"), release, Silent(), executor=Inline())
+
+    def run() -> None:
+        grown = step()
+        if grown.source.version == release.source.version or grown.rows != release.rows:
+            raise SystemExit(f"the release grew into {grown}")
+
+    return run
+
+
+def _copy(whole: Path, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(whole, to, copy_function=os.link)
 
 
 def compare_rows(place: Path) -> Callable[[], object]:
@@ -298,10 +330,12 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "check_documents": check_documents,
     "check_ids": check_ids,
     "seal": seal,
+    "finish": finish,
     "verify": verify,
     "complete": complete,
     "status": status,
-    "find_changes": find_changes,  # it and the next need a changed source
+    "find_changes": find_changes,  # it and the next two need a changed source
+    "catch_up": catch_up,
     "compare_rows": compare_rows,
 }
 

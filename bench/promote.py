@@ -13,7 +13,8 @@ the emulator once there are 200 releases and 500 runs, 3 of them open; source an
 bucket. `s3_requests_rollback` is of one more rollback until the alias has moved;
 `s3_requests_rollback_verb` is of another with its look at the source, which comes after that;
 `s3_requests_status` is of `status`. `status_cpu_s` is of the whole command, in a folder; next to it
-stands what loading Lance takes, as processors differ.
+stands what loading Lance takes, as processors differ. `s3_requests_gc` and `s3_gc_s` are of what gc lists:
+198 candidates stay, 297 runs have ended without a release.
 
 Then 8 processes promote at the same moment, 200 times each: `lost` counts promotions that were
 acknowledged and are not in the log, or are there as something else. Exits 1 when there is one.
@@ -31,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +49,9 @@ from reembed.catalog import lines
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
-from reembed.lifecycle import moves, promote
+from reembed.lifecycle import gc, moves, promote
 from reembed.lifecycle.status import status
+from reembed.store.paths import index_folder, table_tag
 from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -152,7 +155,8 @@ def crowd(catalog: Catalog) -> None:
             run.path("plan.json"), {**plan, "run_id": run.id, "place": asdict(place)}
         )
         if n <= RELEASES:
-            candidate = catalog.register(replace(release, id=run.id, place=place))
+            names = {"index": index_folder(run.id), "table_tag": table_tag(run.id)}
+            candidate = catalog.register(replace(release, id=run.id, place=place, **names))
             comparison(catalog, candidate, release)
         if n <= RUNS - OPEN_RUNS:
             run.finish(run.id)
@@ -186,13 +190,17 @@ def s3_requests(catalog: Catalog, store: Store) -> common.Figures:
         "rollback": promote.rollback,
         "rollback_verb": roll_back,
         "status": status,
+        "gc": partial(gc.plan, keep=3),
     }
     for name, verb in verbs.items():
         if name.startswith("rollback"):
             promote.promote(catalog, second, force_reason="measured")
         fresh = Storage.open(catalog.storage.root, dict(catalog.storage.options))
         store.arm(None)
+        started = time.perf_counter()
         verb(Catalog(fresh, ALIAS))
+        if name == "gc":
+            counted["s3_gc_s"] = round(time.perf_counter() - started, 2)
         counted[f"s3_requests_{name}"] = len(store.report()["seen"])
     counted["releases"], counted["runs"] = len(catalog.ids()), RUNS
     return counted

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +25,7 @@ from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig
 from reembed.errors import Conflict, IntegrityError, UsageError
 from reembed.space import Space, with_id
+from reembed.store.at_once import at_once
 from reembed.store.paths import release_path, require_id
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
@@ -33,7 +33,6 @@ from reembed.store.storage import Storage
 if TYPE_CHECKING:
     from reembed.catalog.runs import Run
 
-_READERS = 16
 STANDING = 128
 """Releases that one record of the log holds; those below are in the record that it names."""
 Action = Literal["promote", "rollback", "catch-up"]
@@ -236,7 +235,7 @@ class Catalog:
 
     def releases(self) -> list[Release]:
         """Return every registered release, oldest first, also those whose data gc removed."""
-        return [self.release(e.id) for e in self.entries() if e.released]
+        return at_once(self.release, [e.id for e in self.entries() if e.released])
 
     def mark_retired(self, release_id: str) -> None:
         """Record that a release can no longer serve, before anything of it is deleted."""
@@ -259,8 +258,7 @@ class Catalog:
         Raises:
             IntegrityError: a record is gone, or does not follow the one before it.
         """
-        with ThreadPoolExecutor(_READERS) as pool:
-            records = list(pool.map(self._step, self._files.numbers()))
+        records = at_once(self._step, self._files.numbers())
         for before, record in zip([None, *records], records, strict=False):
             self._require_chain(before, record)
         return records

@@ -18,18 +18,17 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reembed.catalog.lines import RunEntry, entries
 from reembed.catalog.plan import Plan
 from reembed.catalog.receipts import Receipt
 from reembed.clock import now
+from reembed.store.at_once import at_once
 from reembed.store.paths import is_remote
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
 
-_LISTING_THREADS = 16
 _RESULTS, _COPIES = "results/", "receipts/"
 _COPIED_TOGETHER = 100
 _NUMBERED = re.compile(r"[0-9]+\.json")
@@ -118,11 +117,9 @@ class Run:
     def receipts(self) -> list[Receipt]:
         """Return every receipt, in the order of unit ids; copies spare a request for each."""
         ids = self.staged()
-        with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-            copies = pool.map(self._copies, self.numbered(_COPIES))
-            found = {r.unit: r for held in copies for r in held if r.unit in ids}
-            rest = pool.map(self.receipt, ids - found.keys())
-            found |= {r.unit: r for r in rest}
+        copies = at_once(self._copies, self.numbered(_COPIES))
+        found = {r.unit: r for held in copies for r in held if r.unit in ids}
+        found |= {r.unit: r for r in at_once(self.receipt, ids - found.keys())}
         return [found[unit] for unit in sorted(ids)]
 
     def _copies(self, name: str) -> tuple[Receipt, ...]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 
 from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lease import is_driven
+from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Catalog, Release, SourceRef
-from reembed.catalog.runs import Run, find_runs, open_runs
+from reembed.catalog.runs import Run, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
-from reembed.lifecycle.candidates import candidates, newest_by_line, previous
-from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable
+from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable, files_below
+from reembed.lifecycle.gc_reasons import planned_of, why_kept
 from reembed.source.dataset import Source
+from reembed.store.at_once import at_once
 from reembed.store.lance import tags_of
 from reembed.store.paths import index_folder, is_tag_of, release_path, table_tag
 from reembed.store.records import DAMAGED, encode
@@ -56,45 +58,48 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     Raises:
         IntegrityError: a record names what another run or release made.
     """
-    storage = catalog.storage
-    runs = find_runs(storage, catalog.alias)
-    # Before looking which runs are open: what is written later is not in this list.
-    files = _files_of_tables(catalog, runs)
-    going_on = [r for r in open_runs(storage, catalog.alias) if r.id != dropping]
-    held = {r.id: p.table for r in going_on if (p := r.plan())}
-    held_tables = set(held.values())
-    reasons = _reasons(catalog, keep, dropping)
-    releases = catalog.releases()
+    storage, known = catalog.storage, catalog.entries()
+    releases = at_once(catalog.release, [e.id for e in known if e.released])
     _require_own_places(catalog, releases)
-    kept = [catalog.release(name) for name in reasons]
-    for release in kept:
-        provenance.require_manifest(storage, release)
+    unreleased = planned_of(Run(storage, e.id) for e in known if not e.released)
+    # Before looking which runs are open: what is written later is not in these lists.
+    files = _files_of_tables(catalog, releases, unreleased)
+    indexes = _files_by_index(catalog)
+    going_on = planned_of(r for r in open_runs(storage, catalog.alias) if r.id != dropping)
+    held_tables = {p.table for _, p in going_on}
+    reasons = why_kept(catalog, keep, dropping)
+    kept = at_once(catalog.release, reasons)
+    at_once(partial(provenance.require_manifest, storage), kept)
     tables_kept = {r.table for r in kept} | held_tables
-    indexes = {o.path.split("/")[1] for o in _files_below(catalog, "indexes/")}
-    dropped = [r for r in runs if r.id == dropping or _is_dropped(catalog, r, indexes)]
-    gone = {r.id for r in dropped}
+    given_up = {run.id for run, _ in unreleased} | {dropping}
+    runs = [Run(storage, e.id) for e in known if e.id in given_up]
+    dropped = _dropped(catalog, runs, indexes, dropping)
     proven = _proven_files(catalog, kept)
+    gone = {e.id for e in known if e.retired and e.id not in indexes}
     removable = _counted_once(
-        _removable(catalog, r, whole=r.table not in tables_kept)
+        _removable(catalog, r, indexes.get(r.id, []), files, whole=r.table not in tables_kept)
         for r in releases
-        if r.id not in reasons and not _is_gone(catalog, r)
+        if r.id not in reasons and r.id not in gone
     )
     going = {r.table for r in removable if r.whole_table}
     free = {t: listed for t, listed in files.items() if t not in held_tables | going and listed}
     shared, unused = sorted(free.keys() & tables_kept), sorted(free.keys() - tables_kept)
     orphans = [o for t in shared for o in _orphans(catalog, t, free[t]) if o.path not in proven]
+    unnamed = at_once(lambda r: _unnamed(catalog, r, indexes.get(r.id, [])), kept)
     return GcPlan(
         keep=[Kept(k, v) for k, v in reasons.items()],
         remove=removable,
-        orphans=orphans + [o for r in kept for o in _unnamed_indexes(catalog, r)],
-        dropped_runs=[r.id for r in dropped],
+        orphans=orphans + [o for found in unnamed for o in found],
+        dropped_runs=dropped,
         tables=unused,
         tables_bytes=sum(o.size for t in unused for o in free[t]),
         # Versions that nothing names hold files that no named version has.
         trim=[
-            t for t in shared if used_files(storage, t) - _named_files(catalog, t, releases, gone)
+            t
+            for t in shared
+            if used_files(storage, t) - _named_files(catalog, t, releases, {*dropped})
         ],
-        held_runs=list(held),
+        held_runs=[run.id for run, _ in going_on],
     )
 
 
@@ -109,7 +114,7 @@ def apply(catalog: Catalog, planned: GcPlan, keep: int) -> list[Removable]:
     for item in planned.remove:
         catalog.mark_retired(item.release)
         faults.point("gc.after_mark")
-        if item.release in _reasons(catalog, keep):
+        if item.release in why_kept(catalog, keep):
             catalog.unmark_retired(item.release)
             continue
         release = catalog.release(item.release)
@@ -183,26 +188,30 @@ def droppable(catalog: Catalog, name: str) -> Run:
     return found[0]
 
 
-def _files_of_tables(catalog: Catalog, runs: list[Run]) -> dict[str, list[Orphan]]:
-    """Return the files of every table that a run of this alias planned for.
+def _files_of_tables(
+    catalog: Catalog, releases: list[Release], planned: list[tuple[Run, Plan]]
+) -> dict[str, list[Orphan]]:
+    """Return the files of every table that a release of this alias has, or another run planned for.
 
     Raises:
         IntegrityError: a symbolic link lies among them, or a plan is not that of its run.
     """
-    storage, plans = catalog.storage, {r.path("plan.json"): (r, p) for r in runs if (p := r.plan())}
-    for path, (run, p) in plans.items():
+    for run, p in planned:
         own = (run.id, catalog.alias, path_of(catalog.alias, p.space))
-        _require_equal(storage.uri(path), own, (p.run_id, p.alias, p.table))
-    tables = {p.table for _, p in plans.values()}
+        uri = catalog.storage.uri(run.path("plan.json"))
+        _require_equal(uri, own, (p.run_id, p.alias, p.table))
+    tables = {r.table for r in releases} | {p.table for _, p in planned}
     for table in tables:
-        storage.require_own(table)
-    return {t: _files_below(catalog, f"{t}/") for t in sorted(tables)}
+        catalog.storage.require_own(table)
+    return {t: files_below(catalog.storage, f"{t}/") for t in sorted(tables)}
 
 
-def _files_below(catalog: Catalog, prefix: str) -> list[Orphan]:
-    """Return the files below a prefix, half-written ones too."""
-    storage = catalog.storage
-    return [Orphan(*found) for found in (*storage.objects(prefix), *storage.torn(prefix))]
+def _files_by_index(catalog: Catalog) -> dict[str, list[Orphan]]:
+    """Return the files of every index, by the run that made it; only those of runs that left some."""
+    found: dict[str, list[Orphan]] = {}
+    for file in files_below(catalog.storage, "indexes/"):
+        found.setdefault(file.path.split("/")[1], []).append(file)
+    return found
 
 
 def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
@@ -220,28 +229,35 @@ def _orphans(catalog: Catalog, table: str, files: list[Orphan]) -> list[Orphan]:
     return [f for f in files if is_unused(f.path) or f.path.startswith(torn) or "#" in f.path]
 
 
-def _unnamed_indexes(catalog: Catalog, release: Release) -> list[Orphan]:
-    """Return the index files that a release does not name: other processes drove its run too."""
+def _unnamed(catalog: Catalog, release: Release, files: list[Orphan]) -> list[Orphan]:
+    """Return those of its index's files that a release does not name: other processes drove its run too."""
     folder = release.index
     try:
         manifest = read_manifest(catalog.storage, folder, release.index_sha256)
     except IntegrityError:  # what it names is not known, so nothing is unnamed
         return []
     named = {f"{folder}/{release.index_sha256}.json", *manifest.stored(folder)}
-    return [o for o in _files_below(catalog, f"{folder}/") if o.path not in named]
+    return [o for o in files if o.path not in named]
 
 
-def _is_dropped(catalog: Catalog, run: Run, indexes: set[str]) -> bool:
-    """Return whether a run was given up and something that it left is still there.
+def _dropped(
+    catalog: Catalog, runs: list[Run], indexes: Collection[str], dropping: str | None
+) -> list[str]:
+    """Return the runs that were given up, or are to be, and left something that is still there."""
+    left = at_once(lambda r: r.id == dropping or _is_dropped(catalog, r, indexes), runs)
+    return [run.id for run, is_left in zip(runs, left, strict=True) if is_left]
 
-    A driver that did not notice may have written index files since: `indexes` names the runs that have
-    some. A run without a plan left nothing.
+
+def _is_dropped(catalog: Catalog, run: Run, indexes: Collection[str]) -> bool:
+    """Return whether a planned run was given up and something that it left is still there.
+
+    A driver that did not notice may have written index files since: `indexes` names the runs that have some.
     """
     result = run.result()
-    if result is None or result.release or run.plan() is None:
+    if result is None or result.release:
         return False
     if catalog.storage.size(release_path(catalog.alias, run.id)) is not None:
-        return False  # it was registered before: its data is a release's
+        return False  # it was registered meanwhile: its data is a release's
     return run.id in indexes or run.storage.read_if_there(run.path(_CLEARED)) is None
 
 
@@ -267,62 +283,24 @@ def _clear(catalog: Catalog, run: Run, source: SourceRef | None) -> None:
 
 def _proven_files(catalog: Catalog, kept: list[Release]) -> set[str]:
     """Return the paths of the files that the records of kept releases name."""
-    found: set[str] = set()
-    for release in kept:
-        if sealed := catalog.storage.decode_if_there(Sealed, f"runs/{release.id}/sealed.json"):
-            found |= {file_path(release.table, name) for name in sealed.files}
-    return found
+
+    def of(release: Release) -> set[str]:
+        sealed = catalog.storage.decode_if_there(Sealed, f"runs/{release.id}/sealed.json")
+        return {file_path(release.table, name) for name in sealed.files} if sealed else set()
+
+    return set().union(*at_once(of, kept))
 
 
-def _reasons(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[str, str]:
-    """Return why each release stays. A marked release may stay: `apply` marks it, then asks again."""
-    steps = catalog.log()
-    live = steps[-1] if steps else None
-    top = islice(catalog.standing(live), 2)
-    stack = [r for s in top if not _is_gone(catalog, r := catalog.release(s.release))]
-    reasons = {r.id: why for r, why in zip(stack, ("live", "previous"), strict=False)}
-    newest = newest_by_line(catalog.entries())
-    stood = previous(catalog, live)
-    if stood is not None and stood.origin in newest:
-        reasons[newest[stood.origin].id] = "previous: rollback goes here"
-    kept = {r.id: r for r in stack}
-    for record in reversed(steps):
-        if len(reasons) < keep and not _is_gone(catalog, record.release):
-            why = f"one of the last {keep} live releases (storage.keep)"
-            reasons.setdefault(record.release.id, why)
-            kept[record.release.id] = record.release
-    for release_id, why in _needed_by_runs(catalog, dropping):
-        reasons.setdefault(release_id, why)
-    for release in kept.values():
-        if (grown := newest.get(release.origin)) is not None:
-            reasons.setdefault(grown.id, f"{release.id}, caught up")
-    served = {record.release.origin for record in steps}
-    for waiting in candidates(catalog, live):
-        if waiting.origin not in served:
-            reasons.setdefault(waiting.id, "candidate")
-    return reasons
-
-
-def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the releases of this alias that unfinished runs of any alias build on or copy from, and why."""
-    for run in find_runs(catalog.storage):
-        if run.result() is not None or run.id == dropping or not (planned := run.plan()):
-            continue
-        if planned.base and planned.alias == catalog.alias:
-            yield planned.base.release, f"run {run.id} builds on it"
-        for donor in planned.donors:
-            if donor.alias == catalog.alias:
-                yield donor.release, f"run {run.id} copies vectors from it"
-
-
-def _is_gone(catalog: Catalog, release: Release) -> bool:
-    return catalog.is_retired(release) and not _files_below(catalog, f"{release.index}/")
-
-
-def _removable(catalog: Catalog, release: Release, *, whole: bool) -> Removable:
-    storage, files = catalog.storage, _files_below(catalog, f"{release.index}/")
-    size = sum(o.size for o in files if not storage.is_shared(o.path))
-    table = sum(o.size for o in _files_below(catalog, f"{release.table}/")) if whole else 0
+def _removable(
+    catalog: Catalog,
+    release: Release,
+    index: list[Orphan],
+    tables: Mapping[str, list[Orphan]],
+    *,
+    whole: bool,
+) -> Removable:
+    size = sum(o.size for o in index if not catalog.storage.is_shared(o.path))
+    table = sum(o.size for o in tables[release.table]) if whole else 0
     return Removable(
         release.id,
         "neither live nor previous nor kept",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from reembed.store.storage import Storage
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -93,3 +95,8 @@ class Collected:
             "deleted": self.deleted,
             "drop_run": self.drop_run,
         }
+
+
+def files_below(storage: Storage, prefix: str) -> list[Orphan]:
+    """Return the files below a prefix, half-written ones too."""
+    return [Orphan(*found) for found in (*storage.objects(prefix), *storage.torn(prefix))]

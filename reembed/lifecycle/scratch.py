@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -25,6 +24,7 @@ from pydantic import Field
 from reembed import faults
 from reembed.catalog.runs import Run
 from reembed.digests import Digests
+from reembed.store.at_once import at_once
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
@@ -34,7 +34,6 @@ Entries = npt.NDArray[Any]
 
 ENTRY_ROWS = 1_048_576
 """Entries that a task holds before it writes them."""
-_READERS = 16
 _JOURNAL = "verifying.json"
 _FOLDERS = "verifying/"
 _COMPARING = "comparing/"
@@ -136,8 +135,7 @@ class Scratch:
             return self.storage.read_range(spill.path, start * kind.itemsize, size * kind.itemsize)
 
         held = [spill for spill in spills if spill.starts[-1] > spill.starts[0]]
-        with ThreadPoolExecutor(_READERS) as pool:
-            return np.frombuffer(b"".join(pool.map(read, held)), kind)
+        return np.frombuffer(b"".join(at_once(read, held)), kind)
 
 
 def folders(run: Run) -> list[str]:

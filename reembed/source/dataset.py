@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,13 +32,13 @@ from reembed.source.documents import (
 from reembed.source.filter import check_filter, require_condition
 from reembed.source.opening import open_pinned, open_source, planned_dataset
 from reembed.source.units import cut, sizes
+from reembed.store.at_once import at_once
 from reembed.store.lance import tags_of
 from reembed.store.paths import absolute
 
 __all__ = ["TEXT", "Source"]
 
 _SCAN_ROWS = 4_096
-_AT_ONCE = 16
 _SAMPLED_FRAGMENTS, _SAMPLED_ROWS = 16, 64
 
 
@@ -198,8 +197,8 @@ class Source:
         def first_rows(fragment: lance.LanceFragment) -> pa.Table:
             return self._scanner(fragments=[fragment], limit=_SAMPLED_ROWS).to_table()
 
-        with readable(self.ref), ThreadPoolExecutor(_AT_ONCE) as pool:
-            parts = list(pool.map(first_rows, chosen))
+        with readable(self.ref):
+            parts = at_once(first_rows, chosen)
         lengths = [pc.binary_length(documents(self.ref, part)[TEXT]) for part in parts]
         return float(pc.mean(pa.chunked_array(lengths, pa.int64())).as_py() or 0)
 
@@ -267,8 +266,7 @@ class Source:
     def _fragments(self) -> list[tuple[int, int]]:
         """Return the fragments with their rows that pass the filter; many are counted at once."""
         found = self.dataset().get_fragments()
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            counts = list(pool.map(lambda f: f.count_rows(self.ref.filter), found))
+        counts = at_once(lambda f: f.count_rows(self.ref.filter), found)
         return [(f.fragment_id, count) for f, count in zip(found, counts, strict=True)]
 
     def _fragment(self, number: int) -> lance.LanceFragment:

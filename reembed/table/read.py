@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -273,17 +273,16 @@ class TableVersion:
     def matching(self, values: Mapping[str, pa.Array], columns: list[str]) -> pa.Table:
         """Return the rows with one of these values in one of its columns: `columns`, _rowid and _rowaddr.
 
-        `columns`, which include those with values, are read of all rows, in bounded batches.
+        `columns`, which include those with values, are read of all rows, and as many are held as there are values.
         """
         scanner = self.dataset().scanner(
             columns=columns, with_row_id=True, with_row_address=True, scan_in_order=True
         )
         found = [scanner.projected_schema.empty_table()]
-        for batch in scanner.to_batches():
-            hits = [pc.is_in(batch.column(name), one) for name, one in values.items()]
-            mask = functools.reduce(pc.or_, hits)
-            if mask.true_count:
-                found.append(pa.Table.from_batches([batch]).filter(mask))
+        most = max(map(len, values.values()))
+        for rows in _grouped(scanner.to_batches(), most):
+            hits = [pc.is_in(rows[name], one) for name, one in values.items()]
+            found.append(rows.filter(functools.reduce(pc.or_, hits)))
         return pa.concat_tables(found)
 
     def at(self, places: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
@@ -308,6 +307,18 @@ class TableVersion:
                 "reembed verify",
             )
         return table
+
+
+def _grouped(batches: Iterable[pa.RecordBatch], least: int) -> Iterator[pa.Table]:
+    """Yield batches together, at least this many rows: each look-up hashes all the values that it looks for."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(b.num_rows for b in held) >= least:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def as_vectors(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ from reembed.engine.reuse import Known
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.events import ChangesFound, Embedded
 from reembed.lifecycle import gc
-from reembed.lifecycle.gc import _needed_by_runs
+from reembed.lifecycle.gc_reasons import _needed_by_runs
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

@@ -553,12 +553,12 @@ def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
 
 @bug
 def gc_takes_all_but_what_is_live(patch: Patch) -> None:
-    honest = gc._reasons
+    honest = gc.why_kept
 
     def only_live(catalog: Catalog, kept: int, dropping: str | None = None) -> dict[str, str]:
         return {k: v for k, v in honest(catalog, kept).items() if v == "live"}
 
-    patch(gc, "_reasons", only_live)
+    patch(gc, "why_kept", only_live)
 
 
 @bug
