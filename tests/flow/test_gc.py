@@ -11,7 +11,7 @@ from inline import Inline
 
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
-from reembed.catalog.runs import find_runs
+from reembed.catalog.runs import Run, find_runs
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import Conflict, UsageError
 from reembed.lifecycle import gc
@@ -173,3 +173,11 @@ def test_a_run_given_up_after_its_seal_leaves_nothing(
         assert rows_of(storage, kept).num_rows == 120
         assert lance.dataset(storage.uri(table)).count_rows() == 120, "the newest version"
         assert full_rebuild(config, quiet, executor=RayExecutor()).rows == 119
+
+
+def test_plans_of_registered_runs_are_not_read(corpus, make_config, quiet, monkeypatch):
+    """A plan has a line for each unit; what a release holds is in its own record."""
+    config = make_config(corpus(60), storage={"keep": 1})
+    caught_up_twice(config, quiet)
+    monkeypatch.setattr(Run, "plan", lambda run: pytest.fail(f"the plan of {run.id} was read"))
+    assert gc.plan(catalog_of(config), 1).remove

@@ -236,8 +236,16 @@ def test_of_the_files_of_a_table_those_of_no_version_are_orphans_and_no_other(ro
 
 def test_bytes_of_a_table_count_where_all_of_it_goes(root):
     catalog, releases, _ = root
-    whole, part = (gc._removable(catalog, releases[1], whole=w) for w in (True, False))
+    release = releases[1]
+    index, table = (
+        gc.files_below(catalog.storage, f"{p}/") for p in (release.index, release.table)
+    )
+    whole, part = (
+        gc._removable(catalog, release, index, {release.table: table}, whole=w)
+        for w in (True, False)
+    )
     assert (whole.index_bytes, part.table_bytes) == (part.index_bytes, 0)
+    assert whole.index_bytes == sum(s for _, s in catalog.storage.objects(f"{release.index}/")) > 0
     assert whole.table_bytes == sum(s for _, s in catalog.storage.objects(f"{releases[1].table}/"))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from reembed.errors import IntegrityError, SourceError
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
+from reembed.table import read as reading
 from reembed.table.read import (
     TableVersion,
     damaged_files,
@@ -135,3 +138,20 @@ def test_ranges_of_many_fragments_are_sampled_without_repetition(storage):
 def vectors(numbers):
     flat = np.repeat(np.array(numbers, np.float32), 2)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), 2)
+
+
+def test_values_that_are_looked_for_are_not_hashed_once_for_each_batch(storage, monkeypatch):
+    uri, count = storage.uri(TABLE), 40_000
+    lance.write_dataset(rows(0, count), uri, max_rows_per_file=1_000, enable_stable_row_ids=True)
+    table = TableVersion(storage, TABLE, 1, 4)
+    wanted = pa.array([f"d{n}" for n in range(0, 2 * count, 8)])
+    hashed = []
+
+    def is_in(found, values):
+        hashed.append(len(values))
+        return pc.is_in(found, values)
+
+    monkeypatch.setattr(reading, "pc", types.SimpleNamespace(is_in=is_in, or_=pc.or_))
+    found = table.matching({"doc_id": wanted}, ["doc_id"])
+    assert found["doc_id"].to_pylist() == [f"d{n}" for n in range(0, count, 8)]
+    assert sum(hashed) <= count + len(wanted)
