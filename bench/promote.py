@@ -155,8 +155,8 @@ def crowd(catalog: Catalog) -> None:
             run.path("plan.json"), {**plan, "run_id": run.id, "place": asdict(place)}
         )
         if n <= RELEASES:
-            names = {"index": index_folder(run.id), "table_tag": table_tag(run.id)}
-            candidate = catalog.register(replace(release, id=run.id, place=place, **names))
+            own = replace(release, index=index_folder(run.id), table_tag=table_tag(run.id))
+            candidate = catalog.register(replace(own, id=run.id, place=place))
             comparison(catalog, candidate, release)
         if n <= RUNS - OPEN_RUNS:
             run.finish(run.id)

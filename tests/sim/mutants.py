@@ -37,7 +37,7 @@ from reembed.errors import Conflict
 from reembed.evaluation import queries as evalset
 from reembed.index import build, grow
 from reembed.index import files as index_store
-from reembed.lifecycle import candidates, complete, gc, promote, verify
+from reembed.lifecycle import candidates, complete, gc, gc_reasons, promote, verify
 from reembed.serving import live
 from reembed.source.dataset import Source
 from reembed.store.paths import content_path
@@ -491,7 +491,7 @@ def index_is_replaced_in_place(patch: Patch) -> None:
             patch(module, "read_manifest", manifest_of)
     patch(index_store, "finished", finished)
     patch(index_store, "put_manifest", replaced)
-    patch(gc, "_unnamed_indexes", lambda catalog, release: [])
+    patch(gc, "_unnamed", lambda catalog, release, files: [])
     patch(History, "_unnamed_index_files", lambda self: [])
 
 
@@ -553,7 +553,7 @@ def promotion_is_acknowledged_before_it_is_written(patch: Patch) -> None:
 
 @bug
 def gc_takes_all_but_what_is_live(patch: Patch) -> None:
-    honest = gc.why_kept
+    honest = gc_reasons.why_kept
 
     def only_live(catalog: Catalog, kept: int, dropping: str | None = None) -> dict[str, str]:
         return {k: v for k, v in honest(catalog, kept).items() if v == "live"}
@@ -597,7 +597,8 @@ def gc_sweeps_the_files_of_unfinished_runs(patch: Patch) -> None:
 
     def careless(catalog: Catalog, kept: int, **more: Any) -> Any:
         planned = honest(catalog, kept, **more)
-        files = gc._files_of_tables(catalog, find_runs(catalog.storage, catalog.alias))
+        runs = gc_reasons.planned_of(find_runs(catalog.storage, catalog.alias))
+        files = gc._files_of_tables(catalog, [], runs)
         going = {r.table for r in planned.remove if r.whole_table}
         orphans = [
             o
