@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reembed.config.settings import Config
     from reembed.errors import *
     from reembed.serving.index import Index, open
-    from reembed.serving.live import Hit
+    from reembed.serving.live import EncodedQueries, Hit
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "DocumentError",
+    "EncodedQueries",
     "EncoderError",
     "GateFailed",
     "Hit",
@@ -53,6 +54,7 @@ __all__ = [
 
 _HOMES = {
     "Config": "config.settings",
+    "EncodedQueries": "serving.live",
     "Hit": "serving.live",
     "Index": "serving.index",
     "open": "serving.index",

@@ -357,13 +357,15 @@ def search(
     k: int = 10,
     release: str | None = None,
     columns: Sequence[str] = (),
+    filter: str | None = None,
 ) -> SearchResult:
     """Return the k best documents of each query, in a release or in what is live.
 
-    It opens the release for this one call; `reembed.open` keeps it open.
+    It opens the release for this one call; `reembed.open` keeps it open. `filter`: as of `Index.search`.
 
     Raises:
-        UsageError: nothing is live, the release does not exist, or a column is not carried.
+        UsageError: nothing is live, the release does not exist, a column is not carried, or `filter` is not
+            a condition over carried columns.
         IntegrityError: a record, the index or the table is not what was registered.
     """
     from reembed.lifecycle import candidates
@@ -372,7 +374,7 @@ def search(
     catalog = _catalog_of(config)
     asked = candidates.kept(catalog, release) if release else catalog.require_live().release
     require_carried(asked, columns)
-    hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns)
+    hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns, filter)
     return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))
 
 

@@ -263,9 +263,20 @@ def history(config: Config) -> tuple[Result, int]:
 @click.option(
     "--show", multiple=True, metavar="COLUMN", help="Carried column to show with each result."
 )
+@click.option(
+    "--filter",
+    "condition",
+    metavar="SQL",
+    help="What each result must meet, over carried columns: \"lang = 'en' AND year > 2020\".",
+)
 @configured
 def search(
-    config: Config, queries: tuple[str, ...], k: int, release_id: str | None, show: tuple[str, ...]
+    config: Config,
+    queries: tuple[str, ...],
+    k: int,
+    release_id: str | None,
+    show: tuple[str, ...],
+    condition: str | None,
 ) -> tuple[Result, int]:
     """Search the live release, with the model that made its vectors."""
     from reembed.config.settings import RESERVED_COLUMNS
@@ -277,12 +288,14 @@ def search(
         for column in show:
             if column not in own:
                 command += ["--show", column]
+        if condition is not None:
+            command += ["--filter", condition]
         raise UsageError(
             f"{', '.join(own)} is not a carried column",
             "every result shows its doc_id; other columns of reembed itself are not shown",
             shlex.join([*command, "--", *queries]),
         )
-    return reembed.api.search(config, queries, k, release_id, show), 0
+    return reembed.api.search(config, queries, k, release_id, show, condition), 0
 
 
 @cli.command()

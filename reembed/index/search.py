@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX
 from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, require_whole
+from reembed.index.selection import Mask, Selection, Selector
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -30,6 +31,8 @@ Int64 = npt.NDArray[np.int64]
 RECALL_K = 10
 # Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
 K_FACTORS = (10, 40, 160)
+_GRAPH_SHARE = 0.1
+"""Share of the rows below which a graph leads to too few of them: they are all scored."""
 
 
 class Answer(NamedTuple):
@@ -41,6 +44,8 @@ class Answer(NamedTuple):
     """[Q, K] inner products with the query; -inf where rows ran out."""
     doc_ids: Callable[[Int64], list[str | int]]
     """Returns the document ids [R] of some of these positions [R]."""
+    row_ids: Callable[[Int64], Int64]
+    """Returns the row ids [R] of some of these positions [R]."""
 
 
 class SearchIndex:
@@ -74,6 +79,13 @@ class SearchIndex:
         exact = (faiss.IndexFlat, faiss.IndexIVFFlat, faiss.IndexHNSWFlat, faiss.IndexRefineFlat)
         self.scores_are_exact = isinstance(inner, exact)
         """Whether scores are inner products of the vectors as they were given."""
+        by_place = (faiss.IndexFlat, faiss.IndexScalarQuantizer)
+        self.selects = bool(self._ivf or self._hnsw) or isinstance(base, by_place)
+        """Whether a search can be limited to a selection."""
+
+    def select(self, mask: Mask) -> Selection:
+        """Return the positions that are True in mask [N], as `nearest` takes them."""
+        return Selection(mask, [self.rows])
 
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point: any of nprobe, ef_search and k_factor.
@@ -94,8 +106,12 @@ class SearchIndex:
             if isinstance(quantizer, faiss.IndexHNSW):
                 quantizer.hnsw.efSearch = max(64, 2 * point["nprobe"])
 
-    def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+    def nearest(
+        self, queries: npt.ArrayLike, k: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
         """Return positions [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out.
+
+        `only`: the rows that may be found, if the index `selects`.
 
         Raises:
             UsageError: k is not a whole number from 1 up.
@@ -103,10 +119,12 @@ class SearchIndex:
             EncoderError: a query holds NaN or infinity.
         """
         checked = checked_queries(queries, self.dim, k)
+        if only is not None:
+            return nearest_selected(self, checked, int(k), only)
         found = self.at_operating_point(checked, int(k))
         if found[0][:, -1:].min(initial=0) >= 0:  # each query has k rows
             return found
-        search = partial(self._nearest_in_lists, k=int(k))
+        search = partial(self.nearest_in_lists, k=int(k))
         return until_filled(found, search, checked, self.rows, self.lists)
 
     def at_operating_point(self, queries: Float32, k: int) -> tuple[Int64, Float32]:
@@ -119,9 +137,13 @@ class SearchIndex:
             scores[positions < 0] = -np.inf
         return positions, scores
 
-    def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:
+    def nearest_in_lists(
+        self, queries: Float32, nprobe: int, k: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K] from so many lists, all rows of an index without lists."""
         lists = self.lists_near(queries, nprobe)
-        positions, scores = self.candidates(queries, self.num_candidates(k), lists)
+        selector = None if only is None else only.selectors[0]
+        positions, scores = self.candidates(queries, self.num_candidates(k), lists, selector)
         if not self.rescores:
             return positions, scores
         return best(
@@ -146,22 +168,42 @@ class SearchIndex:
         """Return how many candidates are re-ranked for k results; k without a re-ranking stage."""
         return k if self._refine is None else int(k * self._refine.k_factor)
 
-    def candidates(self, queries: Float32, n: int, lists: Lists | None) -> tuple[Int64, Float32]:
+    def candidates(
+        self, queries: Float32, n: int, lists: Lists | None, selector: Selector | None = None
+    ) -> tuple[Int64, Float32]:
         """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
-        if lists is None:
+        if lists is not None:
+            positions, scores = self._in_lists(lists, n, selector)
+        elif selector is None:
             scores, positions = self._base.search(queries, n)
         else:
-            positions, scores = self._in_lists(lists, n)
+            scores, positions = self._selected(queries, n, selector)
         scores[positions < 0] = -np.inf
         return positions, scores
 
-    def _in_lists(self, lists: Lists, n: int) -> tuple[Int64, Float32]:
+    def _selected(self, queries: Float32, n: int, selector: Selector) -> tuple[Float32, Int64]:
+        """Search without lists. FAISS walks a graph over all rows and keeps those that are selected."""
+        base = self._base
+        if self._hnsw is not None and selector.share >= _GRAPH_SHARE:
+            effort = min(self.rows, ceil(self._hnsw.hnsw.efSearch / selector.share))
+            params = faiss.SearchParametersHNSW(efSearch=effort, sel=selector.faiss)  # type: ignore[attr-defined]
+            scores, positions = base.search(queries, n, params=params)
+            if (positions >= 0).sum(axis=1).min(initial=n) >= min(n, selector.count):
+                return scores, positions
+        if self._hnsw is not None:
+            base = faiss.downcast_index(self._hnsw.storage)
+        params = faiss.SearchParameters(sel=selector.faiss)  # type: ignore[call-arg]
+        found: tuple[Float32, Int64] = base.search(queries, n, params=params)
+        return found
+
+    def _in_lists(self, lists: Lists, n: int, selector: Selector | None) -> tuple[Int64, Float32]:
         """FAISS's Python method searches only as many lists as the operating point says."""
         asked, nprobe = lists.numbers.shape
         positions, scores = np.empty((asked, n), np.int64), np.empty((asked, n), np.float32)
         given = [np.ascontiguousarray(a) for a in (lists.queries, lists.numbers, lists.scores)]
         x, numbers, near, to, at = map(faiss.swig_ptr, (*given, scores, positions))
-        params = faiss.SearchParametersIVF(nprobe=nprobe)  # type: ignore[call-arg]
+        kept = None if selector is None else selector.faiss
+        params = faiss.SearchParametersIVF(nprobe=nprobe, sel=kept)  # type: ignore[call-arg]
         self._ivf.search_preassigned_c(asked, x, n, numbers, near, to, at, False, params)
         return positions, scores
 
@@ -206,6 +248,33 @@ def best(ids: Int64, scores: Float32, k: int) -> tuple[Int64, Float32]:
     """Return the k ids of each row [Q, .] with the highest scores; equal scores keep their order."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+class InLists(Protocol):
+    """An index that searches in as many of its lists as it is told."""
+
+    @property
+    def lists(self) -> tuple[int, int]:
+        """How many lists a search looks into, and how many there are; zeros without lists."""
+
+    def nearest_in_lists(
+        self, queries: Float32, nprobe: int, k: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K] from so many lists."""
+
+
+def nearest_selected(
+    index: InLists, queries: Float32, k: int, only: Selection
+) -> tuple[Int64, Float32]:
+    """Return positions [Q, K] and scores [Q, K] of the best rows of a selection.
+
+    If one row in a hundred is selected, a hundred times as many lists are looked into: as many selected rows are
+    seen as a search without selection sees rows, so as many of the true best k are among them.
+    """
+    search = partial(index.nearest_in_lists, k=k, only=only)
+    nprobe, most = index.lists
+    wider = min(most, ceil(nprobe / only.share))
+    return until_filled(search(queries, wider), search, queries, only.count, (wider, most))
 
 
 def until_filled(

@@ -18,6 +18,7 @@ import pyarrow as pa
 from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
 from reembed.index.search import Answer, Float32, Int64, SearchIndex, best, require_k
+from reembed.index.selection import Mask, Selection
 from reembed.index.sharded import ShardedIndex
 
 _NONE = np.empty(0, np.int64)
@@ -96,7 +97,21 @@ class SegmentedIndex:
 
     def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
         """Return what `nearest` finds, with the document ids."""
-        return Answer(*self.nearest(queries, k), self.doc_ids)
+        return Answer(*self.nearest(queries, k), self.doc_ids, self.row_ids)
+
+    def among(self, row_ids: Int64, condition: str) -> SelectedRows | None:
+        """Return a search of only the rows with these ids [R], one at least; None if FAISS cannot do so.
+
+        Not each kind of index takes a selection: Flat, scalar quantizers, HNSW and all kinds with lists do.
+        `condition` is for kinds that choose rows themselves.
+        """
+        if not all(s.selects for s in self.segments):
+            return None
+        pieces = [np.isin(held, row_ids) for held in self._row_ids]
+        mask = np.concatenate(pieces)
+        for start, dead in zip(self._starts[:-1], self._dead, strict=True):
+            mask[start + dead] = False
+        return SelectedRows(self, mask, self._starts.tolist())
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], as `nearest`."""
@@ -140,6 +155,31 @@ class SegmentedIndex:
         piece = np.searchsorted(self._id_starts, positions, side="right") - 1
         places = [(n, np.flatnonzero(piece == n)) for n in np.unique(piece).tolist()]
         return [(n, at, positions[at] - self._id_starts[n]) for n, at in places]
+
+
+class SelectedRows:
+    """Some rows of an index, ready to search."""
+
+    def __init__(self, index: SegmentedIndex, mask: Mask, starts: Sequence[int]) -> None:
+        """Take which of all positions [N] may be found, and where each segment starts; `starts` ends with N."""
+        self._index = index
+        self.rows, self.size_bytes = int(mask.sum()), 0
+        self._parts: list[tuple[int, SearchIndex | ShardedIndex, Selection]] = []
+        for segment, start, end in zip(index.segments, starts[:-1], starts[1:], strict=True):
+            if mask[start:end].any():
+                selection = segment.select(mask[start:end])
+                self._parts.append((start, segment, selection))
+                self.size_bytes += selection.size_bytes
+
+    def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
+        """Return the k best of these rows for each query [Q, D], and raise errors, as `SearchIndex.nearest`."""
+        index = self._index
+        found = [(start, *s.nearest(queries, k, only)) for start, s, only in self._parts]
+        positions = np.hstack([np.where(p < 0, p, p + start) for start, p, _ in found])
+        scores = np.hstack([scores for _, _, scores in found])
+        if len(found) > 1:
+            positions, scores = best(positions, scores, k)
+        return Answer(positions, scores, index.doc_ids, index.row_ids)
 
 
 def _living(

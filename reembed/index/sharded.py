@@ -11,11 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
-from reembed.index.search import Float32, Int64, SearchIndex, best, checked_queries, until_filled
+from reembed.index.search import (
+    Float32,
+    Int64,
+    SearchIndex,
+    best,
+    checked_queries,
+    nearest_selected,
+    until_filled,
+)
+from reembed.index.selection import Mask, Selection
 
 
 class ShardedIndex:
@@ -27,29 +37,54 @@ class ShardedIndex:
         self._starts = np.cumsum([0, *(s.rows for s in shards)])[:-1].tolist()
         self.rows, self.dim = sum(s.rows for s in shards), shards[0].dim
         self.scores_are_exact = shards[0].scores_are_exact
+        self.selects = shards[0].selects
+        """Whether a search can be limited to a selection."""
+
+    def select(self, mask: Mask) -> Selection:
+        """Return the positions that are True in mask [N], as `nearest` takes them."""
+        return Selection(mask, [s.rows for s in self.shards])
+
+    @property
+    def lists(self) -> tuple[int, int]:
+        """How many lists a search looks into, and how many there are."""
+        return self.shards[0].lists
 
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point of each shard, and raise errors, as `SearchIndex.operate`."""
         for shard in self.shards:
             shard.operate(point)
 
-    def nearest(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
+    def nearest(
+        self, queries: npt.ArrayLike, k: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
         """Return positions [Q, K] and scores [Q, K], and raise errors, as `SearchIndex.nearest`."""
         checked = checked_queries(queries, self.dim, k)
-        search = partial(self._nearest_in_lists, k=int(k))
-        lists = self.shards[0].lists
+        if only is not None:
+            return nearest_selected(self, checked, int(k), only)
+        search = partial(self.nearest_in_lists, k=int(k))
+        lists = self.lists
         return until_filled(search(checked, lists[0]), search, checked, self.rows, lists)
 
-    def _nearest_in_lists(self, queries: Float32, nprobe: int, k: int) -> tuple[Int64, Float32]:
-        positions, scores = self.candidates(queries, self.shards[0].num_candidates(k), nprobe)
+    def nearest_in_lists(
+        self, queries: Float32, nprobe: int, k: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
+        """Return positions [Q, K] and scores [Q, K] from so many lists."""
+        n = self.shards[0].num_candidates(k)
+        positions, scores = self.candidates(queries, n, nprobe, only)
         if not self.shards[0].rescores:
             return positions, scores
         return best(positions, self.rescored(queries, positions), k)
 
-    def candidates(self, queries: Float32, n: int, nprobe: int) -> tuple[Int64, Float32]:
+    def candidates(
+        self, queries: Float32, n: int, nprobe: int, only: Selection | None = None
+    ) -> tuple[Int64, Float32]:
         """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
         lists = self.shards[0].lists_near(queries, nprobe)
-        found = [shard.candidates(queries, n, lists) for shard in self.shards]
+        selectors = only.selectors if only is not None else repeat(None)
+        found = [
+            shard.candidates(queries, n, lists, selector)
+            for shard, selector in zip(self.shards, selectors, strict=False)
+        ]
         placed = [
             np.where(p < 0, p, p + start) for (p, _), start in zip(found, self._starts, strict=True)
         ]

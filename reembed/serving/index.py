@@ -11,7 +11,7 @@ from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.options import require_texts, secrets_in
 from reembed.errors import UsageError
 from reembed.index.search import Float32
-from reembed.serving.live import Hit, OpenRelease
+from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 from reembed.store.paths import require_id
 from reembed.store.storage import Storage
 
@@ -91,22 +91,44 @@ class Index:
         return self._open()[1]
 
     def search(
-        self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
+        self,
+        queries: Sequence[str] | Float32 | EncodedQueries,
+        k: int = 10,
+        columns: Sequence[str] = (),
+        filter: str | None = None,
     ) -> list[list[Hit]]:
-        """Return the k best documents of each query, best first; fewer if the release has fewer.
+        """Return the k best documents of each query, best first; fewer if fewer meet the filter.
+
+        All hits of a call are of one release.
 
         Args:
-            queries: texts, or vectors float32 [Q, dim] of the release's space. Without queries the
-                result is empty.
+            queries: texts, or what `encode_queries` returned, or vectors float32 [Q, dim] of the space of
+                whatever release is live. Without queries the result is empty.
             k: hits per query.
             columns: carried columns (`table.carry`) to return with each hit.
+            filter: a condition over carried columns in Lance's SQL, such as `"category = 'x' AND year > 2020"`,
+                that each document must meet; it is applied before k. A column that is null meets only IS NULL.
+                The first search with a filter reads its columns of all rows.
 
         Raises:
-            UsageError: `queries`, `k` or `columns` are not valid.
-            SpaceMismatch, EncoderError: vectors have another dimension, or hold NaN or infinity.
-            IntegrityError: gc removed the table that `columns` are read from; `refresh` opens what is live.
+            UsageError: `queries`, `k`, `columns` or `filter` are not valid.
+            SpaceMismatch, EncoderError: vectors are of another space, have another dimension, or hold NaN
+                or infinity.
+            IntegrityError: gc removed the table that `columns` and `filter` are read from; `refresh`
+                opens what is live.
         """
-        return self.current.search(queries, k, columns)
+        return self.current.search(queries, k, columns, filter)
+
+    def encode_queries(self, texts: Sequence[str]) -> EncodedQueries:
+        """Return the vectors of query texts [Q, dim] with their space, for `search`.
+
+        They can be kept: once a release of another space is live, `search` refuses them.
+
+        Raises:
+            UsageError: it is not a list of texts, or the model knows no word of a text.
+        """
+        current = self.current
+        return EncodedQueries(current.encode_queries(texts), current.release.space.id)
 
     def refresh(self) -> bool:
         """Follow the alias; return True if it moved.

@@ -8,6 +8,7 @@ Shapes: Q queries, D dimensions, K results.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -33,6 +34,7 @@ class LanceIndex:
         """Take the version that has the index, and the operating point: nprobe and perhaps k_factor."""
         self.table, self.rows, self.dim = table, rows, table.dim
         self._lists, self._metric, self._point = lists, metric, point
+        self._condition: str | None = None
 
     @classmethod
     def open(cls, table: TableVersion, folder: str, manifest: LanceManifest) -> LanceIndex:
@@ -62,6 +64,20 @@ class LanceIndex:
             self.table, rows=self.rows, lists=self._lists, metric=self._metric, point=point
         )
 
+    def among(self, row_ids: Int64, condition: str) -> LanceIndex:
+        """Return a search of only the rows that meet a condition; they have these ids [R], one at least.
+
+        Lance applies it first. As many more lists are looked into as there are fewer rows, see
+        `nearest_selected` in index/search.py.
+        """
+        nprobe = math.ceil(self._point["nprobe"] * self.rows / len(row_ids))
+        found = self.operating_at({**self._point, "nprobe": min(nprobe, self._lists)})
+        found.rows, found._condition = len(row_ids), condition
+        return found
+
+    size_bytes = 0
+    """Of its own, if it is of chosen rows."""
+
     def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
         """Return row ids, scores and document ids of the k best rows of each query.
 
@@ -74,7 +90,7 @@ class LanceIndex:
         nprobe = self._point["nprobe"]
         found = search(checked, nprobe)
         rows, scores = until_filled(found, search, checked, self.rows, (nprobe, self._lists))
-        return Answer(rows, scores, lambda at: [names[row] for row in at.tolist()])
+        return Answer(rows, scores, lambda at: [names[row] for row in at.tolist()], self.row_ids)
 
     def _nearest(
         self, queries: Float32, nprobe: int, k: int, names: dict[int, str | int]
@@ -84,7 +100,8 @@ class LanceIndex:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         if not len(queries):
             return rows, scores
-        found = find(self.table, queries, k, nprobe, self._point.get("k_factor"))
+        k_factor = self._point.get("k_factor")
+        found = find(self.table, queries, k, nprobe, k_factor, self._condition)
         query = found["query_index"].to_numpy()
         order = np.lexsort((found["_distance"].to_numpy(), query))
         query, ids = query[order], found["_rowid"].to_numpy().astype(np.int64)[order]

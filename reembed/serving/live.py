@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -22,11 +23,12 @@ from reembed.catalog.releases import Release
 from reembed.config.settings import RESERVED_COLUMNS
 from reembed.encoders import golden
 from reembed.encoders.base import Encoder
-from reembed.errors import IntegrityError, UsageError, texts_of
+from reembed.errors import IntegrityError, SpaceMismatch, UsageError, texts_of
 from reembed.index import files as index_store
-from reembed.index.search import Answer, Float32, Int64, require_k
+from reembed.index.search import Answer, Float32, Int64, checked_queries, require_k
 from reembed.index.segments import SegmentedIndex
-from reembed.serving.answers import OpenIndex
+from reembed.serving.answers import OpenIndex, Rows
+from reembed.serving.filters import Filters
 from reembed.serving.lance_index import LanceIndex
 from reembed.store.storage import Storage
 from reembed.table import provenance
@@ -35,7 +37,7 @@ from reembed.table.read import TableVersion
 
 
 class Hit(NamedTuple):
-    """One result: document id, inner product with the query, and the carried columns asked for.
+    """One result: document id, inner product with the query, carried columns asked for, release that answered.
 
     A tuple, because a batch makes thousands of them and a frozen dataclass takes five times as long.
     """
@@ -43,6 +45,18 @@ class Hit(NamedTuple):
     doc_id: str | int
     score: float
     columns: Mapping[str, Any]
+    release: str
+    """Its id."""
+
+
+@dataclass(frozen=True)
+class EncodedQueries:
+    """Query vectors with the space that they are of, which a search compares with its release."""
+
+    vectors: Float32
+    """[Q, dim]."""
+    space: str
+    """`index.release.space.id` of the release whose model made them."""
 
 
 _NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
@@ -113,32 +127,57 @@ class OpenRelease:
             )
 
     def search(
-        self, queries: Sequence[str] | Float32, k: int = 10, columns: Sequence[str] = ()
+        self,
+        queries: Sequence[str] | Float32 | EncodedQueries,
+        k: int = 10,
+        columns: Sequence[str] = (),
+        filter: str | None = None,
     ) -> list[list[Hit]]:
         """Return the k best documents of each query, best first, and raise errors, as `Index.search`.
 
-        The table is read only for columns.
+        The table is read only for columns, and for a filter that was not asked for before.
         """
         require_k(k)
         if not isinstance(columns, tuple) or columns:
             columns = require_carried(self.release, columns)
-        vectors = queries
-        if not isinstance(queries, np.ndarray) or queries.dtype.kind not in "fiu":
-            vectors = self.encode_queries(queries)
-        positions, scores, doc_ids = self._nearest(vectors, k)
-        there = positions >= 0
-        found = positions[there]
-        names, values = doc_ids(found), self._columns(found, columns)
-        hits = map(_HIT, zip(names, scores[there].tolist(), values, strict=True))
+        among = self.index if filter is None else self.filters.among(filter)
+        vectors = self._vectors(queries)
+        if among is None:
+            return [[] for _ in checked_queries(vectors, self.index.dim, k)]
+        answer = self._nearest(among, vectors, k)
+        there = answer.positions >= 0
+        found = answer.positions[there]
+        names, values = answer.doc_ids(found), self._columns(answer, found, columns)
+        scores, release = answer.scores[there].tolist(), repeat(self.release.id, len(found))
+        hits = map(_HIT, zip(names, scores, values, release, strict=True))
         return [list(islice(hits, row.count(True))) for row in there.tolist()]
 
-    def _nearest(self, vectors: Any, k: int) -> Answer:
-        """Return each query's k best documents, by their best row; -1 else."""
+    @functools.cached_property
+    def filters(self) -> Filters:
+        """The filters that were asked for, resolved."""
+        return Filters(self.release, self.table, self.index)
+
+    def _vectors(self, queries: Sequence[str] | Float32 | EncodedQueries) -> Any:
+        if isinstance(queries, np.ndarray) and queries.dtype.kind in "fiu":
+            return queries
+        if not isinstance(queries, EncodedQueries):
+            return self.encode_queries(queries)
+        if queries.space != self.release.space.id:
+            raise SpaceMismatch(
+                f"the query vectors are of space {queries.space}, release {self.release.id} is of space"
+                f" {self.release.space.id}",
+                "another model is live than the one that made them",
+                "index.search(index.encode_queries(texts))     # with the same texts",
+            )
+        return queries.vectors
+
+    def _nearest(self, among: Rows, vectors: Any, k: int) -> Answer:
+        """Return each query's k best documents of some rows, by their best row; -1 else."""
         # FAISS makes room for k results, however few vectors there are.
-        most = max(1, self.index.rows)
+        most = max(1, among.rows)
         ask = min(k, most)
         while True:
-            found = self.index.answer(vectors, ask)
+            found = among.answer(vectors, ask)
             if self.release.rows == self.release.documents:
                 return found
             positions = found.positions
@@ -151,11 +190,13 @@ class OpenRelease:
                 return found
             ask = min(2 * ask, most)
 
-    def _columns(self, positions: Int64, columns: Sequence[str]) -> Iterable[Mapping[str, Any]]:
-        """Yield the values of these columns at each of positions [R]."""
+    def _columns(
+        self, answer: Answer, positions: Int64, columns: Sequence[str]
+    ) -> Iterable[Mapping[str, Any]]:
+        """Yield the values of these columns at each of positions [R] of an answer."""
         if not columns:
             return repeat(_NO_COLUMNS, len(positions))
-        known, place = np.unique(self.index.row_ids(positions), return_inverse=True)
+        known, place = np.unique(answer.row_ids(positions), return_inverse=True)
         try:
             rows = self.table.take(known, list(dict.fromkeys(columns)))
         except (OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import shlex
 from collections.abc import Iterator
 from itertools import accumulate
@@ -12,20 +11,7 @@ import lance
 import pyarrow as pa
 
 from reembed.errors import SourceError
-from reembed.store.storage import first_line
-
-_TOKEN = re.compile(
-    r"'(?:[^']|'')*'"
-    r'|"(?:[^"]|"")*"'
-    r"|`[^`]*`"
-    r"|--[^\n]*|/\*.*?\*/"
-    r"|\w+|\s+|.",
-    re.DOTALL,
-)
-_OF_THE_MOMENT = re.compile(
-    r"current_(timestamp|date|time)|(now|today|current_\w+|random|rand|uuid)\s*\(", re.IGNORECASE
-)
-"""Functions of Lance that return another value at each evaluation."""
+from reembed.store.conditions import error_of, of_the_moment, quoted_column, tokens_of
 
 
 def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> None:
@@ -35,31 +21,29 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
         SourceError: it is not a condition, it has a column's name in double quotes, which is text
             in Lance, one of its comparisons names no column, or it asks for the time or a random number.
     """
-    tokens = _TOKEN.findall(condition)
-    names = {name.lower(): name for name in dataset.schema.names}
-    for token in tokens:
-        if token.startswith('"') and (column := names.get(token[1:-1].lower())):
-            meant = _renamed(tokens, token, column)
-            raise SourceError(
-                f"source.filter = {condition!r}: {token} is a text, not the column {column}",
-                "write columns plainly or in backticks, and texts in single quotes",
-                f"reembed run --set {shlex.quote(f'source.filter={meant}')}",
-            )
-    plain = "".join(t for t in tokens if t[0] not in "'\"`")
-    if found := _OF_THE_MOMENT.search(plain):
+    tokens = tokens_of(condition)
+    if quoted := quoted_column(condition, dataset.schema.names):
+        token, column = quoted
+        meant = _renamed(tokens, token, column)
         raise SourceError(
-            f"source.filter = {condition!r}: {found[0].strip(' (')} is not the same at every evaluation",
+            f"source.filter = {condition!r}: {token} is a text, not the column {column}",
+            "write columns plainly or in backticks, and texts in single quotes",
+            f"reembed run --set {shlex.quote(f'source.filter={meant}')}",
+        )
+    if found := of_the_moment(condition):
+        raise SourceError(
+            f"source.filter = {condition!r}: {found} is not the same at every evaluation",
             "the documents would change while the dataset does not, and no check could see it",
             _example(dataset),
         )
-    if error := _error(dataset, condition, evaluate=True):
+    if error := error_of(dataset, condition, evaluate=True):
         raise _not_a_filter(dataset, where, condition, error, _example(dataset))
     without_columns = lance.write_dataset(pa.table({"reembed": pa.nulls(0)}), "memory://")
     for part in _comparisons(dataset, tokens):
-        if _error(without_columns, part) is None:
+        if error_of(without_columns, part) is None:
             raise SourceError(
                 f"source.filter = {condition!r}: {part!r} does not name a column",
-                f"it is the same for every document; columns: {', '.join(names.values())}",
+                f"it is the same for every document; columns: {', '.join(dataset.schema.names)}",
                 _example(dataset),
             )
 
@@ -70,7 +54,7 @@ def require_condition(dataset: lance.LanceDataset, where: str, condition: str) -
     Raises:
         SourceError: a column is not there, or of a type that cannot be compared so.
     """
-    if error := _error(dataset, condition):
+    if error := error_of(dataset, condition):
         otherwise = "reembed config     # shows source.filter; it must name columns that are there"
         raise _not_a_filter(dataset, where, condition, error, otherwise)
 
@@ -87,11 +71,11 @@ def _not_a_filter(
 
 def _with_like_names(dataset: lance.LanceDataset, condition: str) -> str | None:
     """Return a run with the same filter, if one name in it is close to a column's."""
-    tokens = _TOKEN.findall(condition)
+    tokens = tokens_of(condition)
     for token in dict.fromkeys(tokens):
         for column in difflib.get_close_matches(token.strip("`"), dataset.schema.names, 1):
             meant = _renamed(tokens, token, column)
-            if token.strip("`") != column and _error(dataset, meant) is None:
+            if token.strip("`") != column and error_of(dataset, meant) is None:
                 return f"reembed run --set {shlex.quote(f'source.filter={meant}')}"
     return None
 
@@ -110,21 +94,6 @@ def _example(dataset: lance.LanceDataset) -> str | None:
     return f"reembed run --set {shlex.quote(f'source.filter={example}')}"
 
 
-def _error(dataset: lance.LanceDataset, condition: str, *, evaluate: bool = False) -> str | None:
-    """Return what Lance says against a condition when it plans a scan by it; None if it takes it.
-
-    No row is read, or with `evaluate` those up to the first one that meets the condition.
-    """
-    try:
-        scanner = dataset.scanner(columns=[], with_row_id=True, filter=condition, limit=1)
-        scanner.explain_plan()
-        if evaluate:
-            scanner.to_table()
-    except (ValueError, OSError) as error:
-        return first_line(error)
-    return None
-
-
 def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str]:
     """Yield what AND and OR join, at any depth. A part that fails alone is joined again: x BETWEEN 1 AND 2."""
     parts = _split(tokens)
@@ -136,7 +105,7 @@ def _comparisons(dataset: lance.LanceDataset, tokens: list[str]) -> Iterator[str
         part += piece
         if part == tokens:
             yield "".join(tokens).strip()
-        elif _error(dataset, "".join(part)) is not None:
+        elif error_of(dataset, "".join(part)) is not None:
             part.append("AND")
         else:
             yield from _comparisons(dataset, part)

@@ -18,6 +18,7 @@ from lance.fragment import FragmentMetadata
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.releases import ManifestProof
 from reembed.errors import IntegrityError
+from reembed.store import conditions
 from reembed.store.lance import open_dataset
 from reembed.store.storage import Storage
 
@@ -284,6 +285,29 @@ class TableVersion:
             hits = [pc.is_in(rows[name], one) for name, one in values.items()]
             found.append(rows.filter(functools.reduce(pc.or_, hits)))
         return pa.concat_tables(found)
+
+    def where(self, condition: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield batches of these columns and _rowid of the rows that meet a condition in Lance's SQL.
+
+        Raises:
+            ValueError: the condition cannot be evaluated.
+        """
+        scanner = self.dataset().scanner(
+            columns=columns,
+            filter=condition,
+            with_row_id=True,
+            io_buffer_size=_READ_AHEAD_BYTES,
+        )
+        yield from scanner.to_batches()
+
+    def error_of(self, condition: str, columns: Sequence[str]) -> str | None:
+        """Return what Lance says against a condition over these columns of the table; None if it takes it.
+
+        Reads no row.
+        """
+        fields = [self.dataset().schema.field(name) for name in columns]
+        alone = lance.write_dataset(pa.schema(fields).empty_table(), "memory://")
+        return conditions.error_of(alone, condition)
 
     def at(self, places: npt.NDArray[np.int64], columns: list[str]) -> pa.Table:
         """Return the rows at these places of a scan, in the order asked."""

@@ -213,9 +213,16 @@ def _named(segment: Any, fields: list[int]) -> Index:
 
 
 def find(
-    table: TableVersion, queries: Float32, k: int, nprobe: int, k_factor: int | None
+    table: TableVersion,
+    queries: Float32,
+    k: int,
+    nprobe: int,
+    k_factor: int | None,
+    condition: str | None = None,
 ) -> pa.Table:
     """Return query_index, _rowid, doc_id and _distance of the k nearest rows of each query [Q, D], best first.
+
+    `condition`: SQL that each row must meet; it is applied first.
 
     Fragments without a segment are searched row by row; deleted rows are never found. With `k_factor`, k times as many
     candidates are scored again by the table's own vectors.
@@ -227,6 +234,8 @@ def find(
         columns=["doc_id", "_distance"],
         with_row_id=True,
         nearest=nearest,
+        filter=condition,
+        prefilter=condition is not None,
         disable_scoring_autoprojection=True,
     )
     return scanner.to_table()
