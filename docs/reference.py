@@ -57,6 +57,7 @@ def page() -> str:
         *function("reembed.open", reembed.open),
         *whole_class(reembed.Index, "reembed.Index"),
         *whole_class(reembed.Hit, "reembed.Hit"),
+        *whole_class(reembed.EncodedQueries, "reembed.EncodedQueries"),
         "## Verbs",
         text(api),
         *verbs(),

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from numbers import Integral
+from math import inf
+from numbers import Integral, Real
 
 from reembed.redact import redacted
 
@@ -193,6 +194,20 @@ def require_whole(
         f"{name} must be a whole number from {least} {up}, not {given!r:.80}",
         None,
         f"{name}={default}",
+    )
+
+
+def require_positive(name: str, given: object, default: float) -> None:
+    """Refuse an argument that is not a finite number above 0.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if number and 0 < given < inf:  # type: ignore[operator]
+        return
+    raise UsageError(
+        f"{name} must be a number above 0, not {given!r:.80}", None, f"{name}={default:g}"
     )
 
 

@@ -129,10 +129,11 @@ class Filters:
 
     def _refused(self, condition: object, why: str) -> UsageError:
         carried = self._release.source.carry
-        fix = """reembed run --set 'table.carry=["NAME"]'     # the columns to filter by"""
+        fix = """reembed run --set 'table.carry=["title"]'     # or what to filter by"""
         if carried:
-            example = shlex.quote(f"`{carried[0]}` IS NOT NULL")
-            fix = f"reembed search 'some words' --filter {example}"
+            fix = (
+                f"reembed search 'some words' --filter {shlex.quote(f'`{carried[0]}` IS NOT NULL')}"
+            )
         return UsageError(
             f"filter {condition!r:.200} is not a condition over the carried columns of release"
             f" {self._release.id}",

@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.options import require_texts, secrets_in
-from reembed.errors import UsageError
+from reembed.errors import UsageError, require_positive
 from reembed.index.search import Float32
+from reembed.serving.follow import Follower
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 from reembed.store.paths import require_id
 from reembed.store.storage import Storage
 
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
 
 def open(
-    root: str | os.PathLike[str], alias: str, *, options: Mapping[str, str] | None = None
+    root: str | os.PathLike[str],
+    alias: str,
+    *,
+    options: Mapping[str, str] | None = None,
+    refresh_every: float | None = None,
 ) -> Index:
     """Open what an alias serves: its index, its table and its query model, checked.
 
@@ -31,9 +39,13 @@ def open(
         alias: the name that was promoted to.
         options: `storage.options` of the config, for object stores. A key or token is written as
             `env:NAME`, or comes from the environment or the instance role.
+        refresh_every: seconds between refreshes by a thread, until the index is closed; None: only `refresh`
+            follows the alias. A refresh that fails leaves the release before in service, is logged, and is in
+            `refresh_error` until one succeeds.
 
     Raises:
-        UsageError: the root does not exist, nothing was promoted to the alias, or an option holds a secret.
+        UsageError: the root does not exist, nothing was promoted to the alias, an option holds a secret, or
+            `refresh_every` is not positive.
         IntegrityError: a record, the index or the table is not what was registered.
         SpaceMismatch: the model found here does not produce the vectors of the release.
     """
@@ -50,7 +62,7 @@ def open(
             "a process that opens an index may be logged and pickled with its options",
             f'options={{"{secrets[0]}": "env:{secrets[0].upper()}"}}',
         )
-    return Index(Catalog(Storage.existing(root, options), alias))
+    return Index(Catalog(Storage.existing(root, options), alias), refresh_every)
 
 
 class Index:
@@ -59,18 +71,23 @@ class Index:
     Threads may share it. It is a context manager that closes itself; a closed one raises UsageError.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Open what is live now.
+    def __init__(self, catalog: Catalog, refresh_every: float | None = None) -> None:
+        """Open what is live now; with `refresh_every`, refresh every so many seconds.
 
         Raises:
-            UsageError: nothing was promoted yet, or the alias is not a plain name.
+            UsageError: nothing was promoted yet, the alias is not a plain name, or `refresh_every` is not positive.
         """
+        if refresh_every is not None:
+            require_positive("refresh_every", refresh_every, 30.0)
         self._catalog = catalog
         self._loading = threading.Lock()
         self._closing = threading.Lock()
         require_id("alias", catalog.alias)
         self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
         """A step of the alias and its open release, replaced together."""
+        self.refresh_error: Exception | None = None
+        """Why the last refresh of `refresh_every` failed; None if it did not."""
+        self._follower = None if refresh_every is None else Follower(self, refresh_every)
 
     @property
     def alias(self) -> str:
@@ -130,13 +147,27 @@ class Index:
         current = self.current
         return EncodedQueries(current.encode_queries(texts), current.release.space.id)
 
+    def lancedb(self) -> Table:
+        """Return the table of the release that answers as LanceDB's: hybrid search, full text, SQL.
+
+        It is at exactly the version of that release, and stays there: after a `refresh`, ask again. LanceDB refuses
+        to write to it as long as it is not moved to another version (`checkout_latest`, `restore`): do not, the
+        table belongs to reembed. Query vectors come from `encode_queries`.
+
+        Raises:
+            UsageError: LanceDB is not installed: `pip install 'reembed[lancedb]'`.
+            IntegrityError: gc removed the table, or it is not the one that was registered.
+        """
+        return self.current.lancedb()
+
     def refresh(self) -> bool:
         """Follow the alias; return True if it moved.
 
         A search sees the old release or the new one, never a mix. One thread loads at a time: a call
         during a load returns False at once, and searches continue in the old release. The memory of
         the old release is freed when the last search in it ends. Files of the index that both releases
-        have, as after a catch-up, stay open and are not read again.
+        have, as after a catch-up, stay open and are not read again. So does the model, if both are of one
+        space; it must give the golden vectors of the new release, too.
 
         Raises:
             IntegrityError, SpaceMismatch: as `open`; the old release continues to serve.
@@ -146,18 +177,21 @@ class Index:
         try:
             before, open_now = self._open()
             record = self._catalog.require_live()
-            if record.token == before.token:
-                return False
-            loaded = self._load(record, open_now)
-            with self._closing:
-                self._open()
-                self._serving = loaded
-            return True
+            moved = record.token != before.token
+            if moved:
+                loaded = self._load(record, open_now)
+                with self._closing:
+                    self._open()
+                    self._serving = loaded
+            self.refresh_error = None
+            return moved
         finally:
             self._loading.release()
 
     def close(self) -> None:
         """Free the index and the model when all running searches have ended. May be called again."""
+        if self._follower is not None:
+            self._follower.stop()
         with self._closing:
             self._serving = None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,11 @@ from reembed.serving.lance_index import LanceIndex
 from reembed.store.storage import Storage
 from reembed.table import provenance
 from reembed.table.documents import best_of_each
+from reembed.table.lancedb_table import open_lancedb
 from reembed.table.read import TableVersion
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 
 class Hit(NamedTuple):
@@ -56,7 +60,7 @@ class EncodedQueries:
     vectors: Float32
     """[Q, dim]."""
     space: str
-    """`index.release.space.id` of the release whose model made them."""
+    """Id of the space, `release.space.id`, of the release whose model made them."""
 
 
 _NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
@@ -77,7 +81,9 @@ class OpenRelease:
     def open(
         cls, storage: Storage, release: Release, before: OpenRelease | None = None
     ) -> OpenRelease:
-        """Open the index and the query encoder of a release; parts of the index that `before` has are shared.
+        """Open the index and the query encoder of a release.
+
+        Parts of the index that `before` has are shared, and its encoder if it is of the same space.
 
         Raises:
             IntegrityError: the index or the table is not the one that the release was registered with.
@@ -87,17 +93,20 @@ class OpenRelease:
         # Everything is opened before it is checked: what answers later is what was checked.
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
         table.dataset()
-        section = release.encoder
-        encoder = encoders.load_encoder(section)
+        given = before.encoder if before and before.release.space == release.space else None
+        encoder = given or encoders.load_encoder(release.encoder)
         manifest = read_manifest(storage, release.index, release.index_sha256)
         provenance.require_index(release, manifest)
         held = before.index if before else None
         index = _open_index(storage, release, manifest, table, held)
         provenance.require_manifest(storage, release)
-        release.space.require(
-            encoders.describe(section, release.space.vector_dtype),
-            f"the query model of release {release.id}",
-        )
+        if (
+            encoder is not given
+        ):  # of the one in memory, the golden vectors say more than its files do
+            release.space.require(
+                encoders.describe(release.encoder, release.space.vector_dtype),
+                f"the query model of release {release.id}",
+            )
         golden.require(storage, release.origin, encoder, release.golden_sha256)
         return cls(release, table, index, encoder)
 
@@ -151,6 +160,15 @@ class OpenRelease:
         scores, release = answer.scores[there].tolist(), repeat(self.release.id, len(found))
         hits = map(_HIT, zip(names, scores, values, release, strict=True))
         return [list(islice(hits, row.count(True))) for row in there.tolist()]
+
+    def lancedb(self) -> Table:
+        """Return the release's table as LanceDB's, and raise errors, as `Index.lancedb`."""
+        storage = self.table.storage
+        opened = open_lancedb(self.table)
+        provenance.require_manifest(
+            storage, self.release
+        )  # after it: what is handed out was checked
+        return opened
 
     @functools.cached_property
     def filters(self) -> Filters:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
+import reembed
+from reembed import encoders
 from reembed.catalog.releases import Catalog
+from reembed.encoders import golden
+from reembed.errors import SpaceMismatch, UsageError
 from reembed.index import files
 from reembed.lifecycle.promote import promote
 from reembed.serving.index import Index
+from reembed.serving.live import EncodedQueries, OpenRelease
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -79,6 +88,137 @@ def test_a_release_whose_files_are_gone_answers_and_so_does_one_that_shares_with
     assert served.live.refresh()
     served.catalog.storage.delete_tree(f"{served.release.index}/")
     assert served.live.search([text], 1)[0][0].doc_id == "n00001"
+
+
+def test_a_refresh_keeps_the_model_of_the_same_space_and_proves_it_again(served, monkeypatch):
+    before = served.live.current.encoder
+    again = full_rebuild(served.config, Silent(), fresh=True, executor=Inline())
+    promote(served.catalog, again.id, force_reason="a test")
+    loads, proven = [], []
+    load, require = encoders.load_encoder, golden.require
+    monkeypatch.setattr(encoders, "load_encoder", lambda *of: loads.append(of) or load(*of))
+    monkeypatch.setattr(golden, "require", lambda *of: proven.append(of[1]) or require(*of))
+    assert served.live.refresh()
+    assert served.live.current.encoder is before
+    assert (loads, proven) == ([], [again.origin])
+
+
+def test_a_model_kept_that_does_not_give_the_golden_vectors_is_refused(served, monkeypatch):
+    before = served.live.current
+    again = full_rebuild(served.config, Silent(), fresh=True, executor=Inline())
+    promote(served.catalog, again.id, force_reason="a test")
+    plain = type(before.encoder).embed_documents
+
+    def other(self: Any, texts: Any) -> Any:
+        made = plain(self, texts)
+        return replace(made, vectors=np.roll(made.vectors, 1, axis=1))
+
+    monkeypatch.setattr(type(before.encoder), "embed_documents", other)
+    with pytest.raises(SpaceMismatch, match="produces different vectors"):
+        served.live.refresh()
+    assert served.live.current is before
+
+
+def other_model(served: Served) -> Any:
+    """A release of another space, promoted."""
+    encoder = served.config.encoder.model_copy(update={"model": "hashing:32"})
+    other = served.config.model_copy(update={"encoder": encoder})
+    release = full_rebuild(other, Silent(), executor=Inline())
+    promote(served.catalog, release.id, force_reason="a test")
+    return release
+
+
+def test_another_space_loads_its_model_and_vectors_of_the_space_before_are_refused(served):
+    live = served.live
+    queries, before = live.encode_queries(["bada", "bide"]), live.current.encoder
+    assert queries.vectors.shape == (2, 64)
+    assert live.search(queries, 3) == live.search(["bada", "bide"], 3)
+    bare = queries.vectors
+    release = other_model(served)
+    assert live.refresh()
+    assert live.current.encoder is not before
+    with pytest.raises(SpaceMismatch, match=f"release {release.id} is of space") as said:
+        live.search(queries, 3)
+    assert "encode_queries" in said.value.fix
+    with pytest.raises(SpaceMismatch, match="index of 32 dimensions"):
+        live.search(bare, 3)
+    again = live.encode_queries(["bada", "bide"])
+    assert again.space == release.space.id
+    assert {h.release for hits in live.search(again, 3) for h in hits} == {release.id}
+
+
+def test_vectors_of_another_space_with_the_same_dimension_are_refused(served):
+    encoded = EncodedQueries(served.live.encode_queries(["bada"]).vectors, "0123abcd")
+    with pytest.raises(SpaceMismatch, match="of space 0123abcd"):
+        served.live.search(encoded)
+
+
+# In the background
+
+
+def until(holds: Any) -> None:
+    """Wait until it holds."""
+    limit = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_an_index_follows_its_alias_by_itself_until_it_is_closed(served):
+    root, alias = served.config.storage.root, served.config.alias
+    with reembed.open(root, alias, refresh_every=0.01) as index:
+        release = full_rebuild(served.config, Silent(), fresh=True, executor=Inline())
+        promote(served.catalog, release.id, force_reason="a test")
+        until(lambda: index.release == release)
+        assert index.refresh_error is None
+    until(lambda: not followers())
+
+
+def test_an_index_follows_nothing_unless_it_is_asked_to(served):
+    with reembed.open(served.config.storage.root, served.config.alias):
+        assert not followers()
+
+
+def followers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("reembed-refresh")]
+
+
+def test_a_refresh_that_fails_is_told_and_the_release_before_serves(served, monkeypatch, caplog):
+    with Index(served.catalog, refresh_every=0.01) as index:
+        before = index.release
+        released = full_rebuild(served.config, Silent(), fresh=True, executor=Inline())
+        plain = OpenRelease.open
+        failing = [OSError("no route"), ValueError("bad"), RuntimeError("faiss"), MemoryError()]
+        left = list(failing)
+
+        def fails(*of: Any) -> Any:
+            if left:
+                raise left.pop()
+            return go.wait(60) and plain(*of)
+
+        go = threading.Event()
+        monkeypatch.setattr(OpenRelease, "open", fails)
+        promote(served.catalog, released.id, force_reason="a test")
+        until(lambda: not left and index.refresh_error is failing[0])
+        assert index.search(["bada"], 1)[0][0].release == before.id
+        assert "could not be refreshed, the release before serves: no route" in caplog.text
+        go.set()
+        until(lambda: index.release == released)
+        until(lambda: index.refresh_error is None)
+
+
+def test_an_index_that_nobody_holds_is_not_kept_by_its_thread(served):
+    index = Index(served.catalog, refresh_every=0.01)
+    held = weakref.ref(index)
+    del index
+    until(lambda: held() is None and not followers())
+
+
+@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf"), True, "30"])
+def test_an_interval_that_is_none_is_refused(served, every):
+    with pytest.raises(UsageError, match="refresh_every must be a number above 0") as said:
+        Index(served.catalog, refresh_every=every)
+    assert said.value.fix == "refresh_every=30"
 
 
 def test_threads_that_search_during_refreshes_get_answers_of_one_release(served):

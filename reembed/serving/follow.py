@@ -1,0 +1,61 @@
+"""Call a refresh again and again beside the searches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import Protocol
+
+from obstore.exceptions import BaseError
+
+from reembed.errors import ReembedError
+
+log = logging.getLogger(__name__)
+
+EXPECTED = (ReembedError, OSError, BaseError, ValueError, RuntimeError, MemoryError)
+"""What a store, Lance, FAISS or a model can raise while a release is loaded."""
+
+
+class Refreshed(Protocol):
+    """What follows an alias."""
+
+    refresh_error: Exception | None
+
+    @property
+    def alias(self) -> str:
+        """The name that it follows."""
+
+    def refresh(self) -> bool:
+        """Follow the alias; return True if it moved."""
+
+
+class Follower:
+    """A thread that refreshes at an interval until it is stopped, or until nobody holds what it refreshes."""
+
+    def __init__(self, index: Refreshed, every_s: float) -> None:
+        """Start it."""
+        self._end = threading.Event()
+        arguments = (weakref.ref(index), every_s, self._end)
+        name = f"reembed-refresh-{index.alias}"
+        threading.Thread(target=_follow, args=arguments, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refresh no more. A refresh under way ends by itself."""
+        self._end.set()
+
+
+def _follow(held: weakref.ref[Refreshed], every_s: float, end: threading.Event) -> None:
+    while not end.wait(every_s):
+        index = held()
+        if index is None:
+            return
+        try:
+            index.refresh()
+        except EXPECTED as error:
+            if not end.is_set():
+                index.refresh_error = error
+                log.warning(
+                    "%s could not be refreshed, the release before serves: %s", index.alias, error
+                )
+        del index  # it is freed when its owner drops it, not at the next look

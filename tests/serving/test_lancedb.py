@@ -1,0 +1,80 @@
+"""`index.lancedb()`: LanceDB's table at the version that answers."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from inline import Inline, Silent
+
+from reembed.catalog.releases import Catalog
+from reembed.errors import IntegrityError, UsageError
+from reembed.lifecycle.promote import promote
+from reembed.serving.index import Index
+from reembed.store.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+
+
+def serve(config, **reason):
+    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
+    catalog = Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
+    return release, catalog
+
+
+@pytest.fixture
+def config(corpus, make_config):
+    return make_config(corpus(130), table={"carry": ["title"]})
+
+
+def test_it_is_the_table_at_the_version_that_answers_also_after_a_refresh(config):
+    first, catalog = serve(config)
+    with Index(catalog) as index:
+        before = index.lancedb()
+        vectors = index.encode_queries(["bada", "bide"]).vectors
+        for vector, hits in zip(vectors, index.search(vectors, 5), strict=True):
+            found = before.search(vector).metric("dot").limit(5).to_list()
+            np.testing.assert_allclose(
+                [1 - f["_distance"] for f in found], [h.score for h in hits], atol=1e-5
+            )
+        assert before.count_rows("title IS NOT NULL") == 130
+        second, _ = serve(config, force_reason="a test")
+        assert index.lancedb().version == first.table_version == before.version
+        assert index.refresh()
+        assert index.lancedb().version == second.table_version != before.version
+        assert before.count_rows() == 130
+
+
+def test_what_is_handed_out_is_not_written_to(config):
+    release, catalog = serve(config)
+    table = Index(catalog).lancedb()
+    rows = table.to_arrow()
+    with pytest.raises((ValueError, RuntimeError), match=r"checked out|cannot be modified"):
+        table.add(rows)
+    with pytest.raises((ValueError, RuntimeError), match=r"checked out|cannot be modified"):
+        table.delete("doc_id IS NOT NULL")
+    assert Index(catalog).lancedb().version == release.table_version
+
+
+@pytest.mark.s3
+def test_it_opens_from_an_object_store(corpus, make_config, bucket):
+    storage = {"root": f"{bucket.uri}/root", "options": bucket.options}
+    _, catalog = serve(make_config(corpus(60), storage=storage))
+    assert Index(catalog).lancedb().count_rows() == 60
+
+
+def test_without_the_package_it_says_how_to_install_it(config, monkeypatch):
+    _, catalog = serve(config)
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(UsageError, match="LanceDB is not installed") as said:
+        Index(catalog).lancedb()
+    assert said.value.fix == "pip install 'reembed[lancedb]'"
+
+
+def test_a_table_that_gc_removed_is_not_handed_out(config):
+    release, catalog = serve(config)
+    index = Index(catalog)
+    catalog.storage.delete_tree(f"{release.table}/")
+    with pytest.raises(IntegrityError, match="cannot be opened with LanceDB"):
+        index.lancedb()
