@@ -8,14 +8,15 @@ one-sided 95 % Student t bound must clear the threshold, and only an upper bound
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Estimate, Needed, Rule, Verdict, metric_name
-from reembed.evaluation.statistics import Floats, Groups, needed, paired_interval
+from reembed.evaluation.slices import HARM, SliceChange
+from reembed.evaluation.statistics import UNSEEN, Floats, Groups, needed, paired_interval
 
 if TYPE_CHECKING:
     from reembed.config.gate import GateConfig
@@ -28,6 +29,8 @@ MIN_GROUPS = 10
 MARGIN, MARGIN_SHARE = 0.01, 0.02
 """The margin where the config sets none: absolute, or this share of live's mean where that is more,
 so that a high metric is not held to noise. A margin that is set is applied as it is."""
+_NAMED = 5
+"""Slices that the rule about them names."""
 _TYPICAL_SD = 0.2
 """Standard deviation of nDCG@10 differences (measured .16 to .21); used if too few queries show their own."""
 MIN_PRESENT = 0.5
@@ -81,13 +84,15 @@ class Measured:
     zero, and equal zeros would look like "no change"."""
     shared: Shared = Shared(1.0, 1.0)
     """How far both releases hold the same documents; metrics over different ones are not of one task."""
+    slices: tuple[SliceChange, ...] = ()
+    """How the metrics changed in parts of the queries."""
 
 
 def judge(gate: GateConfig, found: Measured) -> Verdict:
     """Decide whether a candidate may be promoted, by margin and ann_recall fixed before results exist."""
     did = "passed" if found.verified else "did not pass"
     shared, groups_Q = found.shared, found.groups_Q
-    ann_recall = paired_interval(found.ann_recall_Q, groups_Q)
+    ann_recall = paired_interval(found.ann_recall_Q, groups_Q, unseen=0)
     present = "relevant documents can be found in the candidate"
     same = "documents of either release are in both"
     return combine(
@@ -212,10 +217,11 @@ def _enough(found: Estimate | Rule) -> bool:
 
 def _with_needed(rule: Rule, found: Estimate, distance: float) -> Rule:
     """Add how many queries decide: if the true change is 0, and if it is the observed one."""
-    unchanged = needed(found, rule.margin or 0, _fewest(found), _TYPICAL_SD)
+    unseen = 0 if rule.margin is None else UNSEEN
+    unchanged = needed(found, rule.margin or 0, _fewest(found), _TYPICAL_SD, unseen)
     if unchanged is not None and unchanged.queries <= found.n:
         unchanged = None
-    real = needed(found, distance, _fewest(found), _TYPICAL_SD)
+    real = needed(found, distance, _fewest(found), _TYPICAL_SD, unseen)
     detail = f"{rule.detail}: {_what_decides(unchanged, real)}"
     return replace(rule, detail=detail, if_unchanged=unchanged, if_real=real)
 
@@ -236,3 +242,18 @@ def _detail(name: str, found: Estimate, required: float) -> str:
     if found.lower is not None:
         text += f", one-sided 95 % bounds {found.lower:{form}} and {found.upper:{form}}"
     return f"{text}, at least {required:{form}} needed"
+
+
+def slice_rules(found: Sequence[SliceChange]) -> list[Rule]:
+    """Return the rule about slices: fail if one is harmed; none if no slice was tested."""
+    tested = [change for change in found if change.p is not None]
+    if not tested:
+        return []
+    harmed = sorted((c for c in tested if c.harmed), key=lambda c: c.change.mean)
+    slices = len({(c.field, c.value) for c in tested})
+    if not harmed:
+        why = f"none of {slices} slices is shown to lose more than {HARM}"
+        return [Rule("slices", "pass", why)]
+    named = "; ".join(f"{c} (n {c.change.n}, p {c.p:.1g})" for c in harmed[:_NAMED])
+    why = f"{len(harmed)} losses of more than {HARM} in {slices} slices are significant: {named}"
+    return [Rule("slices", "fail", why, observed=harmed[0].change.mean, required=-HARM)]

@@ -168,22 +168,29 @@ def group_sequential(
         ValueError: the first look has fewer than 20 values, one adds less than 1 % of the plan, or they go
             beyond the plan or the values that are there.
     """
-    from scipy.special import ndtr, stdtrit
-
     values_U = _units(values_Q, groups_Q)
     _require_looks(looks, planned, len(values_U))
     critical = critical_values([look / planned for look in looks], 1 - level)
     for look, normal in zip(looks, critical, strict=True):
-        found = paired_interval(values_U[:look])
-        reach = math.inf
-        if found.error or look == planned:  # equal values show no variance yet
-            reach = -float(stdtrit(look - 1, ndtr(-normal))) * (found.error or 0)
-        lower, upper = max(found.mean - reach, -1), min(found.mean + reach, 1)
+        mean, lower, upper = _bounds(values_U[:look], normal)
         verdict = _side(lower, upper, limit)
         if verdict != "inconclusive":
             break
     decided_at = None if verdict == "inconclusive" else look
-    return Look(verdict, decided_at, limit, found.mean, lower, upper, len(values_Q), len(values_U))
+    return Look(verdict, decided_at, limit, mean, lower, upper, len(values_Q), len(values_U))
+
+
+def _bounds(values_U: Floats, normal: float) -> tuple[float, float, float]:
+    """Return the mean, and its bounds at the one-sided level of a normal statistic."""
+    from scipy.special import ndtr
+
+    level = float(ndtr(normal))
+    if level == 1:
+        return float(values_U.mean()), -1.0, 1.0
+    found = paired_interval(values_U, level=level)
+    assert found.lower is not None  # there are 20 values at least
+    assert found.upper is not None
+    return found.mean, max(found.lower, -1.0), min(found.upper, 1.0)
 
 
 def _side(lower: float, upper: float, limit: float) -> Outcome:

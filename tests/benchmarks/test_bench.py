@@ -89,6 +89,16 @@ FIGURES = {
         "sha256_ns_per_byte",
         "real",
     },
+    "gate_errors": {
+        "promotes_worse_2m",
+        "promotes_worse_1m",
+        "peeking_promotes_bad",
+        "promotes_worse_grouped",
+        "slice_block_05",
+        "slice_false_block",
+        "power",
+        "interleaving",
+    },
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",

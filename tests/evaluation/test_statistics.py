@@ -20,8 +20,9 @@ from reembed.evaluation.statistics import (
 
 
 def test_interval_equals_scipy():
-    values = np.random.default_rng(0).normal(0.01, 0.2, 37)
-    interval = paired_interval(values)
+    half = np.random.default_rng(0).normal(0, 0.2, 18)
+    values = 0.01 + np.concatenate([half, [0], -half])  # without skewness
+    interval = paired_interval(values, unseen=0)
     low, high = stats.t.interval(0.95, 36, values.mean(), stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx((low, high))
     test = stats.ttest_1samp(values, interval.lower, alternative="greater")
@@ -34,9 +35,37 @@ def test_interval_of_one_value_is_unbounded():
     assert interval == Estimate(0.3, None, None, None, None, None, None, 1, 1)
 
 
-def test_interval_of_equal_values_has_no_width():
-    interval = paired_interval(np.ones(50))
+def test_interval_of_equal_values_has_no_width_but_for_what_they_cannot_show():
+    interval = paired_interval(np.ones(50), unseen=0)
     assert (interval.low, interval.lower, interval.upper, interval.high) == (1.0, 1.0, 1.0, 1.0)
+    assert paired_interval(np.ones(50)).lower == pytest.approx(
+        1 - stats.t.ppf(0.95, 49) * 0.75 / 50
+    )
+    assert paired_interval(np.ones(50)).error == 0
+
+
+def test_bounds_reach_further_into_the_longer_tail():
+    values = np.random.default_rng(0).exponential(0.1, 60)
+    plain, found = stats.ttest_1samp(values, 0), paired_interval(values, unseen=0)
+    t, error = stats.t.ppf(0.95, 59), stats.sem(values)
+    skewness = stats.skew(values) * (59 / 60) ** 0.5 / math.sqrt(60)
+    assert found.lower == pytest.approx(values.mean() - t * error)
+    assert found.upper == pytest.approx(
+        values.mean() + (t + skewness * (1 + 2 * t**2) / 6) * error, rel=1e-3
+    )
+    assert plain.statistic == pytest.approx(found.mean / found.error)
+
+
+def test_a_model_that_rarely_loses_much_is_not_found_above_the_limit_as_student_s_t_finds_it():
+    """Near the ceiling most queries change nothing. Five percent are meant."""
+    rng = np.random.default_rng(0)
+    for n, least in ((20, 0.3), (50, 0.1), (300, 0.07)):
+        draws = rng.choice([0.0, 0.1, -0.1, -0.6], (4000, n), p=[0.75, 0.1, 0.1, 0.05])
+        lower = np.array([paired_interval(values).lower for values in draws])
+        means, sds = draws.mean(axis=1), draws.std(axis=1, ddof=1)
+        student = means - stats.t.ppf(0.95, n - 1) * sds / math.sqrt(n)
+        assert (lower > -0.03).mean() <= 0.07
+        assert (student > -0.03).mean() > least
 
 
 @pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf, 0.0]])
@@ -54,8 +83,11 @@ def test_interval_mirrors_when_releases_swap_places(deltas):
 
 
 def test_queries_needed_matches_the_formula_and_rounds_up():
-    assert queries_needed(0.2, 0.01) == math.ceil((2.487 * 20) ** 2) == 2475
-    assert queries_needed(0.0, 0.01) == 1
+    assert queries_needed(0.2, 0.01, unseen=0) == math.ceil((2.487 * 20) ** 2) == 2475
+    assert queries_needed(0.0, 0.01, unseen=0) == 1
+    assert queries_needed(0.0, 0.01) == math.ceil(2.487 * 75)
+    n = queries_needed(0.2, 0.01)
+    assert n == pytest.approx((2.487 / 0.01) ** 2 * (0.2**2 + 0.75**2 / n), abs=1)
 
 
 def test_queries_needed_gives_80_percent_power_to_an_equal_system():
@@ -91,7 +123,6 @@ def test_grouped_error_and_degrees_of_freedom_are_those_of_the_jackknife(sizes):
     found = paired_interval(values, groups)
     assert found.error == pytest.approx(jackknife(values, groups))
     assert found.df == pytest.approx(satterthwaite(groups))
-    assert found.lower == pytest.approx(found.mean - stats.t.ppf(0.95, found.df) * found.error)
     assert (found.n, found.independent) == (sum(sizes), len(sizes))
 
 
@@ -107,6 +138,7 @@ def test_equal_groups_have_the_interval_of_their_means():
     means = paired_interval(values.mean(axis=1))
     assert found.df == pytest.approx(means.df)
     assert found.error == pytest.approx(means.error * math.sqrt(25 / 24))
+    assert found.lower == pytest.approx(means.lower, rel=0.2)
 
 
 PLANS = {
@@ -198,5 +230,5 @@ def test_queries_that_are_needed_give_80_percent_power_to_grouped_queries():
 def test_nothing_decides_between_a_limit_and_itself_and_few_queries_take_the_typical_variance():
     found = paired_interval(np.full(5, 0.1))
     assert needed(found, 0.0, 20, 0.2) is None
-    assert needed(found, 0.01, 20, 0.2) == Needed(2475, 2475)
+    assert needed(found, 0.01, 20, 0.2) == Needed(2489, 2489)
     assert needed(found, 5.0, 20, 0.2) == Needed(20, 20)
