@@ -201,13 +201,16 @@ def verify(
     )
 
 
-def compare(
+def compare(  # noqa: PLR0913 - one parameter an option of the verb
     config: Config,
     release: str | None = None,
     *,
     changed_queries: bool = False,
     margin: float | None = None,
     reason: str | None = None,
+    runs: tuple[str, str] | None = None,
+    cutoff: float | None = None,
+    texts: bool = False,
     emit: Listener = ignore,
 ) -> Comparison:
     """Compare a candidate with the live release on the same judged queries.
@@ -220,9 +223,14 @@ def compare(
             names now.
         margin: judge by this margin instead of the planned one.
         reason: why; required with these two and recorded.
+        runs: run files in TREC format, made by your own pipeline with live and with the candidate behind it:
+            they are judged instead of searches of the releases.
+        cutoff: a cut-off of live's scores, to find the candidate's that correspond to it.
+        texts: keep the texts of the queries in the file with the values of each query.
 
     Raises:
-        UsageError: nothing is live, or the judged queries changed since the plan and that was not accepted.
+        UsageError: nothing is live, the judged queries changed since the plan and that was not accepted, or
+            evidence cannot be used.
         IntegrityError: one of the two releases is damaged.
     """
     from reembed.config.settings import changed_settings
@@ -237,14 +245,15 @@ def compare(
     live = catalog.require_live().release
     new = candidate(catalog, config, release)
     configured = absolute_queries(config.gate)
-    record = compare(catalog, live, new, configured, Asked(changed_queries, margin, reason))
-    judged = set()
+    asked = Asked(changed_queries, margin, reason, runs, cutoff, texts)
+    record, values = compare(catalog, live, new, configured, asked)
+    judged = {"logged", "logged_sample"}  # nothing is decided by them
     if place_of(configured) == record.queries.place:
-        judged = set(vars(record.queries.place))
+        judged |= set(vars(record.queries.place))
     planned = record.planned_gate.settings.model_dump(exclude=judged)
     if changed := changed_settings("gate", planned, configured.model_dump(exclude=judged)):
         emit(Ignored(tuple(changed)))
-    kept = comparisons.keep(catalog, live, new, record)
+    kept = comparisons.keep(catalog, live, new, record, values.to_bytes())
     page = report.html(kept, new, catalog.log())
     catalog.storage.write_bytes(kept.report, page.encode())
     return replace(kept, report=catalog.storage.uri(kept.report))

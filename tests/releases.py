@@ -17,13 +17,8 @@ from reembed.catalog.reports import QueriesPlace, VerifyReport
 from reembed.config.gate import FrozenGate
 from reembed.config.settings import EncoderConfig, IndexConfig
 from reembed.evaluation import comparisons
-from reembed.evaluation.comparisons import (
-    Comparison,
-    DocumentsCompared,
-    QueriesUsed,
-    Rule,
-    Sides,
-)
+from reembed.evaluation.comparisons import Comparison, Rule
+from reembed.evaluation.figures import DocumentsCompared, IndexSize, QueriesUsed, Sides
 from reembed.evaluation.gate import combine
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
@@ -118,12 +113,20 @@ def comparison(
         metrics={},
         ann_recall_at_10=Sides(1.0, 1.0),
         overlap_at_10=1.0,
+        rbo=1.0,
         judged_at_10=Sides(1.0, 1.0),
+        zero_results=Sides(0.0, 0.0),
         latency=None,
+        encoding=None,
+        index=Sides(IndexSize(1, 1), IndexSize(1, 1)),
+        truncated=Sides(0, 0),
+        runs=None,
+        cutoffs=None,
+        logged=None,
         by="me",
         at="now",
     )
-    comparisons.keep(catalog, live, new, replace(record, **changes))
+    comparisons.keep(catalog, live, new, replace(record, **changes), b"values")
 
 
 FIRST = {"initial_reason": "the first"}

@@ -152,6 +152,34 @@ class Change:
 
 
 @dataclass(frozen=True)
+class CutOff:
+    """A score of the candidate, with its 95 % interval."""
+
+    score: float | None
+    """None if no score of the candidate reaches live's figure, or if live has nothing above its cut-off."""
+    low: float | None
+    """None if some resamples of the queries reach it at no score."""
+    high: float | None
+
+
+@dataclass(frozen=True)
+class CutOffs:
+    """What corresponds to a cut-off of live's scores: only results with at least that score are shown."""
+
+    cutoff: float
+    live_recall: float
+    """Mean share of the relevant documents that are shown."""
+    live_results: float
+    """Mean number of results that are shown."""
+    same_recall: CutOff
+    """Highest cut-off of the candidate with at least this recall."""
+    same_share: CutOff
+    """Highest cut-off of the candidate with at least this number of results."""
+    full_lists: int
+    """Queries of which live shows all results that were looked at; there may be more of them."""
+
+
+@dataclass(frozen=True)
 class ComparisonSummary:
     """A comparison in short."""
 
@@ -163,6 +191,8 @@ class ComparisonSummary:
     margin: float | None
     changed: tuple[Literal["margin", "queries"], ...]
     """Which of the two differ from the plan."""
+    by_runs: bool
+    """Whether run files were judged, not searches of the releases."""
     by: str
     at: str
 
@@ -176,6 +206,8 @@ class Evidence(ComparisonSummary):
     changes: tuple[Change, ...]
     earlier: tuple[ComparisonSummary, ...]
     """Comparisons of the same model with the same live line that were made before it."""
+    cutoffs: CutOffs | None = None
+    """The candidate's cut-offs that correspond to one of live, if one was given."""
 
 
 @dataclass(frozen=True)

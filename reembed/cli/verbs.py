@@ -173,6 +173,18 @@ def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[
     help="Judge by this margin instead of the planned one; needs --reason.",
 )
 @_reason
+@click.option(
+    "--runs",
+    nargs=2,
+    metavar="OLD NEW",
+    help="Judge these run files in TREC format, made by your own pipeline with live and with the candidate.",
+)
+@click.option(
+    "--cutoff",
+    type=float,
+    help="A cut-off of live's scores: find the candidate's that keep its recall and its share of results.",
+)
+@click.option("--texts", is_flag=True, help="Keep the texts of the queries with their values.")
 @configured
 def compare(config: Config, **options: Any) -> tuple[Result, int]:
     """Run the same judged queries on the live release and a candidate.

@@ -34,6 +34,10 @@ class GateConfig(Section):
     """Fields of the queries whose values divide them into slices."""
     group: StrictStr | None = None
     """Field that queries which belong together share: paraphrases of one question, queries of one user."""
+    logged: StrictStr | None = None
+    """Logged queries: JSONL, Parquet or Lance with text and, where known, clicks. Nothing is decided by them."""
+    logged_sample: Annotated[int, Field(ge=1)] = 1000
+    """How many different texts of the log are asked."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Default: 0.01, or 2 % of
     live's value if that is more."""

@@ -5,12 +5,7 @@ Both are opened beside whatever serves; nothing that is live is touched.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 
 from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
@@ -18,72 +13,66 @@ from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError, UsageError
-from reembed.evaluation import gate, metrics
-from reembed.evaluation.comparisons import (
-    Comparison,
-    DocumentsCompared,
-    Latency,
-    MetricChange,
-    QueriesUsed,
-    Sides,
-)
-from reembed.evaluation.metrics import Results
+from reembed.evaluation import gate
+from reembed.evaluation.both import Both
+from reembed.evaluation.comparisons import Comparison, Verdict
+from reembed.evaluation.cutoffs import cut_offs
+from reembed.evaluation.differences import change_of, pairs_of
+from reembed.evaluation.figures import DocumentsCompared, MetricChange, QueriesUsed, Sides
+from reembed.evaluation.held import Held
+from reembed.evaluation.logged import sample
+from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
-from reembed.evaluation.statistics import Floats, paired_interval
+from reembed.evaluation.runs import read_runs
 from reembed.evaluation.terms import Asked, Terms, agree
-from reembed.index import exact as index_exact
 from reembed.serving.live import OpenRelease
 from reembed.source.lag import caught_up
 from reembed.table import provenance
 
-DEPTH = 100
-ANN_K = 10
-_TIMED_QUERIES = 200
-_WARM_UP = 5
-_METRICS: dict[str, tuple[Callable[[EvalSet, Results, int], Floats], int]] = {
-    "ndcg@10": (metrics.ndcg_at, 10),
-    "recall@10": (metrics.recall_at, 10),
-    "recall@100": (metrics.recall_at, DEPTH),
-    "mrr@10": (metrics.mrr_at, 10),
-}
 _CHOOSE_DOCUMENTS = ("uri", "id_column", "filter", "version")
 """Settings of a source that decide which documents there are."""
 
 
 def compare(
     catalog: Catalog, live: Release, candidate: Release, configured: GateConfig, asked: Asked
-) -> Comparison:
+) -> tuple[Comparison, PerQuery]:
     """Run the candidate's judged queries on both releases and judge the difference.
 
     The gate and its queries are those fixed in the candidate's plan, before results existed. If the
     plan names no queries, those of the config at the first comparison count. Every change that
-    `asked` makes is recorded with its reason.
+    `asked` makes is recorded with its reason. Returns the values of each query beside the record.
 
     Raises:
-        UsageError: no queries are named, or they are no longer those that were fixed.
+        UsageError: no queries are named, they are no longer those that were fixed, or evidence cannot be used.
         IntegrityError: one of the two releases is damaged.
     """
-    terms, queries = agree(catalog, live, candidate, configured, asked)
-    opened = _opened(catalog, live, candidate)
-    old_held, new_held = (_Held.read(release, queries) for release in opened)
-    used = _queries_used(terms, queries, new_held, candidate)
+    options = dict(catalog.query_options)
+    terms, judged = agree(catalog, live, candidate, configured, asked)
+    logged = sample(configured, options)
+    runs = read_runs(asked.runs, options) if asked.runs else None
+    both = Both.of(_opened(catalog, live, candidate), judged, runs, logged)
+    queries, lists, held = both.queries, both.lists, both.held
+    used = _queries_used(terms, queries, held.candidate, candidate)
+    pairs = pairs_of(queries, lists.live, lists.candidate)
     documents = _documents_compared(catalog, live, candidate)
-    old, new = (_Answers.of(release, queries) for release in opened)
-    measured = {
-        name: (metric(queries, old.results, k), metric(queries, new.results, k))
-        for name, (metric, k) in _METRICS.items()
-    }
-    evidence = gate.Measured(
-        verified=candidate.verify.passed,
-        ann_recall_Q=new.ann_recall_Q,
-        relevance={name: measured[name] for name in ("ndcg@10", "recall@10")},
-        judged_present=used.judged_present,
-        shared=_shared(old_held, new_held, documents),
+    verdict = gate.judge(
+        terms.gate,
+        gate.Measured(
+            verified=candidate.verify.passed,
+            ann_recall_Q=both.ann_recall.candidate,
+            relevance={name: pairs[name] for name in ("ndcg@10", "recall@10")},
+            groups_Q=queries.groups_Q,
+            judged_present=used.judged_present,
+            shared=_shared(held.live, held.candidate, documents),
+        ),
     )
-    verdict = gate.judge(terms.gate, evidence)
-    margins = {rule.metric: rule.margin for rule in verdict.rules}
-    return Comparison(
+    rows, of_log = both.rows(pairs), None
+    if logged:
+        of_log, more = both.of_log(logged)
+        rows += more
+    record = Comparison(
         **vars(verdict),
+        **vars(both.figures(catalog)),
         alias=candidate.alias,
         live=live.summary(),
         candidate=candidate.summary(),
@@ -94,24 +83,28 @@ def compare(
         planned_gate=terms.planned,
         gate_is_late=terms.late,
         changes=terms.changes,
-        metrics={name: _change(*pair, margins.get(name)) for name, pair in measured.items()},
-        ann_recall_at_10=Sides(float(old.ann_recall_Q.mean()), float(new.ann_recall_Q.mean())),
-        overlap_at_10=float(metrics.overlap_at(old.results, new.results, 10).mean()),
-        judged_at_10=Sides(
-            float(metrics.judged_at(queries, old.results, 10).mean()),
-            float(metrics.judged_at(queries, new.results, 10).mean()),
-        ),
-        latency=_latency(old, new),
+        metrics=_changes(pairs, queries, verdict),
+        runs=both.run_files(runs, judged) if runs else None,
+        cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
+        logged=of_log,
         by=who(),
         at=now(),
     )
+    return record, rows if asked.texts else rows.without_texts()
 
 
-def _opened(catalog: Catalog, live: Release, candidate: Release) -> list[OpenRelease]:
+def _changes(pairs: Pairs, queries: EvalSet, verdict: Verdict) -> dict[str, MetricChange]:
+    margins = {rule.metric: rule.margin for rule in verdict.rules}
+    return {
+        name: change_of(*pair, queries.groups_Q, margins.get(name)) for name, pair in pairs.items()
+    }
+
+
+def _opened(catalog: Catalog, live: Release, candidate: Release) -> Sides[OpenRelease]:
     again = f"{Run(catalog.storage, candidate.id).rebuild}     # {live.id} stays live"
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     new = _whole(catalog, candidate, "candidate", again)
-    return [_whole(catalog, live, "live release", replace), new]
+    return Sides(_whole(catalog, live, "live release", replace), new)
 
 
 def _whole(catalog: Catalog, release: Release, role: str, fix: str) -> OpenRelease:
@@ -125,35 +118,7 @@ def _whole(catalog: Catalog, release: Release, role: str, fix: str) -> OpenRelea
     return opened
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Ids of a release's documents."""
-
-    hashes: npt.NDArray[np.int64]
-    """Sorted hashes, one for each document; comparable only within this process."""
-    named: frozenset[str]
-    """Documents that the judged queries name."""
-    relevant: frozenset[str]
-    """Documents among these that are relevant."""
-    example: str | None
-
-    @classmethod
-    def read(cls, opened: OpenRelease, queries: EvalSet) -> _Held:
-        """Read the ids of every row."""
-        relevant = {d for qrels in queries.qrels for d, grade in qrels.items() if grade > 0}
-        asked = relevant.union(queries.query_ids)
-        named: set[str] = set()
-        hashes, example = [np.empty(0, np.int64)], None
-        for batch in opened.table.scan(["doc_id"]):
-            ids = [str(d) for d in batch.column("doc_id").to_pylist()]
-            example = example or next(iter(ids), None)
-            named |= asked.intersection(ids)
-            hashes.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
-        every = np.unique(np.concatenate(hashes))
-        return cls(every, frozenset(named), frozenset(named & relevant), example)
-
-
-def _queries_used(terms: Terms, queries: EvalSet, held: _Held, release: Release) -> QueriesUsed:
+def _queries_used(terms: Terms, queries: EvalSet, held: Held, release: Release) -> QueriesUsed:
     """Return how the judged queries fit the documents that a release holds.
 
     Raises:
@@ -203,7 +168,7 @@ def _documents_compared(catalog: Catalog, live: Release, candidate: Release) -> 
     return DocumentsCompared(tuple(words.values()), behind)
 
 
-def _shared(old: _Held, new: _Held, documents: DocumentsCompared) -> gate.Shared:
+def _shared(old: Held, new: Held, documents: DocumentsCompared) -> gate.Shared:
     either = len(old.relevant | new.relevant)
     both = len(np.intersect1d(old.hashes, new.hashes, assume_unique=True))
     return gate.Shared(
@@ -211,55 +176,3 @@ def _shared(old: _Held, new: _Held, documents: DocumentsCompared) -> gate.Shared
         all=both / (len(old.hashes) + len(new.hashes) - both),
         why=", ".join(documents.differ),
     )
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What a release answers to the judged queries."""
-
-    opened: OpenRelease
-    vectors: npt.NDArray[np.float32]
-    """[Q, dim]: the queries."""
-    results: list[list[str]]
-    ann_recall_Q: Floats
-    """[Q]: recall of the index, not of the model: a query's own document counts as any other."""
-
-    @classmethod
-    def of(cls, opened: OpenRelease, queries: EvalSet) -> _Answers:
-        vectors = opened.encode_queries(queries.texts)
-        ids, scores = index_exact.exact_search(opened.table, vectors, 4 * ANN_K)
-        # One more than is scored: the query's own document may be among them.
-        found = zip(queries.query_ids, opened.search(vectors, DEPTH + 1), strict=True)
-        results = [
-            metrics.ranking([str(h.doc_id) for h in hits], [h.score for h in hits], query_id, DEPTH)
-            for query_id, hits in found
-        ]
-        recalls = index_exact.ann_recall(opened.index, vectors, ids, scores, ANN_K)
-        return cls(opened, vectors, results, recalls)
-
-
-def _change(live_Q: Floats, candidate_Q: Floats, margin: float | None) -> MetricChange:
-    deltas_Q = candidate_Q - live_Q
-    return MetricChange(
-        live=float(live_Q.mean()),
-        candidate=float(candidate_Q.mean()),
-        change=paired_interval(deltas_Q),
-        worse=int((deltas_Q < 0).sum()),
-        same=int((deltas_Q == 0).sum()),
-        better=int((deltas_Q > 0).sum()),
-        margin=margin,
-    )
-
-
-def _latency(old: _Answers, new: _Answers) -> Sides[Latency] | None:
-    """Time one query at a time through each release, in turns; encoding is not timed."""
-    timed: list[list[float]] = [[], []]
-    for query in range(min(_TIMED_QUERIES, len(old.vectors))):
-        for answers, seconds in zip((old, new), timed, strict=True):
-            start = time.perf_counter()
-            answers.opened.search(answers.vectors[query : query + 1], ANN_K)
-            seconds.append(time.perf_counter() - start)
-    live, candidate = (np.array(seconds[_WARM_UP:]) for seconds in timed)
-    if not len(live):
-        return None
-    return Sides(metrics.latency(live), metrics.latency(candidate))

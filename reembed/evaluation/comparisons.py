@@ -3,52 +3,51 @@
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
                                                  that the two releases grew out of by catch-ups
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
+comparisons/ALIAS/CANDIDATE/LIVE/SHA256.parquet  the values of each query, written before it
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty, so that a listing
                                                  shows every verdict; nothing is decided by it
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
+from reembed import faults
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import (
     Change,
     ComparisonSummary,
+    CutOffs,
     Evidence,
     GateMargin,
     JudgedQueries,
     Outcome,
-    QueriesPlace,
     ReleaseSummary,
 )
 from reembed.config.gate import FrozenGate
 from reembed.errors import IntegrityError
+from reembed.evaluation.figures import (
+    DocumentsCompared,
+    HowAnswered,
+    LoggedQueries,
+    MetricChange,
+    Needed,
+    QueriesUsed,
+    RunFile,
+    Sides,
+)
 from reembed.space import sha256_of
+from reembed.store.paths import content_path
 from reembed.store.records import decode, encode
 
-T = TypeVar("T")
 _NAMES = {"ndcg": "nDCG", "mrr": "MRR"}
 """How people write a metric, where a record's key differs."""
 _PARTS: tuple[Literal["margin", "queries"], ...] = ("margin", "queries")
 _NUMBER = re.compile(r"([0-9]{8})\.json")
-
-
-@dataclass(frozen=True)
-class Needed:
-    """About how many judged queries decide, 80 % of the time."""
-
-    queries: int
-    groups: int
-    """Groups of queries in these, of the sizes seen; equal to `queries` where queries have no groups."""
-
-    def __str__(self) -> str:
-        if self.groups == self.queries:
-            return f"{self.queries:,} queries"
-        return f"{self.queries:,} queries in {self.groups:,} groups"
 
 
 @dataclass(frozen=True)
@@ -92,104 +91,8 @@ class Verdict:
     """The smallest margin, to three digits, with which it would pass; None where no margin would."""
 
 
-@dataclass(frozen=True)
-class Sides(Generic[T]):
-    """A figure of both releases."""
-
-    live: T
-    candidate: T
-
-
-@dataclass(frozen=True)
-class QuerySet:
-    """One of the sets that judged queries come from."""
-
-    name: str
-    source: str
-    count: int
-    dropped: int
-
-
-@dataclass(frozen=True)
-class QueriesUsed:
-    """The judged queries, and how they fit the documents of the candidate."""
-
-    source: str
-    place: QueriesPlace
-    sha256: str
-    count: int
-    dropped: int
-    """Queries without a relevant document, which are left out."""
-    judged_present: float
-    """Share of the judgements whose relevant document is in the candidate and may be found."""
-    own_documents: int
-    """Queries whose id is also a document's; that document is left out of their results."""
-    own_judged: int
-    """Queries among these that judge that document relevant: the ids may be equal by chance."""
-    sets: tuple[QuerySet, ...] = ()
-    """The same, of each set."""
-    same_text: int = 0
-    """Queries whose text another query has as well."""
-    constant_slices: tuple[str, ...] = ()
-    """Fields of `gate.slices` that are left out, since all queries have the same value."""
-
-
-@dataclass(frozen=True)
-class DocumentsCompared:
-    """How the documents of the candidate and of live were chosen differently."""
-
-    differ: tuple[str, ...]
-    """What differs, in words."""
-    behind: str | None
-    """The release that a catch-up would bring to the documents of the other, if one would."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of n values and where the true mean lies; all but the mean are None when there is one group."""
-
-    mean: float
-    low: float | None
-    """Lower end of the two-sided interval; `high` is the upper end."""
-    high: float | None
-    lower: float | None
-    """One-sided lower bound: the true mean lies above it at the level."""
-    upper: float | None
-    """One-sided upper bound: the true mean lies below it at the level."""
-    error: float | None
-    """Standard error of the mean; of groups, cluster-robust."""
-    df: float | None
-    """Degrees of freedom of the bounds."""
-    n: int
-    independent: int
-    """Groups of values that are independent of each other; n where each value is."""
-
-
-@dataclass(frozen=True)
-class MetricChange:
-    """A metric's means, the change with its intervals, and how many queries changed."""
-
-    live: float
-    candidate: float
-    change: Estimate
-    worse: int
-    same: int
-    better: int
-    margin: float | None = None
-    """The loss that the gate allows, as it was applied; None where the gate does not use the metric."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Percentiles of latencies in milliseconds, each one that was measured."""
-
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-
-
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Verdict):
+class Comparison(Verdict, HowAnswered):
     """A verdict on a candidate, and its grounds: the record that `promote` requires."""
 
     alias: str
@@ -205,17 +108,18 @@ class Comparison(Verdict):
     """Whether the plan named no queries, so that they are those of the first comparison."""
     changes: tuple[Change, ...]
     metrics: dict[str, MetricChange]
-    ann_recall_at_10: Sides[float]
-    overlap_at_10: float
-    judged_at_10: Sides[float]
-    latency: Sides[Latency] | None
-    """Latency of a search without encoding; None if too few queries were timed."""
+    runs: Sides[RunFile] | None
+    """The run files that the metrics come from; None if the releases were searched."""
+    cutoffs: CutOffs | None
+    logged: LoggedQueries | None
     by: str
     at: str
     number: int = 0
     """Its place among the comparisons of its pair, from 1; 0 before it is kept."""
     earlier: tuple[ComparisonSummary, ...] = ()
     """Comparisons before it of the same model, in this release or another, with the same live line."""
+    per_query_sha256: str = ""
+    """Digest, and name, of the file with the values of each query."""
     report: str = ""
     """Path of its report under the root."""
 
@@ -234,6 +138,7 @@ class Comparison(Verdict):
             queries=JudgedQueries(self.queries.source, self.queries.sha256, self.queries.count),
             margin=self.gate.margin,
             changed=tuple(part for part in _PARTS if part in kinds),
+            by_runs=self.runs is not None,
             by=self.by,
             at=self.at,
         )
@@ -242,7 +147,11 @@ class Comparison(Verdict):
         """Return what the alias's log keeps of it when the candidate becomes live."""
         digest = sha256_of(encode(self))
         return Evidence(
-            **vars(self.summary()), sha256=digest, changes=self.changes, earlier=self.earlier
+            **vars(self.summary()),
+            sha256=digest,
+            changes=self.changes,
+            earlier=self.earlier,
+            cutoffs=self.cutoffs,
         )
 
 
@@ -252,9 +161,18 @@ def metric_name(key: str) -> str:
     return f"{_NAMES.get(kind, kind)}{at}{depth}"
 
 
-def keep(catalog: Catalog, live: Release, candidate: Release, record: Comparison) -> Comparison:
-    """Add a comparison to those of its pair; return it with its number, the earlier ones and its report."""
+def keep(
+    catalog: Catalog, live: Release, candidate: Release, record: Comparison, values: bytes
+) -> Comparison:
+    """Add a comparison to those of its pair; return it with its number, the earlier ones and its report.
+
+    `values` is the file with the values of each query.
+    """
     pair = f"{folder(catalog, candidate)}/{live.origin}"
+    sha256 = hashlib.sha256(values).hexdigest()
+    record = replace(record, per_query_sha256=sha256)
+    catalog.storage.write_bytes(content_path(pair, sha256, "parquet"), values)
+    faults.point("compare.after_queries")
     while True:
         earlier = tuple(r.summary() for r in of_model(catalog, live, candidate))
         number = len(_numbers(catalog, pair)) + 1
@@ -272,6 +190,11 @@ def read(catalog: Catalog, path: str) -> Comparison:
         IntegrityError: it has another form than `keep` gives it.
     """
     return decode(Comparison, catalog.storage.read(path))
+
+
+def values_path(path: str, record: Comparison) -> str:
+    """Return the path of the values of each query of the comparison that was kept at a path."""
+    return content_path(path.rpartition("/")[0], record.per_query_sha256, "parquet")
 
 
 def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | None:

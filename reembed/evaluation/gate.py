@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Estimate, Needed, Rule, Verdict, metric_name
+from reembed.evaluation.comparisons import Rule, Verdict, metric_name
+from reembed.evaluation.figures import Estimate, Needed
 from reembed.evaluation.slices import HARM, SliceChange
 from reembed.evaluation.statistics import UNSEEN, Floats, Groups, needed, paired_interval
 

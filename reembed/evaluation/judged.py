@@ -1,13 +1,16 @@
-"""Judged queries as they are stored: a BEIR folder, or rows of JSONL, Parquet or Lance, checked one by one."""
+"""Judged and logged queries as they are stored: a BEIR folder, or rows of a table; checked one by one."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from reembed.errors import UsageError
+from reembed.evaluation.figures import Kind
 from reembed.evaluation.rows import (
     Place,
     Row,
@@ -22,8 +25,10 @@ from reembed.store.paths import is_remote
 
 FORMATS = (
     "a BEIR folder (queries.jsonl[.gz], qrels/SPLIT.tsv[.gz]), or a .jsonl[.gz], .parquet or "
-    ".lance with query_id, text, doc_ids and, if graded, grades"
+    ".lance with query_id, text, doc_ids and, if graded, grades; or a log with text and clicks"
 )
+CLICKS = "clicks"
+"""The field of a log that lists what was clicked."""
 _COLUMNS = ("query_id", "text", "doc_ids")
 _TSV_HEADER = ("query-id", "corpus-id", "score")
 _MOST_GRADE = 1_000_000
@@ -67,6 +72,7 @@ class JudgedSet:
     queries: list[Query]
     fields: frozenset[str]
     """Names of the fields that rows have."""
+    evidence: Kind = "judgements"
 
 
 def read_set(place: Place, split: str, kept: Kept) -> JudgedSet:
@@ -79,11 +85,76 @@ def read_set(place: Place, split: str, kept: Kept) -> JudgedSet:
     if not place.is_table:
         return _read_beir(place, split, kept)
     columns = place.columns()
+    rows = list(place.rows({*_COLUMNS, "grades", CLICKS, *kept.names}))
+    fields = frozenset(columns or (name for _, row in rows for name in row))
+    if CLICKS in fields and "doc_ids" not in fields:
+        log = log_of_rows(rows, kept)
+        return JudgedSet(place.uri, log.queries, fields, "clicks")
     _require_columns(place, columns)
-    rows = list(place.rows({*_COLUMNS, "grades", *kept.names}))
-    fields = columns or {name for _, row in rows for name in row}
     queries = [_query_of_row(row, at, kept) for at, row in rows]
-    return JudgedSet(place.uri, queries, frozenset(fields))
+    return JudgedSet(place.uri, queries, fields)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Logged queries, each text once."""
+
+    queries: list[Query]
+    """In the order in which they were first asked. What was clicked has grade 1."""
+    rows: int
+    empty: int
+    """Rows without a text, which are left out."""
+
+
+def read_log(place: Place, kept: Kept) -> Log:
+    """Read logged queries: a text a row and, as far as there are, a list of clicked documents, an id and a time.
+
+    Raises:
+        UsageError: nothing is there, it is not JSONL, Parquet or Lance, or a line in it is wrong.
+    """
+    place.require()
+    if not place.is_table:
+        raise place.missing(why="logged queries are a .jsonl[.gz], .parquet or .lance")
+    columns = place.columns()
+    if columns and "text" not in columns:
+        raise UsageError(
+            f"{place.uri}: no column text",
+            f"columns there: {', '.join(columns)}",
+            "rename the column that holds what was asked to text",
+        )
+    return log_of_rows(list(place.rows({"query_id", "text", CLICKS, *kept.names})), kept)
+
+
+def log_of_rows(rows: Sequence[tuple[str, Row]], kept: Kept) -> Log:
+    """Return the queries of a log. Rows of one text are one query, with the clicks of all; the rest is the first's."""
+    queries: dict[str, Query] = {}
+    empty = 0
+    for at, row in rows:
+        text = field_of(row, "text", at)
+        if text is None or (isinstance(text, str) and not text.strip()):
+            empty += 1
+            continue
+        words = words_of(row, at)
+        query_id = row.get("query_id")
+        named = _name(words) if query_id is None else id_of(query_id, at)
+        first = queries.setdefault(words, _query(row, named, {}, at, kept))
+        for doc_id in _clicks(row, at):
+            first.qrels[doc_id] = 1
+    return Log(list(queries.values()), len(rows), empty)
+
+
+def _name(text: str) -> str:
+    """Return the id of a logged query that has none."""
+    return f"log-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _clicks(row: Row, place: str) -> list[str]:
+    clicks = row.get(CLICKS)
+    if clicks is None:
+        return []
+    if not isinstance(clicks, list):
+        raise bad(place, f"clicks is not a list of document ids: {clicks!r:.80}")
+    return [id_of(doc_id, place) for doc_id in clicks]
 
 
 def _require_columns(place: Place, columns: list[str]) -> None:

@@ -6,28 +6,80 @@ best first, of any length. Relevance metrics follow trec_eval; a grade of 0 or l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Latency
+from reembed.errors import IntegrityError, UsageError
+from reembed.evaluation.figures import DEPTH, Latency
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
 
 Results = Sequence[Sequence[str]]
 
 
-def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: int) -> list[str]:
-    """Return the k best documents of a query, as BEIR and trec_eval rank them.
+@dataclass(frozen=True)
+class Ranked:
+    """Result lists of Q queries, best first."""
+
+    ids: list[list[str]]
+    scores: list[list[float]]
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[tuple[str, float]]]) -> Ranked:
+        """Return lists of ids and scores as lists of ids and lists of scores."""
+        kept = list(lists)
+        ids = [[doc_id for doc_id, _ in found] for found in kept]
+        return cls(ids, [[score for _, score in found] for found in kept])
+
+    def take(self, rows: Sequence[int]) -> Ranked:
+        """Return the lists at some rows."""
+        return Ranked([self.ids[row] for row in rows], [self.scores[row] for row in rows])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of result lists, at a depth."""
+
+    at: Callable[[EvalSet, Results, int], Floats]
+    k: int
+
+    def of(self, queries: EvalSet, results: Results) -> Floats:
+        """Return the metric of each query [Q]."""
+        return self.at(queries, results, self.k)
+
+
+def named(key: str) -> Metric:
+    """Return the metric that a key such as ndcg@10 names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    kind, _, depth = key.partition("@")
+    if kind in _KINDS and depth.isdecimal() and 1 <= int(depth) <= DEPTH:
+        return Metric(_KINDS[kind], int(depth))
+    known = ", ".join(f"{kind}@K" for kind in _KINDS)
+    raise UsageError(
+        f"{key!r:.80} is not a metric",
+        f"known: {known}, with K from 1 to {DEPTH}",
+        "name one such as ndcg@10",
+    )
+
+
+def ranking(
+    doc_ids: Sequence[str], scores: Sequence[float], query_id: str | None, k: int
+) -> list[tuple[str, float]]:
+    """Return the k best documents of a query and their scores, as BEIR and trec_eval rank them.
 
     A document whose id is the query's is left out, as in BEIR (in ArguAna each query is a document);
     of equal scores the document with the larger id comes first, as in trec_eval.
 
     Raises:
-        IntegrityError: a document is there twice.
+        IntegrityError: a document is there twice, or a score is NaN.
     """
     if len(set(doc_ids)) != len(doc_ids):
         twice = next(d for d in doc_ids if list(doc_ids).count(d) > 1)
@@ -37,7 +89,12 @@ def ranking(doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: i
             "reembed verify",
         )
     found = [(s, d) for d, s in zip(doc_ids, scores, strict=True) if d != query_id]
-    return [doc_id for _, doc_id in sorted(found, reverse=True)[:k]]
+    if any(math.isnan(score) for score, _ in found):
+        what = f"query {query_id!r} found a document with the score NaN"
+        raise IntegrityError(
+            what, "NaN is neither more nor less than another score", "reembed verify"
+        )
+    return [(doc_id, score) for score, doc_id in sorted(found, reverse=True)[:k]]
 
 
 def ndcg_at(queries: EvalSet, results: Results, k: int) -> Floats:
@@ -79,6 +136,32 @@ def overlap_at(a: Results, b: Results, k: int) -> Floats:
     return overlap_Q
 
 
+def rbo_at(a: Results, b: Results, k: int, p: float = 0.9) -> Floats:
+    """Return the extrapolated rank-biased overlap of the first k [Q]: 1 for equal lists, 0 for disjoint ones.
+
+    RBO_EXT of Webber, Moffat and Zobel (2010), "A similarity measure for indefinite rankings", equation
+    32. Each rank weighs p times as much as the one before it. Two empty lists are equal; an empty
+    one and another are disjoint.
+    """
+    return np.array([_rbo(x[:k], y[:k], p) for x, y in zip(a, b, strict=True)], np.float64)
+
+
+def _rbo(a: Sequence[str], b: Sequence[str], p: float) -> float:
+    short, long = sorted((a, b), key=len)
+    s, most = len(short), len(long)
+    if not s:
+        return float(not most)
+    place = {doc_id: rank for rank, doc_id in enumerate(long)}
+    both = [max(rank, place[d]) for rank, d in enumerate(short) if d in place]
+    common_D = np.cumsum(np.bincount(both, minlength=most))
+    depth_D = np.arange(1, most + 1)
+    agreement_D = common_D / depth_D
+    agreement_D[s:] += common_D[s - 1] * (depth_D[s:] - s) / (s * depth_D[s:])
+    seen = float((agreement_D * p**depth_D).sum()) * (1 - p) / p
+    unseen = (common_D[-1] - common_D[s - 1]) / most + common_D[s - 1] / s
+    return seen + float(unseen) * p**most
+
+
 def _gains(queries: EvalSet, results: Results, k: int) -> Floats:
     """Return the grades of the first k results [Q, K], 0 if one is not relevant."""
     pairs = zip(queries.qrels, results, strict=True)
@@ -101,6 +184,14 @@ def _share(part_Q: NDArray[Any], whole_Q: NDArray[Any]) -> Floats:
     share_Q: Floats = np.zeros(len(whole_Q), dtype=np.float64)
     np.divide(part_Q, whole_Q, out=share_Q, where=whole_Q > 0)
     return share_Q
+
+
+_KINDS: dict[str, Callable[[EvalSet, Results, int], Floats]] = {
+    "ndcg": ndcg_at,
+    "recall": recall_at,
+    "mrr": mrr_at,
+    "judged": judged_at,
+}
 
 
 def latency(latencies_s: Floats) -> Latency:

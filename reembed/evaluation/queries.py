@@ -6,16 +6,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import QueriesPlace
 from reembed.config.gate import FrozenGate, GateConfig
 from reembed.errors import UsageError
-from reembed.evaluation.comparisons import QuerySet
+from reembed.evaluation.figures import QuerySet
 from reembed.evaluation.judged import FORMATS, JudgedSet, Kept, Query, read_set
 from reembed.evaluation.rows import Place, bad
 from reembed.store.paths import absolute_queries
+
+if TYPE_CHECKING:
+    from reembed.evaluation.statistics import Groups
 
 SET = "set"
 """The slice of queries by the set they come from."""
@@ -54,6 +58,28 @@ class EvalSet:
     def set_names(self) -> list[str]:
         """Return the name of the set of each query."""
         return [found.name for found in self.sets for _ in range(found.count)]
+
+    @property
+    def groups_Q(self) -> Groups | None:
+        """Return the number of the group of each query [Q]; None if no field was named."""
+        from reembed.evaluation.statistics import numbered
+
+        return numbered(self.groups) if self.groups else None
+
+    def take(self, rows: Sequence[int]) -> EvalSet:
+        """Return the queries at some rows, in ascending order; source, digest and `dropped` stay."""
+        names = self.set_names
+        names = [names[row] for row in rows]
+        return replace(
+            self,
+            query_ids=[self.query_ids[row] for row in rows],
+            texts=[self.texts[row] for row in rows],
+            qrels=[self.qrels[row] for row in rows],
+            sets=tuple(replace(found, count=names.count(found.name)) for found in self.sets),
+            slices={n: tuple(values[row] for row in rows) for n, values in self.slices.items()},
+            groups=tuple(self.groups[row] for row in rows) if self.groups else None,
+            timestamps=tuple(self.timestamps[row] for row in rows) if self.timestamps else None,
+        )
 
     @property
     def same_text(self) -> int:
@@ -167,7 +193,7 @@ def _joined(read: Sequence[JudgedSet], names: Sequence[str], kept: Kept) -> Eval
                 "set gate.queries and gate.split to queries with judgements",
             )
         dropped = len(found.queries) - len(some)
-        sets.append(QuerySet(name, found.place, len(some), dropped))
+        sets.append(QuerySet(name, found.place, len(some), dropped, found.evidence))
     queries = [query for some in scored for query in some]
     named = [found.name for found in sets for _ in range(found.count)]
     slices = {name: tuple(q.slices[at] for q in queries) for at, name in enumerate(kept.slices)}

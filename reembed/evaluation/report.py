@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateQueries
+from reembed.evaluation.beside import beside
 from reembed.evaluation.comparisons import metric_name
 from reembed.redact import harmless
 
@@ -34,6 +35,7 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
         allowed=allowed,
         notes=[
             *notes(comparison),
+            *beside(comparison),
             *comparison.documents.differ,
             *map(changed_words, comparison.changes),
         ],
@@ -114,9 +116,10 @@ def told(summary: ComparisonSummary) -> str:
     """Return a comparison in one line."""
     changed = f", {' and '.join(summary.changed)} changed" if summary.changed else ""
     queries = f"{summary.queries.count:,} queries ({summary.queries.sha256[:12]})"
+    runs = ", by run files" if summary.by_runs else ""
     return (
         f"{summary.at}  {summary.verdict}  candidate {summary.candidate}  on {queries},"
-        f" margin {_margin(summary.margin)}{changed}  by {summary.by}"
+        f" margin {_margin(summary.margin)}{changed}{runs}  by {summary.by}"
     )
 
 
@@ -132,6 +135,10 @@ def notes(c: Comparison) -> list[str]:
         if queries.own_judged:
             own += f"; {queries.own_judged:,} of these documents are judged relevant: are the ids equal by chance?"
         lines.append(own)
+    if clicked := [found.name for found in queries.sets if found.evidence == "clicks"]:
+        lines.append(
+            f"relevance by clicks, not by judges: {', '.join(clicked)}; clicks favour what live showed"
+        )
     if queries.same_text:
         lines.append(f"{queries.same_text:,} queries have a text that another query has as well")
     lines += [

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reembed.evaluation.comparisons import Estimate, metric_name
+from reembed.evaluation.comparisons import metric_name
+from reembed.evaluation.figures import Estimate
 from reembed.evaluation.statistics import (
     Floats,
     Groups,

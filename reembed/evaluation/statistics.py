@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reembed.evaluation.comparisons import Estimate, Needed
+from reembed.evaluation.figures import Estimate, Needed
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp]

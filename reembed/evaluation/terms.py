@@ -31,6 +31,12 @@ class Asked:
     margin: float | None = None
     """Judge by this margin."""
     reason: str | None = None
+    runs: tuple[str, str] | None = None
+    """Judge these run files, of live and of the candidate, instead of searching."""
+    cutoff: float | None = None
+    """A cut-off of live's scores to find the candidate's for."""
+    texts: bool = False
+    """Keep the texts of the queries beside their values."""
 
 
 @dataclass(frozen=True)

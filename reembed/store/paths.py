@@ -82,7 +82,9 @@ def is_tag_of(tag: str, release_id: str) -> bool:
 def absolute_queries(section: GateConfig) -> GateConfig:
     """Return the gate's settings with absolute paths of the queries, valid in every process."""
     settings = section.settings
-    return settings.model_copy(update={"queries": tuple(map(absolute, settings.queries))})
+    places = {"queries": tuple(map(absolute, settings.queries))}
+    logged = {"logged": absolute(settings.logged)} if settings.logged else {}
+    return settings.model_copy(update=places | logged)
 
 
 def content_path(folder: str, sha256: str, ending: str) -> str:

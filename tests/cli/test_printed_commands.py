@@ -76,6 +76,9 @@ PROSE = {
     "set gate.queries and gate.split to queries with judgements",
     "set gate.queries to one of these",
     "set gate.queries to places with different names",
+    "name one such as ndcg@10",
+    "give the queries ids that are unique in all sets, then run again",
+    "rename the column that holds what was asked to text",
     "set gate.a-value to fields of the queries",
     "set gate.split to one of them: a-value",
     "set storage.root to a local folder, or to S3, GCS, Azure or MinIO: any with conditional writes",
@@ -88,8 +91,8 @@ PROSE = {
 """What the reader must choose or do by hand."""
 
 
-OF_THE_READER = {"WHY", "FOLDER", "ADDRESS"}
-"""The reason, the folder of judged queries, and a cluster."""
+OF_THE_READER = {"WHY", "FOLDER", "ADDRESS", "OLD", "NEW"}
+"""The reason, the folder of judged queries, a cluster, and run files."""
 
 
 def printed() -> dict[str, ast.expr]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,7 @@ GROWING = ("index.before_delta", "index.before_grown")
 # Met where Lance keeps the index alone, in its tasks.
 IN_LANCE = ("index.before_proof", "index.before_commit", "index.after_commit")
 RESTORING = ("table.after_restore",)
+COMPARING = ("compare.after_queries",)
 ALIAS = (
     "promote.before_swap",
     "promote.after_swap",
@@ -65,7 +67,9 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    points = DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING + ALIAS
+    points = (
+        DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING + COMPARING + ALIAS
+    )
     assert used == {p.partition(":")[0] for p in points}
 
 
@@ -201,7 +205,7 @@ def test_workers_killed_while_they_build_an_index_in_lance_double_no_segment(
     assert release.verify.passed
 
 
-def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
+def test_compare_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     corpus, config_file, make_config, cli, quiet, ray_local, eval_folder
 ):
     source = corpus(120)
@@ -217,6 +221,9 @@ def test_promote_and_gc_killed_at_each_of_their_points_finish_when_run_again(
     for dim in (64, 128):
         config = make_config(source, encoder={"model": f"hashing:{dim}"}, **sections)
         release = full_rebuild(config, quiet, executor=RayExecutor())
+        compare = ("compare", "--candidate", release.id, "-c", file, "--json")
+        assert cli.process(*compare, REEMBED_CRASH_AT=COMPARING[0]).returncode == -9
+        assert json.loads(cli.process(*compare).stdout)["number"] == 1
         cli("promote", release.id, "-c", file, "--force", "--reason", "crash test")
     for point in ("gc.after_mark", "gc.after_table"):
         assert cli.process("gc", "-c", file, "--yes", REEMBED_CRASH_AT=point).returncode == -9

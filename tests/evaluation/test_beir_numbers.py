@@ -209,7 +209,7 @@ def test_equal_scores_are_ranked_as_trec_eval_does(seed):
     scores = rng.integers(0, 4, len(docs)) / 4
     grades = {d: int(rng.integers(0, 3)) for d in docs}
     run = {"q": {d: float(s) for d, s in zip(docs, scores, strict=True)}}
-    found = ranking(docs, scores.tolist(), "q", 10)
+    found = [d for d, _ in ranking(docs, scores.tolist(), "q", 10)]
     dcg = sum(grades[d] / np.log2(rank + 2) for rank, d in enumerate(found))
     best = sorted(grades.values(), reverse=True)[:10]
     ideal = sum(g / np.log2(rank + 2) for rank, g in enumerate(best))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError
-from reembed.evaluation.comparisons import Needed, Rule, Verdict
+from reembed.evaluation.comparisons import Rule, Verdict
+from reembed.evaluation.figures import Needed
 from reembed.evaluation.gate import (
     MIN_GROUPS,
     MIN_QUERIES,

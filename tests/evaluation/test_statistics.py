@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reembed.evaluation.comparisons import Estimate, Needed
+from reembed.evaluation.figures import Estimate, Needed
 from reembed.evaluation.statistics import (
     holm,
     needed,

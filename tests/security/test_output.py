@@ -22,6 +22,8 @@ from reembed.catalog.releases import (
 from reembed.catalog.reports import (
     Change,
     ComparisonSummary,
+    CutOff,
+    CutOffs,
     Difference,
     Evidence,
     GateMargin,
@@ -38,15 +40,19 @@ from reembed.config.gate import FrozenGate
 from reembed.config.settings import Config, EncoderConfig, ResolvedConfig, SourceConfig
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
-from reembed.evaluation.comparisons import (
-    Comparison,
+from reembed.evaluation.comparisons import Comparison, Rule
+from reembed.evaluation.figures import (
+    Clicked,
     DocumentsCompared,
     Estimate,
+    IndexSize,
     Latency,
+    LoggedQueries,
     MetricChange,
     Needed,
     QueriesUsed,
-    Rule,
+    QuerySet,
+    RunFile,
     Sides,
 )
 from reembed.events import Connected, Notice
@@ -144,7 +150,7 @@ def compared(words: str) -> ReleaseSummary:
 
 def told(words: str) -> ComparisonSummary:
     queries = JudgedQueries(words, words, 1)
-    return ComparisonSummary(words, words, 1, words, queries, None, (words,), words, words)
+    return ComparisonSummary(words, words, 1, words, queries, None, (words,), True, words, words)
 
 
 def changes(words: str) -> tuple[Change, ...]:
@@ -158,7 +164,23 @@ def changes(words: str) -> tuple[Change, ...]:
 
 def evidence(words: str) -> Evidence:
     earlier = (told(words),)
-    return Evidence(**vars(told(words)), sha256="0", changes=changes(words), earlier=earlier)
+    return Evidence(
+        **vars(told(words)), sha256="0", changes=changes(words), earlier=earlier, cutoffs=cutoffs()
+    )
+
+
+def sets(words: str) -> tuple[QuerySet, ...]:
+    return (QuerySet(words, words, 1, 1, "clicks"),)
+
+
+def cutoffs() -> CutOffs:
+    return CutOffs(0.3, 0.5, 2.0, CutOff(0.4, 0.3, None), CutOff(None, None, None), 1)
+
+
+def logged(words: str) -> LoggedQueries:
+    change = MetricChange(0.5, 0.6, Estimate(0.1, 0.0, 0.2, 0.05, 0.15, 0.04, 5.0, 6, 6), 1, 2, 3)
+    clicked = Clicked(6, {"ndcg@10": change}, Sides(0.1, 0.2), 7, 1, 1)
+    return LoggedQueries(words, words, 9, 1, 8, 7, 0.5, 0.5, Sides(0.1, 0.2), clicked)
 
 
 def release(words: str) -> Release:
@@ -212,12 +234,15 @@ def comparison(words: str) -> Comparison:
         verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),),
         if_unchanged=Needed(3, 3), if_real=Needed(2, 2), margin_needed=0.03,
         alias=words, live=compared(words), candidate=compared(words), candidate_index_sha256=words,
-        queries=QueriesUsed(words, QueriesPlace((words,), words), words, 1, 1, 1.0, 1, 1),
+        queries=QueriesUsed(words, QueriesPlace((words,), words), words, 1, 1, 1.0, 1, 1, sets(words), 2, (words,)),
         documents=DocumentsCompared((words,), None),
         gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
         metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3, 0.02)},
-        ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, judged_at_10=Sides(1.0, 1.0),
-        latency=Sides(latency, latency), by=words, at=words, number=2, earlier=(told(words),), report=words,
+        ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, judged_at_10=Sides(1.0, 1.0),
+        zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
+        index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None),
+        runs=Sides(*[RunFile(words, words, 9, 1, 2, 3)] * 2), cutoffs=cutoffs(), logged=logged(words),
+        by=words, at=words, number=2, earlier=(told(words),), report=words,
     )  # fmt: skip
 
 

@@ -1,0 +1,138 @@
+"""What a release answers to queries, and how long it takes.
+
+Shapes: Q queries, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reembed.catalog.index_manifest import LanceManifest, read_manifest
+from reembed.encoders.tokens import TokenEncoder
+from reembed.evaluation import metrics
+from reembed.evaluation.figures import DEPTH, IndexSize, Latency, Sides
+from reembed.evaluation.metrics import Ranked
+from reembed.evaluation.statistics import Floats
+from reembed.index import exact as index_exact
+from reembed.serving.live import OpenRelease
+from reembed.store.storage import Storage
+
+ANN_K = 10
+_TIMED_QUERIES = 200
+_WARM_UP = 5
+_ENCODING_S = 20.0
+"""Time after which no more queries are encoded to be timed; a percentile of fewer is as good as it gets."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a release answers to some queries."""
+
+    opened: OpenRelease
+    texts: Sequence[str]
+    vectors: npt.NDArray[np.float32]
+    """[Q, D]: the queries."""
+    lists: Ranked
+
+    @classmethod
+    def of(
+        cls, opened: OpenRelease, texts: Sequence[str], own_ids: Iterable[str | None]
+    ) -> Answers:
+        """Search for the texts; `own_ids` are the documents that each is, which it does not find."""
+        vectors = opened.encode_queries(texts)
+        # One more than is scored: the query's own document may be among them.
+        found = zip(own_ids, opened.search(vectors, DEPTH + 1), strict=True)
+        lists = Ranked.of(
+            metrics.ranking([str(h.doc_id) for h in hits], [h.score for h in hits], own, DEPTH)
+            for own, hits in found
+        )
+        return cls(opened, texts, vectors, lists)
+
+    def ann_recall(self) -> Floats:
+        """Return ann_recall@10 [Q]: of the index, not of the model; a query's own document counts as any other."""
+        table = self.opened.table
+        ids, scores = index_exact.exact_search(table, self.vectors, 4 * ANN_K)
+        return index_exact.ann_recall(self.opened.index, self.vectors, ids, scores, ANN_K)
+
+
+def search_latency(both: Sides[Answers]) -> Sides[Latency] | None:
+    """Time one query at a time through each index, in turns; encoding is not timed."""
+
+    def search(answers: Answers) -> Callable[[int], object]:
+        return lambda q: answers.opened.search(answers.vectors[q : q + 1], ANN_K)
+
+    return _in_turns(both.each(search), len(both.live.texts))
+
+
+def encoding_latency(both: Sides[Answers]) -> Sides[Latency] | None:
+    """Time the encoding of one query at a time with each model, in turns."""
+
+    def encode(answers: Answers) -> Callable[[int], object]:
+        return lambda q: answers.opened.encode_queries([answers.texts[q]])
+
+    return _in_turns(both.each(encode), len(both.live.texts), _ENCODING_S)
+
+
+def _in_turns(
+    asks: Sides[Callable[[int], object]], queries: int, at_most_s: float = math.inf
+) -> Sides[Latency] | None:
+    """Time both for each query, the other one first each time; None where too few are timed after warming up."""
+    sides = asks.live, asks.candidate
+    timed: list[list[float]] = [[], []]
+    began = time.perf_counter()
+    for query in range(min(_TIMED_QUERIES, queries)):
+        for side in (0, 1) if query % 2 else (1, 0):
+            start = time.perf_counter()
+            sides[side](query)
+            timed[side].append(time.perf_counter() - start)
+        if time.perf_counter() - began > at_most_s:
+            break
+    if len(timed[0]) <= _WARM_UP:
+        return None
+    old, new = (metrics.latency(np.array(seconds[_WARM_UP:])) for seconds in timed)
+    return Sides(old, new)
+
+
+def index_size(storage: Storage, opened: OpenRelease) -> IndexSize:
+    """Return what the index of a release takes on disk and in memory."""
+    release = opened.release
+    manifest = read_manifest(storage, release.index, release.index_sha256)
+    disk = sum(proof.size_bytes for proof in manifest.stored(release.index).values())
+    if isinstance(manifest, LanceManifest):
+        return IndexSize(disk, None)
+    loaded = {segment.vectors for segment in manifest.segments}
+    return IndexSize(disk, sum(file.size_bytes for file in loaded))
+
+
+def truncated(answers: Answers) -> int | None:
+    """Return how many texts have more tokens than the model reads; None if it is a provider that tokenizes."""
+    encoder = answers.opened.encoder
+    if not isinstance(encoder, TokenEncoder):
+        return None
+    most = answers.opened.release.space.max_length
+    if most is None:
+        return 0
+    lengths = encoder.tokenize(answers.texts, "query").lengths
+    cut = [answers.texts[at] for at in np.flatnonzero(lengths >= most).tolist()]
+    if not cut:
+        return 0
+    # A text of exactly as many tokens as the model reads is whole: its halves tell.
+    halves = [half for text in cut for half in _halves(text)]
+    first, second = encoder.tokenize(halves, "query").lengths.reshape(-1, 2).T
+    one, other, both = encoder.tokenize(["a", "b", "a b"], "query").lengths
+    special = one + other - both  # and the prompt: each half has them
+    return int((first + second - special > most).sum())
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Return the text in two parts, between words if it has any."""
+    text, middle = text.strip(), len(text) // 2
+    between = max(text.rfind(" ", 0, middle), text.find(" ", middle))
+    cut = between if between > 0 else middle
+    return text[:cut], text[cut:]

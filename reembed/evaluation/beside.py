@@ -1,0 +1,93 @@
+"""What stands beside a verdict, in words: run files, logged queries, clicks, cut-offs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from reembed.evaluation.comparisons import metric_name
+from reembed.evaluation.figures import DEPTH
+
+if TYPE_CHECKING:
+    from reembed.catalog.reports import CutOff, CutOffs
+    from reembed.evaluation.comparisons import Comparison
+    from reembed.evaluation.figures import Clicked, LoggedQueries, RunFile, Sides
+
+
+def beside(c: Comparison) -> list[str]:
+    """Return the lines of what was compared beside the gate, or in another way."""
+    lines = [*_truncated(c.truncated)]
+    if c.runs:
+        lines += _runs(c.runs)
+    if c.logged:
+        lines += _logged(c.logged)
+    if c.cutoffs:
+        lines += _cutoffs(c.cutoffs)
+    return lines
+
+
+def _truncated(found: Sides[int | None]) -> Iterator[str]:
+    for role, queries in vars(found).items():
+        if queries:
+            yield f"{queries:,} queries are longer than the model of {role} reads; the rest of them is cut"
+
+
+def _runs(runs: Sides[RunFile]) -> Iterator[str]:
+    yield "the metrics come from run files, not from searches of the releases"
+    for role, run in vars(runs).items():
+        yield f"{role}: {run.place} (sha256 {run.sha256[:12]}), {run.queries:,} judged queries"
+        if run.unjudged:
+            yield f"  {run.unjudged:,} other queries in it were not looked at"
+        if run.unknown:
+            yield f"  {run.unknown:,} documents in its results are not in the release"
+    if left_out := runs.live.missing:
+        yield f"{left_out:,} queries are left out: live's file does not have them"
+    if empty := runs.candidate.missing:
+        yield f"the candidate's file lacks {empty:,} judged queries; they count as without results"
+
+
+def _logged(found: LoggedQueries) -> Iterator[str]:
+    yield (
+        f"logged queries: {found.asked:,} of {found.distinct:,} different texts in {found.rows:,} rows:"
+        f" overlap@10 {found.overlap_at_10:.3f}, rank-biased overlap {found.rbo:.3f},"
+        f" without results {found.zero_results.live:.1%} in live, {found.zero_results.candidate:.1%} in the candidate"
+    )
+    if found.empty:
+        yield f"  {found.empty:,} rows without a text are left out"
+    if found.clicked:
+        yield from _clicked(found.clicked)
+
+
+def _clicked(found: Clicked) -> Iterator[str]:
+    judged = found.judged_at_10
+    yield (
+        f"  {found.queries:,} of them with clicks, which favour what live showed"
+        f" (clicked@10: {judged.live:.3f} in live, {judged.candidate:.3f} in the candidate):"
+    )
+    for key, m in found.metrics.items():
+        interval = ""
+        if m.change.low is not None and m.change.high is not None:
+            interval = f" ({m.change.low:+.3f} .. {m.change.high:+.3f})"
+        yield f"    {metric_name(key)} {m.live:.3f} -> {m.candidate:.3f}, {m.change.mean:+.3f}{interval}"
+    if found.outside:
+        yield f"  {found.outside:,} of {found.clicks:,} clicks are on documents that neither release finds"
+    if found.unknown:
+        yield f"  {found.unknown:,} clicked documents are not in the candidate"
+
+
+def _cutoffs(found: CutOffs) -> Iterator[str]:
+    yield (
+        f"cut-off {found.cutoff:g} of live shows {found.live_results:.1f} results a query"
+        f" and {found.live_recall:.1%} of the relevant documents; of the candidate,"
+    )
+    yield f"  the same recall: {_cutoff(found.same_recall)}"
+    yield f"  the same share of results: {_cutoff(found.same_share)}"
+    if found.full_lists:
+        yield f"  {found.full_lists:,} queries have {DEPTH} results above it or more, of which {DEPTH} count"
+
+
+def _cutoff(found: CutOff) -> str:
+    if found.score is None:
+        return "no cut-off gives it"
+    low, high = (f"{end:.4f}" if end is not None else "?" for end in (found.low, found.high))
+    return f"{found.score:.4f} ({low} .. {high})"

@@ -1,0 +1,217 @@
+"""Figures of a comparison, as its record keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from reembed.catalog.reports import QueriesPlace
+
+T = TypeVar("T")
+U = TypeVar("U")
+DEPTH = 100
+"""Results of a query that are looked at."""
+Kind = Literal["judgements", "clicks"]
+"""What says which documents are relevant to a query."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """About how many judged queries decide, 80 % of the time."""
+
+    queries: int
+    groups: int
+    """Groups of queries in these, of the sizes seen; equal to `queries` where queries have no groups."""
+
+    def __str__(self) -> str:
+        if self.groups == self.queries:
+            return f"{self.queries:,} queries"
+        return f"{self.queries:,} queries in {self.groups:,} groups"
+
+
+@dataclass(frozen=True)
+class Sides(Generic[T]):
+    """A figure of both releases."""
+
+    live: T
+    candidate: T
+
+    def each(self, function: Callable[[T], U]) -> Sides[U]:
+        """Return what a function makes of each."""
+        return Sides(function(self.live), function(self.candidate))
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """One of the sets that judged queries come from."""
+
+    name: str
+    source: str
+    count: int
+    dropped: int
+    evidence: Kind = "judgements"
+    """Clicks are weaker: only what live showed could be clicked."""
+
+
+@dataclass(frozen=True)
+class QueriesUsed:
+    """The judged queries, and how they fit the documents of the candidate."""
+
+    source: str
+    place: QueriesPlace
+    sha256: str
+    count: int
+    dropped: int
+    """Queries without a relevant document, which are left out."""
+    judged_present: float
+    """Share of the judgements whose relevant document is in the candidate and may be found."""
+    own_documents: int
+    """Queries whose id is also a document's; that document is left out of their results."""
+    own_judged: int
+    """Queries among these that judge that document relevant: the ids may be equal by chance."""
+    sets: tuple[QuerySet, ...] = ()
+    """The same, of each set."""
+    same_text: int = 0
+    """Queries whose text another query has as well."""
+    constant_slices: tuple[str, ...] = ()
+    """Fields of `gate.slices` that are left out, since all queries have the same value."""
+
+
+@dataclass(frozen=True)
+class DocumentsCompared:
+    """How the documents of the candidate and of live were chosen differently."""
+
+    differ: tuple[str, ...]
+    """What differs, in words."""
+    behind: str | None
+    """The release that a catch-up would bring to the documents of the other, if one would."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of n values and where the true mean lies; all but the mean are None when there is one group."""
+
+    mean: float
+    low: float | None
+    """Lower end of the two-sided interval; `high` is the upper end."""
+    high: float | None
+    lower: float | None
+    """One-sided lower bound: the true mean lies above it at the level."""
+    upper: float | None
+    """One-sided upper bound: the true mean lies below it at the level."""
+    error: float | None
+    """Standard error of the mean; of groups, cluster-robust."""
+    df: float | None
+    """Degrees of freedom of the bounds."""
+    n: int
+    independent: int
+    """Groups of values that are independent of each other; n where each value is."""
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A metric's means, the change with its intervals, and how many queries changed."""
+
+    live: float
+    candidate: float
+    change: Estimate
+    worse: int
+    same: int
+    better: int
+    margin: float | None = None
+    """The loss that the gate allows, as it was applied; None where the gate does not use the metric."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of latencies in milliseconds, each one that was measured."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class IndexSize:
+    """What an index takes."""
+
+    disk_bytes: int
+    """All of its files."""
+    memory_bytes: int | None
+    """Files that a serving process reads into memory whole; None where Lance reads parts as it needs them."""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run file in TREC format, and how it fits the judged queries and the documents."""
+
+    place: str
+    sha256: str
+    queries: int
+    """Judged queries that it has."""
+    missing: int
+    """Judged queries that it lacks."""
+    unjudged: int
+    """Queries that it has and nobody judged; not looked at."""
+    unknown: int
+    """Documents among its results that the release does not have; they count as not relevant unless judged."""
+
+
+@dataclass(frozen=True)
+class Clicked:
+    """What clicks say: pseudo-judgements, which favour what live showed."""
+
+    queries: int
+    metrics: dict[str, MetricChange]
+    judged_at_10: Sides[float]
+    """Share of the first 10 results that were clicked."""
+    clicks: int
+    """Distinct documents that were clicked, of each query."""
+    outside: int
+    """Clicks on documents that neither release finds."""
+    unknown: int
+    """Clicks on documents that the candidate does not have."""
+
+
+@dataclass(frozen=True)
+class LoggedQueries:
+    """What both releases answer to logged queries. Nothing is decided by it."""
+
+    source: str
+    sha256: str
+    """Digest of the queries that were asked."""
+    rows: int
+    """Rows of the log."""
+    empty: int
+    """Rows without a text, which are left out."""
+    distinct: int
+    """Different texts; each counts once, however often it was asked."""
+    asked: int
+    """How many of them were drawn. The draw depends on the texts alone."""
+    overlap_at_10: float
+    rbo: float
+    """Rank-biased overlap, extrapolated, p = 0.9."""
+    zero_results: Sides[float]
+    """Share of the queries without any result."""
+    clicked: Clicked | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowAnswered:
+    """How both releases answer the judged queries, whatever the judgements are."""
+
+    ann_recall_at_10: Sides[float]
+    overlap_at_10: float
+    rbo: float
+    """Rank-biased overlap of the result lists, extrapolated, p = 0.9."""
+    judged_at_10: Sides[float]
+    zero_results: Sides[float]
+    """Share of the queries without any result."""
+    latency: Sides[Latency] | None
+    """Latency of a search without encoding; None if too few queries were timed."""
+    encoding: Sides[Latency] | None
+    """Latency of encoding one query."""
+    index: Sides[IndexSize]
+    truncated: Sides[int | None]
+    """Queries whose text is longer than the model reads; None where the provider tokenizes."""

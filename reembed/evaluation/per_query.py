@@ -1,0 +1,125 @@
+"""What a comparison found for each query, so that its gate can be computed again and its queries looked at.
+
+comparisons/ALIAS/CANDIDATE/LIVE/SHA256.parquet   named by its content, create-only
+
+One row a query, with the columns
+
+    evidence           judged, or of a logged query: clicks or none
+    set, query_id, group, timestamp, text    text only where it was asked for
+    slice:NAME         the value of a slice
+    live:METRIC, candidate:METRIC            float64; null where the query has no judgements
+    both:METRIC        overlap@10 and rbo
+    live_ids, live_scores, candidate_ids, candidate_scores    the first 10 results, best first
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reembed.errors import IntegrityError
+from reembed.evaluation.comparisons import Comparison, values_path
+from reembed.evaluation.metrics import Ranked
+from reembed.evaluation.queries import EvalSet
+from reembed.evaluation.statistics import Floats
+from reembed.store.records import DAMAGED
+from reembed.store.storage import Storage
+
+Evidence = Literal["judged", "clicks", "none"]
+"""The gate judges by the first alone; the others are logged queries."""
+KEPT = 10
+"""Results that are kept of each list."""
+_SLICE, _LIVE, _CANDIDATE, _BOTH = "slice:", "live:", "candidate:", "both:"
+Pairs = dict[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """The rows of a comparison."""
+
+    table: pa.Table
+
+    @classmethod
+    def of(
+        cls,
+        evidence: Evidence,
+        queries: EvalSet,
+        lists: tuple[Ranked, Ranked],
+        pairs: Pairs,
+        both: Mapping[str, Floats],
+    ) -> PerQuery:
+        """Return a row for each query: metrics [Q] of live and of the candidate, or of both together."""
+        columns: dict[str, Any] = {
+            "evidence": [evidence] * len(queries.texts),
+            "set": queries.set_names,
+            "query_id": queries.query_ids,
+            "text": queries.texts,
+            "group": queries.groups or [None] * len(queries.texts),
+            "timestamp": queries.timestamps or [None] * len(queries.texts),
+        }
+        columns = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        for name, values in queries.slices.items():
+            columns[_SLICE + name] = pa.array(values, pa.string())
+        for name, (live_Q, candidate_Q) in pairs.items():
+            columns |= {_LIVE + name: live_Q, _CANDIDATE + name: candidate_Q}
+        columns |= {_BOTH + name: values_Q for name, values_Q in both.items()}
+        for side, ranked in zip(("live", "candidate"), lists, strict=True):
+            ids, scores = ([row[:KEPT] for row in rows] for rows in (ranked.ids, ranked.scores))
+            columns[f"{side}_ids"] = pa.array(ids, pa.list_(pa.string()))
+            columns[f"{side}_scores"] = pa.array(scores, pa.list_(pa.float64()))
+        return cls(pa.table(columns))
+
+    def __add__(self, other: PerQuery) -> PerQuery:
+        """Return the rows of both; a column that one lacks is null there."""
+        return PerQuery(pa.concat_tables([self.table, other.table], promote_options="default"))
+
+    def without_texts(self) -> PerQuery:
+        """Return the rows without the texts of the queries."""
+        return PerQuery(self.table.drop_columns(["text"]))
+
+    @property
+    def judged(self) -> PerQuery:
+        """Return the rows that the gate judged by."""
+        return PerQuery(self.table.filter(pc.field("evidence") == "judged"))
+
+    @property
+    def pairs(self) -> Pairs:
+        """Return each metric of live and of the candidate, float64 [Q] each."""
+        names = [n.removeprefix(_LIVE) for n in self.table.column_names if n.startswith(_LIVE)]
+        return {n: (self._values(_LIVE + n), self._values(_CANDIDATE + n)) for n in names}
+
+    def _values(self, column: str) -> Floats:
+        values_Q: Floats = self.table.column(column).to_numpy()
+        return values_Q
+
+    def to_bytes(self) -> bytes:
+        """Return the rows as a Parquet file; equal rows give equal bytes."""
+        out = io.BytesIO()
+        pq.write_table(self.table, out, compression="zstd")
+        return out.getvalue()
+
+    @classmethod
+    def read(cls, storage: Storage, path: str, record: Comparison) -> PerQuery:
+        """Read the rows of the comparison that was kept at a path.
+
+        Raises:
+            IntegrityError: the file is not the one that was written.
+            FileNotFoundError: it is gone.
+        """
+        place = values_path(path, record)
+        body = storage.read_bytes(place)
+        found, written = hashlib.sha256(body).hexdigest(), record.per_query_sha256
+        if found != written:
+            raise IntegrityError(
+                f"{place} is not the file that was written",
+                f"its sha256 is {found[:12]}, not {written[:12]}",
+                DAMAGED,
+            )
+        return cls(pq.read_table(io.BytesIO(body)))

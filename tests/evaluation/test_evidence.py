@@ -1,0 +1,478 @@
+"""Run files, logged queries, cut-offs and the values of each query, in comparisons of real releases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_models
+from conftest import documents
+from pairs import DOCUMENTS, QUERIES, Pair, built, lent
+
+from reembed import api, faults
+from reembed.cli.text import text
+from reembed.config.settings import EncoderConfig
+from reembed.encoders import load_encoder
+from reembed.encoders.hashing import HashingEncoder
+from reembed.encoders.tokens import require_tokens
+from reembed.errors import IntegrityError, UsageError
+from reembed.evaluation import comparisons, queries
+from reembed.evaluation.answers import truncated
+from reembed.evaluation.comparisons import Comparison
+from reembed.evaluation.gate import change_rule
+from reembed.evaluation.metrics import named
+from reembed.evaluation.per_query import PerQuery
+from reembed.evaluation.terms import Asked
+
+
+@pytest.fixture(scope="module")
+def built_pair(tmp_path_factory) -> Pair:
+    return built(tmp_path_factory.mktemp("evidence"), judged=True)
+
+
+@pytest.fixture
+def pair(built_pair: Pair, tmp_path: Path) -> Iterator[Pair]:
+    yield from lent(built_pair, tmp_path)
+
+
+IDS = [row["doc_id"] for row in documents(DOCUMENTS, 0)]
+
+
+def values(pair: Pair, record: Comparison) -> PerQuery:
+    path = next(p for p in pair.kept() if p.endswith(f"{record.number:08d}.json"))
+    return PerQuery.read(pair.catalog.storage, path, record)
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- the values of each query ---
+
+
+def test_the_values_of_each_query_are_kept_and_give_the_same_verdict_again(pair):
+    record = pair.compare()
+    kept = values(pair, record)
+    table = kept.table
+    assert len(table) == QUERIES
+    assert "text" not in table.column_names
+    for key, change in record.metrics.items():
+        live_Q, candidate_Q = kept.judged.pairs[key]
+        assert live_Q.mean() == pytest.approx(change.live)
+        assert candidate_Q.mean() == pytest.approx(change.candidate)
+    rule = next(r for r in record.rules if r.metric == "ndcg@10")
+    again = change_rule("ndcg@10", *kept.judged.pairs["ndcg@10"], record.gate.margin)
+    assert (again.verdict, again.bound, again.margin) == (rule.verdict, rule.bound, rule.margin)
+    both = {name: table.column(f"both:{name}").to_numpy().mean() for name in ("overlap@10", "rbo")}
+    assert both == pytest.approx({"overlap@10": record.overlap_at_10, "rbo": record.rbo})
+
+
+def test_the_results_of_each_query_are_what_a_search_gives(pair):
+    table = values(pair, pair.compare(Asked(texts=True))).table
+    row = table.to_pylist()[7]
+    for side, release in (("live", pair.live), ("candidate", pair.candidate)):
+        (hits,) = api.search(pair.config(), [row["text"]], release=release.id).hits
+        assert row[f"{side}_ids"] == [hit.doc_id for hit in hits]
+        assert row[f"{side}_scores"] == pytest.approx([hit.score for hit in hits])
+
+
+def test_the_file_is_named_by_its_content_and_a_change_of_it_is_found(pair):
+    record = pair.compare()
+    (place,) = [p for p, _ in pair.catalog.storage.objects("comparisons/") if "parquet" in p]
+    body = pair.catalog.storage.read_bytes(place)
+    assert hashlib.sha256(body).hexdigest() == record.per_query_sha256
+    assert record.per_query_sha256 in place
+    pair.catalog.storage.write_bytes(place, body[:-1] + b"x")
+    with pytest.raises(IntegrityError, match="not the file that was written"):
+        values(pair, record)
+
+
+def test_the_file_does_not_count_as_a_comparison_and_gc_leaves_it(pair):
+    first, second = pair.compare(), pair.compare(Asked(texts=True))
+    assert (first.number, second.number, len(second.earlier)) == (1, 2, 1)
+    api.gc(pair.config(), delete=True)
+    assert len(values(pair, second).table) == QUERIES
+    assert list(comparisons.pairs(pair.catalog)) == [(pair.candidate.origin, pair.live.origin)]
+
+
+def test_a_comparison_that_is_killed_after_the_values_is_made_again(pair, monkeypatch):
+    def killed(point: str) -> None:
+        if point == "compare.after_queries":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "point", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pair.compare()
+    assert pair.kept() == []
+    record = pair.compare()
+    assert (record.number, len(values(pair, record).table)) == (1, QUERIES)
+
+
+def test_slices_and_groups_are_kept_with_the_values(late_rows, pair):
+    config = pair.config(queries=late_rows, slices=["kind"], group="user")
+    asked = Asked(changed_queries=True, reason="with slices")
+    record = api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+    table = values(pair, record).table
+    assert table.column("slice:kind").to_pylist() == ["even", "odd"] * 15
+    assert table.column("group").to_pylist() == [f"u{n // 2}" for n in range(30)]
+    assert record.queries.place.slices == ("kind",)
+    assert record.metrics["ndcg@10"].change.independent == 15
+
+
+@pytest.fixture
+def late_rows(tmp_path) -> str:
+    rows = [
+        {
+            "query_id": f"q{n}", "text": row["title"], "doc_ids": [row["doc_id"]],
+            "kind": ("even", "odd")[n % 2], "user": f"u{n // 2}", "same": "yes",
+        }
+        for n, row in enumerate(documents(30, 0))
+    ]  # fmt: skip
+    return jsonl(tmp_path / "late.jsonl", rows)
+
+
+def test_what_is_left_out_or_odd_among_queries_is_told(pair, late_rows):
+    rows = [json.loads(line) for line in Path(late_rows).read_text().splitlines()]
+    odd = {**rows[0], "query_id": "again"}
+    lost = {**rows[1], "query_id": "lost", "doc_ids": ["no such document"]}
+    place = jsonl(Path(late_rows), [*rows, odd, lost])
+    config = pair.config(queries=place, slices=["kind", "same"])
+    asked = Asked(changed_queries=True, reason="odd ones")
+    record = api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+    assert record.queries.judged_present == pytest.approx(31 / 32)
+    for said in (text("compare", record), Path(record.report).read_text()):
+        assert "4 queries have a text that another query has as well" in said
+        assert "slice same: all queries have one value, left out" in said
+        assert "96.9% of the relevant documents can be found" in said
+
+
+# --- run files ---
+
+
+def run_file(path: Path, lists: dict[str, list[str]]) -> str:
+    lines = [
+        f"{query_id} Q0 {doc_id} {rank} {1 - rank / 1000} mine"
+        for query_id, found in lists.items()
+        for rank, doc_id in enumerate(found)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def perfect(share: float = 1.0) -> dict[str, list[str]]:
+    """Lists with the relevant document first in this share of the queries, and last in the others."""
+    found = {}
+    for n, doc_id in enumerate(IDS[:QUERIES]):
+        others = [d for d in IDS[100:120] if d != doc_id]
+        found[f"q-{doc_id}"] = [doc_id, *others] if n < share * QUERIES else [*others, doc_id]
+    return found
+
+
+def test_run_files_are_judged_instead_of_searches(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect(0.5))
+    new = run_file(tmp_path / "new.trec", perfect())
+    record = pair.compare(Asked(runs=(old, new)))
+    change = record.metrics["mrr@10"]
+    assert (change.live, change.candidate) == (0.5, 1.0)
+    assert record.verdict == "pass"
+    assert record.runs is not None
+    assert record.runs.live.sha256 == hashlib.sha256(Path(old).read_bytes()).hexdigest()
+    assert record.summary().by_runs
+    kept = values(pair, record).table.to_pylist()[0]
+    assert kept["candidate_ids"] == perfect()[kept["query_id"]][:10]
+    for said in (text("compare", record), Path(record.report).read_text()):
+        assert "the metrics come from run files" in said
+        assert new in said
+
+
+def test_run_files_of_the_releases_own_results_give_the_metrics_of_a_search(pair, tmp_path):
+    searched = pair.compare()
+    judged = queries.load_eval_set(pair.judged, "test", {})
+    places = []
+    for release in (pair.live, pair.candidate):
+        found = api.search(pair.config(), judged.texts, k=100, release=release.id)
+        lines = [
+            f"{query_id} Q0 {hit.doc_id} 1 {hit.score:.9f} x"
+            for query_id, hits in zip(judged.query_ids, found.hits, strict=True)
+            for hit in hits
+        ]
+        places.append(tmp_path / f"{release.id}.trec")
+        places[-1].write_text("\n".join(lines))
+    record = pair.compare(Asked(runs=tuple(map(str, places))))
+    for key, change in searched.metrics.items():
+        assert record.metrics[key].live == pytest.approx(change.live, abs=1e-6)
+        assert record.metrics[key].candidate == pytest.approx(change.candidate, abs=1e-6)
+
+
+def test_a_query_that_only_the_candidate_lacks_counts_as_without_results(pair, tmp_path):
+    lists = perfect()
+    old = run_file(tmp_path / "old.trec", lists)
+    new = run_file(tmp_path / "new.trec", dict(list(lists.items())[2:]))
+    record = pair.compare(Asked(runs=(old, new)))
+    assert record.queries.count == QUERIES
+    assert record.metrics["mrr@10"].candidate == pytest.approx(1 - 2 / QUERIES)
+    assert record.zero_results.candidate == pytest.approx(2 / QUERIES)
+    assert "the candidate's file lacks 2 judged queries" in text("compare", record)
+
+
+def test_a_query_that_live_lacks_is_left_out_and_gains_nothing(pair, tmp_path):
+    lists = perfect(0.5)
+    old = run_file(tmp_path / "old.trec", dict(list(lists.items())[2:]))
+    new = run_file(tmp_path / "new.trec", lists)
+    record = pair.compare(Asked(runs=(old, new)))
+    assert record.queries.count == QUERIES - 2
+    assert record.metrics["mrr@10"].change.mean == 0
+    assert "2 queries are left out: live's file does not have them" in text("compare", record)
+
+
+def test_unknown_ids_in_run_files_are_counted_and_told(pair, tmp_path):
+    lists = perfect()
+    strange = {**lists, "q-nobody-asked": ["x"]}
+    strange[f"q-{IDS[0]}"] = ["made up", *lists[f"q-{IDS[0]}"]]
+    old = run_file(tmp_path / "old.trec", lists)
+    path = tmp_path / "new.trec"
+    run_file(path, {k: [d.replace(" ", "-") for d in found] for k, found in strange.items()})
+    record = pair.compare(Asked(runs=(old, str(path))))
+    assert record.runs is not None
+    assert (record.runs.candidate.unknown, record.runs.candidate.unjudged) == (1, 1)
+    assert record.runs.live.unknown == 0
+    said = text("compare", record)
+    assert "1 documents in its results are not in the release" in said
+    assert "1 other queries in it were not looked at" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("q-d00000 Q0 d00001 1 0.5", "5 fields"),
+        ("q-d00000 Q0 d00001 1 nan x", "not a finite number"),
+        ("q-d00000 Q0 d00001 1 inf x", "not a finite number"),
+        ("q-d00000 Q0 d00001 1 high x", "not a finite number"),
+        ("q Q0 d 1 0.5 x\nq Q0 d 2 0.4 x", "document 'd' twice"),
+    ],
+)
+def test_a_bad_line_of_a_run_file_is_named(line, why, pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect())
+    new = tmp_path / "new.trec"
+    new.write_text(line + "\n")
+    with pytest.raises(UsageError, match=r"new\.trec:\d+: not usable") as refused:
+        pair.compare(Asked(runs=(old, str(new))))
+    assert why in str(refused.value)
+    assert pair.kept() == []
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_run_file_that_lacks_many_queries_is_refused(which, pair, tmp_path):
+    lists = perfect()
+    few = dict(list(lists.items())[: QUERIES // 2])
+    places = [run_file(tmp_path / f"{n}.trec", few if n == which else lists) for n in (0, 1)]
+    with pytest.raises(UsageError, match=f"{which}.trec lacks 26 of 52 judged queries"):
+        pair.compare(Asked(runs=tuple(places)))
+
+
+def test_a_run_file_with_ids_of_another_kind_is_refused(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect())
+    new = run_file(tmp_path / "new.trec", {k: [f"x{d}" for d in v] for k, v in perfect().items()})
+    with pytest.raises(UsageError, match="the release has none of the"):
+        pair.compare(Asked(runs=(old, new)))
+
+
+def test_a_run_file_that_is_not_there_is_named_with_what_to_do(pair, tmp_path):
+    with pytest.raises(UsageError, match="cannot read a run file") as refused:
+        pair.compare(Asked(runs=(str(tmp_path / "none"), str(tmp_path / "none"))))
+    assert "--runs OLD NEW" in (refused.value.fix or "")
+
+
+# --- logged queries ---
+
+
+def log_rows(count: int) -> list[dict[str, Any]]:
+    return [{"text": row["title"], "user": f"u{n}"} for n, row in enumerate(documents(count, 0))]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_logged_queries_show_how_different_the_answers_are(kind, pair, tmp_path):
+    rows = [*log_rows(40), *log_rows(5), {"text": " ", "user": "u"}, {"text": None, "user": "u"}]
+    place = jsonl(tmp_path / "log.jsonl", rows)
+    if kind == "parquet":
+        place = str(tmp_path / "log.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), place)
+    record = pair.compare(logged=place)
+    found = record.logged
+    assert found is not None
+    assert (found.rows, found.empty, found.distinct, found.asked) == (47, 2, 40, 40)
+    assert found.clicked is None
+    assert 0 < found.overlap_at_10 < 1
+    table = values(pair, record).table
+    assert table.column("evidence").to_pylist().count("none") == 40
+    said = text("compare", record)
+    assert "logged queries: 40 of 40 different texts in 47 rows" in said
+    assert "2 rows without a text are left out" in said
+
+
+def test_nothing_is_decided_by_logged_queries_and_naming_them_changes_no_plan(pair, tmp_path):
+    said: list[Any] = []
+    place = jsonl(tmp_path / "log.jsonl", [{**r, "clicks": [IDS[5]]} for r in log_rows(30)])
+    plain = pair.compare()
+    record = api.compare(pair.config(logged=place), pair.candidate.id, emit=said.append)
+    assert said == []
+    assert (record.rules, record.changes) == (plain.rules, ())
+
+
+def test_the_sample_depends_on_the_texts_alone(pair, tmp_path):
+    rows = log_rows(60)
+    there = pair.compare(logged=jsonl(tmp_path / "a.jsonl", rows), logged_sample=20).logged
+    turned = pair.compare(logged=jsonl(tmp_path / "b.jsonl", rows[::-1]), logged_sample=20).logged
+    assert there is not None
+    assert turned is not None
+    assert (there.asked, there.distinct) == (20, 60)
+    assert there.sha256 == turned.sha256
+    other = pair.compare(logged=jsonl(tmp_path / "c.jsonl", rows[:30]), logged_sample=20).logged
+    assert other is not None
+    assert other.sha256 != there.sha256
+
+
+def test_clicks_are_pseudo_judgements_and_are_called_so(pair, tmp_path):
+    rows = [{**row, "clicks": [IDS[n]]} for n, row in enumerate(log_rows(30))]
+    rows[0]["clicks"].append("gone")
+    rows += [{**row, "clicks": None} for row in log_rows(35)[30:]]
+    record = pair.compare(logged=jsonl(tmp_path / "log.jsonl", rows))
+    assert record.logged is not None
+    clicked = record.logged.clicked
+    assert clicked is not None
+    assert (record.logged.asked, clicked.queries, clicked.clicks, clicked.unknown) == (
+        35,
+        30,
+        31,
+        1,
+    )
+    assert clicked.outside >= 1
+    kept = values(pair, record)
+    of_clicks = PerQuery(kept.table.filter(np.array(kept.table.column("evidence")) == "clicks"))
+    judged = queries.load_eval_set(jsonl(tmp_path / "j.jsonl", rows), "test", {})
+    found = api.search(pair.config(), judged.texts, k=100, release=pair.candidate.id).hits
+    expected = named("mrr@10").of(judged, [[str(h.doc_id) for h in hits] for hits in found])
+    _, ours = of_clicks.pairs["mrr@10"]
+    assert sorted(ours) == pytest.approx(sorted(expected))
+    assert clicked.metrics["mrr@10"].candidate == pytest.approx(expected.mean())
+    said = text("compare", record)
+    assert "30 of them with clicks, which favour what live showed" in said
+    assert "1 clicked documents are not in the candidate" in said
+    assert "clicks are on documents that neither release finds" in said
+
+
+def test_a_log_that_judges_is_labelled(pair, tmp_path):
+    rows = [{**row, "clicks": [IDS[n]]} for n, row in enumerate(log_rows(30))]
+    place = jsonl(tmp_path / "log.jsonl", [*rows, *rows[:3], {"text": "nothing", "clicks": []}])
+    asked = Asked(changed_queries=True, reason="only clicks are known")
+    record = api.compare(
+        pair.config(queries=place), pair.candidate.id, **vars(asked), emit=lambda _: None
+    )
+    (found,) = record.queries.sets
+    assert (found.evidence, found.count, found.dropped) == ("clicks", 30, 1)
+    assert "relevance by clicks, not by judges: log" in text("compare", record)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"text": 5}, "is empty or not a string"),
+        ({"query": "t"}, "no 'text'"),
+        ({"text": "t", "clicks": "d1"}, "clicks is not a list"),
+        ({"text": "t", "clicks": [1.5]}, "neither a string nor an integer"),
+        ({"text": "t", "timestamp": "soon"}, "is not a time"),
+    ],
+)
+def test_a_bad_row_of_a_log_is_named(row, why, pair, tmp_path):
+    place = jsonl(tmp_path / "log.jsonl", [*log_rows(2), row])
+    with pytest.raises(UsageError, match=r"log\.jsonl:3: not usable") as refused:
+        pair.compare(logged=place)
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", '{"text": ""}\n'])
+def test_a_log_without_texts_is_refused(content, pair, tmp_path):
+    place = tmp_path / "log.jsonl"
+    place.write_text(content)
+    with pytest.raises(UsageError, match="no query has a text"):
+        pair.compare(logged=str(place))
+
+
+def test_a_log_of_another_kind_is_refused_with_those_that_are_known(pair, tmp_path):
+    with pytest.raises(UsageError, match="cannot read logged queries"):
+        pair.compare(logged=str(tmp_path / "none.jsonl"))
+    (tmp_path / "log.csv").write_text("text\n")
+    with pytest.raises(UsageError, match="jsonl"):
+        pair.compare(logged=str(tmp_path / "log.csv"))
+
+
+# --- cut-offs and operation ---
+
+
+def test_cut_offs_are_in_the_record_the_log_of_the_alias_and_the_text(pair):
+    record = pair.compare(Asked(cutoff=0.2))
+    found = record.cutoffs
+    assert found is not None
+    assert found.same_share.score is not None
+    assert found.same_share.low is not None
+    assert found.same_share.low <= found.same_share.score
+    assert record.evidence().cutoffs == found
+    assert "cut-off 0.2 of live shows" in text("compare", record)
+
+
+@pytest.mark.parametrize("cutoff", [math.nan, math.inf])
+def test_a_cut_off_that_is_no_number_is_refused_and_nothing_is_kept(cutoff, pair):
+    with pytest.raises(UsageError, match="cutoff is"):
+        pair.compare(Asked(cutoff=cutoff))
+    assert pair.kept() == []
+
+
+def test_the_size_of_an_index_is_that_of_its_files(pair):
+    record = pair.compare()
+    for release, size in ((pair.live, record.index.live), (pair.candidate, record.index.candidate)):
+        paths = pair.catalog.storage.objects(f"{release.index}/")
+        assert size.disk_bytes == sum(n for path, n in paths if not path.endswith(".json"))
+        assert size.memory_bytes is not None
+        assert 0 < size.memory_bytes < size.disk_bytes
+
+
+@pytest.mark.parametrize("most", [6, 9, 16])
+def test_queries_longer_than_a_sentence_transformer_reads_are_counted_exactly(most, tmp_path):
+    folder = str(tiny_models.bert_model(tmp_path, dim=16))
+    texts = [row["text"][:n] for n, row in enumerate(documents(60, 3), start=1)]
+    whole, cut = (
+        load_encoder(EncoderConfig(model=folder, max_length=length)) for length in (64, most)
+    )
+    release = SimpleNamespace(space=cut.describe())
+    found = SimpleNamespace(opened=SimpleNamespace(encoder=cut, release=release), texts=texts)
+    expected = int((require_tokens(whole).tokenize(texts, "query").lengths > most).sum())
+    assert 0 < expected < len(texts)
+    assert truncated(found) == expected
+
+
+@pytest.mark.parametrize("most", [4, 9, 16])
+def test_queries_longer_than_the_model_reads_are_counted(most):
+    whole = HashingEncoder(EncoderConfig(model="hashing:64"))
+    texts = [row["text"][:n] for n, row in enumerate(documents(60, 3))] + ["a", "no-spaces-" * 3]
+    cut = HashingEncoder(EncoderConfig(model="hashing:64", max_length=most))
+    release = SimpleNamespace(space=cut.describe())
+    found = SimpleNamespace(opened=SimpleNamespace(encoder=cut, release=release), texts=texts)
+    expected = int((whole.tokenize(texts, "query").lengths > most).sum())
+    assert 0 < expected < len(texts)
+    assert abs(truncated(found) - expected) <= 2  # a word cut in two has other letter triples
+
+
+def test_a_provider_that_tokenizes_tells_nothing_of_long_queries():
+    encoder = SimpleNamespace()
+    assert truncated(SimpleNamespace(opened=SimpleNamespace(encoder=encoder), texts=["t"])) is None
