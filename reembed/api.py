@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.options import require_texts
 from reembed.config.settings import Config, ResolvedConfig, load, require_config
-from reembed.errors import require_whole, texts_of
+from reembed.errors import UsageError, require_whole, texts_of
 from reembed.events import Ignored, Listener, ignore
 from reembed.store.records import encode
 from reembed.store.storage import Storage
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from reembed.lifecycle.status import Status
     from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
+    from reembed.serving.http.server import Served
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.strategies.up_to_date import CaughtUp
@@ -385,6 +386,23 @@ def search(
     require_carried(asked, columns)
     hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns, filter)
     return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))
+
+
+def serve(config: Config, *, emit: Listener = ignore) -> Served:
+    """Answer searches over HTTP by the settings of `serve`, until the process gets SIGTERM or Ctrl-C.
+
+    Raises:
+        UsageError: nothing is live, the address is in use or needs a token, or the extra `serve` is not installed.
+        ConfigError: the variable of `serve.token` does not hold a token.
+        IntegrityError, SpaceMismatch: as `reembed.open`.
+    """
+    try:
+        from reembed.serving.http import server
+    except ModuleNotFoundError as error:
+        what = f"serving over HTTP needs {error.name}"
+        raise UsageError(what, None, "pip install 'reembed-ray[serve]'") from error
+    require_config(config)
+    return server.serve(config, emit)
 
 
 def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:

@@ -287,6 +287,15 @@ class Behind(Event, stage="lag"):
         return None if self.newest is None else self.newest - self.source_version
 
 
+@dataclass(frozen=True)
+class Serving(Event, stage="serve"):
+    """Requests are answered."""
+
+    alias: str
+    release: str
+    address: str
+
+
 def ignore(event: Event) -> None:
     """Do nothing: the listener for callers that want none."""
 

@@ -128,6 +128,7 @@ _WORDS: dict[type[Event], str] = {
         "finishing units in progress, for at most {e.seconds:.0f} s;"
         " press Ctrl-C or send the signal again to stop now"
     ),
+    events.Serving: "{e.alias} at {e.address} (release {e.release}); Ctrl-C or SIGTERM ends it",
     events.Sealed: (
         "{e.table} version {e.version}: {e.rows:,} rows in one commit, {e.dead_letters:,} dead letters"
     ),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reembed.lifecycle.status import Candidate, OpenRun, Status
     from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
+    from reembed.serving.http.server import Served
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.source.lag import Lag
@@ -244,6 +245,10 @@ def _search(r: SearchResult) -> Lines:
         )
 
 
+def _served(r: Served) -> Lines:
+    yield f"stopped: {counted(r.requests, 'request')} answered at {r.address}"
+
+
 def _gc(r: Collected) -> Lines:
     plan, done = r.plan, "removed" if r.deleted else "remove "
     yield from aligned([("keep", k.release, k.why) for k in plan.keep])
@@ -308,6 +313,7 @@ _TEXTS: dict[str, Callable[[Any], Lines]] = {
     "rollback": _moved,
     "history": _history,
     "search": _search,
+    "serve": _served,
     "gc": _gc,
     "config": _config,
 }

@@ -311,6 +311,18 @@ def search(
 
 
 @cli.command()
+@configured
+def serve(config: Config) -> tuple[Result, int]:
+    """Answer searches over HTTP, and follow the alias, until Ctrl-C or SIGTERM.
+
+    The settings of `serve` say where and to whom: this machine alone unless a token is set.
+    """
+    emit = Console()
+    emit(Working("opening what is live"))
+    return reembed.api.serve(config, emit=emit), 0
+
+
+@cli.command()
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
 @click.option("--drop-run", metavar="RUN", help="Also give up this unfinished run.")
 @configured

@@ -257,7 +257,7 @@ class SearchResult:
             "release": self.release.id,
             "model": self.release.space.model,
             "space": self.release.space.id,
-            "results": [{"query": q, "hits": [_shown(h) for h in hits]} for q, hits in pairs],
+            "results": [{"query": q, "hits": [shown(h) for h in hits]} for q, hits in pairs],
         }
 
 
@@ -273,7 +273,8 @@ def _value(scalar: pa.Scalar) -> Any:
         return scalar.cast(digests.without_times(scalar.type)).as_py()
 
 
-def _shown(hit: Hit) -> dict[str, Any]:
+def shown(hit: Hit) -> dict[str, Any]:
+    """Return a hit for JSON: null for numbers that it does not have."""
     return {"doc_id": hit.doc_id, "score": round(hit.score, 6), "columns": _finite(hit.columns)}
 
 

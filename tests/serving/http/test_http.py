@@ -1,0 +1,297 @@
+"""The HTTP application: what it answers, what it refuses, and what it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from inline import Inline, Silent
+
+import reembed
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import ServeConfig
+from reembed.errors import ConfigError, UsageError
+from reembed.lifecycle.promote import promote
+from reembed.serving.http import server
+from reembed.serving.http.app import create_app
+from reembed.store.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
+
+TOKEN = "a token of sixteen or more"
+LIMITS = ServeConfig(max_k=20, max_queries=3, max_request_bytes=4_096)
+
+
+def build(config, **reason):
+    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
+    return release
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    import lance
+    import pyarrow as pa
+
+    from reembed.config.settings import Config
+
+    folder = tmp_path_factory.mktemp("http")
+    names = [f"d{n:03}" for n in range(120)]
+    rows = {"doc_id": names, "text": [f"words of {n}" for n in names], "year": list(range(120))}
+    lance.write_dataset(pa.table(rows), str(folder / "s.lance"), enable_stable_row_ids=True)
+    config = Config(
+        alias="docs",
+        source={"uri": str(folder / "s.lance")},
+        encoder={"model": "hashing:32"},
+        table={"carry": ["year"]},
+        storage={"root": str(folder / "root")},
+    )
+    return config, build(config)
+
+
+@pytest.fixture
+def index(built):
+    config, _ = built
+    with reembed.open(config.storage.root, config.alias) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(index):
+    return TestClient(create_app(index, LIMITS, None), raise_server_exceptions=False)
+
+
+def test_texts_get_the_hits_of_the_index_and_the_release_that_answered(client, index):
+    asked = {"queries": ["words of d007", "nothing like it"], "k": 4, "columns": ["year"]}
+    said = client.post("/search", json=asked).json()
+    assert (said["release"], said["space"]) == (index.release.id, index.release.space.id)
+    expected = index.search(asked["queries"], 4, ["year"])
+    assert [[h["doc_id"] for h in r["hits"]] for r in said["results"]] == [
+        [h.doc_id for h in hits] for hits in expected
+    ]
+    assert said["results"][0]["hits"][0]["columns"] == expected[0][0].columns
+
+
+def test_a_filter_is_applied(client):
+    asked = {"queries": ["words"], "k": 20, "columns": ["year"], "filter": "year >= 117"}
+    (found,) = client.post("/search", json=asked).json()["results"]
+    assert {h["columns"]["year"] for h in found["hits"]} == {117, 118, 119}
+
+
+def test_vectors_are_searched_with_the_id_of_their_space(client, index):
+    encoded = index.encode_queries(["words of d003"])
+    asked = {"vectors": encoded.vectors.tolist(), "k": 1}
+    assert client.post("/search", json=asked).status_code == 400
+    said = client.post("/search", json={**asked, "space": encoded.space}).json()
+    assert (
+        said["results"][0]["hits"][0]["doc_id"] == index.search(["words of d003"], 1)[0][0].doc_id
+    )
+    other = client.post("/search", json={**asked, "space": "0123456789ab"})
+    assert (other.status_code, other.json()["error"]) == (409, "SpaceMismatch")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ({}, 400, "give queries or vectors"),
+        ({"queries": ["a"], "vectors": [[0.0]]}, 400, "give queries or vectors"),
+        ({"queries": ["a"] * 4}, 400, "at most 3"),
+        ({"queries": ["a"], "k": 21}, 400, "at most 20"),
+        ({"queries": ["a"], "k": 0}, 400, "k must be"),
+        ({"queries": "a"}, 422, "queries"),
+        ({"queries": ["a"], "limit": 3}, 422, "limit"),
+        ({"queries": ["a"], "columns": ["text"]}, 400, "text is not carried"),
+        ({"queries": ["a"], "filter": "no_column = 1"}, 400, "no_column"),
+        ({"vectors": [[0.0] * 31], "space": "SPACE"}, 409, "31"),
+        ({"vectors": [[0.0] * 32, [0.0]], "space": "SPACE"}, 400, "several lengths"),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(client, index, asked, status, said):
+    if asked.get("space"):
+        asked = {**asked, "space": index.release.space.id}
+    found = client.post("/search", json=asked)
+    assert found.status_code == status, found.text
+    assert said in found.json()["what"] + str(found.json()["why"])
+    assert found.json().keys() == {"error", "what", "why", "fix"}
+
+
+def test_what_json_does_not_have_is_no_request(client):
+    body = '{"vectors": [[NaN]], "space": "x"}'
+    found = client.post("/search", content=body, headers={"content-type": "application/json"})
+    assert found.status_code in (400, 409, 422)
+
+
+def test_no_queries_get_no_results(client, index):
+    assert client.post("/search", json={"queries": []}).json()["results"] == []
+    asked = {"vectors": [], "space": index.release.space.id}
+    assert client.post("/search", json=asked).json()["results"] == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused_however_it_is_sent(client, chunked):
+    body = json.dumps({"queries": ["word " * 1_000]}).encode()
+    assert len(body) > LIMITS.max_request_bytes
+    content = iter([body[:2_000], body[2_000:]]) if chunked else body
+    headers = {"content-type": "application/json"}
+    found = client.post("/search", content=content, headers=headers)
+    assert (found.status_code, found.json()["what"]) == (413, "the request is too large")
+
+
+def test_a_token_opens_all_but_what_probes_ask(index):
+    client = TestClient(create_app(index, LIMITS, TOKEN))
+    asked = {"queries": ["words"]}
+    for headers in ({}, {"authorization": "Bearer no"}, {"authorization": TOKEN}):
+        found = client.post("/search", json=asked, headers=headers)
+        assert found.status_code == 401
+        assert found.headers["www-authenticate"] == "Bearer"
+        assert client.get("/metrics", headers=headers).status_code == 401
+        assert client.get("/openapi.json", headers=headers).status_code == 401
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    assert client.post("/search", json=asked, headers=headers).status_code == 200
+
+
+def test_metrics_count_requests_queries_and_empty_answers_and_name_the_release(client, index):
+    client.post("/search", json={"queries": ["a", "b"]})
+    client.post("/search", json={"queries": ["a"], "filter": "year < 0"})
+    client.post("/search", json={"queries": ["a"], "k": 999})
+    client.get("/no/such/path")
+    said = client.get("/metrics").text
+    value = {
+        k: float(v) for k, v in re.findall(r"^(reembed_[^#\s]+(?:\{.*\})?) (\S+)$", said, re.M)
+    }
+    assert value['reembed_requests_total{path="/search",status="200"}'] == 2
+    assert value['reembed_requests_total{path="/search",status="400"}'] == 1
+    assert value['reembed_requests_total{path="other",status="404"}'] == 1
+    assert value["reembed_queries_total"] == 3
+    assert value["reembed_queries_without_results_total"] == 1
+    assert value["reembed_search_seconds_count"] == 2
+    assert value["reembed_refresh_failing"] == 0
+    assert value["reembed_documents"] == index.release.documents
+    assert f'release="{index.release.id}"' in said
+
+
+def test_the_current_release_is_told_and_a_refresh_that_fails(client, index):
+    said = client.get("/release").json()
+    assert (said["release"], said["refresh_error"]) == (index.release.id, None)
+    index.refresh_error = OSError("the store does not answer")
+    assert client.get("/release").json()["refresh_error"] == "the store does not answer"
+    assert "reembed_refresh_failing 1.0" in client.get("/metrics").text
+    assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
+def test_another_address_than_this_machine_s_own_needs_a_token(built, host):
+    config, _ = built
+    reachable = config.model_copy(update={"serve": ServeConfig(host=host)})
+    with pytest.raises(UsageError, match=r"serve\.token is not set"):
+        server.serve(reachable, Silent())
+    with pytest.raises(UsageError, match=r"serve\.token is not set"):
+        server.application(config)
+
+
+@pytest.mark.parametrize("value", [None, "", "short"])
+def test_a_variable_without_a_token_is_refused(monkeypatch, value):
+    monkeypatch.delenv("SOME_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SOME_TOKEN", value)
+    with pytest.raises(ConfigError, match="SOME_TOKEN"):
+        server.token_of(ServeConfig(token="env:SOME_TOKEN"))
+
+
+def test_a_token_itself_does_not_belong_in_a_config():
+    with pytest.raises(ValueError, match="env:REEMBED_TOKEN"):
+        ServeConfig(token=TOKEN)
+
+
+def test_a_port_in_use_is_said_before_anything_is_opened(built):
+    config, _ = built
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = config.model_copy(update={"serve": ServeConfig(port=port), "alias": "none"})
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port} cannot be served at"):
+            server.serve(busy, Silent())
+
+
+def test_the_command_serves_follows_the_alias_and_finishes_what_is_under_way(
+    corpus, make_config, config_file
+):
+    source = corpus(130)
+    config = make_config(source)
+    build(config)
+    file = config_file(source, serve={"port": 0, "refresh_s": 0.2})
+    command = [sys.executable, "-c", "from reembed.cli.verbs import main; main()"]
+    served = subprocess.Popen(
+        [*command, "serve", "--json", "-c", file],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    try:
+        assert served.stderr is not None
+        address = next(m[0] for line in served.stderr if (m := re.search(r"http://[\d.:]+", line)))
+        with httpx.Client(base_url=address) as client:
+            first = client.post("/search", json={"queries": ["bada"]}).json()["release"]
+            second = build(config, force_reason="a test").id
+            answers = set()
+            while second not in answers:
+                answers.add(client.post("/search", json={"queries": ["bada"]}).json()["release"])
+            assert answers <= {first, second}
+        body = json.dumps({"queries": ["bada"]}).encode()
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            slow.sendall(_head(host, len(body)) + body[:5])
+            assert httpx.get(f"{address}/health").status_code == 200  # the request above has begun
+            served.send_signal(signal.SIGTERM)
+            with contextlib.suppress(httpx.TransportError):
+                while httpx.get(f"{address}/health"):
+                    pass
+            slow.sendall(body[5:])
+            assert slow.recv(1_000).startswith(b"HTTP/1.1 200")
+        out, _ = served.communicate(timeout=30)
+        assert served.returncode == 0
+        assert json.loads(out)["address"] == address
+    finally:
+        served.kill()
+
+
+def _head(host, length):
+    lines = ("POST /search HTTP/1.1", f"host: {host}", "content-type: application/json")
+    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
+
+
+@pytest.mark.ray
+def test_ray_serve_runs_replicas_of_it(built, monkeypatch, ray_local):
+    from ray import serve
+
+    from reembed.engine import ray_serve
+
+    config, release = built
+    monkeypatch.setenv("SERVE_TEST_TOKEN", TOKEN)
+    tokened = config.model_copy(update={"serve": ServeConfig(token="env:SERVE_TEST_TOKEN")})
+
+    def application():
+        os.environ["SERVE_TEST_TOKEN"] = TOKEN  # of the replica's process
+        return server.application(tokened)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"port": port})
+    try:
+        serve.run(ray_serve.replicas(application, "docs", 2), name="docs")
+        address, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {TOKEN}"}
+        asked = {"vectors": np.ones((1, 32)).tolist(), "space": release.space.id}
+        assert httpx.post(f"{address}/search", json=asked).status_code == 401
+        said = httpx.post(f"{address}/search", json=asked, headers=headers, timeout=30).json()
+        assert said["release"] == release.id
+        assert len(said["results"][0]["hits"]) == 10
+    finally:
+        serve.shutdown()
