@@ -45,6 +45,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Say which to use: make $(firstword $(MAKECMDGOALS) setup) PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,serve,demo,dev]"
 	$(BIN)/ray --version
 	@touch $(STAMP)

@@ -24,6 +24,7 @@ from reembed.config.settings import ResolvedConfig, Section  # noqa: E402
 from reembed.lifecycle import dead_letters, gc_plan, moves, status  # noqa: E402
 from reembed.lifecycle.verification import Verified  # noqa: E402
 from reembed.planning.tune import Tuned  # noqa: E402
+from reembed.serving.http.server import Served  # noqa: E402
 from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
@@ -41,6 +42,7 @@ VERBS = (
     (api.rollback, moves.Moved),
     (api.history, moves.History),
     (api.search, SearchResult),
+    (api.serve, Served),
     (api.dead_letters, dead_letters.DeadLetters),
     (api.gc, gc_plan.Collected),
 )

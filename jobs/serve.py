@@ -1,6 +1,6 @@
-"""What Ray Serve runs: replicas of `reembed serve`. Every request needs the token of `serve.token`.
+"""What Ray Serve runs: replicas of `reembed serve`. Every request needs the token.
 
-serve run jobs.serve:replicas config=configs/local.yaml num_replicas=4
+serve run jobs.serve:replicas config=configs/local.yaml token=env:REEMBED_TOKEN num_replicas=4
 """
 
 from functools import partial
@@ -9,10 +9,11 @@ from typing import Any
 from reembed import api
 from reembed.engine import ray_serve
 from reembed.serving.http import server
+from reembed.serving.http.options import ServeOptions
 
 
 def replicas(args: dict[str, str]) -> Any:
-    """Return the application of Ray Serve; `args` name the config file and the number of replicas."""
-    config = api.config([args["config"]]).config
-    number = int(args.get("num_replicas", "1"))
-    return ray_serve.replicas(partial(server.application, config), config.alias, number)
+    """Return the application of Ray Serve by the config file, the token's variable and the number of replicas."""
+    config, options = api.config([args["config"]]).config, ServeOptions(args["token"])
+    build = partial(server.application, config, options)
+    return ray_serve.replicas(build, config.alias, int(args.get("num_replicas", "1")))

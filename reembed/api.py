@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from reembed.lifecycle.status import Status
     from reembed.lifecycle.verification import Verified
     from reembed.planning.tune import Tuned
+    from reembed.serving.http.options import ServeOptions
     from reembed.serving.http.server import Served
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
@@ -388,21 +389,35 @@ def search(
     return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))
 
 
-def serve(config: Config, *, emit: Listener = ignore) -> Served:
-    """Answer searches over HTTP by the settings of `serve`, until the process gets SIGTERM or Ctrl-C.
+def serve(
+    config: Config,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    options: ServeOptions | None = None,
+    emit: Listener = ignore,
+) -> Served:
+    """Answer searches over HTTP, until the process gets SIGTERM or Ctrl-C.
+
+    Args:
+        host: the address to listen at; one that other machines reach needs a token.
+        port: 0 takes a free one.
+        options: token and limits (`reembed.serving.http.options.ServeOptions`).
 
     Raises:
         UsageError: nothing is live, the address is in use or needs a token, or the extra `serve` is not installed.
-        ConfigError: the variable of `serve.token` does not hold a token.
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
+    from reembed.serving.http.options import ServeOptions
+
+    require_config(config)
+    require_whole("port", port, 0, 8080, 65_535)
     try:
         from reembed.serving.http import server
     except ModuleNotFoundError as error:
         what = f"serving over HTTP needs {error.name}"
         raise UsageError(what, None, "pip install 'reembed-ray[serve]'") from error
-    require_config(config)
-    return server.serve(config, emit)
+    return server.serve(config, host, port, options or ServeOptions(), emit)
 
 
 def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:

@@ -311,15 +311,30 @@ def search(
 
 
 @cli.command()
+@click.option("--host", default="127.0.0.1", help="Address to listen at.")
+@click.option("--port", default=8080, type=click.IntRange(0, 65_535), help="0: a free one.")
+@click.option("--token", metavar="env:NAME", help="Variable that holds what requests must carry.")
+@click.option(
+    "--refresh-every",
+    default=10.0,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Between looks for a newer release.",
+)
+@click.option("--max-request-bytes", default=1 << 20, type=click.IntRange(1))
+@click.option("--max-queries", default=256, type=click.IntRange(1), help="Queries of a request.")
+@click.option("--max-k", default=1000, type=click.IntRange(1), help="Hits for each query.")
 @configured
-def serve(config: Config) -> tuple[Result, int]:
+def serve(config: Config, host: str, port: int, **options: Any) -> tuple[Result, int]:
     """Answer searches over HTTP, and follow the alias, until Ctrl-C or SIGTERM.
 
-    The settings of `serve` say where and to whom: this machine alone unless a token is set.
+    Another address than this machine's own needs a token.
     """
-    emit = Console()
+    from reembed.serving.http.options import ServeOptions
+
+    emit, served = Console(), ServeOptions(**options)
     emit(Working("opening what is live"))
-    return reembed.api.serve(config, emit=emit), 0
+    return reembed.api.serve(config, host, port, options=served, emit=emit), 0
 
 
 @cli.command()

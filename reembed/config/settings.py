@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictStr, field_validator, model_validator
+from pydantic import Field, StrictStr, field_validator, model_validator
 
 from reembed.config.files import load_sections
 from reembed.config.gate import GateSection
@@ -18,7 +18,7 @@ from reembed.config.options import Stores, as_options, checked
 from reembed.config.section import Section
 from reembed.errors import UsageError
 from reembed.events import ChangedSetting
-from reembed.redact import REFERENCE, shown_option
+from reembed.redact import shown_option
 from reembed.space import sha256_of
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
@@ -184,35 +184,6 @@ RESERVED_COLUMNS = frozenset({"doc_id", "vector", "space", "text_hash", "source_
 """Names of a vector table's own columns."""
 
 
-def _reference(token: str) -> str:
-    if REFERENCE.fullmatch(token) is None:
-        raise ValueError(
-            "export the token, for example as REEMBED_TOKEN, and write env:REEMBED_TOKEN"
-        )
-    return token
-
-
-class ServeConfig(Section):
-    """What `reembed serve` answers, and to whom."""
-
-    host: StrictStr = "127.0.0.1"
-    """Address to listen at. One that other machines reach needs `serve.token`."""
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    """Port to listen at; 0 takes a free one."""
-    token: Annotated[StrictStr, AfterValidator(_reference)] | None = None
-    """Token that requests must carry, as env:NAME, the variable that holds it."""
-    refresh_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds between looks for a newer release."""
-    max_request_bytes: Annotated[int, Field(ge=1)] = 1 << 20
-    """Largest body of a request."""
-    max_queries: Annotated[int, Field(ge=1)] = 256
-    """Most queries of a request."""
-    max_k: Annotated[int, Field(ge=1)] = 1000
-    """Most hits for each query."""
-    shutdown_s: Annotated[int, Field(ge=0)] = 30
-    """Seconds that requests under way are given when the server is stopped."""
-
-
 class Config(Section):
     """One migration."""
 
@@ -226,7 +197,6 @@ class Config(Section):
     index: IndexConfig = IndexConfig()
     gate: GateSection = GateSection()
     ray: RayConfig = RayConfig()
-    serve: ServeConfig = ServeConfig()
 
     @model_validator(mode="after")
     def _carry_is_not_reserved(self) -> Config:

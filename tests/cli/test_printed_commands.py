@@ -60,6 +60,7 @@ PROSE = {
     'api.status(api.config(["reembed.yaml"]).config)',
     'options={"aws_region": "eu-west-1"}',
     'reembed.open("./vectors", "docs")',
+    '{"queries": ["some words"]}',
     "index.search(index.encode_queries(texts))     # with the same texts",
     "options=a-value",
     "a-value=a-value",

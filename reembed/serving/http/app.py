@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 
-from reembed.config.settings import ServeConfig
 from reembed.errors import (
     EncoderError,
     IntegrityError,
@@ -26,6 +25,7 @@ from reembed.errors import (
 )
 from reembed.serving.http.guard import Guard
 from reembed.serving.http.metrics import Metrics
+from reembed.serving.http.options import ServeOptions
 from reembed.serving.index import Index
 from reembed.serving.live import EncodedQueries, OpenRelease, shown
 
@@ -55,10 +55,10 @@ class Search(BaseModel):
     filter: str | None = None
 
 
-def create_app(index: Index, limits: ServeConfig, token: str | None) -> Guard:
+def create_app(index: Index, options: ServeOptions, token: str | None) -> Guard:
     """Return the application over an open index, which the caller closes.
 
-    `limits` are those of the config; `token` is what requests must carry, None for none.
+    `token` is what requests must carry; None: nothing.
     """
     app = FastAPI(title="reembed", docs_url=None, redoc_url=None)
     metrics = Metrics(index)
@@ -87,7 +87,7 @@ def create_app(index: Index, limits: ServeConfig, token: str | None) -> Guard:
         started = time.perf_counter()
         current = index.current
         hits = current.search(
-            _queries(asked, current, limits), asked.k, asked.columns, asked.filter
+            _queries(asked, current, options), asked.k, asked.columns, asked.filter
         )
         metrics.seconds.observe(time.perf_counter() - started)
         metrics.queries.inc(len(hits))
@@ -119,10 +119,10 @@ def create_app(index: Index, limits: ServeConfig, token: str | None) -> Guard:
     def metrics_text() -> Response:
         return Response(metrics.text(), media_type=_PLAIN)
 
-    return Guard(app, token, limits.max_request_bytes)
+    return Guard(app, token, options.max_request_bytes)
 
 
-def _queries(asked: Search, current: OpenRelease, limits: ServeConfig) -> Any:
+def _queries(asked: Search, current: OpenRelease, options: ServeOptions) -> Any:
     """Return what is searched for.
 
     Raises:
@@ -133,8 +133,8 @@ def _queries(asked: Search, current: OpenRelease, limits: ServeConfig) -> Any:
         raise UsageError("give queries or vectors, not both", why, '{"queries": ["some words"]}')
     found = asked.queries if asked.vectors is None else asked.vectors
     assert found is not None
-    _require_at_most("queries", len(found), limits.max_queries)
-    _require_at_most("k", asked.k, limits.max_k)
+    _require_at_most("queries", len(found), options.max_queries)
+    _require_at_most("k", asked.k, options.max_k)
     if asked.vectors is None:
         return asked.queries
     if asked.space is None:
@@ -154,9 +154,7 @@ def _queries(asked: Search, current: OpenRelease, limits: ServeConfig) -> Any:
 
 def _require_at_most(what: str, given: int, most: int) -> None:
     if given > most:
-        raise UsageError(
-            f"{what}: {given:,}, at most {most:,} are allowed", f"serve.max_{what} is {most}", None
-        )
+        raise UsageError(f"{what}: {given:,}, and this server allows {most:,} at most", None, None)
 
 
 def _told(error: str, what: str, why: str | None, fix: str | None) -> dict[str, Any]:

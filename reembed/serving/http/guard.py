@@ -33,13 +33,13 @@ class Guard:
             return
         headers = dict(scope["headers"])
         if scope["path"] not in OPEN_PATHS and not self._may_enter(headers):
-            why = "send the header Authorization: Bearer TOKEN, with the token of serve.token"
+            why = "send the header Authorization: Bearer TOKEN, with the server's token"
             challenge = ((b"www-authenticate", b"Bearer"),)
             await _refuse(send, 401, "the request has no valid token", why, challenge)
             return
         body = await self._body(headers, receive)
         if body is None:
-            why = f"serve.max_request_bytes is {self.max_bytes:,}; send fewer queries at a time"
+            why = f"this server takes {self.max_bytes:,} bytes; send fewer queries at a time"
             await _refuse(send, 413, "the request is too large", why)
             return
         await self.app(scope, _replayed(body, receive), send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,17 +14,19 @@ from typing import Any
 
 import uvicorn
 
-from reembed.config.settings import Config, ServeConfig
-from reembed.errors import ConfigError, UsageError
+from reembed.config.settings import Config
+from reembed.errors import UsageError
 from reembed.events import Listener, Serving
 from reembed.redact import hide_variable
 from reembed.serving.http.app import create_app
 from reembed.serving.http.guard import Guard
+from reembed.serving.http.options import SET_TOKEN, ServeOptions
 from reembed.serving.index import Index
 from reembed.serving.index import open as open_index
 
+SHUTDOWN_S = 30
+"""Seconds that requests under way get when the server is stopped."""
 _LEAST_TOKEN = 16
-_SET_TOKEN = "export REEMBED_TOKEN=$(openssl rand -hex 32); reembed serve --set serve.token=env:REEMBED_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -38,73 +41,69 @@ class Served:
         return asdict(self)
 
 
-def serve(config: Config, emit: Listener) -> Served:
+def serve(config: Config, host: str, port: int, options: ServeOptions, emit: Listener) -> Served:
     """Serve what the config's alias names, until the process is asked to end.
 
-    Requests under way are finished, for `serve.shutdown_s` at most. Emits `Serving` when it begins.
+    Requests under way are finished, for `SHUTDOWN_S` at most. Emits `Serving` when it begins.
 
     Raises:
-        UsageError: the address is not this machine's own and no token is set, it is in use, or nothing is live.
-        ConfigError: the variable of `serve.token` does not hold a token.
+        UsageError: other machines reach the host and there is no token, the address is in use, or nothing is live.
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
-    settings = config.serve
-    token = token_of(settings)
-    if token is None and not _is_loopback(settings.host):
+    token = token_of(options)
+    if token is None and not _is_loopback(host):
+        why = "other machines could read the index without one"
         raise UsageError(
-            f"serve.host is {settings.host}, and serve.token is not set",
-            "other machines could read the index without a token",
-            _SET_TOKEN,
+            f"serving at {host} needs a token", why, f"{SET_TOKEN} --host {shlex.quote(host)}"
         )
-    with _bound(settings) as bound, _opened(config) as index:
-        app = create_app(index, settings, token)
-        address = "http://{}:{}".format(*bound.getsockname())
-        server = _Server(_uvicorn(app, settings))
+    with _bound(host, port) as bound, _opened(config, options) as index:
+        app = create_app(index, options, token)
+        server = _Server(_uvicorn(app))
+        at, number, *_ = bound.getsockname()
+        address = f"http://[{at}]:{number}" if ":" in at else f"http://{at}:{number}"
         emit(Serving(config.alias, index.release.id, address))
         server.run(sockets=[bound])
         return Served(address, server.server_state.total_requests)
 
 
-def application(config: Config) -> Guard:
+def application(config: Config, options: ServeOptions) -> Guard:
     """Return the same application for a server of its own, such as a replica of Ray Serve.
 
-    Where that listens is not known here, so a token must be set. The index stays open as long as the process.
+    Where that listens is not known here, so there must be a token. The index stays open as long as the process.
 
     Raises:
-        UsageError: no token is set, or nothing is live.
-        ConfigError, IntegrityError, SpaceMismatch: as `serve`.
+        UsageError: there is no token, or nothing is live.
+        IntegrityError, SpaceMismatch: as `reembed.open`.
     """
-    token = token_of(config.serve)
+    token = token_of(options)
     if token is None:
-        raise UsageError(
-            "serve.token is not set", "a replica may listen at any address", _SET_TOKEN
-        )
-    return create_app(_opened(config), config.serve, token)
+        raise UsageError("a replica needs a token", "it may listen at any address", SET_TOKEN)
+    return create_app(_opened(config, options), options, token)
 
 
-def _opened(config: Config) -> Index:
-    storage, every = config.storage, config.serve.refresh_s
-    return open_index(storage.root, config.alias, options=storage.options, refresh_every=every)
-
-
-def token_of(settings: ServeConfig) -> str | None:
-    """Return the token that requests must carry; None if none is set.
+def token_of(options: ServeOptions) -> str | None:
+    """Return the token that requests must carry; None if they need none.
 
     Raises:
-        ConfigError: the variable that holds it is not set, or is short enough to be guessed.
+        UsageError: its variable is not set, or is short enough to be guessed.
     """
-    if settings.token is None:
+    if options.token is None:
         return None
-    variable = settings.token.removeprefix("env:")
+    variable = options.token.removeprefix("env:")
     hide_variable(variable)
     found = os.environ.get(variable, "")
     if len(found) < _LEAST_TOKEN:
-        raise ConfigError(
-            f"the environment variable {variable} has {len(found)} characters, a token has {_LEAST_TOKEN} or more",
-            f"serve.token is env:{variable}",
-            f"export {variable}=$(openssl rand -hex 32)",
+        raise UsageError(
+            f"the environment variable {variable} has {len(found)} characters",
+            f"a token has {_LEAST_TOKEN} or more",
+            f"export {shlex.quote(variable)}=$(openssl rand -hex 32)",
         )
     return found
+
+
+def _opened(config: Config, options: ServeOptions) -> Index:
+    storage, every = config.storage, options.refresh_every
+    return open_index(storage.root, config.alias, options=storage.options, refresh_every=every)
 
 
 def _is_loopback(host: str) -> bool:
@@ -117,28 +116,26 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _bound(settings: ServeConfig) -> Iterator[socket.socket]:
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a socket at the address, taken before the index is opened, which may take a while."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((settings.host, settings.port), family=family)
+        bound = socket.create_server((host, port), family=family)
     except OSError as error:
-        what = f"{settings.host}:{settings.port} cannot be served at"
-        raise UsageError(
-            what, error.strerror, "reembed serve --set serve.port=0     # any free port"
-        ) from error
+        fix = "reembed serve --port 0     # any free port"
+        raise UsageError(f"{host}:{port} cannot be served at", error.strerror, fix) from error
     with bound:
         yield bound
 
 
-def _uvicorn(app: Any, settings: ServeConfig) -> uvicorn.Config:
+def _uvicorn(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_s,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
 
 
