@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed.catalog.index_manifest import LanceManifest, read_manifest
+from reembed.encoders.base import apart
 from reembed.encoders.tokens import TokenEncoder
 from reembed.evaluation import metrics
 from reembed.evaluation.figures import DEPTH, IndexSize, Latency, Sides
@@ -41,9 +42,7 @@ class Answers:
     lists: Ranked
 
     @classmethod
-    def of(
-        cls, opened: OpenRelease, texts: Sequence[str], own_ids: Iterable[str | None]
-    ) -> Answers:
+    def of(cls, opened: OpenRelease, texts: Sequence[str], own_ids: Iterable[str]) -> Answers:
         """Search for the texts; `own_ids` are the documents that each is, which it does not find."""
         vectors = opened.encode_queries(texts)
         # One more than is scored: the query's own document may be among them.
@@ -59,6 +58,22 @@ class Answers:
         table = self.opened.table
         ids, scores = index_exact.exact_search(table, self.vectors, 4 * ANN_K)
         return index_exact.ann_recall(self.opened.index, self.vectors, ids, scores, ANN_K)
+
+
+def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
+    """Return what a release finds for each text: nothing where its model cannot embed it."""
+    encoder, dim = opened.encoder, opened.release.space.dim
+    vectors = np.full((len(texts), dim), np.nan, np.float32)
+    parts, _ = apart(
+        np.arange(len(texts)), lambda rows: encoder.embed_queries([texts[row] for row in rows])
+    )
+    for rows, some in parts:
+        vectors[rows] = some
+    known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+    lists: list[list[tuple[str, float]]] = [[] for _ in texts]
+    for row, hits in zip(known.tolist(), opened.search(vectors[known], DEPTH), strict=True):
+        lists[row] = [(str(hit.doc_id), hit.score) for hit in hits]
+    return Ranked.of(lists)
 
 
 def search_latency(both: Sides[Answers]) -> Sides[Latency] | None:

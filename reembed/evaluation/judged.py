@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -122,14 +122,15 @@ def read_log(place: Place, kept: Kept) -> Log:
             f"columns there: {', '.join(columns)}",
             "rename the column that holds what was asked to text",
         )
-    return log_of_rows(list(place.rows({"query_id", "text", CLICKS, *kept.names})), kept)
+    return log_of_rows(place.rows({"query_id", "text", CLICKS, *kept.names}), kept)
 
 
-def log_of_rows(rows: Sequence[tuple[str, Row]], kept: Kept) -> Log:
+def log_of_rows(rows: Iterable[tuple[str, Row]], kept: Kept) -> Log:
     """Return the queries of a log. Rows of one text are one query, with the clicks of all; the rest is the first's."""
     queries: dict[str, Query] = {}
-    empty = 0
+    count = empty = 0
     for at, row in rows:
+        count += 1
         text = field_of(row, "text", at)
         if text is None or (isinstance(text, str) and not text.strip()):
             empty += 1
@@ -137,10 +138,10 @@ def log_of_rows(rows: Sequence[tuple[str, Row]], kept: Kept) -> Log:
         words = words_of(row, at)
         query_id = row.get("query_id")
         named = _name(words) if query_id is None else id_of(query_id, at)
-        first = queries.setdefault(words, _query(row, named, {}, at, kept))
-        for doc_id in _clicks(row, at):
-            first.qrels[doc_id] = 1
-    return Log(list(queries.values()), len(rows), empty)
+        if words not in queries:
+            queries[words] = _query(row, named, {}, at, kept)
+        queries[words].qrels.update(dict.fromkeys(_clicks(row, at), 1))
+    return Log(list(queries.values()), count, empty)
 
 
 def _name(text: str) -> str:

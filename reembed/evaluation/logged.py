@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reembed.config.gate import GateConfig
 from reembed.errors import UsageError
-from reembed.evaluation.answers import Answers
+from reembed.evaluation.answers import lists_of
 from reembed.evaluation.differences import (
     METRICS,
     change_of,
@@ -88,9 +88,7 @@ def measure(
     `held`: those of the clicked documents that the candidate has.
     """
     queries, log = found.queries, found.log
-    nobody = [None] * len(queries.texts)
-    answers = opened.each(lambda side: Answers.of(side, queries.texts, nobody))
-    old, new = answers.live.lists, answers.candidate.lists
+    old, new = (lists_of(side, queries.texts) for side in (opened.live, opened.candidate))
     alike = likeness(old, new)
     clicked = [at for at, clicks in enumerate(queries.qrels) if clicks]
     rows = [at for at, clicks in enumerate(queries.qrels) if not clicks]

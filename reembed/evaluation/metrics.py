@@ -71,7 +71,7 @@ def named(key: str) -> Metric:
 
 
 def ranking(
-    doc_ids: Sequence[str], scores: Sequence[float], query_id: str | None, k: int
+    doc_ids: Sequence[str], scores: Sequence[float], query_id: str, k: int
 ) -> list[tuple[str, float]]:
     """Return the k best documents of a query and their scores, as BEIR and trec_eval rank them.
 

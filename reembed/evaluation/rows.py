@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TABLES = (".jsonl", ".jsonl.gz", ".parquet", ".lance")
 Row = Mapping[str, Any]
+_BATCH_ROWS = 65_536
+"""Rows of a table that are Python objects at a time: a log may have millions."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Place:
         if self.uri.endswith((".jsonl", ".jsonl.gz")):
             yield from jsonl_rows(self.uri, self.content())
             return
-        for number, row in enumerate(self.table(columns).to_pylist(), start=1):
+        batches = self.table(columns).to_batches(max_chunksize=_BATCH_ROWS)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, start=1):
             yield f"{self.uri}, row {number}", row
 
     def table(self, columns: Collection[str]) -> pa.Table:

@@ -24,7 +24,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders import load_encoder
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.tokens import require_tokens
-from reembed.errors import IntegrityError, UsageError
+from reembed.errors import DocumentError, IntegrityError, UsageError
 from reembed.evaluation import comparisons, queries
 from reembed.evaluation.answers import truncated
 from reembed.evaluation.comparisons import Comparison
@@ -55,6 +55,10 @@ def values(pair: Pair, record: Comparison) -> PerQuery:
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def rows_in(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 # --- the values of each query ---
@@ -143,7 +147,7 @@ def late_rows(tmp_path) -> str:
 
 
 def test_what_is_left_out_or_odd_among_queries_is_told(pair, late_rows):
-    rows = [json.loads(line) for line in Path(late_rows).read_text().splitlines()]
+    rows = rows_in(late_rows)
     odd = {**rows[0], "query_id": "again"}
     lost = {**rows[1], "query_id": "lost", "doc_ids": ["no such document"]}
     place = jsonl(Path(late_rows), [*rows, odd, lost])
@@ -382,6 +386,54 @@ def test_a_log_that_judges_is_labelled(pair, tmp_path):
     (found,) = record.queries.sets
     assert (found.evidence, found.count, found.dropped) == ("clicks", 30, 1)
     assert "relevance by clicks, not by judges: log" in text("compare", record)
+
+
+def test_a_logged_text_that_a_model_cannot_embed_has_no_results(pair, tmp_path, monkeypatch):
+    """A live static model gives NaN for a text of unknown words; a tokenizer may refuse one."""
+    honest, refused = HashingEncoder.embed_queries, {"refused": 0}
+
+    def embed(self: Any, texts: Any) -> Any:
+        if "refuse this" in texts:
+            refused["refused"] += 1
+            raise DocumentError("it cannot be tokenized")
+        vectors = honest(self, texts)
+        vectors[[n for n, t in enumerate(texts) if t == "unknown words"]] = np.nan
+        return vectors
+
+    monkeypatch.setattr(HashingEncoder, "embed_queries", embed)
+    rows = [*log_rows(8), {"text": "unknown words"}, {"text": "refuse this"}]
+    found = pair.compare(logged=jsonl(tmp_path / "log.jsonl", rows)).logged
+    assert found is not None
+    assert refused["refused"] > 1
+    assert (found.zero_results.live, found.zero_results.candidate) == (0.2, 0.2)
+
+
+def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_rows):
+    runs = tuple(run_file(tmp_path / f"{n}.trec", perfect()) for n in (0, 1))
+    again = jsonl(
+        tmp_path / "again.jsonl",
+        rows_in(late_rows),
+    )
+    asked = Asked(changed_queries=True, reason="two sets", runs=runs)
+    config = pair.config(queries=[late_rows, again])
+    with pytest.raises(UsageError, match="30 ids of judged queries are in more than one set"):
+        api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+
+
+def test_two_sets_are_judged_together_and_told_apart(pair, tmp_path, late_rows):
+    other = jsonl(
+        tmp_path / "other.jsonl",
+        rows_in(late_rows)[:10],
+    )
+    asked = Asked(changed_queries=True, reason="two sets")
+    record = api.compare(
+        pair.config(queries=[late_rows, other]),
+        pair.candidate.id,
+        **vars(asked),
+        emit=lambda _: None,
+    )
+    assert [(s.name, s.count) for s in record.queries.sets] == [("late", 30), ("other", 10)]
+    assert values(pair, record).table.column("set").to_pylist() == ["late"] * 30 + ["other"] * 10
 
 
 @pytest.mark.parametrize(

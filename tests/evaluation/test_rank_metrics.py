@@ -65,7 +65,7 @@ def test_metrics_by_name_equal_ir_measures_also_with_ties(kind, k):
     judged, results = random_case(k)
     scores = [[float(s) for s in rng.integers(0, 5, len(found))] for found in results]
     pairs = zip(judged.query_ids, results, scores, strict=True)
-    lists = Ranked.of(ranking(found, given, None, 100) for _, found, given in pairs)
+    lists = Ranked.of(ranking(found, given, "q", 100) for _, found, given in pairs)
     ours = named(f"{kind}@{k}").of(judged, lists.ids)
     if kind in ("mrr", "judged"):
         results, scores = lists.ids, [list(range(len(found), 0, -1)) for found in lists.ids]

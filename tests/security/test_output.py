@@ -299,7 +299,7 @@ def verified(words: str) -> VerifyReport:
 
 def results(words: str) -> dict[str, Any]:
     """One result of each verb that shows text from outside, with `words` in its place."""
-    hits = (Hit(words, 0.5, {"title": words}),) * 2
+    hits = (Hit(words, 0.5, {"title": words}, words),) * 2
     moved = step(words, evidence(words))
     dead = (DeadLetter(words, words, words),)
     behind = Lag(1, 2, 1, 1.0, words)
