@@ -174,7 +174,8 @@ class CutOffs:
     same_recall: CutOff
     """Highest cut-off of the candidate with at least this recall."""
     same_share: CutOff
-    """Highest cut-off of the candidate with at least this number of results."""
+    """Highest cut-off of the candidate with at least this number of results; None if more than a twentieth of
+    live's lists are full above its cut-off."""
     full_lists: int
     """Queries of which live shows all results that were looked at; there may be more of them."""
 

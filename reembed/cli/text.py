@@ -10,6 +10,7 @@ from reembed.cli.compared import compared
 from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of, next_lines
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import counted, lag_words
+from reembed.evaluation.beside import cutoff_words
 from reembed.evaluation.report import evidence, told
 from reembed.redact import one_line
 from reembed.store.storage import readable
@@ -206,6 +207,8 @@ def _moved(r: Moved) -> Lines:
     if compared := r.grounds.comparison:
         yield f"  compared: {told(compared)}"
         yield from (f"  {line}" for line in evidence(compared))
+        if compared.cutoffs:
+            yield from (f"  {line}" for line in cutoff_words(compared.cutoffs))
     yield from _lag(r.behind)
     yield from next_lines("reembed search 'some words'")
     if r.before is None:

@@ -22,7 +22,7 @@ def beside(c: Comparison) -> list[str]:
     if c.logged:
         lines += _logged(c.logged)
     if c.cutoffs:
-        lines += _cutoffs(c.cutoffs)
+        lines += cutoff_words(c.cutoffs)
     return lines
 
 
@@ -75,7 +75,8 @@ def _clicked(found: Clicked) -> Iterator[str]:
         yield f"  {found.unknown:,} clicked documents are not in the candidate"
 
 
-def _cutoffs(found: CutOffs) -> Iterator[str]:
+def cutoff_words(found: CutOffs) -> Iterator[str]:
+    """Yield what corresponds to a cut-off of live."""
     yield (
         f"cut-off {found.cutoff:g} of live shows {found.live_results:.1f} results a query"
         f" and {found.live_recall:.1%} of the relevant documents; of the candidate,"
@@ -83,11 +84,11 @@ def _cutoffs(found: CutOffs) -> Iterator[str]:
     yield f"  the same recall: {_cutoff(found.same_recall)}"
     yield f"  the same share of results: {_cutoff(found.same_share)}"
     if found.full_lists:
-        yield f"  {found.full_lists:,} queries have {DEPTH} results above it or more, of which {DEPTH} count"
+        yield f"  {found.full_lists:,} queries have at least {DEPTH} results above it, of which {DEPTH} are known"
 
 
 def _cutoff(found: CutOff) -> str:
     if found.score is None:
-        return "no cut-off gives it"
+        return "not known"
     low, high = (f"{end:.4f}" if end is not None else "?" for end in (found.low, found.high))
     return f"{found.score:.4f} ({low} .. {high})"

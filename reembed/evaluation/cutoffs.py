@@ -24,6 +24,9 @@ from reembed.evaluation.statistics import Floats
 _RESAMPLES = 1_000
 _SEED = 13
 _LEVEL = 0.95
+_MOST_FULL = 0.05
+"""Share of live's lists that may be full above the cut-off. With more, the number of results is not known, and the
+cut-off that gives as many as were looked at depends on the few lowest scores, of which a bootstrap knows little."""
 _ROUNDING = 1e-9
 """Sums of shares of relevant documents differ in their last digits by the order they are added in."""
 
@@ -49,16 +52,17 @@ def cut_offs(cutoff: float, queries: EvalSet, lists: Sides[Ranked]) -> CutOffs:
     draws_BQ = _draws(queries)
     found = lists.each(lambda side: _pooled(queries, side, relevant=True))
     every = lists.each(lambda side: _pooled(queries, side, relevant=False))
-    recall = _matching(cutoff, found, draws_BQ)
-    share = _matching(cutoff, every, draws_BQ)
-    full = [len(s) >= DEPTH and s[DEPTH - 1] >= cutoff for s in lists.live.scores]
+    full = sum(len(s) >= DEPTH and s[DEPTH - 1] >= cutoff for s in lists.live.scores)
+    share = CutOff(None, None, None)
+    if full <= _MOST_FULL * len(queries.texts):
+        share = _matching(cutoff, every, draws_BQ)
     return CutOffs(
         cutoff=float(cutoff),
         live_recall=_above(found.live, cutoff) / len(queries.texts),
         live_results=_above(every.live, cutoff) / len(queries.texts),
-        same_recall=recall,
+        same_recall=_matching(cutoff, found, draws_BQ),
         same_share=share,
-        full_lists=int(np.sum(full)),
+        full_lists=full,
     )
 
 

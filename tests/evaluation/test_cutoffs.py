@@ -1,4 +1,4 @@
-"""Score cut-offs against brute force."""
+"""Score cut-offs against brute force, and their intervals against a population."""
 
 from __future__ import annotations
 
@@ -122,7 +122,13 @@ def test_lists_that_are_full_above_the_cut_off_are_counted():
     judged = eval_set([{"d1": 1}, {"d1": 1}])
     ids, scores = [f"d{n}" for n in range(100)], [1 - n / 1000 for n in range(100)]
     side = Ranked([ids, ids], [scores, [s / 10 for s in scores]])
-    assert cut_offs(0.5, judged, Sides(side, side)).full_lists == 1
+    found = cut_offs(0.5, judged, Sides(side, side))
+    assert (found.full_lists, found.same_share.score) == (1, None)
+    assert found.same_recall.score == 1 - 1 / 1000
+    rows = [0] + [1] * 19
+    few = cut_offs(0.5, judged.take(rows), Sides(side.take(rows), side.take(rows)))
+    assert few.full_lists == 1
+    assert few.same_share.score is not None
 
 
 @pytest.mark.parametrize("cutoff", [math.nan, math.inf])

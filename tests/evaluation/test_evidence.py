@@ -481,6 +481,10 @@ def test_cut_offs_are_in_the_record_the_log_of_the_alias_and_the_text(pair):
     assert found.same_share.low <= found.same_share.score
     assert record.evidence().cutoffs == found
     assert "cut-off 0.2 of live shows" in text("compare", record)
+    forced = api.promote(pair.config(), pair.candidate.id, force="a test", catch_up=False)
+    assert forced.grounds.comparison is not None
+    assert forced.grounds.comparison.cutoffs == found
+    assert "cut-off 0.2 of live shows" in text("promote", forced)
 
 
 @pytest.mark.parametrize("cutoff", [math.nan, math.inf])
