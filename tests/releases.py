@@ -18,7 +18,13 @@ from reembed.config.gate import FrozenGate
 from reembed.config.settings import EncoderConfig, IndexConfig
 from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import Comparison, Rule
-from reembed.evaluation.figures import DocumentsCompared, IndexSize, QueriesUsed, Sides
+from reembed.evaluation.figures import (
+    DocumentsCompared,
+    IndexSize,
+    KnownItems,
+    QueriesUsed,
+    Sides,
+)
 from reembed.evaluation.gate import combine
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
@@ -111,6 +117,9 @@ def comparison(
         gate_is_late=False,
         changes=(),
         metrics={},
+        slices=(),
+        likely_groups=None,
+        known_items=KnownItems(0, None),
         ann_recall_at_10=Sides(1.0, 1.0),
         overlap_at_10=1.0,
         rbo=1.0,

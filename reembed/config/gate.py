@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StrictStr, model_validator
+from pydantic import BeforeValidator, Field, StrictStr, field_validator, model_validator
 
 from reembed.config.options import checked
 from reembed.config.section import Section
@@ -13,6 +14,9 @@ QUERY_FIELDS = frozenset(
     {"_id", "query_id", "text", "doc_ids", "grades", "clicks", "timestamp", "set"}
 )
 """Fields of judged and logged queries that have a meaning of their own; `set` is the slice of the sets."""
+
+
+_METRIC = re.compile(r"(?:ndcg|recall|mrr)@(?:100|[1-9][0-9]?)")
 
 
 def _listed(value: Any) -> Any:
@@ -38,11 +42,15 @@ class GateConfig(Section):
     """Logged queries: JSONL, Parquet or Lance with text and, where known, clicks. Nothing is decided by them."""
     logged_sample: Annotated[int, Field(ge=1)] = 1000
     """How many different texts of the log are asked."""
+    metrics: tuple[StrictStr, ...] = ("ndcg@10", "recall@10")
+    """Metrics that must not lose more than the margin: ndcg@K, recall@K, mrr@K, with K from 1 to 100."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Largest loss of nDCG@10 and recall@10 that may pass, absolute. Default: 0.01, or 2 % of
+    """Largest loss of each of these metrics that may pass, absolute. Default: 0.01, or 2 % of
     live's value if that is more."""
     ann_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Lower 95 % bound that the candidate index's ann_recall@10 must reach."""
+    latency_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Times live's p95 latency that the candidate's may be; one below 10 ms always passes."""
 
     @model_validator(mode="after")
     def _columns_can_be_told_apart(self) -> GateConfig:
@@ -54,6 +62,17 @@ class GateConfig(Section):
                 f"gate.slices or gate.group names {', '.join(own)}, which means something else"
             )
         return self
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("must name one metric at least, and each once")
+        if wrong := [name for name in value if not _METRIC.fullmatch(name)]:
+            raise ValueError(
+                f"{wrong[0]!r} is not a metric: ndcg@K, recall@K or mrr@K, K from 1 to 100"
+            )
+        return value
 
     @property
     def settings(self) -> GateConfig:

@@ -19,11 +19,15 @@ from reembed.evaluation.comparisons import Comparison, Verdict
 from reembed.evaluation.cutoffs import cut_offs
 from reembed.evaluation.differences import change_of, pairs_of
 from reembed.evaluation.figures import DocumentsCompared, MetricChange, QueriesUsed, Sides
+from reembed.evaluation.grouping import likely_groups
 from reembed.evaluation.held import Held
+from reembed.evaluation.known_items import known_items
 from reembed.evaluation.logged import sample
+from reembed.evaluation.operation import Operation
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import read_runs
+from reembed.evaluation.slices import slice_changes
 from reembed.evaluation.terms import Asked, Terms, agree
 from reembed.serving.live import OpenRelease
 from reembed.source.lag import caught_up
@@ -53,17 +57,23 @@ def compare(
     both = Both.of(_opened(catalog, live, candidate), judged, runs, logged)
     queries, lists, held = both.queries, both.lists, both.held
     used = _queries_used(terms, queries, held.candidate, candidate)
-    pairs = pairs_of(queries, lists.live, lists.candidate)
+    pairs = pairs_of(queries, lists.live, lists.candidate, terms.gate.metrics)
+    relevance = {name: pairs[name] for name in terms.gate.metrics}
     documents = _documents_compared(catalog, live, candidate)
+    slices = slice_changes(queries.slices, relevance, queries.groups_Q)
+    answered = both.figures(catalog)
+    items = known_items(both.opened, caught_up(catalog, candidate), held)
     verdict = gate.judge(
         terms.gate,
         gate.Measured(
             verified=candidate.verify.passed,
             ann_recall_Q=both.ann_recall.candidate,
-            relevance={name: pairs[name] for name in ("ndcg@10", "recall@10")},
+            relevance=relevance,
             groups_Q=queries.groups_Q,
             judged_present=used.judged_present,
             shared=_shared(held.live, held.candidate, documents),
+            slices=slices,
+            operation=Operation(answered, items),
         ),
     )
     rows, of_log = both.rows(pairs), None
@@ -72,7 +82,7 @@ def compare(
         rows += more
     record = Comparison(
         **vars(verdict),
-        **vars(both.figures(catalog)),
+        **vars(answered),
         alias=candidate.alias,
         live=live.summary(),
         candidate=candidate.summary(),
@@ -84,6 +94,9 @@ def compare(
         gate_is_late=terms.late,
         changes=terms.changes,
         metrics=_changes(pairs, queries, verdict),
+        slices=slices,
+        likely_groups=likely_groups(queries) if queries.groups is None else None,
+        known_items=items,
         runs=both.run_files(runs, judged) if runs else None,
         cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
         logged=of_log,

@@ -33,12 +33,15 @@ from reembed.errors import IntegrityError
 from reembed.evaluation.figures import (
     DocumentsCompared,
     HowAnswered,
+    KnownItems,
+    LikelyGroups,
     LoggedQueries,
     MetricChange,
     Needed,
     QueriesUsed,
     RunFile,
     Sides,
+    SliceChange,
 )
 from reembed.space import sha256_of
 from reembed.store.paths import content_path
@@ -108,6 +111,11 @@ class Comparison(Verdict, HowAnswered):
     """Whether the plan named no queries, so that they are those of the first comparison."""
     changes: tuple[Change, ...]
     metrics: dict[str, MetricChange]
+    slices: tuple[SliceChange, ...]
+    """The gate's metrics in each part of the queries; without a p-value where it is too small to be tested."""
+    likely_groups: LikelyGroups | None
+    """Queries that seem to belong together; looked for if the gate names no field for it."""
+    known_items: KnownItems
     runs: Sides[RunFile] | None
     """The run files that the metrics come from; None if the releases were searched."""
     cutoffs: CutOffs | None

@@ -124,6 +124,46 @@ class MetricChange:
 
 
 @dataclass(frozen=True)
+class SliceChange:
+    """How a metric changed over the queries that have one value in a field."""
+
+    field: str
+    value: str
+    metric: str
+    change: Estimate
+    p: float | None
+    """The chance of such a loss by luck if nothing got worse, adjusted for the number of tests; None if
+    the slice is too small to be tested."""
+    harmed: bool
+    """Whether it is blocked for: a loss that is significant and larger than 0.03."""
+
+
+@dataclass(frozen=True)
+class LikelyGroups:
+    """Queries that seem to belong together although no field of the gate says so."""
+
+    how: str
+    """What those of a group share, in words."""
+    queries: int
+    """Queries that share it with another."""
+    example: str
+    like: str
+    """The id of a query that the example belongs with."""
+
+
+@dataclass(frozen=True)
+class KnownItems:
+    """How well both releases find documents by their own first sentence."""
+
+    asked: int
+    """Documents that were looked for: drawn from those that both releases hold."""
+    mrr_at_10: Sides[float] | None
+    """None if nothing was asked."""
+    why: str | None = None
+    """Why nothing was asked."""
+
+
+@dataclass(frozen=True)
 class Latency:
     """Percentiles of latencies in milliseconds, each one that was measured."""
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Rule, Verdict, metric_name
-from reembed.evaluation.figures import Estimate, Needed
-from reembed.evaluation.slices import HARM, SliceChange
+from reembed.evaluation.figures import Estimate, Needed, SliceChange
+from reembed.evaluation.operation import Operation, operation_rules
+from reembed.evaluation.slices import HARM
 from reembed.evaluation.statistics import UNSEEN, Floats, Groups, needed, paired_interval
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Measured:
     """How far both releases hold the same documents; metrics over different ones are not of one task."""
     slices: tuple[SliceChange, ...] = ()
     """How the metrics changed in parts of the queries."""
+    operation: Operation | None = None
+    """How the candidate answers beside live, whatever is relevant; None leaves these rules out."""
 
 
 def judge(gate: GateConfig, found: Measured) -> Verdict:
@@ -112,6 +115,8 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
             change_rule(name, *pair, gate.margin, groups_Q)
             for name, pair in found.relevance.items()
         ),
+        *slice_rules(found.slices),
+        *(operation_rules(gate, found.operation) if found.operation else ()),
     )
 
 
@@ -255,6 +260,11 @@ def slice_rules(found: Sequence[SliceChange]) -> list[Rule]:
     if not harmed:
         why = f"none of {slices} slices is shown to lose more than {HARM}"
         return [Rule("slices", "pass", why)]
-    named = "; ".join(f"{c} (n {c.change.n}, p {c.p:.1g})" for c in harmed[:_NAMED])
+    named = "; ".join(map(_named, harmed[:_NAMED]))
     why = f"{len(harmed)} losses of more than {HARM} in {slices} slices are significant: {named}"
     return [Rule("slices", "fail", why, observed=harmed[0].change.mean, required=-HARM)]
+
+
+def _named(c: SliceChange) -> str:
+    change = f"{metric_name(c.metric)} {c.change.mean:+.4f}"
+    return f"{c.field} = {c.value}: {change} (n {c.change.n}, p {c.p:.1g})"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from reembed.evaluation.figures import LikelyGroups
 from reembed.evaluation.queries import EvalSet
 
 MIN_SHARE = 0.5
@@ -22,19 +22,6 @@ _ALIKE = 0.5
 _MOST = 2_000
 _ENDING = re.compile(r"(?:[._:#/-]\w+|(?<=\d)[a-z])$")
 _WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class LikelyGroups:
-    """Queries that seem to belong together although no field of the gate says so."""
-
-    how: str
-    """What those of a group share, in words."""
-    queries: int
-    """Queries that share it with another."""
-    example: str
-    like: str
-    """The id of a query that the example belongs with."""
 
 
 def likely_groups(queries: EvalSet) -> LikelyGroups | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateQueries
@@ -32,6 +33,7 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
     return environment.get_template("report.html").render(
         c=comparison,
         metrics=metrics,
+        gate_metrics=" and ".join(map(metric_name, comparison.gate.metrics)),
         allowed=allowed,
         notes=[
             *notes(comparison),
@@ -144,7 +146,20 @@ def notes(c: Comparison) -> list[str]:
     lines += [
         f"slice {name}: all queries have one value, left out" for name in queries.constant_slices
     ]
-    return lines
+    return [*lines, *_gate_notes(c)]
+
+
+def _gate_notes(c: Comparison) -> Iterator[str]:
+    """Yield what the gate could not look at, or looked at too favourably."""
+    if found := c.likely_groups:
+        like = f"{found.queries:,} queries share {found.how} with another, as {found.example!r} and {found.like!r}"
+        yield f"{like}: if they belong together, set gate.group; else the bounds are too narrow"
+    small = {(s.field, s.value) for s in c.slices if s.p is None}
+    if small:
+        of = len({(s.field, s.value) for s in c.slices})
+        yield f"{len(small):,} of {of:,} slices are too small to be tested: nothing is shown of them"
+    if c.known_items.why:
+        yield f"known items were not searched: {c.known_items.why}"
 
 
 def _margin(margin: float | None) -> str:

@@ -7,13 +7,12 @@ would stop all. So each slice gets a test of "it got worse", corrected for there
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reembed.evaluation.comparisons import metric_name
-from reembed.evaluation.figures import Estimate
+from reembed.evaluation.figures import Estimate, SliceChange
 from reembed.evaluation.statistics import (
     Floats,
     Groups,
@@ -27,24 +26,6 @@ MIN_SLICE = 30
 HARM = 0.03
 """A loss that is blocked if it is significant; many queries make smaller ones significant, too."""
 LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class SliceChange:
-    """How a metric changed over the queries that have one value in a field."""
-
-    field: str
-    value: str
-    metric: str
-    change: Estimate
-    p: float | None
-    """The chance of such a loss by luck if nothing got worse, adjusted for the number of tests; None if
-    the slice is too small to be tested."""
-    harmed: bool
-    """Whether it is blocked for: a loss that is significant and larger than 0.03."""
-
-    def __str__(self) -> str:
-        return f"{self.field} = {self.value}: {metric_name(self.metric)} {self.change.mean:+.4f}"
 
 
 def slice_changes(

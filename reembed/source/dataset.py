@@ -258,6 +258,17 @@ class Source:
             )
         return documents(self.ref, rows)
 
+    def sample(self, count: int, seed: int) -> list[tuple[str, str]]:
+        """Return id and text of random rows, the same for a seed; also of rows that the filter leaves out."""
+        dataset = self.dataset()
+        rows = dataset.count_rows()
+        drawn = np.random.default_rng(seed).choice(rows, min(count, rows), replace=False)
+        with readable(self.ref):
+            found = dataset.take(drawn.tolist(), columns=columns_of(self.ref))
+        taken = documents(self.ref, found)
+        texts = [(text or b"").decode("utf-8", "replace") for text in taken[TEXT].to_pylist()]
+        return list(zip(map(str, taken["doc_id"].to_pylist()), texts, strict=True))
+
     def _batches(self, **how: Any) -> Iterator[pa.Table]:
         with readable(self.ref):
             for batch in self._scanner(batch_size=_SCAN_ROWS, **how).to_batches():

@@ -99,6 +99,7 @@ FIGURES = {
         "power",
         "interleaving",
     },
+    "verdicts": {"pairs", "wrong", "table"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "promote": {
         "promote_ms_p50",

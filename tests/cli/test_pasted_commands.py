@@ -164,6 +164,7 @@ def write_settings(here: Path, column: str = "text", **sections: Any) -> None:
         "encoder": {"model": "hashing:16"},
         "embed": {"max_dead_letters": 1},
         "storage": {"root": str(here / "root")},
+        "gate": {"margin": 0.05},  # equal results of 30 queries show no less
     }
     for name, values in sections.items():
         merged = {**settings.get(name, {}), **values} if isinstance(values, dict) else values

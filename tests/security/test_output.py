@@ -46,7 +46,9 @@ from reembed.evaluation.figures import (
     DocumentsCompared,
     Estimate,
     IndexSize,
+    KnownItems,
     Latency,
+    LikelyGroups,
     LoggedQueries,
     MetricChange,
     Needed,
@@ -54,6 +56,7 @@ from reembed.evaluation.figures import (
     QuerySet,
     RunFile,
     Sides,
+    SliceChange,
 )
 from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
@@ -238,6 +241,8 @@ def comparison(words: str) -> Comparison:
         documents=DocumentsCompared((words,), None),
         gate=FrozenGate(margin=0.02), planned_gate=FrozenGate(), gate_is_late=False, changes=changes(words),
         metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3, 0.02)},
+        slices=(SliceChange(words, words, "ndcg@10", change, None, harmed=False),),
+        likely_groups=LikelyGroups(words, 2, words, words), known_items=KnownItems(0, None, words),
         ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, judged_at_10=Sides(1.0, 1.0),
         zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
         index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None),

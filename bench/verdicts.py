@@ -1,0 +1,143 @@
+"""Real pairs of models on real collections, through the product: does the gate say what is true?
+
+Builds a release of each model over each BEIR folder, makes each the live one in turn, and compares. What is true
+is known before: all-MiniLM-L6-v2 is better than paraphrase-MiniLM-L3-v2 and than wordllama, and worse the other way
+round; cut to 16 dimensions it is worse; in bfloat16 it is nearly equal. A better model must pass, a worse one must
+fail, and one that is nearly equal must not fail. Exits 1 when a verdict is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import common
+
+NAME = "verdicts"
+SMALL, STATIC = "paraphrase-MiniLM-L3-v2", "wordllama-256-fp16-st"
+LARGE, HALF, SHORT = "all-MiniLM-L6-v2", "the same in bfloat16", "the same cut to 16 dimensions"
+TRUE = {
+    (STATIC, LARGE): "better",
+    (SMALL, LARGE): "better",
+    (LARGE, STATIC): "worse",
+    (LARGE, SMALL): "worse",
+    (LARGE, SHORT): "worse",
+    (LARGE, HALF): "nearly equal",
+}
+"""The truth about live and candidate."""
+ALLOWED = {
+    "better": {"pass"},
+    "worse": {"fail"},
+    "nearly equal": {"pass", "inconclusive"},
+}
+FEW = 100
+"""With fewer queries, a verdict may also be inconclusive."""
+
+
+def main() -> None:
+    args = _arguments()
+    table = []
+    with common.workdir(args) as folder, common.Reembed() as reembed:
+        for beir in args.dirs:
+            table += judged(args, folder / beir.name, reembed, beir)
+    wrong = [row for row in table if row["verdict"] not in allowed(row)]
+    for row in wrong:
+        common.say(f"WRONG: {row['live']} to {row['candidate']} on {row['collection']}")
+    common.say(f"{len(table)} pairs, {len(wrong)} wrong verdicts")
+    common.finish(NAME, args, {"pairs": len(table), "wrong": len(wrong), "table": table})
+    sys.exit(1 if wrong else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = common.parser(NAME, __doc__)
+    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="BEIR folders")
+    parser.add_argument(
+        "--models", type=Path, required=True, help=f"folder with {SMALL} and {STATIC}"
+    )
+    common.add_limit(parser)
+    return common.parse(parser)
+
+
+def allowed(row: common.Figures) -> set[str]:
+    """The verdicts that are right."""
+    right = ALLOWED[row["truth"]]
+    return right | {"inconclusive"} if row["queries"] < FEW else right
+
+
+def judged(
+    args: argparse.Namespace, folder: Path, reembed: common.Reembed, beir: Path
+) -> list[common.Figures]:
+    """Build a release of each model, and compare each pair."""
+    folder.mkdir()
+    source = common.import_corpus(reembed, beir, folder, args.limit)
+    configs = {name: config(args, folder, source, beir, name) for pair in TRUE for name in pair}
+    releases = {}
+    for name, path in configs.items():
+        releases[name] = reembed("run", "-c", str(path))["id"]
+        common.say(f"{beir.name}: {name} is {releases[name]}")
+    table: list[common.Figures] = []
+    for live in dict.fromkeys(live for live, _ in TRUE):
+        how = "--force" if table else "--initial"
+        reembed("promote", "-c", str(configs[live]), releases[live], how, "--reason", "measured")
+        for (old, new), truth in TRUE.items():
+            if old == live:
+                names = {"collection": beir.name, "live": old, "candidate": new, "truth": truth}
+                table.append(names | compared(reembed, configs[new], releases[new]))
+    return table
+
+
+def config(args: argparse.Namespace, folder: Path, source: Path, beir: Path, name: str) -> Path:
+    """The config of one model's release."""
+    encoder: common.Figures = {"model": common.MODEL}
+    embed: common.Figures = {}
+    if name in (SMALL, STATIC):
+        encoder["model"] = str((args.models / name).resolve())
+    elif name == SHORT:
+        encoder["truncate_dim"] = 16
+    elif name == HALF:
+        embed["dtype"] = "bfloat16"
+    gate = {"queries": str(beir.resolve()), "split": "test"}
+    path = common.write_config(
+        folder, "root", source, args, encoder=encoder, embed=embed, gate=gate
+    )
+    return path.rename(folder / f"{name.replace(' ', '-')}.yaml")
+
+
+def compared(reembed: common.Reembed, path: Path, release: str) -> common.Figures:
+    """Compare a release with the live one."""
+    asked = ["compare", "-c", str(path), "--candidate", release, "--json"]
+    process = reembed.start(*asked, stdout=subprocess.PIPE)
+    return row(json.loads(process.communicate()[0]))
+
+
+def row(record: common.Figures) -> common.Figures:
+    """What a reader wants of a comparison."""
+    changes = {
+        name: {
+            "live": round(m["live"], 4),
+            "change": round(m["change"]["mean"], 4),
+            "lower": round(m["change"]["lower"], 4),
+            "margin": round(m["margin"], 4),
+        }
+        for name, m in record["metrics"].items()
+        if m["margin"] is not None
+    }
+    items = record["known_items"]["mrr_at_10"]
+    return {
+        "verdict": record["verdict"],
+        "queries": record["queries"]["count"],
+        "metrics": changes,
+        "known_items": {side: round(value, 3) for side, value in items.items()},
+        "not_passed": [r["name"] for r in record["rules"] if r["verdict"] != "pass"],
+        "if_unchanged": record["if_unchanged"],
+        "if_real": record["if_real"],
+    }
+
+
+if __name__ == "__main__":
+    main()
