@@ -22,8 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
-from reembed.evaluation import gate, interleaving, sequential, slices
+from reembed.evaluation import gate, sequential, slices
 from reembed.evaluation.statistics import Floats, Groups, queries_needed
+from reembed.serving import team_draft
 
 NAME = "gate_errors"
 DATA = Path(__file__).parent / "data" / "per_query.json"
@@ -228,8 +229,8 @@ def interleaved(pair: common.Figures, rng: np.random.Generator, runs: int) -> co
         credits = []
         for n, query in enumerate(rng.choice(len(lists), min(halves, 4000))):
             a, b, grades = lists[query]
-            shown = interleaving.team_draft(a, b, 10, f"{run} {n}")
-            credits.append(interleaving.credit(shown, [*clicked(shown.doc_ids, grades, rng)]))
+            shown = team_draft.team_draft(a, b, 10, f"{run} {n}")
+            credits.append(team_draft.credit(shown, [*clicked(shown.doc_ids, grades, rng)]))
         at.append(promoted_at(np.array(credits, float), 0.0))
     return {
         **found,

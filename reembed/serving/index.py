@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
@@ -12,7 +12,9 @@ from reembed.config.options import require_texts, secrets_in
 from reembed.errors import UsageError, require_positive
 from reembed.index.search import Float32
 from reembed.serving.follow import Follower
+from reembed.serving.interleave import Interleaving
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
+from reembed.serving.shadow import Shadow, ShadowRead
 from reembed.store.paths import require_id
 from reembed.store.storage import Storage
 
@@ -82,6 +84,8 @@ class Index:
         self._catalog = catalog
         self._loading = threading.Lock()
         self._closing = threading.Lock()
+        self._shadowing = threading.Lock()
+        self._shadow: Shadow | None = None
         require_id("alias", catalog.alias)
         self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
         """A step of the alias and its open release, replaced together."""
@@ -134,7 +138,59 @@ class Index:
             IntegrityError: gc removed the table that `columns` and `filter` are read from; `refresh`
                 opens what is live.
         """
-        return self.current.search(queries, k, columns, filter)
+        shadow = self._shadow
+        if shadow is None or not shadow.is_open:
+            return self.current.search(queries, k, columns, filter)
+        return shadow.search(self.current, queries, k, columns, filter)
+
+    def shadow(
+        self,
+        candidate: str,
+        on_read: Callable[[ShadowRead], object],
+        share: float = 0.01,
+        seed: int | None = None,
+    ) -> Shadow:
+        """Repeat a sample of the calls of `search` on a candidate, until what is returned is closed.
+
+        The answers are those of the live release; the candidate is asked after them, in a thread of its own, which
+        takes processor time and memory of this process. Calls that it is too slow for are dropped, and counted.
+
+        Args:
+            candidate: id of a release of the alias. It stays the same when the alias moves.
+            on_read: called in that thread with what both releases found. What it raises is counted.
+            share: share of the calls, above 0 and at most 1.
+            seed: of the sample; None: another one each time.
+
+        Raises:
+            UsageError: the release does not exist, gc removed it, another shadow is open, or `share` is not valid.
+            IntegrityError, SpaceMismatch: as `open`.
+        """
+        with self._shadowing:
+            if self._shadow is not None and self._shadow.is_open:
+                what = f"{self._shadow.release.id} is a shadow of {self.alias} already"
+                raise UsageError(what, "an index has one at a time", "shadow.close()     # first")
+            self._shadow = Shadow(self._candidate(candidate), share, on_read, seed)
+            return self._shadow
+
+    def interleave(self, candidate: str, timeout_s: float = 1.0) -> Interleaving:
+        """Return what answers with results of the live release and of a candidate in one list, and takes clicks.
+
+        Args:
+            candidate: id of a release of the alias.
+            timeout_s: seconds that an answer waits for the candidate; then it is the live release's alone.
+
+        Raises:
+            UsageError: the release does not exist, gc removed it, or `timeout_s` is not positive.
+            IntegrityError, SpaceMismatch: as `open`.
+        """
+        require_positive("timeout_s", timeout_s, 1.0)
+        return Interleaving(self.search, self._candidate(candidate), timeout_s)
+
+    def _candidate(self, release_id: str) -> OpenRelease:
+        release = self._catalog.release(release_id)
+        if self._catalog.is_retired(release):
+            raise UsageError(f"release {release.id} was removed by gc", None, "reembed status")
+        return OpenRelease.open(self._catalog.storage, release, self.current)
 
     def encode_queries(self, texts: Sequence[str]) -> EncodedQueries:
         """Return the vectors of query texts [Q, dim] with their space, for `search`.
@@ -155,7 +211,7 @@ class Index:
         table belongs to reembed. Query vectors come from `encode_queries`.
 
         Raises:
-            UsageError: LanceDB is not installed: `pip install 'reembed[lancedb]'`.
+            UsageError: LanceDB is not installed: `pip install 'reembed-ray[lancedb]'`.
             IntegrityError: gc removed the table, or it is not the one that was registered.
         """
         return self.current.lancedb()
@@ -192,6 +248,8 @@ class Index:
         """Free the index and the model when all running searches have ended. May be called again."""
         if self._follower is not None:
             self._follower.stop()
+        if self._shadow is not None:
+            self._shadow.close()
         with self._closing:
             self._serving = None
 

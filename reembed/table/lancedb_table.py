@@ -24,7 +24,7 @@ def open_lancedb(table: TableVersion) -> Table:
         import lancedb
     except ImportError as error:
         raise UsageError(
-            "LanceDB is not installed", str(error), "pip install 'reembed[lancedb]'"
+            "LanceDB is not installed", str(error), "pip install 'reembed-ray[lancedb]'"
         ) from error
     path = PurePosixPath(table.path)
     storage = table.storage

@@ -69,7 +69,7 @@ def test_without_the_package_it_says_how_to_install_it(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(UsageError, match="LanceDB is not installed") as said:
         Index(catalog).lancedb()
-    assert said.value.fix == "pip install 'reembed[lancedb]'"
+    assert said.value.fix == "pip install 'reembed-ray[lancedb]'"
 
 
 def test_a_table_that_gc_removed_is_not_handed_out(config):

@@ -2,7 +2,7 @@
 
 Radlinski, Kurup and Joachims 2008, "How does clickthrough data reflect retrieval quality?". Both
 lists answer the same user at the same moment, so it takes far fewer queries than a comparison of two means.
-The credits are judged by `sequential.always_valid`: the limit 0 asks whether the candidate is preferred.
+The credits are judged by `evaluation.sequential.always_valid`: the limit 0 asks whether the candidate is preferred.
 """
 
 from __future__ import annotations

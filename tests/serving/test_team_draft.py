@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reembed.evaluation.interleaving import Interleaved, credit, team_draft
 from reembed.evaluation.sequential import always_valid
+from reembed.serving.team_draft import Interleaved, credit, team_draft
 
 lists = st.lists(st.sampled_from("abcdefghijkl"), unique=True, max_size=8)
 
