@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # a release's record
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -123,7 +123,7 @@ def ratios(
 
 
 def write_table(storage: Storage, rows: int, dim: int) -> None:
-    """Ids, clustered vectors and a title of each document, as one Lance table."""
+    """Ids, clustered vectors, a title and a number from 0 to 99 of each document, as one Lance table."""
     import lance
     import numpy as np
     import pyarrow as pa
@@ -139,15 +139,19 @@ def write_table(storage: Storage, rows: int, dim: int) -> None:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             stored = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
             names, titles = [f"doc-{n:09d}" for n in numbers], [f"title {n}" for n in numbers]
-            yield pa.record_batch([names, stored, titles], schema=schema)
+            buckets = rng.integers(100, size=len(numbers), dtype=np.int32)
+            yield pa.record_batch([names, stored, titles, buckets], schema=schema)
 
     vector = pa.list_(pa.float32(), dim)
-    schema = pa.schema([("doc_id", pa.string()), ("vector", vector), ("title", pa.string())])
+    carried = [("title", pa.string()), ("bucket", pa.int32())]
+    schema = pa.schema([("doc_id", pa.string()), ("vector", vector), *carried])
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     lance.write_dataset(reader, storage.uri(_TABLE), schema=schema, enable_stable_row_ids=True)
 
 
-def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, common.Figures]:
+def open_release(
+    storage: Storage, dim: int, factory: str | None = None
+) -> tuple[OpenRelease, Float32, common.Figures]:
     """A release of the table with a real index, without a model; queries [Q, dim]; what was built."""
     import numpy as np
     from releases import make_release
@@ -163,17 +167,19 @@ def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, comm
     rows = table.sample(2_000, seed=7)
     near = rows + 0.05 * np.random.default_rng(3).standard_normal(rows.shape, dtype=np.float32)
     queries = near / np.linalg.norm(near, axis=1, keepdims=True)
-    folder = "indexes/searched"
-    work = build.Build(storage, folder, "runs/searched/index", table, IndexConfig(device="cpu"))
+    settings = IndexConfig(device="cpu", factory=factory or "auto")
+    kind = settings.factory.replace(",", "-").lower()
+    folder = f"indexes/{kind}"
+    work = build.Build(storage, folder, f"{folder}/run", table, settings)
     prepared = build.prepare(work, queries[:200])
     for number in range(len(prepared.shards)):
         build.fill_shard(work, prepared, number)
     manifest = build.finish(work, prepared, space="s", table=_TABLE, table_version=1)
-    release = make_release(Catalog(storage, "docs"), "searched-record")
-    carried = replace(release.source, carry=("title",))
+    release = make_release(Catalog(storage, "docs"), f"searched-{kind}")
+    carried = replace(release.source, carry=("title", "bucket"))
     release = replace(release, space=replace(release.space, dim=dim), source=carried)
     started = time.perf_counter()
-    index = files.load(storage, "indexes/searched", manifest)
+    index = files.load(storage, folder, manifest)
     seconds = time.perf_counter() - started
     encoder = encoders.load_encoder(EncoderConfig(model=f"hashing:{dim}"))
     opened = OpenRelease(release, table, index, encoder)
@@ -192,7 +198,19 @@ def open_release(storage: Storage, dim: int) -> tuple[OpenRelease, Float32, comm
 
 
 def in_turn(ways: dict[str, Callable[[Any], object]], asked: list[Any]) -> dict[str, float]:
-    """Median seconds of each way over what is asked; the first of many are not counted.
+    """Median seconds of each way over what is asked."""
+    return {name: found.p50 for name, found in spread(ways, asked).items()}
+
+
+class Spread(NamedTuple):
+    """Seconds of many calls."""
+
+    p50: float
+    p99: float
+
+
+def spread(ways: dict[str, Callable[[Any], object]], asked: list[Any]) -> dict[str, Spread]:
+    """Seconds of each way over what is asked; the first of many are not counted.
 
     Each way begins as often as the others: what comes second finds the query's lists in the cache.
     """
@@ -205,7 +223,10 @@ def in_turn(ways: dict[str, Callable[[Any], object]], asked: list[Any]) -> dict[
             ways[name](vectors)
             if number >= skipped:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        name: Spread(statistics.median(seconds), statistics.quantiles(seconds, n=100)[98])
+        for name, seconds in times.items()
+    }
 
 
 def table_reads(opened: OpenRelease, queries: Float32) -> int:

@@ -18,13 +18,15 @@ import numpy as np
 from pydantic import AfterValidator
 
 from reembed.encoders.base import Encoder, Vectors, apart
-from reembed.encoders.probes import TEXTS, least_cosine
+from reembed.encoders.probes import TEXTS, least_cosine, worst_length
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.store.records import DAMAGED, decode, encode, from_bytes
 from reembed.store.storage import Storage
 
 SAME = 0.999
 """Cosine that equal models reach over devices, number types of 16 bits and more, and batches."""
+SAME_LENGTH = 0.02
+"""Of a vector's length, by which equal models may differ: scores are inner products."""
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 _DIGITS = 7
 
@@ -147,21 +149,32 @@ def _require_same(first: Golden, mine: Golden, origin: str) -> None:
         "query": (first.queries, mine.queries),
     }
     for kind, (golden, found) in pairs.items():
-        least, text = least_cosine(np.array(golden), np.array(found))
-        if least >= SAME:
-            continue
-        here = mine.versions
-        reasons = [
-            f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed",
-            *(
-                f"{name} {version} there, {here.get(name)} here"
-                for name, version in first.versions.items()
-                if here.get(name) != version
-            ),
-        ]
-        raise SpaceMismatch(
-            f"the model on {mine.device} produces different vectors from the model of run {origin}"
-            f" on {first.device}",
-            "; ".join(reasons),
-            "reembed config     # the model folder, embed.dtype; pip install the versions above",
-        )
+        if why := _difference(kind, np.array(golden), np.array(found)):
+            raise _other_model(first, mine, origin, why)
+
+
+def _difference(kind: str, golden: Vectors, found: Vectors) -> str | None:
+    """Return how vectors [32, dim] differ from golden ones; None if they are the same."""
+    least, text = least_cosine(golden, found)
+    if least < SAME:
+        return f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"
+    times, text = worst_length(golden, found)
+    if abs(times - 1) > SAME_LENGTH:
+        what = f"the {kind} {TEXTS[text][:40]!r}"
+        return f"{what} has a vector {times:.3f} times as long; {SAME_LENGTH:.0%} more or less is taken"
+    return None
+
+
+def _other_model(first: Golden, mine: Golden, origin: str, why: str) -> SpaceMismatch:
+    here = mine.versions
+    others = [
+        f"{name} {version} there, {here.get(name)} here"
+        for name, version in first.versions.items()
+        if here.get(name) != version
+    ]
+    return SpaceMismatch(
+        f"the model on {mine.device} produces different vectors from the model of run {origin}"
+        f" on {first.device}",
+        "; ".join([why, *others]),
+        "reembed config     # the model folder, embed.dtype; pip install the versions above",
+    )

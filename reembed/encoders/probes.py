@@ -63,3 +63,17 @@ def least_cosine(
         cosines = np.nan_to_num((one * other).sum(axis=1) / lengths, nan=-1.0)
     at = int(cosines.argmin())
     return float(cosines[at]), int(usable[at])
+
+
+def worst_length(
+    first: npt.NDArray[np.floating], found: npt.NDArray[np.floating]
+) -> tuple[float, int]:
+    """Return the length of a row of `found` [N, dim] over that of `first` which is farthest from 1, and its row.
+
+    Rows of `first` that are zero or not finite do not count; one at least is neither.
+    """
+    usable = np.flatnonzero(np.isfinite(first).all(axis=1) & first.any(axis=1))
+    one, other = first[usable].astype(np.float64), found[usable].astype(np.float64)
+    ratios = np.linalg.norm(other, axis=1) / np.linalg.norm(one, axis=1)
+    at = int(np.abs(ratios - 1).argmax())
+    return float(ratios[at]), int(usable[at])

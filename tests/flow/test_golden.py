@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline
 
+from reembed import api
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
@@ -17,6 +18,7 @@ from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.probes import least_cosine
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.lifecycle import verification
+from reembed.lifecycle.promote import promote
 from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -75,6 +77,39 @@ def test_a_model_whose_queries_alone_changed_is_refused_too(built, monkeypatch):
     with pytest.raises(SpaceMismatch) as refused:
         OpenRelease.open(Storage.open(config.storage.root), release)
     assert "for the query" in refused.value.why
+
+
+def test_a_model_whose_vectors_have_another_length_is_refused(built, monkeypatch):
+    config, release, _ = built
+    embed = HashingEncoder.embed
+    monkeypatch.setattr(HashingEncoder, "embed", lambda self, tokens: 3 * embed(self, tokens))
+    with pytest.raises(SpaceMismatch) as refused:
+        OpenRelease.open(Storage.open(config.storage.root), release)
+    assert "a vector 3.000 times as long" in refused.value.why
+
+
+@pytest.mark.parametrize("side", ["live", "candidate"])
+def test_neither_side_of_a_comparison_is_judged_with_a_model_that_makes_other_vectors(
+    built, quiet, eval_folder, monkeypatch, side
+):
+    config, live, source = built
+    catalog = Catalog(Storage.open(config.storage.root), config.alias)
+    promote(catalog, live.id, initial_reason="a test")
+    gate = config.gate.model_copy(update={"queries": (eval_folder(source),)})
+    other = config.encoder.model_copy(update={"model": "hashing:32"})
+    changed = config.model_copy(update={"encoder": other, "gate": gate})
+    candidate = full_rebuild(changed, quiet, executor=Inline())
+    changes = {"live": 64, "candidate": 32}[side]
+    embed = HashingEncoder.embed
+
+    def turned(self, tokens):
+        vectors = embed(self, tokens)
+        return vectors[:, ::-1].copy() if vectors.shape[1] == changes else vectors
+
+    monkeypatch.setattr(HashingEncoder, "embed", turned)
+    with pytest.raises(SpaceMismatch, match="produces different vectors") as refused:
+        api.compare(changed, candidate.id)
+    assert "cosine" in refused.value.why
 
 
 @pytest.mark.parametrize("passes", [1, 2])

@@ -1,0 +1,146 @@
+"""What `Index.search` takes beside its FAISS index, and what a filter costs and finds.
+
+100,000 vectors of 384 dimensions, random in clusters, of unit length: N/250 centres, noise of .6 a dimension.
+Queries are rows with noise of .05, given as vectors, so no model is measured. Table and index are those of a
+run; only embedding is left out. One FAISS thread, k = 10, no columns.
+
+`ratio_1` and `ratio_64` are queries/s of `Index.search` over those of one call of FAISS at the same operating
+point, in batches of 1 and of 64: medians of the two, which take turns, batch by batch. `filters` has, for a
+filter that 1 % and 50 % of the rows meet, microseconds a query with it, and recall@10 against exact search over
+the table's vectors among the rows that meet it (by number, in numpy). `filter_recall` is the least of them for the
+index that `auto` chooses; `filter_recall_flat` of a Flat index, which must be 1. `first_ms` is the first search
+with a filter, which reads its column of all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # a release's record
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench import common, search
+
+if TYPE_CHECKING:
+    from reembed.serving.index import Index
+    from reembed.serving.live import OpenRelease
+
+NAME = "serve"
+ROWS, DIM, K = 100_000, 384, 10
+BATCH = 64
+FILTERS = {"1": "bucket = 3", "50": "bucket < 50"}
+"""By the share of rows that meet it, in per cent."""
+EXACT_QUERIES = 500
+
+
+def main() -> None:
+    parser = common.parser(NAME, __doc__)
+    parser.add_argument("--queries", type=int, default=4_000, help="single ones [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=200, help="batches of each [%(default)s]")
+    common.add_limit(parser)
+    args = common.parse(parser)
+    figures: common.Figures = {"rows": min(ROWS, args.limit or ROWS), "dim": DIM, "k": K}
+    with common.workdir(args) as folder:
+        figures |= of_index(folder, args)
+    common.finish(NAME, args, figures)
+
+
+def of_index(folder: Path, args: argparse.Namespace) -> common.Figures:
+    """All figures of `Index.search`."""
+    import faiss
+
+    from reembed.store.storage import Storage
+
+    faiss.omp_set_num_threads(1)
+    storage = Storage.open(folder / "root")
+    common.say("writing the table and building the indexes")
+    search.write_table(storage, min(ROWS, args.limit or ROWS), DIM)
+    auto, queries, built = search.open_release(storage, DIM)
+    flat, _, _ = search.open_release(storage, DIM, "Flat")
+    common.say(f"searching {built['factory']}")
+    figures = {"index": built, **ratios(auto, queries, args)}
+    figures["filters"] = filtered(auto, queries, args)
+    figures["filters_flat"] = filtered(flat, queries, args)
+    least = min(f["recall"] for f in figures["filters"].values())
+    flat_recall = min(f["recall"] for f in figures["filters_flat"].values())
+    figures |= {"ann_recall": built["ann_recall_at_10"], "filter_recall": least}
+    return figures | {"filter_recall_flat": flat_recall, "busy_cores": common.busy_cores()}
+
+
+def served(opened: OpenRelease) -> Index:
+    """An index that has this release open, as `reembed.open` makes it."""
+    from typing import cast
+
+    from reembed.catalog.releases import AliasRecord
+    from reembed.serving.index import Index
+
+    index = Index.__new__(Index)
+    index._serving = cast(AliasRecord, None), opened
+    return index
+
+
+def ratios(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
+    """Queries/s of whole searches over those of FAISS alone, single and in batches."""
+    index, bare = served(opened), opened.index.opened[0].index.faiss_index  # type: ignore[attr-defined]
+    ways = {"faiss": lambda v: bare.search(v, K), "whole": lambda v: index.search(v, K)}
+    single = [queries[n % len(queries)][None] for n in range(args.queries)]
+    starts = [BATCH * n % (len(queries) - BATCH) for n in range(args.rounds)]
+    of_one = search.spread(ways, single)
+    of_many = search.spread(ways, [queries[s : s + BATCH] for s in starts])
+    return {
+        "ratio_1": round(of_one["faiss"].p50 / of_one["whole"].p50, 3),
+        "ratio_64": round(of_many["faiss"].p50 / of_many["whole"].p50, 3),
+        **{f"{name}_us_p50": round(1e6 * s.p50, 1) for name, s in of_one.items()},
+        **{f"{name}_us_p99": round(1e6 * s.p99, 1) for name, s in of_one.items()},
+        **{f"{name}_queries_s": round(1 / s.p50) for name, s in of_one.items()},
+        **{f"{name}_queries_s_64": round(BATCH / s.p50) for name, s in of_many.items()},
+    }
+
+
+def filtered(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
+    """What each filter costs and finds."""
+    index, found = served(opened), {}
+    for share, condition in FILTERS.items():
+        started = time.perf_counter()
+        index.search(queries[:1], K, filter=condition)
+        first = time.perf_counter() - started
+        single = [queries[n % len(queries)][None] for n in range(args.queries // 4)]
+        ways = {
+            "plain": lambda v: index.search(v, K),
+            "filter": lambda v, c=condition: index.search(v, K, filter=c),
+        }
+        times = search.spread(ways, single)
+        found[share] = {
+            "recall": recall(index, queries[:EXACT_QUERIES], condition),
+            "first_ms": round(1e3 * first, 1),
+            **{f"{name}_us_p50": round(1e6 * s.p50, 1) for name, s in times.items()},
+            **{f"{name}_us_p99": round(1e6 * s.p99, 1) for name, s in times.items()},
+        }
+    return found
+
+
+def recall(index: Index, queries: Any, condition: str) -> float:
+    """Share of the true best K among the rows that meet the condition that a search with it finds."""
+    import numpy as np
+
+    table = index.current.table.dataset().to_table(columns=["doc_id", "vector", "bucket"])
+    bucket = table["bucket"].to_numpy()
+    meets = np.flatnonzero(bucket == 3 if "=" in condition else bucket < 50)
+    flat = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, DIM)[meets]
+    scores = queries @ flat.T
+    best = meets[np.argpartition(-scores, K - 1, axis=1)[:, :K]]
+    names = table["doc_id"].to_pylist()
+    hits = index.search(queries, K, filter=condition)
+    same = [
+        len({h.doc_id for h in got} & {names[at] for at in wanted})
+        for got, wanted in zip(hits, best.tolist(), strict=True)
+    ]
+    return round(sum(same) / (K * len(same)), 4)
+
+
+if __name__ == "__main__":
+    main()
