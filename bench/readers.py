@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NAME = "readers"
 ALIAS = "docs"
 MARKS = ("old", "new")
-PROCESSES, THREADS, K = 4, 4, 10
+ROWS, PROCESSES, THREADS, K = 6_000, 4, 4, 10
 TURNS = 10
 REFRESH_S, REST_S = 0.1, 0.02
 FILTER = "part = 1"
@@ -55,7 +55,7 @@ def main() -> None:
         read(args.workdir, args.reader)
         return
     with common.workdir(args) as folder:
-        build(folder, min(20_000, args.limit or 20_000))
+        build(folder, min(ROWS, args.limit or ROWS))
         figures = planted(folder) | measure(folder, args)
     common.finish(NAME, args, figures)
 
@@ -317,6 +317,7 @@ def figures_of(
         **{f"p99_{kind}_ms": round(1e3 * of, 2) for kind, of in p99.items()},
         "rss_growth": round(memory[1] / memory[0], 3),
         "rss_mib": [round(m / 1024) for m in memory],
+        "rows": min(ROWS, args.limit or ROWS),
         "processes": PROCESSES,
         "threads": THREADS,
         "busy_cores": common.busy_cores(),
