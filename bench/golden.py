@@ -86,14 +86,14 @@ def measure(model: str, other: str | None) -> common.Figures:
     config = EncoderConfig(model=model)
     encoder = encoders.load_encoder(config, device="cpu", dtype="float32")
     texts = common.paragraphs(PARAGRAPHS)
-    right = encoder.embed_documents(texts).vectors
+    right = shown(encoder, texts)
     faults, found = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.open(f"{folder}/root")
         golden.leave(storage, ORIGIN, encoder)
         for name, planted in plant(config, encoder, other, Path(folder)):
             why = refusal(storage, planted)
-            least = (right * unit(planted.embed_documents(texts).vectors)).sum(axis=1).min()
+            least = (right * shown(planted, texts)).sum(axis=1).min()
             faults[name] = {
                 "refused": why is not None,
                 "why": why,
@@ -126,9 +126,11 @@ def refusal(storage: Any, encoder: Any) -> str | None:
     return None
 
 
-def unit(vectors: Any) -> Any:
+def shown(encoder: Any, texts: list[str]) -> Any:
+    """What it makes of texts as documents and as queries, of unit length."""
     import numpy as np
 
+    vectors = np.vstack([encoder.embed_documents(texts).vectors, encoder.embed_queries(texts)])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
