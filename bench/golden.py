@@ -87,7 +87,8 @@ def measure(model: str, other: str | None) -> common.Figures:
     encoder = encoders.load_encoder(config, device="cpu", dtype="float32")
     texts = common.paragraphs(PARAGRAPHS)
     right = shown(encoder, texts)
-    faults, found = {}, {}
+    faults: dict[str, common.Figures] = {}
+    found: dict[str, str | None] = {}
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.open(f"{folder}/root")
         golden.leave(storage, ORIGIN, encoder)
@@ -103,12 +104,13 @@ def measure(model: str, other: str | None) -> common.Figures:
         for name, same in right_ones(config):
             found[name] = refusal(storage, same)
             common.say(f"{Path(model).name}, {name}: {found[name] or 'accepted'}")
+    only = [f for f in faults.values() if float(f["corpus"]) < golden.SAME and not f["refused"]]
     return {
         "planted": len(faults),
         "refused": sum(f["refused"] for f in faults.values()),
         "accepted": sum(why is None for why in found.values()),
         "false_refusals": sum(why is not None for why in found.values()),
-        "corpus_only": sum(f["corpus"] < golden.SAME and not f["refused"] for f in faults.values()),
+        "corpus_only": len(only),
         "faults": faults,
         "ways": list(found),
     }
@@ -213,9 +215,8 @@ def in_int8(config: Any) -> Callable[[list[str], str], Any]:
     model = stock(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # another package has its successor
-        torch.ao.quantization.quantize_dynamic(
-            model[0].model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
-        )
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        quantize(model[0].model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
     return lambda texts, kind: encoded(model, config, texts, kind)
 
 
@@ -235,9 +236,13 @@ def encoded(model: Any, config: Any, texts: list[str], kind: str, batch: int = 4
     """What it makes of texts, of unit length."""
     from reembed.encoders.local.profile import read_profile
 
-    prompt = read_profile(config).tokenizer.prompts[kind]
+    prompts: Any = read_profile(config).tokenizer.prompts
     return model.encode(
-        texts, prompt=prompt, batch_size=batch, normalize_embeddings=True, show_progress_bar=False
+        texts,
+        prompt=prompts[kind],
+        batch_size=batch,
+        normalize_embeddings=True,
+        show_progress_bar=False,
     )
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,10 @@ def served(opened: OpenRelease) -> Index:
 def ratios(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
     """Queries/s of whole searches over those of FAISS alone, single and in batches."""
     index, bare = served(opened), opened.index.opened[0].index.faiss_index  # type: ignore[attr-defined]
-    ways = {"faiss": lambda v: bare.search(v, K), "whole": lambda v: index.search(v, K)}
+    ways: dict[str, Callable[[Any], object]] = {
+        "faiss": lambda v: bare.search(v, K),
+        "whole": lambda v: index.search(v, K),
+    }
     single = [queries[n % len(queries)][None] for n in range(args.queries)]
     starts = [BATCH * n % (len(queries) - BATCH) for n in range(args.rounds)]
     of_one = search.spread(ways, single)
@@ -109,9 +114,9 @@ def filtered(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> com
         index.search(queries[:1], K, filter=condition)
         first = time.perf_counter() - started
         single = [queries[n % len(queries)][None] for n in range(args.queries // 4)]
-        ways = {
+        ways: dict[str, Callable[[Any], object]] = {
             "plain": lambda v: index.search(v, K),
-            "filter": lambda v, c=condition: index.search(v, K, filter=c),
+            "filter": partial(index.search, k=K, filter=condition),
         }
         times = search.spread(ways, single)
         found[share] = {

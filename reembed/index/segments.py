@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -223,7 +224,7 @@ class _DocIds:
     def take(self, positions: Int64) -> list[str | int]:
         """Return the ids [R] at positions [R]; a few straight from the buffers, at half the cost."""
         if len(positions) > _FEW:
-            return list(self.ids.take(pa.array(positions)).to_pylist())
+            return cast("list[str | int]", self.ids.take(pa.array(positions)).to_pylist())
         numbers, text = self._numbers, self._text
         if text is None:
             return [numbers[p] for p in positions.tolist()]
