@@ -2,8 +2,8 @@
 
 Builds a release of each model over each BEIR folder, makes each the live one in turn, and compares. What is true
 is known before: all-MiniLM-L6-v2 is better than paraphrase-MiniLM-L3-v2 and than wordllama, and worse the other way
-round; cut to 16 dimensions it is worse; in bfloat16 it is nearly equal. A better model must pass, a worse one must
-fail, and one that is nearly equal must not fail. Exits 1 when a verdict is wrong.
+round; cut to 16 dimensions it is worse; stored as float16 it is nearly equal. A better model must pass, a worse one
+must fail, and one that is nearly equal must not fail. Exits 1 when a verdict is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from bench import common
 
 NAME = "verdicts"
 SMALL, STATIC = "paraphrase-MiniLM-L3-v2", "wordllama-256-fp16-st"
-LARGE, HALF, SHORT = "all-MiniLM-L6-v2", "the same in bfloat16", "the same cut to 16 dimensions"
+LARGE, HALF, SHORT = (
+    "all-MiniLM-L6-v2",
+    "the same stored as float16",
+    "the same cut to 16 dimensions",
+)
 TRUE = {
     (STATIC, LARGE): "better",
     (SMALL, LARGE): "better",
@@ -94,16 +98,16 @@ def judged(
 def config(args: argparse.Namespace, folder: Path, source: Path, beir: Path, name: str) -> Path:
     """The config of one model's release."""
     encoder: common.Figures = {"model": common.MODEL}
-    embed: common.Figures = {}
+    table: common.Figures = {}
     if name in (SMALL, STATIC):
         encoder["model"] = str((args.models / name).resolve())
     elif name == SHORT:
         encoder["truncate_dim"] = 16
     elif name == HALF:
-        embed["dtype"] = "bfloat16"
+        table["dtype"] = "float16"
     gate = {"queries": str(beir.resolve()), "split": "test"}
     path = common.write_config(
-        folder, "root", source, args, encoder=encoder, embed=embed, gate=gate
+        folder, "root", source, args, encoder=encoder, table=table, gate=gate
     )
     return path.rename(folder / f"{name.replace(' ', '-')}.yaml")
 
