@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # a release's record
@@ -75,14 +76,14 @@ def of_index(folder: Path, args: argparse.Namespace) -> common.Figures:
 
 def served(opened: OpenRelease) -> Index:
     """An index that has this release open, as `reembed.open` makes it."""
-    from typing import cast
-
-    from reembed.catalog.releases import AliasRecord
     from reembed.serving.index import Index
 
-    index = Index.__new__(Index)
-    index._serving = cast(AliasRecord, None), opened
-    return index
+    class Opened(Index):
+        def _load(self, record: Any, before: Any = None) -> Any:
+            return record, opened
+
+    alias: Any = SimpleNamespace(alias="docs", require_live=lambda: None)
+    return Opened(alias)
 
 
 def ratios(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
