@@ -27,13 +27,14 @@ from reembed.planning.tune import Tuned  # noqa: E402
 from reembed.serving.http.server import Served  # noqa: E402
 from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
+from reembed.strategies.candidate import Built  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
 
 VERBS = (
     (api.config, ResolvedConfig),
     (api.import_documents, Imported),
     (api.tune, Tuned),
-    (api.run, api.Built),
+    (api.run, Built),
     (api.status, status.Status),
     (api.verify, Verified),
     (api.compare, None),

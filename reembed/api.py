@@ -7,16 +7,15 @@ that only reads raises UsageError if the root does not exist. A serving process 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.releases import Catalog
 from reembed.config.options import require_texts
 from reembed.config.settings import Config, ResolvedConfig, load, require_config
-from reembed.errors import UsageError, require_whole, texts_of
-from reembed.events import Ignored, Listener, ignore
-from reembed.store.records import encode
+from reembed.errors import require_whole, texts_of
+from reembed.events import Listener, ignore
 from reembed.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -32,22 +31,8 @@ if TYPE_CHECKING:
     from reembed.serving.http.server import Served
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
+    from reembed.strategies.candidate import Built
     from reembed.strategies.up_to_date import CaughtUp
-
-
-@dataclass(frozen=True)
-class Built:
-    """A candidate that was built, or was complete already."""
-
-    release: Release
-    live: Release | None
-    """The live release, which a build does not change; None if nothing is live."""
-    judged: bool = True
-    """Whether a comparison with it has judged queries."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `reembed run --json` prints: the release's record, and what is live."""
-        return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
 def _catalog_of(config: Config) -> Catalog:
@@ -97,9 +82,8 @@ def import_documents(
     require_texts(options)
     named = texts_of("files", files, 'files=["documents.jsonl"]')
     kept = None if columns is None else texts_of("columns", columns, 'columns=["text"]')
-    stored = None if options is None else dict(options)
     return importer.import_documents(
-        named, to, file_format=file_format, columns=kept, options=stored
+        named, to, file_format=file_format, columns=kept, options=options and dict(options)
     )
 
 
@@ -138,16 +122,10 @@ def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Buil
         RunFailed, NoCapacity, Interrupted: the run stopped; the same call resumes it.
         Conflict: another process drives the run.
     """
-    from reembed.evaluation import terms
-    from reembed.strategies.full_rebuild import full_rebuild
+    from reembed.strategies.candidate import build
 
     require_config(config)
-    release = full_rebuild(config, emit, executor=_executor(), fresh=fresh)
-    catalog = _catalog_of(config)
-    if (live := catalog.live()) is None:
-        return Built(release, None)
-    judged = terms.has_queries(catalog, live.release, release, config.gate)
-    return Built(release, live.release, judged)
+    return build(config, emit, executor=_executor(), fresh=fresh)
 
 
 def status(config: Config) -> Status:
@@ -235,10 +213,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
             evidence cannot be used.
         IntegrityError: one of the two releases is damaged.
     """
-    from reembed.config.settings import changed_settings
-    from reembed.evaluation import comparisons, report
-    from reembed.evaluation.compare import compare
-    from reembed.evaluation.queries import place_of
+    from reembed.evaluation.kept import compare_and_keep
     from reembed.evaluation.terms import Asked
     from reembed.lifecycle.candidates import candidate
     from reembed.store.paths import absolute_queries
@@ -246,19 +221,8 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     catalog = _catalog_of(config)
     live = catalog.require_live().release
     new = candidate(catalog, config, release)
-    configured = absolute_queries(config.gate)
     asked = Asked(changed_queries, margin, reason, runs, cutoff, texts)
-    record, values = compare(catalog, live, new, configured, asked)
-    judged = {"logged", "logged_sample"}  # nothing is decided by them
-    if place_of(configured) == record.queries.place:
-        judged |= set(vars(record.queries.place))
-    planned = record.planned_gate.settings.model_dump(exclude=judged)
-    if changed := changed_settings("gate", planned, configured.model_dump(exclude=judged)):
-        emit(Ignored(tuple(changed)))
-    kept = comparisons.keep(catalog, live, new, record, values.to_bytes())
-    page = report.html(kept, new, catalog.log())
-    catalog.storage.write_bytes(kept.report, page.encode())
-    return replace(kept, report=catalog.storage.uri(kept.report))
+    return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 
 def promote(
@@ -399,25 +363,18 @@ def serve(
 ) -> Served:
     """Answer searches over HTTP, until the process gets SIGTERM or Ctrl-C.
 
-    Args:
-        host: the address to listen at; one that other machines reach needs a token.
-        port: 0 takes a free one.
-        options: token and limits (`reembed.serving.http.options.ServeOptions`).
+    A host that other machines reach needs a token in `options` (`reembed.serving.http.options.ServeOptions`); port 0
+    takes a free one.
 
     Raises:
         UsageError: nothing is live, the address is in use or needs a token, or the extra `serve` is not installed.
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
-    from reembed.serving.http.options import ServeOptions
+    from reembed.serving.http import options as how
 
     require_config(config)
     require_whole("port", port, 0, 8080, 65_535)
-    try:
-        from reembed.serving.http import server
-    except ModuleNotFoundError as error:
-        what = f"serving over HTTP needs {error.name}"
-        raise UsageError(what, None, "pip install 'reembed-ray[serve]'") from error
-    return server.serve(config, host, port, options or ServeOptions(), emit)
+    return how.server().serve(config, host, port, options or how.ServeOptions(), emit)
 
 
 def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:

@@ -16,7 +16,6 @@ from reembed.redact import one_line
 from reembed.store.storage import readable
 
 if TYPE_CHECKING:
-    from reembed.api import Built
     from reembed.catalog.releases import Grounds, Release
     from reembed.catalog.reports import Difference
     from reembed.config.settings import ResolvedConfig
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.source.lag import Lag
+    from reembed.strategies.candidate import Built
     from reembed.strategies.up_to_date import CaughtUp
 
 _EXAMPLES = 5

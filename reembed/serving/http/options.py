@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 from reembed.errors import UsageError, require_positive, require_whole
 from reembed.redact import REFERENCE
@@ -36,3 +38,16 @@ class ServeOptions:
         if self.token is not None and REFERENCE.fullmatch(self.token) is None:
             why = "others can read command lines and programs; name the variable that holds it"
             raise UsageError("a token is not given itself", why, SET_TOKEN)
+
+
+def server() -> ModuleType:
+    """Return the module that serves, `reembed.serving.http.server`.
+
+    Raises:
+        UsageError: the extra `serve` is not installed.
+    """
+    try:
+        return import_module("reembed.serving.http.server")
+    except ModuleNotFoundError as error:
+        what = f"serving over HTTP needs {error.name}"
+        raise UsageError(what, None, "pip install 'reembed-ray[serve]'") from error

@@ -1,0 +1,46 @@
+"""Make a comparison and keep it, with the values of each query and the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from reembed.catalog.releases import Catalog, Release
+from reembed.config.gate import GateConfig
+from reembed.config.settings import changed_settings
+from reembed.evaluation import comparisons, report
+from reembed.evaluation.compare import compare
+from reembed.evaluation.comparisons import Comparison
+from reembed.evaluation.queries import place_of
+from reembed.evaluation.terms import Asked
+from reembed.events import ChangedSetting, Ignored, Listener
+
+_DECIDE_NOTHING = ("logged", "logged_sample")
+
+
+def compare_and_keep(
+    catalog: Catalog,
+    live: Release,
+    candidate: Release,
+    configured: GateConfig,
+    asked: Asked,
+    emit: Listener,
+) -> Comparison:
+    """Return the comparison that was kept, with its report's address; raise errors as `compare`.
+
+    Emits `Ignored` for settings that differ from those that were planned.
+    """
+    record, values = compare(catalog, live, candidate, configured, asked)
+    if changed := _ignored(record, configured):
+        emit(Ignored(tuple(changed)))
+    kept = comparisons.keep(catalog, live, candidate, record, values.to_bytes())
+    page = report.html(kept, candidate, catalog.log())
+    catalog.storage.write_bytes(kept.report, page.encode())
+    return replace(kept, report=catalog.storage.uri(kept.report))
+
+
+def _ignored(record: Comparison, configured: GateConfig) -> list[ChangedSetting]:
+    judged = set(_DECIDE_NOTHING)
+    if place_of(configured) == record.queries.place:
+        judged |= set(vars(record.queries.place))
+    planned = record.planned_gate.settings.model_dump(exclude=judged)
+    return changed_settings("gate", planned, configured.model_dump(exclude=judged))
