@@ -82,8 +82,9 @@ def import_documents(
     require_texts(options)
     named = texts_of("files", files, 'files=["documents.jsonl"]')
     kept = None if columns is None else texts_of("columns", columns, 'columns=["text"]')
+    stored = None if options is None else dict(options)
     return importer.import_documents(
-        named, to, file_format=file_format, columns=kept, options=options and dict(options)
+        named, to, file_format=file_format, columns=kept, options=stored
     )
 
 
@@ -374,7 +375,8 @@ def serve(
 
     require_config(config)
     require_whole("port", port, 0, 8080, 65_535)
-    return how.server().serve(config, host, port, options or how.ServeOptions(), emit)
+    served: Served = how.server().serve(config, host, port, options or how.ServeOptions(), emit)
+    return served
 
 
 def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> Collected:
@@ -390,13 +392,5 @@ def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> 
         IntegrityError: a record names what another run or release made; then nothing is deleted.
     """
     from reembed.lifecycle import gc
-    from reembed.lifecycle.gc_plan import Collected
 
-    catalog, keep = _catalog_of(config), config.storage.keep
-    if drop_run:
-        dropped = gc.droppable(catalog, drop_run)
-        if delete:
-            dropped.abandon()
-    planned = gc.plan(catalog, keep, dropping=drop_run)
-    removed = gc.apply(catalog, planned, keep) if delete else []
-    return Collected(planned, tuple(r.release for r in removed), delete, drop_run)
+    return gc.collect(_catalog_of(config), config.storage.keep, delete=delete, drop_run=drop_run)
