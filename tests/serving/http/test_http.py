@@ -19,6 +19,7 @@ from inline import Inline, Silent
 
 import reembed
 from reembed.catalog.releases import Catalog
+from reembed.cli.text import text
 from reembed.errors import UsageError
 from reembed.lifecycle.promote import promote
 from reembed.serving.http import server
@@ -262,6 +263,11 @@ def test_the_command_serves_follows_the_alias_and_finishes_what_is_under_way(
         assert json.loads(out)["address"] == address
     finally:
         served.kill()
+
+
+def test_a_server_that_was_stopped_says_what_it_did():
+    said = text("serve", server.Served("http://127.0.0.1:8080", 1), [])
+    assert said == "stopped: 1 request answered at http://127.0.0.1:8080"
 
 
 def _head(host, length):
