@@ -32,6 +32,7 @@ from reembed.events import (
     Progress,
     Resumed,
     Sealed,
+    Serving,
     Throughput,
     Verified,
     WaitingForNode,
@@ -70,6 +71,7 @@ EVENTS: list[Event] = [
     Candidate(RUN, None),
     AliasMoved("docs", "promote", 1, None, RUN),
     Behind(RUN, 1, 3, None, 5.0),
+    Serving("docs", RUN, "http://127.0.0.1:8080"),
 ]
 
 
