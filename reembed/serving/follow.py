@@ -7,14 +7,9 @@ import threading
 import weakref
 from typing import Protocol
 
-from obstore.exceptions import BaseError
-
-from reembed.errors import ReembedError
+from reembed.redact import redacted
 
 log = logging.getLogger(__name__)
-
-EXPECTED = (ReembedError, OSError, BaseError, ValueError, RuntimeError, MemoryError)
-"""What a store, Lance, FAISS or a model can raise while a release is loaded."""
 
 
 class Refreshed(Protocol):
@@ -52,10 +47,11 @@ def _follow(held: weakref.ref[Refreshed], every_s: float, end: threading.Event) 
             return
         try:
             index.refresh()
-        except EXPECTED as error:
+        except Exception as error:  # noqa: BLE001 - kept where it is seen; else nothing follows the alias any more
             if not end.is_set():
                 index.refresh_error = error
+                why = redacted(f"{type(error).__name__}: {error}")
                 log.warning(
-                    "%s could not be refreshed, the release before serves: %s", index.alias, error
+                    "%s could not be refreshed, the release before serves: %s", index.alias, why
                 )
         del index  # it is freed when its owner drops it, not at the next look

@@ -156,7 +156,8 @@ class Index:
         takes processor time and memory of this process. Calls that it is too slow for are dropped, and counted.
 
         Args:
-            candidate: id of a release of the alias. It stays the same when the alias moves.
+            candidate: id of a release of the alias. It stays the same when the alias moves; while it is live itself,
+                nothing is read.
             on_read: called in that thread with what both releases found. What it raises is counted.
             share: share of the calls, above 0 and at most 1.
             seed: of the sample; None: another one each time.
@@ -184,7 +185,7 @@ class Index:
             IntegrityError, SpaceMismatch: as `open`.
         """
         require_positive("timeout_s", timeout_s, 1.0)
-        return Interleaving(self.search, self._candidate(candidate), timeout_s)
+        return Interleaving(lambda: self.current, self._candidate(candidate), timeout_s)
 
     def _candidate(self, release_id: str) -> OpenRelease:
         release = self._catalog.release(release_id)

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from reembed.errors import UsageError
-from reembed.serving.follow import EXPECTED
 from reembed.serving.live import Hit, OpenRelease
 from reembed.serving.team_draft import Interleaved, credit, team_draft
-
-Search = Callable[[Sequence[str], int, Sequence[str], str | None], list[list[Hit]]]
 
 
 @dataclass(frozen=True)
 class Shown:
     """One answer; keep it with the request until its clicks are known."""
 
+    key: str
+    """The id of the request."""
     hits: tuple[Hit, ...]
     """Best first. Their scores are not of one scale, and each names its release."""
     interleaved: Interleaved | None
-    """None if the candidate failed or was late: these are the live release's results alone, and clicks count for
-    neither."""
+    """None if the candidate failed or was late, or another model than at the start is live: these are the live
+    release's results alone, and clicks count for neither."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class InterleavedCounts:
 
     answers: int
     alone: int
-    """Of `answers`, those of the live release alone: the candidate failed or was late."""
+    """Of `answers`, those of the live release alone."""
     live: int
     candidate: int
     neither: int
@@ -46,31 +44,34 @@ class InterleavedCounts:
 class Interleaving:
     """A candidate whose results are mixed with those of a live index. A context manager; threads may share it."""
 
-    def __init__(self, search: Search, candidate: OpenRelease, timeout_s: float) -> None:
-        """Take the live index's search; `Index.interleave` says what the rest is."""
+    def __init__(
+        self, live: Callable[[], OpenRelease], candidate: OpenRelease, timeout_s: float
+    ) -> None:
+        """Take what returns the live release; `Index.interleave` says what the rest is."""
         self.release = candidate.release
         """The candidate."""
-        self._search, self._timeout_s = search, timeout_s
+        self._live, self._timeout_s = live, timeout_s
+        self._line = live().release.origin
         self._candidate: OpenRelease | None = candidate
         self._pool = ThreadPoolExecutor(thread_name_prefix="reembed-interleave")
         self._lock = threading.Lock()
         self._answers = self._alone = 0
-        self._credits: list[int] = []
+        self._credits: dict[str, int] = {}
 
     @property
     def credits(self) -> tuple[int, ...]:
-        """1 (candidate), -1 (live) or 0 (neither) of each answer whose clicks came, in their order.
+        """1 (candidate), -1 (live) or 0 (neither) of each request whose clicks came, in their order.
 
-        `evaluation.sequential.always_valid(credits, 0)` says whether the candidate is preferred.
+        `evaluation.sequential.always_valid(numpy.array(credits), 0)` says whether the candidate is preferred.
         """
         with self._lock:
-            return tuple(self._credits)
+            return tuple(self._credits.values())
 
     @property
     def counts(self) -> InterleavedCounts:
         """What was answered and clicked so far."""
         with self._lock:
-            of = self._credits.count
+            of = [*self._credits.values()].count
             return InterleavedCounts(self._answers, self._alone, of(-1), of(1), of(0))
 
     def search(
@@ -91,37 +92,45 @@ class Interleaving:
             filter: as `Index.search`.
 
         Raises:
-            UsageError, IntegrityError: as `Index.search` of the live release, or this was closed. The candidate's
-                errors are counted.
+            UsageError, IntegrityError: as `Index.search` of the live release, or this was closed. What the candidate
+                raises is counted.
         """
-        candidate = self._candidate
-        if candidate is None:
-            raise UsageError("the interleaving is closed", None, "index.interleave(candidate)")
-        asked = self._pool.submit(candidate.search, [query], k, columns, filter)
-        (live,) = self._search([query], k, columns, filter)
+        if not isinstance(key, str):
+            raise UsageError(f"key must be a text, not {key!r:.80}", None, 'key="request 17"')
+        live = self._live()
+        asked = self._asked(live, [query], k, columns, filter)
+        (ours,) = live.search([query], k, columns, filter)
         theirs = self._theirs(asked)
         if theirs is None:
-            return Shown(tuple(live), None)
-        of = {"live": _by_id(live), "candidate": _by_id(theirs)}
+            return Shown(key, tuple(ours), None)
+        of = {"live": _by_id(ours), "candidate": _by_id(theirs)}
         merged = team_draft([*of["live"]], [*of["candidate"]], k, key)
         picks = zip(merged.doc_ids, merged.teams, strict=True)
-        return Shown(tuple(of[team][doc_id] for doc_id, team in picks), merged)
+        return Shown(key, tuple(of[team][doc_id] for doc_id, team in picks), merged)
 
     def clicked(self, shown: Shown, doc_ids: Collection[str | int]) -> int:
-        """Note the clicks of an answer, once and with all of them; return 1 (candidate), -1 (live) or 0 (neither).
+        """Note the clicks of an answer; return 1 (candidate), -1 (live) or 0 (neither).
+
+        Give all of them: clicks of a request that come again replace those before.
 
         Raises:
+            UsageError: `doc_ids` is a single text.
             ValueError: a document was not shown.
         """
+        if isinstance(doc_ids, str | bytes):
+            why = "a single text would be taken letter by letter"
+            raise UsageError(
+                f"doc_ids must be a list, not {doc_ids!r:.80}", why, "doc_ids=[doc_id]"
+            )
         if shown.interleaved is None:
             return 0
         found = credit(shown.interleaved, [str(d) for d in doc_ids])
         with self._lock:
-            self._credits.append(found)
+            self._credits[shown.key] = found
         return found
 
     def close(self) -> None:
-        """Free the candidate when its last search has ended."""
+        """Free the candidate when its last search has ended; answers under way are the live release's alone."""
         self._candidate = None
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -131,13 +140,26 @@ class Interleaving:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _theirs(self, asked: Future[list[list[Hit]]]) -> list[Hit] | None:
-        """Return what the candidate found; None if it failed or is late."""
-        found = None
+    def _asked(self, live: OpenRelease, *question: Any) -> Future[list[list[Hit]]] | None:
+        """Ask the candidate in another thread; None if another model is live by now, or this is being closed."""
+        candidate = self._candidate
+        if candidate is None:
+            raise UsageError("the interleaving is closed", None, "index.interleave(candidate)")
+        if live.release.origin != self._line or live.release.id == candidate.release.id:
+            return None
         try:
-            (found,) = asked.result(self._timeout_s)
-        except (Late, *EXPECTED):
+            return self._pool.submit(candidate.search, *question)
+        except RuntimeError:  # closed a moment ago
+            return None
+
+    def _theirs(self, asked: Future[list[list[Hit]]] | None) -> list[Hit] | None:
+        """Return what the candidate found; None if it was not asked, failed or is late."""
+        found = None
+        if asked is not None:
+            wait([asked], self._timeout_s)
             asked.cancel()
+            if asked.done() and not asked.cancelled() and asked.exception() is None:
+                (found,) = asked.result()
         with self._lock:
             self._answers += 1
             self._alone += found is None

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from reembed.errors import UsageError, require_positive
-from reembed.serving.follow import EXPECTED
+from reembed.redact import redacted
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 
 log = logging.getLogger(__name__)
@@ -128,9 +128,13 @@ class Shadow:
         hits = live.search(queries, k, columns, filter)
         seconds = time.perf_counter() - started
         self._count("calls")
-        if self._coin.random() < self._share:
-            self._count("sampled")
+        if live.release.id == self.release.id or self._coin.random() >= self._share:
+            return hits  # nothing is learned of a candidate that is live itself
+        self._count("sampled")
+        try:
             self._put(_Call(_kept(queries, live), k, filter, hits, seconds))
+        except Exception as error:  # noqa: BLE001 - the answer is there already
+            self._failed(error)
         return hits
 
     def close(self) -> None:
@@ -179,10 +183,8 @@ class Shadow:
                 continue
             try:
                 self._read(call, candidate)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - counted and told; no answer depends on it
                 self._failed(error)
-                if not isinstance(error, EXPECTED):
-                    log.exception("a shadow read of %s failed", self.release.id)
             else:
                 self._count("read")
 
@@ -197,15 +199,17 @@ class Shadow:
             self._counts[what] += 1
 
     def _failed(self, error: Exception) -> None:
+        why = redacted(f"{type(error).__name__}: {error}")
+        log.warning("a shadow read of %s failed: %s", self.release.id, why)
         with self._lock:
             self._counts["failed"] += 1
-            self._last_error = f"{type(error).__name__}: {error}"
+            self._last_error = why
 
 
 def _kept(queries: Any, live: OpenRelease) -> tuple[str, ...] | EncodedQueries:
     """Return the queries of a call as they are now: the caller may change a list or an array afterwards."""
     if isinstance(queries, EncodedQueries):
-        return EncodedQueries(queries.vectors.copy(), queries.space)
-    if isinstance(queries, np.ndarray):
+        return EncodedQueries(np.array(queries.vectors, np.float32), queries.space)
+    if isinstance(queries, np.ndarray) and queries.dtype.kind in "fiu":
         return EncodedQueries(np.array(queries, np.float32), live.release.space.id)
-    return tuple(queries)
+    return tuple(map(str, queries))

@@ -64,6 +64,8 @@ PROSE = {
     "share=0.01",
     "shadow.close()     # first",
     "index.interleave(candidate)",
+    'key="request 17"',
+    "doc_ids=[doc_id]",
     "index.search(index.encode_queries(texts))     # with the same texts",
     "options=a-value",
     "a-value=a-value",

@@ -188,7 +188,13 @@ def test_a_refresh_that_fails_is_told_and_the_release_before_serves(served, monk
         before = index.release
         released = full_rebuild(served.config, Silent(), fresh=True, executor=Inline())
         plain = OpenRelease.open
-        failing = [OSError("no route"), ValueError("bad"), RuntimeError("faiss"), MemoryError()]
+        failing = [
+            OSError("no route"),
+            KeyError("unexpected"),
+            ValueError("bad"),
+            RuntimeError("faiss"),
+            MemoryError(),
+        ]
         left = list(failing)
 
         def fails(*of: Any) -> Any:
@@ -201,7 +207,7 @@ def test_a_refresh_that_fails_is_told_and_the_release_before_serves(served, monk
         promote(served.catalog, released.id, force_reason="a test")
         until(lambda: not left and index.refresh_error is failing[0])
         assert index.search(["bada"], 1)[0][0].release == before.id
-        assert "could not be refreshed, the release before serves: no route" in caplog.text
+        assert "could not be refreshed, the release before serves: OSError: no route" in caplog.text
         go.set()
         until(lambda: index.release == released)
         until(lambda: index.refresh_error is None)

@@ -169,6 +169,29 @@ def test_what_a_caller_changes_afterwards_does_not_change_what_is_read(built, in
     assert np.array_equal(reads[2].queries.vectors, kept)
 
 
+def test_what_a_search_takes_is_taken_with_a_shadow_too(built, index):
+    texts, lists = np.array(QUERIES[:2]), index.encode_queries(QUERIES[:1])
+    lists = reembed.EncodedQueries(lists.vectors.tolist(), lists.space)
+    expected = [index.search(texts, 2), index.search(lists, 2)]
+    reads = []
+    with index.shadow(built[3].id, reads.append, share=1.0) as shadow:
+        assert [index.search(texts, 2), index.search(lists, 2)] == expected
+        assert settled(shadow).read == 2
+    assert reads[0].queries == tuple(QUERIES[:2])
+
+
+def test_a_candidate_that_is_live_is_not_read(built):
+    root, _, other, _ = built
+    with reembed.open(root, "docs") as index, index.shadow(other.id, nothing, share=1.0) as shadow:
+        with index.interleave(other.id) as test:
+            assert test.search(QUERIES[0], "before").interleaved is not None
+            index._serving = (index._serving[0], OpenRelease.open(Storage.open(root), other))
+            index.search(QUERIES[:1])
+            assert shadow.counts.sampled == 0
+            shown = test.search(QUERIES[0], "after")
+        assert (shown.interleaved, {h.release for h in shown.hits}) == (None, {other.id})
+
+
 def test_queries_that_can_be_read_once_are_read_by_both(built, index):
     reads = []
     with index.shadow(built[2].id, reads.append, share=1.0) as shadow:
@@ -263,6 +286,40 @@ def test_an_answer_does_not_wait_for_a_candidate_that_is_late_or_fails(built, in
             assert test.clicked(shown, [expected[0].doc_id]) == 0
         assert (test.counts.answers, test.counts.alone, test.credits) == (2, 2, ())
         go.set()
+
+
+def test_clicks_of_a_request_that_come_again_count_once(built, index):
+    with index.interleave(built[2].id) as test:
+        shown = test.search(QUERIES[0], "request", 4)
+        for _ in range(3):
+            test.clicked(shown, [h.doc_id for h in shown.hits if h.release == built[2].id][:1])
+        assert test.credits == (1,)
+        with pytest.raises(UsageError, match="doc_ids must be a list"):
+            test.clicked(shown, "d001")
+        with pytest.raises(UsageError, match="key must be a text"):
+            test.search(QUERIES[0], (1, 2))
+
+
+def test_closing_breaks_no_answer_under_way(built, index):
+    go, shown = threading.Event(), []
+    test = index.interleave(built[2].id, timeout_s=30)
+    candidate = dataclasses.replace(test._candidate)
+    object.__setattr__(candidate, "search", lambda *_: go.wait(60) and [[]])
+    test._candidate = candidate
+    asking = [
+        threading.Thread(target=lambda n=n: shown.append(test.search(QUERIES[0], f"{n}", 2)))
+        for n in range(12)
+    ]
+    for thread in asking:
+        thread.start()
+    while test._pool._work_queue.qsize() < 12 - test._pool._max_workers:
+        time.sleep(0.005)
+    test.close()
+    go.set()
+    for thread in asking:
+        thread.join()
+    assert len(shown) == 12
+    assert all(len(s.hits) == 2 for s in shown)
 
 
 def test_a_click_on_what_was_not_shown_is_refused(built, index):

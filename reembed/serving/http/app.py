@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
 
 from reembed.errors import (
     EncoderError,
@@ -23,6 +24,7 @@ from reembed.errors import (
     SpaceMismatch,
     UsageError,
 )
+from reembed.redact import redacted
 from reembed.serving.http.guard import Guard
 from reembed.serving.http.metrics import Metrics
 from reembed.serving.http.options import ServeOptions
@@ -63,24 +65,7 @@ def create_app(index: Index, options: ServeOptions, token: str | None) -> Guard:
     app = FastAPI(title="reembed", docs_url=None, redoc_url=None)
     metrics = Metrics(index)
 
-    @app.middleware("http")
-    async def counted(request: Request, call_next: Any) -> Response:
-        response: Response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")  # of a request that fits none: it may be anything
-        metrics.requests.labels(path, response.status_code).inc()
-        return response
-
-    @app.exception_handler(ReembedError)
-    async def refused(_: Request, error: ReembedError) -> Response:
-        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-        return _json(_told(type(error).__name__, error.what, error.why, error.fix), status)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return _json(_told("UsageError", f"{where}: {first['msg']}", None, None), 422)
+    _tell_errors(app)
 
     @app.post("/search")
     def search(asked: Search) -> Response:
@@ -105,7 +90,9 @@ def create_app(index: Index, options: ServeOptions, token: str | None) -> Guard:
     @app.get("/release")
     def release() -> Response:
         error = index.refresh_error
-        return _json(asdict(index.release.summary()) | {"refresh_error": error and str(error)})
+        return _json(
+            asdict(index.release.summary()) | {"refresh_error": error and redacted(str(error))}
+        )
 
     @app.get("/health")
     async def health() -> Response:
@@ -119,7 +106,36 @@ def create_app(index: Index, options: ServeOptions, token: str | None) -> Guard:
     def metrics_text() -> Response:
         return Response(metrics.text(), media_type=_PLAIN)
 
-    return Guard(app, token, options.max_request_bytes)
+    paths = {getattr(route, "path", "") for route in app.routes}
+
+    def counted(path: str, status: int) -> None:
+        known = path if path in paths else "other"  # others may be anything
+        metrics.requests.labels(known, status).inc()
+
+    return Guard(app, token, options.max_request_bytes, counted)
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Answer what went wrong as JSON with what, why and fix."""
+
+    @app.exception_handler(ReembedError)
+    async def refused(_: Request, error: ReembedError) -> Response:
+        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+        return _json(_told(type(error).__name__, error.what, error.why, error.fix), status)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "the body"
+        return _json(_told("UsageError", f"{where}: {first['msg']}", None, None), 422)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> Response:
+        return _json(_told("UsageError", str(error.detail), None, None), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return _json(_told(type(error).__name__, "the request failed", None, None), 500)
 
 
 def _queries(asked: Search, current: OpenRelease, options: ServeOptions) -> Any:
@@ -130,7 +146,7 @@ def _queries(asked: Search, current: OpenRelease, options: ServeOptions) -> Any:
     """
     if (asked.queries is None) == (asked.vectors is None):
         why = "queries are texts, vectors are of the release's space"
-        raise UsageError("give queries or vectors, not both", why, '{"queries": ["some words"]}')
+        raise UsageError("give either queries or vectors", why, '{"queries": ["some words"]}')
     found = asked.queries if asked.vectors is None else asked.vectors
     assert found is not None
     _require_at_most("queries", len(found), options.max_queries)

@@ -1,8 +1,9 @@
-"""What a request must pass before the application sees it: its token, and its size."""
+"""What a request must pass before the application sees it: its host, its token, and its size. All are counted."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -23,15 +24,31 @@ class Guard:
 
     app: ASGI
     token: str | None
-    """None: no token is needed."""
+    """None: no token is needed; then only requests to this machine's own names are taken, so that no page in a
+    browser reaches it by a name of its own (DNS rebinding)."""
     max_bytes: int
+    count: Callable[[str, int], object]
+    """Called with path and status of each answer."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer 401 or 413, or hand the request on with its whole body."""
+        """Answer 401, 403 or 413, or hand the request on with its whole body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.count(scope["path"], message["status"])
+            await send(message)
+
+        await self._answer(scope, receive, counted)
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
+        if self.token is None and not is_loopback(_host(headers)):
+            why = "without a token, requests are taken for localhost and its addresses only"
+            await _refuse(send, 403, "the request is for another host", why)
+            return
         if scope["path"] not in OPEN_PATHS and not self._may_enter(headers):
             why = "send the header Authorization: Bearer TOKEN, with the server's token"
             challenge = ((b"www-authenticate", b"Bearer"),)
@@ -47,8 +64,9 @@ class Guard:
     def _may_enter(self, headers: dict[bytes, bytes]) -> bool:
         if self.token is None:
             return True
-        expected = f"Bearer {self.token}".encode()
-        return hmac.compare_digest(headers.get(b"authorization", b""), expected)
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        same = hmac.compare_digest(given.strip(), self.token.encode())
+        return same and scheme.lower() == b"bearer"
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Return the body; None if it is longer than allowed. No more than that is held."""
@@ -63,6 +81,24 @@ class Guard:
             if len(body) > self.max_bytes:
                 return None
         return bytes(body)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own, which others do not reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host(headers: dict[bytes, bytes]) -> str:
+    """Return the host that a request is for, without its port and brackets."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

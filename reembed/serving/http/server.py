@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shlex
 import signal
@@ -19,7 +18,7 @@ from reembed.errors import UsageError
 from reembed.events import Listener, Serving
 from reembed.redact import hide_variable
 from reembed.serving.http.app import create_app
-from reembed.serving.http.guard import Guard
+from reembed.serving.http.guard import Guard, is_loopback
 from reembed.serving.http.options import SET_TOKEN, ServeOptions
 from reembed.serving.index import Index
 from reembed.serving.index import open as open_index
@@ -51,7 +50,7 @@ def serve(config: Config, host: str, port: int, options: ServeOptions, emit: Lis
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
     token = token_of(options)
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         why = "other machines could read the index without one"
         raise UsageError(
             f"serving at {host} needs a token", why, f"{SET_TOKEN} --host {shlex.quote(host)}"
@@ -91,7 +90,7 @@ def token_of(options: ServeOptions) -> str | None:
         return None
     variable = options.token.removeprefix("env:")
     hide_variable(variable)
-    found = os.environ.get(variable, "")
+    found = os.environ.get(variable, "").strip()  # a file of a secret often ends with a line
     if len(found) < _LEAST_TOKEN:
         raise UsageError(
             f"the environment variable {variable} has {len(found)} characters",
@@ -106,22 +105,15 @@ def _opened(config: Config, options: ServeOptions) -> Index:
     return open_index(storage.root, config.alias, options=storage.options, refresh_every=every)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket at the address, taken before the index is opened, which may take a while."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """Yield a socket at the address, taken before the index is opened; it listens once the server runs."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound = socket.create_server((host, port), family=family)
+        bound.bind((host, port))
     except OSError as error:
+        bound.close()
         fix = "reembed serve --port 0     # any free port"
         raise UsageError(f"{host}:{port} cannot be served at", error.strerror, fix) from error
     with bound:

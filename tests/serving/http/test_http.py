@@ -69,7 +69,9 @@ def index(built):
 
 @pytest.fixture
 def client(index):
-    return TestClient(create_app(index, LIMITS, None), raise_server_exceptions=False)
+    return TestClient(
+        create_app(index, LIMITS, None), "http://localhost", raise_server_exceptions=False
+    )
 
 
 def test_texts_get_the_hits_of_the_index_and_the_release_that_answered(client, index):
@@ -104,8 +106,8 @@ def test_vectors_are_searched_with_the_id_of_their_space(client, index):
 @pytest.mark.parametrize(
     ("asked", "status", "said"),
     [
-        ({}, 400, "give queries or vectors"),
-        ({"queries": ["a"], "vectors": [[0.0]]}, 400, "give queries or vectors"),
+        ({}, 400, "give either queries or vectors"),
+        ({"queries": ["a"], "vectors": [[0.0]]}, 400, "give either queries or vectors"),
         ({"queries": ["a"] * 4}, 400, "allows 3"),
         ({"queries": ["a"], "k": 21}, 400, "allows 20"),
         ({"queries": ["a"], "k": 0}, 400, "k must be"),
@@ -182,11 +184,46 @@ def test_metrics_count_requests_queries_and_empty_answers_and_name_the_release(c
     assert f'release="{index.release.id}"' in said
 
 
+def test_what_no_route_answers_and_what_breaks_is_told_in_the_same_form(client, index, monkeypatch):
+    for found, status in ((client.get("/none"), 404), (client.get("/search"), 405)):
+        assert found.status_code == status
+        assert found.json().keys() == {"error", "what", "why", "fix"}
+    monkeypatch.setattr(type(index), "current", property(lambda self: 1 / 0))
+    found = client.post("/search", json={"queries": ["a"]})
+    assert (found.status_code, found.json()["error"]) == (500, "ZeroDivisionError")
+    monkeypatch.undo()
+    assert 'reembed_requests_total{path="/search",status="500"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "10.0.0.1", ""])
+def test_without_a_token_a_request_for_another_host_is_refused(index, host):
+    client = TestClient(create_app(index, LIMITS, None), "http://localhost")
+    assert client.get("/health", headers={"host": host}).status_code == 403
+    for own in ("localhost:8080", "127.0.0.1", "[::1]:80"):
+        assert client.get("/health", headers={"host": own}).status_code == 200
+    tokened = TestClient(create_app(index, LIMITS, TOKEN), "http://localhost")
+    assert tokened.get("/health", headers={"host": host}).status_code == 200
+
+
+def test_refused_requests_are_counted(index):
+    client = TestClient(create_app(index, LIMITS, TOKEN))
+    client.post("/search", json={"queries": ["a"]})
+    headers = {"authorization": f"bearer {TOKEN} "}
+    client.post("/search", content=b" " * 5_000, headers=headers)
+    said = client.get("/metrics", headers=headers).text
+    for status in (401, 413):
+        assert f'reembed_requests_total{{path="/search",status="{status}"}} 1.0' in said
+
+
 def test_the_current_release_is_told_and_a_refresh_that_fails(client, index):
     said = client.get("/release").json()
     assert (said["release"], said["refresh_error"]) == (index.release.id, None)
     index.refresh_error = OSError("the store does not answer")
     assert client.get("/release").json()["refresh_error"] == "the store does not answer"
+    index.refresh_error = OSError("https://user:pa55word@host/?X-Amz-Signature=deadbeef")
+    said = client.get("/release").text
+    assert "pa55word" not in said
+    assert "deadbeef" not in said
     assert "reembed_refresh_failing 1.0" in client.get("/metrics").text
     assert client.get("/ready").status_code == 200
 
@@ -207,6 +244,26 @@ def test_a_variable_without_a_token_is_refused(monkeypatch, value):
         monkeypatch.setenv("SOME_TOKEN", value)
     with pytest.raises(UsageError, match="SOME_TOKEN"):
         server.token_of(ServeOptions("env:SOME_TOKEN"))
+
+
+def test_a_token_from_a_file_may_end_with_a_line(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", f"{TOKEN}\n")
+    assert server.token_of(ServeOptions("env:SOME_TOKEN")) == TOKEN
+
+
+def test_it_listens_once_the_index_is_open(built, monkeypatch):
+    config, _ = built
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def opened(*_):
+        with socket.socket() as early:
+            assert early.connect_ex(("127.0.0.1", port))
+        raise UsageError("it was looked at")
+
+    monkeypatch.setattr(server, "_opened", opened)
+    with pytest.raises(UsageError, match="it was looked at"):
+        server.serve(config, "127.0.0.1", port, ServeOptions(), Silent())
 
 
 @pytest.mark.parametrize("wrong", [{"token": TOKEN}, {"max_k": 0}, {"refresh_every": 0.0}])
