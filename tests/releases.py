@@ -123,6 +123,7 @@ def comparison(
         ann_recall_at_10=Sides(1.0, 1.0),
         overlap_at_10=1.0,
         rbo=1.0,
+        same_lists=0,
         judged_at_10=Sides(1.0, 1.0),
         zero_results=Sides(0.0, 0.0),
         latency=None,

@@ -192,8 +192,8 @@ class ComparisonSummary:
     margin: float | None
     changed: tuple[Literal["margin", "queries"], ...]
     """Which of the two differ from the plan."""
-    by_runs: bool
-    """Whether run files were judged, not searches of the releases."""
+    runs: tuple[str, str] | None
+    """The run files that were judged, of live and of the candidate; None if the releases were searched."""
     by: str
     at: str
 

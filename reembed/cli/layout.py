@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reembed.cli.progress import counted
+from reembed.plural import counted
 from reembed.redact import one_line
 
 if TYPE_CHECKING:

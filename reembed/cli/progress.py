@@ -16,6 +16,7 @@ import click
 
 from reembed import events
 from reembed.events import ChangedSetting, Event, Progress
+from reembed.plural import counted
 from reembed.redact import one_line
 
 if TYPE_CHECKING:
@@ -140,13 +141,6 @@ _WORDS: dict[type[Event], str] = {
 def words(event: Event) -> str:
     """Return what the line of an event says after its time and stage."""
     return _WORDS[type(event)].format(e=event)
-
-
-def counted(number: int, name: str) -> str:
-    """Return a number with the name of what is counted: 1 unit, 2 units."""
-    if number == 1:
-        return f"1 {name}"
-    return f"{number:,} {name}s"
 
 
 @words.register

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from reembed.cli.compared import compared
 from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of, next_lines
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
-from reembed.cli.progress import counted, lag_words
+from reembed.cli.progress import lag_words
 from reembed.evaluation.beside import cutoff_words
 from reembed.evaluation.report import evidence, told
+from reembed.plural import counted
 from reembed.redact import one_line
 from reembed.store.storage import readable
 

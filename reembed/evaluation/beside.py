@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from reembed.evaluation.comparisons import metric_name
 from reembed.evaluation.figures import DEPTH
+from reembed.plural import counted
 
 if TYPE_CHECKING:
     from reembed.catalog.reports import CutOff, CutOffs
@@ -29,31 +30,32 @@ def beside(c: Comparison) -> list[str]:
 def _truncated(found: Sides[int | None]) -> Iterator[str]:
     for role, queries in vars(found).items():
         if queries:
-            yield f"{queries:,} queries are longer than the model of {role} reads; the rest of them is cut"
+            yield f"longer than the model of {role} reads, and cut: {counted(queries, 'query')}"
 
 
 def _runs(runs: Sides[RunFile]) -> Iterator[str]:
     yield "the metrics come from run files, not from searches of the releases"
     for role, run in vars(runs).items():
-        yield f"{role}: {run.place} (sha256 {run.sha256[:12]}), {run.queries:,} judged queries"
+        yield f"{role}: {run.place} (sha256 {run.sha256[:12]}), {counted(run.queries, 'judged query')}"
         if run.unjudged:
-            yield f"  {run.unjudged:,} other queries in it were not looked at"
+            yield f"  not looked at: {counted(run.unjudged, 'other query')} in it"
         if run.unknown:
-            yield f"  {run.unknown:,} documents in its results are not in the release"
+            yield f"  not in the release: {counted(run.unknown, 'document')} of its results"
     if left_out := runs.live.missing:
-        yield f"{left_out:,} queries are left out: live's file does not have them"
+        yield f"left out: {counted(left_out, 'query')} that live's file does not have"
     if empty := runs.candidate.missing:
-        yield f"the candidate's file lacks {empty:,} judged queries; they count as without results"
+        yield f"without results: {counted(empty, 'judged query')} that the candidate's file lacks"
 
 
 def _logged(found: LoggedQueries) -> Iterator[str]:
+    there = f"{counted(found.distinct, 'different text')} in {counted(found.rows, 'row')}"
     yield (
-        f"logged queries: {found.asked:,} of {found.distinct:,} different texts in {found.rows:,} rows:"
+        f"logged queries: {found.asked:,} of {there}:"
         f" overlap@10 {found.overlap_at_10:.3f}, rank-biased overlap {found.rbo:.3f},"
         f" without results {found.zero_results.live:.1%} in live, {found.zero_results.candidate:.1%} in the candidate"
     )
     if found.empty:
-        yield f"  {found.empty:,} rows without a text are left out"
+        yield f"  left out: {counted(found.empty, 'row')} without a text"
     if found.clicked:
         yield from _clicked(found.clicked)
 
@@ -70,9 +72,9 @@ def _clicked(found: Clicked) -> Iterator[str]:
             interval = f" ({m.change.low:+.3f} .. {m.change.high:+.3f})"
         yield f"    {metric_name(key)} {m.live:.3f} -> {m.candidate:.3f}, {m.change.mean:+.3f}{interval}"
     if found.outside:
-        yield f"  {found.outside:,} of {found.clicks:,} clicks are on documents that neither release finds"
+        yield f"  {found.outside:,} of {counted(found.clicks, 'click')} on documents that neither release finds"
     if found.unknown:
-        yield f"  {found.unknown:,} clicked documents are not in the candidate"
+        yield f"  not in the candidate: {counted(found.unknown, 'clicked document')}"
 
 
 def cutoff_words(found: CutOffs) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Both:
             ann_recall_at_10=means((self.ann_recall.live, self.ann_recall.candidate)),
             overlap_at_10=float(alike["overlap@10"].mean()),
             rbo=float(alike["rbo"].mean()),
+            same_lists=sum(map(operator.eq, live.ids, candidate.ids)),
             judged_at_10=means(judged_of(self.queries, live, candidate)),
             zero_results=zero_results(live.ids, candidate.ids),
             latency=timing.search_latency(self.answers),

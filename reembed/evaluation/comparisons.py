@@ -146,7 +146,7 @@ class Comparison(Verdict, HowAnswered):
             queries=JudgedQueries(self.queries.source, self.queries.sha256, self.queries.count),
             margin=self.gate.margin,
             changed=tuple(part for part in _PARTS if part in kinds),
-            by_runs=self.runs is not None,
+            runs=(self.runs.live.place, self.runs.candidate.place) if self.runs else None,
             by=self.by,
             at=self.at,
         )
@@ -161,6 +161,18 @@ class Comparison(Verdict, HowAnswered):
             earlier=self.earlier,
             cutoffs=self.cutoffs,
         )
+
+
+def not_passed_by_runs(found: Comparison) -> ComparisonSummary | None:
+    """Return the last earlier comparison by run files if it did not pass and `found` is by searches.
+
+    Run files come from the whole pipeline that users have. A search of the releases alone is less
+    evidence and does not take the place of one that did not pass.
+    """
+    by_runs = [made for made in found.earlier if made.runs]
+    if found.runs or not by_runs or by_runs[-1].verdict == "pass":
+        return None
+    return by_runs[-1]
 
 
 def metric_name(key: str) -> str:

@@ -245,6 +245,8 @@ class HowAnswered:
     overlap_at_10: float
     rbo: float
     """Rank-biased overlap of the result lists, extrapolated, p = 0.9."""
+    same_lists: int
+    """Queries for which both have the same documents in the same order."""
     judged_at_10: Sides[float]
     zero_results: Sides[float]
     """Share of the queries without any result."""

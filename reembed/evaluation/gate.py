@@ -19,6 +19,7 @@ from reembed.evaluation.figures import Estimate, Needed, SliceChange
 from reembed.evaluation.operation import Operation, operation_rules
 from reembed.evaluation.slices import HARM
 from reembed.evaluation.statistics import UNSEEN, Floats, Groups, needed, paired_interval
+from reembed.plural import counted
 
 if TYPE_CHECKING:
     from reembed.config.gate import GateConfig
@@ -242,9 +243,9 @@ def _what_decides(unchanged: Needed | None, real: Needed | None) -> str:
 
 def _detail(name: str, found: Estimate, required: float) -> str:
     form = "+.4f" if required < 0 else ".4f"
-    text = f"{name} {found.mean:{form}} over {found.n} queries"
+    text = f"{name} {found.mean:{form}} over {counted(found.n, 'query')}"
     if found.independent != found.n:
-        text += f" in {found.independent} groups"
+        text += f" in {counted(found.independent, 'group')}"
     if found.lower is not None:
         text += f", one-sided 95 % bounds {found.lower:{form}} and {found.upper:{form}}"
     return f"{text}, at least {required:{form}} needed"
@@ -258,10 +259,11 @@ def slice_rules(found: Sequence[SliceChange]) -> list[Rule]:
     harmed = sorted((c for c in tested if c.harmed), key=lambda c: c.change.mean)
     slices = len({(c.field, c.value) for c in tested})
     if not harmed:
-        why = f"none of {slices} slices is shown to lose more than {HARM}"
+        why = f"no loss of more than {HARM} is shown in {counted(slices, 'slice')}"
         return [Rule("slices", "pass", why)]
     named = "; ".join(map(_named, harmed[:_NAMED]))
-    why = f"{len(harmed)} losses of more than {HARM} in {slices} slices are significant: {named}"
+    lost = f"losses of more than {HARM} that are significant"
+    why = f"{lost}: {len(harmed):,} in {counted(slices, 'slice')}: {named}"
     return [Rule("slices", "fail", why, observed=harmed[0].change.mean, required=-HARM)]
 
 

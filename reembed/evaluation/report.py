@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateQueries
 from reembed.evaluation.beside import beside
-from reembed.evaluation.comparisons import metric_name
+from reembed.evaluation.comparisons import metric_name, not_passed_by_runs
+from reembed.plural import counted
 from reembed.redact import harmless
 
 if TYPE_CHECKING:
@@ -53,12 +55,16 @@ def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> 
 def choices(c: Comparison) -> list[str]:
     """Return the commands that can follow a comparison, the usual first; only a catch-up embeds documents."""
     new, live = c.candidate.release, c.live.release
+    overrule = f"reembed promote {new} --force --reason 'WHY'     # overrule the gate; recorded permanently"
+    if made := not_passed_by_runs(c):
+        why = "promote needs run files that pass, as those before did not"
+        return [f"{compare_again(new, made.runs)}     # {why}", overrule]
     if c.verdict == "pass":
         return [f"reembed promote {new}"]
     changed = c.summary().changed
     queries = " --changed-queries" if "queries" in changed else ""
     margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
-    again = f"reembed compare --candidate {new}"
+    again = compare_again(new, c.summary().runs)
     found = [f"reembed status     # keep {live}: it stays live, nothing changes"]
     same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
     if c.documents.behind and same != {"pass"}:
@@ -70,8 +76,13 @@ def choices(c: Comparison) -> list[str]:
         wider = f"{c.margin_needed:g}"
         accept = f"accept a loss of up to {wider}; recorded, with who and why"
         found.append(f"{again}{queries} --margin {wider} --reason 'WHY'     # {accept}")
-    overrule = "overrule the gate; recorded permanently"
-    return [*found, f"reembed promote {new} --force --reason 'WHY'     # {overrule}"]
+    return [*found, overrule]
+
+
+def compare_again(release: str, runs: tuple[str, str] | None) -> str:
+    """Return the command that compares a candidate again, by the same run files if there were any."""
+    files = f" --runs {shlex.join(runs)}" if runs else ""
+    return f"reembed compare --candidate {release}{files}"
 
 
 def _more_queries(c: Comparison) -> str:
@@ -111,14 +122,14 @@ def changed_words(change: Change) -> str:
 def _gate_words(setting: GateMargin | GateQueries) -> str:
     if isinstance(setting, GateMargin):
         return f"margin {_margin(setting.margin)}"
-    return f"{setting.count:,} queries ({setting.sha256[:12]})"
+    return f"{counted(setting.count, 'query')} ({setting.sha256[:12]})"
 
 
 def told(summary: ComparisonSummary) -> str:
     """Return a comparison in one line."""
     changed = f", {' and '.join(summary.changed)} changed" if summary.changed else ""
-    queries = f"{summary.queries.count:,} queries ({summary.queries.sha256[:12]})"
-    runs = ", by run files" if summary.by_runs else ""
+    queries = f"{counted(summary.queries.count, 'query')} ({summary.queries.sha256[:12]})"
+    runs = ", by run files" if summary.runs else ""
     return (
         f"{summary.at}  {summary.verdict}  candidate {summary.candidate}  on {queries},"
         f" margin {_margin(summary.margin)}{changed}{runs}  by {summary.by}"
@@ -126,12 +137,22 @@ def told(summary: ComparisonSummary) -> str:
 
 
 def notes(c: Comparison) -> list[str]:
-    """Return what to know of the judged queries before reading the figures."""
+    """Return what to know of the evidence before reading the figures."""
     queries, lines = c.queries, []
+    if made := not_passed_by_runs(c):
+        lines.append(
+            f"promote does not accept this comparison, which is by searches: the last one by run files"
+            f" ({made.at}) was {made.verdict}"
+        )
+    if c.same_lists == queries.count:
+        lines.append(
+            "ATTENTION: live and candidate have the same list of documents for every query:"
+            " are they two different searches?"
+        )
     if c.gate_is_late:
         lines.append("the plan named no queries: they were named only at the first comparison")
     if queries.dropped:
-        lines.append(f"{queries.dropped:,} queries without a relevant document are left out")
+        lines.append(f"left out: {counted(queries.dropped, 'query')} without a relevant document")
     if queries.own_documents:
         own = f"{queries.own_documents:,} queries have a document's id: it is left out of their results, as BEIR does"
         if queries.own_judged:
@@ -154,10 +175,11 @@ def _gate_notes(c: Comparison) -> Iterator[str]:
     if found := c.likely_groups:
         like = f"{found.queries:,} queries share {found.how} with another, as {found.example!r} and {found.like!r}"
         yield f"{like}: if they belong together, set gate.group; else the bounds are too narrow"
-    small = {(s.field, s.value) for s in c.slices if s.p is None}
+    small = {(s.field, s.value): s.change.independent for s in c.slices if s.p is None}
     if small:
-        of = len({(s.field, s.value) for s in c.slices})
-        yield f"{len(small):,} of {of:,} slices are too small to be tested: nothing is shown of them"
+        of = counted(len({(s.field, s.value) for s in c.slices}), "slice")
+        named = ", ".join(f"{field} = {value} (n {n})" for (field, value), n in small.items())
+        yield f"too small to be tested, so that nothing is shown of them: {len(small):,} of {of}: {named}"
     if c.known_items.why:
         yield f"known items were not searched: {c.known_items.why}"
 

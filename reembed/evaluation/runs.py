@@ -10,12 +10,15 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from reembed.errors import UsageError
 from reembed.evaluation.figures import DEPTH, RunFile, Sides
 from reembed.evaluation.metrics import Ranked, ranking
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.rows import Place, bad, text_in
+from reembed.plural import counted
+from reembed.store.paths import absolute, is_remote
 
 MOST_MISSING = 0.1
 """Share of the judged queries that a run file may lack; beyond it, the file is incomplete or another's."""
@@ -44,8 +47,10 @@ def read_run(uri: str, options: dict[str, str]) -> Run:
         UsageError: the file cannot be read, or a line has other fields, a score that is not a finite
             number, or a document that the query had before.
     """
-    place = Place.of(uri, options, "a run file", _AGAIN)
+    place = Place.of(absolute(uri), options, "a run file", _AGAIN)
     place.require()
+    if not is_remote(place.uri) and Path(place.uri).is_dir():
+        raise place.missing(why="it is a folder, not a file")
     content = place.content()
     found: Found = {}
     for at, query_id, doc_id, score in _lines(place.uri, content):
@@ -57,8 +62,20 @@ def read_run(uri: str, options: dict[str, str]) -> Run:
 
 
 def read_runs(places: tuple[str, str], options: dict[str, str]) -> Sides[Run]:
-    """Read the run files of live and of the candidate."""
-    return Sides(*places).each(lambda place: read_run(place, options))
+    """Read the run files of live and of the candidate.
+
+    Raises:
+        UsageError: as `read_run`, or both have the same content.
+    """
+    runs = Sides(*places).each(lambda place: read_run(place, options))
+    if runs.live.found == runs.candidate.found:
+        raise UsageError(
+            f"--runs: {runs.live.place} and {runs.candidate.place} hold the same results",
+            f"sha256 {runs.live.sha256[:12]} and {runs.candidate.sha256[:12]};"
+            " nothing can differ, so that the gate would pass whatever the candidate finds",
+            _AGAIN,
+        )
+    return runs
 
 
 def _lines(place: str, content: bytes) -> Iterator[tuple[str, str, str, float]]:
@@ -97,12 +114,18 @@ def shared_queries(queries: EvalSet, runs: Sides[Run]) -> EvalSet:
         missing = [q for q in queries.query_ids if q not in run.found]
         if len(missing) > MOST_MISSING * len(queries.query_ids):
             raise UsageError(
-                f"{run.place} lacks {len(missing)} of {len(queries.query_ids)} judged queries,"
+                f"{run.place} lacks {len(missing)} of {counted(len(queries.query_ids), 'judged query')},"
                 f" among them {missing[0]!r}",
-                f"it has {len(run.found)} queries, such as {next(iter(run.found), None)!r}",
+                _queries_in(run),
                 _AGAIN,
             )
     return queries.take([at for at, q in enumerate(queries.query_ids) if q in runs.live.found])
+
+
+def _queries_in(run: Run) -> str:
+    if not run.found:
+        return "it has no line"
+    return f"it has {counted(len(run.found), 'query')}, such as {next(iter(run.found))!r}"
 
 
 def lists_of(run: Run, queries: EvalSet) -> Ranked:
@@ -124,7 +147,7 @@ def fit(run: Run, queries: EvalSet, lists: Ranked, held: Collection[str]) -> Run
     unknown = documents.difference(held)
     if documents and unknown == documents:
         raise UsageError(
-            f"{run.place}: the release has none of the {len(documents)} documents that are found",
+            f"{run.place}: the release has none of the {counted(len(documents), 'document')} in its results",
             f"they are named like {min(documents)!r}",
             "reembed config     # source.id_column and the run file must use the same ids",
         )

@@ -18,7 +18,7 @@ from reembed.evaluation import comparisons
 from reembed.evaluation import queries as evalset
 from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.gate import require_verdict_of_rules
-from reembed.evaluation.report import to_compare
+from reembed.evaluation.report import compare_again, to_compare
 from reembed.store.records import decode, encode
 
 
@@ -74,7 +74,7 @@ def agree(
     planned, late = _planned(catalog, live, candidate, configured)
     place, queries = _read_queries(planned, configured, asked, options)
     if queries.sha256 != planned.sha256 and not asked.changed_queries:
-        raise _changed(candidate, planned, queries)
+        raise _changed(candidate, planned, queries, asked)
     return Terms(planned, late, place, tuple(_changes(planned, place, queries, asked))), queries
 
 
@@ -174,7 +174,9 @@ def _late_path(catalog: Catalog, candidate: Release) -> str:
     return f"{comparisons.folder(catalog, candidate)}/late-gate.json"
 
 
-def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) -> UsageError:
+def _changed(
+    candidate: Release, planned: FrozenGate, found: evalset.EvalSet, asked: Asked
+) -> UsageError:
     whose = f"release {candidate.id} was planned with"
     if candidate.gate.queries and planned != candidate.gate:
         whose = f"the model of {candidate.id} was first compared by"
@@ -182,7 +184,7 @@ def _changed(candidate: Release, planned: FrozenGate, found: evalset.EvalSet) ->
         f"{found.source}: the judged queries are not those that {whose}",
         f"planned: {planned.count} queries of sha256 {str(planned.sha256)[:12]}; there now: "
         f"{len(found.query_ids)} of {found.sha256[:12]}. Queries chosen after results were seen prove little",
-        f"reembed compare --candidate {candidate.id} --changed-queries --reason 'WHY'"
+        f"{compare_again(candidate.id, asked.runs)} --changed-queries --reason 'WHY'"
         "     # recorded; or put the planned queries back",
     )
 

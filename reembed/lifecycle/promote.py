@@ -12,7 +12,7 @@ from reembed.catalog.runs import Run, started_with
 from reembed.config.gate import GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.evaluation import comparisons, terms
-from reembed.evaluation.report import to_compare
+from reembed.evaluation.report import compare_again, to_compare
 from reembed.events import AliasMoved, Listener, ignore
 from reembed.lifecycle import complete
 from reembed.lifecycle.candidates import newest_in, newest_of, previous, require_kept
@@ -338,13 +338,21 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release, again:
     compared = catalog.release(record.candidate.release)
     terms.require_sound(catalog, record, compared)
     failing = "; ".join(rule.detail for rule in record.rules if rule.verdict != "pass")
-    options = f"reembed compare --candidate {chosen.id}     # shows what you can do"
+    again_by = compare_again(chosen.id, record.summary().runs)
+    options = f"{again_by}     # shows what you can do"
     if record.verdict == "fail":
         what = f"release {chosen.id} failed the comparison with {live.id}"
         raise GateFailed(what, failing, options)
     if record.verdict != "pass":
         what = f"the comparison of {chosen.id} with {live.id} is inconclusive"
         raise Inconclusive(what, failing, options)
+    if made := comparisons.not_passed_by_runs(record):
+        raise GateFailed(
+            f"release {chosen.id} passed by searches, but not by run files before ({made.verdict}, {made.at})",
+            "run files come from the pipeline that users have: only others that pass take their place",
+            f"{compare_again(chosen.id, made.runs)}     # or run files made again;"
+            f" or: reembed promote {chosen.id} --force --reason 'WHY'",
+        )
     if compared.id != chosen.id:  # the verdict is about another index
         complete.require_recall(catalog, chosen, record.gate.ann_recall, again)
     return record.evidence()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +27,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders import load_encoder
 from reembed.encoders.hashing import HashingEncoder
 from reembed.encoders.tokens import require_tokens
-from reembed.errors import DocumentError, IntegrityError, UsageError
+from reembed.errors import DocumentError, GateFailed, IntegrityError, UsageError
 from reembed.evaluation import comparisons, queries
 from reembed.evaluation.answers import truncated
 from reembed.evaluation.comparisons import Comparison
@@ -32,6 +35,7 @@ from reembed.evaluation.gate import change_rule
 from reembed.evaluation.metrics import named
 from reembed.evaluation.per_query import PerQuery
 from reembed.evaluation.terms import Asked
+from reembed.lifecycle.promote import promote
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,8 @@ def test_slices_and_groups_are_kept_with_the_values(late_rows, pair):
     assert table.column("group").to_pylist() == [f"u{n // 2}" for n in range(30)]
     assert record.queries.place.slices == ("kind",)
     assert record.metrics["ndcg@10"].change.independent == 15
+    for said in (text("compare", record), Path(record.report).read_text()):
+        assert "2 of 2 slices: kind = even (n 15), kind = odd (n 15)" in said
 
 
 @pytest.fixture
@@ -192,7 +198,7 @@ def test_run_files_are_judged_instead_of_searches(pair, tmp_path):
     assert record.verdict == "pass"
     assert record.runs is not None
     assert record.runs.live.sha256 == hashlib.sha256(Path(old).read_bytes()).hexdigest()
-    assert record.summary().by_runs
+    assert record.summary().runs == (old, new)
     kept = values(pair, record).table.to_pylist()[0]
     assert kept["candidate_ids"] == perfect()[kept["query_id"]][:10]
     for said in (text("compare", record), Path(record.report).read_text()):
@@ -227,7 +233,9 @@ def test_a_query_that_only_the_candidate_lacks_counts_as_without_results(pair, t
     assert record.queries.count == QUERIES
     assert record.metrics["mrr@10"].candidate == pytest.approx(1 - 2 / QUERIES)
     assert record.zero_results.candidate == pytest.approx(2 / QUERIES)
-    assert "the candidate's file lacks 2 judged queries" in text("compare", record)
+    assert "without results: 2 judged queries that the candidate's file lacks" in text(
+        "compare", record
+    )
 
 
 def test_a_query_that_live_lacks_is_left_out_and_gains_nothing(pair, tmp_path):
@@ -237,7 +245,7 @@ def test_a_query_that_live_lacks_is_left_out_and_gains_nothing(pair, tmp_path):
     record = pair.compare(Asked(runs=(old, new)))
     assert record.queries.count == QUERIES - 2
     assert record.metrics["mrr@10"].change.mean == 0
-    assert "2 queries are left out: live's file does not have them" in text("compare", record)
+    assert "left out: 2 queries that live's file does not have" in text("compare", record)
 
 
 def test_unknown_ids_in_run_files_are_counted_and_told(pair, tmp_path):
@@ -252,8 +260,8 @@ def test_unknown_ids_in_run_files_are_counted_and_told(pair, tmp_path):
     assert (record.runs.candidate.unknown, record.runs.candidate.unjudged) == (1, 1)
     assert record.runs.live.unknown == 0
     said = text("compare", record)
-    assert "1 documents in its results are not in the release" in said
-    assert "1 other queries in it were not looked at" in said
+    assert "not in the release: 1 document of its results" in said
+    assert "not looked at: 1 other query in it" in said
 
 
 @pytest.mark.parametrize(
@@ -298,6 +306,87 @@ def test_a_run_file_that_is_not_there_is_named_with_what_to_do(pair, tmp_path):
     assert "--runs OLD NEW" in (refused.value.fix or "")
 
 
+def printed_commands(said: str) -> list[list[str]]:
+    lines = [re.match(r"(?:Next|  or): reembed (.*)", line) for line in said.splitlines()]
+    return [shlex.split(line[1], comments=True) for line in lines if line]
+
+
+def test_what_follows_a_comparison_by_run_files_judges_the_same_files(pair, tmp_path):
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    new = run_file(folder / "new.trec", perfect(0.5))
+    old = run_file(folder / "old.trec", perfect(0.6))
+    said = pair.said("compare", "--runs", os.path.relpath(old), new, code=3)
+    again = [words for words in printed_commands(said) if words[0] == "compare"]
+    assert again
+    for words in again:
+        at = words.index("--runs")
+        assert words[at + 1 : at + 3] == [old, new]
+    qrels = Path(pair.judged, "qrels", "test.tsv")
+    qrels.write_text("\n".join(qrels.read_text().splitlines()[:-3]))
+    with pytest.raises(UsageError, match="the judged queries are not those") as refused:
+        pair.compare(Asked(runs=(old, new)))
+    assert f"--runs {shlex.join([old, new])}" in (refused.value.fix or "")
+
+
+def test_searches_do_not_take_the_place_of_run_files_that_did_not_pass(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect())
+    new = run_file(tmp_path / "new.trec", perfect(0.2))
+    assert pair.compare(Asked(runs=(old, new))).verdict == "fail"
+    with pytest.raises(GateFailed) as refused:
+        promote(pair.catalog, pair.candidate.id)
+    assert f"--runs {old} {new}" in (refused.value.fix or "")
+
+    searched = pair.compare(Asked(margin=0.9, reason="searches may lose"))
+    assert searched.verdict == "pass"
+    said = text("compare", searched)
+    for place in (said, Path(searched.report).read_text()):
+        assert "promote does not accept this comparison, which is by searches" in place
+    assert [words[0] for words in printed_commands(said)] == ["compare", "promote"]
+    assert f"--runs {old} {new}" in said
+    with pytest.raises(GateFailed, match="passed by searches, but not by run files before"):
+        promote(pair.catalog, pair.candidate.id)
+
+    better = run_file(tmp_path / "better.trec", perfect())
+    worse = run_file(tmp_path / "worse.trec", perfect(0.5))
+    assert pair.compare(Asked(runs=(worse, better))).verdict == "pass"
+    pair.compare(Asked(margin=0.9, reason="searches may lose"))
+    assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
+
+
+def test_equal_run_files_are_refused(pair, tmp_path):
+    one = run_file(tmp_path / "one.trec", perfect())
+    other = run_file(tmp_path / "other.trec", perfect())
+    for files in ((one, one), (one, other)):
+        with pytest.raises(UsageError, match="hold the same results") as refused:
+            pair.compare(Asked(runs=files))
+        assert "sha256" in (refused.value.why or "")
+        assert "--runs OLD NEW" in (refused.value.fix or "")
+    assert pair.kept() == []
+
+
+def test_equal_lists_with_other_scores_are_told(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect())
+    new = tmp_path / "new.trec"
+    new.write_text(Path(old).read_text().replace(" 0.9", " 0.8"))
+    record = pair.compare(Asked(runs=(old, str(new))))
+    assert record.same_lists == QUERIES
+    for said in (text("compare", record), Path(record.report).read_text()):
+        assert "ATTENTION: live and candidate have the same list of documents" in said
+    assert pair.compare().same_lists < QUERIES
+
+
+def test_an_empty_run_file_and_a_folder_are_told_as_what_they_are(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect())
+    (tmp_path / "empty.trec").write_text("\n")
+    with pytest.raises(UsageError) as refused:
+        pair.compare(Asked(runs=(old, str(tmp_path / "empty.trec"))))
+    assert refused.value.why == "it has no line"
+    with pytest.raises(UsageError) as refused:
+        pair.compare(Asked(runs=(old, str(tmp_path))))
+    assert refused.value.why == "it is a folder, not a file"
+
+
 # --- logged queries ---
 
 
@@ -322,7 +411,7 @@ def test_logged_queries_show_how_different_the_answers_are(kind, pair, tmp_path)
     assert table.column("evidence").to_pylist().count("none") == 40
     said = text("compare", record)
     assert "logged queries: 40 of 40 different texts in 47 rows" in said
-    assert "2 rows without a text are left out" in said
+    assert "left out: 2 rows without a text" in said
 
 
 def test_nothing_is_decided_by_logged_queries_and_naming_them_changes_no_plan(pair, tmp_path):
@@ -373,8 +462,8 @@ def test_clicks_are_pseudo_judgements_and_are_called_so(pair, tmp_path):
     assert clicked.metrics["mrr@10"].candidate == pytest.approx(expected.mean())
     said = text("compare", record)
     assert "30 of them with clicks, which favour what live showed" in said
-    assert "1 clicked documents are not in the candidate" in said
-    assert "clicks are on documents that neither release finds" in said
+    assert "not in the candidate: 1 clicked document" in said
+    assert "clicks on documents that neither release finds" in said
 
 
 def test_a_log_that_judges_is_labelled(pair, tmp_path):
@@ -410,7 +499,7 @@ def test_a_logged_text_that_a_model_cannot_embed_has_no_results(pair, tmp_path, 
 
 
 def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_rows):
-    runs = tuple(run_file(tmp_path / f"{n}.trec", perfect()) for n in (0, 1))
+    runs = tuple(run_file(tmp_path / f"{n}.trec", perfect(n)) for n in (0, 1))
     again = jsonl(
         tmp_path / "again.jsonl",
         rows_in(late_rows),

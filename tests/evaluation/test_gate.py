@@ -106,7 +106,7 @@ def test_one_query_is_inconclusive_and_its_record_is_json():
     verdict = decide(relevance_of(one, one, one, one), ann_recall_Q=one)
     assert verdict.verdict == "inconclusive"
     assert rule_of(verdict, "nDCG@10 change").bound is None
-    assert "over 1 queries, at least -0.0100 needed" in rule_of(verdict, "nDCG@10 change").detail
+    assert "over 1 query, at least -0.0100 needed" in rule_of(verdict, "nDCG@10 change").detail
     json.dumps(encode(verdict), allow_nan=False)
 
 

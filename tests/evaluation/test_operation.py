@@ -202,7 +202,7 @@ def test_slices_and_groups_of_the_plan_are_judged_and_told(pair):
     assert found["rare", "ndcg@10"].p is None
     assert found["a", "recall@10"].p is not None
     assert found["a", "ndcg@10"].change.n == 70
-    assert any("1 of 4 slices are too small" in note for note in notes(record))
+    assert any("1 of 4 slices: shelf = rare (n " in note for note in notes(record))
     (rule,) = (rule for rule in record.rules if rule.name == "slices")
     assert rule.verdict == ("fail" if any(s.harmed for s in record.slices) else "pass")
     assert record.likely_groups is None

@@ -67,7 +67,7 @@ def test_small_slices_are_listed_without_a_test_and_never_pass():
     assert {c.value: c.p is None for c in found} == {"a": True, "b": False}
     assert not any(c.harmed for c in found)
     (rule,) = slice_rules(found)
-    assert "none of 1 slices" in rule.detail
+    assert "is shown in 1 slice" in rule.detail
     tiny = divided({"a": 5, "b": 5})
     assert slice_rules(slice_changes(tiny, metric(tiny, {}))) == []
 

@@ -243,7 +243,7 @@ def comparison(words: str) -> Comparison:
         metrics={"ndcg@10": MetricChange(0.5, 0.6, change, 1, 2, 3, 0.02)},
         slices=(SliceChange(words, words, "ndcg@10", change, None, harmed=False),),
         likely_groups=LikelyGroups(words, 2, words, words), known_items=KnownItems(0, None, words),
-        ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, judged_at_10=Sides(1.0, 1.0),
+        ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, same_lists=0, judged_at_10=Sides(1.0, 1.0),
         zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
         index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None),
         runs=Sides(*[RunFile(words, words, 9, 1, 2, 3)] * 2), cutoffs=cutoffs(), logged=logged(words),
