@@ -76,8 +76,11 @@ def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
     return Ranked.of(lists)
 
 
-def search_latency(both: Sides[Answers]) -> Sides[Latency] | None:
-    """Time one query at a time through each index, in turns; encoding is not timed."""
+def search_times(both: Sides[Answers]) -> Sides[Floats] | None:
+    """Time one query at a time through each index, in turns; encoding is not timed.
+
+    Returns seconds, float64 [T], of the same T queries in the same order; None if too few were timed.
+    """
 
     def search(answers: Answers) -> Callable[[int], object]:
         return lambda q: answers.opened.search(answers.vectors[q : q + 1], ANN_K)
@@ -91,13 +94,17 @@ def encoding_latency(both: Sides[Answers]) -> Sides[Latency] | None:
     def encode(answers: Answers) -> Callable[[int], object]:
         return lambda q: answers.opened.encode_queries([answers.texts[q]])
 
-    return _in_turns(both.each(encode), len(both.live.texts), _ENCODING_S)
+    times = _in_turns(both.each(encode), len(both.live.texts), _ENCODING_S)
+    return times.each(metrics.latency) if times else None
 
 
 def _in_turns(
     asks: Sides[Callable[[int], object]], queries: int, at_most_s: float = math.inf
-) -> Sides[Latency] | None:
-    """Time both for each query, the other one first each time; None where too few are timed after warming up."""
+) -> Sides[Floats] | None:
+    """Time both for each query, the other one first each time; return seconds [T] of those after warming up.
+
+    None where too few are timed.
+    """
     sides = asks.live, asks.candidate
     timed: list[list[float]] = [[], []]
     began = time.perf_counter()
@@ -110,7 +117,7 @@ def _in_turns(
             break
     if len(timed[0]) <= _WARM_UP:
         return None
-    old, new = (metrics.latency(np.array(seconds[_WARM_UP:])) for seconds in timed)
+    old, new = (np.array(seconds[_WARM_UP:]) for seconds in timed)
     return Sides(old, new)
 
 

@@ -13,7 +13,7 @@ from reembed.evaluation.differences import judged_of, likeness, means, zero_resu
 from reembed.evaluation.figures import HowAnswered, LoggedQueries, RunFile, Sides
 from reembed.evaluation.held import Held
 from reembed.evaluation.logged import Sample, measure
-from reembed.evaluation.metrics import Ranked
+from reembed.evaluation.metrics import Ranked, latency
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import Run, fit, lists_of, shared_queries
@@ -34,6 +34,8 @@ class Both:
     held: Sides[Held]
     ann_recall: Sides[Floats]
     """[Q] each."""
+    search_s: Sides[Floats] | None
+    """Seconds that a search takes, [T] each: of the first queries, in pairs; None if too few were timed."""
 
     @classmethod
     def of(
@@ -51,7 +53,9 @@ class Both:
             lists = runs.each(lambda run: lists_of(run, queries))
         named = frozenset(_named(lists if runs else None, logged))
         held = opened.each(lambda side: Held.read(side, queries, named))
-        return cls(queries, opened, answers, lists, held, answers.each(Answers.ann_recall))
+        ann_recall = answers.each(Answers.ann_recall)
+        times = timing.search_times(answers)
+        return cls(queries, opened, answers, lists, held, ann_recall, times)
 
     def figures(self, catalog: Catalog) -> HowAnswered:
         """Return how both answer, whatever the judgements are."""
@@ -64,7 +68,7 @@ class Both:
             same_lists=sum(map(operator.eq, live.ids, candidate.ids)),
             judged_at_10=means(judged_of(self.queries, live, candidate)),
             zero_results=zero_results(live.ids, candidate.ids),
-            latency=timing.search_latency(self.answers),
+            latency=self.search_s.each(latency) if self.search_s else None,
             encoding=timing.encoding_latency(self.answers),
             index=self.opened.each(lambda side: index_size(catalog.storage, side)),
             truncated=self.answers.each(truncated),

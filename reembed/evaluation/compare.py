@@ -17,7 +17,7 @@ from reembed.evaluation import gate
 from reembed.evaluation.both import Both
 from reembed.evaluation.comparisons import Comparison, Verdict
 from reembed.evaluation.cutoffs import cut_offs
-from reembed.evaluation.differences import change_of, pairs_of
+from reembed.evaluation.differences import change_of, is_empty, pairs_of
 from reembed.evaluation.figures import DocumentsCompared, MetricChange, QueriesUsed, Sides
 from reembed.evaluation.grouping import likely_groups
 from reembed.evaluation.held import Held
@@ -73,7 +73,12 @@ def compare(
             judged_present=used.judged_present,
             shared=_shared(held.live, held.candidate, documents),
             slices=slices,
-            operation=Operation(answered, items),
+            operation=Operation(
+                judged_at_10=answered.judged_at_10,
+                empty=lists.each(lambda side: is_empty(side.ids)),
+                search_s=both.search_s,
+                known_items=items,
+            ),
         ),
     )
     rows, of_log = both.rows(pairs), None
@@ -96,7 +101,7 @@ def compare(
         metrics=_changes(pairs, queries, verdict),
         slices=slices,
         likely_groups=likely_groups(queries) if queries.groups is None else None,
-        known_items=items,
+        known_items=items.figures,
         runs=both.run_files(runs, judged) if runs else None,
         cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
         logged=of_log,

@@ -68,7 +68,9 @@ def means(pair: tuple[Floats, Floats]) -> Sides[float]:
 
 def zero_results(live: Results, candidate: Results) -> Sides[float]:
     """Return the share of lists that are empty."""
-    live_share, candidate_share = (
-        float(np.mean([not found for found in lists])) for lists in (live, candidate)
-    )
-    return Sides(live_share, candidate_share)
+    return means((is_empty(live), is_empty(candidate)))
+
+
+def is_empty(lists: Results) -> Floats:
+    """Return 1 for each list that is empty, else 0 [Q]."""
+    return np.array([not found for found in lists], dtype=np.float64)

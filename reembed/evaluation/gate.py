@@ -117,7 +117,7 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
             for name, pair in found.relevance.items()
         ),
         *slice_rules(found.slices),
-        *(operation_rules(gate, found.operation) if found.operation else ()),
+        *(operation_rules(gate, found.operation, groups_Q) if found.operation else ()),
     )
 
 
