@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from reembed.errors import IntegrityError, UsageError
 from reembed.index.exact import ExactSearch
 from reembed.index.search import Answer, Float32, Int64, checked_queries
 from reembed.serving.answers import ChosenRows, OpenIndex, Rows
-from reembed.store.conditions import of_the_moment, quoted_column, tokens_of, unquoted
+from reembed.store.conditions import of_the_moment, quoted_column, tokens_of, unquoted, unsafe
 from reembed.store.storage import first_line, is_of_storage
 from reembed.table.read import TableVersion, as_vectors
 
@@ -35,8 +36,8 @@ FEW_BYTES = 4 * 2**20
 KEPT_BYTES = 64 * 2**20
 """Memory of the filters that are kept for a release."""
 KEPT = 256
-MOST_CHARACTERS = 65_536
-"""Lance plans a condition by recursion: one of 100,000 parts ends the process."""
+AT_ONCE = 4
+"""Filters of a release that are resolved at a time."""
 _OF_THE_FILTER = "Error applying filter expression"
 """Lance's words for a value that a condition cannot be evaluated for, as a text that is cast to a number."""
 _ROW_COLUMNS = {"_rowid", "_rowaddr", "_row_created_at_version", "_row_last_updated_at_version"}
@@ -49,12 +50,14 @@ class Filters:
         """Take the release and its parts, open."""
         self._release, self._table, self._index = release, table, index
         self._kept: OrderedDict[str, ChosenRows] = OrderedDict()
-        self._looking, self._resolving = threading.Lock(), threading.Lock()
+        self._looking, self._turns = threading.Lock(), threading.Semaphore(AT_ONCE)
+        self._resolving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def among(self, condition: object) -> Rows | None:
         """Return the documents that meet a condition, ready to search; None if there are none.
 
-        The filters used last are kept, up to KEPT of them and KEPT_BYTES.
+        The filters used last are kept, up to KEPT of them and KEPT_BYTES. A filter that is not kept waits
+        for others only while AT_ONCE of them are resolved.
 
         Raises:
             UsageError: it is not a condition over carried columns.
@@ -63,7 +66,7 @@ class Filters:
         if not isinstance(condition, str):
             raise self._refused(condition, f"it is of type {type(condition).__name__}")
         if (found := self._known(condition)) is None:
-            with self._resolving:  # of threads that ask the same, one reads the table
+            with self._lock_of(condition):  # of threads that ask the same, one reads the table
                 found = self._known(condition) or self._keep(condition, self._resolved(condition))
         return found if found.rows else None
 
@@ -72,6 +75,11 @@ class Filters:
             if condition in self._kept:
                 self._kept.move_to_end(condition)
             return self._kept.get(condition)
+
+    def _lock_of(self, condition: str) -> threading.Lock:
+        """Return a lock that is there as long as a thread holds or awaits it."""
+        with self._looking:
+            return self._resolving.setdefault(condition, threading.Lock())
 
     def _keep(self, condition: str, found: ChosenRows) -> ChosenRows:
         with self._looking:
@@ -86,7 +94,11 @@ class Filters:
         return sum(len(text) + rows.size_bytes for text, rows in self._kept.items())
 
     def _resolved(self, condition: str) -> ChosenRows:
-        self._require(condition)
+        with self._turns:
+            self._require(condition)
+            return self._read(condition)
+
+    def _read(self, condition: str) -> ChosenRows:
         with self._reading(condition):
             batches = [b.column("_rowid") for b in self._table.where(condition, [])]
             row_ids = pa.chunked_array(batches, pa.uint64()).to_numpy().astype(np.int64)
@@ -111,8 +123,7 @@ class Filters:
     def _require(self, condition: str) -> None:
         """Refuse a condition that is not over carried columns, or that means something else than it seems to."""
         carried = self._release.source.carry
-        if len(condition) > MOST_CHARACTERS:
-            why = f"it has {len(condition):,} characters; up to {MOST_CHARACTERS:,} are taken"
+        if why := unsafe(condition):
             raise self._refused(condition, why)
         if quoted := quoted_column(condition, carried):
             token, column = quoted

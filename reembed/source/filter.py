@@ -11,7 +11,7 @@ import lance
 import pyarrow as pa
 
 from reembed.errors import SourceError
-from reembed.store.conditions import error_of, of_the_moment, quoted_column, tokens_of
+from reembed.store.conditions import error_of, of_the_moment, quoted_column, tokens_of, unsafe
 
 
 def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> None:
@@ -19,8 +19,10 @@ def check_filter(dataset: lance.LanceDataset, where: str, condition: str) -> Non
 
     Raises:
         SourceError: it is not a condition, it has a column's name in double quotes, which is text
-            in Lance, one of its comparisons names no column, or it asks for the time or a random number.
+            in Lance, one of its comparisons names no column, it asks for the time or a random number,
+            or it is too deep for Lance.
     """
+    _require_safe(dataset, condition)
     tokens = tokens_of(condition)
     if quoted := quoted_column(condition, dataset.schema.names):
         token, column = quoted
@@ -52,11 +54,20 @@ def require_condition(dataset: lance.LanceDataset, where: str, condition: str) -
     """Refuse a filter that was a condition over an earlier version's columns; reads no row.
 
     Raises:
-        SourceError: a column is not there, or of a type that cannot be compared so.
+        SourceError: a column is not there, or of a type that cannot be compared so, or the filter is too
+            deep for Lance.
     """
+    _require_safe(dataset, condition)
     if error := error_of(dataset, condition):
         otherwise = "reembed config     # shows source.filter; it must name columns that are there"
         raise _not_a_filter(dataset, where, condition, error, otherwise)
+
+
+def _require_safe(dataset: lance.LanceDataset, condition: str) -> None:
+    if why := unsafe(condition):
+        raise SourceError(
+            f"source.filter = {condition!r:.200} cannot be given to Lance", why, _example(dataset)
+        )
 
 
 def _not_a_filter(

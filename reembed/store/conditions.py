@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import lance
 
 from reembed.store.storage import first_line
 
+MOST_CHARACTERS = 65_536
+"""AND and OR were planned up to this length in every form that was tried."""
+MOST_WORDS = 128
+"""Words and signs of one part of a condition. Lance plans a chain of operators by recursion: 450 times IS TRUE,
+900 signs + or 1,500 times BETWEEN end the process with SIGSEGV."""
+MOST_BRACKETS = 32
+"""Brackets inside each other. Lance refuses more than about 45, and may try CASTs for minutes before it does."""
+
+_OPENED_BY = {")": "(", "]": "[", "}": "{", "END": "CASE"}
+_PLACEHOLDER = re.compile(r"\$\w*|\?|(?<!:):(?!:)\w*|\b[A-Za-z](?=['\"])")
+"""$1, ?, :name, and the letter of a literal as N'x': Lance panics at each."""
 _TOKEN = re.compile(
     r"'(?:[^']|'')*'"
     r'|"(?:[^"]|"")*"'
@@ -46,6 +58,76 @@ def of_the_moment(condition: str) -> str | None:
 def unquoted(condition: str) -> str:
     """Return a condition without its texts and quoted names."""
     return "".join(t for t in tokens_of(condition) if t[0] not in "'\"`")
+
+
+def unsafe(condition: str) -> str | None:
+    """Return why Lance must not be given a condition: it could end the process, panic or plan for minutes."""
+    if len(condition) > MOST_CHARACTERS:
+        return f"it has {len(condition):,} characters; up to {MOST_CHARACTERS:,} are taken"
+    tokens = [_plain(token) for token in tokens_of(condition)]
+    if found := _PLACEHOLDER.search("".join(tokens)):
+        return f"Lance has no value for {found[0]}; write values themselves, texts as 'x' and odd names in backticks"
+    brackets, words = _depth(t for t in tokens if not t.isspace())
+    if brackets > MOST_BRACKETS:
+        return f"{brackets:,} brackets are inside each other; up to {MOST_BRACKETS} are taken"
+    if words > MOST_WORDS:
+        return (
+            f"a part of it has {words:,} words and signs; up to {MOST_WORDS} are taken"
+            " between two of AND, OR and commas"
+        )
+    return None
+
+
+def _plain(token: str) -> str:
+    """Return a token, of a text or a quoted name its quote, and a space for a comment."""
+    if token.startswith(("--", "/*")):
+        return " "
+    return token[0] if token[0] in "'\"`" else token
+
+
+@dataclass
+class _Level:
+    """What is inside one bracket, or outside all."""
+
+    opener: str = ""
+    words: int = 0
+    """Of the part that is read."""
+    most: int = 0
+    """Of the parts before it."""
+    betweens: int = 0
+    """BETWEEN whose AND did not come yet."""
+
+    @property
+    def height(self) -> int:
+        return max(self.most, self.words)
+
+    def take(self, word: str) -> None:
+        """Count a word or sign; AND, OR and commas begin a new part."""
+        of_between = word == "AND" and self.betweens > 0
+        self.betweens += (word == "BETWEEN") - of_between
+        if word in ("AND", "OR", ",") and not of_between:
+            self.most, self.words = self.height, 0
+        else:
+            self.words += 1
+
+
+def _depth(tokens: Iterable[str]) -> tuple[int, int]:
+    """Return bounds of a condition's depth: brackets inside each other, and words of a part with those in its brackets.
+
+    The words are at least the height of the tree that Lance makes of any part between AND and OR.
+    """
+    levels, brackets = [_Level()], 0
+    for token in tokens:
+        word = token.upper()
+        if word in _OPENED_BY.values():
+            levels.append(_Level(word))
+            brackets = max(brackets, len(levels) - 1)
+        elif _OPENED_BY.get(word) == levels[-1].opener:
+            closed = levels.pop()
+            levels[-1].words += closed.height + 1
+        else:
+            levels[-1].take(word)
+    return brackets, sum(level.height for level in levels)
 
 
 def error_of(dataset: lance.LanceDataset, condition: str, *, evaluate: bool = False) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lance
@@ -199,7 +201,11 @@ def test_rows_that_a_catch_up_replaced_or_removed_are_not_found(corpus, make_con
         ("\"category\" = 'c3'", '"category" is a text'),
         ("year < now()", "not the same at every evaluation"),
         ("CAST(title AS INT) = 3", "Cannot cast"),
-        ("number = $1", ""),
+        ("number = $1", "no value for $1"),
+        ("number = ?", "no value for ?"),
+        ("year > " + "1+" * 1000 + "1", "2,003 words and signs; up to 128"),
+        ("title = " + "||".join(["title"] * 700), "2,100 words and signs; up to 128"),
+        ("(" * 90 + "year > 1" + ")" * 90, "90 brackets"),
         (" OR ".join(["number = 1"] * 9_000), "characters"),
         (3, "type int"),
         (["year = 1"], "type list"),
@@ -302,6 +308,54 @@ def test_threads_that_ask_the_same_read_it_once_and_answer_alike(scans):
         thread.join(60)
     assert not wrong
     assert read == dict.fromkeys(conditions, 1)
+
+
+@pytest.fixture
+def slow(scans, monkeypatch):
+    """A release whose filters with a 7 are read only when told to; which of them began, in order."""
+    opened, _ = scans
+    began: queue.SimpleQueue[str] = queue.SimpleQueue()
+    go, plain = threading.Event(), TableVersion.where
+
+    def where(self: Any, condition: str, columns: Any) -> Any:
+        if "7" in condition:
+            began.put(condition)
+            assert go.wait(30)
+        return plain(self, condition, columns)
+
+    monkeypatch.setattr(TableVersion, "where", where)
+    yield opened, began, go
+    go.set()
+
+
+def test_a_slow_filter_keeps_no_other_search_waiting(slow):
+    opened, began, go = slow
+    with ThreadPoolExecutor(3) as pool:
+        late = [pool.submit(opened.search, ["bada"], 3, (), "number > 7") for _ in range(2)]
+        assert began.get(timeout=20) == "number > 7"
+        others = pool.submit(
+            lambda: [opened.search(["bada"], 3, filter=c) for c in ("number > 5", None)]
+        )
+        assert [len(rows) for (rows,) in others.result(20)] == [3, 3]
+        assert not any(asked.done() for asked in late)
+        go.set()
+        assert late[0].result(20) == late[1].result(20)
+    assert began.empty()  # two threads asked the same: one read
+    assert not opened.filters._resolving
+
+
+def test_few_filters_are_resolved_at_a_time_and_searches_without_one_do_not_wait(slow):
+    opened, began, go = slow
+    many = filters.AT_ONCE + 3
+    with ThreadPoolExecutor(many) as pool:
+        asked = [pool.submit(opened.search, ["bada"], 3, (), f"number > 7{n}") for n in range(many)]
+        first = {began.get(timeout=20) for _ in range(filters.AT_ONCE)}
+        assert len(opened.search(["bada"], 3)[0]) == 3
+        with pytest.raises(queue.Empty):
+            began.get(timeout=0.2)
+        go.set()
+        assert all(len(found.result(20)[0]) == 3 for found in asked)
+    assert len(first | {began.get() for _ in range(3)}) == many
 
 
 def test_a_filter_asked_after_gc_removed_the_table_says_so(corpus, make_config):

@@ -10,7 +10,7 @@ import pytest
 from inline import Inline
 
 from reembed.errors import SourceError
-from reembed.source.filter import check_filter
+from reembed.source.filter import check_filter, require_condition
 from reembed.strategies.full_rebuild import full_rebuild
 
 
@@ -137,3 +137,22 @@ def test_the_fix_of_any_refused_filter_names_a_column_that_is_there(tmp_path, co
         check_filter(dataset, "the source", condition)
     setting = shlex.split(found.value.fix)[3]
     check_filter(dataset, "the source", setting.removeprefix("source.filter="))
+
+
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("year > " + "1+" * 1000 + "1", "2,003 words and signs; up to 128"),
+        ("NOT " * 900 + "(year > 1)", "words and signs; up to 128"),
+        ("(" * 90 + "year > 1" + ")" * 90, "90 brackets"),
+        ("year = $1", "no value for $1"),
+        ("year = 1 OR " * 9_000 + "year = 2", "characters"),
+    ],
+)
+@pytest.mark.parametrize("check", [check_filter, require_condition])
+def test_what_would_end_the_process_in_lance_is_refused(dataset, check, condition, why):
+    with pytest.raises(SourceError) as refused:
+        check(dataset, "the source", condition)
+    assert why in refused.value.why
+    assert len(refused.value.what) < 300
+    assert refused.value.fix == "reembed run --set 'source.filter=`doc_id` IS NOT NULL'"
