@@ -22,7 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
-from reembed.evaluation import gate, sequential, slices
+from reembed.evaluation import gate, operation, sequential, slices
+from reembed.evaluation.figures import KnownItems, Sides
+from reembed.evaluation.known_items import Searched
 from reembed.evaluation.statistics import Floats, Groups, queries_needed
 from reembed.serving import team_draft
 
@@ -42,6 +44,8 @@ BOUNDS = {
     "slice_false_block": 0.10,
 }
 AT_LEAST = {"slice_block_05": 0.9}
+OPERATION_BOUNDS = {"operation_false_fail": 0.06}
+OPERATION_AT_LEAST = {"operation_harm_fails": 0.9}
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,65 @@ def two_halves(lists: list[Any], rng: np.random.Generator) -> int:
     return 2 * queries_needed(math.sqrt(old.var() + new.var()), new.mean() - old.mean())
 
 
+# --- how a candidate answers ---
+
+
+def fails_empty(queries: int, more: float, rng: np.random.Generator) -> bool:
+    """Whether one fails that finds nothing for so many more; of 5 % in live, half are the same queries."""
+    only, kinds = 0.025, np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    odds = [only + more, only, only, 1 - 3 * only - more]
+    live, candidate = kinds[rng.choice(4, queries, p=odds)].T
+    return operation.empty_rule(Sides(live, candidate)).verdict == "fail"
+
+
+def fails_items(items: int, fall: float, rng: np.random.Generator) -> bool:
+    """Whether one is vetoed that finds so many fewer of the documents, of which live finds 90 %."""
+    live = (rng.random(items) < 0.9).astype(float)
+    candidate = live * (rng.random(items) >= fall)
+    searched = Searched(KnownItems(items, None), Sides(live, candidate), 0)
+    return operation.known_item_rule(searched).verdict == "fail"
+
+
+def fails_latency(times: float, busy: float, rng: np.random.Generator) -> bool:
+    """Whether one fails that takes so many times as long, twice is allowed; some seconds are busy."""
+
+    def seconds(of: float) -> Floats:
+        found = rng.lognormal(math.log(of), 0.2, 195)
+        for start in rng.integers(0, 185, rng.poisson(busy)):
+            found[start : start + rng.integers(4, 11)] *= 8
+        return found
+
+    sides = Sides(seconds(0.02), seconds(0.02 * times))
+    return operation.latency_rule(sides, 2).verdict == "fail"
+
+
+def of_operation(rng: np.random.Generator, runs: int) -> common.Figures:
+    """How often the rules about answers fail a candidate that is at the limit, and one far beyond it."""
+    at_limit = {
+        "1 % more find nothing, 50 queries": lambda: fails_empty(50, 0.01, rng),
+        "1 % more find nothing, 1,000 queries": lambda: fails_empty(1000, 0.01, rng),
+        "30 % fewer known items of 30": lambda: fails_items(30, 0.3, rng),
+        "30 % fewer known items of 200": lambda: fails_items(200, 0.3, rng),
+        "as fast, busy machine": lambda: fails_latency(1, 1.5, rng),
+        "twice as long": lambda: fails_latency(2, 0, rng),
+    }
+    beyond = {
+        "20 % more find nothing, 50 queries": lambda: fails_empty(50, 0.2, rng),
+        "5 % more find nothing, 1,000 queries": lambda: fails_empty(1000, 0.05, rng),
+        "66 % fewer known items of 30": lambda: fails_items(30, 0.66, rng),
+        "50 % fewer known items of 200": lambda: fails_items(200, 0.5, rng),
+        "three times as long": lambda: fails_latency(3, 0, rng),
+    }
+    harmless, harmful = (
+        {name: share(runs, f) for name, f in c.items()} for c in (at_limit, beyond)
+    )
+    return {
+        "operation_false_fail": max(harmless.values()),
+        "operation_harm_fails": min(harmful.values()),
+        "operation": harmless | harmful,
+    }
+
+
 # --- all of it ---
 
 
@@ -268,6 +331,7 @@ def measure(runs: int) -> common.Figures:
         "power": {key: row["power"] for key, row in table.items()},
         "by_live_mean": table,
         "interleaving": interleaved(clicks, rng, max(runs // 100, 3)),
+        **of_operation(rng, max(runs // 8, 5)),
         "runs": runs,
         "slices": f"{SLICES} of {SLICE_QUERIES} queries",
     }
@@ -315,8 +379,9 @@ def main() -> None:
     made.add_argument("--runs", type=int, default=8000, help="samples of each share [%(default)s]")
     args = common.parse(made)
     figures = measure(args.runs)
-    missed = [n for n, bound in BOUNDS.items() if figures[n] > bound]
-    missed += [n for n, bound in AT_LEAST.items() if figures[n] < bound]
+    most, least = BOUNDS | OPERATION_BOUNDS, AT_LEAST | OPERATION_AT_LEAST
+    missed = [n for n, bound in most.items() if figures[n] > bound]
+    missed += [n for n, bound in least.items() if figures[n] < bound]
     common.say(f"not met: {', '.join(missed)}" if missed else "every bound is met")
     common.finish(NAME, args, {**figures, "passed": not missed})
     sys.exit(1 if missed else 0)
