@@ -129,6 +129,7 @@ def comparison(
         latency=None,
         encoding=None,
         index=Sides(IndexSize(1, 1), IndexSize(1, 1)),
+        not_embedded=Sides(0, 0),
         truncated=Sides(0, 0),
         runs=None,
         cutoffs=None,

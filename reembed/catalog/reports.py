@@ -156,10 +156,12 @@ class CutOff:
     """A score of the candidate, with its 95 % interval."""
 
     score: float | None
-    """None if no score of the candidate reaches live's figure, or if live has nothing above its cut-off."""
+    """None if it is not known."""
     low: float | None
-    """None if some resamples of the queries reach it at no score."""
+    """None if some resamples of the queries reach it at no score, or at one that not enough results are known of."""
     high: float | None
+    why: str = ""
+    """Why the score is not known."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ class CutOffs:
     same_recall: CutOff
     """Highest cut-off of the candidate with at least this recall."""
     same_share: CutOff
-    """Highest cut-off of the candidate with at least this number of results; None if more than a twentieth of
-    live's lists are full above its cut-off."""
+    """Highest cut-off of the candidate with at least this number of results; not known if more than a twentieth
+    of the lists of either are full above its cut-off."""
     full_lists: int
     """Queries of which live shows all results that were looked at; there may be more of them."""
 

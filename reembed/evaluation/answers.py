@@ -16,11 +16,13 @@ import numpy.typing as npt
 from reembed.catalog.index_manifest import LanceManifest, read_manifest
 from reembed.encoders.base import apart
 from reembed.encoders.tokens import TokenEncoder
+from reembed.errors import UsageError
 from reembed.evaluation import metrics
 from reembed.evaluation.figures import DEPTH, IndexSize, Latency, Sides
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.statistics import Floats
 from reembed.index import exact as index_exact
+from reembed.plural import counted
 from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 
@@ -38,30 +40,55 @@ class Answers:
     opened: OpenRelease
     texts: Sequence[str]
     vectors: npt.NDArray[np.float32]
-    """[Q, D]: the queries."""
+    """[Q, D]: the queries; NaN where the model cannot embed one, which then finds nothing."""
     lists: Ranked
 
     @classmethod
     def of(cls, opened: OpenRelease, texts: Sequence[str], own_ids: Iterable[str]) -> Answers:
-        """Search for the texts; `own_ids` are the documents that each is, which it does not find."""
-        vectors = opened.encode_queries(texts)
+        """Search for the texts; `own_ids` are the documents that each is, which it does not find.
+
+        Raises:
+            UsageError: the model can embed none of them.
+        """
+        vectors = _encoded(opened, texts)
+        if not len(_known(vectors)):
+            raise UsageError(
+                f"release {opened.release.id}: its model can embed none of {counted(len(texts), 'query')}",
+                f"{opened.release.space.model} gives {texts[0]!r:.80} no vector",
+                f"reembed search --release {opened.release.id} 'some words'     # what does it say?",
+            )
         # One more than is scored: the query's own document may be among them.
-        found = zip(own_ids, opened.search(vectors, DEPTH + 1), strict=True)
+        found = zip(own_ids, _search(opened, vectors, DEPTH + 1), strict=True)
         lists = Ranked.of(
-            metrics.ranking([str(h.doc_id) for h in hits], [h.score for h in hits], own, DEPTH)
+            metrics.ranking([d for d, _ in hits], [score for _, score in hits], own, DEPTH)
             for own, hits in found
         )
         return cls(opened, texts, vectors, lists)
 
+    @property
+    def known(self) -> list[int]:
+        """Return the queries that the model can embed."""
+        return _known(self.vectors)
+
     def ann_recall(self) -> Floats:
-        """Return ann_recall@10 [Q]: of the index, not of the model; a query's own document counts as any other."""
-        table = self.opened.table
-        ids, scores = index_exact.exact_search(table, self.vectors, 4 * ANN_K)
-        return index_exact.ann_recall(self.opened.index, self.vectors, ids, scores, ANN_K)
+        """Return ann_recall@10 [Q]: of the index, not of the model; a query's own document counts as any other.
+
+        NaN where the model cannot embed a query.
+        """
+        recall_Q, known = np.full(len(self.texts), np.nan), self.known
+        some = self.vectors[known]
+        ids, scores = index_exact.exact_search(self.opened.table, some, 4 * ANN_K)
+        recall_Q[known] = index_exact.ann_recall(self.opened.index, some, ids, scores, ANN_K)
+        return recall_Q
 
 
 def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
     """Return what a release finds for each text: nothing where its model cannot embed it."""
+    return Ranked.of(_search(opened, _encoded(opened, texts), DEPTH))
+
+
+def _encoded(opened: OpenRelease, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the vectors of the texts [Q, D]; NaN where the model cannot embed one."""
     encoder, dim = opened.encoder, opened.release.space.dim
     vectors = np.full((len(texts), dim), np.nan, np.float32)
     parts, _ = apart(
@@ -69,11 +96,23 @@ def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
     )
     for rows, some in parts:
         vectors[rows] = some
-    known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-    lists: list[list[tuple[str, float]]] = [[] for _ in texts]
-    for row, hits in zip(known.tolist(), opened.search(vectors[known], DEPTH), strict=True):
+    return vectors
+
+
+def _known(vectors: npt.NDArray[np.float32]) -> list[int]:
+    rows: list[int] = np.flatnonzero(np.isfinite(vectors).all(axis=1)).tolist()
+    return rows
+
+
+def _search(
+    opened: OpenRelease, vectors: npt.NDArray[np.float32], k: int
+) -> list[list[tuple[str, float]]]:
+    """Return the k best ids and scores of each vector; nothing where it is NaN."""
+    known = _known(vectors)
+    lists: list[list[tuple[str, float]]] = [[] for _ in vectors]
+    for row, hits in zip(known, opened.search(vectors[known], k), strict=True):
         lists[row] = [(str(hit.doc_id), hit.score) for hit in hits]
-    return Ranked.of(lists)
+    return lists
 
 
 def search_times(both: Sides[Answers]) -> Sides[Floats] | None:
@@ -85,7 +124,7 @@ def search_times(both: Sides[Answers]) -> Sides[Floats] | None:
     def search(answers: Answers) -> Callable[[int], object]:
         return lambda q: answers.opened.search(answers.vectors[q : q + 1], ANN_K)
 
-    return _in_turns(both.each(search), len(both.live.texts))
+    return _in_turns(both.each(search), _known_to_both(both))
 
 
 def encoding_latency(both: Sides[Answers]) -> Sides[Latency] | None:
@@ -94,12 +133,16 @@ def encoding_latency(both: Sides[Answers]) -> Sides[Latency] | None:
     def encode(answers: Answers) -> Callable[[int], object]:
         return lambda q: answers.opened.encode_queries([answers.texts[q]])
 
-    times = _in_turns(both.each(encode), len(both.live.texts), _ENCODING_S)
+    times = _in_turns(both.each(encode), _known_to_both(both), _ENCODING_S)
     return times.each(metrics.latency) if times else None
 
 
+def _known_to_both(both: Sides[Answers]) -> list[int]:
+    return sorted({*both.live.known}.intersection(both.candidate.known))
+
+
 def _in_turns(
-    asks: Sides[Callable[[int], object]], queries: int, at_most_s: float = math.inf
+    asks: Sides[Callable[[int], object]], queries: Sequence[int], at_most_s: float = math.inf
 ) -> Sides[Floats] | None:
     """Time both for each query, the other one first each time; return seconds [T] of those after warming up.
 
@@ -108,8 +151,8 @@ def _in_turns(
     sides = asks.live, asks.candidate
     timed: list[list[float]] = [[], []]
     began = time.perf_counter()
-    for query in range(min(_TIMED_QUERIES, queries)):
-        for side in (0, 1) if query % 2 else (1, 0):
+    for turn, query in enumerate(queries[:_TIMED_QUERIES]):
+        for side in (0, 1) if turn % 2 else (1, 0):
             start = time.perf_counter()
             sides[side](query)
             timed[side].append(time.perf_counter() - start)
@@ -140,8 +183,9 @@ def truncated(answers: Answers) -> int | None:
     most = answers.opened.release.space.max_length
     if most is None:
         return 0
-    lengths = encoder.tokenize(answers.texts, "query").lengths
-    cut = [answers.texts[at] for at in np.flatnonzero(lengths >= most).tolist()]
+    texts = [answers.texts[at] for at in answers.known]
+    lengths = encoder.tokenize(texts, "query").lengths
+    cut = [texts[at] for at in np.flatnonzero(lengths >= most).tolist()]
     if not cut:
         return 0
     # A text of exactly as many tokens as the model reads is whole: its halves tell.

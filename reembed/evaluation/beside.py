@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def beside(c: Comparison) -> list[str]:
     """Return the lines of what was compared beside the gate, or in another way."""
-    lines = [*_truncated(c.truncated)]
+    lines = [*_not_embedded(c), *_truncated(c.truncated)]
     if c.runs:
         lines += _runs(c.runs)
     if c.logged:
@@ -25,6 +25,13 @@ def beside(c: Comparison) -> list[str]:
     if c.cutoffs:
         lines += cutoff_words(c.cutoffs)
     return lines
+
+
+def _not_embedded(c: Comparison) -> Iterator[str]:
+    count = "" if c.runs else "; they count as without results"
+    for role, queries in vars(c.not_embedded).items():
+        if queries:
+            yield f"not embedded by the model of {role}: {counted(queries, 'query')}{count}"
 
 
 def _truncated(found: Sides[int | None]) -> Iterator[str]:
@@ -86,11 +93,12 @@ def cutoff_words(found: CutOffs) -> Iterator[str]:
     yield f"  the same recall: {_cutoff(found.same_recall)}"
     yield f"  the same share of results: {_cutoff(found.same_share)}"
     if found.full_lists:
-        yield f"  {found.full_lists:,} queries have at least {DEPTH} results above it, of which {DEPTH} are known"
+        full = counted(found.full_lists, "query")
+        yield f"  {full} with at least {DEPTH} results of live above it, of which {DEPTH} are known"
 
 
 def _cutoff(found: CutOff) -> str:
     if found.score is None:
-        return "not known"
+        return f"not known: {found.why}"
     low, high = (f"{end:.4f}" if end is not None else "?" for end in (found.low, found.high))
     return f"{found.score:.4f} ({low} .. {high})"

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from reembed.catalog.releases import Catalog
 from reembed.evaluation import answers as timing
 from reembed.evaluation.answers import Answers, index_size, truncated
@@ -33,7 +35,7 @@ class Both:
     """Of the answers, or of run files."""
     held: Sides[Held]
     ann_recall: Sides[Floats]
-    """[Q] each."""
+    """[Q] each; NaN where the model cannot embed a query."""
     search_s: Sides[Floats] | None
     """Seconds that a search takes, [T] each: of the first queries, in pairs; None if too few were timed."""
 
@@ -62,7 +64,7 @@ class Both:
         live, candidate = self.lists.live, self.lists.candidate
         alike = likeness(live, candidate)
         return HowAnswered(
-            ann_recall_at_10=means((self.ann_recall.live, self.ann_recall.candidate)),
+            ann_recall_at_10=self.ann_recall.each(lambda recall_Q: float(np.nanmean(recall_Q))),
             overlap_at_10=float(alike["overlap@10"].mean()),
             rbo=float(alike["rbo"].mean()),
             same_lists=sum(map(operator.eq, live.ids, candidate.ids)),
@@ -71,6 +73,7 @@ class Both:
             latency=self.search_s.each(latency) if self.search_s else None,
             encoding=timing.encoding_latency(self.answers),
             index=self.opened.each(lambda side: index_size(catalog.storage, side)),
+            not_embedded=self.answers.each(lambda side: len(side.texts) - len(side.known)),
             truncated=self.answers.each(truncated),
         )
 

@@ -9,7 +9,7 @@ Q queries; N results of all of them together.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,19 @@ from reembed.evaluation.figures import DEPTH, Sides
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
+from reembed.plural import counted
 
 _RESAMPLES = 1_000
 _SEED = 13
 _LEVEL = 0.95
 _MOST_FULL = 0.05
-"""Share of live's lists that may be full above the cut-off. With more, the number of results is not known, and the
-cut-off that gives as many as were looked at depends on the few lowest scores, of which a bootstrap knows little."""
+"""Share of the lists of either that may be full above its cut-off. With more, the number of results is not
+known, and the cut-off that gives as many as were looked at depends on the few lowest scores, of which a bootstrap knows
+little."""
+_WHY = {
+    math.inf: "live shows nothing above its cut-off",
+    -math.inf: "no score of the candidate gives as much",
+}
 _ROUNDING = 1e-9
 """Sums of shares of relevant documents differ in their last digits by the order they are added in."""
 
@@ -52,18 +58,45 @@ def cut_offs(cutoff: float, queries: EvalSet, lists: Sides[Ranked]) -> CutOffs:
     draws_BQ = _draws(queries)
     found = lists.each(lambda side: _pooled(queries, side, relevant=True))
     every = lists.each(lambda side: _pooled(queries, side, relevant=False))
-    full = sum(len(s) >= DEPTH and s[DEPTH - 1] >= cutoff for s in lists.live.scores)
-    share = CutOff(None, None, None)
-    if full <= _MOST_FULL * len(queries.texts):
-        share = _matching(cutoff, every, draws_BQ)
+    full = _full(lists.live, cutoff)
     return CutOffs(
         cutoff=float(cutoff),
         live_recall=_above(found.live, cutoff) / len(queries.texts),
         live_results=_above(every.live, cutoff) / len(queries.texts),
         same_recall=_matching(cutoff, found, draws_BQ),
-        same_share=share,
+        same_share=_same_share(cutoff, every, draws_BQ, lists),
         full_lists=full,
     )
+
+
+def _same_share(
+    cutoff: float, every: Sides[_Pool], draws_BQ: npt.NDArray[np.int64], lists: Sides[Ranked]
+) -> CutOff:
+    """Return the cut-off with as many results; not known where the results of either end above their cut-off."""
+    if why := _too_full("live", lists.live, cutoff):
+        return CutOff(None, None, None, why)
+    found = _matching(cutoff, every, draws_BQ)
+    if found.score is None:
+        return found
+    if why := _too_full("the candidate", lists.candidate, found.score):
+        return CutOff(None, None, None, why)
+    if found.low is not None and _too_full("the candidate", lists.candidate, found.low):
+        return replace(found, low=None)
+    return found
+
+
+def _full(side: Ranked, cutoff: float) -> int:
+    """Return how many lists may go on above a cut-off beyond what was looked at."""
+    return sum(len(s) >= DEPTH and s[DEPTH - 1] >= cutoff for s in side.scores)
+
+
+def _too_full(role: str, side: Ranked, cutoff: float) -> str:
+    """Return why the number of results above a cut-off is not known; empty if it is."""
+    full, lists = _full(side, cutoff), len(side.scores)
+    if full <= _MOST_FULL * lists:
+        return ""
+    only = f"of which only {DEPTH} are known"
+    return f"{role} has {DEPTH} results or more above {cutoff:.4g} in {full:,} of {counted(lists, 'query')}, {only}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +148,8 @@ def _matching(cutoff: float, pools: Sides[_Pool], draws_BQ: npt.NDArray[np.int64
     found = _reached(cutoff, pools, np.ones(draws_BQ.shape[1], np.int64))
     drawn_B = np.array([_reached(cutoff, pools, draws_Q) for draws_Q in draws_BQ])
     low, high = np.quantile(drawn_B, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], method="inverted_cdf")
-    return CutOff(*(float(x) if np.isfinite(x) else None for x in (found, low, high)))
+    score, low, high = (float(x) if np.isfinite(x) else None for x in (found, low, high))
+    return CutOff(score, low, high, _WHY.get(found, ""))
 
 
 def _reached(cutoff: float, pools: Sides[_Pool], draws_Q: npt.NDArray[np.int64]) -> float:

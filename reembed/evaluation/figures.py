@@ -255,5 +255,7 @@ class HowAnswered:
     encoding: Sides[Latency] | None
     """Latency of encoding one query."""
     index: Sides[IndexSize]
+    not_embedded: Sides[int]
+    """Queries that the model cannot embed: a search finds nothing, and its index is not measured on them."""
     truncated: Sides[int | None]
     """Queries whose text is longer than the model reads; None where the provider tokenizes."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from reembed.catalog.reports import Outcome
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Rule, Verdict, metric_name
@@ -77,7 +79,7 @@ class Measured:
     verified: bool
     """`verify` found the candidate's table and index complete and unharmed."""
     ann_recall_Q: Floats
-    """ann_recall@10 of the candidate's index [Q]; ones for exact search."""
+    """ann_recall@10 of the candidate's index [Q]; ones for exact search, NaN for a query without a vector."""
     relevance: Mapping[str, tuple[Floats, Floats]]
     """By key, the metrics that judge, of live and of the candidate, float64 [Q] each."""
     groups_Q: Groups | None = None
@@ -97,7 +99,7 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
     """Decide whether a candidate may be promoted, by margin and ann_recall fixed before results exist."""
     did = "passed" if found.verified else "did not pass"
     shared, groups_Q = found.shared, found.groups_Q
-    ann_recall = paired_interval(found.ann_recall_Q, groups_Q, unseen=0)
+    ann_recall = _mean_of_known(found.ann_recall_Q, groups_Q)
     present = "relevant documents can be found in the candidate"
     same = "documents of either release are in both"
     return combine(
@@ -119,6 +121,14 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
         *slice_rules(found.slices),
         *(operation_rules(gate, found.operation, groups_Q) if found.operation else ()),
     )
+
+
+def _mean_of_known(values_Q: Floats, groups_Q: Groups | None) -> Estimate:
+    """Return the mean of the values that are not NaN."""
+    known_Q = np.isfinite(values_Q)
+    if groups_Q is not None:
+        groups_Q = np.unique(groups_Q[known_Q], return_inverse=True)[1]
+    return paired_interval(values_Q[known_Q], groups_Q, unseen=0)
 
 
 def combine(*rules: Rule) -> Verdict:

@@ -49,7 +49,10 @@ class Look:
 
 
 def always_valid(
-    values_Q: Floats, limit: float, groups_Q: Groups | None = None, level: float = 0.95
+    values_Q: Sequence[float] | Floats,
+    limit: float,
+    groups_Q: Groups | None = None,
+    level: float = 0.95,
 ) -> Look:
     """Judge values against a limit, so that looking at any time and any number of times is allowed.
 
@@ -59,17 +62,20 @@ def always_valid(
     assumes no variance, so that a rare large loss is not taken for none.
 
     Args:
-        values_Q: float64 [Q] in [-1, 1], in order of arrival.
+        values_Q: numbers in [-1, 1], in order of arrival; without any, it is inconclusive and the mean NaN.
         limit: for a margin m, -m.
         groups_Q: the group of each value.
         level: 1 minus the allowed share of wrong decisions, on either side.
 
     Raises:
-        ValueError: there is no value, one is not in [-1, 1], or the limit is not inside (-1, 1).
+        ValueError: a value is not in [-1, 1], or the limit is not inside (-1, 1).
     """
-    values_U = _units(values_Q, groups_Q)
     if not -1 < limit < 1:
         raise ValueError(f"limit is {limit}, not between -1 and 1")
+    values_Q = np.asarray(values_Q, np.float64)
+    if not len(values_Q):
+        return Look("inconclusive", None, limit, math.nan, -1.0, 1.0, 0, 0)
+    values_U = _units(values_Q, groups_Q)
     needed = -math.log(1 - level)
     above = _first(_log_stakes(values_U, limit) >= needed)
     below = _first(_log_stakes(-values_U, -limit) >= needed)

@@ -10,8 +10,9 @@ from judged_lists import eval_set
 
 from reembed.errors import UsageError
 from reembed.evaluation import cutoffs
+from reembed.evaluation.beside import cutoff_words
 from reembed.evaluation.cutoffs import cut_offs
-from reembed.evaluation.figures import Sides
+from reembed.evaluation.figures import DEPTH, Sides
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.queries import EvalSet
 
@@ -143,3 +144,26 @@ def test_scores_that_are_no_numbers_are_refused():
     side = Ranked([["a"]], [[math.nan]])
     with pytest.raises(UsageError, match="not a finite number"):
         cut_offs(0.5, judged, Sides(side, side))
+
+
+def full_of_candidate(queries_full: int) -> tuple[EvalSet, Sides[Ranked]]:
+    """Live has 20 results above .5 of each of 100 queries; some queries of the candidate have 100 at .9."""
+    ids = [f"d{n}" for n in range(DEPTH)]
+    live = Ranked([ids] * 100, [[0.6] * 20 + [0.1] * (DEPTH - 20)] * 100)
+    low = [0.3 - n / 1000 for n in range(DEPTH)]
+    scores = [[0.9] * DEPTH] * queries_full + [low] * (100 - queries_full)
+    judged = EvalSet(
+        [str(n) for n in range(100)], ["t"] * 100, [{"d0": 1}] * 100, "here", "0" * 64, 0
+    )
+    return judged, Sides(live, Ranked([ids] * 100, scores))
+
+
+def test_results_of_the_candidate_that_were_not_looked_at_make_its_share_unknown():
+    found = cut_offs(0.5, *full_of_candidate(10))
+    assert (found.full_lists, found.same_share.score) == (0, None)
+    assert "the candidate has 100 results or more above 0.2" in found.same_share.why
+    assert "in 10 of 100 queries" in "\n".join(cutoff_words(found))
+    assert found.same_recall.score is not None
+    few = cut_offs(0.5, *full_of_candidate(2)).same_share
+    assert few.score is not None
+    assert few.why == ""

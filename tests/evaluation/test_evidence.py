@@ -498,6 +498,39 @@ def test_a_logged_text_that_a_model_cannot_embed_has_no_results(pair, tmp_path, 
     assert (found.zero_results.live, found.zero_results.candidate) == (0.2, 0.2)
 
 
+def test_a_judged_query_that_a_model_cannot_embed_has_no_results(pair, monkeypatch):
+    honest = HashingEncoder.embed_queries
+    judged = [row["text"] for row in rows_in(f"{pair.judged}/queries.jsonl")]
+    first, other = judged[:2]
+
+    def embed(self: Any, texts: Any) -> Any:
+        if other in texts:
+            raise DocumentError("it cannot be tokenized")
+        vectors = honest(self, texts)
+        if self.describe().dim == 16:
+            vectors[[n for n, t in enumerate(texts) if t == first]] = np.nan
+        return vectors
+
+    plain = pair.compare()
+    with monkeypatch.context() as patch:
+        patch.setattr(HashingEncoder, "embed_queries", embed)
+        record = pair.compare()
+    assert (record.not_embedded.live, record.not_embedded.candidate) == (1, 2)
+    assert record.zero_results.candidate == pytest.approx(2 / QUERIES)
+    assert record.metrics["mrr@10"].live < plain.metrics["mrr@10"].live
+    rule = next(r for r in record.rules if r.name == "ann_recall@10")
+    assert (rule.n, rule.verdict) == (QUERIES - 2, "pass")
+    for said in (text("compare", record), Path(record.report).read_text()):
+        assert "not embedded by the model of candidate: 2 queries" in said
+
+    def nothing(self: Any, texts: Any) -> Any:
+        return honest(self, texts) * (np.nan if texts[0] in judged else 1)
+
+    monkeypatch.setattr(HashingEncoder, "embed_queries", nothing)
+    with pytest.raises(UsageError, match="its model can embed none of 52 queries"):
+        pair.compare()
+
+
 def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_rows):
     runs = tuple(run_file(tmp_path / f"{n}.trec", perfect(n)) for n in (0, 1))
     again = jsonl(
@@ -601,7 +634,8 @@ def test_queries_longer_than_a_sentence_transformer_reads_are_counted_exactly(mo
         load_encoder(EncoderConfig(model=folder, max_length=length)) for length in (64, most)
     )
     release = SimpleNamespace(space=cut.describe())
-    found = SimpleNamespace(opened=SimpleNamespace(encoder=cut, release=release), texts=texts)
+    opened = SimpleNamespace(encoder=cut, release=release)
+    found = SimpleNamespace(opened=opened, texts=texts, known=range(len(texts)))
     expected = int((require_tokens(whole).tokenize(texts, "query").lengths > most).sum())
     assert 0 < expected < len(texts)
     assert truncated(found) == expected
@@ -613,7 +647,8 @@ def test_queries_longer_than_the_model_reads_are_counted(most):
     texts = [row["text"][:n] for n, row in enumerate(documents(60, 3))] + ["a", "no-spaces-" * 3]
     cut = HashingEncoder(EncoderConfig(model="hashing:64", max_length=most))
     release = SimpleNamespace(space=cut.describe())
-    found = SimpleNamespace(opened=SimpleNamespace(encoder=cut, release=release), texts=texts)
+    opened = SimpleNamespace(encoder=cut, release=release)
+    found = SimpleNamespace(opened=opened, texts=texts, known=range(len(texts)))
     expected = int((whole.tokenize(texts, "query").lengths > most).sum())
     assert 0 < expected < len(texts)
     assert abs(truncated(found) - expected) <= 2  # a word cut in two has other letter triples

@@ -121,11 +121,19 @@ def test_looking_at_queries_of_users_promotes_a_model_at_the_limit_in_at_most_fi
 
 
 @pytest.mark.parametrize(
-    ("values", "limit"), [([], 0.0), ([1.5], 0.0), ([math.nan], 0.0), ([0.1], 1.0), ([0.1], -1.0)]
+    ("values", "limit"), [([], 1.0), ([1.5], 0.0), ([math.nan], 0.0), ([0.1], 1.0), ([0.1], -1.0)]
 )
 def test_values_outside_the_scale_are_refused(values, limit):
     with pytest.raises(ValueError, match=r"\[-1, 1\]|between -1 and 1"):
         always_valid(np.array(values, dtype=np.float64), limit)
+
+
+def test_any_sequence_of_numbers_is_taken_and_none_decides_nothing():
+    credits = [1, 1, 0, -1, 1, 1] * 20
+    assert always_valid(credits, 0) == always_valid(np.array(credits, float), 0.0)
+    assert always_valid(tuple(credits), 0).verdict == "pass"
+    none = always_valid([], 0)
+    assert (none.verdict, none.lower, none.upper, none.n) == ("inconclusive", -1, 1, 0)
 
 
 # --- the number of queries is known ---

@@ -153,7 +153,9 @@ def compared(words: str) -> ReleaseSummary:
 
 def told(words: str) -> ComparisonSummary:
     queries = JudgedQueries(words, words, 1)
-    return ComparisonSummary(words, words, 1, words, queries, None, (words,), True, words, words)
+    return ComparisonSummary(
+        words, words, 1, words, queries, None, (words,), (words, words), words, words
+    )
 
 
 def changes(words: str) -> tuple[Change, ...]:
@@ -245,7 +247,7 @@ def comparison(words: str) -> Comparison:
         likely_groups=LikelyGroups(words, 2, words, words), known_items=KnownItems(0, None, words),
         ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, same_lists=0, judged_at_10=Sides(1.0, 1.0),
         zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
-        index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None),
+        index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None), not_embedded=Sides(1, 0),
         runs=Sides(*[RunFile(words, words, 9, 1, 2, 3)] * 2), cutoffs=cutoffs(), logged=logged(words),
         by=words, at=words, number=2, earlier=(told(words),), report=words,
     )  # fmt: skip
