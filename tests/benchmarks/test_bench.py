@@ -96,6 +96,8 @@ FIGURES = {
         "promotes_worse_grouped",
         "slice_block_05",
         "slice_false_block",
+        "operation_false_fail",
+        "operation_harm_fails",
         "power",
         "interleaving",
     },
