@@ -187,6 +187,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     release: str | None = None,
     *,
     changed_queries: bool = False,
+    changed_gate: bool = False,
     margin: float | None = None,
     reason: str | None = None,
     runs: tuple[str, str] | None = None,
@@ -202,8 +203,9 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
         release: the candidate's id; None: the one built with these settings.
         changed_queries: accept judged queries that changed since the plan, or those that the config
             names now.
+        changed_gate: judge by the gate's group, slices, metrics and latency ratio as the config has them now.
         margin: judge by this margin instead of the planned one.
-        reason: why; required with these two and recorded.
+        reason: why; required with these three and recorded.
         runs: run files in TREC format, made by your own pipeline with live and with the candidate behind it:
             they are judged instead of searches of the releases.
         cutoff: a cut-off of live's scores, to find the candidate's that correspond to it.
@@ -222,7 +224,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     catalog = _catalog_of(config)
     live = catalog.require_live().release
     new = candidate(catalog, config, release)
-    asked = Asked(changed_queries, margin, reason, runs, cutoff, texts)
+    asked = Asked(changed_queries, margin, reason, runs, cutoff, texts, changed_gate)
     return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 

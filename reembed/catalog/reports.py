@@ -141,11 +141,23 @@ class GateQueries(QueriesPlace):
 
 
 @dataclass(frozen=True)
+class GateSettings:
+    """The part of a gate that says how queries are divided, what they measure, and how slow a search may be."""
+
+    slices: tuple[str, ...]
+    group: str | None
+    metrics: tuple[str, ...]
+    latency_ratio: float
+    sha256: str
+    """Digest of the queries with these fields."""
+
+
+@dataclass(frozen=True)
 class Change:
     """Gate settings that a comparison judged by instead of the planned ones, and why."""
 
-    before: GateMargin | GateQueries
-    after: GateMargin | GateQueries
+    before: GateMargin | GateQueries | GateSettings
+    after: GateMargin | GateQueries | GateSettings
     reason: str
     by: str
     at: str
@@ -192,8 +204,8 @@ class ComparisonSummary:
     verdict: Outcome
     queries: JudgedQueries
     margin: float | None
-    changed: tuple[Literal["margin", "queries"], ...]
-    """Which of the two differ from the plan."""
+    changed: tuple[Literal["margin", "queries", "settings"], ...]
+    """Which of these differ from the plan."""
     runs: tuple[str, str] | None
     """The run files that were judged, of live and of the candidate; None if the releases were searched."""
     by: str

@@ -266,7 +266,8 @@ def _(e: events.Ignored) -> str:
         )
     if any(gate):
         ways.append(
-            "`reembed compare` takes `--margin X --reason WHY` and `--changed-queries --reason WHY`"
+            "`reembed compare --changed-gate --reason WHY` judges by group, slices, metrics and latency_ratio as"
+            " they are now; it takes `--margin X --reason WHY` and `--changed-queries --reason WHY`, too"
         )
     return "; ".join([*said, " and ".join(ways)])
 

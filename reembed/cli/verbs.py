@@ -168,6 +168,11 @@ def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[
     " needs --reason.",
 )
 @click.option(
+    "--changed-gate",
+    is_flag=True,
+    help="Judge by the gate's group, slices, metrics and latency_ratio as the config has them now; needs --reason.",
+)
+@click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Judge by this margin instead of the planned one; needs --reason.",
@@ -192,8 +197,10 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
     Every comparison is kept, and promote shows how many there were. Exits 3 if the candidate fails,
     6 if the comparison is inconclusive.
     """
-    changed = options["changed_queries"] or options["margin"] is not None
-    _require_reason("--changed-queries or --margin X", changed, options["reason"])
+    flags = options["changed_queries"], options["changed_gate"], options["margin"] is not None
+    _require_reason(
+        "--changed-queries, --changed-gate or --margin X", any(flags), options["reason"]
+    )
     result = reembed.api.compare(config, **options, emit=Console())
     return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result.verdict]
 

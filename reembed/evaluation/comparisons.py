@@ -24,6 +24,8 @@ from reembed.catalog.reports import (
     CutOffs,
     Evidence,
     GateMargin,
+    GateQueries,
+    GateSettings,
     JudgedQueries,
     Outcome,
     ReleaseSummary,
@@ -49,7 +51,11 @@ from reembed.store.records import decode, encode
 
 _NAMES = {"ndcg": "nDCG", "mrr": "MRR"}
 """How people write a metric, where a record's key differs."""
-_PARTS: tuple[Literal["margin", "queries"], ...] = ("margin", "queries")
+_PARTS: tuple[tuple[type, Literal["margin", "queries", "settings"]], ...] = (
+    (GateMargin, "margin"),
+    (GateQueries, "queries"),
+    (GateSettings, "settings"),
+)
 _NUMBER = re.compile(r"([0-9]{8})\.json")
 
 
@@ -137,7 +143,7 @@ class Comparison(Verdict, HowAnswered):
 
     def summary(self) -> ComparisonSummary:
         """Return the comparison in short."""
-        kinds = {"margin" if isinstance(c.after, GateMargin) else "queries" for c in self.changes}
+        kinds = {type(change.after) for change in self.changes}
         return ComparisonSummary(
             candidate=self.candidate.release,
             live=self.live.release,
@@ -145,7 +151,7 @@ class Comparison(Verdict, HowAnswered):
             verdict=self.verdict,
             queries=JudgedQueries(self.queries.source, self.queries.sha256, self.queries.count),
             margin=self.gate.margin,
-            changed=tuple(part for part in _PARTS if part in kinds),
+            changed=tuple(name for kind, name in _PARTS if kind in kinds),
             runs=(self.runs.live.place, self.runs.candidate.place) if self.runs else None,
             by=self.by,
             at=self.at,

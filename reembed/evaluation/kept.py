@@ -39,7 +39,8 @@ def compare_and_keep(
 
 
 def _ignored(record: Comparison, configured: GateConfig) -> list[ChangedSetting]:
-    judged = set(_DECIDE_NOTHING)
+    judged = {n for n, used in record.gate.settings if used == getattr(configured, n)}
+    judged |= set(_DECIDE_NOTHING)
     if place_of(configured) == record.queries.place:
         judged |= set(vars(record.queries.place))
     planned = record.planned_gate.settings.model_dump(exclude=judged)

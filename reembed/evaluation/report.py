@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from reembed.catalog.reports import GateMargin, GateQueries
+from reembed.catalog.reports import GateMargin, GateSettings
 from reembed.evaluation.beside import beside
 from reembed.evaluation.comparisons import metric_name, not_passed_by_runs
 from reembed.plural import counted
@@ -14,7 +14,7 @@ from reembed.redact import harmless
 
 if TYPE_CHECKING:
     from reembed.catalog.releases import AliasRecord, Release
-    from reembed.catalog.reports import Change, ComparisonSummary, Evidence
+    from reembed.catalog.reports import Change, ComparisonSummary, Evidence, GateQueries
     from reembed.evaluation.comparisons import Comparison
 
 
@@ -63,8 +63,9 @@ def choices(c: Comparison) -> list[str]:
         return [f"reembed promote {new}"]
     changed = c.summary().changed
     queries = " --changed-queries" if "queries" in changed else ""
+    settings = " --changed-gate" if "settings" in changed else ""
     margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
-    again = compare_again(new, c.summary().runs)
+    again = f"{compare_again(new, c.summary().runs)}{settings}"
     found = [f"reembed status     # keep {live}: it stays live, nothing changes"]
     same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
     if c.documents.behind and same != {"pass"}:
@@ -119,9 +120,13 @@ def changed_words(change: Change) -> str:
     return f"changed from {before} to {after} by {change.by}, {change.at}: {change.reason}"
 
 
-def _gate_words(setting: GateMargin | GateQueries) -> str:
+def _gate_words(setting: GateMargin | GateQueries | GateSettings) -> str:
     if isinstance(setting, GateMargin):
         return f"margin {_margin(setting.margin)}"
+    if isinstance(setting, GateSettings):
+        slices, metrics = ", ".join(setting.slices) or "none", ", ".join(setting.metrics)
+        ratio = f"latency_ratio {setting.latency_ratio:g}"
+        return f"group {setting.group or 'none'}; slices {slices}; metrics {metrics}; {ratio}"
     return f"{counted(setting.count, 'query')} ({setting.sha256[:12]})"
 
 
@@ -174,7 +179,9 @@ def _gate_notes(c: Comparison) -> Iterator[str]:
     """Yield what the gate could not look at, or looked at too favourably."""
     if found := c.likely_groups:
         like = f"{found.queries:,} queries share {found.how} with another, as {found.example!r} and {found.like!r}"
-        yield f"{like}: if they belong together, set gate.group; else the bounds are too narrow"
+        again = compare_again(c.candidate.release, c.summary().runs)
+        group = f"`{again} --set gate.group=FIELD --changed-gate --reason WHY`"
+        yield f"{like}: if they belong together, the bounds are too narrow without {group}"
     small = {(s.field, s.value): s.change.independent for s in c.slices if s.p is None}
     if small:
         of = counted(len({(s.field, s.value) for s in c.slices}), "slice")

@@ -6,11 +6,11 @@ comparisons/ALIAS/CANDIDATE/late-gate.json       create-only: the plan's gate wi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Change, GateMargin, GateQueries, QueriesPlace
+from reembed.catalog.reports import Change, GateMargin, GateQueries, GateSettings, QueriesPlace
 from reembed.clock import now
 from reembed.config.gate import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
@@ -20,6 +20,8 @@ from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.gate import require_verdict_of_rules
 from reembed.evaluation.report import compare_again, to_compare
 from reembed.store.records import decode, encode
+
+_Part = GateMargin | GateQueries | GateSettings
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Asked:
     """A cut-off of live's scores to find the candidate's for."""
     texts: bool = False
     """Keep the texts of the queries beside their values."""
+    changed_gate: bool = False
+    """Judge by the group, slices, metrics and latency ratio that the config names now."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Terms:
 
     planned: FrozenGate
     late: bool
-    """Whether the plan named no queries: they are those of the first comparison, all else is as planned."""
+    """Whether the plan named no queries: they, their groups and slices, the metrics and the latency ratio are
+    those of the first comparison; margin and ann_recall are as planned."""
     place: QueriesPlace
     """Where the queries were read from."""
     changes: tuple[Change, ...] = ()
@@ -75,14 +80,22 @@ def agree(
     place, queries = _read_queries(planned, configured, asked, options)
     if queries.sha256 != planned.sha256 and not asked.changed_queries:
         raise _changed(candidate, planned, queries, asked)
-    return Terms(planned, late, place, tuple(_changes(planned, place, queries, asked))), queries
+    if asked.changed_gate:
+        place = replace(place, slices=configured.slices, group=configured.group)
+        queries = evalset.load(place, options)
+    changes = _changes(planned, configured, place, queries, asked)
+    return Terms(planned, late, place, tuple(changes)), queries
 
 
 def _changes(
-    planned: FrozenGate, place: QueriesPlace, queries: evalset.EvalSet, asked: Asked
+    planned: FrozenGate,
+    configured: GateConfig,
+    place: QueriesPlace,
+    queries: evalset.EvalSet,
+    asked: Asked,
 ) -> list[Change]:
-    pairs: list[tuple[GateMargin | GateQueries, GateMargin | GateQueries]] = []
-    if queries.sha256 != planned.sha256:
+    pairs: list[tuple[_Part, _Part]] = []
+    if queries.sha256 != planned.sha256 and asked.changed_queries:
         count = len(queries.query_ids)
         after = GateQueries(**vars(place), sha256=queries.sha256, count=count)
         pairs.append((_queries_of(planned), after))
@@ -91,8 +104,15 @@ def _changes(
             what = f"margin is {asked.margin}, not between 0 and 1"
             raise UsageError(what, None, "compare(config, margin=0.02)")
         pairs.append((GateMargin(planned.margin), GateMargin(asked.margin)))
+    settings = _settings_of(planned, str(planned.sha256))
+    if asked.changed_gate and settings != (now_ := _settings_of(configured, queries.sha256)):
+        pairs.append((settings, now_))
     reason = asked.reason or ""
     return [Change(before, after, reason, who(), now()) for before, after in pairs]
+
+
+def _settings_of(gate: GateConfig, sha256: str) -> GateSettings:
+    return GateSettings(gate.slices, gate.group, gate.metrics, gate.latency_ratio, sha256)
 
 
 def _queries_of(gate: FrozenGate) -> GateQueries:
@@ -111,6 +131,8 @@ def _read_queries(
     places = [evalset.place_of(g) for g in (configured, planned) if g.queries]
     if asked.changed_queries:
         places = places[:1]
+    elif asked.changed_gate:  # their fields are part of the digest
+        places = [replace(p, slices=planned.slices, group=planned.group) for p in places]
     found: list[tuple[QueriesPlace, evalset.EvalSet]] = []
     for place in places:
         try:
@@ -139,7 +161,8 @@ def _planned(
             to_compare(candidate.id, judged=False),
         )
     named = evalset.freeze(configured, dict(catalog.query_options))
-    gate = FrozenGate(**candidate.gate.model_dump() | asdict(_queries_of(named)))
+    settings = _settings_of(named, str(named.sha256))
+    gate = FrozenGate(**candidate.gate.model_dump() | asdict(_queries_of(named)) | asdict(settings))
     catalog.storage.create(_late_path(catalog, candidate), encode(gate))
     return _planned(catalog, live, candidate, configured)
 

@@ -26,7 +26,7 @@ from reembed import faults
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import Change, GateMargin, GateQueries, QueriesPlace
-from reembed.cli import text
+from reembed.cli import progress, text
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.gate import FrozenGate, GateConfig
 from reembed.config.settings import Config, load
@@ -879,9 +879,58 @@ def test_a_change_of_margin_is_recorded_with_before_after_who_when_and_why(pair)
     assert "quality is not why we move" in pair.said("history")
 
 
+GATE_SECTION = {"group": "user", "slices": ["kind"], "metrics": ["mrr@10"], "latency_ratio": 900}
+
+
+def grouped(pair: Pair) -> None:
+    """Give the judged queries fields, two queries a user; the digest of the plan does not have them."""
+    path = Path(pair.judged, "queries.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    fields = [{"user": f"u{n // 2}", "kind": "ab"[n % 2]} for n in range(len(rows))]
+    rows = [row | {"metadata": some} for row, some in zip(rows, fields, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_settings_of_the_gate_can_be_changed_with_a_reason(pair):
+    grouped(pair)
+    ignored: list[Any] = []
+    plain = check.compare(pair.config(**GATE_SECTION), pair.candidate.id, emit=ignored.append)
+    assert (plain.changes, plain.gate.group) == ((), None)
+    (event,) = ignored
+    assert {s.name for s in event.settings} == {f"gate.{name}" for name in GATE_SECTION}
+    assert "`reembed compare --changed-gate --reason WHY`" in progress.words(event)
+
+    asked = {"changed_gate": True, "reason": "users differ", "margin": 0.9}
+    record = check.compare(
+        pair.config(**GATE_SECTION), pair.candidate.id, **asked, emit=ignored.append
+    )
+    assert len(ignored) == 1, "nothing is ignored now"
+    assert record.gate.sha256 == record.queries.sha256 != plain.queries.sha256
+    assert {r.metric for r in record.rules if r.metric} == {"mrr@10"}
+    assert record.metrics["mrr@10"].change.independent == QUERIES // 2
+    assert {s.field for s in record.slices} == {"kind"}
+    assert record.summary().changed == ("margin", "settings")
+    told = "group none; slices none; metrics ndcg@10, recall@10; latency_ratio 1000 to group user"
+    assert told in text.text("compare", record)
+    assert told in Path(record.report).read_text()
+    assert comparisons.read(pair.catalog, pair.kept()[-1]).changes == record.changes
+    assert told in pair.said("promote", pair.candidate.id, "--force", "--reason", "a test")
+    assert told in pair.said("history")
+
+
+def test_a_first_comparison_of_a_plan_without_queries_takes_the_settings_of_its_config(late):
+    judged = late.judge(QUERIES)
+    record = late.compare(queries=judged, metrics=["mrr@10"], latency_ratio=900)
+    assert (record.gate.metrics, record.gate.latency_ratio) == (("mrr@10",), 900)
+    assert record.changes == ()
+    again = late.compare(queries=judged)
+    assert again.gate == record.gate
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        ("--changed-gate",),
         ("--margin", "0.2"),
         ("--changed-queries",),
         ("--reason", "why"),
