@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ from reembed.errors import UsageError
 from reembed.evaluation.figures import QuerySet
 from reembed.evaluation.judged import FORMATS, JudgedSet, Kept, Query, read_set
 from reembed.evaluation.rows import Place, bad
+from reembed.plural import counted
 from reembed.store.paths import absolute_queries
 
 if TYPE_CHECKING:
     from reembed.evaluation.statistics import Groups
 
+MOST_SAME = 0.5
+"""Share of the queries of a set that may be in another one as well."""
 SET = "set"
 """The slice of queries by the set they come from."""
 
@@ -194,6 +198,7 @@ def _joined(read: Sequence[JudgedSet], names: Sequence[str], kept: Kept) -> Eval
             )
         dropped = len(found.queries) - len(some)
         sets.append(QuerySet(name, found.place, len(some), dropped, found.evidence))
+    _require_no_copies(sets, scored)
     queries = [query for some in scored for query in some]
     named = [found.name for found in sets for _ in range(found.count)]
     slices = {name: tuple(q.slices[at] for q in queries) for at, name in enumerate(kept.slices)}
@@ -213,6 +218,20 @@ def _joined(read: Sequence[JudgedSet], names: Sequence[str], kept: Kept) -> Eval
         groups=_groups(queries, named) if kept.group else None,
         timestamps=times if any(times) else None,
     )
+
+
+def _require_no_copies(sets: Sequence[QuerySet], scored: Sequence[Sequence[Query]]) -> None:
+    """Check that no two sets have mostly the same texts and judgements: copies would count as more evidence."""
+    content = [{(q.text, frozenset(q.qrels.items())) for q in some} for some in scored]
+    for (one, mine), (other, theirs) in combinations(zip(sets, content, strict=True), 2):
+        same, smaller = len(mine & theirs), min(len(mine), len(theirs))
+        if same > MOST_SAME * smaller:
+            raise UsageError(
+                f"gate.queries: sets {one.name!r} and {other.name!r} have mostly the same queries",
+                f"{same:,} of {counted(smaller, 'query')} have the same text and judgements;"
+                " a query that counts twice makes a result look surer than it is",
+                "set gate.queries to one of the two; parts of a set are named by gate.slices",
+            )
 
 
 def _groups(queries: Sequence[Query], sets: Sequence[str]) -> tuple[str, ...]:

@@ -535,7 +535,7 @@ def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_
     runs = tuple(run_file(tmp_path / f"{n}.trec", perfect(n)) for n in (0, 1))
     again = jsonl(
         tmp_path / "again.jsonl",
-        rows_in(late_rows),
+        [row | {"text": f"again {row['text']}"} for row in rows_in(late_rows)],
     )
     asked = Asked(changed_queries=True, reason="two sets", runs=runs)
     config = pair.config(queries=[late_rows, again])
@@ -546,7 +546,7 @@ def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_
 def test_two_sets_are_judged_together_and_told_apart(pair, tmp_path, late_rows):
     other = jsonl(
         tmp_path / "other.jsonl",
-        rows_in(late_rows)[:10],
+        [row | {"text": f"other {row['text']}"} for row in rows_in(late_rows)[:10]],
     )
     asked = Asked(changed_queries=True, reason="two sets")
     record = api.compare(

@@ -69,6 +69,10 @@ def load(*uris: str, slices: Sequence[str] = (), group: str | None = None) -> Ev
     return load_eval_set(uris, "test", {}, slices, group)
 
 
+def judged_otherwise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"doc_ids": [*row["doc_ids"], "z"]} for row in rows]
+
+
 def refused(*uris: str, **named: Any) -> str:
     with pytest.raises(UsageError) as caught:
         load(*uris, **named)
@@ -113,7 +117,7 @@ def test_one_set_has_no_slice_of_its_own_and_a_slice_with_one_value_is_left_out(
 def test_a_query_without_a_group_is_a_group_by_itself(tmp_path):
     rows = [{**row, "user": None} for row in ROWS[1:]]
     found = load(
-        jsonl(tmp_path / "a.jsonl", [ROWS[0], *rows]), jsonl(tmp_path / "b.jsonl", ROWS[2:]),
+        jsonl(tmp_path / "a.jsonl", [ROWS[0], *rows]), jsonl(tmp_path / "b.jsonl", judged_otherwise(ROWS[2:])),
         group="user",
     )  # fmt: skip
     assert found.groups is not None
@@ -125,7 +129,8 @@ def test_without_a_named_field_there_are_no_groups(tmp_path):
 
 
 def test_sets_in_folders_of_the_same_name_are_told_apart_by_the_folder_above(tmp_path):
-    uris = [jsonl(tmp_path / name / "queries.jsonl", ROWS) for name in ("a", "b")]
+    sets = {"a": ROWS, "b": judged_otherwise(ROWS)}
+    uris = [jsonl(tmp_path / name / "queries.jsonl", rows) for name, rows in sets.items()]
     assert load(*uris).slices["set"] == ("a/queries",) * 3 + ("b/queries",) * 3
     assert "two sets are named 'a/queries'" in refused(uris[0], uris[0])
 
@@ -148,8 +153,8 @@ def test_the_digest_holds_slices_groups_and_times_but_not_where_a_set_lies(tmp_p
 
 
 def test_a_query_in_two_sets_is_judged_in_each(tmp_path):
-    uris = [jsonl(tmp_path / f"{name}.jsonl", ROWS) for name in ("a", "b")]
-    found = load(*uris)
+    sets = {"a": ROWS, "b": judged_otherwise(ROWS)}
+    found = load(*(jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in sets.items()))
     assert len(found.query_ids) == 6
     assert found.same_text == 6
 
@@ -206,6 +211,18 @@ def test_a_field_that_no_query_has_is_named_with_those_there_are(kind, tmp_path)
     assert "gate.group: no query has a field usr" in message
     assert "lang, " in message
     assert "set gate.group" in message
+
+
+def test_copies_of_a_set_under_two_names_are_refused(tmp_path):
+    rows = [{"query_id": f"q{n}", "text": f"text {n}", "doc_ids": [f"d{n}"]} for n in range(10)]
+    one = jsonl(tmp_path / "one.jsonl", rows)
+    renamed = [row | {"query_id": f"x{n}"} for n, row in enumerate(rows)]
+    copy = jsonl(tmp_path / "copy.jsonl", [*renamed[:6], rows[0] | {"doc_ids": ["d9"]}])
+    message = refused(one, copy)
+    assert "sets 'one' and 'copy' have mostly the same queries" in message
+    assert "6 of 7 queries have the same text and judgements" in message
+    other = jsonl(tmp_path / "other.jsonl", [row | {"doc_ids": ["d0"]} for row in renamed])
+    assert len(load(one, other).texts) == 20
 
 
 def test_a_set_without_relevant_documents_is_named(tmp_path):
