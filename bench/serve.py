@@ -10,12 +10,21 @@ filter that 1 % and 50 % of the rows meet, microseconds a query with it, and rec
 the table's vectors among the rows that meet it (by number, in numpy). `filter_recall` is the least of them for the
 index that `auto` chooses; `filter_recall_flat` of a Flat index, which must be 1. `first_ms` is the first search
 with a filter, which reads its column of all rows.
+
+`http` is the application of `reembed serve` in this process and 32 clients in another, each with a connection of
+its own and one vector a request (8 KB of JSON): requests/s, and milliseconds of a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
+import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
 
 NAME = "serve"
 ROWS, DIM, K = 100_000, 384, 10
-BATCH = 64
+BATCH, CLIENTS = 64, 32
 FILTERS = {"1": "bucket = 3", "50": "bucket < 50"}
 """By the share of rows that meet it, in per cent."""
 EXACT_QUERIES = 500
@@ -45,7 +54,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=4_000, help="single ones [%(default)s]")
     parser.add_argument("--rounds", type=int, default=200, help="batches of each [%(default)s]")
     common.add_limit(parser)
+    parser.add_argument("--client", help=argparse.SUPPRESS)
     args = common.parse(parser)
+    if args.client:
+        print(json.dumps(asyncio.run(ask(args.client, args.queries))))
+        return
     figures: common.Figures = {"rows": min(ROWS, args.limit or ROWS), "dim": DIM, "k": K}
     with common.workdir(args) as folder:
         figures |= of_index(folder, args)
@@ -70,8 +83,68 @@ def of_index(folder: Path, args: argparse.Namespace) -> common.Figures:
     figures["filters_flat"] = filtered(flat, queries, args)
     least = min(f["recall"] for f in figures["filters"].values())
     flat_recall = min(f["recall"] for f in figures["filters_flat"].values())
+    figures["http"] = of_http(auto, queries, args)
     figures |= {"ann_recall": built["ann_recall_at_10"], "filter_recall": least}
     return figures | {"filter_recall_flat": flat_recall, "busy_cores": common.busy_cores()}
+
+
+def of_http(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
+    """Requests/s and latency of the HTTP application, asked by `CLIENTS` at once."""
+    import uvicorn
+
+    from reembed.serving.http.app import create_app
+    from reembed.serving.http.options import ServeOptions
+
+    common.say(f"{CLIENTS} clients over HTTP")
+    app = create_app(served(opened), ServeOptions(), None)
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        port = bound.getsockname()[1]
+        space = opened.release.space.id
+        asked = {"port": port, "bodies": [_body(q, space) for q in queries[:200]]}
+        file = Path(folder, "asked.json")
+        file.write_text(json.dumps(asked))
+        command = [sys.executable, __file__, "--client", str(file), "--queries", str(args.queries)]
+        out = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+        server.should_exit = True
+        thread.join()
+    found: common.Figures = json.loads(out.splitlines()[-1])
+    return found
+
+
+def _body(query: Any, space: str) -> str:
+    return json.dumps({"vectors": [query.tolist()], "space": space, "k": K})
+
+
+async def ask(file: str, requests: int) -> common.Figures:
+    """Send the requests of a file from several connections; return what they took."""
+    asked = json.loads(Path(file).read_text())
+    head = "POST /search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+    raw = [f"{head}{len(b)}\r\n\r\n{b}".encode() for b in asked["bodies"]]
+    taken: list[float] = []
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", asked["port"])
+        for n in range(number, requests, CLIENTS):
+            started = time.perf_counter()
+            writer.write(raw[n % len(raw)])
+            told = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(told.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            answer = json.loads(await reader.readexactly(length))
+            if len(answer["results"][0]["hits"]) != K:
+                raise SystemExit(f"an answer is not whole: {answer}")
+            taken.append(time.perf_counter() - started)
+        writer.close()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client(n) for n in range(CLIENTS)))
+    seconds = time.perf_counter() - started
+    ordered = sorted(taken)
+    at = {f"p{p}_ms": round(1e3 * ordered[len(ordered) * p // 100], 2) for p in (50, 99)}
+    return {"clients": CLIENTS, "requests": requests, "requests_s": round(requests / seconds), **at}
 
 
 def served(opened: OpenRelease) -> Index:

@@ -105,7 +105,7 @@ FIGURES = {
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "golden": {"planted", "refused", "false_refusals", "accepted", "corpus_only"},
     "readers": {"switches", "answers", "errors", "mixed", "p99_ratio", "rss_growth"},
-    "serve": {"ratio_1", "ratio_64", "filters", "filter_recall", "filter_recall_flat"},
+    "serve": {"ratio_1", "ratio_64", "filters", "filter_recall", "filter_recall_flat", "http"},
     "promote": {
         "promote_ms_p50",
         "promote_ms_max",
