@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from reembed.catalog.reports import Outcome
 from reembed.evaluation.comparisons import Rule
 from reembed.evaluation.figures import Sides
-from reembed.evaluation.known_items import Searched
 from reembed.evaluation.statistics import Floats, Groups, paired_interval
 from reembed.plural import counted
 
 if TYPE_CHECKING:
     from reembed.config.gate import GateConfig
+    from reembed.evaluation.known_items import Searched
 
 FAST_MS = 10.0
 """A p95 below this is not slow, however fast live is."""
