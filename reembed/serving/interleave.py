@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -156,10 +156,10 @@ class Interleaving:
         """Return what the candidate found; None if it was not asked, failed or is late."""
         found = None
         if asked is not None:
-            wait([asked], self._timeout_s)
-            asked.cancel()
-            if asked.done() and not asked.cancelled() and asked.exception() is None:
-                (found,) = asked.result()
+            try:
+                (found,) = asked.result(self._timeout_s)
+            except Exception:  # noqa: BLE001 - late, failed or closed: counted, and the answer is there
+                asked.cancel()
         with self._lock:
             self._answers += 1
             self._alone += found is None
