@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
+from typing import Any
 
 import lance
 import pyarrow as pa
+from inline import Inline, Silent
 
 from reembed.catalog import lines
 from reembed.catalog.index_manifest import IndexManifest, Segment, StoredFile, read_manifest
@@ -26,9 +28,11 @@ from reembed.evaluation.figures import (
     Sides,
 )
 from reembed.evaluation.gate import combine
+from reembed.lifecycle.promote import promote
 from reembed.space import ContentIdentity, Space
 from reembed.store.records import encode
 from reembed.store.storage import Storage
+from reembed.strategies.full_rebuild import full_rebuild
 from reembed.table.read import manifest_proof
 
 GATE = FrozenGate(queries=("q",), sha256="0", count=30)
@@ -141,3 +145,11 @@ def comparison(
 
 
 FIRST = {"initial_reason": "the first"}
+
+
+def promoted(config: Any, **reason: str) -> tuple[Release, Catalog]:
+    """A release of the config's documents, built here and made live, and the alias's catalog."""
+    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
+    catalog = Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
+    return release, catalog

@@ -11,11 +11,13 @@ import numpy as np
 from reembed.catalog.releases import Catalog
 from reembed.evaluation import answers as timing
 from reembed.evaluation.answers import Answers, index_size, truncated
-from reembed.evaluation.differences import judged_of, likeness, means, zero_results
+from reembed.evaluation.differences import is_empty, judged_of, likeness, means, zero_results
 from reembed.evaluation.figures import HowAnswered, LoggedQueries, RunFile, Sides
 from reembed.evaluation.held import Held
+from reembed.evaluation.known_items import Searched
 from reembed.evaluation.logged import Sample, measure
 from reembed.evaluation.metrics import Ranked, latency
+from reembed.evaluation.operation import Operation
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import Run, fit, lists_of, shared_queries
@@ -75,6 +77,15 @@ class Both:
             index=self.opened.each(lambda side: index_size(catalog.storage, side)),
             not_embedded=self.answers.each(lambda side: len(side.texts) - len(side.known)),
             truncated=self.answers.each(truncated),
+        )
+
+    def operation(self, answered: HowAnswered, items: Searched) -> Operation:
+        """Return what the rules about answers judge."""
+        return Operation(
+            judged_at_10=answered.judged_at_10,
+            empty=self.lists.each(lambda side: is_empty(side.ids)),
+            search_s=self.search_s,
+            known_items=items,
         )
 
     def rows(self, pairs: Pairs) -> PerQuery:

@@ -17,13 +17,18 @@ from reembed.evaluation import gate
 from reembed.evaluation.both import Both
 from reembed.evaluation.comparisons import Comparison, Verdict
 from reembed.evaluation.cutoffs import cut_offs
-from reembed.evaluation.differences import change_of, is_empty, pairs_of
-from reembed.evaluation.figures import DocumentsCompared, MetricChange, QueriesUsed, Sides
+from reembed.evaluation.differences import change_of, pairs_of
+from reembed.evaluation.figures import (
+    DocumentsCompared,
+    LoggedQueries,
+    MetricChange,
+    QueriesUsed,
+    Sides,
+)
 from reembed.evaluation.grouping import likely_groups
 from reembed.evaluation.held import Held
 from reembed.evaluation.known_items import known_items
-from reembed.evaluation.logged import sample
-from reembed.evaluation.operation import Operation
+from reembed.evaluation.logged import Sample, sample
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import read_runs
@@ -40,11 +45,10 @@ _CHOOSE_DOCUMENTS = ("uri", "id_column", "filter", "version")
 def compare(
     catalog: Catalog, live: Release, candidate: Release, configured: GateConfig, asked: Asked
 ) -> tuple[Comparison, PerQuery]:
-    """Run the candidate's judged queries on both releases and judge the difference.
+    """Judge the difference between the answers of both; return the record, and the values of each query.
 
-    The gate and its queries are those fixed in the candidate's plan, before results existed. If the
-    plan names no queries, those of the config at the first comparison count. Every change that
-    `asked` makes is recorded with its reason. Returns the values of each query beside the record.
+    The gate and its queries are those fixed in the candidate's plan, before results existed; without queries there,
+    those of the config at the first comparison. Changes that `asked` makes are recorded with their reason.
 
     Raises:
         UsageError: no queries are named, they are no longer those that were fixed, or evidence cannot be used.
@@ -56,35 +60,24 @@ def compare(
     runs = read_runs(asked.runs, options) if asked.runs else None
     both = Both.of(_opened(catalog, live, candidate), judged, runs, logged)
     queries, lists, held = both.queries, both.lists, both.held
-    used = _queries_used(terms, queries, held.candidate, candidate)
     pairs = pairs_of(queries, lists.live, lists.candidate, terms.gate.metrics)
-    relevance = {name: pairs[name] for name in terms.gate.metrics}
+    used = _queries_used(terms, queries, held.candidate, candidate)
     documents = _documents_compared(catalog, live, candidate)
-    slices = slice_changes(queries.slices, relevance, queries.groups_Q)
     answered = both.figures(catalog)
     items = known_items(both.opened, caught_up(catalog, candidate), held)
-    verdict = gate.judge(
-        terms.gate,
-        gate.Measured(
-            verified=candidate.verify.passed,
-            ann_recall_Q=both.ann_recall.candidate,
-            relevance=relevance,
-            groups_Q=queries.groups_Q,
-            judged_present=used.judged_present,
-            shared=_shared(held.live, held.candidate, documents),
-            slices=slices,
-            operation=Operation(
-                judged_at_10=answered.judged_at_10,
-                empty=lists.each(lambda side: is_empty(side.ids)),
-                search_s=both.search_s,
-                known_items=items,
-            ),
-        ),
+    relevance = {name: pairs[name] for name in terms.gate.metrics}
+    measured = gate.Measured(
+        verified=candidate.verify.passed,
+        ann_recall_Q=both.ann_recall.candidate,
+        relevance=relevance,
+        groups_Q=queries.groups_Q,
+        judged_present=used.judged_present,
+        shared=_shared(held.live, held.candidate, documents),
+        slices=slice_changes(queries.slices, relevance, queries.groups_Q),
+        operation=both.operation(answered, items),
     )
-    rows, of_log = both.rows(pairs), None
-    if logged:
-        of_log, more = both.of_log(logged)
-        rows += more
+    verdict = gate.judge(terms.gate, measured)
+    rows, of_log = _per_query(both, pairs, logged)
     record = Comparison(
         **vars(verdict),
         **vars(answered),
@@ -99,7 +92,7 @@ def compare(
         gate_is_late=terms.late,
         changes=terms.changes,
         metrics=_changes(pairs, queries, verdict),
-        slices=slices,
+        slices=measured.slices,
         likely_groups=likely_groups(queries) if queries.groups is None else None,
         known_items=items.figures,
         runs=both.run_files(runs, judged) if runs else None,
@@ -109,6 +102,17 @@ def compare(
         at=now(),
     )
     return record, rows if asked.texts else rows.without_texts()
+
+
+def _per_query(
+    both: Both, pairs: Pairs, logged: Sample | None
+) -> tuple[PerQuery, LoggedQueries | None]:
+    """Return the values of each query, and what logged queries show."""
+    rows = both.rows(pairs)
+    if logged is None:
+        return rows, None
+    of_log, more = both.of_log(logged)
+    return rows + more, of_log
 
 
 def _changes(pairs: Pairs, queries: EvalSet, verdict: Verdict) -> dict[str, MetricChange]:

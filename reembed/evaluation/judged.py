@@ -206,7 +206,7 @@ def _qrels_name(place: Place, split: str) -> str:
     """Return the name of the split's file, one of those that exist, so that a split is never a path."""
     names = [n for n in place.names("qrels") if n.endswith((".tsv", ".tsv.gz"))]
     if not names:
-        why = f"there is no qrels/*.tsv; judged queries are {FORMATS}"
+        why = f"it has no qrels/*.tsv; judged queries are {FORMATS}"
         raise UsageError(f"{place.uri}: no judged queries", why, "set gate.queries to one of these")
     name_of = {n.removesuffix(".gz").removesuffix(".tsv"): n for n in names}
     if split not in name_of:

@@ -46,7 +46,7 @@ def paired_interval(
         unseen: the change of one more query (or group) that counts towards the variance, though none shows it.
 
     Raises:
-        ValueError: there is no value, or one is not finite.
+        ValueError: no value is given, or one is not finite.
     """
     n = len(values_Q)
     if n == 0 or not np.isfinite(values_Q).all():

@@ -5,6 +5,7 @@ A click says more here than in a comparison of two means: both lists answer the 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from reembed.errors import UsageError
+from reembed.redact import redacted
 from reembed.serving.live import Hit, OpenRelease
 from reembed.serving.team_draft import Interleaved, credit, team_draft
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class InterleavedCounts:
     live: int
     candidate: int
     neither: int
+    last_error: str | None
+    """Why the candidate failed or was late, the last time; None if it never did."""
 
 
 class Interleaving:
@@ -56,6 +62,7 @@ class Interleaving:
         self._pool = ThreadPoolExecutor(thread_name_prefix="reembed-interleave")
         self._lock = threading.Lock()
         self._answers = self._alone = 0
+        self._last_error: str | None = None
         self._credits: dict[str, int] = {}
 
     @property
@@ -72,7 +79,8 @@ class Interleaving:
         """What was answered and clicked so far."""
         with self._lock:
             of = [*self._credits.values()].count
-            return InterleavedCounts(self._answers, self._alone, of(-1), of(1), of(0))
+            clicked = of(-1), of(1), of(0)
+            return InterleavedCounts(self._answers, self._alone, *clicked, self._last_error)
 
     def search(
         self,
@@ -158,12 +166,19 @@ class Interleaving:
         if asked is not None:
             try:
                 (found,) = asked.result(self._timeout_s)
-            except Exception:  # noqa: BLE001 - late, failed or closed: counted, and the answer is there
+            except Exception as error:  # noqa: BLE001 - counted and told; the answer is there already
                 asked.cancel()
+                self._failed(error)
         with self._lock:
             self._answers += 1
             self._alone += found is None
         return found
+
+    def _failed(self, error: Exception) -> None:
+        why = redacted(f"{type(error).__name__}: {error}")
+        log.warning("%s did not answer in time or failed: %s", self.release.id, why)
+        with self._lock:
+            self._last_error = why
 
 
 def _by_id(hits: Sequence[Hit]) -> dict[str, Hit]:

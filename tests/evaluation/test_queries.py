@@ -182,7 +182,7 @@ def test_a_split_cannot_leave_the_folder(tmp_path):
 
 def test_a_folder_without_qrels_is_refused(tmp_path):
     write(tmp_path / "queries.jsonl", jsonl([{"_id": "1", "text": "t"}]))
-    assert "there is no qrels/*.tsv" in refused(tmp_path)
+    assert "it has no qrels/*.tsv" in refused(tmp_path)
 
 
 def test_a_folder_without_queries_is_refused(tmp_path):

@@ -10,25 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inline import Inline, Silent
+from releases import promoted
 
 import reembed
-from reembed.catalog.releases import Catalog
 from reembed.errors import UsageError
-from reembed.lifecycle.promote import promote
 from reembed.serving.live import OpenRelease
-from reembed.store.storage import Storage
-from reembed.strategies.full_rebuild import full_rebuild
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def build(config: Any, **reason: str) -> Any:
-    """A release of the config's alias, promoted."""
-    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
-    catalog = Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
-    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
-    return release
+    return promoted(config, **reason)[0]
 
 
 @pytest.fixture

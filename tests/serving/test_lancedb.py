@@ -6,21 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from inline import Inline, Silent
+from releases import promoted
 
-from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError, UsageError
-from reembed.lifecycle.promote import promote
 from reembed.serving.index import Index
-from reembed.store.storage import Storage
-from reembed.strategies.full_rebuild import full_rebuild
-
-
-def serve(config, **reason):
-    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
-    catalog = Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
-    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
-    return release, catalog
 
 
 @pytest.fixture
@@ -29,7 +18,7 @@ def config(corpus, make_config):
 
 
 def test_it_is_the_table_at_the_version_that_answers_also_after_a_refresh(config):
-    first, catalog = serve(config)
+    first, catalog = promoted(config)
     with Index(catalog) as index:
         before = index.lancedb()
         vectors = index.encode_queries(["bada", "bide"]).vectors
@@ -39,7 +28,7 @@ def test_it_is_the_table_at_the_version_that_answers_also_after_a_refresh(config
                 [1 - f["_distance"] for f in found], [h.score for h in hits], atol=1e-5
             )
         assert before.count_rows("title IS NOT NULL") == 130
-        second, _ = serve(config, force_reason="a test")
+        second, _ = promoted(config, force_reason="a test")
         assert index.lancedb().version == first.table_version == before.version
         assert index.refresh()
         assert index.lancedb().version == second.table_version != before.version
@@ -47,7 +36,7 @@ def test_it_is_the_table_at_the_version_that_answers_also_after_a_refresh(config
 
 
 def test_what_is_handed_out_is_not_written_to(config):
-    release, catalog = serve(config)
+    release, catalog = promoted(config)
     table = Index(catalog).lancedb()
     rows = table.to_arrow()
     with pytest.raises((ValueError, RuntimeError), match=r"checked out|cannot be modified"):
@@ -60,12 +49,12 @@ def test_what_is_handed_out_is_not_written_to(config):
 @pytest.mark.s3
 def test_it_opens_from_an_object_store(corpus, make_config, bucket):
     storage = {"root": f"{bucket.uri}/root", "options": bucket.options}
-    _, catalog = serve(make_config(corpus(60), storage=storage))
+    _, catalog = promoted(make_config(corpus(60), storage=storage))
     assert Index(catalog).lancedb().count_rows() == 60
 
 
 def test_without_the_package_it_says_how_to_install_it(config, monkeypatch):
-    _, catalog = serve(config)
+    _, catalog = promoted(config)
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(UsageError, match="LanceDB is not installed") as said:
         Index(catalog).lancedb()
@@ -73,7 +62,7 @@ def test_without_the_package_it_says_how_to_install_it(config, monkeypatch):
 
 
 def test_a_table_that_gc_removed_is_not_handed_out(config):
-    release, catalog = serve(config)
+    release, catalog = promoted(config)
     index = Index(catalog)
     catalog.storage.delete_tree(f"{release.table}/")
     with pytest.raises(IntegrityError, match="cannot be opened with LanceDB"):

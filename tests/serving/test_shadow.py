@@ -284,6 +284,7 @@ def test_an_answer_does_not_wait_for_a_candidate_that_is_late_or_fails(built, in
             shown = test.search(QUERIES[0], "request", 5)
             assert (list(shown.hits), shown.interleaved) == (expected, None)
             assert test.clicked(shown, [expected[0].doc_id]) == 0
+        assert test.counts.last_error == "OSError: gone"
         assert (test.counts.answers, test.counts.alone, test.credits) == (2, 2, ())
         go.set()
 

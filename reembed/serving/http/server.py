@@ -46,7 +46,7 @@ def serve(config: Config, host: str, port: int, options: ServeOptions, emit: Lis
     Requests under way are finished, for `SHUTDOWN_S` at most. Emits `Serving` when it begins.
 
     Raises:
-        UsageError: other machines reach the host and there is no token, the address is in use, or nothing is live.
+        UsageError: other machines reach the host and no token is given, the address is in use, or nothing is live.
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
     token = token_of(options)
@@ -71,7 +71,7 @@ def application(config: Config, options: ServeOptions) -> Guard:
     Where that listens is not known here, so there must be a token. The index stays open as long as the process.
 
     Raises:
-        UsageError: there is no token, or nothing is live.
+        UsageError: no token is given, or nothing is live.
         IntegrityError, SpaceMismatch: as `reembed.open`.
     """
     token = token_of(options)

@@ -10,33 +10,28 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from inline import Inline, Silent
+from inline import Silent
+from releases import promoted
 
 import reembed
-from reembed.catalog.releases import Catalog
 from reembed.cli.text import text
 from reembed.errors import UsageError
-from reembed.lifecycle.promote import promote
 from reembed.serving.http import server
 from reembed.serving.http.app import create_app
 from reembed.serving.http.options import ServeOptions
-from reembed.store.storage import Storage
-from reembed.strategies.full_rebuild import full_rebuild
 
 TOKEN = "a token of sixteen or more"
 LIMITS = ServeOptions(max_k=20, max_queries=3, max_request_bytes=4_096)
 
 
-def build(config, **reason):
-    release = full_rebuild(config, Silent(), fresh=True, executor=Inline())
-    catalog = Catalog(Storage.open(config.storage.root), config.alias)
-    promote(catalog, release.id, **(reason or {"initial_reason": "a test"}))
-    return release
+def build(config: Any, **reason: str) -> Any:
+    return promoted(config, **reason)[0]
 
 
 @pytest.fixture(scope="module")
