@@ -30,7 +30,11 @@ def likely_groups(queries: EvalSet) -> LikelyGroups | None:
     Texts are compared among the first 2,000 queries.
     """
     relevant = [frozenset(d for d, grade in q.items() if grade > 0) for q in queries.qrels]
-    beginnings = [_ENDING.sub("", query_id) for query_id in queries.query_ids]
+    sets = queries.set_names or [""] * len(queries.query_ids)
+    beginnings = [
+        (of, _ENDING.sub("", query_id))  # ids of another set may be the same by chance
+        for of, query_id in zip(sets, queries.query_ids, strict=True)
+    ]
     return (
         _shared("ids with the same beginning", beginnings, queries)
         or _alike(queries)

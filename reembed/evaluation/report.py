@@ -178,7 +178,7 @@ def notes(c: Comparison) -> list[str]:
 def _gate_notes(c: Comparison) -> Iterator[str]:
     """Yield what the gate could not look at, or looked at too favourably."""
     if found := c.likely_groups:
-        like = f"{found.queries:,} queries share {found.how} with another, as {found.example!r} and {found.like!r}"
+        like = f"{found.queries:,} queries have {found.how} as another, such as {found.example!r} and {found.like!r}"
         again = compare_again(c.candidate.release, c.summary().runs)
         group = f"`{again} --set gate.group=FIELD --changed-gate --reason WHY`"
         yield f"{like}: if they belong together, the bounds are too narrow without {group}"

@@ -19,7 +19,7 @@ from inline import Inline
 from tiny_models import bert_model
 
 from reembed import errors, faults
-from reembed.cli.paste import error, error_record
+from reembed.cli.paste import _CONFIGURED, error, error_record
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.encoders.hashing import HashingEncoder
 from reembed.engine import attempts
@@ -772,6 +772,15 @@ def test_settings_that_were_given_go_into_each_command_that_has_none(fix, comple
     assert error_record(problem, given)["fix"] == completed
     said = error(problem, given)
     assert said.endswith(f"  `reembed status -c a.yaml` says more\n  fix: {completed}")
+
+
+def test_every_verb_that_takes_a_config_gets_it_in_a_printed_command() -> None:
+    configured = {
+        name
+        for name, verb in reembed_cli.commands.items()
+        if "overrides" in {p.name for p in verb.params}
+    }
+    assert set(_CONFIGURED) == configured
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from reembed.evaluation.figures import QuerySet
 from reembed.evaluation.grouping import likely_groups
 from reembed.evaluation.queries import EvalSet, load_eval_set
 
@@ -39,6 +41,14 @@ def test_ids_with_the_same_beginning(form):
 def test_one_beginning_for_all_is_a_name_and_not_a_group():
     ids = [f"PLAIN-{n}" for n in range(40)]
     assert likely_groups(queries(ids, unlike(40), ids)) is None
+
+
+def test_ids_of_two_sets_may_be_the_same():
+    """Ids are unique within a set."""
+    sets = tuple(QuerySet(name, f"{name}.jsonl", 40, 0) for name in "ab")
+    ids = [f"q{n}" for n in range(40)] * 2
+    both = replace(queries(ids, unlike(80), [f"d{n}" for n in range(80)]), sets=sets)
+    assert likely_groups(both) is None
 
 
 def test_paraphrases_are_found_by_their_words():

@@ -9,7 +9,7 @@ from types import ModuleType
 from reembed.errors import UsageError, require_positive, require_whole
 from reembed.redact import REFERENCE
 
-SET_TOKEN = "export REEMBED_TOKEN=$(openssl rand -hex 32); reembed serve --token env:REEMBED_TOKEN"
+SET_TOKEN = "reembed serve --token env:REEMBED_TOKEN     # after: export REEMBED_TOKEN=$(openssl rand -hex 32)"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ def serve(config: Config, host: str, port: int, options: ServeOptions, emit: Lis
     if token is None and not is_loopback(host):
         why = "other machines could read the index without one"
         raise UsageError(
-            f"serving at {host} needs a token", why, f"{SET_TOKEN} --host {shlex.quote(host)}"
+            f"serving at {host} needs a token",
+            why,
+            f"reembed serve --host {shlex.quote(host)} --token env:REEMBED_TOKEN"
+            "     # after: export REEMBED_TOKEN=$(openssl rand -hex 32)",
         )
     with _bound(host, port) as bound, _opened(config, options) as index:
         app = create_app(index, options, token)
