@@ -37,8 +37,8 @@ from bench import common
 NAME = "growth"
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (100_000, 1_000_000, 3_000_000)
-CHANGED = 0.01
-"""Share of the documents that are changed before `find_changes`."""
+CHANGED, FEW = 0.01, 1_000
+"""Documents that are changed: a share of them, and as many at every size."""
 _WORDS = 8
 _UNIT = 8_192
 
@@ -101,8 +101,8 @@ def measured(
     """The median CPU seconds and the highest peak of each code, which take turns."""
     runs: dict[str, list[common.Figures]] = {code: [] for code in codes}
     for code, where in codes.items():
-        if step == "find_changes":
-            child("change", folder / code, where, documents)
+        if step in CHANGES:
+            child(CHANGES[step], folder / code, where, documents)
     for _ in range(rounds):
         for code, where in codes.items():
             out = child(step, folder / code, where, documents)
@@ -168,14 +168,26 @@ def config(place: Path, root: str = "root") -> Any:
     )
 
 
-def change(place: Path, documents: int) -> None:
-    """Give a share of the documents, chosen at random, another text."""
+def change_share(place: Path, documents: int) -> None:
+    """Change a share of the documents."""
+    _change(place, documents, int(documents * CHANGED))
+
+
+def change_few(place: Path, documents: int) -> None:
+    """Change as many at every size."""
+    _change(place, documents, FEW)
+
+
+def _change(place: Path, documents: int, count: int) -> None:
+    """Give some of the first version's documents, chosen at random, another text."""
     import lance
     import numpy as np
     import pyarrow as pa
 
+    lance.dataset(str(place / "documents.lance"), version=1).restore()
     source = lance.dataset(str(place / "documents.lance"))
-    chosen = np.random.default_rng(0).choice(documents, int(documents * CHANGED), replace=False)
+    (place / "changed").write_text(str(count))
+    chosen = np.random.default_rng(0).choice(documents, count, replace=False)
     ids = source.take(sorted(chosen.tolist()), columns=["_id"])["_id"]
     columns = {n: pa.repeat("another text", len(ids)) for n in source.schema.names if n != "_id"}
     rows = pa.table({"_id": ids} | columns).select(source.schema.names)
@@ -205,7 +217,7 @@ def check_ids(place: Path) -> Callable[[], object]:
     from reembed.source.dataset import Source
     from reembed.strategies import differing, unique_ids
 
-    differing.HERE_ROWS = 0
+    unique_ids.HELD_IDS = 0
     catalog, release = _release(place)
     comparing = differing.Comparing(Scratch.of(Run(catalog.storage, release.id)))
     return partial(unique_ids.check_ids, Source.open(config(place)), comparing)
@@ -313,7 +325,7 @@ def _changes(place: Path, how: str, dead_letters: Sequence[Any]) -> Callable[[],
     catalog, release = _release(place)
     before = Source(release.source, ())
     table = TableVersion(catalog.storage, release.table, release.table_version, release.space.dim)
-    expected = int(release.documents * CHANGED) + len(dead_letters)
+    expected = int((place / "changed").read_text()) + len(dead_letters)
     comparing = Comparing(Scratch.of(Run(catalog.storage, release.id)))
 
     def run() -> None:
@@ -325,7 +337,13 @@ def _changes(place: Path, how: str, dead_letters: Sequence[Any]) -> Callable[[],
     return run
 
 
-PREPARATIONS: dict[str, Callable[[Path, int], None]] = {"build": build, "change": change}
+PREPARATIONS: dict[str, Callable[[Path, int], None]] = {
+    "build": build,
+    "change_share": change_share,
+    "change_few": change_few,
+}
+CHANGES = {"find_changes": "change_share", "find_few_changes": "change_few"}
+"""What happens to the documents before a step."""
 STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "check_documents": check_documents,
     "check_ids": check_ids,
@@ -337,6 +355,9 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "find_changes": find_changes,  # it and the next two need a changed source
     "catch_up": catch_up,
     "compare_rows": compare_rows,
+    "find_few_changes": find_changes,  # the same three, with the same number of changes at every size
+    "catch_up_few": catch_up,
+    "compare_few": compare_rows,
 }
 
 if __name__ == "__main__":

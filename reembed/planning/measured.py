@@ -34,8 +34,8 @@ DRIVER_BYTES = 330 * MIB
 """The driver (pipeline.json: driver_peak_mib)."""
 DRIVER_BYTES_PER_DOCUMENT = 44
 """Of its check of ids (growth.json: check_documents between 1 M and 3 M)."""
-DOCUMENTS_ON_DRIVER = 4_000_000
-"""Ids of more documents are checked in tasks (strategies/differing.py)."""
+DOCUMENTS_ON_DRIVER = 1_000_000
+"""Ids of more documents are checked by partition (strategies/unique_ids.py)."""
 DRIVER_BYTES_PER_UNIT = 11_000
 """million.json: units_driver_peak_mib with 100,000 units."""
 

@@ -1,4 +1,4 @@
-"""Whether every document of a source has an id of its own: many are checked in tasks, by partition of the ids."""
+"""Whether every document of a source has an id of its own: of many, a partition of the ids at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from reembed.lifecycle.scratch import Spill
 from reembed.lifecycle.verify import parts_of
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in
-from reembed.strategies import differing
 from reembed.strategies.differing import Comparing
+
+HELD_IDS = 1_000_000
+"""Ids that are held at once, 44 bytes each; more are looked at by partition."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def check_ids(source: Source, how: Comparing) -> int:
         SourceError: as `Source.check_documents`. The caller removes `how.scratch`.
     """
     rows = source.count_rows()
-    if rows <= differing.HERE_ROWS:
+    if rows <= HELD_IDS:
         return source.check_documents()
     parts = parts_of(rows)
     read = Reading(how.scratch, IDS, parts, space="", carry=())

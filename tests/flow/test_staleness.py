@@ -29,7 +29,7 @@ from reembed.source.dataset import Source
 from reembed.source.delta import Delta
 from reembed.source.lag import caught_up, lag, note
 from reembed.store.storage import Storage
-from reembed.strategies import differing
+from reembed.strategies import differing, unique_ids
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -229,6 +229,7 @@ def test_many_rows_are_compared_in_tasks_of_the_cluster(live, monkeypatch, ray_l
     move_on(uri)
     monkeypatch.setattr(versions, "delta", lambda before, after: Delta((), (), {}))
     monkeypatch.setattr(differing, "HERE_ROWS", 100)
+    monkeypatch.setattr(unique_ids, "HELD_IDS", 100)
     asked = []
     honest = RayExecutor.each
 

@@ -15,7 +15,7 @@ from reembed.index.factories import choose_factory, kind_of
 from reembed.index.files import COPY_BYTES
 from reembed.planning import measured
 from reembed.planning.sizing import bytes_of_trained, bytes_per_vector, size_of
-from reembed.strategies.differing import HERE_ROWS
+from reembed.strategies.unique_ids import HELD_IDS
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 FACTORIES = [
@@ -111,7 +111,7 @@ def test_constants_are_those_of_the_records() -> None:
     assert max(pipeline["driver_peak_mib"].values()) * measured.MIB <= measured.DRIVER_BYTES
     units = record("million")["units_driver_peak_mib"] * measured.MIB - measured.DRIVER_BYTES
     assert units / 100_000 <= measured.DRIVER_BYTES_PER_UNIT
-    assert measured.DOCUMENTS_ON_DRIVER == HERE_ROWS
+    assert measured.DOCUMENTS_ON_DRIVER == HELD_IDS
     rate = record("gpu_encode")["bert_base_tokens_per_s"]
     assert rate == measured.BERT_BASE_TOKENS_PER_GPU_S
     busy = record("scaling")["sleeping"][-1]

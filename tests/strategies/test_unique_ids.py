@@ -12,7 +12,7 @@ from reembed.lifecycle import reading, verify
 from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import Source
 from reembed.store.storage import Storage
-from reembed.strategies import differing
+from reembed.strategies import unique_ids
 from reembed.strategies.differing import Comparing
 from reembed.strategies.unique_ids import check_ids
 
@@ -40,7 +40,7 @@ def said(check) -> str:
 @pytest.fixture
 def comparing(tmp_path, monkeypatch):
     """Few rows count as many, and pieces and partitions are small."""
-    monkeypatch.setattr(differing, "HERE_ROWS", 3)
+    monkeypatch.setattr(unique_ids, "HELD_IDS", 3)
     monkeypatch.setattr(reading, "PIECE_ROWS", 7)
     monkeypatch.setattr(verify, "PARTITION_ROWS", 6)
     (tmp_path / "root").mkdir()
