@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Two processes share the tests: many of them wait, for Ray or for deadlines.
+SHARED := -n 2 --dist loadgroup
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-deep lint chaos mutants clean
 
@@ -17,10 +20,10 @@ demo: $(STAMP) ## migrate a real index to a better model on this machine: CPU on
 	$(BIN)/python examples/demo/run.py
 
 test: $(STAMP) ## the tests that take under 12 minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 test-deep: $(STAMP) ## the rest: jobs killed at every point, faults in every request, simulated histories
-	$(BIN)/python -m pytest -m "deep and not gpu"
+	$(BIN)/python -m pytest $(SHARED) -m "deep and not gpu"
 
 lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/ruff check .
