@@ -41,6 +41,8 @@ NAME = "search"
 K = 10
 BATCH = 1_000
 _WARM_UP = 50
+_APART = 997
+"""Calls between two of the same query by different ways."""
 _TABLE = "tables/searched.lance"
 CORPORA = {"1m_64": (1_000_000, 64), "200k_384": (200_000, 384)}
 
@@ -212,13 +214,14 @@ class Spread(NamedTuple):
 def spread(ways: dict[str, Callable[[Any], object]], asked: list[Any]) -> dict[str, Spread]:
     """Seconds of each way over what is asked; the first of many are not counted.
 
-    Each way begins as often as the others: what comes second finds the query's lists in the cache.
+    Ways take turns, and each is asked everything, but never what another was just asked: that one's lists would be
+    in the cache, and the median of times with and without them is of neither.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     skipped = min(_WARM_UP, len(asked) // 4)
-    for number, vectors in enumerate(asked):
-        order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
-        for name in order:
+    for number in range(len(asked)):
+        for place, name in enumerate(ways):
+            vectors = asked[(number + place * _APART) % len(asked)]
             started = time.perf_counter()
             ways[name](vectors)
             if number >= skipped:

@@ -121,7 +121,7 @@ class SearchIndex:
         checked = checked_queries(queries, self.dim, k)
         if only is not None:
             return nearest_selected(self, checked, int(k), only)
-        scores, positions = self.faiss_index.search(checked, int(k))
+        positions, scores = _searched(self.faiss_index, checked, int(k))
         if is_full(positions):
             return positions, scores
         scores[positions < 0] = -np.inf
@@ -245,6 +245,21 @@ class Lists:
     scores: Float32
 
 
+def _searched(index: Any, queries: Float32, k: int) -> tuple[Int64, Float32]:
+    """Return positions [Q, K] and scores [Q, K] of contiguous queries [Q, D].
+
+    The same as FAISS's Python method `search`, which checks and converts once more what was checked: of a single
+    query of 50 microseconds that takes two.
+    """
+    positions, scores = (
+        np.empty((len(queries), k), np.int64),
+        np.empty((len(queries), k), np.float32),
+    )
+    x, to, at = faiss.swig_ptr(queries), faiss.swig_ptr(scores), faiss.swig_ptr(positions)
+    index.search_c(len(queries), x, k, to, at)
+    return positions, scores
+
+
 def is_full(positions: Int64) -> bool:
     """Return whether each of positions [Q, K] names a row. A reduction over an axis takes twice as long."""
     return positions.size == 0 or positions.item(positions.argmin()) >= 0
@@ -345,7 +360,8 @@ def require_k(k: object) -> None:
     Raises:
         UsageError: it is not a whole number from 1 up.
     """
-    require_whole("k", k, 1, 10)
+    if type(k) is not int or k < 1:  # a call less in each search
+        require_whole("k", k, 1, 10)
 
 
 def checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:

@@ -166,6 +166,8 @@ class OpenRelease:
         hits = map(_HIT, zip(names, scores.tolist(), values, repeat(self.release.id)))
         if whole:  # the usual case, and three times as fast
             found, k = list(hits), max(1, answer.positions.shape[1])
+            if len(found) == k:
+                return [found]
             return [found[start : start + k] for start in range(0, len(found), k)]
         return [list(islice(hits, n)) for n in (answer.positions >= 0).sum(axis=1).tolist()]
 
