@@ -228,12 +228,13 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 
-def promote(
+def promote(  # noqa: PLR0913 - one parameter an option of the verb
     config: Config,
     release: str | None = None,
     *,
     initial: str | None = None,
     force: str | None = None,
+    without_evidence: str | None = None,
     catch_up: bool = True,
     emit: Listener = ignore,
 ) -> Moved:
@@ -245,6 +246,7 @@ def promote(
         release: an id; None: the one built with these settings.
         initial: the reason for the record, if nothing is live yet to compare with.
         force: the reason for the record, to overrule the gate.
+        without_evidence: the reason for the record, if there are no judged queries to compare by.
         catch_up: embed first what changed in the source since the release was built.
 
     Raises:
@@ -256,7 +258,7 @@ def promote(
     from reembed.lifecycle.promote import Reasons
     from reembed.strategies.up_to_date import promote_up_to_date
 
-    catalog, reasons = _catalog_of(config), Reasons(force, initial)
+    catalog, reasons = _catalog_of(config), Reasons(force, initial, without_evidence)
     executor = _executor() if catch_up else None
     return promote_up_to_date(catalog, config, release, reasons, emit, executor=executor)
 

@@ -130,6 +130,8 @@ class Grounds:
     reason: str | None = None
     """Why a gate was left out or overruled, or why it was rolled back, in the operator's words."""
     forced: bool = False
+    without_evidence: bool = False
+    """Whether it needed no comparison because nobody judged anything for it."""
     comparison: Evidence | None = None
     """The comparison that allowed it, or the last one that `forced` overruled; None without one."""
     unknown: tuple[str, ...] = ()

@@ -184,6 +184,8 @@ def _after_live(status: Status) -> str:
 
 
 def _after_candidates(status: Status) -> str:
+    from reembed.evaluation.report import compare_again
+
     waiting = list(_waiting(status))
     if not waiting:
         return _after_live(status)
@@ -199,6 +201,8 @@ def _after_candidates(status: Status) -> str:
         return f"reembed compare --candidate {by_verdict[None]}"
     if "inconclusive" in by_verdict:
         more = "--changed-queries --reason 'WHY'     # after judging more queries"
-        return f"reembed compare --candidate {by_verdict['inconclusive']} {more}"
+        release = by_verdict["inconclusive"]
+        runs = {c.release.id: c.runs for c in status.candidates}
+        return f"{compare_again(release, runs.get(release))} {more}"
     why = "the candidates failed" if left is None else "no other candidate passed"
     return f"reembed run     # with another model: {why}"

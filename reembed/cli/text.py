@@ -86,6 +86,8 @@ def _status(r: Status) -> Lines:
         yield _release("previous", r.previous)
     if r.forced:
         yield "  the live release was promoted with --force"
+    if r.without_evidence:
+        yield "  the live release was promoted with --without-evidence"
     if r.live:
         yield from _left_out(r.live.grounds)
     for old in r.older_candidates:
@@ -205,6 +207,8 @@ def _moved(r: Moved) -> Lines:
     yield from _left_out(r.grounds)
     if r.grounds.forced:
         yield "  forced: without a passing comparison; `reembed history` shows the reason"
+    if r.grounds.without_evidence:
+        yield "  no relevance evidence, only structural checks; `reembed history` shows the reason"
     if compared := r.grounds.comparison:
         yield f"  compared: {told(compared)}"
         yield from (f"  {line}" for line in evidence(compared))
@@ -233,7 +237,11 @@ def _history(r: History) -> Lines:
 
 
 def _why(grounds: Grounds) -> str:
-    return f"forced: {grounds.reason}" if grounds.forced else grounds.reason or ""
+    if grounds.forced:
+        return f"forced: {grounds.reason}"
+    if grounds.without_evidence:
+        return f"without evidence: {grounds.reason}"
+    return grounds.reason or ""
 
 
 def _search(r: SearchResult) -> Lines:

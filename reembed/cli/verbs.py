@@ -213,6 +213,11 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
     help="The first promotion, when nothing is live to compare with; needs --reason.",
 )
 @click.option("--force", is_flag=True, help="Promote without a passing comparison; needs --reason.")
+@click.option(
+    "--without-evidence",
+    is_flag=True,
+    help="Promote although there are no judged queries to compare by; needs --reason.",
+)
 @_reason
 @click.option(
     "--catch-up/--no-catch-up",
@@ -220,18 +225,18 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
     help="First embed what changed in the source since the candidate was built.",
 )
 @configured
-def promote(
-    config: Config, initial: bool, force: bool, reason: str | None, catch_up: bool, **options: Any
-) -> tuple[Result, int]:
+def promote(config: Config, reason: str | None, **options: Any) -> tuple[Result, int]:
     """Make a candidate live: RELEASE, or the one built with these settings.
 
     It needs a passing comparison with exactly the release that is live now.
     """
-    if initial and force:
-        raise click.UsageError("--initial is for the first promotion, --force for any other")
-    _require_reason("--initial or --force", initial or force, reason)
-    why = {"initial": reason if initial else None, "force": reason if force else None}
-    return reembed.api.promote(config, **why, **options, catch_up=catch_up, emit=Console()), 0
+    flags = "initial", "force", "without_evidence"
+    given = [flag for flag in flags if options.pop(flag)]
+    if len(given) > 1:
+        raise click.UsageError("give one of --initial, --force and --without-evidence")
+    _require_reason("--initial, --force or --without-evidence", bool(given), reason)
+    why = dict.fromkeys(given, reason)
+    return reembed.api.promote(config, **why, **options, emit=Console()), 0
 
 
 @cli.command("catch-up")

@@ -5,7 +5,7 @@ comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
 comparisons/ALIAS/CANDIDATE/LIVE/SHA256.parquet  the values of each query, written before it
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty, so that a listing
-                                                 shows every verdict; nothing is decided by it
+                                                 shows what promote goes by; nothing is decided by it
 """
 
 from __future__ import annotations
@@ -181,6 +181,11 @@ def not_passed_by_runs(found: Comparison) -> ComparisonSummary | None:
     return by_runs[-1]
 
 
+def decisive(found: Comparison) -> ComparisonSummary:
+    """Return what `promote` goes by if `found` is the newest: it, or the one by run files that it cannot replace."""
+    return not_passed_by_runs(found) or found.summary()
+
+
 def metric_name(key: str) -> str:
     """Return a metric's name as people write it: nDCG@10 for the key ndcg@10."""
     kind, at, depth = key.partition("@")
@@ -205,7 +210,7 @@ def keep(
         path = f"{pair}/{number:08d}"
         kept = replace(record, number=number, earlier=earlier, report=f"{path}.html")
         if catalog.storage.create(f"{path}.json", encode(kept)):
-            catalog.storage.write_bytes(f"{path}.{kept.verdict}", b"")
+            catalog.storage.write_bytes(f"{path}.{decisive(kept).verdict}", b"")
             return kept
 
 
@@ -265,11 +270,11 @@ class Newest:
 
     path: str
     named: Outcome | None
-    """The verdict that a file beside it names; None if its writer was killed before that."""
+    """The decisive verdict, as a file beside it names it; None if its writer was killed before that."""
 
     def verdict(self, catalog: Catalog) -> Outcome:
-        """Return the verdict as named, or as the comparison says."""
-        return self.named or read(catalog, self.path).verdict
+        """Return the decisive verdict as named, or as the comparison says."""
+        return self.named or decisive(read(catalog, self.path)).verdict
 
 
 Pairs = dict[tuple[str, str], Newest]

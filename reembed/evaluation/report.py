@@ -100,7 +100,7 @@ def to_compare(release: str, *, judged: bool) -> str:
     command = f"reembed compare --candidate {release}"
     if judged:
         return command
-    without = f"or without any: reembed promote {release} --force --reason 'WHY'"
+    without = f"or without any: reembed promote {release} --without-evidence --reason 'WHY'"
     return f"{command} --set gate.queries=FOLDER     # FOLDER: judged queries (docs/evaluate.md); {without}"
 
 

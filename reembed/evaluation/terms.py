@@ -219,7 +219,7 @@ def require_sound(catalog: Catalog, record: Comparison, compared: Release) -> No
         IntegrityError: it is not.
     """
     require_verdict_of_rules(record)
-    again = f"reembed compare --candidate {compared.id}"
+    again = compare_again(compared.id, record.summary().runs)
     if record.candidate_index_sha256 != compared.index_sha256:
         raise IntegrityError(
             f"the comparison is of another index than that of release {compared.id}",

@@ -27,20 +27,27 @@ class Reasons:
     """The gate is overruled."""
     initial: str | None = None
     """Nothing is live yet to compare with."""
+    without_evidence: str | None = None
+    """There are no judged queries to compare by."""
 
     @property
     def flags(self) -> str:
         """Return them as options of the command line."""
-        given = {"--force": self.force, "--initial": self.initial}
+        given = {
+            "--force": self.force,
+            "--initial": self.initial,
+            "--without-evidence": self.without_evidence,
+        }
         return "".join(f" {f} --reason {shlex.quote(why)}" for f, why in given.items() if why)
 
 
-def promote(
+def promote(  # noqa: PLR0913 - one parameter for each reason without a passing comparison
     catalog: Catalog,
     release_id: str,
     *,
     force_reason: str | None = None,
     initial_reason: str | None = None,
+    without_evidence_reason: str | None = None,
     decided_on: AliasRecord | None = None,
     emit: Listener = ignore,
 ) -> AliasRecord:
@@ -64,7 +71,8 @@ def promote(
     _require_newest(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
         return _advance(catalog, live, chosen, emit, force_reason)
-    grounds = admissible(catalog, chosen, live, Reasons(force_reason, initial_reason))
+    reasons = Reasons(force_reason, initial_reason, without_evidence_reason)
+    grounds = admissible(catalog, chosen, live, reasons)
     faults.point("promote.before_swap")
     record = _swap(catalog, live, "promote", chosen, grounds, emit)
     faults.point("promote.after_swap")
@@ -112,7 +120,26 @@ def admissible(
         unknown, below = _unknown(chosen, live), _below_gate(catalog, chosen)
         return Grounds(reasons.force, forced=True, unknown=unknown, below_gate=below)
     again = _compare(catalog, chosen, live.release, configured)
+    if reasons.without_evidence is not None:
+        return _without_evidence(catalog, chosen, live, reasons.without_evidence, configured)
     return Grounds(comparison=_passing_comparison(catalog, chosen, live.release, again))
+
+
+def _without_evidence(
+    catalog: Catalog,
+    chosen: Release,
+    live: AliasRecord,
+    reason: str,
+    configured: GateConfig | None,
+) -> Grounds:
+    if terms.has_queries(catalog, live.release, chosen, configured or GateConfig()):
+        raise GateFailed(
+            f"release {chosen.id} has judged queries: it needs no promotion without evidence",
+            "a comparison by them says whether it is better than what is live",
+            to_compare(chosen.id, judged=True),
+        )
+    unknown, below = _unknown(chosen, live), _below_gate(catalog, chosen)
+    return Grounds(reason, without_evidence=True, unknown=unknown, below_gate=below)
 
 
 def _compare(
@@ -354,5 +381,5 @@ def _passing_comparison(catalog: Catalog, chosen: Release, live: Release, again:
             f" or: reembed promote {chosen.id} --force --reason 'WHY'",
         )
     if compared.id != chosen.id:  # the verdict is about another index
-        complete.require_recall(catalog, chosen, record.gate.ann_recall, again)
+        complete.require_recall(catalog, chosen, record.gate.ann_recall, again_by)
     return record.evidence()

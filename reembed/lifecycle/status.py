@@ -30,7 +30,9 @@ class Candidate:
 
     release: Release
     verdict: str | None
-    """Verdict of the newest comparison with what is live; None without one."""
+    """Verdict of the comparison with what is live that `promote` goes by; None without one."""
+    runs: tuple[str, str] | None
+    """The run files, of live and of the candidate, that this comparison was by; None if it was by searches."""
     compared_with: tuple[str, ...]
     """Lines of the other releases that it was compared with."""
     superseded: bool = False
@@ -117,6 +119,11 @@ class Status:
         return self.live is not None and self.live.grounds.forced
 
     @property
+    def without_evidence(self) -> bool:
+        """Whether the live release was promoted with --without-evidence."""
+        return self.live is not None and self.live.grounds.without_evidence
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """What was not known when the live release was promoted, in words."""
         if self.live is None:
@@ -135,6 +142,7 @@ class Status:
             "live": None,
             "generation": 0,
             "forced": self.forced,
+            "without_evidence": self.without_evidence,
             "unknown": self.unknown,
             "below_gate": self.below_gate,
             "previous": None,
@@ -239,9 +247,13 @@ def _candidate(
 ) -> Candidate:
     with_lines = sorted(other for line, other in compared if line == entry.origin)
     found = _with_live(entry, live, compared)
-    verdict = comparisons.read(catalog, found.path).verdict if found else None
+    decisive = comparisons.decisive(comparisons.read(catalog, found.path)) if found else None
     return Candidate(
-        catalog.release(entry.id), verdict, tuple(with_lines), entry.origin in superseded
+        release=catalog.release(entry.id),
+        verdict=decisive.verdict if decisive else None,
+        runs=decisive.runs if decisive else None,
+        compared_with=tuple(with_lines),
+        superseded=entry.origin in superseded,
     )
 
 

@@ -82,6 +82,7 @@ def promote_up_to_date(
         asked.id,
         force_reason=reasons.force,
         initial_reason=reasons.initial,
+        without_evidence_reason=reasons.without_evidence,
         decided_on=before,
         emit=steps,
     )

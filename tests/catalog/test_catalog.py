@@ -27,6 +27,7 @@ from reembed.catalog.lease import Worker, driving, is_driven, read_lease, worker
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.cli import text as report
+from reembed.config.gate import FrozenGate
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
 from reembed.evaluation.comparisons import Rule
 from reembed.lifecycle import gc
@@ -121,6 +122,18 @@ def test_force_is_recorded_with_its_reason(catalog):
     grounds = promote(catalog, "b", force_reason="no queries yet").grounds
     assert (grounds.forced, grounds.reason) == (True, "no queries yet")
     assert grounds.unknown[0] == "whether it is better than a"
+
+
+def test_a_promotion_without_evidence_is_recorded_by_that_name(catalog):
+    make_release(catalog, "a")
+    with pytest.raises(GateFailed, match="serves nothing yet"):
+        promote(catalog, "a", without_evidence_reason="nobody judged")
+    promote(catalog, "a", **FIRST)
+    make_release(catalog, "b", gate=FrozenGate())
+    grounds = promote(catalog, "b", without_evidence_reason="nobody judged").grounds
+    assert (grounds.without_evidence, grounds.forced) == (True, False)
+    assert (grounds.reason, grounds.comparison) == ("nobody judged", None)
+    assert grounds.unknown[1] == "how good its results are: it has no judged queries"
 
 
 def test_the_newest_verdict_on_the_line_of_a_caught_up_release_counts(catalog):

@@ -206,6 +206,9 @@ def test_usage_errors_have_json_too(cli, corpus, config_file):
 
     done = cli.process("promote", "-c", config_file(corpus(10)), "--force", "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "UsageError")
+    both = ("--force", "--without-evidence", "--reason", "WHY")
+    done = cli.process("promote", "-c", config_file(corpus(10)), *both)
+    assert "give one of --initial, --force and --without-evidence" in done.stderr
 
 
 def test_gpus_that_are_not_there(corpus, config_file, cli):

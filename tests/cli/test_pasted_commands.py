@@ -699,16 +699,28 @@ def judged_queries(here: Path) -> Path:
     return folder
 
 
-def test_a_candidate_without_judged_queries_is_compared_with_those_that_are_named(inline) -> None:
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_candidate_without_judged_queries_is_compared_with_named_ones_or_promoted_without(
+    judged, inline
+) -> None:
     serving(inline)
     write_settings(inline, encoder={"model": "hashing:64"})
     after_run = next_of(CliRunner().invoke(reembed_cli, ["run"]).output)
     release = newest_candidate()
-    compare, forced = after_run.split("     # ")
+    compare, without = after_run.split("     # ")
     assert {fails("promote", release), fails("compare")} == {after_run}
-    paste(inline, compare.replace("FOLDER", shlex.quote(str(judged_queries(inline)))))
-    paste(inline, forced[forced.index("reembed promote") :])
-    assert says("status")["live"]["release"] == release
+    promote = without[without.index("reembed promote") :]
+    if judged:
+        paste(inline, compare.replace("FOLDER", shlex.quote(str(judged_queries(inline)))))
+        assert fails(*shlex.split(promote)[1:]) == f"reembed compare --candidate {release}"
+        return
+    paste(inline, promote)
+    found = says("status")
+    assert (found["live"]["release"], found["without_evidence"]) == (release, True)
+    said = CliRunner().invoke(reembed_cli, ["status"]).output
+    assert "the live release was promoted with --without-evidence" in said
+    assert "not known: how good its results are: it has no judged queries" in said
+    assert "without evidence: WHY" in CliRunner().invoke(reembed_cli, ["history"]).output
 
 
 def test_a_candidate_is_compared_with_queries_that_the_config_names_by_now(inline) -> None:

@@ -346,12 +346,25 @@ def test_searches_do_not_take_the_place_of_run_files_that_did_not_pass(pair, tmp
     assert f"--runs {old} {new}" in said
     with pytest.raises(GateFailed, match="passed by searches, but not by run files before"):
         promote(pair.catalog, pair.candidate.id)
+    assert [n.named for n in comparisons.pairs(pair.catalog).values()] == ["fail"]
+    (waiting,) = api.status(pair.config()).candidates
+    assert (waiting.verdict, waiting.runs) == ("fail", (old, new))
+    assert "reembed promote" not in pair.said("status")
 
     better = run_file(tmp_path / "better.trec", perfect())
     worse = run_file(tmp_path / "worse.trec", perfect(0.5))
     assert pair.compare(Asked(runs=(worse, better))).verdict == "pass"
     pair.compare(Asked(margin=0.9, reason="searches may lose"))
     assert promote(pair.catalog, pair.candidate.id).release.id == pair.candidate.id
+
+
+def test_what_status_prints_after_run_files_that_decided_nothing_names_them(pair, tmp_path):
+    old = run_file(tmp_path / "old.trec", perfect(0.5))
+    new = run_file(tmp_path / "new.trec", perfect(0.52))
+    assert pair.compare(Asked(runs=(old, new))).verdict == "inconclusive"
+    (words,) = printed_commands(pair.said("status"))
+    assert words[:3] == ["compare", "-c", words[2]]
+    assert words[3:8] == ["--candidate", pair.candidate.id, "--runs", old, new]
 
 
 def test_equal_run_files_are_refused(pair, tmp_path):

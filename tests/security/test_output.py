@@ -318,7 +318,7 @@ def results(words: str) -> dict[str, Any]:
         "dead-letters": DeadLetters(words, 1, dead, finished=True),
         "status": Status(
             alias=words, live=moved, lag=behind, previous=moved.release,
-            candidates=(Candidate(moved.release, words, (words,)),),
+            candidates=(Candidate(moved.release, words, (words, words), (words,)),),
             rolled_back=RolledBack(words, words, words, words),
             older_candidates=(OlderCandidate(words, words, words),),
             retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), None, words),),
