@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import lance
 
@@ -17,6 +18,11 @@ MOST_WORDS = 128
 900 signs + or 1,500 times BETWEEN end the process with SIGSEGV."""
 MOST_BRACKETS = 32
 """Brackets inside each other. Lance refuses more than about 45, and may try CASTs for minutes before it does."""
+MOST_JOINED = 256
+"""Conditions joined by AND, or by OR behind NOT. The time to plan them grows with their square or faster: 400
+comparisons of a column take .1 s, 1,000 one second."""
+MOST_TOGETHER = 50_000
+"""Sum of the squares of the words of all parts. Lance takes about 1 us for each: sums are the slowest."""
 
 _OPENED_BY = {")": "(", "]": "[", "}": "{", "END": "CASE"}
 _PLACEHOLDER = re.compile(r"\$\w*|\?|(?<!:):(?!:)\w*|\b[A-Za-z](?=['\"])")
@@ -67,13 +73,28 @@ def unsafe(condition: str) -> str | None:
     tokens = [_plain(token) for token in tokens_of(condition)]
     if found := _PLACEHOLDER.search("".join(tokens)):
         return f"Lance has no value for {found[0]}; write values themselves, texts as 'x' and odd names in backticks"
-    brackets, words = _depth(t for t in tokens if not t.isspace())
+    return _too_large([t.upper() for t in tokens if not t.isspace()])
+
+
+def _too_large(words: list[str]) -> str | None:
+    """Return what a condition of these words has too much of, and how much is taken; None if it is none of it."""
+    brackets, whole = _levels(words)
     if brackets > MOST_BRACKETS:
         return f"{brackets:,} brackets are inside each other; up to {MOST_BRACKETS} are taken"
-    if words > MOST_WORDS:
+    if whole.height > MOST_WORDS:
         return (
-            f"a part of it has {words:,} words and signs; up to {MOST_WORDS} are taken"
+            f"a part of it has {whole.height:,} words and signs; up to {MOST_WORDS} are taken"
             " between two of AND, OR and commas"
+        )
+    joined, by = whole.ands + 1, "AND"
+    if ("NOT", "(") in pairwise(words):  # then Lance makes AND of OR
+        joined, by = joined + whole.ors, "AND and OR"
+    if joined > MOST_JOINED:
+        return f"{joined:,} conditions are joined by {by}; up to {MOST_JOINED} are taken (IN takes more values)"
+    if whole.squares > MOST_TOGETHER:
+        return (
+            "Lance would plan it for too long: the squares of the words and signs of its parts are"
+            f" {whole.squares:,} together; up to {MOST_TOGETHER:,} are taken (IN takes more values)"
         )
     return None
 
@@ -96,6 +117,12 @@ class _Level:
     """Of the parts before it."""
     betweens: int = 0
     """BETWEEN whose AND did not come yet."""
+    ands: int = 0
+    ors: int = 0
+    squares: int = 0
+    """Of the words of the parts before it; of what is in a part's brackets if that is more."""
+    inside: int = 0
+    """Squares in the brackets of the part that is read."""
 
     @property
     def height(self) -> int:
@@ -106,28 +133,46 @@ class _Level:
         of_between = word == "AND" and self.betweens > 0
         self.betweens += (word == "BETWEEN") - of_between
         if word in ("AND", "OR", ",") and not of_between:
-            self.most, self.words = self.height, 0
+            self.ands += word == "AND"
+            self.ors += word == "OR"
+            self.end()
         else:
             self.words += 1
 
+    def end(self) -> None:
+        """Begin a new part."""
+        self.squares += max(self.words**2, self.inside)
+        self.most, self.words, self.inside = self.height, 0, 0
 
-def _depth(tokens: Iterable[str]) -> tuple[int, int]:
-    """Return bounds of a condition's depth: brackets inside each other, and words of a part with those in its brackets.
+    def hold(self, inner: _Level) -> None:
+        """Count what was inside a bracket, which is a word itself."""
+        inner.end()
+        self.words += inner.height + 1
+        self.ands += inner.ands
+        self.ors += inner.ors
+        self.inside += inner.squares
 
-    The words are at least the height of the tree that Lance makes of any part between AND and OR.
+
+def _levels(words: Iterable[str]) -> tuple[int, _Level]:
+    """Return how many brackets of a condition are inside each other, and the level outside all.
+
+    The height of that is at least the height of the tree that Lance makes of any part between AND and OR.
     """
     levels, brackets = [_Level()], 0
-    for token in tokens:
-        word = token.upper()
+    for word in words:
         if word in _OPENED_BY.values():
             levels.append(_Level(word))
             brackets = max(brackets, len(levels) - 1)
         elif _OPENED_BY.get(word) == levels[-1].opener:
-            closed = levels.pop()
-            levels[-1].words += closed.height + 1
+            inner = levels.pop()
+            levels[-1].hold(inner)
         else:
             levels[-1].take(word)
-    return brackets, sum(level.height for level in levels)
+    while len(levels) > 1:  # brackets that were not closed
+        inner = levels.pop()
+        levels[-1].hold(inner)
+    levels[0].end()
+    return brackets, levels[0]
 
 
 def error_of(dataset: lance.LanceDataset, condition: str, *, evaluate: bool = False) -> str | None:
