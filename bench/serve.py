@@ -13,6 +13,12 @@ the table's vectors among the rows that meet it (by number, in numpy). `filter_r
 index that `auto` chooses; `filter_recall_flat` of a Flat index, which must be 1. `first_ms` is the first search
 with a filter, which reads its column of all rows.
 
+`shadow` is how much longer a call takes while `Index.shadow` reads a candidate, by its share of the calls: p50 and
+p99 over those without a shadow. The candidate is the same index (`real`), or one that sleeps for 5 ms (`slow`), that
+computes in Python for 2 ms (`busy`: it holds the interpreter's lock) or that raises an error (`failing`). Ways take
+turns in blocks of 200 calls, one query after another without a pause. `shadow_p50_ratio` and `shadow_p99_ratio` are
+those of `real` at a share of .01.
+
 `http` is the application of `reembed serve` in this process and 32 clients in another, each with a connection of
 its own and one vector a request (8 KB of JSON): requests/s, and milliseconds of a request.
 """
@@ -22,6 +28,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -29,6 +36,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +93,9 @@ def of_index(folder: Path, args: argparse.Namespace) -> common.Figures:
     figures["filters_flat"] = filtered(flat, queries, args)
     least = min(f["recall"] for f in figures["filters"].values())
     flat_recall = min(f["recall"] for f in figures["filters_flat"].values())
+    figures["shadow"] = shadowed(auto, queries, args)
+    for p in ("p50_ratio", "p99_ratio"):
+        figures[f"shadow_{p}"] = figures["shadow"]["real"]["0.01"][p]
     figures["http"] = of_http(auto, queries, args)
     figures |= {"ann_recall": built["ann_recall_at_10"], "filter_recall": least}
     return figures | {"filter_recall_flat": flat_recall, "busy_cores": common.busy_cores()}
@@ -218,6 +229,75 @@ def filtered(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> com
             **{f"{name}_us_p99": round(1e6 * s.p99, 1) for name, s in times.items()},
         }
     return found
+
+
+def shadowed(opened: OpenRelease, queries: Any, args: argparse.Namespace) -> common.Figures:
+    """Ratios of calls with a shadow over those without, by candidate and by share."""
+    import numpy as np
+
+    ways: list[tuple[str, float]] = [("none", 0.0)]
+    ways += [(name, share) for name in ("real", *CANDIDATES) for share in (0.01, 1.0)]
+    index = served(opened)
+    times: dict[tuple[str, float], list[float]] = {way: [] for way in ways}
+    logging.getLogger("reembed").setLevel(logging.ERROR)  # of `failing`
+    for number in range(args.queries // 100):
+        for place, way in enumerate(ways):
+            first = number * 331 + place * 997
+            asked = [queries[n % len(queries)][None] for n in range(first, first + 200)]
+            times[way] += block(index, opened, *way, asked)
+    found: common.Figures = {}
+    ends = {way: np.percentile(seconds, (50, 99)) for way, seconds in times.items()}
+    for (name, share), (p50, p99) in ends.items():
+        ratios = {"p50_ratio": p50 / ends[ways[0]][0], "p99_ratio": p99 / ends[ways[0]][1]}
+        at = {"p50_us": 1e6 * p50, "p99_us": 1e6 * p99, **ratios}
+        found.setdefault(name, {})[str(share)] = {k: round(v, 3) for k, v in at.items()}
+    return found
+
+
+def block(
+    index: Index, opened: OpenRelease, name: str, share: float, asked: list[Any]
+) -> list[float]:
+    """Seconds of each search, with a shadow if the share is not 0."""
+    from reembed.serving.shadow import Shadow
+
+    if share:
+        release = replace(opened.release, id="candidate")
+        candidate: Any = SimpleNamespace(
+            release=release, search=CANDIDATES.get(name, opened.search)
+        )
+        index._shadow = Shadow(candidate, share, lambda read: None, seed=1)
+    seconds = []
+    for vectors in asked:
+        started = time.perf_counter()
+        index.search(vectors, K)
+        seconds.append(time.perf_counter() - started)
+    if index._shadow is not None:
+        index._shadow.close()
+        index._shadow = None
+    return seconds
+
+
+def _slow(*_: object) -> list[Any]:
+    time.sleep(0.005)
+    return []
+
+
+def _busy(*_: object) -> list[Any]:
+    until = time.perf_counter() + 0.002
+    while time.perf_counter() < until:
+        pass
+    return []
+
+
+def _failing(*_: object) -> list[Any]:
+    raise RuntimeError("planted")
+
+
+CANDIDATES: dict[str, Callable[..., list[Any]]] = {
+    "slow": _slow,
+    "busy": _busy,
+    "failing": _failing,
+}
 
 
 def recall(index: Index, queries: Any, condition: str) -> float:

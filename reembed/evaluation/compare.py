@@ -5,6 +5,8 @@ Both are opened beside whatever serves; nothing that is live is touched.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from reembed.catalog.alias import who
@@ -17,7 +19,7 @@ from reembed.evaluation import gate
 from reembed.evaluation.both import Both
 from reembed.evaluation.comparisons import Comparison, Verdict
 from reembed.evaluation.cutoffs import cut_offs
-from reembed.evaluation.differences import change_of, pairs_of
+from reembed.evaluation.differences import change_of, found_by_neither, pairs_of
 from reembed.evaluation.figures import (
     DocumentsCompared,
     LoggedQueries,
@@ -29,6 +31,7 @@ from reembed.evaluation.grouping import likely_groups
 from reembed.evaluation.held import Held
 from reembed.evaluation.known_items import known_items
 from reembed.evaluation.logged import Sample, sample
+from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import read_runs
@@ -62,6 +65,7 @@ def compare(
     queries, lists, held = both.queries, both.lists, both.held
     pairs = pairs_of(queries, lists.live, lists.candidate, terms.gate.metrics)
     used = _queries_used(terms, queries, held.candidate, candidate)
+    used = _with_clicks(used, queries, lists)
     documents = _documents_compared(catalog, live, candidate)
     answered = both.figures(catalog)
     items = known_items(both.opened, caught_up(catalog, candidate), held)
@@ -172,6 +176,19 @@ def _queries_used(terms: Terms, queries: EvalSet, held: Held, release: Release) 
         sets=queries.sets,
         same_text=queries.same_text,
         constant_slices=queries.constant_slices,
+    )
+
+
+def _with_clicks(used: QueriesUsed, queries: EvalSet, lists: Sides[Ranked]) -> QueriesUsed:
+    """Return it with how many clicks judge, and how many of them are outside all results."""
+    logs = {found.name for found in queries.sets if found.evidence == "clicks"}
+    rows = [at for at, name in enumerate(queries.set_names) if name in logs]
+    of_logs = queries.take(rows)
+    live, candidate = lists.live.take(rows), lists.candidate.take(rows)
+    return replace(
+        used,
+        clicks=sum(map(len, of_logs.qrels)),
+        clicks_outside=found_by_neither(of_logs, live, candidate),
     )
 
 

@@ -52,6 +52,12 @@ def judged_of(queries: EvalSet, live: Ranked, candidate: Ranked) -> tuple[Floats
     return live_Q, candidate_Q
 
 
+def found_by_neither(queries: EvalSet, live: Ranked, candidate: Ranked) -> int:
+    """Return how many documents that judgements or clicks name neither side finds, of each query."""
+    lists = zip(queries.qrels, live.ids, candidate.ids, strict=True)
+    return sum(len(named.keys() - {*a, *b}) for named, a, b in lists)
+
+
 def likeness(live: Ranked, candidate: Ranked) -> dict[str, Floats]:
     """Return overlap@10 and rank-biased overlap of the lists."""
     return {

@@ -76,6 +76,10 @@ class QueriesUsed:
     """Queries whose text another query has as well."""
     constant_slices: tuple[str, ...] = ()
     """Fields of `gate.slices` that are left out, since all queries have the same value."""
+    clicks: int = 0
+    """Distinct documents that were clicked, of each query of a log that judges."""
+    clicks_outside: int = 0
+    """Those of them that neither side has among its first 100 results."""
 
 
 @dataclass(frozen=True)

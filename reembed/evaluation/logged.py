@@ -15,6 +15,7 @@ from reembed.evaluation.answers import lists_of
 from reembed.evaluation.differences import (
     METRICS,
     change_of,
+    found_by_neither,
     judged_of,
     likeness,
     means,
@@ -122,13 +123,12 @@ def _clicked(
 ) -> tuple[Clicked, Pairs]:
     pairs = pairs_of(queries, live, candidate)
     pairs["judged@10"] = judged_of(queries, live, candidate)
-    shown = [{*a, *b} for a, b in zip(live.ids, candidate.ids, strict=True)]
     clicks = [clicked.keys() for clicked in queries.qrels]
     return Clicked(
         queries=len(queries.texts),
         metrics={key: change_of(*pairs[key], queries.groups_Q) for key in METRICS},
         judged_at_10=means(pairs["judged@10"]),
         clicks=sum(map(len, clicks)),
-        outside=sum(len(c - seen) for c, seen in zip(clicks, shown, strict=True)),
+        outside=found_by_neither(queries, live, candidate),
         unknown=len(set().union(*clicks).difference(held)),
     ), pairs

@@ -167,6 +167,12 @@ def notes(c: Comparison) -> list[str]:
         lines.append(
             f"relevance by clicks, not by judges: {', '.join(clicked)}; clicks favour what live showed"
         )
+        if queries.clicks_outside:
+            clicks = counted(queries.clicks, "click")
+            lines.append(
+                f"{queries.clicks_outside:,} of {clicks} on documents that neither release finds:"
+                " they count as relevant, and as not found"
+            )
     if queries.same_text:
         lines.append(f"{queries.same_text:,} queries have a text that another query has as well")
     lines += [

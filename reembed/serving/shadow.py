@@ -200,10 +200,13 @@ class Shadow:
 
     def _failed(self, error: Exception) -> None:
         why = redacted(f"{type(error).__name__}: {error}")
-        log.warning("a shadow read of %s failed: %s", self.release.id, why)
         with self._lock:
             self._counts["failed"] += 1
-            self._last_error = why
+            self._last_error, failed = why, self._counts["failed"]
+        if (
+            failed.bit_count() == 1
+        ):  # the 1st, 2nd, 4th, 8th ...: a broken candidate fails in each call
+            log.warning("shadow reads of %s failed %s times: %s", self.release.id, failed, why)
 
 
 def _kept(queries: Any, live: OpenRelease) -> tuple[str, ...] | EncodedQueries:

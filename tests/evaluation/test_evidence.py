@@ -481,6 +481,7 @@ def test_clicks_are_pseudo_judgements_and_are_called_so(pair, tmp_path):
 
 def test_a_log_that_judges_is_labelled(pair, tmp_path):
     rows = [{**row, "clicks": [IDS[n]]} for n, row in enumerate(log_rows(30))]
+    rows[0]["clicks"].append("gone")
     place = jsonl(tmp_path / "log.jsonl", [*rows, *rows[:3], {"text": "nothing", "clicks": []}])
     asked = Asked(changed_queries=True, reason="only clicks are known")
     record = api.compare(
@@ -488,7 +489,17 @@ def test_a_log_that_judges_is_labelled(pair, tmp_path):
     )
     (found,) = record.queries.sets
     assert (found.evidence, found.count, found.dropped) == ("clicks", 30, 1)
-    assert "relevance by clicks, not by judges: log" in text("compare", record)
+    said = text("compare", record)
+    assert "relevance by clicks, not by judges: log" in said
+    outside = sum(
+        len({doc_id} - {*row["live_ids"], *row["candidate_ids"]})
+        for row, doc_id in zip(values(pair, record).table.to_pylist(), IDS, strict=False)
+    )
+    assert record.queries.clicks == 31
+    assert 1 <= record.queries.clicks_outside <= 1 + outside  # lists of a hundred, rows have ten
+    told = f"{record.queries.clicks_outside} of 31 clicks on documents that neither release finds"
+    for place in (said, Path(record.report).read_text()):
+        assert told in place
 
 
 def test_a_logged_text_that_a_model_cannot_embed_has_no_results(pair, tmp_path, monkeypatch):

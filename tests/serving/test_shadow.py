@@ -121,6 +121,16 @@ def test_a_candidate_that_fails_is_counted_and_no_answer_fails(built, index, mon
         assert settled(shadow).failed == 1
 
 
+def test_a_candidate_that_fails_in_each_call_does_not_fill_the_log(built, index, caplog):
+    with index.shadow(built[2].id, lambda read: 1 / 0, share=1.0) as shadow:
+        for _ in range(40):
+            index.search(QUERIES[:1], 1)
+        assert settled(shadow).failed == 40
+    told = [record.message for record in caplog.records if "shadow reads" in record.message]
+    assert len(told) == 6, "of the 1st, 2nd, 4th, 8th, 16th and 32nd"
+    assert "failed 32 times: ZeroDivisionError" in told[-1]
+
+
 def test_a_slow_candidate_drops_calls_and_no_answer_waits(built, index):
     held = threading.Event()
     with index.shadow(built[2].id, lambda read: held.wait(60), share=1.0) as shadow:
