@@ -105,6 +105,9 @@ class _Loader:
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32, "use_safetensors": True},
             )
+        # It refers back to the model: the memory of a model that was replaced would be freed only by a full
+        # garbage collection, which is rare.
+        model.model_card_data.model = None
         model.truncate_dim = None  # the profile's dim says where vectors are cut
         pools: Any = next((m for m in model if type(m).__name__ == "Pooling"), None)
         if pooling is not None and pools is not None:
