@@ -44,7 +44,7 @@ _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 class Search(BaseModel):
     """A search; exactly one of `queries` and `vectors` is given."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     queries: list[str] | None = None
     """Texts, which the model of the release embeds."""
@@ -125,9 +125,7 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return _json(_told("UsageError", f"{where}: {first['msg']}", None, None), 422)
+        return _json(_told("UsageError", *_malformed(error.errors()[0]), None), 422)
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> Response:
@@ -136,6 +134,18 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return _json(_told(type(error).__name__, "the request failed", None, None), 500)
+
+
+def _malformed(first: dict[str, Any]) -> tuple[str, str | None]:
+    """Return what is wrong with a body, and perhaps why."""
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['ctx']['error']}", None
+    if where := ".".join(map(str, first["loc"][1:])):
+        return f"{where}: {first['msg']}", None
+    return (
+        f"the body: {first['msg']}",
+        "it is read as JSON if content-type is application/json, and must be an object",
+    )
 
 
 def _queries(asked: Search, current: OpenRelease, options: ServeOptions) -> Any:

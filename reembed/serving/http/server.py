@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,10 +60,10 @@ def serve(config: Config, host: str, port: int, options: ServeOptions, emit: Lis
         )
     with _bound(host, port) as bound, _opened(config, options) as index:
         app = create_app(index, options, token)
-        server = _Server(_uvicorn(app))
         at, number, *_ = bound.getsockname()
         address = f"http://[{at}]:{number}" if ":" in at else f"http://{at}:{number}"
-        emit(Serving(config.alias, index.release.id, address))
+        told = Serving(config.alias, index.release.id, address)
+        server = _Server(_uvicorn(app), lambda: emit(told))
         server.run(sockets=[bound])
         return Served(address, server.server_state.total_requests)
 
@@ -136,6 +136,17 @@ def _uvicorn(app: Any) -> uvicorn.Config:
 
 class _Server(uvicorn.Server):
     """Ends normally after a signal; uvicorn's own would send it to the process once more."""
+
+    def __init__(self, config: uvicorn.Config, listens: Callable[[], object]) -> None:
+        """Take what is called once requests are taken."""
+        super().__init__(config)
+        self._listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so: who waits for the line may ask at once."""
+        await super().startup(sockets)
+        if self.started:
+            self._listens()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

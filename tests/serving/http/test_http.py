@@ -22,6 +22,7 @@ from releases import promoted
 import reembed
 from reembed.cli.text import text
 from reembed.errors import UsageError
+from reembed.events import Serving
 from reembed.serving.http import server
 from reembed.serving.http.app import create_app
 from reembed.serving.http.options import ServeOptions
@@ -107,6 +108,8 @@ def test_vectors_are_searched_with_the_id_of_their_space(client, index):
         ({"queries": ["a"], "k": 21}, 400, "allows 20"),
         ({"queries": ["a"], "k": 0}, 400, "k must be"),
         ({"queries": "a"}, 422, "queries"),
+        ({"queries": ["a"], "k": True}, 422, "k: Input should be a valid integer"),
+        ({"queries": ["a"], "k": "5"}, 422, "k: Input should be a valid integer"),
         ({"queries": ["a"], "limit": 3}, 422, "limit"),
         ({"queries": ["a"], "columns": ["text"]}, 400, "text is not carried"),
         ({"queries": ["a"], "filter": "no_column = 1"}, 400, "no_column"),
@@ -127,6 +130,25 @@ def test_what_json_does_not_have_is_no_request(client):
     body = '{"vectors": [[NaN]], "space": "x"}'
     found = client.post("/search", content=body, headers={"content-type": "application/json"})
     assert found.status_code in (400, 409, 422)
+
+
+def test_integers_are_numbers_of_a_vector(client, index):
+    asked = {"vectors": [[1, *[0] * 31]], "space": index.release.space.id}
+    assert client.post("/search", json=asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        ("{{{", "application/json", "the body is not JSON: Expecting property name"),
+        ("[]", "application/json", "must be an object"),
+        ('{"queries": ["a"]}', "text/plain", "if content-type is application/json"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_so(client, body, kind, said):
+    found = client.post("/search", content=body, headers={"content-type": kind})
+    assert found.status_code == 422
+    assert said in f"{found.json()['what']} {found.json()['why']}"
 
 
 def test_no_queries_get_no_results(client, index):
@@ -292,7 +314,7 @@ def test_the_command_serves_follows_the_alias_and_finishes_what_is_under_way(
     try:
         assert served.stderr is not None
         address = next(m[0] for line in served.stderr if (m := re.search(r"http://[\d.:]+", line)))
-        with httpx.Client(base_url=address) as client:
+        with httpx.Client(base_url=address) as client:  # it takes requests once it says where
             first = client.post("/search", json={"queries": ["bada"]}).json()["release"]
             second = build(config, force_reason="a test").id
             answers = set()
@@ -315,6 +337,20 @@ def test_the_command_serves_follows_the_alias_and_finishes_what_is_under_way(
         assert json.loads(out)["address"] == address
     finally:
         served.kill()
+
+
+def test_it_says_where_it_serves_once_it_takes_requests(built):
+    taken: list[int] = []
+
+    def emit(event: object) -> None:
+        if isinstance(event, Serving):
+            host, port = event.address.removeprefix("http://").split(":")
+            with socket.socket() as early:
+                taken.append(early.connect_ex((host, int(port))))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    server.serve(built[0], "127.0.0.1", 0, ServeOptions(), emit)
+    assert taken == [0]
 
 
 def test_a_server_that_was_stopped_says_what_it_did():
