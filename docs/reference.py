@@ -28,6 +28,7 @@ from reembed.serving.http.server import Served  # noqa: E402
 from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
 from reembed.strategies.candidate import Built  # noqa: E402
+from reembed.strategies.dual_index import Shadowed  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
 
 VERBS = (
@@ -38,6 +39,7 @@ VERBS = (
     (api.status, status.Status),
     (api.verify, Verified),
     (api.compare, None),
+    (api.shadow, Shadowed),
     (api.promote, moves.Moved),
     (api.catch_up, CaughtUp),
     (api.rollback, moves.Moved),

@@ -7,8 +7,6 @@ that only reads raises UsageError if the root does not exist. A serving process 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reembed.catalog.releases import Catalog
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from reembed.serving.live import SearchResult
     from reembed.source.importer import Imported
     from reembed.strategies.candidate import Built
+    from reembed.strategies.dual_index import Asked, Shadowed
     from reembed.strategies.up_to_date import CaughtUp
 
 
@@ -101,15 +100,10 @@ def tune(
         UsageError: `out` cannot be written, or holds something else.
         SourceError, EncoderError: the source or the model cannot be used.
     """
-    from reembed.planning import tune
+    from reembed.planning.tune import tune_and_keep
 
     require_config(config)
-    if out is None:
-        return tune.tune(config, emit, seconds)
-    tune.require_overlay(Path(out))
-    found = replace(tune.tune(config, emit, seconds), out=out)
-    Path(out).write_text(found.overlay)
-    return found
+    return tune_and_keep(config, emit, seconds, out)
 
 
 def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Built:
@@ -228,6 +222,33 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 
+def shadow(
+    config: Config,
+    asked: Asked | None = None,
+    every_s: float | None = None,
+    *,
+    emit: Listener = ignore,
+) -> Shadowed:
+    """Bring live and a candidate up to date, judge the queries that arrived, and cut over if that is asked for.
+
+    Needs `strategy: dual_index`. After the cut-over the release before is kept up to date for the holdover,
+    and a loss that queries show rolls back by itself (`shadow.guardrail_margin`).
+
+    Args:
+        asked: the candidate, and what the config does not say (`reembed.strategies.dual_index.Asked`).
+        every_s: seconds between two looks, until queries that arrive change nothing more; None: one look.
+
+    Raises:
+        UsageError: nothing is live, there is no candidate or no query, or another shadow goes on.
+        Conflict: another process moved the alias, or catches up.
+        RunFailed: a catch-up stopped; the same call goes on.
+    """
+    from reembed.strategies import dual_index
+
+    catalog, asked = _catalog_of(config), asked or dual_index.Asked()
+    return dual_index.shadow(catalog, config, asked, every_s, emit, executor=_executor())
+
+
 def promote(  # noqa: PLR0913 - one parameter an option of the verb
     config: Config,
     release: str | None = None,
@@ -307,13 +328,9 @@ def dead_letters(config: Config, which: str | None = None) -> DeadLetters:
         UsageError: no release and no run has that id, or nothing was built.
         IntegrityError: the record of the release's table is not the one it was made with.
     """
-    from reembed.lifecycle import candidates, dead_letters
+    from reembed.lifecycle.dead_letters import dead_letters
 
-    catalog = _catalog_of(config)
-    if (unfinished := dead_letters.of_unfinished(catalog, which)) is not None:
-        return unfinished
-    release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
-    return dead_letters.of_release(catalog, release)
+    return dead_letters(_catalog_of(config), config, which)
 
 
 def rollback(

@@ -268,6 +268,20 @@ class AliasMoved(Event, stage="live"):
 
 
 @dataclass(frozen=True)
+class Looked(Event, stage="look"):
+    """A shadow judged queries that arrived, or found none."""
+
+    shadow: int
+    look: int
+    """Number of the newest look; 0 before the first."""
+    queries: int
+    """Queries that were judged so far, before the cut-over or after it."""
+    verdict: str
+    guards: bool
+    """Whether the candidate is live, and harm is looked for."""
+
+
+@dataclass(frozen=True)
 class Behind(Event, stage="lag"):
     """How far a release is behind its source."""
 

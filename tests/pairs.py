@@ -30,6 +30,11 @@ PLANNED = Asked()
 DOCUMENTS, QUERIES = 240, 52
 
 
+def options(asked: Asked) -> dict[str, Any]:
+    """As `api.compare` takes them."""
+    return {name: value for name, value in vars(asked).items() if name != "looked"}
+
+
 @dataclass(frozen=True)
 class Pair:
     """A live release and a candidate beside it, of 256 and of 16 dimensions."""
@@ -73,7 +78,7 @@ class Pair:
 
     def compare(self, asked: Asked = PLANNED, which: str | None = None, **gate: Any) -> Comparison:
         config = self.config(**gate)
-        return check.compare(config, which or self.candidate.id, **vars(asked), emit=Silent())
+        return check.compare(config, which or self.candidate.id, **options(asked), emit=Silent())
 
     def said(self, *arguments: str, code: int = 0) -> str:
         """What a verb prints for people."""

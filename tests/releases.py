@@ -136,6 +136,7 @@ def comparison(
         not_embedded=Sides(0, 0),
         truncated=Sides(0, 0),
         runs=None,
+        shadow=None,
         cutoffs=None,
         logged=None,
         by="me",

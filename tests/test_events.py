@@ -27,6 +27,7 @@ from reembed.events import (
     Ignored,
     Indexed,
     Kept,
+    Looked,
     Notice,
     Planned,
     Progress,
@@ -70,6 +71,7 @@ EVENTS: list[Event] = [
     Verified(False, 20, 5, {"missing": 1}, "5 re-embedded"),
     Candidate(RUN, None),
     AliasMoved("docs", "promote", 1, None, RUN),
+    Looked(1, 7, 312, "inconclusive", False),
     Behind(RUN, 1, 3, None, 5.0),
     Serving("docs", RUN, "http://127.0.0.1:8080"),
 ]

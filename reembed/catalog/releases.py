@@ -3,8 +3,7 @@
 releases/ALIAS/RELEASE.json      one immutable record per built release
 aliases/ALIAS/00000001.json ...  the log: each promote or rollback is one record; the newest is live
 
-Finding what is live takes two records, however long the log: the newest names the one before it, and
-holds what rollback needs.
+Finding what is live takes two records, however long the log: the newest holds what rollback needs.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pydantic import PlainSerializer, WrapValidator
 
 from reembed.catalog.alias import AliasFiles, who
 from reembed.catalog.lines import Place, RunEntry, entries
-from reembed.catalog.reports import Evidence, ReleaseSummary, VerifyReport
+from reembed.catalog.reports import Evidence, ReleaseSummary, ShadowLook, VerifyReport
 from reembed.clock import now
 from reembed.config.gate import FrozenGate
 from reembed.config.options import Options, Stores
@@ -138,6 +137,8 @@ class Grounds:
     """What was not known when the gate was left out or overruled, in words."""
     below_gate: str | None = None
     """What was known then, and was less than the gate needs, in words."""
+    shadow: ShadowLook | None = None
+    """The look after which `reembed shadow` made this step by itself; None if a person made it."""
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,46 @@ class CutOffs:
 
 
 @dataclass(frozen=True)
+class MetricLook:
+    """What a shadow's queries so far show of a metric's true change, however often one looks."""
+
+    verdict: Outcome
+    """pass: the loss is not larger than the margin; fail: it is."""
+    margin: float
+    """The allowed loss, absolute."""
+    mean: float
+    lower: float
+    upper: float
+    expected: int | None
+    """About how many queries (or groups) decide if the true change is this one; None if it decided, or none would."""
+
+
+@dataclass(frozen=True)
+class ShadowLook:
+    """A look of a shadow at all queries it has judged so far, before the cut-over or after it."""
+
+    shadow: int
+    look: int
+    planned: int | None
+    """The number of queries (or groups) of a group-sequential design; None: any number, an always-valid sequence."""
+    guards: bool
+    """Whether it looks for harm after the cut-over."""
+    queries: int
+    independent: int
+    """Groups of queries among these; as many where queries have no groups."""
+    metrics: dict[str, MetricLook]
+    earlier: tuple[int, ...]
+    """Shadows of the same two lines that were begun before."""
+
+    @property
+    def verdict(self) -> Outcome:
+        """The worst verdict of its metrics: fail, else inconclusive, else pass."""
+        found = {m.verdict for m in self.metrics.values()}
+        worst_first: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+        return next((v for v in worst_first if v in found), "inconclusive")
+
+
+@dataclass(frozen=True)
 class ComparisonSummary:
     """A comparison in short."""
 
@@ -208,6 +248,8 @@ class ComparisonSummary:
     """Which of these differ from the plan."""
     runs: tuple[str, str] | None
     """The run files that were judged, of live and of the candidate; None if the releases were searched."""
+    shadow: ShadowLook | None
+    """The look that its verdict on the metrics is from; None if one sample of queries gave it."""
     by: str
     at: str
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reembed.source.importer import Imported
 
 _CONFIGURED = (
-    "run", "tune", "status", "verify", "compare", "promote", "catch-up", "dead-letters", "rollback",
+    "run", "tune", "status", "verify", "compare", "shadow", "promote", "catch-up", "dead-letters", "rollback",
     "history", "search", "serve", "gc", "config",
 )  # fmt: skip
 """Verbs that take -c and --set."""
@@ -136,14 +136,19 @@ def _is_configured(r: Imported) -> bool:
         return False
 
 
-def after_run(release: Release, live: Release | None, *, judged: bool) -> str:
-    """Return the command that follows a build, given what is live and whether judged queries are named."""
+def after_run(release: Release, live: Release | None, *, judged: bool, dual: bool) -> str:
+    """Return the command that follows a build, given what is live and whether judged queries are named.
+
+    `dual`: the strategy is dual_index.
+    """
     from reembed.evaluation.report import to_compare
 
     if live is None:
         return _first_promotion(release.id)
     if live.origin == release.origin:
         return "reembed status"
+    if dual and judged:
+        return f"reembed shadow --candidate {release.id} --every 1h"
     return to_compare(release.id, judged=judged)
 
 
@@ -154,6 +159,8 @@ def after_status(status: Status) -> list[str]:
     stopped = [run for run in status.runs if run.driven is False]
     if status.runs and not stopped:
         return [f"reembed status     # on {status.runs[-1].host}, where a run may be in progress"]
+    if status.shadow and not stopped:
+        return ["reembed shadow --every 1h"]
     of_candidates = [_after_candidates(status)] if status.candidates or not stopped else []
     if not stopped:
         return of_candidates

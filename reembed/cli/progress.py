@@ -223,6 +223,12 @@ def _(e: events.Candidate) -> str:
 
 
 @words.register
+def _(e: events.Looked) -> str:
+    what = "guardrail" if e.guards else "verdict"
+    return f"shadow {e.shadow}, look {e.look}: {counted(e.queries, 'query')} judged, {what} {e.verdict}"
+
+
+@words.register
 def _(e: events.AliasMoved) -> str:
     return f"{e.alias}: {e.before or 'nothing'} -> {e.release}"
 

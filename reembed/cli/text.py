@@ -10,8 +10,9 @@ from reembed.cli.compared import compared
 from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of, next_lines
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
+from reembed.cli.shadowed import shadow_line, shadowed
 from reembed.evaluation.beside import cutoff_words
-from reembed.evaluation.report import evidence, told
+from reembed.evaluation.report import by_itself, evidence, told
 from reembed.plural import counted
 from reembed.redact import one_line
 from reembed.store.storage import readable
@@ -67,7 +68,7 @@ def _tune(r: Tuned) -> Lines:
 def _run(r: Built) -> Lines:
     new = r.release
     yield f"release {new.id}: {documents_of(new)}, model {new.space.model} (space {new.space.id})"
-    yield from next_lines(after_run(new, r.live, judged=r.judged))
+    yield from next_lines(after_run(new, r.live, judged=r.judged, dual=r.dual))
 
 
 def _lag(lag: Lag) -> Lines:
@@ -97,6 +98,7 @@ def _status(r: Status) -> Lines:
     if back := r.rolled_back:
         reason = f": {back.reason}" if back.reason else ""
         yield f"  rolled back from {back.release} at {back.at}{reason}"
+    yield from shadow_line(r.shadow)
     if r.older_runs:
         yield f"  runs       {', '.join(r.older_runs)}  unfinished"
     for run in r.runs:
@@ -205,6 +207,8 @@ def _moved(r: Moved) -> Lines:
     before = r.before or "nothing"
     yield f"{r.alias}: {before} -> {new.id} ({new.space.model}), generation {r.generation}"
     yield from _left_out(r.grounds)
+    if r.grounds.shadow:
+        yield f"  {by_itself(r.grounds.shadow)}"
     if r.grounds.forced:
         yield "  forced: without a passing comparison; `reembed history` shows the reason"
     if r.grounds.without_evidence:
@@ -230,6 +234,8 @@ def _history(r: History) -> Lines:
     ]  # fmt: skip
     for step, line in zip(r.steps, aligned(rows, right=(0,)), strict=True):
         yield line
+        if look := step.grounds.shadow:
+            yield f"        {by_itself(look)}"
         if compared := step.grounds.comparison:
             yield f"        compared: {told(compared)}"
             yield from (f"        {line}" for line in evidence(compared))
@@ -319,6 +325,7 @@ _TEXTS: dict[str, Callable[[Any], Lines]] = {
     "status": _status,
     "verify": _verify,
     "compare": compared,
+    "shadow": shadowed,
     "promote": _moved,
     "catch-up": _caught_up,
     "dead-letters": _dead_letters,

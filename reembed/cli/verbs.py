@@ -44,6 +44,10 @@ def cli() -> None:
     """
 
 
+_VERDICTS = {"pass": 0, "fail": 3, "inconclusive": 6}
+_candidate = click.option(
+    "--candidate", "release", help="Release to judge. [the one built with these settings]"
+)
 _reason = click.option("--reason", type=words, help="Why, for the record.")
 
 
@@ -158,9 +162,7 @@ def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[
 
 
 @cli.command()
-@click.option(
-    "--candidate", "release", help="Release to compare. [the one built with these settings]"
-)
+@_candidate
 @click.option(
     "--changed-queries",
     is_flag=True,
@@ -202,7 +204,34 @@ def compare(config: Config, **options: Any) -> tuple[Result, int]:
         "--changed-queries, --changed-gate or --margin X", any(flags), options["reason"]
     )
     result = reembed.api.compare(config, **options, emit=Console())
-    return result, {"pass": 0, "fail": 3, "inconclusive": 6}[result.verdict]
+    return result, _VERDICTS[result.verdict]
+
+
+@cli.command()
+@_candidate
+@click.option(
+    "--every",
+    type=duration,
+    metavar="TIME",
+    help="Look again after this time (30m, 1h), until more queries change nothing. [one look]",
+)
+@click.option("--promote-if-pass", is_flag=True, help="Make the candidate live once it passes.")
+@click.option("--new", is_flag=True, help="Give up the last shadow and begin one; needs --reason.")
+@_reason
+@configured
+def shadow(
+    config: Config, every: float | None, new: bool, reason: str | None, **options: Any
+) -> tuple[Result, int]:
+    """Judge a candidate by the queries that arrive, while it and the live release stay up to date.
+
+    Needs strategy: dual_index. Looking often promotes no worse model. After the cut-over a loss that is shown
+    rolls back. Exits 3 if the candidate fails or was rolled back, 6 while nothing is decided.
+    """
+    from reembed.strategies.dual_index import Asked
+
+    _require_reason("--new", new, reason)
+    result = reembed.api.shadow(config, Asked(**options, new=reason), every, emit=Console())
+    return result, _VERDICTS[result.verdict]
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from reembed.config.files import load_sections
 from reembed.config.gate import GateSection
 from reembed.config.options import Stores, as_options, checked
 from reembed.config.section import Section
+from reembed.config.shadow import ShadowSection
 from reembed.errors import UsageError
 from reembed.events import ChangedSetting
 from reembed.redact import shown_option
@@ -196,6 +197,10 @@ class Config(Section):
     table: TableConfig = TableConfig()
     index: IndexConfig = IndexConfig()
     gate: GateSection = GateSection()
+    strategy: Literal["full_rebuild", "dual_index"] = "full_rebuild"
+    """What follows a run. full_rebuild: `reembed compare`, then promote. dual_index: `reembed shadow` keeps both
+    releases up to date, and judges the queries that arrive until they decide."""
+    shadow: ShadowSection = ShadowSection()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from reembed.errors import UsageError
 from reembed.evaluation import metrics
 from reembed.evaluation.figures import DEPTH, IndexSize, Latency, Sides
 from reembed.evaluation.metrics import Ranked
+from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
 from reembed.index import exact as index_exact
 from reembed.plural import counted
@@ -57,13 +58,7 @@ class Answers:
                 f"{opened.release.space.model} gives {texts[0]!r:.80} no vector",
                 f"reembed search --release {opened.release.id} 'some words'     # what does it say?",
             )
-        # One more than is scored: the query's own document may be among them.
-        found = zip(own_ids, _search(opened, vectors, DEPTH + 1), strict=True)
-        lists = Ranked.of(
-            metrics.ranking([d for d, _ in hits], [score for _, score in hits], own, DEPTH)
-            for own, hits in found
-        )
-        return cls(opened, texts, vectors, lists)
+        return cls(opened, texts, vectors, _without_own(opened, vectors, own_ids))
 
     @property
     def known(self) -> list[int]:
@@ -80,6 +75,23 @@ class Answers:
         ids, scores = index_exact.exact_search(self.opened.table, some, 4 * ANN_K)
         recall_Q[known] = index_exact.ann_recall(self.opened.index, some, ids, scores, ANN_K)
         return recall_Q
+
+
+def judged_lists(opened: OpenRelease, queries: EvalSet) -> Ranked:
+    """Return what a release finds for judged queries: nothing where its model cannot embed one."""
+    return _without_own(opened, _encoded(opened, queries.texts), queries.query_ids)
+
+
+def _without_own(
+    opened: OpenRelease, vectors: npt.NDArray[np.float32], own_ids: Iterable[str]
+) -> Ranked:
+    """Return the best of each query without the document that has its id."""
+    # One more than is scored: the query's own document may be among them.
+    found = zip(own_ids, _search(opened, vectors, DEPTH + 1), strict=True)
+    return Ranked.of(
+        metrics.ranking([d for d, _ in hits], [score for _, score in hits], own, DEPTH)
+        for own, hits in found
+    )
 
 
 def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:

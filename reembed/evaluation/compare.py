@@ -61,7 +61,7 @@ def compare(
     terms, judged = agree(catalog, live, candidate, configured, asked)
     logged = sample(configured, options)
     runs = read_runs(asked.runs, options) if asked.runs else None
-    both = Both.of(_opened(catalog, live, candidate), judged, runs, logged)
+    both = Both.of(opened(catalog, live, candidate), judged, runs, logged)
     queries, lists, held = both.queries, both.lists, both.held
     pairs = pairs_of(queries, lists.live, lists.candidate, terms.gate.metrics)
     used = _queries_used(terms, queries, held.candidate, candidate)
@@ -78,6 +78,7 @@ def compare(
         judged_present=used.judged_present,
         shared=_shared(held.live, held.candidate, documents),
         slices=slice_changes(queries.slices, relevance, queries.groups_Q),
+        looked=asked.looked,
         operation=both.operation(answered, items),
     )
     verdict = gate.judge(terms.gate, measured)
@@ -100,6 +101,7 @@ def compare(
         likely_groups=likely_groups(queries) if queries.groups is None else None,
         known_items=items.figures,
         runs=both.run_files(runs, judged) if runs else None,
+        shadow=asked.looked,
         cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
         logged=of_log,
         by=who(),
@@ -126,7 +128,12 @@ def _changes(pairs: Pairs, queries: EvalSet, verdict: Verdict) -> dict[str, Metr
     }
 
 
-def _opened(catalog: Catalog, live: Release, candidate: Release) -> Sides[OpenRelease]:
+def opened(catalog: Catalog, live: Release, candidate: Release) -> Sides[OpenRelease]:
+    """Return both releases, opened and whole.
+
+    Raises:
+        IntegrityError: one of the two is damaged.
+    """
     again = f"{Run(catalog.storage, candidate.id).rebuild}     # {live.id} stays live"
     replace = f"reembed promote {candidate.id} --force --reason 'live is damaged'"
     new = _whole(catalog, candidate, "candidate", again)

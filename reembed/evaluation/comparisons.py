@@ -29,6 +29,7 @@ from reembed.catalog.reports import (
     JudgedQueries,
     Outcome,
     ReleaseSummary,
+    ShadowLook,
 )
 from reembed.config.gate import FrozenGate
 from reembed.errors import IntegrityError
@@ -124,6 +125,8 @@ class Comparison(Verdict, HowAnswered):
     known_items: KnownItems
     runs: Sides[RunFile] | None
     """The run files that the metrics come from; None if the releases were searched."""
+    shadow: ShadowLook | None
+    """The look that judged the metrics, over the queries as they arrived; None if this sample of queries did."""
     cutoffs: CutOffs | None
     logged: LoggedQueries | None
     by: str
@@ -153,6 +156,7 @@ class Comparison(Verdict, HowAnswered):
             margin=self.gate.margin,
             changed=tuple(name for kind, name in _PARTS if kind in kinds),
             runs=(self.runs.live.place, self.runs.candidate.place) if self.runs else None,
+            shadow=self.shadow,
             by=self.by,
             at=self.at,
         )
@@ -206,7 +210,7 @@ def keep(
     faults.point("compare.after_queries")
     while True:
         earlier = tuple(r.summary() for r in of_model(catalog, live, candidate))
-        number = len(_numbers(catalog, pair)) + 1
+        number = len(numbers(catalog, pair)) + 1
         path = f"{pair}/{number:08d}"
         kept = replace(record, number=number, earlier=earlier, report=f"{path}.html")
         if catalog.storage.create(f"{path}.json", encode(kept)):
@@ -235,14 +239,14 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | 
         IntegrityError: comparisons were removed, or this one is of another pair.
     """
     pair = f"{folder(catalog, candidate)}/{live.origin}"
-    numbers = _numbers(catalog, pair)
-    if not numbers:
+    found = numbers(catalog, pair)
+    if not found:
         return None
-    path = f"{pair}/{numbers[-1]:08d}.json"
+    path = f"{pair}/{found[-1]:08d}.json"
     record = read(catalog, path)
     compared = record.candidate.release, record.live.release
     origins = [catalog.release(r).origin for r in compared]
-    if origins != [candidate.origin, live.origin] or record.number != numbers[-1]:
+    if origins != [candidate.origin, live.origin] or record.number != found[-1]:
         raise IntegrityError(
             f"{path} is a comparison of other releases",
             "it compared {} with {}".format(*compared),
@@ -330,13 +334,18 @@ def _paths(listed: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     return paths
 
 
-def _numbers(catalog: Catalog, pair: str) -> list[int]:
-    names = map(_NUMBER.fullmatch, catalog.storage.names(f"{pair}/"))
-    numbers = [int(m[1]) for m in names if m]
-    if numbers != list(range(1, len(numbers) + 1)):
+def numbers(catalog: Catalog, folder: str) -> list[int]:
+    """Return the numbers of the records in a folder, from 1.
+
+    Raises:
+        IntegrityError: one was removed.
+    """
+    names = map(_NUMBER.fullmatch, catalog.storage.names(f"{folder}/"))
+    found = [int(m[1]) for m in names if m]
+    if found != list(range(1, len(found) + 1)):
         raise IntegrityError(
-            f"comparisons were removed from {pair}",
-            f"there are numbers {', '.join(map(str, numbers))}",
+            f"records were removed from {folder}",
+            f"there are numbers {', '.join(map(str, found))}",
             "reembed status     # and put the files back from a backup of the store",
         )
-    return numbers
+    return found

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reembed.catalog.reports import Outcome
+from reembed.catalog.reports import Outcome, ShadowLook
 from reembed.errors import IntegrityError
+from reembed.evaluation import shadows
 from reembed.evaluation.comparisons import Rule, Verdict, metric_name
 from reembed.evaluation.figures import Estimate, Needed, SliceChange
 from reembed.evaluation.operation import Operation, operation_rules
@@ -91,6 +92,8 @@ class Measured:
     """How far both releases hold the same documents; metrics over different ones are not of one task."""
     slices: tuple[SliceChange, ...] = ()
     """How the metrics changed in parts of the queries."""
+    looked: ShadowLook | None = None
+    """The look of a shadow that judges the metrics; None: these values do."""
     operation: Operation | None = None
     """How the candidate answers beside live, whatever is relevant; None leaves these rules out."""
 
@@ -114,13 +117,15 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
             shared.why,
         ),
         _share_rule("same documents", same, shared.all, MIN_SHARED, shared.why),
-        *(
-            change_rule(name, *pair, gate.margin, groups_Q)
-            for name, pair in found.relevance.items()
-        ),
+        *(shadows.rules(found.looked) if found.looked else _change_rules(gate, found)),
         *slice_rules(found.slices),
         *(operation_rules(gate, found.operation, groups_Q) if found.operation else ()),
     )
+
+
+def _change_rules(gate: GateConfig, found: Measured) -> list[Rule]:
+    pairs = found.relevance.items()
+    return [change_rule(name, *pair, gate.margin, found.groups_Q) for name, pair in pairs]
 
 
 def _mean_of_known(values_Q: Floats, groups_Q: Groups | None) -> Estimate:

@@ -9,6 +9,7 @@ One row a query, with the columns
     slice:NAME         the value of a slice
     live:METRIC, candidate:METRIC            float64; null where the query has no judgements
     both:METRIC        overlap@10 and rbo
+    counts_as          only in a shadow: what the query counts as, once (`evaluation.looks`)
     live_ids, live_scores, candidate_ids, candidate_scores    the first 10 results, best first
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ Evidence = Literal["judged", "clicks", "none"]
 KEPT = 10
 """Results that are kept of each list."""
 _SLICE, _LIVE, _CANDIDATE, _BOTH = "slice:", "live:", "candidate:", "both:"
+_COUNTS_AS = "counts_as"
 Pairs = dict[str, tuple[Floats, Floats]]
 
 
@@ -80,6 +82,16 @@ class PerQuery:
         """Return the rows of both; a column that one lacks is null there."""
         return PerQuery(pa.concat_tables([self.table, other.table], promote_options="default"))
 
+    def counted_as(self, names: Sequence[str]) -> PerQuery:
+        """Return the rows with what each query counts as."""
+        return PerQuery(self.table.append_column(_COUNTS_AS, pa.array(names, pa.string())))
+
+    @property
+    def counts_as(self) -> list[str]:
+        """Return what each query counts as."""
+        names: list[str] = self.table.column(_COUNTS_AS).to_pylist()
+        return names
+
     def without_texts(self) -> PerQuery:
         """Return the rows without the texts of the queries."""
         return PerQuery(self.table.drop_columns(["text"]))
@@ -107,15 +119,19 @@ class PerQuery:
 
     @classmethod
     def read(cls, storage: Storage, path: str, record: Comparison) -> PerQuery:
-        """Read the rows of the comparison that was kept at a path.
+        """Read the rows of the comparison that was kept at a path; raise errors as `read_file`."""
+        return cls.read_file(storage, values_path(path, record), record.per_query_sha256)
+
+    @classmethod
+    def read_file(cls, storage: Storage, place: str, written: str) -> PerQuery:
+        """Read the rows at a place, of the digest that was written.
 
         Raises:
             IntegrityError: the file is not the one that was written.
             FileNotFoundError: it is gone.
         """
-        place = values_path(path, record)
         body = storage.read_bytes(place)
-        found, written = hashlib.sha256(body).hexdigest(), record.per_query_sha256
+        found = hashlib.sha256(body).hexdigest()
         if found != written:
             raise IntegrityError(
                 f"{place} is not the file that was written",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateSettings
+from reembed.evaluation import shadows
 from reembed.evaluation.beside import beside
 from reembed.evaluation.comparisons import metric_name, not_passed_by_runs
 from reembed.plural import counted
@@ -14,7 +15,13 @@ from reembed.redact import harmless
 
 if TYPE_CHECKING:
     from reembed.catalog.releases import AliasRecord, Release
-    from reembed.catalog.reports import Change, ComparisonSummary, Evidence, GateQueries
+    from reembed.catalog.reports import (
+        Change,
+        ComparisonSummary,
+        Evidence,
+        GateQueries,
+        ShadowLook,
+    )
     from reembed.evaluation.comparisons import Comparison
 
 
@@ -61,12 +68,15 @@ def choices(c: Comparison) -> list[str]:
         return [f"{compare_again(new, made.runs)}     # {why}", overrule]
     if c.verdict == "pass":
         return [f"reembed promote {new}"]
+    keep = f"reembed status     # keep {live}: it stays live, nothing changes"
+    if c.shadow and c.verdict == "inconclusive":
+        return ["reembed shadow     # with the queries that arrive", keep, overrule]
     changed = c.summary().changed
     queries = " --changed-queries" if "queries" in changed else ""
     settings = " --changed-gate" if "settings" in changed else ""
     margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
     again = f"{compare_again(new, c.summary().runs)}{settings}"
-    found = [f"reembed status     # keep {live}: it stays live, nothing changes"]
+    found = [keep]
     same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
     if c.documents.behind and same != {"pass"}:
         missing = "it lacks documents; then compare again"
@@ -107,10 +117,30 @@ def to_compare(release: str, *, judged: bool) -> str:
 def evidence(compared: Comparison | Evidence) -> list[str]:
     """Return what a reader must know of how a comparison came about."""
     lines = [changed_words(change) for change in compared.changes]
+    if look := compared.shadow:
+        lines += shadow_words(look)
     if earlier := compared.earlier:
         against = "the same live release, or with another of its line"
         lines.append(f"earlier comparisons of this model with {against}: {len(earlier)}")
         lines += [f"  {told(summary)}" for summary in earlier]
+    return lines
+
+
+def by_itself(look: ShadowLook) -> str:
+    """Return in words that `reembed shadow` made a step of the alias, and on what grounds."""
+    found = "; ".join(rule.detail for rule in shadows.rules(look))
+    return f"by shadow {look.shadow} itself, without a command: {found}"
+
+
+def shadow_words(look: ShadowLook) -> list[str]:
+    """Return what the shadow of a look judged by."""
+    design = "always-valid sequence, any number of looks"
+    if look.planned:
+        design = f"group-sequential, of {look.planned:,} planned"
+    lines = [f"metrics by shadow {look.shadow}, look {look.look}: {design}"]
+    if look.earlier:
+        before = ", ".join(map(str, look.earlier))
+        lines.append(f"earlier shadows of the same two lines: {before}")
     return lines
 
 
@@ -135,6 +165,8 @@ def told(summary: ComparisonSummary) -> str:
     changed = f", {' and '.join(summary.changed)} changed" if summary.changed else ""
     queries = f"{counted(summary.queries.count, 'query')} ({summary.queries.sha256[:12]})"
     runs = ", by run files" if summary.runs else ""
+    if look := summary.shadow:
+        runs = f", by look {look.look} of shadow {look.shadow}"
     return (
         f"{summary.at}  {summary.verdict}  candidate {summary.candidate}  on {queries},"
         f" margin {_margin(summary.margin)}{changed}{runs}  by {summary.by}"

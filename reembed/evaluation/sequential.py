@@ -90,6 +90,25 @@ def always_valid(
     )
 
 
+def expected(values_Q: Floats, limit: float, groups_Q: Groups | None = None) -> int | None:
+    """Return about how many values (or groups) `always_valid` needs if those that come are like these.
+
+    Args:
+        values_Q: float64 [Q], at least one.
+        limit: as of `always_valid`.
+        groups_Q: as of `always_valid`.
+
+    Returns None if the stake would grow on neither side: the mean is too near the limit.
+    """
+    values_U = _units(values_Q, groups_Q)
+    sides = (_log_odds(values_U, limit), _log_odds(-values_U, -limit))
+    rate = max(float(logs_BU.mean(axis=1).max()) for logs_BU in sides)
+    if rate <= 0:
+        return None
+    # The best bet alone makes the mixture's stake, which has it once among all.
+    return math.ceil(math.log(len(_BETS) / 0.05) / rate)
+
+
 def _units(values_Q: Floats, groups_Q: Groups | None) -> Floats:
     """Return the independent values [U]: the mean of each group, in order of their first queries."""
     if len(values_Q) == 0 or not (np.abs(values_Q) <= 1).all():

@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass, replace
 
 from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
-from reembed.catalog.reports import Change, GateMargin, GateQueries, GateSettings, QueriesPlace
+from reembed.catalog.reports import (
+    Change,
+    GateMargin,
+    GateQueries,
+    GateSettings,
+    QueriesPlace,
+    ShadowLook,
+)
 from reembed.clock import now
 from reembed.config.gate import FrozenGate, GateConfig
 from reembed.errors import IntegrityError, UsageError
@@ -41,6 +48,8 @@ class Asked:
     """Keep the texts of the queries beside their values."""
     changed_gate: bool = False
     """Judge by the group, slices, metrics and latency ratio that the config names now."""
+    looked: ShadowLook | None = None
+    """Judge the metrics by this look of a shadow."""
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,7 @@ def candidate(catalog: Catalog, config: Config, release_id: str | None = None) -
     Raises:
         UsageError: there is none, gc removed it, or it is live.
     """
-    live = catalog.live()
-    chosen = release_of(catalog, config) if release_id is None else catalog.release(release_id)
-    if chosen is None:
-        raise none_built(catalog, live)
+    live, chosen = catalog.live(), named_or_own(catalog, config, release_id)
     require_kept(catalog, chosen)
     if live is not None and chosen.id == live.release.id:
         others = _named_candidates(catalog, live)
@@ -112,6 +109,18 @@ def newest_in(catalog: Catalog, stood: Standing, entries: list[RunEntry] | None 
     """
     newest = newest_by_line(catalog.entries() if entries is None else entries).get(stood.origin)
     return newest.id if newest else stood.release
+
+
+def named_or_own(catalog: Catalog, config: Config, release_id: str | None) -> Release:
+    """Return the release asked for, or the newest one built with the config's settings; it may be live.
+
+    Raises:
+        UsageError: there is none.
+    """
+    own = release_of(catalog, config) if release_id is None else catalog.release(release_id)
+    if own is None:
+        raise none_built(catalog, catalog.live())
+    return own
 
 
 def by_default(catalog: Catalog, config: Config) -> Release:

@@ -8,6 +8,8 @@ from typing import Any
 from reembed.catalog.receipts import DeadLetter
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import open_runs
+from reembed.config.settings import Config
+from reembed.lifecycle import candidates
 from reembed.table import provenance
 
 
@@ -31,6 +33,19 @@ class DeadLetters:
             "dead_letters": [{"doc_id": d.doc_id, "reason": d.reason} for d in self.dead_letters],
             "finished": self.finished,
         }
+
+
+def dead_letters(catalog: Catalog, config: Config, which: str | None) -> DeadLetters:
+    """Return those of what `which` names, or by default of the newest unfinished run with any, or of a release.
+
+    Raises:
+        UsageError: no release and no run has that id, or nothing was built.
+        IntegrityError: the record of the release's table is not the one it was made with.
+    """
+    if (unfinished := of_unfinished(catalog, which)) is not None:
+        return unfinished
+    release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
+    return of_release(catalog, release)
 
 
 def of_release(catalog: Catalog, release: Release) -> DeadLetters:

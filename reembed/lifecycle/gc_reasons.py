@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from reembed.catalog.lines import entries
+from reembed.catalog.lines import RunEntry, entries
 from reembed.catalog.plan import Plan
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.runs import Run, open_among
 from reembed.lifecycle.candidates import candidates, newest_by_line, previous
 from reembed.lifecycle.gc_plan import files_below
+from reembed.lifecycle.holdover import last_shadow
 from reembed.store.at_once import at_once
 
 
@@ -25,6 +26,7 @@ def why_kept(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
     stood = previous(catalog, live)
     if stood is not None and stood.origin in newest:
         reasons[newest[stood.origin].id] = "previous: rollback goes here"
+    reasons |= _held_over(catalog, live, newest)
     kept = {r.id: r for r in stack}
     for record in reversed(steps):
         if len(reasons) < keep and not _is_gone(catalog, record.release):
@@ -41,6 +43,18 @@ def why_kept(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
         if waiting.origin not in served:
             reasons.setdefault(waiting.id, "candidate")
     return reasons
+
+
+def _held_over(
+    catalog: Catalog, live: AliasRecord | None, newest: dict[str, RunEntry]
+) -> dict[str, str]:
+    """Return the release that a shadow keeps up to date after its cut-over, and why."""
+    shadow = last_shadow(catalog, live)
+    if shadow is None or shadow.stage != "holdover" or shadow.plan.live not in newest:
+        return {}
+    until = shadow.cut_over.until if shadow.cut_over else "the holdover is over"
+    why = f"kept up to date by shadow {shadow.plan.number} until {until}"
+    return {newest[shadow.plan.live].id: why}
 
 
 def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reembed import faults
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
-from reembed.catalog.reports import Evidence
+from reembed.catalog.reports import Evidence, ShadowLook
 from reembed.catalog.runs import Run, started_with
 from reembed.config.gate import GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
@@ -29,6 +29,8 @@ class Reasons:
     """Nothing is live yet to compare with."""
     without_evidence: str | None = None
     """There are no judged queries to compare by."""
+    shadow: ShadowLook | None = None
+    """The look after which `reembed shadow` promotes by itself."""
 
     @property
     def flags(self) -> str:
@@ -48,14 +50,15 @@ def promote(  # noqa: PLR0913 - one parameter for each reason without a passing 
     force_reason: str | None = None,
     initial_reason: str | None = None,
     without_evidence_reason: str | None = None,
+    shadow: ShadowLook | None = None,
     decided_on: AliasRecord | None = None,
     emit: Listener = ignore,
 ) -> AliasRecord:
     """Move the alias to a candidate; emit `AliasMoved` if that was a step.
 
     It needs a passing comparison of exactly this candidate against exactly what is live, or a reason,
-    which is recorded. `decided_on` is the step that was live when this was decided: since then the
-    alias may only have moved on in its line.
+    which is recorded, as is the look after which `reembed shadow` promotes. `decided_on` is the step
+    that was live when this was decided: since then the alias may only have moved on in its line.
 
     Raises:
         GateFailed, Inconclusive: the comparison is missing or does not pass.
@@ -71,7 +74,7 @@ def promote(  # noqa: PLR0913 - one parameter for each reason without a passing 
     _require_newest(catalog, chosen)
     if live is not None and live.release.origin == chosen.origin:
         return _advance(catalog, live, chosen, emit, force_reason)
-    reasons = Reasons(force_reason, initial_reason, without_evidence_reason)
+    reasons = Reasons(force_reason, initial_reason, without_evidence_reason, shadow)
     grounds = admissible(catalog, chosen, live, reasons)
     faults.point("promote.before_swap")
     record = _swap(catalog, live, "promote", chosen, grounds, emit)
@@ -122,7 +125,8 @@ def admissible(
     again = _compare(catalog, chosen, live.release, configured)
     if reasons.without_evidence is not None:
         return _without_evidence(catalog, chosen, live, reasons.without_evidence, configured)
-    return Grounds(comparison=_passing_comparison(catalog, chosen, live.release, again))
+    passing = _passing_comparison(catalog, chosen, live.release, again)
+    return Grounds(comparison=passing, shadow=reasons.shadow)
 
 
 def _without_evidence(
@@ -173,9 +177,13 @@ def rollback(
     to: str | None = None,
     *,
     reason: str | None = None,
+    shadow: ShadowLook | None = None,
+    decided_on: AliasRecord | None = None,
     emit: Listener = ignore,
 ) -> AliasRecord:
     """Move the alias back, to the release that served before this one or to `to`; emit `AliasMoved`.
+
+    `shadow` is the look after which `reembed shadow` does it; `decided_on` as of `promote`.
 
     Raises:
         UsageError: nothing served before, or that release is gone.
@@ -185,11 +193,13 @@ def rollback(
     live, before = catalog.last_steps()
     if live is None:
         raise UsageError(f"{catalog.alias} serves nothing yet", None, "reembed status")
+    if decided_on is not None:
+        _require_same_line(catalog, decided_on, live)
     if to == live.release.id:
         raise UsageError(f"release {to} is already live", None, "reembed history")
     held = {r.release.id: r.release for r in (live, before) if r is not None}
     target = _previous(catalog, live, held) if to is None else _served(catalog, live, to, held)
-    return _swap(catalog, live, "rollback", target, Grounds(reason), emit)
+    return _swap(catalog, live, "rollback", target, Grounds(reason, shadow=shadow), emit)
 
 
 def _previous(catalog: Catalog, live: AliasRecord, held: dict[str, Release]) -> Release:

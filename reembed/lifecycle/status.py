@@ -16,6 +16,7 @@ from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.candidates import candidates, newest_in, previous
+from reembed.lifecycle.holdover import Shadow, last_shadow
 
 if TYPE_CHECKING:
     from reembed.source.lag import Lag
@@ -112,6 +113,8 @@ class Status:
     runs: tuple[OpenRun, ...]
     """The newest unfinished runs, oldest first."""
     older_runs: tuple[str, ...]
+    shadow: Shadow | None
+    """The alias's last shadow, unless it has ended."""
 
     @property
     def forced(self) -> bool:
@@ -152,6 +155,7 @@ class Status:
             "retired": self.retired,
             "runs": [r.to_json() for r in self.runs],
             "older_runs": self.older_runs,
+            "shadow": self.shadow.to_json() if self.shadow else None,
         }
         if self.live and self.lag:
             shown["live"] = asdict(self.live.release.summary()) | {"lag": self.lag.to_json()}
@@ -173,6 +177,7 @@ def status(catalog: Catalog) -> Status:
     known = catalog.entries()
     waiting, runs = candidates(catalog, live, known), open_among(catalog.storage, known)
     compared, superseded = comparisons.pairs(catalog), _superseded(known, live)
+    shadow = last_shadow(catalog, live)
     newest, older = waiting[-_CANDIDATES:], waiting[:-_CANDIDATES]
     newest_runs = [_run(catalog, entry) for entry in runs[-_RUNS:]]
     stood, behind, undone = previous(catalog, live), None, None
@@ -190,6 +195,7 @@ def status(catalog: Catalog) -> Status:
         # A run that was killed before it had a plan holds nothing.
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
+        shadow=shadow if shadow and shadow.is_open else None,
     )
 
 

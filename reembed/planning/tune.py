@@ -165,6 +165,16 @@ def tune(config: Config, emit: Listener, seconds: float = 60.0) -> Tuned:
     )
 
 
+def tune_and_keep(config: Config, emit: Listener, seconds: float, out: str | None) -> Tuned:
+    """Tune, and write the settings to the overlay `out`, if one is named; raise errors as both."""
+    if out is None:
+        return tune(config, emit, seconds)
+    require_overlay(Path(out))
+    found = replace(tune(config, emit, seconds), out=out)
+    Path(out).write_text(found.overlay)
+    return found
+
+
 def require_overlay(path: Path) -> None:
     """Raise UsageError if the overlay cannot be written there, or would replace something else."""
     out, nothing = f"--out {path}", "nothing was measured"

@@ -24,6 +24,8 @@ class Built:
     """The live release, which a build does not change; None if nothing is live."""
     judged: bool = True
     """Whether a comparison with it has judged queries."""
+    dual: bool = False
+    """Whether the strategy is dual_index: a shadow follows."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed run --json` prints: the release's record, and what is live."""
@@ -38,4 +40,4 @@ def build(config: Config, emit: Listener, *, executor: Executor, fresh: bool) ->
     if (live := catalog.live()) is None:
         return Built(release, None)
     judged = terms.has_queries(catalog, live.release, release, config.gate)
-    return Built(release, live.release, judged)
+    return Built(release, live.release, judged, config.strategy == "dual_index")

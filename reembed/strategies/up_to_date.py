@@ -83,6 +83,7 @@ def promote_up_to_date(
         force_reason=reasons.force,
         initial_reason=reasons.initial,
         without_evidence_reason=reasons.without_evidence,
+        shadow=reasons.shadow,
         decided_on=before,
         emit=steps,
     )

@@ -204,10 +204,11 @@ def test_a_root_that_is_a_file(corpus, config_file, refused, tmp_path):
 def test_usage_errors_have_json_too(cli, corpus, config_file):
     import json
 
-    done = cli.process("promote", "-c", config_file(corpus(10)), "--force", "--json")
+    file = config_file(corpus(10))
+    done = cli.process("promote", "-c", file, "--force", "--json")
     assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "UsageError")
     both = ("--force", "--without-evidence", "--reason", "WHY")
-    done = cli.process("promote", "-c", config_file(corpus(10)), *both)
+    done = cli.process("promote", "-c", file, *both)
     assert "give one of --initial, --force and --without-evidence" in done.stderr
 
 

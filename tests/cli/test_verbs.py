@@ -47,6 +47,7 @@ FLOW = [
     ("status",),
     ("verify", "--sample", "5"),
     ("compare",),
+    ("shadow", "--set", "strategy=dual_index"),
     ("promote",),
     ("catch-up",),
     ("dead-letters",),

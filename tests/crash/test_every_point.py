@@ -51,6 +51,12 @@ GROWING = ("index.before_delta", "index.before_grown")
 IN_LANCE = ("index.before_proof", "index.before_commit", "index.after_commit")
 RESTORING = ("table.after_restore",)
 COMPARING = ("compare.after_queries",)
+SHADOW = (
+    "shadow.after_plan",
+    "shadow.after_queries",
+    "shadow.after_look",
+    "shadow.before_cut_over",
+)
 ALIAS = (
     "promote.before_swap",
     "promote.after_swap",
@@ -67,9 +73,8 @@ def catalog_of(config):
 def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
-    points = (
-        DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING + COMPARING + ALIAS
-    )
+    of_a_run = DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING
+    points = of_a_run + COMPARING + SHADOW + ALIAS
     assert used == {p.partition(":")[0] for p in points}
 
 
@@ -233,3 +238,31 @@ def test_compare_promote_and_gc_killed_at_each_of_their_points_finish_when_run_a
     assert not cli("gc", "-c", file)["remove"]
     assert not list(Storage.open(config.storage.root).objects(f"indexes/{first.id}/"))
     assert cli("search", "-c", file, "anything")["release"] == release.id
+
+
+def test_a_shadow_killed_at_each_of_its_points_counts_each_query_once_and_cuts_over_once(
+    corpus, config_file, make_config, cli, quiet, ray_local, eval_folder
+):
+    source = corpus(120)
+    sections = {
+        "gate": {"queries": eval_folder(source, 100), "ann_recall": 0.5, "latency_ratio": 1000},
+        "strategy": "dual_index",
+    }
+    config = make_config(source, encoder={"model": "hashing:16"}, **sections)
+    first = full_rebuild(config, quiet, executor=RayExecutor())
+    promote(catalog_of(config), first.id, initial_reason="a test")
+    better = {"encoder": {"model": "hashing:256"}, **sections}
+    full_rebuild(make_config(source, **better), quiet, executor=RayExecutor())
+    command = ("shadow", "-c", config_file(source, **better), "--promote-if-pass", "--json")
+    for point in SHADOW:
+        killed = cli.process(*command, REEMBED_CRASH_AT=point)
+        assert killed.returncode == -9, f"{point}: {killed.stderr}"
+    ended = cli.process(*command)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["stage"], found["holdover_until"] is None) == ("holdover", False)
+    steps = catalog_of(config).log()
+    assert [s.action for s in steps] == ["promote", "promote"]
+    assert (steps[-1].grounds.shadow.look, steps[-1].grounds.shadow.queries) == (1, 100)
+    records = [p for p, _ in catalog_of(config).storage.objects("shadows/passages/1/looks/")]
+    assert len([p for p in records if p.endswith(".json")]) == 1

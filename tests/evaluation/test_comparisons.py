@@ -425,7 +425,7 @@ def test_a_comparison_that_was_removed_is_missed(pair):
     for _ in range(3):
         pair.compare(Asked(margin=0.9, reason="try"))
     pair.catalog.storage.remove(pair.kept()[1])
-    with pytest.raises(IntegrityError, match="comparisons were removed"):
+    with pytest.raises(IntegrityError, match="records were removed"):
         promote(pair.catalog, pair.candidate.id)
 
 
@@ -452,7 +452,7 @@ def test_files_of_other_names_beside_comparisons_break_nothing(pair, stray):
 
 def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
     record = pair.compare()
-    numbers, raced = comparisons._numbers, []
+    numbers, raced = comparisons.numbers, []
 
     def slow(catalog, folder):
         found = numbers(catalog, folder)
@@ -462,7 +462,7 @@ def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
             comparisons.keep(catalog, pair.live, pair.candidate, other, VALUES)
         return found
 
-    monkeypatch.setattr(comparisons, "_numbers", slow)
+    monkeypatch.setattr(comparisons, "numbers", slow)
     kept = comparisons.keep(pair.catalog, pair.live, pair.candidate, record, VALUES)
     assert (kept.number, len(kept.earlier)) == (3, 2)
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_models
 from conftest import documents
-from pairs import DOCUMENTS, QUERIES, Pair, built, lent
+from pairs import DOCUMENTS, QUERIES, Pair, built, lent, options
 
 from reembed import api, faults
 from reembed.cli.text import text
@@ -130,7 +130,7 @@ def test_a_comparison_that_is_killed_after_the_values_is_made_again(pair, monkey
 def test_slices_and_groups_are_kept_with_the_values(late_rows, pair):
     config = pair.config(queries=late_rows, slices=["kind"], group="user")
     asked = Asked(changed_queries=True, reason="with slices")
-    record = api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+    record = api.compare(config, pair.candidate.id, **options(asked), emit=lambda _: None)
     table = values(pair, record).table
     assert table.column("slice:kind").to_pylist() == ["even", "odd"] * 15
     assert table.column("group").to_pylist() == [f"u{n // 2}" for n in range(30)]
@@ -159,7 +159,7 @@ def test_what_is_left_out_or_odd_among_queries_is_told(pair, late_rows):
     place = jsonl(Path(late_rows), [*rows, odd, lost])
     config = pair.config(queries=place, slices=["kind", "same"])
     asked = Asked(changed_queries=True, reason="odd ones")
-    record = api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+    record = api.compare(config, pair.candidate.id, **options(asked), emit=lambda _: None)
     assert record.queries.judged_present == pytest.approx(31 / 32)
     for said in (text("compare", record), Path(record.report).read_text()):
         assert "4 queries have a text that another query has as well" in said
@@ -485,7 +485,7 @@ def test_a_log_that_judges_is_labelled(pair, tmp_path):
     place = jsonl(tmp_path / "log.jsonl", [*rows, *rows[:3], {"text": "nothing", "clicks": []}])
     asked = Asked(changed_queries=True, reason="only clicks are known")
     record = api.compare(
-        pair.config(queries=place), pair.candidate.id, **vars(asked), emit=lambda _: None
+        pair.config(queries=place), pair.candidate.id, **options(asked), emit=lambda _: None
     )
     (found,) = record.queries.sets
     assert (found.evidence, found.count, found.dropped) == ("clicks", 30, 1)
@@ -564,7 +564,7 @@ def test_run_files_cannot_tell_equal_ids_of_two_sets_apart(pair, tmp_path, late_
     asked = Asked(changed_queries=True, reason="two sets", runs=runs)
     config = pair.config(queries=[late_rows, again])
     with pytest.raises(UsageError, match="30 ids of judged queries are in more than one set"):
-        api.compare(config, pair.candidate.id, **vars(asked), emit=lambda _: None)
+        api.compare(config, pair.candidate.id, **options(asked), emit=lambda _: None)
 
 
 def test_two_sets_are_judged_together_and_told_apart(pair, tmp_path, late_rows):
@@ -576,7 +576,7 @@ def test_two_sets_are_judged_together_and_told_apart(pair, tmp_path, late_rows):
     record = api.compare(
         pair.config(queries=[late_rows, other]),
         pair.candidate.id,
-        **vars(asked),
+        **options(asked),
         emit=lambda _: None,
     )
     assert [(s.name, s.count) for s in record.queries.sets] == [("late", 30), ("other", 10)]

@@ -29,15 +29,18 @@ from reembed.catalog.reports import (
     GateMargin,
     GateQueries,
     JudgedQueries,
+    MetricLook,
     QueriesPlace,
     ReleaseSummary,
+    ShadowLook,
     VerifyReport,
 )
 from reembed.cli import paste
 from reembed.cli.progress import Console
 from reembed.cli.text import text
-from reembed.config.gate import FrozenGate
+from reembed.config.gate import FrozenGate, GateConfig
 from reembed.config.settings import Config, EncoderConfig, ResolvedConfig, SourceConfig
+from reembed.config.shadow import ShadowDesign
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
 from reembed.evaluation import report
 from reembed.evaluation.comparisons import Comparison, Rule
@@ -58,8 +61,10 @@ from reembed.evaluation.figures import (
     Sides,
     SliceChange,
 )
+from reembed.evaluation.shadows import Asked, CutOver, LookRecord, ShadowPlan
 from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
+from reembed.lifecycle.holdover import Shadow
 from reembed.lifecycle.moves import History, Moved
 from reembed.lifecycle.status import Candidate, OlderCandidate, OpenRun, RolledBack, Status
 from reembed.lifecycle.verification import Verified
@@ -68,6 +73,7 @@ from reembed.serving.live import Hit, SearchResult
 from reembed.source.importer import Imported
 from reembed.source.lag import Lag
 from reembed.space import ContentIdentity, Space
+from reembed.strategies.dual_index import Shadowed
 
 PAYLOADS = [
     # a page
@@ -154,8 +160,22 @@ def compared(words: str) -> ReleaseSummary:
 def told(words: str) -> ComparisonSummary:
     queries = JudgedQueries(words, words, 1)
     return ComparisonSummary(
-        words, words, 1, words, queries, None, (words,), (words, words), words, words
+        words, words, 1, words, queries, None, (words,), (words, words), looked(words), words, words
     )
+
+
+def looked(words: str) -> ShadowLook:
+    found = {words: MetricLook("inconclusive", 0.01, 0.1, -0.1, 0.2, 9)}
+    return ShadowLook(1, 2, None, False, 6, 5, found, (1,))
+
+
+def shadow(words: str) -> Shadow:
+    asked = Asked(GateConfig(), ShadowDesign())
+    plan = ShadowPlan(
+        2, words, words, words, 1, asked, FrozenGate(), {words: 0.01}, (1,), 1, words, words, words
+    )
+    look = LookRecord(2, words, words, 3, "0", looked(words), words, words)
+    return Shadow(plan, "holdover", look, CutOver(2, words, words))
 
 
 def changes(words: str) -> tuple[Change, ...]:
@@ -215,7 +235,9 @@ def release(words: str) -> Release:
 
 
 def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
-    grounds = Grounds(words, forced=True, comparison=comparison, unknown=(words,), below_gate=words)
+    grounds = Grounds(
+        words, forced=True, comparison=comparison, unknown=(words,), below_gate=words, shadow=looked(words)
+    )  # fmt: skip
     return AliasRecord(
         1,
         "t",
@@ -249,7 +271,7 @@ def comparison(words: str) -> Comparison:
         zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
         index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None), not_embedded=Sides(1, 0),
         runs=Sides(*[RunFile(words, words, 9, 1, 2, 3)] * 2), cutoffs=cutoffs(), logged=logged(words),
-        by=words, at=words, number=2, earlier=(told(words),), report=words,
+        shadow=looked(words), by=words, at=words, number=2, earlier=(told(words),), report=words,
     )  # fmt: skip
 
 
@@ -322,8 +344,9 @@ def results(words: str) -> dict[str, Any]:
             rolled_back=RolledBack(words, words, words, words),
             older_candidates=(OlderCandidate(words, words, words),),
             retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), None, words),),
-            older_runs=(words,),
+            older_runs=(words,), shadow=shadow(words),
         ),
+        "shadow": Shadowed(shadow(words), words, words, words, comparison(words)),
         "verify": Verified(words, verified(words), behind, words, None),
         "import": Imported(words, 1, {words: words}, {words: words}, (words,), 1),
         "config": ResolvedConfig(settings(words), {"alias": words}),
