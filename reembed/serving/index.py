@@ -153,7 +153,8 @@ class Index:
         """Repeat a sample of the calls of `search` on a candidate, until what is returned is closed.
 
         The answers are those of the live release; the candidate is asked after them, in a thread of its own, which
-        takes processor time and memory of this process. Calls that it is too slow for are dropped, and counted.
+        takes processor time and memory of this process. It is asked 50 times a second at most; calls that come sooner
+        are dropped, and counted.
 
         Args:
             candidate: id of a release of the alias. It stays the same when the alias moves; while it is live itself,

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _WAITING = 64
 """Calls that may wait for the candidate; more are dropped."""
+_REST_S = 0.02
+"""Seconds before each read, so that few answers fall together with one: reads take the interpreter's lock, too."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ShadowCounts:
     """Of `calls`; each of them is one of those that follow, or still waits."""
     read: int = 0
     dropped: int = 0
-    """The candidate was too slow: too many others waited."""
+    """Too many others waited: the candidate was too slow, or calls came faster than it is asked."""
     failed: int = 0
     """The candidate, or the caller's function, raised an error."""
     other_space: int = 0
@@ -181,6 +183,7 @@ class Shadow:
             if candidate is None:
                 self._count("dropped")
                 continue
+            time.sleep(_REST_S)
             try:
                 self._read(call, candidate)
             except Exception as error:  # noqa: BLE001 - counted and told; no answer depends on it

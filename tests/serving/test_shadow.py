@@ -7,6 +7,7 @@ import gc as memory
 import threading
 import time
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -129,6 +130,15 @@ def test_a_candidate_that_fails_in_each_call_does_not_fill_the_log(built, index,
     told = [record.message for record in caplog.records if "shadow reads" in record.message]
     assert len(told) == 6, "of the 1st, 2nd, 4th, 8th, 16th and 32nd"
     assert "failed 32 times: ZeroDivisionError" in told[-1]
+
+
+def test_reads_are_apart_so_that_few_answers_fall_together_with_one(built, index):
+    at = []
+    with index.shadow(built[2].id, lambda read: at.append(time.monotonic()), share=1.0) as shadow:
+        for _ in range(5):
+            index.search(QUERIES[:1], 1)
+        settled(shadow)
+    assert min(later - before for before, later in pairwise(at)) >= 0.02
 
 
 def test_a_slow_candidate_drops_calls_and_no_answer_waits(built, index):
