@@ -376,6 +376,11 @@ def checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
     vectors = np.ascontiguousarray(queries)
     if vectors.size == 0 and vectors.ndim <= 2 and len(vectors) == 0:
         return np.empty((0, dim), np.float32)
+    if vectors.ndim == 1:
+        raise SpaceMismatch(
+            f"queries of shape {vectors.shape}, where [Q, {dim}] is needed",
+            "each row is a query; vector[None] is the array of a single one",
+        )
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise SpaceMismatch(
             f"queries of shape {vectors.shape} against an index of {dim} dimensions",

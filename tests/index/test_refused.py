@@ -91,6 +91,8 @@ def test_queries_of_another_space_are_refused() -> None:
     flat = build(random_source(500, 16), CPU, None)
     with pytest.raises(SpaceMismatch, match="16 dimensions"):
         flat.index.search(np.ones((2, 17), np.float32), 3)
+    with pytest.raises(SpaceMismatch, match=r"where \[Q, 16\] is needed"):
+        flat.index.search(np.ones(16, np.float32), 3)
     with pytest.raises(SpaceMismatch):
         build(random_source(20, 8), CPU, np.ones((2, 17), np.float32))
     with pytest.raises(EncoderError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -278,6 +279,14 @@ def comparison(words: str) -> Comparison:
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
     return report.html(comparison(words), release(words), [step(words)])
+
+
+def test_the_page_says_of_a_step_that_it_had_no_evidence() -> None:
+    moved = step("word")
+    grounds = replace(moved.grounds, without_evidence=True)
+    text = report.html(comparison("word"), release("word"), [replace(moved, grounds=grounds)])
+    assert f"{moved.action} (without evidence)" in text
+    assert "(without evidence)" not in page("word")
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
