@@ -283,7 +283,7 @@ def page(words: str) -> str:
 
 def test_the_page_says_of_a_step_that_it_had_no_evidence() -> None:
     moved = step("word")
-    grounds = replace(moved.grounds, without_evidence=True)
+    grounds = replace(moved.grounds, forced=False, without_evidence=True)
     text = report.html(comparison("word"), release("word"), [replace(moved, grounds=grounds)])
     assert f"{moved.action} (without evidence)" in text
     assert "(without evidence)" not in page("word")
