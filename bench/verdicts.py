@@ -92,6 +92,7 @@ def judged(
             if old == live:
                 names = {"collection": beir.name, "live": old, "candidate": new, "truth": truth}
                 table.append(names | compared(reembed, configs[new], releases[new]))
+                common.say(f"{beir.name}: {old} to {new} is {truth}: {table[-1]['verdict']}")
     return table
 
 
