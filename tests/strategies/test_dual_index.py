@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -507,6 +508,34 @@ def knows_no_query_again(patch: Any) -> None:
     patch(looks, "counts_as", lambda queries: [uuid.uuid4().hex for _ in queries.texts])
 
 
+def keeps_the_look_before_its_values(patch: Any) -> None:
+    def keep(catalog: Catalog, plan: Any, record: Any, values: bytes) -> bool:
+        folder = shadows.looks_folder(plan)
+        made = catalog.storage.create(f"{folder}/{record.number:08d}.json", encode(record))
+        faults.point("shadow.after_queries")
+        catalog.storage.write_bytes(
+            content_path(folder, record.per_query_sha256, "parquet"), values
+        )
+        faults.point("shadow.after_look")
+        return made
+
+    patch(shadows, "keep_look", keep)
+
+
+@pytest.mark.parametrize("bug", [None, knows_no_query_again, keeps_the_look_before_its_values])
+def test_a_look_that_is_killed_did_not_happen_or_counts_once(arriving, pair, monkeypatch, bug):
+    arriving.come(0, 4)
+    if bug:
+        bug(monkeypatch.setattr)
+    points = ("shadow.after_queries", "shadow.after_look")
+    try:
+        killed_at(monkeypatch, points, arriving.shadow)
+        right = as_it_should_be(pair, 4)
+    except FileNotFoundError:
+        right = False
+    assert right == (bug is None)
+
+
 def overwrites_the_look_of_another(patch: Any) -> None:
     def keep(catalog: Catalog, plan: Any, record: Any, values: bytes) -> bool:
         folder = shadows.looks_folder(plan)
@@ -543,3 +572,64 @@ def test_of_two_shadows_at_once_one_makes_the_look_and_the_other_judges_what_is_
     plan = shadows.newest(pair.catalog)
     kept = raced[0] == shadows.looks(pair.catalog, plan)[0]
     assert (kept and as_it_should_be(pair, 25)) == (bug is None)
+
+
+# --- whole migrations, with looks at any time and kills at any of its points ---
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dim", [16, 256])
+def test_a_better_candidate_goes_live_a_worse_one_never_and_harm_rolls_back(
+    arriving, pair, monkeypatch, seed, dim
+):
+    rng = random.Random(seed)
+    if dim == 256:
+        promote(pair.catalog, pair.candidate.id, force_reason="a test")
+    before = pair.catalog.require_live().release
+    arriving.come(0, 3)
+    monkeypatch.setattr(faults, "point", dying(rng, 0.15))
+    for first in range(3, 130, 9):
+        found = looked(arriving, dim)
+        if found.is_settled or found.shadow.stage == "holdover":
+            break
+        arriving.come(first, first + rng.randint(1, 9))
+        if rng.random() < 0.3:
+            lance.dataset(pair.source).delete(f"doc_id = 'd{230 + first // 20:05d}'")
+    steps = [s.action for s in pair.catalog.log() if s.action != "catch-up"]
+    names = counted(pair)
+    assert len(names) == len(set(names))
+    if dim == 16:
+        assert (found.verdict, found.shadow.stage) == ("fail", "judging")
+        assert pair.catalog.require_live().release.origin == before.origin
+        return
+    assert (found.verdict, found.shadow.stage) == ("pass", "holdover")
+    assert steps == ["promote", "promote", "promote"]
+    for first in range(140, 220, 10):
+        turned(arriving, pair, range(first, first + 10))
+        found = looked(arriving, dim)
+        if found.is_settled:
+            break
+    assert (found.verdict, found.shadow.stage) == ("fail", "rolled back")
+    assert pair.catalog.require_live().release.origin == before.origin
+    assert [s.action for s in pair.catalog.log() if s.action != "catch-up"][3:] == ["rollback"]
+    names = counted(pair)
+    assert len(names) == len(set(names))
+
+
+def dying(rng: random.Random, share: float) -> Callable[[str], None]:
+    """A point at which the process is killed now and then; a catch-up is not, as its lease would stay held here."""
+
+    def point(name: str) -> None:
+        mine = name.startswith(("shadow.", "compare.")) or name.endswith("_swap")
+        if mine and rng.random() < share:
+            raise Killed(name)
+
+    return point
+
+
+def looked(arriving: Arriving, dim: int) -> Shadowed:
+    """A look that promotes by itself, started again until it was not killed."""
+    while True:
+        with contextlib.suppress(Killed):
+            return arriving.shadow(Asked(promote_if_pass=True), dim=dim)
