@@ -105,7 +105,17 @@ FIGURES = {
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "golden": {"planted", "refused", "false_refusals", "accepted", "corpus_only"},
     "readers": {"switches", "answers", "errors", "mixed", "p99_ratio", "rss_growth"},
-    "serve": {"ratio_1", "ratio_64", "filters", "filter_recall", "filter_recall_flat", "http"},
+    "serve": {
+        "ratio_1",
+        "ratio_64",
+        "tuples_ratio_64",
+        "filters",
+        "filter_recall",
+        "filter_recall_flat",
+        "shadow_p50_ratio",
+        "shadow_p99_ratio",
+        "http",
+    },
     "promote": {
         "promote_ms_p50",
         "promote_ms_max",
