@@ -159,7 +159,8 @@ def after_status(status: Status) -> list[str]:
     stopped = [run for run in status.runs if run.driven is False]
     if status.runs and not stopped:
         return [f"reembed status     # on {status.runs[-1].host}, where a run may be in progress"]
-    if status.shadow and not stopped:
+    passed = any(verdict == "pass" for verdict, _, _ in _waiting(status))
+    if status.shadow and not stopped and not passed:
         return ["reembed shadow --every 1h"]
     of_candidates = [_after_candidates(status)] if status.candidates or not stopped else []
     if not stopped:

@@ -397,7 +397,9 @@ def test_the_command_from_the_first_look_to_the_end_of_the_holdover(
     assert "Next: reembed shadow -c" in shown
     (line,) = (s for s in said("status").splitlines() if s.startswith("  shadow "))
     assert "look 1, 4 queries: inconclusive; the candidate is not live" in line
+    assert "Next: reembed shadow -c" in said("status")
     arriving.come(4, 60)
+    assert "Next: reembed promote -c" in said("shadow")
     shown = said("shadow", "--promote-if-pass")
     assert "allowed loss, fixed at the start: nDCG@10 0.0" in shown
     assert "metrics by shadow 1, look 2: always-valid sequence, any number of looks" in shown
@@ -430,6 +432,15 @@ def test_the_command_exits_3_where_the_candidate_fails_and_needs_a_reason_to_beg
     assert "compared: fail" in said("status", dim=16)
     said("shadow", "--new", code=2, dim=16)
     said("promote", code=3, dim=16)
+
+
+def test_after_a_pass_the_next_command_is_promote_in_the_status_too(arriving, pair, said):
+    release = pair.build(256, fresh=True, margin=0.3)  # the same model: it loses nothing
+    arriving.come(0, 30)
+    shown = said("shadow", gate={"margin": 0.3})
+    for words in (shown, said("status", gate={"margin": 0.3})):
+        (line,) = (x for x in words.splitlines() if x.startswith("Next: reembed promote -c"))
+        assert line.endswith(release.id)
 
 
 def test_a_shadow_with_undecided_rules_about_all_else_compares_again(
