@@ -187,6 +187,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     runs: tuple[str, str] | None = None,
     cutoff: float | None = None,
     texts: bool = False,
+    reports: Sequence[str] = (),
     emit: Listener = ignore,
 ) -> Comparison:
     """Compare a candidate with the live release on the same judged queries.
@@ -195,19 +196,17 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
 
     Args:
         release: the candidate's id; None: the one built with these settings.
-        changed_queries: accept judged queries that changed since the plan, or those that the config
-            names now.
+        changed_queries: accept judged queries that changed since the plan, or those that the config names now.
         changed_gate: judge by the gate's group, slices, metrics and latency ratio as the config has them now.
         margin: judge by this margin instead of the planned one.
         reason: why; required with these three and recorded.
-        runs: run files in TREC format, made by your own pipeline with live and with the candidate behind it:
-            they are judged instead of searches of the releases.
+        runs: run files in TREC format, made by your own pipeline with each: judged instead of searches.
         cutoff: a cut-off of live's scores, to find the candidate's that correspond to it.
-        texts: keep the texts of the queries in the file with the values of each query.
+        texts: keep the texts of the queries in the file with the values of each query; the report shows them.
+        reports: files to write the report to as well: .html, .md or .json.
 
     Raises:
-        UsageError: nothing is live, the judged queries changed since the plan and that was not accepted, or
-            evidence cannot be used.
+        UsageError: nothing is live, judged queries changed, or evidence or a report's place cannot be used.
         IntegrityError: one of the two releases is damaged.
     """
     from reembed.evaluation.kept import compare_and_keep
@@ -218,7 +217,9 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     catalog = _catalog_of(config)
     live = catalog.require_live().release
     new = candidate(catalog, config, release)
-    asked = Asked(changed_queries, margin, reason, runs, cutoff, texts, changed_gate)
+    files = tuple(texts_of("reports", reports, 'reports=["report.html"]'))
+    settings = changed_queries, margin, reason, runs, cutoff, texts, changed_gate
+    asked = Asked(*settings, reports=files)
     return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 

@@ -22,7 +22,8 @@ from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import Comparison, Rule
 from reembed.evaluation.figures import (
     DocumentsCompared,
-    IndexSize,
+    Environment,
+    IndexUsed,
     KnownItems,
     QueriesUsed,
     Sides,
@@ -105,12 +106,22 @@ def place_of(name: str) -> LinePlace:
     return LinePlace("settings", found[1], int(found[3]), int(found[2]))
 
 
+INDEX_USED = IndexUsed("Flat", {}, "0", 1, 1)
+ENVIRONMENT = Environment("3.11", {}, "here", 1, {})
+
+
 def comparison(
     catalog: Catalog, new: Release, live: Release, verdict: str = "pass", **changes: object
 ) -> None:
-    record = Comparison(
+    record = replace(compared(new, live, verdict), **changes)
+    comparisons.keep(catalog, live, new, record, b"values")
+
+
+def compared(new: Release, live: Release, verdict: str = "pass") -> Comparison:
+    """Return a comparison of which the verdict is all that was found."""
+    return Comparison(
         **vars(combine(Rule("nDCG@10 change", verdict, "d"))),
-        alias=catalog.alias,
+        alias=new.alias,
         live=live.summary(),
         candidate=new.summary(),
         candidate_index_sha256=new.index_sha256,
@@ -132,17 +143,19 @@ def comparison(
         zero_results=Sides(0.0, 0.0),
         latency=None,
         encoding=None,
-        index=Sides(IndexSize(1, 1), IndexSize(1, 1)),
+        index=Sides(INDEX_USED, INDEX_USED),
+        curve=Sides(None, None),
+        scores=None,
         not_embedded=Sides(0, 0),
         truncated=Sides(0, 0),
         runs=None,
         shadow=None,
         cutoffs=None,
         logged=None,
+        environment=ENVIRONMENT,
         by="me",
         at="now",
     )
-    comparisons.keep(catalog, live, new, replace(record, **changes), b"values")
 
 
 FIRST = {"initial_reason": "the first"}

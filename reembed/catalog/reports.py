@@ -186,7 +186,8 @@ class CutOffs:
     live_results: float
     """Mean number of results that are shown."""
     same_recall: CutOff
-    """Highest cut-off of the candidate with at least this recall."""
+    """Highest cut-off of the candidate with at least this recall; not known if more than a twentieth of the lists of
+    either are full above its cut-off and lack a relevant document."""
     same_share: CutOff
     """Highest cut-off of the candidate with at least this number of results; not known if more than a twentieth
     of the lists of either are full above its cut-off."""

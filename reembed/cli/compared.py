@@ -56,9 +56,8 @@ def _operation(c: Comparison) -> Iterator[tuple[str, ...]]:
         yield "without results", f"{sides.live:.1%}", f"{sides.candidate:.1%}", "", ""
     for what, found in (("latency", c.latency), ("encoding", c.encoding)):
         if found:
-            for name, a in vars(found.live).items():
-                b = getattr(found.candidate, name)
-                p = name.removesuffix("_ms")
+            for p in ("p50", "p95", "p99"):
+                a, b = (getattr(side, f"{p}_ms") for side in (found.live, found.candidate))
                 yield f"{p} {what}", f"{a:.2f}ms", f"{b:.2f}ms", f"x{b / a:.2f}", ""
     live, new = c.index.live, c.index.candidate
     yield "index on disk", readable(live.disk_bytes), readable(new.disk_bytes), "", ""

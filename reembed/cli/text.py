@@ -11,7 +11,7 @@ from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of,
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
 from reembed.cli.shadowed import shadow_line, shadowed
-from reembed.evaluation.beside import cutoff_words
+from reembed.evaluation.beside import cut_offs_in_a_line, cutoff_words
 from reembed.evaluation.report import by_itself, evidence, told
 from reembed.plural import counted
 from reembed.redact import one_line
@@ -19,7 +19,7 @@ from reembed.store.storage import readable
 
 if TYPE_CHECKING:
     from reembed.catalog.releases import Grounds, Release
-    from reembed.catalog.reports import Difference
+    from reembed.catalog.reports import CutOffs, Difference
     from reembed.config.settings import ResolvedConfig
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.gc_plan import Collected, Removable
@@ -81,6 +81,7 @@ def _status(r: Status) -> Lines:
     if r.live and r.lag:
         yield _release("live", r.live.release)
         yield from _lag(r.lag)
+        yield from _cut_offs(r.cutoffs)
     else:
         yield "  live       nothing yet"
     if r.previous:
@@ -91,10 +92,7 @@ def _status(r: Status) -> Lines:
         yield "  the live release was promoted with --without-evidence"
     if r.live:
         yield from _left_out(r.live.grounds)
-    for old in r.older_candidates:
-        verdict = old.verdict or "not with the live release"
-        yield f"  candidate  {old.release}  compared: {verdict}"
-    yield from (f"{_release('candidate', c.release)}  {_compared(c)}" for c in r.candidates)
+    yield from _candidates(r)
     if back := r.rolled_back:
         reason = f": {back.reason}" if back.reason else ""
         yield f"  rolled back from {back.release} at {back.at}{reason}"
@@ -104,6 +102,20 @@ def _status(r: Status) -> Lines:
     for run in r.runs:
         yield from _open_run(run)
     yield from next_lines(*after_status(r))
+
+
+def _candidates(r: Status) -> Lines:
+    for old in r.older_candidates:
+        verdict = old.verdict or "not with the live release"
+        yield f"  candidate  {old.release}  compared: {verdict}"
+    for c in r.candidates:
+        yield f"{_release('candidate', c.release)}  {_compared(c)}"
+        yield from _cut_offs(c.cutoffs)
+
+
+def _cut_offs(found: CutOffs | None) -> Lines:
+    if found:
+        yield f"{_INDENT}{cut_offs_in_a_line(found)}"
 
 
 def _left_out(grounds: Grounds) -> Lines:

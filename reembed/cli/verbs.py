@@ -191,7 +191,18 @@ def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[
     type=float,
     help="A cut-off of live's scores: find the candidate's that keep its recall and its share of results.",
 )
-@click.option("--texts", is_flag=True, help="Keep the texts of the queries with their values.")
+@click.option(
+    "--texts",
+    is_flag=True,
+    help="Keep the texts of the queries with their values; the report shows them.",
+)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="Also write the report to this file: .html, .md (for a pull request) or .json.",
+)
 @configured
 def compare(config: Config, **options: Any) -> tuple[Result, int]:
     """Run the same judged queries on the live release and a candidate.

@@ -18,18 +18,23 @@ from reembed.encoders.base import apart
 from reembed.encoders.tokens import TokenEncoder
 from reembed.errors import UsageError
 from reembed.evaluation import metrics
-from reembed.evaluation.figures import DEPTH, IndexSize, Latency, Sides
+from reembed.evaluation.figures import DEPTH, Curve, CurvePoint, IndexUsed, Latency, Sides
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
 from reembed.index import exact as index_exact
+from reembed.index.curve import curve
+from reembed.index.search import Float32, Int64
 from reembed.plural import counted
+from reembed.serving.answers import OpenIndex
 from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
 
 ANN_K = 10
 _TIMED_QUERIES = 200
 _WARM_UP = 5
+_CURVE_QUERIES, _CURVE_S = 100, 3.0
+"""Queries that the operating curve is measured on, of those that were embedded anyway, and seconds for each release."""
 _ENCODING_S = 20.0
 """Time after which no more queries are encoded to be timed; a percentile of fewer is as good as it gets."""
 
@@ -65,16 +70,33 @@ class Answers:
         """Return the queries that the model can embed."""
         return _known(self.vectors)
 
-    def ann_recall(self) -> Floats:
-        """Return ann_recall@10 [Q]: of the index, not of the model; a query's own document counts as any other.
-
-        NaN where the model cannot embed a query.
-        """
+    def of_index(self) -> OfIndex:
+        """Compare the index with exact search; a query's own document counts as any other."""
         recall_Q, known = np.full(len(self.texts), np.nan), self.known
-        some = self.vectors[known]
+        some, index = self.vectors[known], self.opened.index
         ids, scores = index_exact.exact_search(self.opened.table, some, 4 * ANN_K)
-        recall_Q[known] = index_exact.ann_recall(self.opened.index, some, ids, scores, ANN_K)
-        return recall_Q
+        recall_Q[known] = index_exact.ann_recall(index, some, ids, scores, ANN_K)
+        few = slice(None, None, -(-len(known) // _CURVE_QUERIES))
+        return OfIndex(recall_Q, _curve(index, some[few], (ids[few], scores[few])))
+
+
+@dataclass(frozen=True)
+class OfIndex:
+    """How well an index, not the model, answers."""
+
+    ann_recall_Q: Floats
+    """ann_recall@10 [Q]; NaN where the model cannot embed a query."""
+    curve: Curve | None
+    """None where the index looks at all vectors."""
+
+
+def _curve(index: OpenIndex, vectors: Float32, exact: tuple[Int64, Float32]) -> Curve | None:
+    found = curve(index, vectors, exact, _CURVE_S)
+    if found is None:
+        return None
+    setting, points = found
+    measured = tuple(CurvePoint(p.value, p.recall, p.seconds * 1e3) for p in points)
+    return Curve(setting.name, setting.value, len(vectors), measured)
 
 
 def judged_lists(opened: OpenRelease, queries: EvalSet) -> Ranked:
@@ -176,15 +198,20 @@ def _in_turns(
     return Sides(old, new)
 
 
-def index_size(storage: Storage, opened: OpenRelease) -> IndexSize:
-    """Return what the index of a release takes on disk and in memory."""
+def index_used(storage: Storage, opened: OpenRelease) -> IndexUsed:
+    """Return the index of a release, and what it takes on disk and in memory."""
     release = opened.release
     manifest = read_manifest(storage, release.index, release.index_sha256)
-    disk = sum(proof.size_bytes for proof in manifest.stored(release.index).values())
-    if isinstance(manifest, LanceManifest):
-        return IndexSize(disk, None)
-    loaded = {segment.vectors for segment in manifest.segments}
-    return IndexSize(disk, sum(file.size_bytes for file in loaded))
+    memory = None
+    if not isinstance(manifest, LanceManifest):
+        memory = sum(file.size_bytes for file in {s.vectors for s in manifest.segments})
+    return IndexUsed(
+        factory=manifest.factory,
+        operating_point=manifest.operating_point,
+        sha256=release.index_sha256,
+        disk_bytes=sum(proof.size_bytes for proof in manifest.stored(release.index).values()),
+        memory_bytes=memory,
+    )
 
 
 def truncated(answers: Answers) -> int | None:

@@ -17,30 +17,29 @@ if TYPE_CHECKING:
 
 def beside(c: Comparison) -> list[str]:
     """Return the lines of what was compared beside the gate, or in another way."""
-    lines = [*_not_embedded(c), *_truncated(c.truncated)]
+    lines: list[str] = []
     if c.runs:
-        lines += _runs(c.runs)
+        lines += run_words(c.runs)
     if c.logged:
-        lines += _logged(c.logged)
+        lines += logged_words(c.logged)
     if c.cutoffs:
         lines += cutoff_words(c.cutoffs)
     return lines
 
 
-def _not_embedded(c: Comparison) -> Iterator[str]:
+def without_vectors(c: Comparison) -> Iterator[str]:
+    """Yield which queries a model embeds not at all, or not whole."""
     count = "" if c.runs else "; they count as without results"
     for role, queries in vars(c.not_embedded).items():
         if queries:
             yield f"not embedded by the model of {role}: {counted(queries, 'query')}{count}"
-
-
-def _truncated(found: Sides[int | None]) -> Iterator[str]:
-    for role, queries in vars(found).items():
+    for role, queries in vars(c.truncated).items():
         if queries:
             yield f"longer than the model of {role} reads, and cut: {counted(queries, 'query')}"
 
 
-def _runs(runs: Sides[RunFile]) -> Iterator[str]:
+def run_words(runs: Sides[RunFile]) -> Iterator[str]:
+    """Yield which run files were judged, and what of them was not."""
     yield "the metrics come from run files, not from searches of the releases"
     for role, run in vars(runs).items():
         yield f"{role}: {run.place} (sha256 {run.sha256[:12]}), {counted(run.queries, 'judged query')}"
@@ -54,7 +53,8 @@ def _runs(runs: Sides[RunFile]) -> Iterator[str]:
         yield f"without results: {counted(empty, 'judged query')} that the candidate's file lacks"
 
 
-def _logged(found: LoggedQueries) -> Iterator[str]:
+def logged_words(found: LoggedQueries) -> Iterator[str]:
+    """Yield what logged queries show."""
     there = f"{counted(found.distinct, 'different text')} in {counted(found.rows, 'row')}"
     yield (
         f"logged queries: {found.asked:,} of {there}:"
@@ -90,14 +90,24 @@ def cutoff_words(found: CutOffs) -> Iterator[str]:
         f"cut-off {found.cutoff:g} of live shows {found.live_results:.1f} results a query"
         f" and {found.live_recall:.1%} of the relevant documents; of the candidate,"
     )
-    yield f"  the same recall: {_cutoff(found.same_recall)}"
-    yield f"  the same share of results: {_cutoff(found.same_share)}"
+    yield f"  the same recall: {cut_off_words(found.same_recall)}"
+    yield f"  the same share of results: {cut_off_words(found.same_share)}"
     if found.full_lists:
         full = counted(found.full_lists, "query")
         yield f"  {full} with at least {DEPTH} results of live above it, of which {DEPTH} are known"
 
 
-def _cutoff(found: CutOff) -> str:
+def cut_offs_in_a_line(found: CutOffs) -> str:
+    """Return the cut-offs of a release that correspond to one of the release before it."""
+    return (
+        f"cut-off {found.cutoff:g} of the release that it was compared with:"
+        f" {cut_off_words(found.same_recall)} for the same recall,"
+        f" {cut_off_words(found.same_share)} for the same share of results"
+    )
+
+
+def cut_off_words(found: CutOff) -> str:
+    """Return a cut-off with its interval, or why there is none."""
     if found.score is None:
         return f"not known: {found.why}"
     low, high = (f"{end:.4f}" if end is not None else "?" for end in (found.low, found.high))

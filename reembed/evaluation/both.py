@@ -10,7 +10,7 @@ import numpy as np
 
 from reembed.catalog.releases import Catalog
 from reembed.evaluation import answers as timing
-from reembed.evaluation.answers import Answers, index_size, truncated
+from reembed.evaluation.answers import Answers, OfIndex, index_used, truncated
 from reembed.evaluation.differences import is_empty, judged_of, likeness, means, zero_results
 from reembed.evaluation.figures import HowAnswered, LoggedQueries, RunFile, Sides
 from reembed.evaluation.held import Held
@@ -21,6 +21,7 @@ from reembed.evaluation.operation import Operation
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.runs import Run, fit, lists_of, shared_queries
+from reembed.evaluation.scores import score_distributions
 from reembed.evaluation.statistics import Floats
 from reembed.serving.live import OpenRelease
 
@@ -36,8 +37,7 @@ class Both:
     lists: Sides[Ranked]
     """Of the answers, or of run files."""
     held: Sides[Held]
-    ann_recall: Sides[Floats]
-    """[Q] each; NaN where the model cannot embed a query."""
+    of_index: Sides[OfIndex]
     search_s: Sides[Floats] | None
     """Seconds that a search takes, [T] each: of the first queries, in pairs; None if too few were timed."""
 
@@ -57,16 +57,16 @@ class Both:
             lists = runs.each(lambda run: lists_of(run, queries))
         named = frozenset(_named(lists if runs else None, logged))
         held = opened.each(lambda side: Held.read(side, queries, named))
-        ann_recall = answers.each(Answers.ann_recall)
+        of_index = answers.each(Answers.of_index)
         times = timing.search_times(answers)
-        return cls(queries, opened, answers, lists, held, ann_recall, times)
+        return cls(queries, opened, answers, lists, held, of_index, times)
 
     def figures(self, catalog: Catalog) -> HowAnswered:
         """Return how both answer, whatever the judgements are."""
         live, candidate = self.lists.live, self.lists.candidate
         alike = likeness(live, candidate)
         return HowAnswered(
-            ann_recall_at_10=self.ann_recall.each(lambda recall_Q: float(np.nanmean(recall_Q))),
+            ann_recall_at_10=self.of_index.each(lambda of: float(np.nanmean(of.ann_recall_Q))),
             overlap_at_10=float(alike["overlap@10"].mean()),
             rbo=float(alike["rbo"].mean()),
             same_lists=sum(map(operator.eq, live.ids, candidate.ids)),
@@ -74,7 +74,9 @@ class Both:
             zero_results=zero_results(live.ids, candidate.ids),
             latency=self.search_s.each(latency) if self.search_s else None,
             encoding=timing.encoding_latency(self.answers),
-            index=self.opened.each(lambda side: index_size(catalog.storage, side)),
+            index=self.opened.each(lambda side: index_used(catalog.storage, side)),
+            curve=self.of_index.each(lambda of: of.curve),
+            scores=score_distributions(self.queries, self.lists),
             not_embedded=self.answers.each(lambda side: len(side.texts) - len(side.known)),
             truncated=self.answers.each(truncated),
         )
@@ -93,7 +95,10 @@ class Both:
         lists = self.lists.live, self.lists.candidate
         more = {
             "judged@10": judged_of(self.queries, *lists),
-            "ann_recall@10": (self.ann_recall.live, self.ann_recall.candidate),
+            "ann_recall@10": (
+                self.of_index.live.ann_recall_Q,
+                self.of_index.candidate.ann_recall_Q,
+            ),
         }
         return PerQuery.of("judged", self.queries, lists, pairs | more, likeness(*lists))
 

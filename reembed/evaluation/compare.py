@@ -20,6 +20,7 @@ from reembed.evaluation.both import Both
 from reembed.evaluation.comparisons import Comparison, Verdict
 from reembed.evaluation.cutoffs import cut_offs
 from reembed.evaluation.differences import change_of, found_by_neither, pairs_of
+from reembed.evaluation.environment import environment
 from reembed.evaluation.figures import (
     DocumentsCompared,
     LoggedQueries,
@@ -72,7 +73,7 @@ def compare(
     relevance = {name: pairs[name] for name in terms.gate.metrics}
     measured = gate.Measured(
         verified=candidate.verify.passed,
-        ann_recall_Q=both.ann_recall.candidate,
+        ann_recall_Q=both.of_index.candidate.ann_recall_Q,
         relevance=relevance,
         groups_Q=queries.groups_Q,
         judged_present=used.judged_present,
@@ -104,6 +105,7 @@ def compare(
         shadow=asked.looked,
         cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
         logged=of_log,
+        environment=environment(),
         by=who(),
         at=now(),
     )

@@ -3,7 +3,8 @@
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.json   create-only; CANDIDATE and LIVE are the rebuilds
                                                  that the two releases grew out of by catch-ups
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.html   its report
-comparisons/ALIAS/CANDIDATE/LIVE/SHA256.parquet  the values of each query, written before it
+comparisons/ALIAS/CANDIDATE/LIVE/SHA256.parquet  the values of each query, written before it; gc takes those that
+                                                 no comparison names
 comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty, so that a listing
                                                  shows what promote goes by; nothing is decided by it
 """
@@ -35,6 +36,7 @@ from reembed.config.gate import FrozenGate
 from reembed.errors import IntegrityError
 from reembed.evaluation.figures import (
     DocumentsCompared,
+    Environment,
     HowAnswered,
     KnownItems,
     LikelyGroups,
@@ -129,6 +131,7 @@ class Comparison(Verdict, HowAnswered):
     """The look that judged the metrics, over the queries as they arrived; None if this sample of queries did."""
     cutoffs: CutOffs | None
     logged: LoggedQueries | None
+    environment: Environment
     by: str
     at: str
     number: int = 0
@@ -230,6 +233,16 @@ def read(catalog: Catalog, path: str) -> Comparison:
 def values_path(path: str, record: Comparison) -> str:
     """Return the path of the values of each query of the comparison that was kept at a path."""
     return content_path(path.rpartition("/")[0], record.per_query_sha256, "parquet")
+
+
+def values_of_pair(catalog: Catalog, pair: str) -> set[str]:
+    """Return the paths of the values of each query of all comparisons in a folder.
+
+    Raises:
+        IntegrityError: a comparison is damaged, or one was removed.
+    """
+    paths = [f"{pair}/{number:08d}.json" for number in numbers(catalog, pair)]
+    return {values_path(path, read(catalog, path)) for path in paths}
 
 
 def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | None:

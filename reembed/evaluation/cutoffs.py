@@ -9,7 +9,9 @@ Q queries; N results of all of them together.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +25,12 @@ from reembed.evaluation.statistics import Floats
 from reembed.plural import counted
 
 _RESAMPLES = 1_000
-_SEED = 13
+SEED = 13
 _LEVEL = 0.95
 _MOST_FULL = 0.05
-"""Share of the lists of either that may be full above its cut-off. With more, the number of results is not
-known, and the cut-off that gives as many as were looked at depends on the few lowest scores, of which a bootstrap knows
-little."""
+"""Share of the lists of either that may be full above its cut-off; for recall, and lack a relevant document. With
+more, what is above is not known: the cut-off that gives as much as was looked at would depend on the few lowest scores,
+of which a bootstrap knows little."""
 _WHY = {
     math.inf: "live shows nothing above its cut-off",
     -math.inf: "no score of the candidate gives as much",
@@ -58,45 +60,69 @@ def cut_offs(cutoff: float, queries: EvalSet, lists: Sides[Ranked]) -> CutOffs:
     draws_BQ = _draws(queries)
     found = lists.each(lambda side: _pooled(queries, side, relevant=True))
     every = lists.each(lambda side: _pooled(queries, side, relevant=False))
-    full = _full(lists.live, cutoff)
+    relevant = _Known(lists, lists.each(lambda side: _lacks_relevant(queries, side)))
+    results = _Known(lists, None)
     return CutOffs(
         cutoff=float(cutoff),
         live_recall=_above(found.live, cutoff) / len(queries.texts),
         live_results=_above(every.live, cutoff) / len(queries.texts),
-        same_recall=_matching(cutoff, found, draws_BQ),
-        same_share=_same_share(cutoff, every, draws_BQ, lists),
-        full_lists=full,
+        same_recall=_if_known(cutoff, found, draws_BQ, relevant),
+        same_share=_if_known(cutoff, every, draws_BQ, results),
+        full_lists=results.full("live", cutoff),
     )
 
 
-def _same_share(
-    cutoff: float, every: Sides[_Pool], draws_BQ: npt.NDArray[np.int64], lists: Sides[Ranked]
+def _lacks_relevant(queries: EvalSet, side: Ranked) -> list[bool]:
+    """Return of each query whether a relevant document is not among the results that were looked at."""
+    return [
+        any(grade > 0 and d not in found for d, grade in qrels.items())
+        for qrels, found in zip(queries.qrels, map(frozenset, side.ids), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What of the results is known."""
+
+    lists: Sides[Ranked]
+    lacks: Sides[list[bool]] | None
+    """Whether a list lacks a relevant document, where only these count."""
+
+    def full(self, role: Literal["live", "candidate"], cutoff: float) -> int:
+        """Return how many lists may go on above a cut-off with what counts, beyond what was looked at."""
+        scores = getattr(self.lists, role).scores
+        full = [len(found) >= DEPTH and found[DEPTH - 1] >= cutoff for found in scores]
+        if self.lacks is None:
+            return sum(full)
+        return sum(map(operator.and_, full, getattr(self.lacks, role)))
+
+    def why_not(self, role: Literal["live", "candidate"], cutoff: float) -> str:
+        """Return why it is not known what is above a cut-off; empty if it is."""
+        full, lists = self.full(role, cutoff), len(self.lists.live.scores)
+        if full <= _MOST_FULL * lists:
+            return ""
+        who = {"live": "live", "candidate": "the candidate"}[role]
+        only = f"of which only {DEPTH} are known"
+        if self.lacks is not None:
+            only += ", and relevant documents that are not among these"
+        many = f"{DEPTH} results or more above {cutoff:.4g}"
+        return f"{who} has {many} in {full:,} of {counted(lists, 'query')}, {only}"
+
+
+def _if_known(
+    cutoff: float, pools: Sides[_Pool], draws_BQ: npt.NDArray[np.int64], known: _Known
 ) -> CutOff:
-    """Return the cut-off with as many results; not known where the results of either end above their cut-off."""
-    if why := _too_full("live", lists.live, cutoff):
+    """Return the candidate's cut-off that gives as much; not known where the results of either end above its own."""
+    if why := known.why_not("live", cutoff):
         return CutOff(None, None, None, why)
-    found = _matching(cutoff, every, draws_BQ)
+    found = _matching(cutoff, pools, draws_BQ)
     if found.score is None:
         return found
-    if why := _too_full("the candidate", lists.candidate, found.score):
+    if why := known.why_not("candidate", found.score):
         return CutOff(None, None, None, why)
-    if found.low is not None and _too_full("the candidate", lists.candidate, found.low):
+    if found.low is not None and known.why_not("candidate", found.low):
         return replace(found, low=None)
     return found
-
-
-def _full(side: Ranked, cutoff: float) -> int:
-    """Return how many lists may go on above a cut-off beyond what was looked at."""
-    return sum(len(s) >= DEPTH and s[DEPTH - 1] >= cutoff for s in side.scores)
-
-
-def _too_full(role: str, side: Ranked, cutoff: float) -> str:
-    """Return why the number of results above a cut-off is not known; empty if it is."""
-    full, lists = _full(side, cutoff), len(side.scores)
-    if full <= _MOST_FULL * lists:
-        return ""
-    only = f"of which only {DEPTH} are known"
-    return f"{role} has {DEPTH} results or more above {cutoff:.4g} in {full:,} of {counted(lists, 'query')}, {only}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +164,7 @@ def _draws(queries: EvalSet) -> npt.NDArray[np.int64]:
     named = queries.groups or tuple(map(str, range(len(queries.texts))))
     _, group_Q = np.unique(np.array(named), return_inverse=True)
     groups = int(group_Q.max()) + 1
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     drawn_BG = rng.multinomial(groups, np.full(groups, 1 / groups), size=_RESAMPLES)
     return drawn_BG[:, group_Q]
 

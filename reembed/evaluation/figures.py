@@ -174,16 +174,92 @@ class Latency:
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    queries: int
+    """Queries that were timed."""
 
 
 @dataclass(frozen=True)
-class IndexSize:
-    """What an index takes."""
+class IndexUsed:
+    """An index, and what it takes."""
 
+    factory: str
+    """Its kind, as a factory string."""
+    operating_point: dict[str, int]
+    """Any of nprobe, ef_search and k_factor."""
+    sha256: str
+    """Digest of its manifest."""
     disk_bytes: int
     """All of its files."""
     memory_bytes: int | None
     """Files that a serving process reads into memory whole; None where Lance reads parts as it needs them."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What an index finds at one value of its setting."""
+
+    value: int
+    ann_recall_at_10: float
+    ms: float
+    """Milliseconds a query, of a batch."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What an index finds the more it looks into."""
+
+    setting: str
+    """nprobe or ef_search."""
+    value: int
+    """What searches use."""
+    queries: int
+    """Judged queries that it was measured on."""
+    points: tuple[CurvePoint, ...]
+    """With ascending values; the one in use is among them."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The quarter, half and three quarters of some scores."""
+
+    q25: float
+    q50: float
+    q75: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of first results, counted between the edges."""
+
+    relevant: tuple[int, ...]
+    others: tuple[int, ...]
+    """Of results that are judged not relevant, or not judged."""
+    of_relevant: Quartiles | None
+    """None without any."""
+    of_others: Quartiles | None
+
+
+@dataclass(frozen=True)
+class ScoreDistributions:
+    """How both releases score the first ten results of the judged queries."""
+
+    edges: tuple[float, ...]
+    """One more than there are counts; the same for both, each bin with its lower edge."""
+    of: Sides[Scores]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a comparison ran on."""
+
+    python: str
+    packages: dict[str, str]
+    """Versions."""
+    platform: str
+    cpus: int
+    """That the process may use."""
+    seeds: dict[str, int]
+    """Of what is drawn at random. They are fixed."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +334,11 @@ class HowAnswered:
     """Latency of a search without encoding; None if too few queries were timed."""
     encoding: Sides[Latency] | None
     """Latency of encoding one query."""
-    index: Sides[IndexSize]
+    index: Sides[IndexUsed]
+    curve: Sides[Curve | None]
+    """None where the index looks at all vectors, and so has no setting."""
+    scores: ScoreDistributions | None
+    """None without results."""
     not_embedded: Sides[int]
     """Queries that the model cannot embed: a search finds nothing, and its index is not measured on them."""
     truncated: Sides[int | None]

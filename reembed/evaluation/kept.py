@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.gate import GateConfig
 from reembed.config.settings import changed_settings
-from reembed.evaluation import comparisons, report
+from reembed.evaluation import comparisons
 from reembed.evaluation.compare import compare
 from reembed.evaluation.comparisons import Comparison
+from reembed.evaluation.page.document import Report, require_places
 from reembed.evaluation.queries import place_of
 from reembed.evaluation.terms import Asked
 from reembed.events import ChangedSetting, Ignored, Listener
@@ -25,16 +27,19 @@ def compare_and_keep(
     asked: Asked,
     emit: Listener,
 ) -> Comparison:
-    """Return the comparison that was kept, with its report's address; raise errors as `compare`.
+    """Return the comparison that was kept, with its report's address; raise errors as `compare` and `require_places`.
 
     Emits `Ignored` for settings that differ from those that were planned.
     """
+    require_places(asked.reports)
     record, values = compare(catalog, live, candidate, configured, asked)
     if changed := _ignored(record, configured):
         emit(Ignored(tuple(changed)))
     kept = comparisons.keep(catalog, live, candidate, record, values.to_bytes())
-    page = report.html(kept, candidate, catalog.log())
-    catalog.storage.write_bytes(kept.report, page.encode())
+    report = Report(kept, values, candidate, catalog.log())
+    catalog.storage.write_bytes(kept.report, report.html().encode())
+    for place in asked.reports:
+        report.write(Path(place))
     return replace(kept, report=catalog.storage.uri(kept.report))
 
 

@@ -23,7 +23,7 @@ from reembed.store.storage import first_line
 ITEMS = 200
 """Documents that are looked for."""
 DEPTH = 10
-_SEED = 0
+SEED = 0
 _SHORTEST, _LONGEST = 12, 200
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
 
@@ -53,7 +53,7 @@ def known_items(opened: Sides[OpenRelease], source: Source, held: Sides[Held]) -
         held: the documents that each holds.
     """
     try:
-        drawn = source.sample(4 * ITEMS, _SEED)
+        drawn = source.sample(4 * ITEMS, SEED)
     except (SourceError, OSError, ValueError) as error:
         return Searched.nothing(f"the source cannot be read: {first_line(error)}")
     in_both = np.ones(len(drawn), dtype=bool)

@@ -196,5 +196,6 @@ _KINDS: dict[str, Callable[[EvalSet, Results, int], Floats]] = {
 
 def latency(latencies_s: Floats) -> Latency:
     """Return the percentiles of latencies in seconds."""
-    values = np.percentile(latencies_s, (50, 95, 99), method="inverted_cdf") * 1e3
-    return Latency(*map(float, values))
+    percentiles = np.percentile(latencies_s, (50, 95, 99), method="inverted_cdf") * 1e3
+    p50, p95, p99 = percentiles.tolist()
+    return Latency(p50, p95, p99, len(latencies_s))

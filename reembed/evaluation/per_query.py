@@ -11,6 +11,9 @@ One row a query, with the columns
     both:METRIC        overlap@10 and rbo
     counts_as          only in a shadow: what the query counts as, once (`evaluation.looks`)
     live_ids, live_scores, candidate_ids, candidate_scores    the first 10 results, best first
+    live_grades, candidate_grades            int32, what the judgements or the clicks say of them; null of one that
+                                             nobody judged
+    relevant                                 int32, relevant documents that there are
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reembed.errors import IntegrityError
 from reembed.evaluation.comparisons import Comparison, values_path
+from reembed.evaluation.figures import Sides
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
@@ -40,6 +45,43 @@ KEPT = 10
 _SLICE, _LIVE, _CANDIDATE, _BOTH = "slice:", "live:", "candidate:", "both:"
 _COUNTS_AS = "counts_as"
 Pairs = dict[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result of a query."""
+
+    doc_id: str
+    score: float
+    grade: int | None
+    """None if nobody judged it for the query."""
+
+
+@dataclass(frozen=True)
+class QueryChange:
+    """A query on both sides: a metric, and the first results."""
+
+    set: str
+    query_id: str
+    text: str | None
+    """None where texts are not kept."""
+    relevant: int
+    """Relevant documents that there are."""
+    metric: Sides[float]
+    found: Sides[tuple[Found, ...]]
+
+    @property
+    def change(self) -> float:
+        """How much the metric changed."""
+        return self.metric.candidate - self.metric.live
+
+
+@dataclass(frozen=True)
+class ChangedMost:
+    """The judged queries whose metric changed most, the largest change first."""
+
+    lost: tuple[QueryChange, ...]
+    won: tuple[QueryChange, ...]
 
 
 @dataclass(frozen=True)
@@ -73,9 +115,14 @@ class PerQuery:
             columns |= {_LIVE + name: live_Q, _CANDIDATE + name: candidate_Q}
         columns |= {_BOTH + name: values_Q for name, values_Q in both.items()}
         for side, ranked in zip(("live", "candidate"), lists, strict=True):
-            ids, scores = ([row[:KEPT] for row in rows] for rows in (ranked.ids, ranked.scores))
+            ids = [row[:KEPT] for row in ranked.ids]
+            scores = [row[:KEPT] for row in ranked.scores]
             columns[f"{side}_ids"] = pa.array(ids, pa.list_(pa.string()))
+            grades = [[q.get(d) for d in row] for q, row in zip(queries.qrels, ids, strict=True)]
             columns[f"{side}_scores"] = pa.array(scores, pa.list_(pa.float64()))
+            columns[f"{side}_grades"] = pa.array(grades, pa.list_(pa.int32()))
+        relevant = [sum(grade > 0 for grade in q.values()) for q in queries.qrels]
+        columns["relevant"] = pa.array(relevant, pa.int32())
         return cls(pa.table(columns))
 
     def __add__(self, other: PerQuery) -> PerQuery:
@@ -106,6 +153,19 @@ class PerQuery:
         """Return each metric of live and of the candidate, float64 [Q] each."""
         names = [n.removeprefix(_LIVE) for n in self.table.column_names if n.startswith(_LIVE)]
         return {n: (self._values(_LIVE + n), self._values(_CANDIDATE + n)) for n in names}
+
+    def changed_most(self, metric: str, most: int) -> ChangedMost:
+        """Return the judged queries that lost most, and those that won most; equal changes in the stored order."""
+        judged = self.judged
+        live_Q, candidate_Q = judged.pairs[metric]
+        deltas_Q = candidate_Q - live_Q
+        lost = [row for row in np.argsort(deltas_Q, kind="stable").tolist() if deltas_Q[row] < 0]
+        won = [row for row in np.argsort(-deltas_Q, kind="stable").tolist() if deltas_Q[row] > 0]
+        return ChangedMost(judged._at(lost[:most], metric), judged._at(won[:most], metric))
+
+    def _at(self, rows: list[int], metric: str) -> tuple[QueryChange, ...]:
+        found = self.table.take(pa.array(rows, pa.int64())).to_pylist()
+        return tuple(_query_change(row, metric) for row in found)
 
     def _values(self, column: str) -> Floats:
         values_Q: Floats = self.table.column(column).to_numpy()
@@ -139,3 +199,19 @@ class PerQuery:
                 DAMAGED,
             )
         return cls(pq.read_table(io.BytesIO(body)))
+
+
+def _query_change(row: dict[str, Any], metric: str) -> QueryChange:
+    lists = (
+        zip(row[f"{side}_ids"], row[f"{side}_scores"], row[f"{side}_grades"], strict=True)
+        for side in ("live", "candidate")
+    )
+    live, candidate = (tuple(Found(*result) for result in found) for found in lists)
+    return QueryChange(
+        set=row["set"],
+        query_id=row["query_id"],
+        text=row.get("text"),
+        relevant=row["relevant"],
+        metric=Sides(row[_LIVE + metric], row[_CANDIDATE + metric]),
+        found=Sides(live, candidate),
+    )

@@ -1,4 +1,4 @@
-"""A comparison for people: what it says, what can follow, and its page."""
+"""A comparison for people: what it says, and what can follow."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from reembed.catalog.reports import GateMargin, GateSettings
 from reembed.evaluation import shadows
-from reembed.evaluation.beside import beside
-from reembed.evaluation.comparisons import metric_name, not_passed_by_runs
+from reembed.evaluation.beside import without_vectors
+from reembed.evaluation.comparisons import not_passed_by_runs
 from reembed.plural import counted
-from reembed.redact import harmless
 
 if TYPE_CHECKING:
-    from reembed.catalog.releases import AliasRecord, Release
     from reembed.catalog.reports import (
         Change,
         ComparisonSummary,
@@ -24,39 +22,8 @@ if TYPE_CHECKING:
     )
     from reembed.evaluation.comparisons import Comparison
 
-
-def html(comparison: Comparison, candidate: Release, log: list[AliasRecord]) -> str:
-    """Return the comparison as one self-contained page: no script, nothing loaded, everything escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reembed"),
-        autoescape=True,
-        finalize=harmless,
-        undefined=jinja2.StrictUndefined,
-    )
-    metrics = {metric_name(key): m for key, m in comparison.metrics.items()}
-    allowed = {name: m.margin for name, m in metrics.items() if m.margin is not None}
-    changes = [m.change for m in comparison.metrics.values()]
-    ends = [abs(end or 0) for c in changes for end in (c.low, c.high, c.mean)]
-    return environment.get_template("report.html").render(
-        c=comparison,
-        metrics=metrics,
-        gate_metrics=" and ".join(map(metric_name, comparison.gate.metrics)),
-        allowed=allowed,
-        notes=[
-            *notes(comparison),
-            *beside(comparison),
-            *comparison.documents.differ,
-            *map(changed_words, comparison.changes),
-        ],
-        made=[*comparison.earlier, comparison.summary()],
-        choices=choices(comparison),
-        release=candidate,
-        verify=candidate.verify,
-        log=log,
-        scale=max(0.05, *ends, *allowed.values()) * 1.15,
-    )
+_NAMED = 20
+"""Slices that are named, of those that are too small to be tested."""
 
 
 def choices(c: Comparison) -> list[str]:
@@ -174,7 +141,12 @@ def told(summary: ComparisonSummary) -> str:
 
 
 def notes(c: Comparison) -> list[str]:
-    """Return what to know of the evidence before reading the figures."""
+    """Return what to know of the evidence before reading the figures, and what was left out of it."""
+    return [*warnings(c), *left_out(c)]
+
+
+def warnings(c: Comparison) -> list[str]:
+    """Return what makes the evidence weaker than it looks."""
     queries, lines = c.queries, []
     if made := not_passed_by_runs(c):
         lines.append(
@@ -188,13 +160,6 @@ def notes(c: Comparison) -> list[str]:
         )
     if c.gate_is_late:
         lines.append("the plan named no queries: they were named only at the first comparison")
-    if queries.dropped:
-        lines.append(f"left out: {counted(queries.dropped, 'query')} without a relevant document")
-    if queries.own_documents:
-        own = f"{queries.own_documents:,} queries have a document's id: it is left out of their results, as BEIR does"
-        if queries.own_judged:
-            own += f"; {queries.own_judged:,} of these documents are judged relevant: are the ids equal by chance?"
-        lines.append(own)
     if clicked := [found.name for found in queries.sets if found.evidence == "clicks"]:
         lines.append(
             f"relevance by clicks, not by judges: {', '.join(clicked)}; clicks favour what live showed"
@@ -205,12 +170,24 @@ def notes(c: Comparison) -> list[str]:
                 f"{queries.clicks_outside:,} of {clicks} on documents that neither release finds:"
                 " they count as relevant, and as not found"
             )
+    return [*lines, *_gate_notes(c)]
+
+
+def left_out(c: Comparison) -> list[str]:
+    """Return which queries, documents and fields were left out or counted apart, how many, and why."""
+    queries, lines = c.queries, []
+    if queries.dropped:
+        lines.append(f"left out: {counted(queries.dropped, 'query')} without a relevant document")
+    if queries.own_documents:
+        own = f"{queries.own_documents:,} queries have a document's id: it is left out of their results, as BEIR does"
+        if queries.own_judged:
+            own += f"; {queries.own_judged:,} of these documents are judged relevant: are the ids equal by chance?"
+        lines.append(own)
     if queries.same_text:
         lines.append(f"{queries.same_text:,} queries have a text that another query has as well")
-    lines += [
-        f"slice {name}: all queries have one value, left out" for name in queries.constant_slices
-    ]
-    return [*lines, *_gate_notes(c)]
+    for name in queries.constant_slices:
+        lines.append(f"slice {name}: all queries have one value, left out")
+    return [*lines, *without_vectors(c)]
 
 
 def _gate_notes(c: Comparison) -> Iterator[str]:
@@ -223,7 +200,8 @@ def _gate_notes(c: Comparison) -> Iterator[str]:
     small = {(s.field, s.value): s.change.independent for s in c.slices if s.p is None}
     if small:
         of = counted(len({(s.field, s.value) for s in c.slices}), "slice")
-        named = ", ".join(f"{field} = {value} (n {n})" for (field, value), n in small.items())
+        told = [f"{field} = {value} (n {n})" for (field, value), n in small.items()]
+        named = ", ".join([*told[:_NAMED], *["…"] * (len(told) > _NAMED)])
         yield f"too small to be tested, so that nothing is shown of them: {len(small):,} of {of}: {named}"
     if c.known_items.why:
         yield f"known items were not searched: {c.known_items.why}"

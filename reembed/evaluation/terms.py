@@ -50,6 +50,8 @@ class Asked:
     """Judge by the group, slices, metrics and latency ratio that the config names now."""
     looked: ShadowLook | None = None
     """Judge the metrics by this look of a shadow."""
+    reports: tuple[str, ...] = ()
+    """Local files to write the report to as well."""
 
 
 @dataclass(frozen=True)

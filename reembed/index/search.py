@@ -48,6 +48,18 @@ class Answer(NamedTuple):
     """Returns the row ids [R] of some of these positions [R]."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A setting of an index that trades speed for recall."""
+
+    name: str
+    """nprobe or ef_search."""
+    value: int
+    """What searches use."""
+    least: int
+    most: int
+
+
 class SearchIndex:
     """A filled FAISS index."""
 
@@ -155,6 +167,16 @@ class SearchIndex:
     def lists(self) -> tuple[int, int]:
         """How many lists a search looks into, and how many there are."""
         return (0, 0) if self._ivf is None else (int(self._ivf.nprobe), int(self._ivf.nlist))
+
+    @property
+    def setting(self) -> Setting | None:
+        """The setting that trades speed for recall, as it is now; None for a full scan."""
+        if self.knob is None:
+            return None
+        name, most = self.knob
+        if name == "nprobe":
+            return Setting(name, self.lists[0], 1, most)
+        return Setting(name, int(self._hnsw.hnsw.efSearch), min(RECALL_K, most), most)
 
     def lists_near(self, queries: Float32, nprobe: int) -> Lists | None:
         """Return the `nprobe` lists that are nearest to queries [Q, D]; None if the index has no lists."""

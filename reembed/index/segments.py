@@ -8,7 +8,8 @@ Shapes: N rows in all segments, Q queries, K results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
-from reembed.index.search import Answer, Float32, Int64, SearchIndex, best, require_k
+from reembed.index.search import Answer, Float32, Int64, SearchIndex, Setting, best, require_k
 from reembed.index.selection import Mask, Selection
 from reembed.index.sharded import ShardedIndex
 
@@ -113,6 +114,25 @@ class SegmentedIndex:
         for start, dead in zip(self._starts[:-1], self._dead, strict=True):
             mask[start + dead] = False
         return SelectedRows(self, mask, self._starts.tolist())
+
+    @property
+    def setting(self) -> Setting | None:
+        """The setting of the first segment, as `SearchIndex.setting`."""
+        return self.segments[0].setting
+
+    @contextmanager
+    def set_to(self, value: int) -> Iterator[SegmentedIndex]:
+        """Search at another value of the setting meanwhile; threads that share the index do so, too."""
+        before = [s.setting for s in self.segments]
+        try:
+            for segment, own in zip(self.segments, before, strict=True):
+                if own is not None:
+                    segment.operate({own.name: min(value, own.most)})
+            yield self
+        finally:
+            for segment, own in zip(self.segments, before, strict=True):
+                if own is not None:
+                    segment.operate({own.name: own.value})
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], as `nearest`."""

@@ -20,6 +20,7 @@ from reembed.index.search import (
     Float32,
     Int64,
     SearchIndex,
+    Setting,
     best,
     checked_queries,
     nearest_selected,
@@ -48,6 +49,11 @@ class ShardedIndex:
     def lists(self) -> tuple[int, int]:
         """How many lists a search looks into, and how many there are."""
         return self.shards[0].lists
+
+    @property
+    def setting(self) -> Setting | None:
+        """The setting of the shards, as `SearchIndex.setting`."""
+        return self.shards[0].setting
 
     def operate(self, point: dict[str, int]) -> None:
         """Set the operating point of each shard, and raise errors, as `SearchIndex.operate`."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from reembed import faults
 from reembed.catalog.index_manifest import read_manifest
@@ -16,6 +17,7 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.catalog.runs import Run, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
+from reembed.lifecycle.gc_comparisons import unnamed_values
 from reembed.lifecycle.gc_plan import Collected, GcPlan, Kept, Orphan, Removable, files_below
 from reembed.lifecycle.gc_reasons import planned_of, why_kept
 from reembed.source.dataset import Source
@@ -100,7 +102,7 @@ def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:
     return GcPlan(
         keep=[Kept(k, v) for k, v in reasons.items()],
         remove=removable,
-        orphans=orphans + [o for found in unnamed for o in found],
+        orphans=[*orphans, *chain.from_iterable(unnamed), *unnamed_values(catalog)],
         dropped_runs=dropped,
         tables=unused,
         tables_bytes=sum(o.size for t in unused for o in free[t]),

@@ -38,7 +38,8 @@ class Removable:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A file that nothing names: of a table, no version and no receipt; of an index, not its release.
+    """A file that nothing names: of a table, no version and no receipt; of an index, not its release; of values of
+    queries, no comparison.
 
     A process that died or came second left it.
     """

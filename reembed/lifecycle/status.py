@@ -12,6 +12,7 @@ from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
 from reembed.catalog.lines import RunEntry
 from reembed.catalog.releases import AliasRecord, Catalog, Release
+from reembed.catalog.reports import CutOffs
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
@@ -38,10 +39,12 @@ class Candidate:
     """Lines of the other releases that it was compared with."""
     superseded: bool = False
     """Whether live has the same settings and was started later: this is an older build of the same model."""
+    cutoffs: CutOffs | None = None
+    """Its score cut-offs that correspond to one of live, as that comparison found them."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the release's summary, the verdict, and whether live supersedes it."""
-        shown = {name: value for name, value in vars(self).items() if name != "release"}
+        """Return the release's summary, the verdict, whether live supersedes it, and its cut-offs."""
+        shown = {name: value for name, value in asdict(self).items() if name != "release"}
         return asdict(self.release.summary()) | shown
 
 
@@ -115,6 +118,8 @@ class Status:
     older_runs: tuple[str, ...]
     shadow: Shadow | None
     """The alias's last shadow, unless it has ended."""
+    cutoffs: CutOffs | None = None
+    """Of live: its score cut-offs that correspond to one of the release that it was compared with."""
 
     @property
     def forced(self) -> bool:
@@ -158,7 +163,9 @@ class Status:
             "shadow": self.shadow.to_json() if self.shadow else None,
         }
         if self.live and self.lag:
-            shown["live"] = asdict(self.live.release.summary()) | {"lag": self.lag.to_json()}
+            cutoffs = asdict(self.cutoffs) if self.cutoffs else None
+            more = {"lag": self.lag.to_json(), "cutoffs": cutoffs}
+            shown["live"] = asdict(self.live.release.summary()) | more
             shown["generation"] = self.live.generation
         if self.previous:
             shown["previous"] = asdict(self.previous.summary())
@@ -196,6 +203,7 @@ def status(catalog: Catalog) -> Status:
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
         shadow=shadow if shadow and shadow.is_open else None,
+        cutoffs=_cut_offs(catalog, live, compared) if live else None,
     )
 
 
@@ -203,6 +211,16 @@ def _lag(catalog: Catalog, live: AliasRecord) -> Lag:
     from reembed.source.lag import lag  # loads Lance, which nothing else here needs
 
     return lag(catalog, live.release)
+
+
+def _cut_offs(catalog: Catalog, live: AliasRecord, compared: comparisons.Pairs) -> CutOffs | None:
+    """Return the cut-offs of the comparison that made it live, else of the newest ones of its line."""
+    if (grounds := live.grounds.comparison) is not None:
+        return grounds.cutoffs
+    paths = [new.path for (line, _), new in compared.items() if line == live.release.origin]
+    records = [comparisons.read(catalog, path) for path in paths]
+    known = [record for record in records if record.cutoffs]
+    return max(known, key=lambda record: record.at).cutoffs if known else None
 
 
 def _rolled_back(catalog: Catalog, live: AliasRecord) -> RolledBack | None:
@@ -253,13 +271,15 @@ def _candidate(
 ) -> Candidate:
     with_lines = sorted(other for line, other in compared if line == entry.origin)
     found = _with_live(entry, live, compared)
-    decisive = comparisons.decisive(comparisons.read(catalog, found.path)) if found else None
+    record = comparisons.read(catalog, found.path) if found else None
+    decisive = comparisons.decisive(record) if record else None
     return Candidate(
         release=catalog.release(entry.id),
         verdict=decisive.verdict if decisive else None,
         runs=decisive.runs if decisive else None,
         compared_with=tuple(with_lines),
         superseded=entry.origin in superseded,
+        cutoffs=record.cutoffs if record else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy.typing as npt
 
-from reembed.index.search import Answer, Float32, Int64
+from reembed.index.exact import Searchable
+from reembed.index.search import Answer, Float32, Int64, Setting
 
 
 class Rows(Protocol):
@@ -38,6 +40,13 @@ class OpenIndex(Rows, Protocol):
 
     def search(self, queries: npt.ArrayLike, k: int) -> tuple[Int64, Float32]:
         """Return row ids [Q, K] and scores [Q, K], best first; -1 and -inf where rows ran out."""
+
+    @property
+    def setting(self) -> Setting | None:
+        """What trades speed for recall; None if it looks at all vectors."""
+
+    def set_to(self, value: int) -> AbstractContextManager[Searchable]:
+        """Search at another value of the setting meanwhile."""
 
     def among(self, row_ids: Int64, condition: str) -> ChosenRows | None:
         """Return a search of only the rows with these ids [R], which are those that meet the condition.

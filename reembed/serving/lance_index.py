@@ -9,6 +9,8 @@ Shapes: Q queries, D dimensions, K results.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX, LanceManifest
 from reembed.errors import IntegrityError
-from reembed.index.search import Answer, Float32, Int64, checked_queries, until_filled
+from reembed.index.search import Answer, Float32, Int64, Setting, checked_queries, until_filled
 from reembed.table.read import TableVersion
 from reembed.table.vector_index import find, segments_of
 from reembed.table.vector_model import Kind
@@ -63,6 +65,16 @@ class LanceIndex:
         return LanceIndex(
             self.table, rows=self.rows, lists=self._lists, metric=self._metric, point=point
         )
+
+    @property
+    def setting(self) -> Setting | None:
+        """How many lists a search looks into."""
+        return Setting("nprobe", self._point["nprobe"], 1, self._lists)
+
+    @contextmanager
+    def set_to(self, value: int) -> Iterator[LanceIndex]:
+        """Search in another number of lists."""
+        yield self.operating_at({**self._point, "nprobe": value})
 
     def among(self, row_ids: Int64, condition: str) -> LanceIndex:
         """Return a search of only the rows that meet a condition; they have these ids [R], one at least.

@@ -6,6 +6,7 @@ conditional write that every store has. No path leads out of the root, whatever 
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import hashlib
 import json
@@ -279,6 +280,14 @@ class Storage:
         """Return (path, size in bytes) of every object below a prefix, sorted."""
         pages = obstore.list(self.store, prefix)
         return sorted((o["path"], o["size"]) for page in pages for o in page)
+
+    def written(self, prefix: str) -> dict[str, dt.datetime]:
+        """Return when each object below a prefix was written, by the store's clock, in UTC; half-written files, too."""
+        pages = obstore.list(self.store, prefix)
+        times = {o["path"]: o["last_modified"] for page in pages for o in page}
+        for path, _ in self.torn(prefix):
+            times[path] = dt.datetime.fromtimestamp(os.stat(self.uri(path)).st_mtime, dt.UTC)
+        return times
 
     def is_shared(self, path: str) -> bool:
         """Return whether other paths lead to the same local file, so that deleting this one frees nothing."""

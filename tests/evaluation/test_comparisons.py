@@ -49,11 +49,6 @@ CHANGED = Asked(changed_queries=True, reason="the judges corrected them")
 DEFAULT_MARGIN = "0.01 (or 2 % of live's value if that is more)"
 
 
-def wide(report: str) -> str:
-    """A report without what a narrow screen writes before the values."""
-    return re.sub(r' data-h="[^"]*"', "", Path(report).read_text())
-
-
 SAME_LIVE = "the same live release, or with another of its line"
 VALUES = b"of each query"
 ONE_MORE = pa.table({c: ["new one"] for c in ("doc_id", "title", "text")})
@@ -129,7 +124,7 @@ def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_
     assert (change.before.count, change.after.count) == (QUERIES, 26)
     assert (change.reason, change.by) == ("the judges corrected them", record.by)
     assert record.gate.sha256 == record.queries.sha256 != record.planned_gate.sha256
-    page = wide(record.report)
+    page = Path(record.report).read_text()
     for said in (text.text("compare", record), page):
         assert f"changed from {QUERIES} queries" in said
         assert "the judges corrected them" in said
@@ -137,7 +132,7 @@ def test_judged_queries_that_changed_are_accepted_under_a_flag_that_is_recorded_
     assert f"{verdict}  candidate {pair.candidate.id}  on {QUERIES} queries" in text.text(
         "compare", record
     )
-    assert f'<td class="{verdict}">{verdict}</td><td class="n">{QUERIES}</td>' in page
+    assert re.search(rf'class="verdict {verdict}">. {verdict}</span></td><td>{QUERIES}</td>', page)
 
 
 def test_the_flag_takes_the_queries_that_the_config_names_now_and_nothing_else_does(
@@ -269,22 +264,28 @@ def test_every_comparison_of_a_pair_is_kept_and_the_one_that_promotes_tells_of_a
 
 def test_metrics_have_one_spelling_for_people_and_documents_are_called_so(pair):
     record = pair.compare()
-    said, page = text.text("compare", record), wide(record.report)
+    said, page = text.text("compare", record), Path(record.report).read_text()
     assert {"ndcg@10", "mrr@10"} <= record.to_json()["metrics"].keys()
     for shown in (said, page):
         assert ("ndcg@10" in shown, "mrr@10" in shown) == (False, False)
         assert "MRR@10" in shown
     assert re.search(r"^  nDCG@10 +\d", said, re.M)
     assert len(re.findall(rf"dimensions +{DOCUMENTS} documents$", said, re.M)) == 2
-    assert page.count("allowed loss</tspan>") + page.count(">allowed loss ") == 2
-    assert f"<tr><th>documents</th><td>{DOCUMENTS}, " in page
+    assert page.count(">allowed loss 0") == 2
+    of_both = f"<td>{DOCUMENTS}</td><td>{DOCUMENTS}</td>"
+    assert f'<th scope="row">documents</th>{of_both}' in page.replace(' class="w"', "")
 
 
 def test_the_margin_that_is_applied_is_the_one_that_text_plot_and_json_show(pair):
     record = pair.compare()
-    said, page, kept = text.text("compare", record), wide(record.report), record.to_json()
-    marks = re.findall(r'<line x1="([\d.]+)" x2="\1"[^>]*stroke-dasharray', page)
-    (zero,) = {float(x) for x in re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="\1"', page)}
+    page = Path(record.report).read_text()
+    said, kept = text.text("compare", record), record.to_json()
+    plot = page[page.index("<svg") : page.index("</svg>")]
+    marks = re.findall(
+        r'<line class="t-limit" x1="([\d.]+)" y1="[\d.]+" x2="\1"[^>]*stroke-dasharray', plot
+    )
+    upright = r'<line class="t-soft" x1="([\d.]+)" y1="[\d.]+" x2="\1" y2="[\d.]+" stroke-width="1"'
+    zero = float(re.findall(upright, plot)[0])
     distances = [zero - float(mark) for mark in marks]
     margins = []
     rule_of = {rule.metric: rule for rule in record.rules}
@@ -294,7 +295,7 @@ def test_the_margin_that_is_applied_is_the_one_that_text_plot_and_json_show(pair
         assert kept["metrics"][key]["margin"] == rule.margin == -rule.required
         assert f"at least -{rule.margin:.4f} needed" in said
         assert f"allowed loss {rule.margin:.4f}<" in page
-    assert distances[0] / margins[0] == pytest.approx(distances[1] / margins[1])
+    assert distances[0] / margins[0] == pytest.approx(distances[1] / margins[1], rel=0.005)
     assert record.metrics["recall@100"].margin is None
 
 
@@ -981,7 +982,7 @@ def test_the_report_draws_the_loss_that_was_allowed_for_each_metric(pair, asked)
     floor = 0.02 * live
     assert floor > 0.01
     assert allowed["recall@10 change"] == pytest.approx(asked.margin or floor)
-    drawn = re.findall(r"allowed loss ([\d.]+)", Path(record.report).read_text())
+    drawn = re.findall(r">allowed loss ([\d.]+)<", Path(record.report).read_text())
     assert drawn == [f"{margin:.4f}" for margin in allowed.values()]
 
 
@@ -1008,9 +1009,8 @@ def test_the_report_fits_a_narrow_screen_and_explains_its_words(pair):
     at = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([-\d.]+)"', drawn)]
     assert width <= 340  # of a screen of 360, so that its text is not made smaller
     assert all(0 <= x <= width for x in at)
-    assert "min-width" not in page
-    for column in ("live", "candidate", "95 % interval", "verdict", "why"):
-        assert f'data-h="{column}"' in page  # what a narrow screen writes before a value
+    tables = re.findall(r"<div class=\"([^\"]*)\"[^>]*><table>", page)
+    assert tables.count("wide") == page.count("<table>"), "a wide table scrolls by itself"
     assert "share of the first 10 results that have a judgement" in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,7 +164,23 @@ def test_results_of_the_candidate_that_were_not_looked_at_make_its_share_unknown
     assert (found.full_lists, found.same_share.score) == (0, None)
     assert "the candidate has 100 results or more above 0.2" in found.same_share.why
     assert "in 10 of 100 queries" in "\n".join(cutoff_words(found))
-    assert found.same_recall.score is not None
+    assert found.same_recall.score is not None, "nothing relevant is beyond them"
     few = cut_offs(0.5, *full_of_candidate(2)).same_share
     assert few.score is not None
     assert few.why == ""
+
+
+def test_recall_is_unknown_where_full_lists_lack_a_relevant_document():
+    """Live has 20 results above .5 of each query, some of the candidate have 100, and one document is not there."""
+    judged, lists = full_of_candidate(10)
+    both = replace(judged, qrels=[{"d0": 1, "beyond": 1}] * 100)
+    found = cut_offs(0.5, both, lists)
+    assert found.same_recall.score is None
+    assert "the candidate has 100 results or more" in found.same_recall.why
+    assert "relevant documents that are not among these" in found.same_recall.why
+    assert cut_offs(0.5, both, Sides(lists.candidate, lists.live)).same_recall.why.startswith(
+        "live has"
+    )
+    few = full_of_candidate(2)
+    some = cut_offs(0.5, replace(few[0], qrels=both.qrels), few[1]).same_recall
+    assert some.score is not None

@@ -127,6 +127,33 @@ def test_a_comparison_that_is_killed_after_the_values_is_made_again(pair, monkey
     assert (record.number, len(values(pair, record).table)) == (1, QUERIES)
 
 
+def test_gc_takes_values_that_no_comparison_names_once_one_is_a_day_younger(pair):
+    record = pair.compare()
+    named = comparisons.values_path(pair.kept()[0], record)
+    folder = Path(pair.catalog.storage.uri(named)).parent
+    killed, half = folder / f"{'0' * 64}.parquet", folder / f"{'1' * 64}.parquet#1"
+    for file in (killed, half):
+        file.write_bytes(b"of a comparison that was killed")
+    assert api.gc(pair.config()).plan.orphans == [], "one that is being made now"
+    for file in (killed, half, folder / Path(named).name):
+        os.utime(file, (0, 0))
+    found = api.gc(pair.config(), delete=True)
+    assert {o.path.rpartition("/")[2] for o in found.plan.orphans} == {killed.name, half.name}
+    assert not killed.exists()
+    assert not half.exists()
+    assert len(values(pair, record).table) == QUERIES
+
+
+def test_gc_takes_no_values_where_a_comparison_cannot_be_read(pair):
+    pair.compare()
+    place = Path(pair.catalog.storage.uri(pair.kept()[0]))
+    stray = place.parent / f"{'0' * 64}.parquet"
+    stray.write_bytes(b"x")
+    os.utime(stray, (0, 0))
+    place.write_text("{")
+    assert api.gc(pair.config()).plan.orphans == []
+
+
 def test_slices_and_groups_are_kept_with_the_values(late_rows, pair):
     config = pair.config(queries=late_rows, slices=["kind"], group="user")
     asked = Asked(changed_queries=True, reason="with slices")
@@ -634,6 +661,32 @@ def test_cut_offs_are_in_the_record_the_log_of_the_alias_and_the_text(pair):
     assert "cut-off 0.2 of live shows" in text("promote", forced)
 
 
+def test_status_tells_the_cut_offs_of_a_candidate_and_of_what_became_live_with_or_without_a_catch_up(
+    pair,
+):
+    found = pair.compare(Asked(cutoff=0.2)).cutoffs
+    assert found is not None
+    before = api.status(pair.config())
+    (candidate,) = before.candidates
+    assert (before.cutoffs, candidate.cutoffs) == (None, found)
+    api.promote(pair.config(), pair.candidate.id, force="a test", catch_up=False)
+    after = api.status(pair.config())
+    assert after.cutoffs == found
+    pair.catalog.append(pair.catalog.live(), "rollback", pair.live)
+    pair.catalog.append(
+        pair.catalog.live(), "promote", pair.candidate
+    )  # without grounds, as a catch-up
+    followed = api.status(pair.config())
+    assert followed.cutoffs == found
+    for told in (before, after, followed):
+        said = text("status", told)
+        assert (
+            f"cut-off 0.2 of the release that it was compared with: {found.same_recall.score:.4f}"
+            in said
+        )
+        assert '"cutoff": 0.2' in json.dumps(told.to_json())
+
+
 @pytest.mark.parametrize("cutoff", [math.nan, math.inf])
 def test_a_cut_off_that_is_no_number_is_refused_and_nothing_is_kept(cutoff, pair):
     with pytest.raises(UsageError, match="cutoff is"):
@@ -681,3 +734,53 @@ def test_queries_longer_than_the_model_reads_are_counted(most):
 def test_a_provider_that_tokenizes_tells_nothing_of_long_queries():
     encoder = SimpleNamespace()
     assert truncated(SimpleNamespace(opened=SimpleNamespace(encoder=encoder), texts=["t"])) is None
+
+
+# --- what the report shows beside the metrics ---
+
+
+def test_the_values_have_the_judgements_of_each_result(pair):
+    table = values(pair, pair.compare()).table
+    for row in table.to_pylist():
+        judged = row["query_id"].removeprefix(
+            "q-"
+        )  # each title is judged for its own document alone
+        assert row["relevant"] == 1
+        for side in ("live", "candidate"):
+            ids, grades = row[f"{side}_ids"], row[f"{side}_grades"]
+            assert grades == [1 if doc_id == judged else None for doc_id in ids]
+
+
+def test_scores_are_counted_by_what_is_relevant_and_the_machine_is_told(pair):
+    record = pair.compare()
+    assert record.scores is not None
+    table = values(pair, record).table.to_pylist()
+    for side in ("live", "candidate"):
+        of = getattr(record.scores.of, side)
+        grades = [g for row in table for g in row[f"{side}_grades"]]
+        assert sum(of.relevant) == grades.count(1)
+        assert sum(of.others) == grades.count(None)
+    assert record.environment.packages["faiss-cpu"]
+    assert record.environment.cpus >= 1
+    assert vars(record.curve) == {"live": None, "candidate": None}, "both look at all vectors"
+    assert record.latency is not None
+    assert record.latency.live.queries == QUERIES - 5
+
+
+def test_a_report_is_written_beside_the_kept_one_and_a_bad_place_is_told_before_anything_is_done(
+    pair, tmp_path
+):
+    places = [tmp_path / f"report{ending}" for ending in (".html", ".md", ".json")]
+    arguments = [word for place in places for word in ("--report", str(place))]
+    pair.said("compare", *arguments, code=3)
+    page, words, record = (place.read_text() for place in places)
+    (kept,) = [p for p, _ in pair.catalog.storage.objects("comparisons/") if p.endswith(".html")]
+    assert page == pair.catalog.storage.read_bytes(kept).decode()
+    assert words.startswith("# passages: candidate against live **✗ fail**")
+    assert json.loads(record)["verdict"] == "fail"
+    before = pair.kept()
+    with pytest.raises(UsageError, match="unknown kind of report"):
+        api.compare(pair.config(), pair.candidate.id, reports=["report.pdf"])
+    with pytest.raises(UsageError, match="reports must be"):
+        api.compare(pair.config(), pair.candidate.id, reports="report.html")
+    assert pair.kept() == before

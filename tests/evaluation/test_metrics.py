@@ -177,5 +177,5 @@ def test_no_judgements_score_zero_instead_of_nan():
 def test_latency_percentiles_are_measured_values_in_milliseconds():
     latencies_s = np.array([0.001] * 98 + [0.050, 0.2])
     assert vars(latency(latencies_s)) == pytest.approx(
-        {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0}
+        {"p50_ms": 1.0, "p95_ms": 1.0, "p99_ms": 50.0, "queries": 100}
     )

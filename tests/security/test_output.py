@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from reembed.catalog.lines import Place as LinePlace
 from reembed.catalog.receipts import DeadLetter
@@ -43,25 +47,34 @@ from reembed.config.gate import FrozenGate, GateConfig
 from reembed.config.settings import Config, EncoderConfig, ResolvedConfig, SourceConfig
 from reembed.config.shadow import ShadowDesign
 from reembed.errors import ConfigError, GateFailed, ReembedError, SourceError
-from reembed.evaluation import report
 from reembed.evaluation.comparisons import Comparison, Rule
 from reembed.evaluation.figures import (
     Clicked,
+    Curve,
+    CurvePoint,
     DocumentsCompared,
+    Environment,
     Estimate,
-    IndexSize,
+    IndexUsed,
     KnownItems,
     Latency,
     LikelyGroups,
     LoggedQueries,
     MetricChange,
     Needed,
+    Quartiles,
     QueriesUsed,
     QuerySet,
     RunFile,
+    ScoreDistributions,
+    Scores,
     Sides,
     SliceChange,
 )
+from reembed.evaluation.metrics import Ranked
+from reembed.evaluation.page.document import Report
+from reembed.evaluation.per_query import PerQuery
+from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.shadows import Asked, CutOver, LookRecord, ShadowPlan
 from reembed.events import Connected, Notice
 from reembed.lifecycle.dead_letters import DeadLetters
@@ -209,6 +222,43 @@ def logged(words: str) -> LoggedQueries:
     return LoggedQueries(words, words, 9, 1, 8, 7, 0.5, 0.5, Sides(0.1, 0.2), clicked)
 
 
+def index_used(words: str, memory: int | None) -> IndexUsed:
+    return IndexUsed(words, {words: 1}, words, 1, memory)
+
+
+def curve() -> Curve:
+    return Curve("nprobe", 2, 6, (CurvePoint(1, 0.5, 0.1), CurvePoint(2, 0.9, 0.2)))
+
+
+def scores() -> ScoreDistributions:
+    quartiles = Quartiles(0.1, 0.2, 0.3)
+    some = Scores((1, 2), (3, 4), quartiles, None)
+    return ScoreDistributions((0.0, 0.5, 1.0), Sides(some, some))
+
+
+def environment(words: str) -> Environment:
+    return Environment(words, {words: words}, words, 1, {words: 1})
+
+
+def values(words: str) -> PerQuery:
+    """Two queries, of which one lost and one won, with texts."""
+    words = words.encode(errors="replace").decode()  # Arrow holds no half surrogates
+    queries = EvalSet(
+        [words, f"{words}2"],
+        [words, words],
+        [{words: 2}, {words: 0}],
+        words,
+        "0" * 64,
+        0,
+        sets(words) * 2,
+    )
+    lists = Ranked([[words, "d"]] * 2, [[0.5, 0.4]] * 2)
+    pair = np.array([0.0, 1.0]), np.array([1.0, 0.0])
+    return PerQuery.of(
+        "judged", queries, (lists, lists), dict.fromkeys(FrozenGate().metrics, pair), {}
+    )
+
+
 def release(words: str) -> Release:
     space = Space(
         words,
@@ -257,7 +307,7 @@ def step(words: str, comparison: Evidence | None = None) -> AliasRecord:
 
 def comparison(words: str) -> Comparison:
     change = Estimate(0.1, 0.0, 0.2, 0.05, 0.15, 0.04, 5.0, 6, 6)
-    latency = Latency(1.0, 1.0, 1.0)
+    latency = Latency(1.0, 1.0, 1.0, 5)
     return Comparison(
         verdict="fail", rules=(Rule(words, "pass", words, margin=0.02),),
         if_unchanged=Needed(3, 3), if_real=Needed(2, 2), margin_needed=0.03,
@@ -270,21 +320,27 @@ def comparison(words: str) -> Comparison:
         likely_groups=LikelyGroups(words, 2, words, words), known_items=KnownItems(0, None, words),
         ann_recall_at_10=Sides(1.0, 1.0), overlap_at_10=0.5, rbo=0.5, same_lists=0, judged_at_10=Sides(1.0, 1.0),
         zero_results=Sides(0.1, 0.2), latency=Sides(latency, latency), encoding=Sides(latency, latency),
-        index=Sides(IndexSize(1, 1), IndexSize(2, None)), truncated=Sides(1, None), not_embedded=Sides(1, 0),
+        index=Sides(index_used(words, 1), index_used(words, None)), curve=Sides(curve(), None), scores=scores(),
+        truncated=Sides(1, None), not_embedded=Sides(1, 0),
         runs=Sides(*[RunFile(words, words, 9, 1, 2, 3)] * 2), cutoffs=cutoffs(), logged=logged(words),
+        environment=environment(words),
         shadow=looked(words), by=words, at=words, number=2, earlier=(told(words),), report=words,
     )  # fmt: skip
 
 
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
-    return report.html(comparison(words), release(words), [step(words)])
+    return report(words).html()
+
+
+def report(words: str) -> Report:
+    return Report(comparison(words), values(words), release(words), [step(words)])
 
 
 def test_the_page_says_of_a_step_that_it_had_no_evidence() -> None:
     moved = step("word")
     grounds = replace(moved.grounds, forced=False, without_evidence=True)
-    text = report.html(comparison("word"), release("word"), [replace(moved, grounds=grounds)])
+    text = replace(report("word"), log=[replace(moved, grounds=grounds)]).html()
     assert f"{moved.action} (without evidence)" in text
     assert "(without evidence)" not in page("word")
 
@@ -298,6 +354,30 @@ def test_s10_no_payload_becomes_part_of_the_page(payload: str) -> None:
     assert one_line(payload) in hostile.text  # it is there to be read
     assert not steers(page(payload), page("word").count("\n"))
     assert page(payload).encode()
+
+
+REFERENCES = [
+    "@ada", "#12", "GH-12", "ada/x#12", "https://evil", "www.evil.example", "ada@evil.example", "[x](//evil)",
+    "![x](//evil)", "| a |", "a | b", "`` ` ``", "``", "\\|", "- a", "1. a", "# a", "> a", "---", "===", "$x$",
+    "~~a~~", "***a***", "</details>",
+]  # fmt: skip
+"""What Markdown, or GitHub, makes more of than text."""
+
+
+def rendered(words: str) -> str:
+    """The Markdown of a report with `words`, as a renderer of CommonMark with tables shows it."""
+    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    return str(reader.render(report(words).markdown()))
+
+
+@pytest.mark.parametrize("payload", [*PAYLOADS, *REFERENCES], ids=ascii)
+def test_s10_no_payload_becomes_part_of_a_comment(payload: str) -> None:
+    usual, hostile = Shape(rendered("word")), Shape(rendered(payload))
+    assert hostile.elements == usual.elements
+    assert not steers(hostile.text.replace("\u200b", ""), hostile.text.count("\n"))
+    words = re.sub(r"<code>.*?</code>|<pre>.*?</pre>", "", rendered(payload), flags=re.S)
+    for refers in (r"(?<!\w)@\w", r"#\d", r"\bGH-\d", r"https?:/", r"www\.\w"):
+        assert not re.search(refers, unescape(words)), refers
 
 
 def test_s10_the_page_may_load_and_run_nothing() -> None:
