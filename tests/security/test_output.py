@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from dataclasses import replace
+from functools import cache
 from html import unescape
 from html.parser import HTMLParser
 from typing import Any
@@ -328,6 +329,7 @@ def comparison(words: str) -> Comparison:
     )  # fmt: skip
 
 
+@cache
 def page(words: str) -> str:
     """A report with `words` wherever text comes from outside."""
     return report(words).html()
@@ -364,6 +366,7 @@ REFERENCES = [
 """What Markdown, or GitHub, makes more of than text."""
 
 
+@cache
 def rendered(words: str) -> str:
     """The Markdown of a report with `words`, as a renderer of CommonMark with tables shows it."""
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
