@@ -22,6 +22,7 @@ DifferenceKind = Literal[
     "corrupt",
     "unindexed",
     "misnamed",
+    "misplaced",
     "damaged",
     "wrong_vector",
 ]
@@ -58,8 +59,8 @@ class VerifyReport:
     differences: Differences
     """missing, extra, duplicate, stale (other text), carried (same text, other values or types of
     carried columns), mismatched (other space), corrupt (not finite, zero), unindexed, misnamed (the
-    index gives another document id), damaged (files whose sha256 is not the receipt's), and
-    wrong_vector (re-embedded, another vector)."""
+    index gives another document id), misplaced (a search by its own vector does not find it),
+    damaged (files whose sha256 is not the receipt's), and wrong_vector (re-embedded, another vector)."""
     behind: Differences | None
     """What differs from the newest version of the source; None if no newer version was read."""
     sampled: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from reembed.index.search import Int64, SearchIndex, read
 from reembed.store.storage import Storage
 
 _ROWS_A_BATCH = 65_536
+Look = Callable[[SearchIndex, Int64, Int64], None]
+"""Takes a segment at its operating point, the places [P] that a search can find, and the row ids [N] of all places."""
 
 
 class Held(ABC):
@@ -34,6 +36,11 @@ class Held(ABC):
     def segments(self) -> int:
         """Number of segments."""
         return len(self.manifest.segments)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true results that a search finds, as it was measured."""
+        return self.manifest.ann_recall_at_10
 
     def rows_in(self, segment: int) -> int:
         """Return the number of rows of a segment, found by a search or not."""
@@ -54,8 +61,12 @@ class Held(ABC):
         """Return what names a segment's files by content: equal ones hold the same."""
 
     @abstractmethod
-    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+    def batches(
+        self, segment: int, look: Look | None = None
+    ) -> Iterator[tuple[Int64, Int64, pa.Array]]:
         """Yield positions [B], row ids [B] and document ids [B] of a segment that a search can find.
+
+        `look` is called once, while the segment is open, if its vectors and its ids are files apart.
 
         Raises:
             IntegrityError: a file is missing or is not what the manifest says, or they do not fit.
@@ -86,7 +97,9 @@ class HeldIds(Held):
         named = self.manifest.segments[segment]
         return named.vectors.sha256, named.ids.sha256
 
-    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+    def batches(
+        self, segment: int, look: Look | None = None
+    ) -> Iterator[tuple[Int64, Int64, pa.Array]]:
         """Yield as `Held.batches`.
 
         Both files of the segment are checked and mapped, not read into memory; how many vectors there are is
@@ -100,6 +113,9 @@ class HeldIds(Held):
             found = SearchIndex(read(fetched(*at, named.vectors), mapped=True))
             require_fits(self.path, self.manifest, named, found)
             (dead,) = self._dead(at, [segment])
+            if look is not None:
+                found.operate(named.operating_point)
+                look(found, np.delete(np.arange(named.rows), dead), row_ids)
             for first in range(0, batch.num_rows, _ROWS_A_BATCH):
                 some = batch.slice(first, _ROWS_A_BATCH)
                 alive = np.ones(some.num_rows, bool)

@@ -237,7 +237,11 @@ class _Growth:
             only = np.setdiff1d(others, ours, assume_unique=True)
             if len(only):
                 pieces.append(IndexPiece(f"{name}-{segment:06d}", segment, tuple(only.tolist())))
-        read = self.tasks.each(reading.read_index, ((self.reading, held, p) for p in pieces))
+        table = self.subject.table if held is self.subject.index else None
+        work = ((self.reading, table, held, piece) for piece in pieces)
+        read = self.tasks.each(reading.read_index, work)
+        if any(r.misplaced.count for r in read):
+            raise CompareAll("a search by their own vectors misses rows of the index")
         return tuple(spill for r in read for spill in r.links)
 
     def places(self, count: int, seed: int | None) -> npt.NDArray[np.int64]:

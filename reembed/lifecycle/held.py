@@ -17,7 +17,7 @@ from reembed.catalog.index_manifest import (
 )
 from reembed.catalog.receipts import FileProof
 from reembed.errors import IntegrityError
-from reembed.index.held import Held, HeldIds
+from reembed.index.held import Held, HeldIds, Look
 from reembed.index.search import Int64
 from reembed.table import vector_index
 from reembed.table.read import TableVersion
@@ -46,7 +46,9 @@ class LanceHeldIds(Held):
         named = self.manifest.segments[segment]
         return named.uuid, named.files["auxiliary.idx"].sha256
 
-    def batches(self, segment: int) -> Iterator[tuple[Int64, Int64, pa.Array]]:
+    def batches(
+        self, segment: int, look: Look | None = None
+    ) -> Iterator[tuple[Int64, Int64, pa.Array]]:
         """Yield as `Held.batches`; a position counts the rows of the segments in the order of their row ids.
 
         Raises:

@@ -8,6 +8,7 @@ row id. What must be compared across pieces is compared by partition (difference
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,10 @@ from reembed import digests
 from reembed.catalog.receipts import FileProof
 from reembed.catalog.reports import ROWS, Difference
 from reembed.digests import Digests
-from reembed.index.held import Held
+from reembed.errors import IntegrityError
+from reembed.index.held import Held, Look
+from reembed.index.placed import misplaced
+from reembed.index.search import Int64, SearchIndex
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, Spiller, part_of_ids
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in
@@ -108,6 +112,8 @@ class SourceRead:
 class IndexRead:
     """What a segment of an index showed."""
 
+    misplaced: Difference
+    """Documents of a sample that a search by their own vectors does not find."""
     links: tuple[Spill, ...]
 
 
@@ -287,26 +293,39 @@ def index_pieces(held: Held, name: str) -> list[IndexPiece]:
     return [IndexPiece(f"{name}-{n:06d}", n) for n in range(held.segments)]
 
 
-def read_index(reading: Reading, held: Held, piece: IndexPiece) -> IndexRead:
+def read_index(
+    reading: Reading, table: TableVersion | None, held: Held, piece: IndexPiece
+) -> IndexRead:
     """Read the row and the document of every entry of a piece of an index.
+
+    In a whole segment of it, some rows are searched by the vectors that `table` has; None: they are not.
 
     Raises:
         IntegrityError: its files are not those of its manifest, or hold other numbers of rows.
     """
 
     def read() -> IndexRead:
-        links = reading.linker(piece.name)
-        for positions, row_ids, doc_ids in _held(held, piece):
+        links, strays = reading.linker(piece.name), np.empty(0, np.int64)
+
+        def look(index: SearchIndex, places: Int64, row_ids: Int64) -> None:
+            nonlocal strays
+            if table is None:
+                return
+            with suppress(IntegrityError):  # rows that the table does not have are unindexed
+                strays = misplaced(index, places, row_ids, table.vectors_of, held.recall)
+
+        for positions, row_ids, doc_ids in _held(held, piece, look):
             ids = digests.stack(digests.of_column(doc_ids))
             links.add(_entries(HELD_LINK, row=row_ids, id=ids, position=positions))
-        return IndexRead(links.close())
+        examples = held.at(piece.segment, strays[:EXAMPLES])[1].to_pylist() if len(strays) else []
+        return IndexRead(Difference(len(strays), tuple(examples)), links.close())
 
     return reading.scratch.once(IndexRead, piece.name, read)
 
 
-def _held(held: Held, piece: IndexPiece) -> Iterator[tuple[Any, Any, pa.Array]]:
+def _held(held: Held, piece: IndexPiece, look: Look) -> Iterator[tuple[Any, Any, pa.Array]]:
     if piece.places is None:
-        return held.batches(piece.segment)
+        return held.batches(piece.segment, look)
     places = np.array(piece.places, np.int64)
     return iter([(places, *held.at(piece.segment, places))])
 

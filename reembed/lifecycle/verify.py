@@ -26,7 +26,7 @@ from reembed.index.held import Held
 from reembed.lifecycle import differences as compared
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Compared, Sides
-from reembed.lifecycle.reading import EXAMPLES, Reading, SourceRead, TableRead
+from reembed.lifecycle.reading import EXAMPLES, IndexRead, Reading, SourceRead, TableRead
 from reembed.lifecycle.scratch import Scratch, Spill
 from reembed.source.dataset import TEXT, Source
 from reembed.space import Space
@@ -192,7 +192,8 @@ class _Verification:
         names = subject.table.at(places, ["doc_id"])["doc_id"]
         chosen = digests.stack(digests.of_column(names))
         documents = self._read_source(subject.source, "source")
-        found = self._by_partition(read, documents, chosen)
+        index = self._read_index()
+        found = self._by_partition(read, documents, index, chosen)
         differences = self._named(found.ids, subject.source, found)
         if level >= ROWS:
             differences["mismatched"] = reading.together(piece.mismatched for piece in read)
@@ -202,6 +203,7 @@ class _Verification:
             rows_of = tuple(row for _, row in found.unindexed.first)
             differences["unindexed"] = Difference(found.unindexed.count, rows_of)
             differences["misnamed"] = Difference(found.misnamed.count, tuple(misnamed))
+            differences["misplaced"] = reading.together(piece.misplaced for piece in index)
         sampled, drawn = 0, None
         if level >= VECTORS:
             sampled, differences["wrong_vector"] = self._reembed(places, chosen, found)
@@ -212,18 +214,27 @@ class _Verification:
         in_source = sum(piece.documents for piece in documents)
         return RowsCompared(differences, behind, in_source, found.table_documents, sampled, drawn)
 
+    def _read_index(self) -> list[IndexRead]:
+        subject = self.subject
+        if subject.index is None or self.reading.level < ROWS:
+            return []
+        pieces = reading.index_pieces(subject.index, "index")
+        work = ((self.reading, subject.table, subject.index, piece) for piece in pieces)
+        return self.tasks.each(reading.read_index, work)
+
     def _by_partition(
-        self, read: list[TableRead], documents: list[SourceRead], chosen: digests.Digests
+        self,
+        read: list[TableRead],
+        documents: list[SourceRead],
+        index: list[IndexRead],
+        chosen: digests.Digests,
     ) -> Compared:
         """Compare what was read; the source's documents of the `chosen` ids are named."""
         subject, newest, held = self.subject, None, None
         if subject.newest is not None:
             newest = _entries(self._read_source(subject.newest, "newest"))
         if subject.index is not None and self.reading.level >= ROWS:
-            pieces = reading.index_pieces(subject.index, "index")
-            work = ((self.reading, subject.index, piece) for piece in pieces)
-            segments = self.tasks.each(reading.read_index, work)
-            held = tuple(spill for segment in segments for spill in segment.links)
+            held = tuple(spill for segment in index for spill in segment.links)
         links = tuple(spill for piece in read for spill in piece.links)
         sides = Sides(_entries(read), _entries(documents), newest, links, held)
         parts = compared.cut(sides, self.reading.parts, subject.dead_letters, chosen)

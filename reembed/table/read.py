@@ -332,6 +332,10 @@ class TableVersion:
             )
         return table
 
+    def vectors_of(self, row_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the vectors float32 [R, D] of rows by id, and raise errors, as `take`."""
+        return as_vectors(self.take(row_ids, ["vector"])["vector"])
+
 
 def _grouped(batches: Iterable[pa.RecordBatch], least: int) -> Iterator[pa.Table]:
     """Yield batches together, at least this many rows: each look-up hashes all the values that it looks for."""

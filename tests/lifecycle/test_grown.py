@@ -340,8 +340,9 @@ def test_rows_that_left_are_read_a_few_at_once(line, monkeypatch):
     monkeypatch.setattr(reading, "_TAKEN_ROWS", 1)
     again = dataclasses.replace(scratch, path=f"{scratch.path}-again")
     assert grown.verify_new(subject, before, again, sample=0, seed=1).rows == expected.rows
-    assert len(asked) == 4
-    assert set(asked) == {1}
+    searched = [n for n in asked if n > 1]  # rows of the delta, by their own vectors
+    assert len(asked) - len(searched) == 4
+    assert len(searched) == 1
 
 
 def test_partitions_and_pieces_of_any_size_give_the_same(line, monkeypatch):

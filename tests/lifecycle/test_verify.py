@@ -43,7 +43,7 @@ class Held:
     table: pa.Table
     segments: int = 1
 
-    def batches(self, segment):
+    def batches(self, segment, look=None):
         rows, ids = self.table["row_id"].to_numpy(), self.table["doc_id"].combine_chunks()
         for at in range(0, len(rows), 7):
             yield np.arange(at, min(at + 7, len(rows))), rows[at : at + 7], ids[at : at + 7]

@@ -35,7 +35,7 @@ class Held:
     entries: tuple[tuple[int, str], ...]
     segments: int = 2
 
-    def batches(self, segment):
+    def batches(self, segment, look=None):
         half = len(self.entries) // 2
         start, stop = [(0, half), (half, len(self.entries))][segment]
         rows, ids = zip(*self.entries[start:stop], strict=True)
@@ -112,7 +112,8 @@ def by_index(stored, held):
     gap += [-1] * (len(its) - len(set(its)))
     last = dict(zip(reversed(its), range(len(its) - 1, -1, -1), strict=True))  # the first of a row
     wrong = sorted(p for row, p in last.items() if row in mine and mine[row] != held[p][1])
-    return {"unindexed": shown(gap), "misnamed": shown([held[p][1] for p in wrong])}
+    misnamed = shown([held[p][1] for p in wrong])
+    return {"unindexed": shown(gap), "misnamed": misnamed, "misplaced": Difference(0)}
 
 
 def shown(found):

@@ -385,3 +385,35 @@ def test_lists_on_the_disk_grow_as_those_in_memory(tmp_path):
         positions, scores = index.nearest(queries, 5)
         found[kind] = [index.doc_ids(row) for row in positions], scores.tolist()
     assert found["faiss"] == found["faiss_ondisk"]
+
+
+def reversed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give vectors the ids of other rows of their segment."""
+    put = index_store.put_ids
+
+    def reversed_(storage, path, row_ids, doc_ids):
+        return put(
+            storage, path, row_ids[::-1].copy(), doc_ids.take(pa.array(range(len(doc_ids))[::-1]))
+        )
+
+    monkeypatch.setattr(index_store, "put_ids", reversed_)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_vectors_that_got_ids_of_other_rows_are_not_released(factory, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        reversed_ids(patched)
+        with pytest.raises(IntegrityError) as refused:
+            Place(tmp_path / "built", factory)
+    assert "misplaced" in f"{refused.value}{refused.value.why}"
+
+
+def test_a_delta_whose_vectors_got_ids_of_other_rows_is_not_released(tmp_path, monkeypatch):
+    place = Place(tmp_path, "Flat")
+    change(place.uri, 1, 20)
+    before = place.release
+    reversed_ids(monkeypatch)
+    with pytest.raises(IntegrityError) as refused:
+        place.catch_up()
+    assert "misplaced" in f"{refused.value}{refused.value.why}"
+    assert place.release == before
