@@ -187,7 +187,12 @@ class Plan:
     @property
     def resume(self) -> str:
         """The command that resumes it."""
-        return f"reembed catch-up {self.base.release}" if self.base else "reembed run"
+        return self.catch_up or "reembed run"
+
+    @property
+    def catch_up(self) -> str:
+        """The command of the catch-up that it is; "" of a rebuild."""
+        return f"reembed catch-up {self.base.release}" if self.base else ""
 
     @property
     def restart(self) -> str:

@@ -77,7 +77,10 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
     if held.base.factory != build.factory or held.settings.shard_rows != build.settings.shard_rows:
         return None
     base, before = _by_kind(held)
-    deltas = _beside(before, change.added, rows, build.settings.shard_rows)
+    stay = deltas_beside(
+        [d.fragments for d in before], change.added, rows, build.settings.shard_rows
+    )
+    deltas = before[:stay]
     held = replace(held, segments=(*base, *deltas))
     dead = _dead(build, older, held, change.left, missing=len(deltas) < len(before))
     merged = (f for d in before[len(deltas) :] for f in d.fragments if f in rows)
@@ -102,7 +105,6 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
         segments=(*base, *deltas, *delta),
         tombstones=tombstones,
         table_version=table_version,
-        settings=build.settings,
     )
     if manifest.rows != build.source.rows:
         raise IntegrityError(
@@ -118,22 +120,20 @@ def _by_kind(manifest: IndexManifest) -> tuple[tuple[Segment, ...], tuple[Segmen
     return base, manifest.segments[len(base) :]
 
 
-def _beside(
-    deltas: tuple[Segment, ...], added: Sequence[int], rows: Mapping[int, int], most: int
-) -> tuple[Segment, ...]:
-    """Return the deltas that stay beside the new one; it takes in the newest, up to `most` rows, if there are many.
+def deltas_beside(
+    deltas: Sequence[Sequence[int]], added: Sequence[int], rows: Mapping[int, int], most: int
+) -> int:
+    """Return how many deltas stay beside the new one; it takes in the newest, up to `most` rows, if there are many.
 
-    `rows` are those of each fragment of the table.
+    `deltas` are the fragments of each, and `rows` those of each fragment of the table.
     """
-    if len(deltas) < DELTAS:
-        return deltas
     stay, taken = len(deltas), sum(rows[f] for f in added)
-    while stay:
-        taken += sum(rows.get(f, 0) for f in deltas[stay - 1].fragments)
+    while stay and len(deltas) >= DELTAS:
+        taken += sum(rows.get(f, 0) for f in deltas[stay - 1])
         if taken > most:
             break
         stay -= 1
-    return deltas[:stay]
+    return stay
 
 
 def _delta(build: Build, base: Segment, fragments: Sequence[int], since: int) -> Segment:

@@ -32,6 +32,16 @@ def gpu_available() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+def require_gpu() -> None:
+    """Raise ReembedError if FAISS cannot use a GPU here."""
+    if not gpu_available():
+        raise ReembedError(
+            "index.device is gpu, but FAISS finds no GPU here",
+            "either this machine has none or the faiss-cpu package is installed",
+            "reembed run --set index.device=auto",
+        )
+
+
 def factory_of(config: IndexConfig, rows: int, dim: int) -> str:
     """Return the factory string that the settings mean for N vectors of D dimensions."""
     if config.factory != "auto":
@@ -56,12 +66,8 @@ class Device:
         Raises:
             ReembedError: a GPU is wanted and FAISS finds none.
         """
-        if wanted == "gpu" and not gpu_available():
-            raise ReembedError(
-                "index.device is gpu, but FAISS finds no GPU here",
-                "either this machine has none or the faiss-cpu package is installed",
-                "reembed run --set index.device=auto",
-            )
+        if wanted == "gpu":
+            require_gpu()
         if wanted == "cpu" or not gpu_available():
             return cls(None, whole=False)
         return cls(faiss.StandardGpuResources(), is_filled_on_gpu(factory, wanted))

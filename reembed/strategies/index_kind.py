@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
+from reembed.catalog.index_manifest import AnyManifest
 from reembed.catalog.plan import Plan
-from reembed.config.settings import Config, IndexConfig
-from reembed.events import Listener, Notice
+from reembed.config.settings import Config, IndexConfig, changed_settings
+from reembed.events import ChangedSetting, Listener, Notice
 from reembed.index.factories import fast_scan_bytes
 from reembed.index.train import factory_of
 from reembed.planning.sizing import size_of
@@ -47,6 +49,14 @@ def chosen(
         "faiss_ondisk",
         f"{readable(codes)} of codes in memory are more than {readable(IN_MEMORY)}",
     )
+
+
+def changed_index_settings(built: AnyManifest, wanted: IndexConfig) -> list[ChangedSetting]:
+    """Return settings that differ from those that an index was built by; of the device, from the one that was used."""
+    used = built.settings
+    changed = changed_settings("index", used.model_dump(), as_built(wanted, used).model_dump())
+    changed = [replace(c, used=built.device) if c.name == "index.device" else c for c in changed]
+    return [c for c in changed if c.used != c.now]
 
 
 def as_built(wanted: IndexConfig, built: IndexConfig) -> IndexConfig:

@@ -17,7 +17,7 @@ from reembed.errors import UsageError
 from reembed.events import Listener, Notice
 from reembed.index.factories import is_filled_on_gpu, kind_of
 from reembed.index.grow import most_in_delta
-from reembed.index.train import factory_of, require_trainable
+from reembed.index.train import factory_of, require_gpu, require_trainable
 from reembed.planning.sizing import IndexSize, size_of
 from reembed.store.storage import readable
 from reembed.table import vector_model
@@ -73,6 +73,8 @@ class IndexTasks:
     """The tasks of one index."""
 
     factory: str
+    device: str
+    """The setting index.device."""
     size: IndexSize | None
     """None if the size of this kind of index is not known."""
     train: Needs
@@ -81,17 +83,17 @@ class IndexTasks:
     @classmethod
     def of(cls, config: Config, factory: str, table: Shape, executor: Executor) -> IndexTasks:
         """Return the tasks that build an index of this kind; GPUs train, and fill what FAISS has there."""
-        wanted = config.index.device if config.index.kind != "lance" else "cpu"
+        wanted = config.index.device
         size = size_of(factory, table.rows, table.dim, config.index.shard_rows)
         asked = []
         for memory, on_gpu in (
-            (size.train if size else 0, wanted != "cpu"),
+            (size.train if size else 0, _is_trained_on_gpu(factory, wanted)),
             (size.fill if size else 0, wanted == "gpu" or is_filled_on_gpu(factory, wanted)),
         ):
             fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
             gpus = int(on_gpu and executor.has_gpu() and fits)
             asked.append(needs_of(config, memory, executor, gpus))
-        return cls(factory, size, *asked)
+        return cls(factory, wanted, size, *asked)
 
     def require_nodes(self, executor: Executor, emit: Listener, *, resume: str = "") -> None:
         """Refuse tasks that fit no node, and tell what a large index takes.
@@ -99,8 +101,11 @@ class IndexTasks:
         `resume` is the command of the catch-up that builds it, by the settings of its line; "" of a rebuild.
 
         Raises:
-            UsageError: a task needs more memory than the largest node offers.
+            UsageError: a task needs more memory than the largest node offers, or a GPU where there is none.
+            ReembedError: the FAISS of the nodes cannot use their GPUs.
         """
+        if self.device == "gpu":
+            self._require_gpu(executor, resume or "reembed run")
         size = self.size
         if size is None:
             emit(
@@ -121,12 +126,36 @@ class IndexTasks:
                 if resume:
                     choices = f"{_elsewhere(resume, size)}; only a rebuild changes the settings of an index"
                 raise _does_not_fit(size, asked, most, asked == self.train, choices)
+        self._tell_of_gpu(executor, emit)
         largest = max(offered, key=lambda asked: asked.memory)
         if size.bytes >= _WORTH_SAYING:
             emit(
                 Notice(
                     f"index: {readable(size.bytes)} in {size.shards} files, {size.factory}; its largest task needs"
                     f" {readable(largest.memory)}, a node offers {readable(offered[largest])}"
+                )
+            )
+
+    def _require_gpu(self, executor: Executor, command: str) -> None:
+        """Refuse index.device gpu where it cannot be had."""
+        fix = f"{command} --set index.device=auto"
+        if vector_model.Kind.named(self.factory) is not None:
+            why = f"{self.factory} is an index of Lance, which is built on CPUs"
+            raise UsageError("index.device is gpu, which index.kind lance cannot use", why, fix)
+        if not executor.has_gpu():
+            why = "no node with a GPU is up"
+            raise UsageError(f"index.device is gpu, and {executor.where} has no GPU", why, fix)
+        executor.call(require_gpu, needs=Needs(1, 1))
+
+    def _tell_of_gpu(self, executor: Executor, emit: Listener) -> None:
+        """Tell that lists are trained on CPUs although there is a GPU."""
+        on_gpu = _is_trained_on_gpu(self.factory, self.device) and executor.has_gpu()
+        if on_gpu and not self.train.gpus and _is_trained(self.factory):
+            offered = executor.largest_node_bytes(1)
+            emit(
+                Notice(
+                    f"the index is trained on CPUs: that takes {readable(self.train.memory)}, and the largest node"
+                    f" with a GPU offers {readable(offered)}"
                 )
             )
 
@@ -156,6 +185,10 @@ def _does_not_fit(
         f" Ray offers tasks about {_OFFERED:.0%} of a machine's memory (docs/sizing.md)",
         choices,
     )
+
+
+def _is_trained_on_gpu(factory: str, wanted: str) -> bool:
+    return wanted != "cpu" and vector_model.Kind.named(factory) is None
 
 
 def _is_trained(factory: str) -> bool:

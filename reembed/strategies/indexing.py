@@ -17,7 +17,7 @@ from reembed.catalog.index_manifest import (
 from reembed.catalog.plan import Plan
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
-from reembed.config.settings import Config, changed_settings
+from reembed.config.settings import Config
 from reembed.errors import UsageError
 from reembed.evaluation import queries as evalset
 from reembed.events import Indexed, Notice, Working
@@ -28,6 +28,7 @@ from reembed.store.paths import index_folder
 from reembed.store.storage import storage_errors
 from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import RunContext, emit_ignored, patience_of
+from reembed.strategies.index_kind import changed_index_settings
 from reembed.strategies.index_tasks import IndexTasks, needs_to_grow
 from reembed.table.documents import rows_of
 from reembed.table.read import TableVersion, added, grown
@@ -60,8 +61,7 @@ def build_index(context: RunContext, sealed: SealedTable) -> tuple[SealedTable, 
     run, config = context.run, context.config
     manifest = index_store.finished(run.storage, index_folder(run.id), sealed.version)
     if manifest is not None:
-        used, now = manifest.settings.model_dump(), config.index.model_dump()
-        emit_ignored(changed_settings("index", used, now), context.emit)
+        emit_ignored(changed_index_settings(manifest, config.index), context.emit)
         return _indexed(sealed, manifest), manifest
     started = time.monotonic()
     build = _in_lance if config.index.kind == "lance" else _in_faiss
@@ -227,19 +227,20 @@ def _fill(context: RunContext, job: _Job) -> index.Prepared:
     """Train, and fill the shards that have no proof yet, each as a task."""
     executor, build = context.executor, job.build
     tasks = IndexTasks.of(context.config, build.factory, build.source, executor)
-    caught_up = context.plan.base is not None
-    if caught_up or build.instead:  # else it was checked before the run embedded
-        resume = context.plan.resume if caught_up else ""
-        tasks.require_nodes(executor, context.emit, resume=resume)
     prepared = index.prepared(build)
+    if prepared is not None and not _unfilled(build, prepared):
+        return prepared
+    tasks.require_nodes(executor, context.emit, resume=context.plan.catch_up)
     if prepared is None:
         prepared = executor.call(_prepare_task, job, needs=tasks.train)
-    shards = range(len(prepared.shards))
-    todo = [number for number in shards if index.filled(build, number) is None]
-    work = [(job, prepared, number) for number in todo]
-    if work:
-        executor.each(_shard_task, work, tasks.fill)
+    work = [(job, prepared, number) for number in _unfilled(build, prepared)]
+    executor.each(_shard_task, work, tasks.fill)
     return prepared
+
+
+def _unfilled(build: index.Build, prepared: index.Prepared) -> list[int]:
+    """Return the shards that have no proof yet."""
+    return [n for n in range(len(prepared.shards)) if index.filled(build, n) is None]
 
 
 def _tuning_texts(context: RunContext) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reembed.catalog.index_manifest import LanceManifest, LanceSegment
-from reembed.index.grow import DELTAS, is_outgrown
+from reembed.index.grow import deltas_beside, is_outgrown
 from reembed.table import vector_index
 from reembed.table.read import TableVersion
 
@@ -21,18 +21,19 @@ class Again:
 
 
 def beside(
-    held: LanceManifest, came: Sequence[int], rows: Mapping[int, int]
+    held: LanceManifest, came: Sequence[int], rows: Mapping[int, int], most: int
 ) -> tuple[list[LanceSegment], list[int]]:
     """Return the segments that stay, and the fragments of the new one; `rows` are those of each fragment now.
 
-    A segment whose fragments are all gone does not stay: Lance leaves it out of the table's version.
+    If there are many deltas, it takes in the newest, up to `most` rows. A segment whose fragments are all gone does
+    not stay: Lance leaves it out of the table's version.
     """
     live = [s for s in held.segments if any(f in rows for f in s.fragments)]
-    deltas = [s for s in live if s.kind == "delta"]
-    if len(deltas) < DELTAS:
-        return live, list(came)
-    merged = [f for d in deltas for f in d.fragments if f in rows]
-    return [s for s in live if s.kind == "base"], [*merged, *came]
+    base = [s for s in live if s.kind == "base"]
+    deltas = live[len(base) :]
+    stay = deltas_beside([d.fragments for d in deltas], came, rows, most)
+    merged = [f for d in deltas[stay:] for f in d.fragments if f in rows]
+    return [*base, *deltas[:stay]], [*merged, *came]
 
 
 def again(

@@ -129,22 +129,22 @@ def built(context: RunContext, job: Job, sealed: SealedTable) -> LanceManifest:
     """
     executor, config = context.executor, context.config
     tasks = IndexTasks.of(config, _factory(job), job.table, executor)
-    if context.plan.base is not None:  # else it was checked before the run embedded
-        tasks.require_nodes(executor, context.emit, resume=context.plan.resume)
     prepared = context.run.storage.decode_if_there(Prepared, f"{job.records}/prepared.json")
+    if prepared is None or _unbuilt(job, prepared):
+        tasks.require_nodes(executor, context.emit, resume=context.plan.catch_up)
     if prepared is None:
         prepared = executor.call(_prepare_task, job, needs=tasks.train)
-    todo = [
-        (job, prepared, number)
-        for number in range(len(prepared.segments))
-        if _proof_of(job, number) is None
-    ]
-    if todo:
+    if todo := [(job, prepared, number) for number in _unbuilt(job, prepared)]:
         executor.each(_segment_task, todo, tasks.fill)
     searched = min(tasks.size.serve, executor.largest_node_bytes()) if tasks.size else 0
     return executor.call(
         _finish_task, job, prepared, sealed, needs=needs_of(config, searched, executor)
     )
+
+
+def _unbuilt(job: Job, prepared: Prepared) -> list[int]:
+    """Return the segments that have no proof yet."""
+    return [n for n in range(len(prepared.segments)) if _proof_of(job, n) is None]
 
 
 def _factory(job: Job) -> str:
@@ -307,7 +307,7 @@ def _grow_task(
     storage, table, held = job.run.storage, job.table, older.manifest
     with _failures(job):
         rows = dict(table.fragments())
-        kept, fragments = beside(held, came, rows)
+        kept, fragments = beside(held, came, rows, job.config.index.shard_rows)
         new = sum(rows[f] for f in fragments)
         outgrown = again(table, held, kept, new, job.config.index.shard_rows)
         if outgrown is not None:
@@ -325,7 +325,6 @@ def _grow_task(
             table_version=public.version,
             sealed_version=sealed.version,
             table_tag=public.tag,
-            settings=job.config.index,
         )
         return index_store.put_manifest(storage, job.folder, manifest)
 

@@ -40,7 +40,7 @@ from reembed.strategies.context import (
     resumed,
 )
 from reembed.strategies.differing import Comparing, at_work
-from reembed.strategies.index_kind import as_built
+from reembed.strategies.index_kind import changed_index_settings
 from reembed.strategies.unique_ids import check_ids
 from reembed.table import write as table
 from reembed.table.vector_model import require_kind
@@ -147,8 +147,7 @@ def emit_already_built(release: Release, run: Run, wanted: Wanted, emit: Listene
     plan, config = run.plan(), wanted.config
     changed = _planned_otherwise(plan, wanted) if plan else []
     built = read_manifest(run.storage, release.index, release.index_sha256)
-    index = as_built(config.index, built.settings)
-    changed += changed_settings("index", built.settings.model_dump(), index.model_dump())
+    changed += changed_index_settings(built, config.index)
     dead, allowed = release.dead_letters, config.embed.max_dead_letters
     if dead > allowed:
         changed.append(ChangedSetting("embed.max_dead_letters", dead, allowed))

@@ -114,10 +114,10 @@ def test_a_catch_up_that_goes_on_names_index_settings_that_it_does_not_use(
     with pytest.raises(Killed):
         catch_up(make_config(source), release, quiet, executor=DiesVerifying())
     assert not ignored(quiet)
-    config = make_config(source, index={**settings, "device": "cpu"})
+    config = make_config(source, index={**settings, "device": "gpu"})
     catch_up(config, release, quiet, executor=Inline())
     named = {name: (used, now) for name, used, now in ignored(quiet)}
-    assert named.pop("index.device") == ("auto", "cpu")
+    assert named.pop("index.device") == ("cpu", "gpu")
     assert named == {f"index.{k}": ("auto", v) for k, v in settings.items()}
 
 

@@ -15,9 +15,9 @@ from inline import Inline, Silent
 from reembed.catalog.runs import find_runs
 from reembed.config.settings import Config
 from reembed.engine.executor import ONE_CPU, Needs
-from reembed.errors import UsageError
+from reembed.errors import ReembedError, UsageError
 from reembed.events import Listener
-from reembed.index.train import factory_of
+from reembed.index.build import TargetMissed
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
@@ -61,7 +61,7 @@ def require_index_fits(settings: Config, rows: int, dim: int, node: Node, emit: 
 def tasks_of(index: dict[str, Any], node: Node) -> IndexTasks:
     """Those of 10 million vectors of 768 dimensions."""
     settings = config(index)
-    factory = factory_of(settings.index, 10**7, 768)
+    factory = factory_for(settings.index, 10**7, 768)
     return IndexTasks.of(settings, factory, Vectors(10**7, 768), node)
 
 
@@ -215,6 +215,7 @@ def test_a_kind_of_unknown_size_is_told_and_asks_for_no_memory(quiet: Quiet) -> 
         ({"factory": "IVF65536,SQ8"}, 22 * GIB, (1, 1)),
         ({"factory": "IVF65536,SQ8", "device": "cpu"}, 22 * GIB, (0, 0)),
         ({"device": "gpu"}, 4 * GIB, (1, 1)),
+        ({"kind": "lance", "factory": "IVF1024_PQ"}, 22 * GIB, (0, 0)),
     ],
 )
 def test_gpus_are_asked_for_where_they_are_of_use(
@@ -222,6 +223,76 @@ def test_gpus_are_asked_for_where_they_are_of_use(
 ) -> None:
     tasks = tasks_of(index, Node(64 * GIB, gpu_memory))
     assert (tasks.train.gpus, tasks.fill.gpus) == gpus
+
+
+def test_lists_that_do_not_fit_the_node_with_a_gpu_are_trained_on_cpus_and_the_output_says_so(
+    quiet: Quiet,
+) -> None:
+    for memory in (22 * GIB, 4 * GIB):
+        node = Node(64 * GIB, memory)
+        tasks_of({}, node).require_nodes(node, quiet)
+    (said,) = [line for line in quiet.said() if "trained on CPUs" in line]
+    assert "that takes 16.7 GiB, and the largest node with a GPU offers 4.0 GiB" in said
+
+
+@pytest.mark.parametrize(
+    ("index", "gpu_memory", "why"),
+    [
+        ({}, 0, "no GPU"),
+        ({}, 22 * GIB, "FAISS finds no GPU"),  # the package for CPUs
+        ({"kind": "lance"}, 22 * GIB, "lance cannot use"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_refused_before_anything_is_embedded(
+    index: dict[str, Any],
+    gpu_memory: int,
+    why: str,
+    corpus: Callable[..., str],
+    make_config: Callable[..., Config],
+    quiet: Quiet,
+) -> None:
+    settings = make_config(corpus(40), index={**index, "device": "gpu"})
+    with pytest.raises(ReembedError, match=why) as refused:
+        full_rebuild(settings, quiet, executor=Node(4 * GIB, gpu_memory))
+    assert refused.value.fix == "reembed run --set index.device=auto"
+    (run,) = find_runs(Storage.open(settings.storage.root))
+    assert not run.staged()
+
+
+class Counted(Node):
+    """Counts how often an index was filled."""
+
+    def __init__(self, memory: int) -> None:
+        super().__init__(memory)
+        self.filled = 0
+
+    def each(self, function: Any, items: Any, needs: Needs = ONE_CPU) -> Any:
+        self.filled += function.__name__ in ("_shard_task", "_segment_task")
+        return super().each(function, items, needs)
+
+
+@pytest.mark.parametrize(
+    ("missed", "other"),
+    [
+        ({"factory": "IVF2,PQ1"}, {"factory": "Flat"}),
+        ({"kind": "lance", "factory": "IVF2_PQ1"}, {"kind": "lance", "factory": "IVF_FLAT"}),
+    ],
+)
+def test_another_index_of_vectors_that_are_all_staged_is_refused_too_where_it_fits_no_node(
+    missed: dict[str, Any],
+    other: dict[str, Any],
+    corpus: Callable[..., str],
+    make_config: Callable[..., Config],
+    quiet: Quiet,
+) -> None:
+    source = corpus(600)
+    settings = make_config(source, index={**missed, "ann_recall": 1.0})
+    with pytest.raises(TargetMissed):
+        full_rebuild(settings, quiet, executor=Node(4 * GIB))
+    node = Counted(2**20)
+    with pytest.raises(UsageError, match="fits no node"):
+        full_rebuild(make_config(source, index=other), quiet, executor=node)
+    assert not node.filled
 
 
 class Unlike(Inline):

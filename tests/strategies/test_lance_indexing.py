@@ -238,7 +238,7 @@ def test_documents_that_only_left_need_no_new_segment(tmp_path):
 
 
 def test_the_ninth_delta_takes_in_the_eight_before_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("reembed.strategies.lance_growing.DELTAS", 2)
+    monkeypatch.setattr("reembed.index.grow.DELTAS", 2)
     place = Place(tmp_path, factory="IVF8_PQ")
     place.build()
     deltas = []
@@ -249,6 +249,21 @@ def test_the_ninth_delta_takes_in_the_eight_before_it(tmp_path, monkeypatch):
         assert sorted(place.held()) == sorted(place.rows())
         assert place.release.verify.passed
     assert deltas == [1, 2, 1, 2]
+
+
+def test_a_new_delta_takes_in_no_more_than_a_segment_may_have(tmp_path, monkeypatch):
+    """Deltas that are more than that together are no reason to build the index again."""
+    monkeypatch.setattr("reembed.index.grow.DELTAS", 2)
+    place = Place(tmp_path, documents=1_000, factory="IVF4_FLAT", shard_rows=50)
+    place.build()
+    deltas = []
+    for step in (1, 2, 3):
+        change(place.uri, step, every=200)
+        place.catch_up()
+        deltas.append([s.rows for s in place.manifest().segments if s.kind == "delta"])
+        assert sorted(place.held()) == sorted(place.rows())
+        assert place.release.verify.passed
+    assert deltas == [[20], [20, 20], [20, 40]]
 
 
 @pytest.mark.parametrize(("documents", "hot"), [(DOCUMENTS, "d00017"), (2_001, "d02000")])
