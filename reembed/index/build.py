@@ -62,6 +62,8 @@ class Target:
     """index.ann_recall."""
     gate: float = 0.0
     """gate.ann_recall; 0 if it is not known."""
+    catch_up: str = ""
+    """The command of the catch-up that the index is built for; "" of a rebuild."""
 
     def require(self, factory: str, tuned: Tuned, tuned_on: str, better: str) -> None:
         """Refuse an index that misses it; `better` is a command that builds another kind.
@@ -78,17 +80,19 @@ class Target:
             f"{factory} does not reach index.ann_recall {self.tuned_to:g}: {reached:.4f} at {point}",
             f"measured on {len(tuned.recalls):,} {tuned_on}; it is the best of the points that were tried:"
             " more lists for each query find hardly more, or make it a full scan",
-            better + self._accepting(reached),
+            self._fix(int(reached * 1000) / 1000, better),
         )
 
-    def _accepting(self, reached: float) -> str:
-        lower = int(reached * 1000) / 1000
+    def _fix(self, lower: float, better: str) -> str:
         if not lower:
-            return ""
-        accepts = f"; --set index.ann_recall={lower:g} accepts what was reached"
-        if lower >= self.gate:
-            return accepts
-        return f"{accepts}, which is below gate.ann_recall {self.gate:g}"
+            return better
+        setting, accepts = f"--set index.ann_recall={lower:g}", "accepts what was reached"
+        if lower < self.gate:
+            accepts += f", which is below gate.ann_recall {self.gate:g}"
+        if not self.catch_up:
+            return f"{better}; {setting} {accepts}"
+        rebuild, *_ = better.split("     # ")
+        return f"{self.catch_up} {setting}     # {accepts}; only a rebuild changes the kind of an index: {rebuild}"
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Build:
     """The finer codes that `auto` fell back to; "" if it did not."""
     gate_recall: float = 0.0
     """What gate.ann_recall asks of the index; 0 if that is not known."""
+    catch_up: str = ""
+    """The command of the catch-up that it is part of; "" of a rebuild."""
 
     @functools.cached_property
     def factory(self) -> str:
@@ -267,7 +273,7 @@ def finish(
     """
     shards = [required(filled(build, number)) for number in range(len(prepared.shards))]
     _require_whole(build, shards)
-    target = Target(build.settings.ann_recall, build.gate_recall)
+    target = Target(build.settings.ann_recall, build.gate_recall, build.catch_up)
     tuned = choose(_measured(build, shards), target.tuned_to)
     target.require(build.factory, tuned, prepared.tuned_on, _better(build.factory, target.tuned_to))
     manifest = IndexManifest(
@@ -336,8 +342,11 @@ def _measured(build: Build, shards: list[Shard]) -> Iterator[Measured]:
 
 
 def _better(factory: str, target: float) -> str:
-    """Return the command that builds an index that reaches more, with the same lists if that can do."""
-    one_byte = re.sub(r",PQ.*", ",SQ8", factory)
+    """Return the command that builds an index that reaches more, with the same lists if that can do.
+
+    It cannot where codes are re-ranked: then the lists that are looked into are what limits it.
+    """
+    one_byte = re.sub(r",PQ[^,]*$", ",SQ8", factory)
     if target >= _SQ8_REACHES or one_byte == factory:
         return "reembed run --set index.factory=Flat     # exact: every vector is compared"
     wanted = shlex.quote(f"index.factory={one_byte}")

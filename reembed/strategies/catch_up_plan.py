@@ -27,7 +27,7 @@ from reembed.catalog.runs import Run, open_among
 from reembed.clock import now
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
-from reembed.events import ChangesFound, Listener
+from reembed.events import ChangesFound, Listener, Notice
 from reembed.lifecycle.scratch import Scratch
 from reembed.planning.unit_size import unit_documents
 from reembed.source.dataset import Source
@@ -181,8 +181,15 @@ def is_superseded(found: Pass) -> bool:
 
 
 def as_planned(config: Config, plan: Plan, emit: Listener) -> Config:
-    """Return the config with the line's index settings, on this machine's device; emit others that differ."""
-    index = plan.index.model_copy(update={"device": config.index.device})
+    """Return the config with the line's index settings, on this machine's device; emit others that differ.
+
+    A lower index.ann_recall is taken, too: what the line asks for may be out of reach for other documents.
+    """
+    line, lower = plan.index, min(plan.index.ann_recall, config.index.ann_recall)
+    index = line.model_copy(update={"device": config.index.device, "ann_recall": lower})
+    if lower < line.ann_recall:
+        what = f"index.ann_recall is {lower:g}, and {line.ann_recall:g} in {plan.origin}"
+        emit(Notice(f"{what}: an index that is built again is tuned to the lower one"))
     wanted = as_built(config.index, index)
     changed = changed_settings("index", index.model_dump(), wanted.model_dump())
     emit_ignored(changed + embed_settings_changed(plan, config), emit)

@@ -210,14 +210,22 @@ def _elsewhere(command: str, size: IndexSize) -> str:
 def _choices(size: IndexSize, most: int) -> str:
     """Return what could be done, as commands; each of the settings makes the whole index fit."""
     bigger = f"a node that offers {readable(size.largest_task)}"
-    settings = [f"index.shard_rows={_shard_rows(size, most)}"]
-    settings += [f"index.factory={factory}" for factory in _smaller(size, most)]
-    fitting = [s for s in settings if not s.endswith("=None")]
+    fitting = []
+    if (rows := _shard_rows(size, most)) is not None:
+        fitting.append([f"index.shard_rows={rows}"])
+    for factory in _smaller(size, most):
+        # `auto` takes Lance for no factory that is named.
+        kind = ["index.kind=lance"] if vector_model.Kind.named(factory) else []
+        fitting.append([*kind, f"index.factory={factory}"])
     if not fitting:
         return _elsewhere("reembed run", size)
     first, *others = fitting
-    more = "".join(f", or --set {shlex.quote(other)}" for other in others)
-    return f"reembed run --set {shlex.quote(first)}     # or {bigger}{more}"
+    more = "".join(f", or {_set_to(other)}" for other in others)
+    return f"reembed run {_set_to(first)}     # or {bigger}{more}"
+
+
+def _set_to(settings: list[str]) -> str:
+    return " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
 
 
 def _shard_rows(size: IndexSize, most: int) -> int | None:

@@ -192,6 +192,7 @@ def _job(context: RunContext, sealed: SealedTable) -> _Job:
         context.vectors(sealed),
         config.index,
         gate_recall=context.plan.gate.ann_recall,
+        catch_up=context.plan.catch_up,
     )
     if (base := _base(context.plan, build)) is not None:
         build = build.like(base[1].factory)

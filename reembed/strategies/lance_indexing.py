@@ -271,10 +271,10 @@ def _tuned(
         k_factors=(0,) if whole else K_FACTORS,
         most=most_lists(model.kind.lists, table.rows),
     )
-    better = "reembed run --set index.factory=IVF_FLAT     # whole vectors"
+    better = "reembed run --set index.kind=lance --set index.factory=IVF_FLAT     # whole vectors"
     if whole:
         better = "reembed run --set index.kind=faiss --set index.factory=Flat     # exact: every vector is compared"
-    target = index.Target(wanted, job.plan.gate.ann_recall)
+    target = index.Target(wanted, job.plan.gate.ann_recall, job.plan.catch_up)
     target.require(model.kind.name, tuned, prepared.tuned_on, better)
     return tuned
 

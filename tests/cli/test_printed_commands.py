@@ -38,7 +38,7 @@ PLAIN = re.compile(
     r"|plan\.(resume|restart)|self\.(run_id|resume|base\.release)|release|encoding|wider:g|lower"
     r"|name\.replace\('_', '-'\)|_again\(files, to\)|by_verdict\[.+\]|plan\.base\.release if .+"
     r"|reasons\.flags|behind|level|sample|newest|run\.run|r\.(of|drop_run|release)"
-    r"|c\.documents\.behind|failed\.(level|sampled)|set_to\(.+\)|files|given|wanted|more"
+    r"|c\.documents\.behind|failed\.(level|sampled)|_?set_to\(.+\)|files|given|wanted|more"
 )
 QUOTED = re.compile(r"shlex\.(quote|join)\(.+\)")
 PROSE = {

@@ -270,11 +270,11 @@ def test_ids_that_wait_for_a_shard_to_be_full_do_not_keep_the_batch_they_came_in
         assert not held & {buffer.address for buffer in kept.buffers() if buffer}
 
 
-def missed(factory: str, target: float, gate: float) -> str:
+def missed(factory: str, target: float, gate: float, catch_up: str = "") -> str:
     """The fix of an index that found 600 of 1,000."""
     tuned = Tuned({"nprobe": 2}, np.full(100, 0.6))
     with pytest.raises(steps.TargetMissed) as refused:
-        steps.Target(target, gate).require(
+        steps.Target(target, gate, catch_up).require(
             factory, tuned, "queries", steps._better(factory, target)
         )
     return str(refused.value.fix)
@@ -285,7 +285,9 @@ def missed(factory: str, target: float, gate: float) -> str:
     [
         ("IVF64,PQ16x4fs", 1.0, "index.factory=Flat "),
         ("IVF64,PQ16x4fs", 0.98, "index.factory=IVF64,SQ8 "),
-        ("IVF64,PQ16x4fs,RFlat", 0.9, "index.factory=IVF64,SQ8 "),
+        # Codes that are re-ranked are not what limits it.
+        ("IVF64,PQ16x4fs,RFlat", 0.9, "index.factory=Flat "),
+        ("IVF64,PQ16x4fs,Refine(SQ8)", 0.9, "index.factory=Flat "),
         ("IVF64,SQ8", 0.98, "index.factory=Flat "),
         ("HNSW32", 0.98, "index.factory=Flat "),
     ],
@@ -300,3 +302,13 @@ def test_a_target_that_is_missed_is_answered_with_another_kind(factory, target, 
 def test_a_target_that_could_be_lowered_is_said_to_be_below_the_gate():
     said = missed("IVF64,PQ16x4fs", 1.0, 0.95)
     assert said.endswith("accepts what was reached, which is below gate.ann_recall 0.95")
+
+
+def test_a_catch_up_that_misses_its_target_is_not_answered_with_what_only_a_rebuild_can_change():
+    said = missed("IVF64,Flat", 0.9, 0.5, "reembed catch-up r")
+    command, comment = said.split("     # ")
+    assert command == "reembed catch-up r --set index.ann_recall=0.6"
+    assert comment == (
+        "accepts what was reached; only a rebuild changes the kind of an index:"
+        " reembed run --set index.factory=Flat"
+    )

@@ -20,9 +20,11 @@ from reembed.config.settings import Config
 from reembed.engine.executor import ONE_CPU
 from reembed.errors import IntegrityError
 from reembed.events import Indexed, Notice
+from reembed.index import build as index_build
 from reembed.index import files as index_store
 from reembed.index import grow as growing
 from reembed.index import held as held_ids
+from reembed.index.build import TargetMissed
 from reembed.index.exact import exact_search
 from reembed.lifecycle.promote import follow, promote
 from reembed.store.storage import Storage
@@ -213,6 +215,48 @@ def test_a_change_of_a_fifth_builds_the_index_again(tmp_path):
     assert [s.kind for s in place.manifest().segments] == ["base"]
     assert place.manifest().tombstones is None
     assert place.held() == place.rows()
+
+
+def test_a_catch_up_whose_index_misses_its_target_takes_the_lower_one_that_is_printed(
+    tmp_path, monkeypatch
+):
+    place = Place(tmp_path, "IVF8,Flat")
+    honest = index_build.choose
+
+    def fewer(shards, target):
+        tuned = honest(shards, target)
+        return dataclasses.replace(tuned, recalls=np.full_like(tuned.recalls, 0.25))
+
+    monkeypatch.setattr(index_build, "choose", fewer)
+    change(place.uri, 1, 200)
+    with pytest.raises(TargetMissed) as missed:
+        place.catch_up()
+    command, _ = missed.value.fix.split("     # ", 1)
+    assert command == f"reembed catch-up {place.release.id} --set index.ann_recall=0.25"
+    asked = place.config
+    place.config = with_index(asked, ann_recall=0.25)
+    place.catch_up()
+    assert place.manifest().settings.ann_recall == 0.25
+    place.config = asked
+    change(place.uri, 2, 200)
+    place.catch_up()  # the line goes by it from now on
+    assert [s.kind for s in place.manifest().segments] == ["base"]
+
+
+def test_a_lower_target_leaves_an_index_that_grows_as_it_was_tuned(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat")
+    before = place.manifest()
+    place.config = with_index(place.config, ann_recall=0.2)
+    change(place.uri, 1, 5)
+    said = []
+    place.release = catch_up(place.config, place.release, said.append, executor=Inline())
+    assert place.manifest().settings == before.settings
+    (told,) = [e.what for e in said if isinstance(e, Notice)]
+    assert told.startswith("index.ann_recall is 0.2, and 0.5 in ")
+
+
+def with_index(config, **index):
+    return config.model_copy(update={"index": config.index.model_copy(update=index)})
 
 
 class Counting(Inline):

@@ -344,7 +344,9 @@ def test_a_target_that_cannot_be_reached_is_refused_and_another_kind_reaches_it(
     with pytest.raises(TargetMissed, match="IVF4_PQ1 does not reach") as missed:
         place.build()
     fix = str(missed.value.fix)
-    assert fix.startswith("reembed run --set index.factory=IVF_FLAT     # whole vectors; ")
+    assert fix.startswith(
+        "reembed run --set index.kind=lance --set index.factory=IVF_FLAT     # whole vectors; "
+    )
     assert "--set index.ann_recall=0.9" in fix
     place.config = place.built_by(tmp_path, factory="IVF8_FLAT", ann_recall=0.9)
     place.build()
