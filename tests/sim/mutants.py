@@ -416,14 +416,14 @@ def tombstones_of_merged_deltas_bury_what_follows_them(patch: Patch) -> None:
 def _cut_otherwise(patch: Patch, cut: Callable[[Any, int, set[int]], Any]) -> None:
     """Cut new deltas by other code, which is also given the fragments of the deltas that are merged."""
     _uncounted(patch)
-    honest, process = grow._beside, threading.local()
+    honest, process = grow.deltas_beside, threading.local()
 
     def noted(deltas: Any, *args: Any) -> Any:
         stay = honest(deltas, *args)
-        process.merged = {f for d in deltas[len(stay) :] for f in d.fragments}
+        process.merged = {f for fragments in deltas[stay:] for f in fragments}
         return stay
 
-    patch(grow, "_beside", noted)
+    patch(grow, "deltas_beside", noted)
     patch(grow, "cut_into_shards", lambda fragments, most: cut(fragments, most, process.merged))
 
 
