@@ -175,12 +175,18 @@ class Source:
             ]
         require_ids(self.ref, documents, nulls, examples)
 
-    def null_texts(self) -> int:
-        """Return the number of documents whose text is null; in a template null counts as empty."""
+    def null_texts(self, fragments: Sequence[int] | None = None) -> int:
+        """Return how many documents, of these fragments or all, have null as text; in a template null counts as empty.
+
+        This reads every text: Lance does for a filter IS NULL and for a projection, too.
+        """
         dataset, ref = self.dataset(), self.ref
         if template_columns(ref.text) or not dataset.schema.field(ref.text).nullable:
             return 0
-        scanner = dataset.scanner(columns=[ref.text], filter=ref.filter, batch_size=_SCAN_ROWS)
+        chosen = None if fragments is None else fragments_of(dataset, fragments)
+        scanner = dataset.scanner(
+            columns=[ref.text], filter=ref.filter, batch_size=_SCAN_ROWS, fragments=chosen
+        )
         with readable(ref):
             return sum(batch.column(0).null_count for batch in scanner.to_batches())
 

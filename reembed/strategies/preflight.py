@@ -19,16 +19,17 @@ from reembed.source.dataset import TEXT, Source
 from reembed.store.paths import is_remote
 from reembed.store.storage import Storage, readable
 from reembed.strategies.changes import Changes
+from reembed.strategies.unique_ids import Checked
 from reembed.table.documents import rows_of
 
 _ROW_BYTES = 40  # text_hash, space, source_version
 _SLACK = 1.1
 
 
-def require_texts(config: Config, source: Source, rows: int, emit: Listener) -> None:
+def require_texts(config: Config, source: Source, checked: Checked, emit: Listener) -> None:
     """Raise TooManyDeadLetters if more texts are null than embed.max_dead_letters allows."""
-    nulls = source.null_texts()
-    what = f"{nulls:,} of {rows:,} documents have no text: {source.ref.text} is null"
+    nulls = checked.null_texts
+    what = f"{nulls:,} of {checked.documents:,} documents have no text: {source.ref.text} is null"
     _allow(nulls, config, what, "reembed run")
     _tell(nulls, config, what, emit)
 

@@ -186,13 +186,13 @@ def _check_documents(run: Run, wanted: Wanted, executor: Executor, emit: Listene
     """Check ids and texts; return how many documents there are."""
     source = wanted.source
     where = partial(at_work, wanted.config, executor, source.count_rows())
-    emit(Working(f"reading every id of {source.uri} version {source.version}"))
+    emit(Working(f"reading every id and text of {source.uri} version {source.version}"))
     with Scratch.comparing(run) as scratch:
-        documents = check_ids(source, Comparing(scratch, where))
+        checked = check_ids(source, Comparing(scratch, where), texts=True)
     if source.ref.filter is not None:
-        emit(Notice(f"source.filter keeps {documents:,} of {source.count_rows():,} rows"))
-    preflight.require_texts(wanted.config, source, documents, emit)
-    return documents
+        emit(Notice(f"source.filter keeps {checked.documents:,} of {source.count_rows():,} rows"))
+    preflight.require_texts(wanted.config, source, checked, emit)
+    return checked.documents
 
 
 def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Plan:

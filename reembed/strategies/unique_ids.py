@@ -1,4 +1,4 @@
-"""Whether every document of a source has an id of its own: of many, a partition of the ids at a time."""
+"""Whether every document of a source has an id of its own, and a text: of many, a part of them at a time."""
 
 from __future__ import annotations
 
@@ -27,33 +27,45 @@ class _IdsRead:
 
     documents: int
     nulls: int
+    null_texts: int
     entries: tuple[Spill, ...]
 
 
-def check_ids(source: Source, how: Comparing) -> int:
-    """Return the number of documents, as `Source.check_documents`; of many, no process holds every id.
+@dataclass(frozen=True)
+class Checked:
+    """The documents of a source, which have an id each."""
+
+    documents: int
+    null_texts: int
+    """Documents whose text is null; 0 if they were not counted."""
+
+
+def check_ids(source: Source, how: Comparing, *, texts: bool = False) -> Checked:
+    """Count documents, as `Source.check_documents`, and null texts if `texts`; of many, no process reads all.
 
     Raises:
         SourceError: as `Source.check_documents`. The caller removes `how.scratch`.
     """
     rows = source.count_rows()
     if rows <= HELD_IDS:
-        return source.check_documents()
+        return Checked(source.check_documents(), source.null_texts() if texts else 0)
     parts = parts_of(rows)
     read = Reading(how.scratch, IDS, parts, space="", carry=())
     with how.tasks() as tasks:
-        pieces = ((read, source, piece) for piece in reading.source_pieces(source, None, "ids"))
+        pieces = (
+            (read, source, piece, texts) for piece in reading.source_pieces(source, None, "ids")
+        )
         found = tasks.each(_read, pieces)
         sides = Sides((), tuple(spill for piece in found for spill in piece.entries))
         cuts = ((read, part) for part in cut(sides, parts, (), np.empty(0, "V16")))
         repeated = [one for found_in in tasks.each(_repeated, cuts) for one in found_in]
     documents, nulls = sum(p.documents for p in found), sum(p.nulls for p in found)
     source.require_ids(documents, nulls, repeated[:EXAMPLES])
-    return documents
+    return Checked(documents, sum(p.null_texts for p in found))
 
 
-def _read(read: Reading, source: Source, piece: SourcePiece) -> _IdsRead:
-    """Read the ids of a piece of a source."""
+def _read(read: Reading, source: Source, piece: SourcePiece, texts: bool) -> _IdsRead:
+    """Read the ids of a piece of a source, and its texts if they are asked for."""
 
     def ids() -> _IdsRead:
         entries, documents, nulls = read.spiller(piece.name), 0, 0
@@ -62,7 +74,8 @@ def _read(read: Reading, source: Source, piece: SourcePiece) -> _IdsRead:
             made["id"], made["row"] = digests.stack(digests.of_column(names)), row_ids
             entries.add(made[names.is_valid().to_numpy(zero_copy_only=False)])
             documents, nulls = documents + documents_in(len(names)), nulls + names.null_count
-        return _IdsRead(documents, nulls, entries.close())
+        without = source.null_texts(piece.fragments) if texts else 0
+        return _IdsRead(documents, nulls, without, entries.close())
 
     return read.scratch.once(_IdsRead, piece.name, ids)
 

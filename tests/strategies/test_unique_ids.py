@@ -55,7 +55,28 @@ def test_the_result_is_that_of_one_process(make_config, tmp_path, comparing, cas
     rows = pa.table({"doc_id": ids, "text": pa.array([f"x{n}" for n in range(len(ids))], "string")})
     lance.write_dataset(rows, uri, max_rows_per_file=6)
     source = Source.open(make_config(uri, source={"uri": uri, "filter": condition}))
-    assert said(lambda: check_ids(source, comparing)) == said(source.check_documents)
+    assert said(lambda: check_ids(source, comparing).documents) == said(source.check_documents)
+
+
+@pytest.mark.parametrize(("condition", "expected"), [(None, 4), ("doc_id != 'd10'", 3)])
+def test_null_texts_of_many_documents_are_counted_in_the_tasks_that_read_ids(
+    make_config, tmp_path, comparing, monkeypatch, condition, expected
+):
+    uri = str(tmp_path / "s.lance")
+    texts = [None if n % 10 == 0 else "x" for n in range(40)]
+    lance.write_dataset(pa.table({"doc_id": NAMES, "text": texts}), uri, max_rows_per_file=6)
+    source = Source.open(make_config(uri, source={"uri": uri, "filter": condition}))
+    assert source.null_texts() == expected
+    honest, pieces = Source.null_texts, []
+
+    def counted(source, fragments=None):
+        pieces.append(source.dataset().count_rows() if fragments is None else len(fragments))
+        return honest(source, fragments)
+
+    monkeypatch.setattr(Source, "null_texts", counted)
+    checked = check_ids(source, comparing, texts=True)
+    assert (checked.documents, checked.null_texts) == (40 - (condition is not None), expected)
+    assert pieces == [1] * 7, "no process reads all"
 
 
 def test_of_many_ids_that_repeat_a_few_are_named(make_config, tmp_path, comparing):
