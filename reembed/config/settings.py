@@ -91,7 +91,7 @@ class EmbedConfig(Section):
     tokenizing is a hundredth of the work, and two per free core with GPUs."""
     unit_documents: Annotated[int, Field(ge=1)] | None = None
     """Documents per unit, which is staged and resumed as a whole. Default: seconds of embedding, at
-    most 50,000 units and 128 MiB each."""
+    most 50,000 units, or as many as have 128 MiB each."""
     units_in_flight: Annotated[int, Field(ge=1)] = 8
     """Units per actor between reading and writing at once: bounds the memory (256 MiB at least)."""
     unit_deadline_s: Annotated[float, Field(gt=0)] | None = None

@@ -123,6 +123,8 @@ class Build:
     """What is filled, in place of an index that is trained on this table."""
     instead: str = ""
     """The finer codes that `auto` fell back to; "" if it did not."""
+    lists: StoredFile | None = None
+    """The trained index of the coarser codes, whose lists are taken."""
     gate_recall: float = 0.0
     """What gate.ann_recall asks of the index; 0 if that is not known."""
     catch_up: str = ""
@@ -212,7 +214,8 @@ def prepare(build: Build, queries: Float32 | None) -> Prepared:
         raise IntegrityError("the vector table has no rows to index")
     queries, tuned_on = tuning_queries(source, queries)
     if trained is None:
-        file = files.put_index(storage, build.path, train(source, build.factory, device))
+        lists = build.lists and files.get_index(storage, build.path, build.lists)
+        file = files.put_index(storage, build.path, train(source, build.factory, device, lists))
     else:
         file = trained.file
         files.copy(storage, trained.path, file, build.path)

@@ -90,8 +90,10 @@ class Device:
         return faiss.downcast_index(faiss.index_gpu_to_cpu(index)) if self.whole else index
 
 
-def train(source: VectorSource, factory: str, device: Device) -> Any:
+def train(source: VectorSource, factory: str, device: Device, lists: Any = None) -> Any:
     """Return a FAISS index without vectors that learned the distribution of a sample of `source`.
+
+    `lists` is a trained index of other codes whose lists are taken; those of a GPU are trained there again.
 
     Raises:
         UsageError: the factory string is wrong, or does not fit the vectors.
@@ -101,6 +103,10 @@ def train(source: VectorSource, factory: str, device: Device) -> Any:
     if index.is_trained:
         return index
     sample = _sample(source, factory)
+    if lists is not None and not device.whole:
+        found = faiss.try_extract_index_ivf(lists).quantizer
+        centroids = found.reconstruct_n(0, found.ntotal)
+        faiss.try_extract_index_ivf(index).quantizer.add(centroids)  # FAISS trains none then
     index = device.moved_to(index)
     ivf: Any = None
     if device.resources is not None and not device.whole:

@@ -1,7 +1,8 @@
 """How many documents a unit has, where `embed.unit_documents` does not say it.
 
 A unit is seconds of work, so that what a unit costs (records, files, the driver's time) does not count; it
-fits into memory several times; and a run has at most 50,000 of them.
+fits into memory several times; and a run has at most 50,000 of them, unless units of so many documents would be too
+large for that.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _trained_again(missed: index.TargetMissed) -> Notice:
 
 
 def _built_or_finer(context: RunContext, sealed: SealedTable, job: _Job) -> IndexManifest:
-    """Build the index; one that misses its recall is trained again, or built with finer codes, if `auto` may."""
+    """Build the index; one that misses its recall is trained again, or gets finer codes, if `auto` may."""
     while True:
         try:
             return _built(context, sealed, job)
@@ -166,7 +166,8 @@ def _built_or_finer(context: RunContext, sealed: SealedTable, job: _Job) -> Inde
                 build = replace(job.build, trained=None)
             elif (found := job.build.finer()) is not None:
                 context.emit(Notice(f"{missed.what}: {found.factory} is built instead"))
-                build = found
+                coarser = index.required(index.prepared(job.build))
+                build = replace(found, lists=coarser.trained)
             else:
                 raise
             job = replace(job, build=build)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import faiss
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import Quiet
@@ -13,6 +16,7 @@ from inline import Inline
 from reembed.catalog.index_manifest import IndexManifest, read_manifest
 from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
+from reembed.index import build as index_build
 from reembed.index import train
 from reembed.index.build import TargetMissed
 from reembed.store.storage import Storage
@@ -47,9 +51,19 @@ def manifest(config: Config, release: Release) -> IndexManifest:
 
 
 def test_each_finer_kind_is_said_and_the_first_that_reaches_the_target_is_kept(
-    place: Config, quiet: Quiet
+    place: Config, quiet: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    honest, taken = train.train, []
+
+    def noted(source: Any, factory: str, device: Any, lists: Any) -> Any:
+        made, alone = honest(source, factory, device, lists), honest(source, factory, device)
+        np.testing.assert_array_equal(faiss.serialize_index(made), faiss.serialize_index(alone))
+        taken.append(lists is not None)
+        return made
+
+    monkeypatch.setattr(index_build, "train", noted)
     release = full_rebuild(place, quiet, executor=Inline())
+    assert taken == [False, True, True], "lists are trained once"
     built = manifest(place, release)
     said = [line for line in quiet.said() if "is built instead" in line]
     assert built.base.factory == FINE
