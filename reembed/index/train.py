@@ -104,9 +104,10 @@ def train(source: VectorSource, factory: str, device: Device, lists: Any = None)
         return index
     sample = _sample(source, factory)
     if lists is not None and not device.whole:
-        found = faiss.try_extract_index_ivf(lists).quantizer
-        centroids = found.reconstruct_n(0, found.ntotal)
-        faiss.try_extract_index_ivf(index).quantizer.add(centroids)  # FAISS trains none then
+        own: Any = faiss.try_extract_index_ivf(index)
+        other: Any = faiss.try_extract_index_ivf(lists)
+        centroids = other.quantizer.reconstruct_n(0, other.quantizer.ntotal)
+        own.quantizer.add(centroids)  # FAISS trains none then
     index = device.moved_to(index)
     ivf: Any = None
     if device.resources is not None and not device.whole:
