@@ -20,6 +20,7 @@ import functools
 import re
 import shlex
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
@@ -298,16 +299,22 @@ def finish(
 
 
 def cut_into_shards(fragments: list[tuple[int, int]], most: int) -> tuple[tuple[int, ...], ...]:
-    """Return fragment ids by shard, in the order of the table.
+    """Return fragment ids by shard, in the order of the table: as few shards as can be, the largest as small as can be.
 
-    Shards are of about one size and have at most `most` rows, unless a single fragment has more.
+    Shards have at most `most` rows, unless a single fragment has more.
     """
-    total, largest = sum(rows for _, rows in fragments), max(rows for _, rows in fragments)
-    even = -(-total // -(-total // most))
+    shards = _cut(fragments, most)
+    sizes = range(-(-sum(rows for _, rows in fragments) // len(shards)), most)
+    even = bisect_left(sizes, -len(shards), key=lambda size: -len(_cut(fragments, size)))
+    return _cut(fragments, sizes.start + even) if sizes else shards
+
+
+def _cut(fragments: list[tuple[int, int]], most: int) -> tuple[tuple[int, ...], ...]:
+    """Return fragment ids by shard, each filled with at most `most` rows before the next one begins."""
     shards: list[list[int]] = []
     held = 0
     for fragment, rows in fragments:
-        if not shards or held + rows > min(most, even + largest):
+        if not shards or held + rows > most:
             shards.append([])
             held = 0
         shards[-1].append(fragment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +113,30 @@ def test_every_fragment_is_in_one_shard_and_no_shard_is_too_large(
     held = dict(fragments)
     assert all(sum(held[f] for f in s) <= most or len(s) == 1 for s in shards)
     assert all(shards)
-    least = -(-sum(rows) // most)
-    assert len(shards) <= 2 * least + 1 or most < 2 * max(rows)
+    filled = 1 + sum(1 for _ in greedy(rows, most))
+    assert len(shards) == filled
+    largest = max(sum(held[f] for f in s) for s in shards)
+    assert (
+        largest == 1
+        or largest == max(rows)
+        or 1 + sum(1 for _ in greedy(rows, largest - 1)) > filled
+    )
+
+
+def greedy(rows: list[int], most: int) -> Iterator[int]:
+    """Yield where the next shard begins, if each is filled before it."""
+    held = 0
+    for n, count in enumerate(rows):
+        if n and held + count > most:
+            yield n
+            held = 0
+        held += count
+
+
+def test_no_shard_is_a_sliver() -> None:
+    units = [(n, 5_952) for n in range(1_344)]
+    shards = cut_into_shards([*units, (1_344, 512)], 4_000_000)
+    assert [len(shard) for shard in shards] == [448, 448, 449]
 
 
 def test_a_build_that_was_killed_goes_on_with_the_shards_that_it_has(
