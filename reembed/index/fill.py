@@ -69,6 +69,8 @@ def _reserve(index: Any, rows: int) -> None:
     if isinstance(index, faiss.IndexRefine):
         _reserve(faiss.downcast_index(index.base_index), rows)
         _reserve(faiss.downcast_index(index.refine_index), rows)
+    elif isinstance(index, faiss.IndexHNSW):
+        _reserve(faiss.downcast_index(index.storage), rows)
     elif isinstance(index, faiss.IndexFlatCodes):
         index.codes.resize(rows * index.code_size)
         memory.forget(int(index.codes.data()), index.codes.size())

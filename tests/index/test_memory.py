@@ -43,6 +43,17 @@ def step(folder: Path, name: str, factory: str) -> dict[str, float]:
     return found
 
 
+def test_the_vectors_of_a_graph_are_reserved_too() -> None:
+    rows, dim = 1_000, 64
+    graph = faiss.index_factory(dim, "HNSW4", faiss.METRIC_INNER_PRODUCT)
+    fill._reserve(graph, rows)
+    held = faiss.downcast_index(graph.storage).codes
+    graph.add(np.eye(dim, dtype=np.float32))
+    reserved = int(held.data())
+    graph.add(np.ones((rows - dim, dim), np.float32))
+    assert int(held.data()) == reserved
+
+
 @LINUX
 def test_room_that_is_reserved_takes_no_memory_and_is_not_moved() -> None:
     rows, dim = 100_000, 256
