@@ -275,9 +275,13 @@ def test_a_catch_up_indexes_as_its_line_does_on_the_device_of_this_machine(line)
     _, config, catalog, release = line
     plan = Run(catalog.storage, release.id).plan()
     assert plan.index.device == "auto"
-    other = config.index.model_copy(update={"device": "cpu", "ann_recall": 0.5})
+    changed = {"device": "cpu", "ann_recall": 0.99, "factory": "HNSW16", "shard_rows": 9}
+    other = config.index.model_copy(update=changed)
     used = as_planned(config.model_copy(update={"index": other}), plan, Silent()).index
-    assert (used.device, used.ann_recall) == ("cpu", config.index.ann_recall)
+    assert used.device == "cpu"
+    assert used.model_copy(update={"device": "auto"}) == plan.index
+    lower = config.model_copy(update={"index": other.model_copy(update={"ann_recall": 0.5})})
+    assert as_planned(lower, plan, Silent()).index.ann_recall == 0.5
 
 
 def test_a_catch_up_holds_the_source_version_it_reads_until_it_is_registered(line, monkeypatch):
