@@ -77,6 +77,8 @@ class IndexTasks:
     """The setting index.device."""
     size: IndexSize | None
     """None if the size of this kind of index is not known."""
+    awaits_gpu: bool
+    """Whether the models run on GPUs: their nodes may come up only for them."""
     train: Needs
     fill: Needs
 
@@ -93,7 +95,8 @@ class IndexTasks:
             fits = wanted == "gpu" or memory <= executor.largest_node_bytes(1)
             gpus = int(on_gpu and executor.has_gpu() and fits)
             asked.append(needs_of(config, memory, executor, gpus))
-        return cls(factory, wanted, size, *asked)
+        awaits_gpu = config.embed.gpus_per_actor > 0
+        return cls(factory, wanted, size, awaits_gpu, *asked)
 
     def require_nodes(self, executor: Executor, emit: Listener, *, resume: str = "") -> None:
         """Refuse tasks that fit no node, and tell what a large index takes.
@@ -105,7 +108,7 @@ class IndexTasks:
             ReembedError: the FAISS of the nodes cannot use their GPUs.
         """
         if self.device == "gpu":
-            self._require_gpu(executor, resume or "reembed run")
+            self._require_gpu(executor, emit, resume or "reembed run")
         size = self.size
         if size is None:
             emit(
@@ -136,12 +139,15 @@ class IndexTasks:
                 )
             )
 
-    def _require_gpu(self, executor: Executor, command: str) -> None:
+    def _require_gpu(self, executor: Executor, emit: Listener, command: str) -> None:
         """Refuse index.device gpu where it cannot be had."""
         fix = f"{command} --set index.device=auto"
         if vector_model.Kind.named(self.factory) is not None:
             why = f"{self.factory} is an index of Lance, which is built on CPUs"
             raise UsageError("index.device is gpu, which index.kind lance cannot use", why, fix)
+        if not executor.has_gpu() and self.awaits_gpu:
+            emit(Notice("no node with a GPU is up, so index.device gpu was not checked"))
+            return
         if not executor.has_gpu():
             why = "no node with a GPU is up"
             raise UsageError(f"index.device is gpu, and {executor.where} has no GPU", why, fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable
@@ -259,6 +260,13 @@ def test_a_gpu_that_cannot_be_had_is_refused_before_anything_is_embedded(
     assert refused.value.fix == "reembed run --set index.device=auto"
     (run,) = find_runs(Storage.open(settings.storage.root))
     assert not run.staged()
+
+
+def test_a_gpu_that_comes_up_for_the_models_is_waited_for(quiet: Quiet) -> None:
+    node = Node(64 * GIB, 0)
+    tasks = dataclasses.replace(tasks_of({"device": "gpu"}, node), awaits_gpu=True)
+    tasks.require_nodes(node, quiet)
+    assert any("no node with a GPU is up, so" in line for line in quiet.said())
 
 
 class Counted(Node):
