@@ -152,6 +152,7 @@ def test_the_other_commands_are_scripts_of_the_demo() -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_whole_demo_runs() -> None:
     done = subprocess.run([sys.executable, DEMO / "run.py"], capture_output=True, text=True)
