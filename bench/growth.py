@@ -175,7 +175,7 @@ def change_share(place: Path, documents: int) -> None:
 
 def change_few(place: Path, documents: int) -> None:
     """Change as many at every size."""
-    _change(place, documents, FEW)
+    _change(place, documents, min(FEW, documents // 2))
 
 
 def _change(place: Path, documents: int, count: int) -> None:

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from reembed.catalog.lease import workers
 from reembed.catalog.runs import find_runs
+from reembed.engine.pipeline import AT_ONCE
 from reembed.store.storage import Storage
 
 pytestmark = [pytest.mark.deep, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -63,7 +64,7 @@ def test_a_node_that_dies_and_one_that_comes_cost_only_the_units_in_flight(
     assert process.returncode == 0, err
     assert json.loads(out)["rows"] == 300
     again = sum(r.stats.attempt > 1 for r in run.receipts())
-    assert again <= 2
+    assert again <= 2 * AT_ONCE  # both actors may have been there
 
 
 def test_without_any_node_a_job_waits_says_so_and_ends_with_75_and_a_new_node_resumes_it(
