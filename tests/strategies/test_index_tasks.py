@@ -295,7 +295,7 @@ def test_another_index_of_vectors_that_are_all_staged_is_refused_too_where_it_fi
     make_config: Callable[..., Config],
     quiet: Quiet,
 ) -> None:
-    source = corpus(600)
+    source = corpus(2_000)  # more than are re-ranked
     settings = make_config(source, index={**missed, "ann_recall": 1.0})
     with pytest.raises(TargetMissed):
         full_rebuild(settings, quiet, executor=Node(4 * GIB))
