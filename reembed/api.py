@@ -240,9 +240,9 @@ def shadow(
         every_s: seconds between two looks, until queries that arrive change nothing more; None: one look.
 
     Raises:
-        UsageError: nothing is live, there is no candidate or no query, or another shadow goes on.
+        UsageError: nothing is live, there is no candidate or no query, or another shadow is under way.
         Conflict: another process moved the alias, or catches up.
-        RunFailed: a catch-up stopped; the same call goes on.
+        RunFailed: a catch-up stopped; the same call resumes it.
     """
     from reembed.strategies import dual_index
 

@@ -53,7 +53,7 @@ class ShadowPlan:
     margins: dict[str, float]
     """The allowed loss of each metric, absolute."""
     earlier: tuple[int, ...]
-    """Shadows of the same two lines that were begun before."""
+    """Earlier shadows of the same two lines."""
     replaces: int | None
     """The shadow that was given up for this one."""
     reason: str | None

@@ -51,7 +51,7 @@ def curve(
         index: open, and used by nothing else meanwhile.
         queries: [Q, D].
         exact: row ids and scores [Q, E] of the true best.
-        at_most_s: seconds after which no further value is begun.
+        at_most_s: seconds after which no further value is measured.
     """
     setting = index.setting
     if setting is None:

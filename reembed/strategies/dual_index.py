@@ -44,7 +44,7 @@ class Asked:
     promote_if_pass: bool = False
     """Make it live once it passes, also if the config does not say so."""
     new: str | None = None
-    """Why the last shadow is given up and another one begun; recorded."""
+    """Why the last shadow is given up and a new one started; recorded."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def shadow(
         found = look_once(catalog, config, asked, emit, executor=executor)
         if every_s is None or found.is_settled:
             return found
-        asked = replace(asked, new=None)  # begun by the first call
+        asked = replace(asked, new=None)  # the first call started it
         time.sleep(every_s)
 
 
@@ -120,9 +120,9 @@ def look_once(
     -> in the holdover: catch both up -> look for harm -> roll back if there is any
 
     Raises:
-        UsageError: nothing is live, there is no candidate or no query, or another shadow goes on.
+        UsageError: nothing is live, there is no candidate or no query, or another shadow is under way.
         Conflict: another process moved the alias, or catches up.
-        RunFailed: a catch-up stopped; the same command goes on.
+        RunFailed: a catch-up stopped; the same command resumes it.
     """
     found = _begun(catalog, config, asked, emit)
     if not found.is_open:
@@ -146,7 +146,7 @@ def look_once(
 
 
 def _begun(catalog: Catalog, config: Config, asked: Asked, emit: Listener) -> Shadow:
-    """Return the shadow that goes on, or begin one."""
+    """Return the shadow under way, or start one."""
     if config.strategy != "dual_index":
         raise UsageError(
             f"strategy is {config.strategy}: its runs are judged by one comparison",
@@ -164,18 +164,18 @@ def _begun(catalog: Catalog, config: Config, asked: Asked, emit: Listener) -> Sh
     if last is not None and last.is_open and asked.new is None:
         raise UsageError(
             f"shadow {last.plan.number} of {last.plan.candidate} is not finished; {own.id} is another candidate",
-            "one shadow of an alias goes on at a time",
+            "an alias has one shadow at a time",
             f"reembed shadow --candidate {own.id} --new --reason 'WHY'     # gives it up; recorded",
         )
     own = candidates.candidate(catalog, config, own.id)
     plan = _plan(catalog, config, (live, own), asked, last)
     _emit_ignored(plan, emit)
     found = last_shadow(catalog, live)
-    assert found is not None  # it was begun above
+    assert found is not None  # it was started above
     if plan.candidate != own.origin:
         raise Conflict(
-            f"shadow {plan.number} of {plan.candidate} was begun by {plan.by} at this moment",
-            "one shadow of an alias goes on at a time",
+            f"shadow {plan.number} of {plan.candidate} was started by {plan.by} at this moment",
+            "an alias has one shadow at a time",
             "reembed status",
         )
     return found
@@ -231,14 +231,14 @@ def _asked(config: Config) -> shadows.Asked:
 
 
 def _require_same(plan: ShadowPlan, config: Config) -> None:
-    """Raise UsageError if the config asks for another shadow than the one that goes on."""
+    """Raise UsageError if the config asks for another shadow than the one under way."""
     asked = _asked(config)
     changed = changed_settings("gate", plan.asked.gate.model_dump(), asked.gate.model_dump())
     changed += changed_settings("shadow", plan.asked.design.model_dump(), asked.design.model_dump())
     if changed:
         each = "; ".join(f"{c.name} was {c.used!r}, is {c.now!r}" for c in changed)
         raise UsageError(
-            f"shadow {plan.number} was begun with other settings",
+            f"shadow {plan.number} was started with other settings",
             f"{each}. What judges is fixed before results exist",
             "reembed shadow --new --reason 'WHY'     # begins another one; recorded. Or put the settings back",
         )

@@ -289,7 +289,7 @@ def _answers(arriving: Arriving, pair: Pair) -> tuple[EvalSet, list[list[str]]]:
 def test_other_settings_are_refused_and_another_shadow_is_recorded(arriving, pair, settings):
     arriving.come(0, 3)
     arriving.shadow()
-    with pytest.raises(UsageError, match="shadow 1 was begun with other settings") as refused:
+    with pytest.raises(UsageError, match="shadow 1 was started with other settings") as refused:
         arriving.shadow(**settings)
     name = next(iter(settings.get("gate", settings)))
     assert f".{name} was" in refused.value.why
