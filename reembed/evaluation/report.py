@@ -202,7 +202,7 @@ def _gate_notes(c: Comparison) -> Iterator[str]:
         of = counted(len({(s.field, s.value) for s in c.slices}), "slice")
         told = [f"{field} = {value} (n {n})" for (field, value), n in small.items()]
         named = ", ".join([*told[:_NAMED], *["…"] * (len(told) > _NAMED)])
-        yield f"too small to be tested, so that nothing is shown of them: {len(small):,} of {of}: {named}"
+        yield f"too small to show harm or rule it out: {len(small):,} of {of}: {named}"
     if c.known_items.why:
         yield f"known items were not searched: {c.known_items.why}"
 

@@ -125,7 +125,7 @@ def slices(c: Comparison) -> Section:
     small = sum(s.p is None for s in c.slices)
     words = (
         f"Harmed: a loss of more than {HARM} that is significant after Holm's correction. Not testable: fewer"
-        f" than {MIN_SLICE} queries, or groups; nothing is shown of {small:,} of {len(c.slices):,}."
+        f" than {MIN_SLICE} queries, or groups ({small:,} of {len(c.slices):,})."
     )
     blocks: list[Block] = [Table("Change in each slice", columns, rows, (1, 7)), Paragraph(words)]
     if len(c.slices) > len(shown):
