@@ -267,13 +267,16 @@ class Reembed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        left = self.leftovers(_DIE_S if kind is None else 0)
-        for pid in left:
+        if (left := self.leftovers(_DIE_S if kind is None else 0)) and kind is None:
+            say(f"{len(left)} processes of this script outlived it by {_DIE_S:.0f} s; ended now")
+        self.end()
+        shutil.rmtree(self._ray, ignore_errors=True)
+
+    def end(self) -> None:
+        """End every process that it started and that still runs, and what those started."""
+        for pid in self.leftovers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if left and kind is None:
-            say(f"{len(left)} processes of this script outlived it by {_DIE_S:.0f} s; ended now")
-        shutil.rmtree(self._ray, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
         drop = ("RAY_ADDRESS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")

@@ -76,15 +76,6 @@ def documents(n: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the tests (`make test`), one of them has all that start Ray; the rest goes by file."""
-    for item in items:
-        starts_ray = item.get_closest_marker("ray") or "ray_local" in getattr(
-            item, "fixturenames", ()
-        )
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else str(item.path)))
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Callable[..., str]:
     """corpus(n=300, seed=0) -> URI of a new Lance dataset: doc_id, title, text; several fragments."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,19 @@ def judged(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that `ray stop` takes for a worker of Ray: a script may only end its own."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(900)", "default_worker.py"]
+    with subprocess.Popen(sleeps) as process:
+        yield process
+        process.kill()
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_a_measurement_runs_to_its_record(name: str, judged: Path) -> None:
+def test_a_measurement_runs_to_its_record_and_ends_nobody_elses_ray(
+    name: str, judged: Path, bystander: subprocess.Popen[bytes]
+) -> None:
     out = judged.parent / "record.json"
     arguments = [str(judged) if a == "judged" else a for a in SMALL[name]]
     done = subprocess.run(
@@ -71,3 +83,4 @@ def test_a_measurement_runs_to_its_record(name: str, judged: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(out.read_text())["name"] == name
+    assert bystander.poll() is None
