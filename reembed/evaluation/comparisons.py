@@ -12,12 +12,12 @@ comparisons/ALIAS/CANDIDATE/LIVE/00000001.pass   or .fail, .inconclusive: empty,
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from reembed import faults
+from reembed.catalog.numbered import NUMBER, numbers
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import (
     Change,
@@ -59,7 +59,6 @@ _PARTS: tuple[tuple[type, Literal["margin", "queries", "settings"]], ...] = (
     (GateQueries, "queries"),
     (GateSettings, "settings"),
 )
-_NUMBER = re.compile(r"([0-9]{8})\.json")
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def keep(
     faults.point("compare.after_queries")
     while True:
         earlier = tuple(r.summary() for r in of_model(catalog, live, candidate))
-        number = len(numbers(catalog, pair)) + 1
+        number = len(numbers(catalog.storage, pair)) + 1
         path = f"{pair}/{number:08d}"
         kept = replace(record, number=number, earlier=earlier, report=f"{path}.html")
         if catalog.storage.create(f"{path}.json", encode(kept)):
@@ -241,7 +240,7 @@ def values_of_pair(catalog: Catalog, pair: str) -> set[str]:
     Raises:
         IntegrityError: a comparison is damaged, or one was removed.
     """
-    paths = [f"{pair}/{number:08d}.json" for number in numbers(catalog, pair)]
+    paths = [f"{pair}/{number:08d}.json" for number in numbers(catalog.storage, pair)]
     return {values_path(path, read(catalog, path)) for path in paths}
 
 
@@ -252,7 +251,7 @@ def newest(catalog: Catalog, live: Release, candidate: Release) -> Comparison | 
         IntegrityError: comparisons were removed, or this one is of another pair.
     """
     pair = f"{folder(catalog, candidate)}/{live.origin}"
-    found = numbers(catalog, pair)
+    found = numbers(catalog.storage, pair)
     if not found:
         return None
     path = f"{pair}/{found[-1]:08d}.json"
@@ -342,23 +341,6 @@ def _paths(listed: Iterable[str]) -> dict[tuple[str, str], list[str]]:
     paths: dict[tuple[str, str], list[str]] = {}
     for path in listed:
         place = path.split("/")[2:]
-        if len(place) == 3 and _NUMBER.fullmatch(place[2]):
+        if len(place) == 3 and NUMBER.fullmatch(place[2]):
             paths.setdefault((place[0], place[1]), []).append(path)
     return paths
-
-
-def numbers(catalog: Catalog, folder: str) -> list[int]:
-    """Return the numbers of the records in a folder, from 1.
-
-    Raises:
-        IntegrityError: one was removed.
-    """
-    names = map(_NUMBER.fullmatch, catalog.storage.names(f"{folder}/"))
-    found = [int(m[1]) for m in names if m]
-    if found != list(range(1, len(found) + 1)):
-        raise IntegrityError(
-            f"records were removed from {folder}",
-            f"there are numbers {', '.join(map(str, found))}",
-            "reembed status     # and put the files back from a backup of the store",
-        )
-    return found

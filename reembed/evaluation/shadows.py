@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from reembed import faults
+from reembed.catalog.numbered import numbers
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import MetricLook, ShadowLook
 from reembed.config.gate import FrozenGate, GateConfig
 from reembed.config.shadow import ShadowDesign
-from reembed.evaluation.comparisons import Rule, metric_name, numbers
+from reembed.evaluation.comparisons import Rule, metric_name
 from reembed.evaluation.figures import Needed
 from reembed.plural import counted
 from reembed.store.at_once import at_once
@@ -94,7 +95,7 @@ def newest(catalog: Catalog) -> ShadowPlan | None:
     Raises:
         IntegrityError: plans were removed.
     """
-    found = numbers(catalog, _plans(catalog))
+    found = numbers(catalog.storage, _plans(catalog))
     return _plan(catalog, found[-1]) if found else None
 
 
@@ -107,7 +108,7 @@ def begin(catalog: Catalog, plan: ShadowPlan) -> ShadowPlan:
 
 def of_pair(catalog: Catalog, live: str, candidate: str) -> tuple[int, ...]:
     """Return the numbers of the shadows of two lines."""
-    plans = (_plan(catalog, number) for number in numbers(catalog, _plans(catalog)))
+    plans = (_plan(catalog, number) for number in numbers(catalog.storage, _plans(catalog)))
     return tuple(p.number for p in plans if (p.live, p.candidate) == (live, candidate))
 
 
@@ -117,12 +118,12 @@ def looks(catalog: Catalog, plan: ShadowPlan) -> list[LookRecord]:
     Raises:
         IntegrityError: looks were removed.
     """
-    return at_once(partial(_look, catalog, plan), numbers(catalog, looks_folder(plan)))
+    return at_once(partial(_look, catalog, plan), numbers(catalog.storage, looks_folder(plan)))
 
 
 def last_look(catalog: Catalog, plan: ShadowPlan) -> LookRecord | None:
     """Return the newest look; None before the first."""
-    found = numbers(catalog, looks_folder(plan))
+    found = numbers(catalog.storage, looks_folder(plan))
     return _look(catalog, plan, found[-1]) if found else None
 
 

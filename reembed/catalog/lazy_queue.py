@@ -1,0 +1,83 @@
+"""Documents that turned up in answers and are not migrated yet: a queue of small files, written by whoever serves.
+
+lazy/ALIAS/1/queue/MILLISECONDS-UUID.json    create-only: ids of documents
+
+At least once: a file is removed after the side serves its documents, so one whose removal was not reached is
+taken again, and nothing comes of it. What a process had not written when it died is lost, and nothing
+comes of that either: a document that turns up again is written again, and the sweep takes all.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import re
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+from reembed.catalog.lazies import LazyPlan
+from reembed.store.at_once import at_once
+from reembed.store.records import decode, encode
+from reembed.store.storage import Storage
+
+MOST_IDS = 4_096
+"""Ids in one file."""
+_FILE = re.compile(r"([0-9]{15})-[0-9a-f]{32}\.json")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Documents that turned up."""
+
+    doc_ids: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue of one lazy migration."""
+
+    storage: Storage
+    plan: LazyPlan
+
+    @property
+    def _folder(self) -> str:
+        return f"{self.plan.folder}/queue/"
+
+    def put(self, doc_ids: Iterable[str | int]) -> None:
+        """Write documents down. When it returns, they are kept whatever happens to this process."""
+        ids = iter(doc_ids)
+        while some := tuple(itertools.islice(ids, MOST_IDS)):
+            name = f"{time.time_ns() // 1_000_000:015d}-{uuid.uuid4().hex}.json"
+            self.storage.create(f"{self._folder}{name}", encode(Wanted(some)))
+
+    def files(self) -> list[str]:
+        """Return the names of what is in it, oldest first."""
+        return [name for name in self.storage.names(self._folder) if _FILE.fullmatch(name)]
+
+    def read(self, files: Sequence[str]) -> list[str | int]:
+        """Return the distinct documents of some files, in their order; a file that is gone has none.
+
+        Raises:
+            IntegrityError: a file is not one that `put` wrote.
+        """
+        found = at_once(self._read, files)
+        return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+    def _read(self, name: str) -> tuple[str | int, ...]:
+        record = self.storage.read_if_there(self._folder + name)
+        return () if record is None else decode(Wanted, record).doc_ids
+
+    def remove(self, files: Sequence[str]) -> None:
+        """Remove files whose documents are served."""
+        at_once(lambda name: self.storage.remove(self._folder + name), files)
+
+
+def age_s(file: str) -> float:
+    """Return seconds since a file was written, by the clock of the process that wrote it."""
+    found = _FILE.fullmatch(file)
+    assert found is not None  # a name that `files` returned
+    written = dt.datetime.fromtimestamp(int(found[1]) / 1000, dt.UTC)
+    return (dt.datetime.now(dt.UTC) - written).total_seconds()
