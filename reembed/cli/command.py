@@ -56,6 +56,15 @@ def words(value: str) -> str:
     return value
 
 
+reason_option = click.option("--reason", type=words, help="Why, for the record.")
+
+
+def require_reason(flags: str, given: bool, reason: str | None) -> None:
+    """Refuse flags that overrule a rule without --reason, and --reason without them."""
+    if given != bool(reason and reason.strip()):
+        raise click.UsageError(f"--reason TEXT is required with {flags}, and only there")
+
+
 def configured(function: Callable[..., tuple[Result, int]]) -> Callable[..., Any]:
     """Add -c and --set to a verb, which receives the loaded config, and what `output` adds."""
 

@@ -17,7 +17,8 @@ from inline import Inline, Silent
 
 import reembed
 from reembed import api
-from reembed.api import _catalog_of, dead_letters, search
+from reembed.api import dead_letters, search
+from reembed.api.opened import catalog_of
 from reembed.catalog.releases import Catalog
 from reembed.catalog.reports import Difference, VerifyReport
 from reembed.catalog.runs import find_runs
@@ -366,7 +367,7 @@ def test_a_result_is_json_whatever_numbers_its_columns_hold(tmp_path, make_confi
     lance.write_dataset(pa.table({"doc_id": ["a", "b"], "text": ["one", "two"], **columns}), uri)
     config = make_config(uri, table={"carry": list(columns)})
     release = full_rebuild(config, Silent(), executor=Inline())
-    catalog = _catalog_of(config)
+    catalog = catalog_of(config)
     promote.promote(catalog, release.id, initial_reason="a test")
     found = search(config, ["one"], 2, columns=list(columns)).to_json()
     json.dumps(found, allow_nan=False)

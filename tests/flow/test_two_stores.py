@@ -20,7 +20,7 @@ from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import EnvironBuilder
 
-from reembed.api import _catalog_of
+from reembed.api.opened import catalog_of
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config, load
 from reembed.errors import SourceError
@@ -150,7 +150,7 @@ def test_every_verb_reaches_a_source_in_another_store_with_its_own_keys(
     assert cli("gc", "-c", new, "--yes")["removed"] == [second.id], f"{first} is the previous one"
     left = Source(third.source, config.stores.source).dataset().tags.list().keys()
     assert len(left) < len(pins), "the source keeps a version for a release that is gone"
-    holds_no_key(_catalog_of(config).storage)
+    holds_no_key(catalog_of(config).storage)
 
     names_its_settings(cli, file(256, None), uri, third.id)
 

@@ -8,6 +8,7 @@ import pytest
 from inline import Inline
 
 from reembed import api
+from reembed.api.opened import catalog_of
 from reembed.cli.text import text
 from reembed.engine import ray_executor
 from reembed.errors import Conflict
@@ -97,7 +98,7 @@ def test_a_promotion_of_what_is_live_in_a_newer_release_moves_nothing(config, qu
     add(config, "new")
     newer = api.catch_up(config, "live").release
     moved = promote_up_to_date(
-        api._catalog_of(config), config, first.id, Reasons("a test"), quiet, executor=Inline()
+        catalog_of(config), config, first.id, Reasons("a test"), quiet, executor=Inline()
     )
     assert (moved.before, moved.release) == (newer.id, newer)
     assert "is live already; nothing moved" in text("promote", moved)

@@ -13,7 +13,7 @@ import pytest
 from inline import Inline, Silent
 
 from reembed import faults
-from reembed.api import _catalog_of
+from reembed.api.opened import catalog_of
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run, find_runs, open_runs
@@ -167,9 +167,9 @@ def test_dead_letters_are_tried_again_after_an_interrupted_catch_up_only_where_i
 
     with killed_after_its_plan(monkeypatch):
         catch_up(config, first, quiet, executor=Inline())
-    (open_run,) = open_runs(_catalog_of(config).storage, config.alias)
+    (open_run,) = open_runs(catalog_of(config).storage, config.alias)
     again = catch_up(config, first, quiet, retry_dead_letters=retry, executor=Inline())
-    assert open_run.id in _catalog_of(config).ids()
+    assert open_run.id in catalog_of(config).ids()
     assert (again.rows, again.dead_letters) == (rows, dead)
 
 
@@ -183,7 +183,7 @@ def test_an_interrupted_retry_of_dead_letters_is_finished_and_not_made_twice(
         catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     again = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     assert (again.rows, again.dead_letters) == (299, 1)
-    assert len(_catalog_of(config).ids()) == 2
+    assert len(catalog_of(config).ids()) == 2
 
 
 def test_dead_letters_are_tried_again_only_where_it_is_asked_for(failing, quiet):
@@ -205,7 +205,7 @@ def test_dead_letters_that_have_vectors_now_are_served_though_the_source_is_as_i
     failing, quiet
 ):
     _, config, first = failing
-    catalog = _catalog_of(config)
+    catalog = catalog_of(config)
     promote(catalog, first.id, initial_reason="a test")
     retried = catch_up(config, first, quiet, retry_dead_letters=True, executor=Inline())
     assert retried.source == first.source
