@@ -17,8 +17,8 @@ from reembed.config.settings import IndexConfig
 from reembed.index import build as steps
 from reembed.index import files
 from reembed.index.exact import Batch
-from reembed.index.search import Float32, Int64
 from reembed.index.segments import SegmentedIndex
+from reembed.index.types import Float32, Int64
 from reembed.store.storage import Storage
 
 CPU = IndexConfig(device="cpu")

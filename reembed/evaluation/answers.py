@@ -24,7 +24,7 @@ from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.statistics import Floats
 from reembed.index import exact as index_exact
 from reembed.index.curve import curve
-from reembed.index.search import Float32, Int64
+from reembed.index.types import Float32, Int64
 from reembed.plural import counted
 from reembed.serving.answers import OpenIndex
 from reembed.serving.live import OpenRelease

@@ -35,9 +35,10 @@ from reembed.index import files
 from reembed.index.exact import VectorSource, check_vectors
 from reembed.index.factories import finer
 from reembed.index.fill import fill
-from reembed.index.search import Float32, checked_queries
+from reembed.index.queries import checked_queries
 from reembed.index.train import Device, factory_of, train
 from reembed.index.tune import Measured, Tuned, choose, measure
+from reembed.index.types import Float32
 from reembed.space import sha256_of
 from reembed.store.records import encode
 from reembed.store.storage import Storage

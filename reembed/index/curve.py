@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reembed.index.exact import Searchable, recalls
-from reembed.index.search import RECALL_K, Float32, Int64, Setting
+from reembed.index.types import RECALL_K, Float32, Int64, Setting
 
 _ENOUGH = 0.9995
 """ann_recall@10 from which a larger value is not tried."""

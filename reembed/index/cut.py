@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reembed.index.search import Float32, Int64
+from reembed.index.types import Float32, Int64
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reembed.errors import IntegrityError
-from reembed.index.search import (
-    RECALL_K,
-    Float32,
-    Float64,
-    Int64,
-    best,
-    checked_queries,
-)
+from reembed.index.queries import checked_queries
+from reembed.index.types import RECALL_K, Float32, Float64, Int64
+from reembed.index.wider import best
 
 EXACT_K = 4 * RECALL_K
 """Exact results kept per query, so that ties with the K-th are known by id."""

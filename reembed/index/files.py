@@ -36,10 +36,11 @@ from reembed.catalog.index_manifest import (
     read_manifest,
 )
 from reembed.errors import IntegrityError
-from reembed.index.search import Float64, Int64, SearchIndex, read, write
+from reembed.index.search import SearchIndex, read, write
 from reembed.index.segments import Opened, SegmentedIndex
 from reembed.index.sharded import ShardedIndex
 from reembed.index.spilled import spill
+from reembed.index.types import Float64, Int64
 from reembed.store.paths import content_path, is_remote
 from reembed.store.records import encode
 from reembed.store.storage import Storage

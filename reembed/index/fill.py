@@ -17,8 +17,9 @@ import pyarrow as pa
 from reembed.errors import IntegrityError, ReembedError
 from reembed.index import memory
 from reembed.index.exact import EXACT_K, ExactSearch, VectorSource, checked_batches
-from reembed.index.search import Float32, Int64, SearchIndex, reason
+from reembed.index.search import SearchIndex, reason
 from reembed.index.train import Device
+from reembed.index.types import Float32, Int64
 
 
 @dataclass(frozen=True)

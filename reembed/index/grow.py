@@ -22,8 +22,8 @@ from reembed.errors import IntegrityError
 from reembed.index import files
 from reembed.index.build import Build, cut_into_shards
 from reembed.index.fill import fill
-from reembed.index.search import Int64
 from reembed.index.train import Device
+from reembed.index.types import Int64
 
 FOLD_ABOVE = 0.1
 """Rows of deltas and tombstones as a share of the base's rows, above which the index is built again."""

@@ -14,7 +14,8 @@ import pyarrow as pa
 from reembed.catalog.index_manifest import FIX, AnyManifest, IndexManifest
 from reembed.errors import IntegrityError
 from reembed.index.files import fetched, map_ids, require_fits, tombstones_of
-from reembed.index.search import Int64, SearchIndex, read
+from reembed.index.search import SearchIndex, read
+from reembed.index.types import Int64
 from reembed.store.storage import Storage
 
 _ROWS_A_BATCH = 65_536

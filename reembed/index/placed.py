@@ -13,7 +13,8 @@ from math import sqrt
 
 import numpy as np
 
-from reembed.index.search import RECALL_K, Float32, Int64, SearchIndex
+from reembed.index.search import SearchIndex
+from reembed.index.types import RECALL_K, Float32, Int64
 
 SAMPLE = 100
 """Rows of a segment that are searched."""

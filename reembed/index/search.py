@@ -9,55 +9,26 @@ Shapes: N vectors in the index, D dimensions, Q queries, K results.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX
-from reembed.errors import EncoderError, IntegrityError, SpaceMismatch, require_whole
+from reembed.errors import IntegrityError
+from reembed.index.queries import checked_queries
 from reembed.index.selection import Mask, Selection, Selector
+from reembed.index.types import RECALL_K, Float32, Int64, Lists, Setting
+from reembed.index.wider import best, is_full, nearest_selected, until_filled
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-
-RECALL_K = 10
 # Candidates re-scored exactly per result asked for; a larger one only where recall needs it.
 K_FACTORS = (10, 40, 160)
 _GRAPH_SHARE = 0.1
 """Share of the rows below which a graph leads to too few of them: they are all scored."""
-
-
-class Answer(NamedTuple):
-    """The best rows of each query, best first."""
-
-    positions: Int64
-    """[Q, K]; -1 where rows ran out."""
-    scores: Float32
-    """[Q, K] inner products with the query; -inf where rows ran out."""
-    doc_ids: Callable[[Int64], list[str | int]]
-    """Returns the document ids [R] of some of these positions [R]."""
-    row_ids: Callable[[Int64], Int64]
-    """Returns the row ids [R] of some of these positions [R]."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting of an index that trades speed for recall."""
-
-    name: str
-    """nprobe or ef_search."""
-    value: int
-    """What searches use."""
-    least: int
-    most: int
 
 
 class SearchIndex:
@@ -256,17 +227,6 @@ class SearchIndex:
         return self._hnsw is not None
 
 
-@dataclass(frozen=True)
-class Lists:
-    """Lists near to queries, best first."""
-
-    queries: Float32
-    """float32 [Q, .] as the lists have them: rotated or reduced, if the index does that first."""
-    numbers: Int64
-    """[Q, nprobe]."""
-    scores: Float32
-
-
 def _searched(index: Any, queries: Float32, k: int) -> tuple[Int64, Float32]:
     """Return positions [Q, K] and scores [Q, K] of contiguous queries [Q, D].
 
@@ -279,72 +239,6 @@ def _searched(index: Any, queries: Float32, k: int) -> tuple[Int64, Float32]:
     )
     x, to, at = faiss.swig_ptr(queries), faiss.swig_ptr(scores), faiss.swig_ptr(positions)
     index.search_c(len(queries), x, k, to, at)
-    return positions, scores
-
-
-def is_full(positions: Int64) -> bool:
-    """Return whether each of positions [Q, K] names a row. A reduction over an axis takes twice as long."""
-    return positions.size == 0 or positions.item(positions.argmin()) >= 0
-
-
-def best(ids: Int64, scores: Float32, k: int) -> tuple[Int64, Float32]:
-    """Return the k ids of each row [Q, .] with the highest scores; equal scores keep their order."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
-
-class InLists(Protocol):
-    """An index that searches in as many of its lists as it is told."""
-
-    @property
-    def lists(self) -> tuple[int, int]:
-        """How many lists a search looks into, and how many there are; zeros without lists."""
-
-    def nearest_in_lists(
-        self, queries: Float32, nprobe: int, k: int, only: Selection | None = None
-    ) -> tuple[Int64, Float32]:
-        """Return positions [Q, K] and scores [Q, K] from so many lists."""
-
-
-def nearest_selected(
-    index: InLists, queries: Float32, k: int, only: Selection
-) -> tuple[Int64, Float32]:
-    """Return positions [Q, K] and scores [Q, K] of the best rows of a selection.
-
-    If one row in a hundred is selected, a hundred times as many lists are looked into: as many selected rows are
-    seen as a search without selection sees rows, so as many of the true best k are among them.
-    """
-    search = partial(index.nearest_in_lists, k=k, only=only)
-    nprobe, most = index.lists
-    wider = min(most, ceil(nprobe / only.share))
-    return until_filled(search(queries, wider), search, queries, only.count, (wider, most))
-
-
-def until_filled(
-    found: tuple[Int64, Float32],
-    search: Callable[[Float32, int], tuple[Int64, Float32]],
-    queries: Float32,
-    rows: int,
-    lists: tuple[int, int],
-) -> tuple[Int64, Float32]:
-    """Return positions [Q, K] and scores [Q, K] after a search that found fewer than K for some queries [Q, D].
-
-    Those are searched again in twice as many lists each time, until they have K or all `rows` that there are.
-
-    Args:
-        found: positions and scores of the first search; written to.
-        search: searches queries in so many lists.
-        rows: rows that can be found.
-        lists: how many the first search looked into, and how many there are.
-    """
-    positions, scores = found
-    enough, (nprobe, most) = min(positions.shape[1], rows), lists
-    while nprobe < most and enough:
-        short = np.flatnonzero(positions[:, enough - 1] < 0)
-        if not len(short):
-            break
-        nprobe = min(2 * nprobe, most)
-        positions[short], scores[short] = search(queries[short], nprobe)
     return positions, scores
 
 
@@ -374,44 +268,6 @@ def read(path: Path, *, mapped: bool = False) -> Any:
     if isinstance(index, faiss.IndexIDMap):
         raise IntegrityError(f"{path} numbers its vectors by ids of its own, not by position")
     return index
-
-
-def require_k(k: object) -> None:
-    """Refuse a number of results that cannot be one.
-
-    Raises:
-        UsageError: it is not a whole number from 1 up.
-    """
-    if type(k) is not int or k < 1:  # a call less in each search
-        require_whole("k", k, 1, 10)
-
-
-def checked_queries(queries: npt.ArrayLike, dim: int, k: int) -> Float32:
-    """Return queries float32 [Q, D], contiguous, as FAISS takes them."""
-    require_k(k)
-    if not (isinstance(queries, np.ndarray) and queries.dtype == np.float32):
-        try:
-            with np.errstate(over="ignore"):  # infinity is refused later
-                queries = np.asarray(queries, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise SpaceMismatch("queries must be an array of numbers [Q, D]", str(error)) from error
-    vectors = np.ascontiguousarray(queries)
-    if vectors.size == 0 and vectors.ndim <= 2 and len(vectors) == 0:
-        return np.empty((0, dim), np.float32)
-    if vectors.ndim == 1:
-        raise SpaceMismatch(
-            f"queries of shape {vectors.shape}, where [Q, {dim}] is needed",
-            "each row is a query; vector[None] is the array of a single one",
-        )
-    if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise SpaceMismatch(
-            f"queries of shape {vectors.shape} against an index of {dim} dimensions",
-            "they come from another model, or were truncated differently",
-        )
-    # The sum of squares is finite only if each number is; it can overflow, so then each is looked at.
-    if not isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
-        raise EncoderError("a query vector holds NaN or infinity")
-    return vectors
 
 
 def reason(error: RuntimeError) -> str:

@@ -19,9 +19,12 @@ import pyarrow as pa
 
 from reembed.catalog.index_manifest import FIX, Segment
 from reembed.errors import IntegrityError
-from reembed.index.search import Answer, Float32, Int64, SearchIndex, Setting, best, require_k
+from reembed.index.queries import require_k
+from reembed.index.search import SearchIndex
 from reembed.index.selection import Mask, Selection
 from reembed.index.sharded import ShardedIndex
+from reembed.index.types import Answer, Float32, Int64, Setting
+from reembed.index.wider import best
 
 _NONE = np.empty(0, np.int64)
 _FEW = 20

@@ -16,17 +16,11 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from reembed.index.search import (
-    Float32,
-    Int64,
-    SearchIndex,
-    Setting,
-    best,
-    checked_queries,
-    nearest_selected,
-    until_filled,
-)
+from reembed.index.queries import checked_queries
+from reembed.index.search import SearchIndex
 from reembed.index.selection import Mask, Selection
+from reembed.index.types import Float32, Int64, Setting
+from reembed.index.wider import best, nearest_selected, until_filled
 
 
 class ShardedIndex:

@@ -20,7 +20,9 @@ import numpy.typing as npt
 from reembed.errors import IntegrityError
 from reembed.index.cut import Blocks
 from reembed.index.exact import EXACT_K, recalls
-from reembed.index.search import RECALL_K, Float32, Float64, Int64, SearchIndex, best
+from reembed.index.search import SearchIndex
+from reembed.index.types import RECALL_K, Float32, Float64, Int64
+from reembed.index.wider import best
 
 _SMALL = 50_000
 """Rows that a full scan searches as fast as anything; see `train.choose_factory`."""

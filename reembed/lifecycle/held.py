@@ -18,7 +18,7 @@ from reembed.catalog.index_manifest import (
 from reembed.catalog.receipts import FileProof
 from reembed.errors import IntegrityError
 from reembed.index.held import Held, HeldIds, Look
-from reembed.index.search import Int64
+from reembed.index.types import Int64
 from reembed.table import vector_index
 from reembed.table.read import TableVersion
 

@@ -24,7 +24,8 @@ from reembed.digests import Digests
 from reembed.errors import IntegrityError
 from reembed.index.held import Held, Look
 from reembed.index.placed import misplaced
-from reembed.index.search import Int64, SearchIndex
+from reembed.index.search import SearchIndex
+from reembed.index.types import Int64
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, Spiller, part_of_ids
 from reembed.source.dataset import TEXT, Source
 from reembed.source.documents import documents_in

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy.typing as npt
 
 from reembed.index.exact import Searchable
-from reembed.index.search import Answer, Float32, Int64, Setting
+from reembed.index.types import Answer, Float32, Int64, Setting
 
 
 class Rows(Protocol):

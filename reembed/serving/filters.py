@@ -25,7 +25,8 @@ import pyarrow as pa
 from reembed.catalog.releases import Release
 from reembed.errors import IntegrityError, UsageError
 from reembed.index.exact import ExactSearch
-from reembed.index.search import Answer, Float32, Int64, checked_queries
+from reembed.index.queries import checked_queries
+from reembed.index.types import Answer, Float32, Int64
 from reembed.serving.answers import ChosenRows, OpenIndex, Rows
 from reembed.store.conditions import of_the_moment, quoted_column, tokens_of, unquoted, unsafe
 from reembed.store.storage import first_line, is_of_storage

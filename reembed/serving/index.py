@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.options import require_texts, secrets_in
 from reembed.errors import UsageError, require_positive
-from reembed.index.search import Float32
+from reembed.index.types import Float32
 from reembed.serving.follow import Follower
 from reembed.serving.interleave import Interleaving
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease

@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from reembed.catalog.index_manifest import FIX, LanceManifest
 from reembed.errors import IntegrityError
-from reembed.index.search import Answer, Float32, Int64, Setting, checked_queries, until_filled
+from reembed.index.queries import checked_queries
+from reembed.index.types import Answer, Float32, Int64, Setting
+from reembed.index.wider import until_filled
 from reembed.table.read import TableVersion
 from reembed.table.vector_index import find, segments_of
 from reembed.table.vector_model import Kind
@@ -80,7 +82,7 @@ class LanceIndex:
         """Return a search of only the rows that meet a condition; they have these ids [R], one at least.
 
         Lance applies it first. As many more lists are looked into as there are fewer rows, see
-        `nearest_selected` in index/search.py.
+        `nearest_selected` in index/wider.py.
         """
         nprobe = math.ceil(self._point["nprobe"] * self.rows / len(row_ids))
         found = self.operating_at({**self._point, "nprobe": min(nprobe, self._lists)})

@@ -25,8 +25,10 @@ from reembed.encoders import golden
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError, texts_of
 from reembed.index import files as index_store
-from reembed.index.search import Answer, Float32, Int64, checked_queries, is_full, require_k
+from reembed.index.queries import checked_queries, require_k
 from reembed.index.segments import SegmentedIndex
+from reembed.index.types import Answer, Float32, Int64
+from reembed.index.wider import is_full
 from reembed.serving.answers import OpenIndex, Rows
 from reembed.serving.filters import Filters
 from reembed.serving.lance_index import LanceIndex

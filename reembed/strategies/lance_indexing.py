@@ -37,8 +37,9 @@ from reembed.events import Notice
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.exact import EXACT_K, ExactSearch, checked_batches
-from reembed.index.search import RECALL_K, Float32, Int64, best
 from reembed.index.tune import Tuned, first_to_reach, most_lists
+from reembed.index.types import RECALL_K, Float32, Int64
+from reembed.index.wider import best
 from reembed.serving.lance_index import LanceIndex
 from reembed.space import sha256_of
 from reembed.store.paths import index_folder

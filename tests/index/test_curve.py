@@ -11,9 +11,10 @@ from vectors import ArrayVectors
 from reembed.errors import SpaceMismatch
 from reembed.index.curve import curve
 from reembed.index.exact import ann_recall, exact_search
-from reembed.index.search import Float32, Int64, SearchIndex
+from reembed.index.search import SearchIndex
 from reembed.index.segments import SegmentedIndex
 from reembed.index.sharded import ShardedIndex
+from reembed.index.types import Float32, Int64
 
 ROWS, DIM = 3_000, 16
 

@@ -11,9 +11,10 @@ from vectors import unit
 
 from reembed.index.cut import Blocks
 from reembed.index.exact import EXACT_K, ExactSearch, recalls
-from reembed.index.search import RECALL_K, Float32, Int64, SearchIndex
+from reembed.index.search import SearchIndex
 from reembed.index.sharded import ShardedIndex
 from reembed.index.tune import choose, ladder, measure
+from reembed.index.types import RECALL_K, Float32, Int64
 
 SHARDS, SHARD_ROWS, DIM = 20, 300, 32
 

@@ -22,9 +22,9 @@ from reembed.index.build import Trained
 from reembed.index.exact import EXACT_K, Batch, ann_recall, exact_search
 from reembed.index.factories import choose_factory
 from reembed.index.files import load
-from reembed.index.search import Float32, Int64
 from reembed.index.train import Device, gpu_available, train
 from reembed.index.tune import ladder, most_lists
+from reembed.index.types import Float32, Int64
 from reembed.store.storage import Storage
 
 

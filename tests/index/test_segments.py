@@ -18,8 +18,9 @@ from reembed.catalog.index_manifest import IndexManifest, Tombstones, read_manif
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError
 from reembed.index import files, held, search
 from reembed.index.held import HeldIds
-from reembed.index.search import Float32, Int64, SearchIndex
+from reembed.index.search import SearchIndex
 from reembed.index.segments import SegmentedIndex
+from reembed.index.types import Float32, Int64
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 

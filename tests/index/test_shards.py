@@ -21,8 +21,8 @@ from reembed.index import files
 from reembed.index import fill as fill_module
 from reembed.index.build import Build, Prepared, Trained, cut_into_shards
 from reembed.index.exact import EXACT_K, ann_recall, exact_search
-from reembed.index.search import Float32
 from reembed.index.tune import Measured, Tuned, choose
+from reembed.index.types import Float32
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 
