@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -85,26 +84,16 @@ class sleeping:
         self._before = dict(env)
         env["PYTHONPATH"] = f"{self._folder}{os.pathsep}{env.get('PYTHONPATH', '')}"
         cpus = str(self._gpus + 8)  # logical: an actor that waits for its GPU takes none
-        port = _free_port()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head"]
         command += ["--num-gpus", str(self._gpus), "--num-cpus", cpus, "--disable-usage-stats"]
-        command += ["--node-ip-address", "127.0.0.1", "--port", str(port)]
-        command += ["--include-dashboard", "false"]
+        command += ["--include-dashboard", "false", "--port", "0"]
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
-        env["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        env["RAY_ADDRESS"] = "auto"  # the one of RAY_TMPDIR, which is our own
 
     def __exit__(self, *_: object) -> None:
         self._reembed.end()  # not `ray stop`, which ends every Ray of the machine
         self._reembed.env.clear()
         self._reembed.env.update(self._before)
-
-
-def _free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def cpu_actors(
