@@ -103,6 +103,14 @@ FIGURES = {
     },
     "verdicts": {"pairs", "wrong", "table"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
+    "lazy_quality": {
+        "default_worst_delta",
+        "zcommon_worst_delta",
+        "rrf_worst_delta",
+        "at_100_equals_new",
+        "expected",
+        "table",
+    },
     "golden": {"planted", "refused", "false_refusals", "accepted", "corpus_only"},
     "readers": {"switches", "answers", "errors", "mixed", "p99_ratio", "rss_growth"},
     "serve": {
