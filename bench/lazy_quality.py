@@ -29,7 +29,7 @@ from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Encoder
 from reembed.evaluation import metrics
 from reembed.evaluation.queries import EvalSet, load_eval_set
-from reembed.index.search import best
+from reembed.index.wider import best
 from reembed.serving import fusion
 
 NAME = "lazy_quality"
@@ -145,8 +145,8 @@ class Sides:
     def of(cls, collection: Collection, pair: tuple[str, str]) -> Sides:
         old, new = (collection.scores[name] for name in pair)
         every = np.broadcast_to(np.arange(old.shape[1]), old.shape)
-        orders = (best(every, scores, old.shape[1])[0] for scores in (old, new))
-        return cls(collection, *orders, old, new)
+        by_old, by_new = (best(every, scores, old.shape[1])[0] for scores in (old, new))
+        return cls(collection, by_old, by_new, old, new)
 
     def ndcg(self, keys: Int64) -> float:
         lists = self.collection.doc_ids[keys].tolist()
@@ -258,7 +258,8 @@ def spread(deltas: list[float]) -> common.Figures:
 
 def worst(rows: Rows, rule: str, of: str) -> float:
     """The lowest change while some documents are migrated, not all."""
-    return min(row["delta"][rule][f"{share}"][of] for row in rows for share in SHARES[:-1])
+    deltas = (row["delta"][rule][f"{share}"] for row in rows for share in SHARES[:-1])
+    return min(float(delta[of]) for delta in deltas)
 
 
 def summary(table: Rows) -> common.Figures:

@@ -193,7 +193,10 @@ def _best(both: _Both, scores: Float64, k: int) -> Fused:
 
 def _cut(fused: Fused, order: Int64, k: int) -> Fused:
     """Return the first k in an order [Q, N] that has all documents before what is absent."""
-    keys, scores, migrated = (np.take_along_axis(part, order[:, :k], axis=1) for part in fused)
+    order = order[:, :k]
+    keys = np.take_along_axis(fused.keys, order, axis=1)
+    scores = np.take_along_axis(fused.scores, order, axis=1)
+    migrated = np.take_along_axis(fused.migrated, order, axis=1)
     there = keys != ABSENT
     return Fused(keys, np.where(there, scores, np.float32(-np.inf)), migrated & there)
 

@@ -241,6 +241,14 @@ def test_an_example_of_reciprocal_ranks():
     assert fused.scores[0, :4] == pytest.approx([1 / 61, 1 / 61, 1 / 62, 1 / 63])
 
 
+def test_what_does_not_count_takes_no_rank():
+    """One that the old release does not hold, and the second mention of one that both sides found."""
+    old = one([1, 9], [0.6, 0.5], [1, 9], [6.0, 14.0])
+    fused = rrf(old, new([ABSENT, 9], [99.0, 14.0]), 10)
+    assert lists(fused.keys) == [[9, 1]]
+    assert fused.scores[0, :2] == pytest.approx([1 / 61, 1 / 62])
+
+
 @pytest.mark.parametrize("rule", ["zscore", "rrf"])
 def test_a_document_that_the_old_release_does_not_hold_does_not_come_out(rule):
     old, found = one([1], [0.6]), new([ABSENT], [99.0])
