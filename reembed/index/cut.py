@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from reembed.index.types import Float32, Int64
 
@@ -23,13 +24,13 @@ class Blocks:
 
     tops: Float32
     """[Q, B]: the best score by code of each block; -inf where there are fewer."""
-    sizes: Int64
+    sizes: npt.NDArray[np.int32]
     """[Q, B]: how many candidates each has."""
 
     @classmethod
     def of(cls, tops: Float32, ranks: Int64, n: int) -> Blocks:
         """Return those of one shard that offers n candidates; `ranks` [B], from 1, are those of the tops."""
-        sizes = np.diff(ranks, append=n + 1)
+        sizes = np.diff(ranks, append=n + 1).astype(np.int32)
         return cls(tops, np.broadcast_to(sizes, tops.shape))
 
     def joined(self, other: Blocks, n: int) -> Blocks:
@@ -39,7 +40,7 @@ class Blocks:
         tops, sizes = np.take_along_axis(tops, order, 1), np.take_along_axis(sizes, order, 1)
         before = np.cumsum(sizes, axis=1) - sizes
         needed = (before <= n).sum(axis=1).max(initial=0)
-        return Blocks(tops[:, :needed], sizes[:, :needed])
+        return Blocks(tops[:, :needed].copy(), sizes[:, :needed].copy())  # a view would hold all
 
     def cut(self, n: int) -> Float32:
         """Return scores [Q, 1]: a candidate above it is among the n best. -inf where there are no more than n.

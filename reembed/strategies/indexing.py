@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import nsmallest
 
-from reembed import encoders
+from reembed import digests, encoders
 from reembed.catalog.index_manifest import (
     AnyManifest,
     IndexManifest,
@@ -36,6 +38,8 @@ from reembed.table.seal import SealedTable
 
 WORK = "index"
 """Folder below the run's own, for the records of the build."""
+TUNING_QUERIES = 500
+"""Most queries that an index is tuned on. A task holds what it found for each of them at each point of the ladder."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,16 @@ def _tuning_texts(context: RunContext) -> list[str]:
     if found.sha256 != gate.sha256:
         context.emit(Notice(f"{found.source} is not what was planned: {instead}"))
         return []
-    return found.texts
+    return sampled(found.texts)
+
+
+def sampled(texts: Sequence[str]) -> list[str]:
+    """Return at most TUNING_QUERIES of the texts: always the same ones, also if they come in another order."""
+    if len(texts) <= TUNING_QUERIES:
+        return list(texts)
+    return nsmallest(
+        TUNING_QUERIES, texts, key=lambda text: digests.digest(text.encode("utf-8", "surrogatepass"))
+    )
 
 
 def _prepare_task(job: _Job) -> index.Prepared:

@@ -42,6 +42,7 @@ from reembed.lifecycle.promote import follow, promote
 from reembed.lifecycle.status import status
 from reembed.serving.live import OpenRelease
 from reembed.store.storage import Storage
+from reembed.strategies import indexing
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 
@@ -821,6 +822,20 @@ def test_an_index_is_tuned_on_the_planned_queries_or_said_to_be_tuned_on_documen
     newer = catch_up(pair.config(), pair.candidate, quiet, executor=Inline())
     assert tuned_on(pair, newer) == "documents"
     assert any("tuned on documents" in words for words in quiet.said())
+
+
+def test_an_index_is_tuned_on_a_bounded_sample_of_the_queries(pair, monkeypatch):
+    monkeypatch.setattr(indexing, "TUNING_QUERIES", 20)
+    release = pair.build(18)
+    manifest = read_manifest(pair.catalog.storage, release.index, release.index_sha256)
+    assert (manifest.tuned_on, manifest.num_queries, QUERIES) == ("queries", 20, 52)
+    texts = [f"query {n}" for n in range(QUERIES)]
+    chosen = indexing.sampled(texts)
+    assert chosen == indexing.sampled(texts[::-1])
+    assert len(set(chosen)) == 20
+    assert set(chosen) < set(texts)
+    assert set(chosen) - {*indexing.sampled(texts[1:])} <= {texts[0]}, "others stay the same"
+    assert indexing.sampled(texts[:20]) == texts[:20]
 
 
 @pytest.mark.parametrize("planned", ["pair", "late"])
