@@ -108,7 +108,7 @@ def build_all(folder: Path, rows: int) -> dict[str, float]:
         first = build.finish(work, prepared, **WHERE)
         newer = replace(work, path=f"{path}-grown", source=grown)
         newer = replace(newer, trained=build.Trained(path, first.base.trained, 0))
-        change = Change((grown.fragments()[-1][0],), left, more)
+        change = Change((grown.fragments()[-1][0],), left, frozenset(first.base.fragments), more)
         second = grow(newer, Older(path, first), change, table_version=5)
         assert second is not None
         shutil.copytree(storage.uri(path), storage.uri(f"{path}-again"))

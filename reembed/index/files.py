@@ -143,16 +143,13 @@ def put_tombstones(storage: Storage, path: str, positions: Int64) -> StoredFile:
         return _put(storage, path, file)
 
 
-def get_positions(
-    storage: Storage, path: str, folder: Path, manifest: IndexManifest
-) -> tuple[Int64, Int64]:
-    """Return the row id int64 [N] at each position of all segments, and the positions [T] of tombstones.
+def row_ids_of(at: tuple[Storage, str, Path], segment: Segment) -> Int64:
+    """Return the row id int64 [N] at each position of a segment of the index below a path.
 
-    `folder` holds copies as long as they are needed. Raises IntegrityError if a file is missing or changed.
+    The folder holds a copy as long as it is needed. Raises IntegrityError if the file is missing or changed.
     """
-    at = (storage, path, folder)
-    ids = [map_ids(fetched(*at, s.ids)).column("row_id").to_numpy() for s in manifest.segments]
-    return np.concatenate(ids), tombstones_of(at, manifest)
+    row_ids: Int64 = map_ids(fetched(*at, segment.ids)).column("row_id").to_numpy()
+    return row_ids
 
 
 def require_whole(storage: Storage, path: str, files: Iterable[StoredFile]) -> None:

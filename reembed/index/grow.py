@@ -49,6 +49,8 @@ class Change:
     """Fragments with rows that the older version does not have, in the order of the table."""
     left: Int64
     """Row ids [L] that only the older version has, sorted."""
+    losing: frozenset[int]
+    """Fragments of the older version that had these rows."""
     embedded: int
     """Rows whose vectors are new."""
 
@@ -82,7 +84,7 @@ def grow(build: Build, older: Older, change: Change, *, table_version: int) -> I
     )
     deltas = before[:stay]
     held = replace(held, segments=(*base, *deltas))
-    dead = _dead(build, older, held, change.left, missing=len(deltas) < len(before))
+    dead = _dead(build, older, held, change, missing=len(deltas) < len(before))
     merged = (f for d in before[len(deltas) :] for f in d.fragments if f in rows)
     fragments = (*merged, *change.added)
     new, total = sum(rows[f] for f in fragments), sum(s.rows for s in base)
@@ -158,24 +160,31 @@ def _delta(build: Build, base: Segment, fragments: Sequence[int], since: int) ->
     )
 
 
-def _dead(build: Build, older: Older, held: IndexManifest, left: Int64, *, missing: bool) -> Int64:
+def _dead(
+    build: Build, older: Older, held: IndexManifest, change: Change, *, missing: bool
+) -> Int64:
     """Return the positions in the segments of `held` that no search returns: those before, and of rows that left.
 
-    `missing`: some of these rows are in segments that `held` does not name any more.
+    Only segments whose fragments lost rows are read. `missing`: some of these rows are in segments that `held` does
+    not name any more.
     """
+    left, start, gone = change.left, 0, [np.empty(0, np.int64)]
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
-        row_ids, before = files.get_positions(build.storage, older.path, Path(name), held)
-        before = before[before < len(row_ids)]
-        found = np.ones(len(row_ids), bool)
-        found[before] = False
-        for start in range(0, len(row_ids), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            found[part] &= np.isin(row_ids[part], left)
-        gone = np.flatnonzero(found)
-    if len(gone) != len(left) and not missing:
+        at = (build.storage, older.path, Path(name))
+        before = files.tombstones_of(at, held)
+        for segment in held.segments:
+            if not change.losing.isdisjoint(segment.fragments):
+                row_ids = files.row_ids_of(at, segment)
+                for first in range(0, len(row_ids), _AT_ONCE):
+                    found = np.isin(row_ids[first : first + _AT_ONCE], left)
+                    gone.append(start + first + np.flatnonzero(found))
+            start += segment.rows
+    before = before[before < start]
+    new = np.setdiff1d(np.concatenate(gone), before, assume_unique=True)
+    if len(new) != len(left) and not missing:
         raise IntegrityError(
-            f"{len(left):,} rows left the table, and the index in {older.path} has {len(gone):,} of them",
+            f"{len(left):,} rows left the table, and the index in {older.path} has {len(new):,} of them",
             "it is not of the table version that it names",
             "reembed run --fresh",
         )
-    return np.sort(np.concatenate([before, gone]))
+    return np.sort(np.concatenate([before, new]))

@@ -27,7 +27,7 @@ _OFFERED = 0.7
 """Share of a machine's memory that Ray offers tasks."""
 _LEAST_SHARD = 50_000
 _POSITION_BYTES = 9
-"""A row of the index that grows: its row id, and whether a search finds it."""
+"""A row of a segment that lost rows: its row id, and whether it is one of them."""
 
 
 class Shape(Protocol):
@@ -54,11 +54,12 @@ def needs_to_grow(config: Config, factory: str, table: Shape, executor: Executor
     """Return what the task that grows an index asks for.
 
     It fills the largest delta that there may be (the driver does not know which rows come) and looks up the rows
-    that left among all that the index holds. It asks for no more than a node has: the index was filled there.
+    that left in one segment after the other. It asks for no more than a node has: the index was filled there.
     """
     rows = most_in_delta(table.rows, config.index.shard_rows)
     size = size_of(factory, rows, table.dim, rows)
-    memory = size.fill + _POSITION_BYTES * table.rows if size else 0
+    segment = min(table.rows, config.index.shard_rows)
+    memory = size.fill + _POSITION_BYTES * segment if size else 0
     return needs_of(config, min(memory, executor.largest_node_bytes()), executor)
 
 

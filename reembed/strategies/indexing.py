@@ -271,7 +271,9 @@ def sampled(texts: Sequence[str]) -> list[str]:
     if len(texts) <= TUNING_QUERIES:
         return list(texts)
     return nsmallest(
-        TUNING_QUERIES, texts, key=lambda text: digests.digest(text.encode("utf-8", "surrogatepass"))
+        TUNING_QUERIES,
+        texts,
+        key=lambda text: digests.digest(text.encode("utf-8", "surrogatepass")),
     )
 
 
@@ -296,7 +298,7 @@ def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
         older = Older(base.index, held)
         before = TableVersion(storage, base.table, base.table_version, base.space.dim)
         found = grown(before, vectors)
-        change = Change(found.added, found.left, rows_of(plan.documents))
+        change = Change(found.added, found.left, found.losing, rows_of(plan.documents))
         return grow(job.build, older, change, table_version=vectors.version)
 
 

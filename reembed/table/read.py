@@ -119,6 +119,8 @@ class Grown(NamedTuple):
     """Fragments that only the newer version has."""
     left: npt.NDArray[np.int64]
     """Row ids that only the older version has, sorted."""
+    losing: frozenset[int]
+    """Fragments of the older version that had these rows."""
 
 
 def added(older: TableVersion, newer: TableVersion) -> tuple[int, ...]:
@@ -134,13 +136,14 @@ def grown(older: TableVersion, newer: TableVersion) -> Grown:
     after = {f.fragment_id: f.metadata for f in newer.dataset().get_fragments()}
     came = added(older, newer)
     kept = after.keys() - set(came)
-    left = [np.empty(0, np.int64)]
+    left = {-1: np.empty(0, np.int64)}
     for i, m in before.items():
         if i not in kept:
-            left.append(older.row_ids(i))
+            left[i] = older.row_ids(i)
         elif files_of_fragment(m) != files_of_fragment(after[i]):
-            left.append(np.setdiff1d(older.row_ids(i), newer.row_ids(i), assume_unique=True))
-    return Grown(came, np.sort(np.concatenate(left)))
+            left[i] = np.setdiff1d(older.row_ids(i), newer.row_ids(i), assume_unique=True)
+    losing = frozenset(i for i, rows in left.items() if len(rows))
+    return Grown(came, np.sort(np.concatenate([*left.values()])), losing)
 
 
 def deletion_file(fragment: FragmentMetadata) -> str | None:

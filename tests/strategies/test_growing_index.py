@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -89,6 +90,13 @@ class Place:
         """Row id and document id of every row that a search of the index can find."""
         ids = self.index().ids()
         return set(zip(ids["row_id"].to_pylist(), ids["doc_id"].to_pylist(), strict=True))
+
+    def positions(self):
+        """The row ids at all positions, dead ones too, and the tombstones."""
+        at = (self.storage, self.release.index, Path(self.root).parent)
+        manifest = self.manifest()
+        ids = [index_store.row_ids_of(at, s) for s in manifest.segments]
+        return np.concatenate(ids), index_store.tombstones_of(at, manifest)
 
     def rows(self):
         found = self.table().dataset().scanner(columns=["doc_id"], with_row_id=True).to_table()
@@ -364,13 +372,44 @@ def test_an_index_of_another_table_version_does_not_grow(tmp_path, monkeypatch):
     assert catalog.release(first.id) == first
     honest = growing._dead
 
-    def fewer(build, older, held, left, *, missing):
-        return honest(build, older, held, np.append(left, 10**9), missing=missing)
+    def fewer(build, older, held, change, *, missing):
+        more = replace(change, left=np.append(change.left, 10**9))
+        return honest(build, older, held, more, missing=missing)
 
     monkeypatch.setattr(growing, "_dead", fewer)
     change(place.uri, 2, 5)
     with pytest.raises(IntegrityError, match="is not of the table version that it names"):
         place.catch_up()
+
+
+def test_tombstones_are_the_places_of_rows_that_the_table_does_not_have(tmp_path):
+    place = Place(tmp_path, "IVF8,Flat", shard_rows=250)
+    for step in range(1, 11):  # the ninth delta takes in others
+        change(place.uri, step, 5)
+        place.catch_up()
+        (row_ids, tombs), rows = place.positions(), [row for row, _ in place.rows()]
+        assert tombs.tolist() == np.flatnonzero(~np.isin(row_ids, rows)).tolist()
+        assert len(row_ids) - len(tombs) == len(rows)
+
+
+def test_ids_are_read_only_of_segments_whose_fragments_lost_rows(tmp_path, monkeypatch):
+    place, honest, read = Place(tmp_path, "IVF8,Flat", shard_rows=250), index_store.row_ids_of, []
+
+    def noted(at, segment):
+        read.append(segment.ids)
+        return honest(at, segment)
+
+    monkeypatch.setattr(growing.files, "row_ids_of", noted)
+    lance.write_dataset(pa.Table.from_pylist([row(9_000, "new")]), place.uri, mode="append")
+    place.catch_up()
+    assert read == []
+    *shards, delta = place.manifest().segments
+    assert (len(shards), delta.kind) == (5, "delta")
+    source = lance.dataset(place.uri)
+    source.delete(f"doc_id IN ('{row(0, '')['doc_id']}', '{row(9_000, '')['doc_id']}')")
+    place.catch_up()
+    assert read == [shards[0].ids, delta.ids]
+    assert place.held() == place.rows()
 
 
 def test_fragments_of_two_versions_are_told_apart_by_their_files(tmp_path):

@@ -328,8 +328,8 @@ def test_a_task_that_grows_an_index_asks_for_its_largest_delta_and_the_positions
     shard = size_of(factory, 4 * 10**6, 768, 4 * 10**6)
     assert shard is not None
     asked = needs_to_grow(settings, factory, table, Node(64 * GIB))
-    assert asked.memory == shard.fill + 9 * 10**9
-    assert needs_to_grow(settings, factory, table, Node(8 * GIB)).memory == 8 * GIB
+    assert asked.memory == shard.fill + 9 * 4 * 10**6
+    assert needs_to_grow(settings, factory, table, Node(4 * GIB)).memory == 4 * GIB
     small = needs_to_grow(settings, factory, Vectors(10**6, 768), Node(64 * GIB))
     assert small.memory < shard.fill
 
