@@ -13,33 +13,77 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from reembed.config.settings import EmbedConfig, IndexConfig  # noqa: E402 - the path comes first
-from reembed.index.factories import choose_factory  # noqa: E402
+from reembed.config.settings import Config, EmbedConfig, IndexConfig, load  # noqa: E402 - the path comes first
 from reembed.planning.rebuild import Cluster, Prices, Work, steps  # noqa: E402
 from reembed.planning.sizing import IndexSize, size_of  # noqa: E402
 from reembed.planning.unit_size import unit_documents  # noqa: E402
+from reembed.plural import counted  # noqa: E402
+from reembed.strategies.index_kind import chosen  # noqa: E402
+from reembed.strategies.index_tasks import factory_for  # noqa: E402
 
 DIM, TOKENS = 768, 300
 GIB = 2**30
 SHARD_ROWS = IndexConfig().shard_rows
+INDEX_GIB = 128
+"""Of a node of type index."""
+OFFERED = 0.7
+"""Of a machine's memory, to Ray's tasks."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A worker with one GPU: two types of AWS, of which the second is taken where the first has no spot capacity."""
+
+    types: tuple[str, str]
+    cores: int
+    gib: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that Ray offers tasks."""
+        return int(OFFERED * self.gib * GIB)
+
+
+SMALL = Machine(("g6.2xlarge", "g5.2xlarge"), 8, 32)
+LARGE = Machine(("g6.4xlarge", "g5.4xlarge"), 16, 64)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A cluster for a number of documents."""
+    """A cluster for a number of documents, whose root is on S3."""
 
     documents: int
     gpus: int
+    worker: Machine
     index_nodes: int
 
     @property
+    def config(self) -> Config:
+        """The config of a run on it, with the kind of index that `auto` takes."""
+        file = str(ROOT / "configs" / "gpu_cluster.yaml")
+        config = load([file], [self.setting])[0]
+        kind, _ = chosen(config, self.documents, DIM)
+        index = config.index.model_copy(update={"kind": kind})
+        return config.model_copy(update={"index": index})
+
+    @property
+    def setting(self) -> str:
+        """What the config of a run on it sets."""
+        return f"embed.actors={self.gpus}"
+
+    @property
     def index(self) -> IndexSize:
-        """Sizes of the default index."""
-        found = size_of(
-            choose_factory(self.documents, DIM, gpu=False), self.documents, DIM, SHARD_ROWS
-        )
+        """Sizes of the index that a run builds."""
+        settings = self.config.index
+        factory = factory_for(settings, self.documents, DIM)
+        found = size_of(factory, self.documents, DIM, settings.shard_rows)
         assert found is not None
         return found
+
+    @property
+    def refresh(self) -> int:
+        """Memory of a process that serves it while it is replaced: `faiss_ondisk` maps codes in blocks, too."""
+        return self.index.serve if self.config.index.kind == "faiss_ondisk" else self.index.refresh
 
     @property
     def work(self) -> Work:
@@ -54,21 +98,43 @@ class Profile:
         return Cluster(self.gpus, 24, self.index_nodes, 16)
 
 
-PROFILES = (Profile(10**7, 8, 1), Profile(10**8, 16, 4), Profile(10**9, 64, 8))
+PROFILES = (
+    Profile(10**6, 1, SMALL, 1),
+    Profile(10**7, 8, SMALL, 1),
+    Profile(10**8, 16, LARGE, 4),
+    Profile(10**9, 64, SMALL, 8),
+)
 
 
 def sizes() -> str:
     """Return the table of sizes."""
     head = (
-        "| documents | index | files | largest file | train | fill | serve | replace it |\n"
-        "|---|---|---|---|---|---|---|---|\n"
+        "| documents | kind | index | files | largest file | train | fill | serve | replace it |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
     )
+    rows = []
+    for p in PROFILES:
+        i = p.index
+        rows.append(
+            f"| {count(p.documents)} | `{p.config.index.kind}` | `{i.factory}` | {gib(i.bytes)} in {i.shards} |"
+            f" {gib(i.shard_bytes)} | {gib(i.train)} | {gib(i.fill)} | {gib(i.serve)} | {gib(p.refresh)} |"
+        )
+    return head + "\n".join(rows)
+
+
+def nodes() -> str:
+    """Return the table of nodes."""
+    head = (
+        "| documents | `--set` | GPU nodes | index nodes | `max_workers` | a task may have, with a GPU and without |\n"
+        "|---|---|---|---|---|---|\n"
+    )
+    index = gib(OFFERED * INDEX_GIB * GIB)
     rows = [
-        f"| {i.rows:.0e} | `{i.factory}` | {gib(i.bytes)} in {i.shards} | {gib(i.shard_bytes)} |"
-        f" {gib(i.train)} | {gib(i.fill)} | {gib(i.serve)} | {gib(i.refresh)} |"
-        for i in (p.index for p in PROFILES)
+        f"| {count(p.documents)} | `{p.setting}` | {p.gpus} of {p.worker.gib} GiB |"
+        f" {p.index_nodes} of {INDEX_GIB} GiB | {p.gpus + p.index_nodes} | {gib(p.worker.memory)}, {index} |"
+        for p in PROFILES
     ]
-    return (head + "\n".join(rows)).replace("1e+0", "1e")
+    return head + "\n".join(rows)
 
 
 def kinds() -> str:
@@ -81,6 +147,7 @@ def kinds() -> str:
         "4-bit PQ, re-ranked by float32": f"IVF65536,PQ{DIM // 2}x4fs,RFlat",
         "4-bit PQ, re-ranked by half precision": f"IVF65536,PQ{DIM // 2}x4fs,Refine(SQfp16)",
         "4-bit PQ, re-ranked by one byte a dimension": f"IVF65536,PQ{DIM // 2}x4fs,Refine(SQ8)",
+        "Lance's, a byte for four dimensions, re-ranked by the table": f"IVF2048_PQ{DIM // 4}",
     }
     rows = []
     for name, factory in names.items():
@@ -110,15 +177,22 @@ def plan() -> str:
 def profiles() -> str:
     """Return the comment of cluster.yaml."""
     lines = []
-    for profile in PROFILES:
-        i = profile.index
+    for p in PROFILES:
+        i, w = p.index, p.worker
         lines += [
-            f"  #   {profile.documents:.0e} documents: max_workers {profile.gpus} of GPU types,"
-            f" {profile.index_nodes} of type index;".replace("1e+0", "1e"),
-            f"  #     largest task {gib(i.largest_task)}, index {gib(i.bytes)} in {i.shards} files,"
+            f"  #   {count(p.documents)} documents: --set {p.setting}, max_workers {p.gpus + p.index_nodes};",
+            f"  #     GPU types {' and '.join(w.types)}, max_workers {p.gpus},"
+            f" resources {{CPU: {w.cores}, GPU: 1, memory: {w.memory}}};",
+            f"  #     type index, max_workers {p.index_nodes}: its largest task {gib(i.largest_task)};",
+            f"  #     index.kind {p.config.index.kind}: {gib(i.bytes)} in {counted(i.shards, 'file')},"
             f" to serve it {gib(i.serve)}",
         ]
     return "\n".join(lines)
+
+
+def count(documents: int) -> str:
+    """Return a power of ten in words."""
+    return f"{documents:.0e}".replace("1e+0", "1e")
 
 
 def gib(size: float) -> str:
@@ -128,6 +202,7 @@ def gib(size: float) -> str:
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "sizes": ("docs/sizing.md", sizes),
+    "nodes": ("docs/sizing.md", nodes),
     "kinds": ("docs/sizing.md", kinds),
     "plan": ("docs/sizing.md", plan),
     "profiles": ("cluster.yaml", profiles),

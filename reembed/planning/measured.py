@@ -22,6 +22,10 @@ FILL_TASK_BYTES = 256 * MIB
 (index_shards.json: peak_ratios)."""
 LANCE_RATIOS = {"PQ": 5.0, "RQ": 2.0, "FLAT": 0.4}
 """Memory of building a segment of Lance's index over its codes, beside TASK_BYTES (index_shards.json: lance)."""
+LANCE_TRAIN_RATIO = 3.3
+"""Memory of training the lists of Lance's index over its sample, beside TASK_BYTES (docs/decisions/026)."""
+LANCE_MODEL_RATIO = 2.1
+"""Memory of its centroids and codebook while a segment is built, over their bytes (docs/decisions/026)."""
 LANCE_CACHE_BYTES = 6 * 2**30
 """What Lance keeps of an index that it searches: its own default."""
 
@@ -50,10 +54,13 @@ DRIVER_S_PER_UNIT = 0.014
 
 TRAIN_FLOPS_PER_CPU_S = 60e9
 """k-means, float32 (index_shards.json: trained)."""
+LANCE_TRAIN_S_PER_BYTE = 44e-9
+"""CPU seconds of training Lance's lists, which it finds in levels, by bytes of the sample (docs/decisions/026)."""
 KMEANS_ITERATIONS = 10
 """FAISS's default for lists."""
 FILL_S_PER_BYTE = 53e-9
-"""CPU seconds of filling by bytes of float32 (index_shards.json: fill_us_per_vector_768)."""
+"""CPU seconds of filling by bytes of float32 (index_shards.json: fill_us_per_vector_768); Lance's is less by a tenth
+(docs/decisions/026)."""
 VERIFY_S_PER_DOCUMENT = 3.9e-6
 """growth.json: verify with 3 M rows of 64 dimensions."""
 SHA256_S_PER_BYTE = 0.49e-9

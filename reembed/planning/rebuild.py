@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from reembed.index.factories import kind_of, rows_trained_on
+from reembed.index.factories import lists_of
 from reembed.planning import measured
 from reembed.planning.sizing import IndexSize
+from reembed.table.vector_model import Kind as LanceKind
 
 _HOUR = 3_600.0
 _TOKEN_BYTES = 4
@@ -98,7 +99,7 @@ def steps(work: Work, size: IndexSize, cluster: Cluster, prices: Prices) -> tupl
         step("embed", embed_hours(work, cluster), driver_bytes(work), (reads, writes),
              cluster.gpus * prices.gpu_hour),
         step("train", train_hours(size, cluster.index_cores), size.train,
-             (4 * size.dim * rows_trained_on(size.factory, size.rows, size.dim) / measured.READ_BYTES, 1), nodes),
+             (4 * size.dim * size.sample / measured.READ_BYTES, 1), nodes),
         step("fill", fill_hours(work, size, cluster), size.fill, (table_reads, parts), nodes),
         step("verify", verify_hours(work, size, cluster), measured.VERIFY_TASK_BYTES,
              (verify_reads, verify_writes), nodes),
@@ -123,12 +124,14 @@ def embed_hours(work: Work, cluster: Cluster) -> float:
 
 
 def train_hours(size: IndexSize, cores: int) -> float:
-    """Return hours of training on the cores of one node."""
-    kind = kind_of(size.factory)
-    lists = kind.lists if kind else 0
-    sample = rows_trained_on(size.factory, size.rows, size.dim)
-    flops = 2.0 * sample * lists * size.dim * measured.KMEANS_ITERATIONS
-    return flops / (measured.TRAIN_FLOPS_PER_CPU_S * cores) / _HOUR
+    """Return hours of training lists on the cores of one node."""
+    read = 4 * size.dim * size.sample
+    if LanceKind.named(size.factory) is not None:
+        cpu_s = measured.LANCE_TRAIN_S_PER_BYTE * read
+    else:
+        flops = read / 2.0 * lists_of(size.factory) * measured.KMEANS_ITERATIONS
+        cpu_s = flops / measured.TRAIN_FLOPS_PER_CPU_S
+    return cpu_s / cores / _HOUR
 
 
 def fill_hours(work: Work, size: IndexSize, cluster: Cluster) -> float:

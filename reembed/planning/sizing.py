@@ -76,6 +76,8 @@ class IndexSize:
     """Of the largest file."""
     ids_bytes: int
     """Row and document ids, which stay on disks."""
+    sample: int
+    """Vectors that are read to train on."""
     train: int
     """Memory of the task that trains it."""
     fill: int
@@ -109,7 +111,7 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
     ids = rows * measured.ID_BYTES
     whole = math.ceil(rows * each) + shards * trained
     blocks = rows * (8 + _pq_bytes(kind)) if kind.is_fast_scan else 0
-    sample = 4 * dim * rows_trained_on(factory, rows, dim)
+    sample = rows_trained_on(factory, rows, dim)
     return IndexSize(
         factory=factory,
         rows=rows,
@@ -118,7 +120,8 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
         bytes=whole,
         shard_bytes=shard_bytes,
         ids_bytes=ids,
-        train=math.ceil(measured.TRAIN_RATIO * (sample + trained)) + measured.TASK_BYTES,
+        sample=sample,
+        train=math.ceil(measured.TRAIN_RATIO * (4 * dim * sample + trained)) + measured.TASK_BYTES,
         fill=_fill(kind, in_shard, dim) + trained,
         serve=whole + measured.SERVE_BYTES,
         refresh=whole + blocks + measured.SERVE_BYTES,
@@ -131,8 +134,10 @@ def _size_in_lance(kind: LanceKind, rows: int, dim: int, shard_rows: int) -> Ind
     in_shard = math.ceil(rows / shards)
     each, trained = 8 + kind.code_bytes(dim), kind.bytes_of_model(dim)
     whole = rows * each + shards * trained
-    sample = 4 * dim * kind.rows_trained_on(rows, dim)
+    sample = kind.rows_trained_on(rows, dim)
+    read = measured.LANCE_TRAIN_RATIO * 4 * dim * sample
     filled = measured.LANCE_RATIOS[kind.codes] * in_shard * each
+    filled += measured.LANCE_MODEL_RATIO * trained
     serve = measured.SERVE_BYTES + min(whole, measured.LANCE_CACHE_BYTES)
     return IndexSize(
         factory=kind.name,
@@ -142,8 +147,9 @@ def _size_in_lance(kind: LanceKind, rows: int, dim: int, shard_rows: int) -> Ind
         bytes=whole,
         shard_bytes=in_shard * each + trained,
         ids_bytes=0,
-        train=math.ceil(measured.TRAIN_RATIO * (sample + trained)) + measured.TASK_BYTES,
-        fill=math.ceil(filled) + trained + measured.TASK_BYTES,
+        sample=sample,
+        train=math.ceil(read) + measured.TASK_BYTES,
+        fill=math.ceil(filled) + measured.TASK_BYTES,
         serve=serve,
         refresh=serve,
     )

@@ -95,6 +95,27 @@ def test_sizes_in_lance_are_those_of_the_bench(codes: str) -> None:
     assert (many.shards, many.fill, many.bytes) == (2, size.fill, 2 * size.bytes)
 
 
+@pytest.mark.parametrize(
+    ("rows", "dim", "lists", "peak_mib"),
+    [
+        (140_000, 768, 128, 114), (140_000, 768, 512, 270), (140_000, 768, 1_024, 615), (140_000, 768, 2_048, 1_131),
+        (400_000, 384, 1_024, 281), (400_000, 384, 2_048, 685), (400_000, 384, 4_096, 1_222),
+    ],
+)  # fmt: skip
+def test_memory_of_training_in_lance_is_above_what_was_measured(
+    rows: int, dim: int, lists: int, peak_mib: int
+) -> None:
+    """docs/decisions/026."""
+    size = size_of(f"IVF{lists}_FLAT", rows, dim, rows)
+    assert size is not None
+    assert size.sample == 64 * lists
+    peak = peak_mib * measured.MIB
+    assert peak <= size.train <= 1.2 * peak + measured.TASK_BYTES
+    with_codebook = size_of(f"IVF{lists}_PQ{dim // 4}", rows, dim, rows)
+    assert with_codebook is not None
+    assert with_codebook.train >= size.train
+
+
 def record(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
