@@ -178,8 +178,13 @@ def change_few(place: Path, documents: int) -> None:
     _change(place, documents, min(FEW, documents // 2))
 
 
-def _change(place: Path, documents: int, count: int) -> None:
-    """Give some of the first version's documents, chosen at random, another text."""
+def change_near(place: Path, documents: int) -> None:
+    """Change as many at every size, which lie beside each other: few files have them."""
+    _change(place, documents, min(FEW, documents // 2), near=True)
+
+
+def _change(place: Path, documents: int, count: int, *, near: bool = False) -> None:
+    """Give some of the first version's documents another text: the first ones, or some chosen at random."""
     import lance
     import numpy as np
     import pyarrow as pa
@@ -187,7 +192,8 @@ def _change(place: Path, documents: int, count: int) -> None:
     lance.dataset(str(place / "documents.lance"), version=1).restore()
     source = lance.dataset(str(place / "documents.lance"))
     (place / "changed").write_text(str(count))
-    chosen = np.random.default_rng(0).choice(documents, count, replace=False)
+    among = count if near else documents
+    chosen = np.random.default_rng(0).choice(among, count, replace=False)
     ids = source.take(sorted(chosen.tolist()), columns=["_id"])["_id"]
     columns = {n: pa.repeat("another text", len(ids)) for n in source.schema.names if n != "_id"}
     rows = pa.table({"_id": ids} | columns).select(source.schema.names)
@@ -341,8 +347,13 @@ PREPARATIONS: dict[str, Callable[[Path, int], None]] = {
     "build": build,
     "change_share": change_share,
     "change_few": change_few,
+    "change_near": change_near,
 }
-CHANGES = {"find_changes": "change_share", "find_few_changes": "change_few"}
+CHANGES = {
+    "find_changes": "change_share",
+    "find_few_changes": "change_few",
+    "find_near_changes": "change_near",
+}
 """What happens to the documents before a step."""
 STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "check_documents": check_documents,
@@ -358,6 +369,8 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "find_few_changes": find_changes,  # the same three, with the same number of changes at every size
     "catch_up_few": catch_up,
     "compare_few": compare_rows,
+    "find_near_changes": find_changes,  # of neighbours: as many files at every size
+    "catch_up_near": catch_up,
 }
 
 if __name__ == "__main__":
