@@ -241,6 +241,12 @@ def test_an_example_of_reciprocal_ranks():
     assert fused.scores[0, :4] == pytest.approx([1 / 61, 1 / 61, 1 / 62, 1 / 63])
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_document_that_the_old_list_names_twice_counts_where_it_is_better(rule):
+    old = one([1, 2, 1], [0.9, 0.8, 0.7])
+    assert lists(by(rule, old, new([ABSENT], [0.0]), SCALES, 5).keys) == [[1, 2]]
+
+
 def test_what_does_not_count_takes_no_rank():
     """One that the old release does not hold, and the second mention of one that both sides found."""
     old = one([1, 9], [0.6, 0.5], [1, 9], [6.0, 14.0])
@@ -266,7 +272,10 @@ def test_a_document_that_both_sides_found_counts_in_its_newest_space():
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_query_that_scores_all_of_the_background_alike_keeps_the_old_list(at):
-    alike = Background.of(np.full((1, 300), 0.1, np.float32))
+    """Alike up to rounding."""
+    scores = np.full((1, 300), 0.1, np.float32)
+    scores[0, ::7] = np.nextafter(scores[0, 0], 1)
+    alike = Background.of(scores)
     assert alike.sd.tolist() == [0]
     backgrounds = (alike, SCALES[1]) if at == 0 else (SCALES[0], alike)
     old = one([1, 2, 3], [0.6, 0.5, 0.4], [2], [99.0])
