@@ -6,6 +6,7 @@ that only reads raises UsageError if the root does not exist. A serving process 
 
 from reembed.api.build import config, dead_letters, import_documents, run, tune
 from reembed.api.evidence import compare, shadow, verify
+from reembed.api.lazy import lazy, sweep
 from reembed.api.live import catch_up, gc, history, promote, rollback, status
 from reembed.api.queries import search, serve
 
@@ -17,6 +18,7 @@ __all__ = [
     "gc",
     "history",
     "import_documents",
+    "lazy",
     "promote",
     "rollback",
     "run",
@@ -24,6 +26,7 @@ __all__ = [
     "serve",
     "shadow",
     "status",
+    "sweep",
     "tune",
     "verify",
 ]

@@ -122,6 +122,6 @@ def gc(config: Config, *, delete: bool = False, drop_run: str | None = None) -> 
         Conflict: a process drives that run.
         IntegrityError: a record names what another run or release made; then nothing is deleted.
     """
-    from reembed.lifecycle import gc
+    from reembed.lifecycle.collect import collect
 
-    return gc.collect(catalog_of(config), config.storage.keep, delete=delete, drop_run=drop_run)
+    return collect(catalog_of(config), config.storage.keep, delete=delete, drop_run=drop_run)

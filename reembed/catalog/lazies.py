@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-
 from reembed.catalog.alias import who
 from reembed.catalog.numbered import numbers
 from reembed.catalog.releases import Catalog, SourceRef, StoredSpace
@@ -116,12 +115,20 @@ def current(catalog: Catalog) -> Lazy | None:
     Raises:
         IntegrityError: records were removed.
     """
+    return _lazy(catalog, newest) if (newest := _newest(catalog)) else None
+
+
+def unstarted(catalog: Catalog) -> LazyPlan | None:
+    """Return the newest plan if it has no step yet: the process that wrote it died, or is at it."""
+    newest = _newest(catalog)
+    return newest if newest and _lazy(catalog, newest) is None else None
+
+
+def every(catalog: Catalog) -> list[Lazy]:
+    """Return every lazy migration of the alias that was started, oldest first."""
     plans = numbers(catalog.storage, _plans(catalog))
-    if not plans:
-        return None
-    plan = decode(LazyPlan, catalog.storage.read(f"{_plans(catalog)}/{plans[-1]:08d}.json"))
-    steps = numbers(catalog.storage, f"{plan.folder}/steps")
-    return Lazy(plan, _step(catalog, plan, steps[-1])) if steps else None
+    found = (_lazy(catalog, _plan(catalog, number)) for number in plans)
+    return [lazy for lazy in found if lazy]
 
 
 def next_number(catalog: Catalog) -> int:
@@ -168,6 +175,20 @@ def move(
             "reembed lazy status",
         )
     return step
+
+
+def _newest(catalog: Catalog) -> LazyPlan | None:
+    plans = numbers(catalog.storage, _plans(catalog))
+    return _plan(catalog, plans[-1]) if plans else None
+
+
+def _plan(catalog: Catalog, number: int) -> LazyPlan:
+    return decode(LazyPlan, catalog.storage.read(f"{_plans(catalog)}/{number:08d}.json"))
+
+
+def _lazy(catalog: Catalog, plan: LazyPlan) -> Lazy | None:
+    steps = numbers(catalog.storage, f"{plan.folder}/steps")
+    return Lazy(plan, _step(catalog, plan, steps[-1])) if steps else None
 
 
 def _plans(catalog: Catalog) -> str:

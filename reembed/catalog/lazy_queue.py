@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-
 from reembed.catalog.lazies import LazyPlan
 from reembed.store.at_once import at_once
 from reembed.store.records import decode, encode
@@ -63,8 +62,12 @@ class Queue:
         Raises:
             IntegrityError: a file is not one that `put` wrote.
         """
-        found = at_once(self._read, files)
+        found = (ids for _, ids in self.each(files))
         return list(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+    def each(self, files: Sequence[str]) -> list[tuple[str, tuple[str | int, ...]]]:
+        """Return each of some files with its documents, and raise errors, as `read`."""
+        return list(zip(files, at_once(self._read, files), strict=True))
 
     def _read(self, name: str) -> tuple[str | int, ...]:
         record = self.storage.read_if_there(self._folder + name)

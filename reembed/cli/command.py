@@ -25,7 +25,7 @@ from reembed.redact import plain, redacted, shown_override
 DEFAULT_CONFIG = "reembed.yaml"
 """Read where -c names no file."""
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
-_RESUMABLE = ("run", "catch-up", "shadow")
+_RESUMABLE = ("run", "catch-up", "shadow", "lazy", "sweep")
 _INTERRUPTED = 130
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

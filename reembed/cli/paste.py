@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from reembed.source.importer import Imported
 
 _CONFIGURED = (
-    "run", "tune", "status", "verify", "compare", "shadow", "promote", "catch-up", "dead-letters", "rollback",
-    "history", "search", "serve", "gc", "config",
+    "run", "tune", "status", "verify", "compare", "shadow", "lazy", "sweep", "promote", "catch-up", "dead-letters",
+    "rollback", "history", "search", "serve", "gc", "config",
 )  # fmt: skip
 """Verbs that take -c and --set."""
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reembed.cli.compared import compared
 from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of, next_lines
+from reembed.cli.lazied import lazied, lazy_left, lazy_line, swept
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
 from reembed.cli.shadowed import shadow_line, shadowed
@@ -97,6 +98,7 @@ def _status(r: Status) -> Lines:
         reason = f": {back.reason}" if back.reason else ""
         yield f"  rolled back from {back.release} at {back.at}{reason}"
     yield from shadow_line(r.shadow)
+    yield from lazy_line(r.lazy)
     if r.older_runs:
         yield f"  runs       {', '.join(r.older_runs)}  unfinished"
     for run in r.runs:
@@ -295,13 +297,14 @@ def _gc(r: Collected) -> Lines:
         size = readable(sum(o.size for o in plan.orphans))
         yield f"  {done} {len(plan.orphans)} files ({size}) that no release uses:"
         yield from (f"            {o.path}" for o in plan.orphans[:_EXAMPLES])
-    if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans)):
+    yield from (f"  {done} {lazy_left(left)}" for left in r.lazies)
+    if not any((plan.remove, plan.dropped_runs, plan.tables, plan.trim, plan.orphans, r.lazies)):
         yield "Nothing to remove."
     elif r.deleted:
-        yield f"{readable(plan.bytes)} freed."
+        yield f"{readable(r.bytes)} freed."
         yield from next_lines("reembed status")
     else:
-        yield f"Nothing was removed; this would free {readable(plan.bytes)}."
+        yield f"Nothing was removed; this would free {readable(r.bytes)}."
         dropping = f"reembed gc --drop-run {r.drop_run} --yes"
         yield from next_lines(dropping if r.drop_run else "reembed gc --yes")
 
@@ -338,6 +341,8 @@ _TEXTS: dict[str, Callable[[Any], Lines]] = {
     "verify": _verify,
     "compare": compared,
     "shadow": shadowed,
+    "lazy": lazied,
+    "sweep": swept,
     "promote": _moved,
     "catch-up": _caught_up,
     "dead-letters": _dead_letters,

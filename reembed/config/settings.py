@@ -14,6 +14,7 @@ from pydantic import Field, StrictStr, field_validator, model_validator
 
 from reembed.config.files import load_sections
 from reembed.config.gate import GateSection
+from reembed.config.lazy import LazySection
 from reembed.config.options import Stores, as_options, checked
 from reembed.config.section import Section
 from reembed.config.shadow import ShadowSection
@@ -197,10 +198,12 @@ class Config(Section):
     table: TableConfig = TableConfig()
     index: IndexConfig = IndexConfig()
     gate: GateSection = GateSection()
-    strategy: Literal["full_rebuild", "dual_index"] = "full_rebuild"
-    """What follows a run. full_rebuild: `reembed compare`, then promote. dual_index: `reembed shadow` keeps both
-    releases up to date, and judges the queries that arrive until they decide."""
+    strategy: Literal["full_rebuild", "dual_index", "lazy"] = "full_rebuild"
+    """How the model is changed. full_rebuild: `reembed run`, `reembed compare`, then promote. dual_index: after the
+    run `reembed shadow` keeps both releases up to date, and judges the queries that arrive until they decide. lazy:
+    `reembed lazy start` migrates the documents that turn up, before the run."""
     shadow: ShadowSection = ShadowSection()
+    lazy: LazySection = LazySection()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from reembed.catalog.runs import Run, open_runs
 from reembed.clock import now
 from reembed.errors import Conflict, IntegrityError, SourceError, UsageError
 from reembed.lifecycle.gc_comparisons import unnamed_values
-from reembed.lifecycle.gc_plan import Collected, GcPlan, Kept, Orphan, Removable, files_below
+from reembed.lifecycle.gc_plan import GcPlan, Kept, Orphan, Removable, files_below
 from reembed.lifecycle.gc_reasons import planned_of, why_kept
 from reembed.source.dataset import Source
 from reembed.store.at_once import at_once
@@ -49,17 +49,6 @@ class _Cleared:
     """Record that everything a dropped run left was deleted."""
 
     at: str
-
-
-def collect(catalog: Catalog, keep: int, *, delete: bool, drop_run: str | None) -> Collected:
-    """Return what gc would delete, or did; raise errors as `droppable`, `plan` and `apply`."""
-    if drop_run:
-        dropped = droppable(catalog, drop_run)
-        if delete:
-            dropped.abandon()
-    planned = plan(catalog, keep, dropping=drop_run)
-    removed = apply(catalog, planned, keep) if delete else []
-    return Collected(planned, tuple(r.release for r in removed), delete, drop_run)
 
 
 def plan(catalog: Catalog, keep: int, *, dropping: str | None = None) -> GcPlan:

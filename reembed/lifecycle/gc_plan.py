@@ -77,10 +77,26 @@ class GcPlan:
 
 
 @dataclass(frozen=True)
+class LazyLeft:
+    """What a lazy migration left, or older releases of its new side."""
+
+    number: int
+    side: str
+    """The alias of the new side."""
+    why: str
+    whole: bool
+    """Whether all of it goes; else the new side serves, and only its older releases go."""
+    releases: tuple[str, ...]
+    """Releases of the new side that go."""
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Collected:
     """What gc would delete, or did."""
 
     plan: GcPlan
+    lazies: tuple[LazyLeft, ...]
     removed: tuple[str, ...]
     """Releases that were removed."""
     deleted: bool
@@ -88,10 +104,17 @@ class Collected:
     drop_run: str | None
     """The unfinished run that was given up."""
 
+    @property
+    def bytes(self) -> int:
+        """What deleting it frees for certain."""
+        return self.plan.bytes + sum(left.bytes for left in self.lazies)
+
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed gc --json` prints."""
         return {
             **self.plan.to_json(),
+            "bytes": self.bytes,
+            "lazies": [asdict(left) for left in self.lazies],
             "removed": self.removed,
             "deleted": self.deleted,
             "drop_run": self.drop_run,

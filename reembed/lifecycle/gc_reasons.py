@@ -33,7 +33,7 @@ def why_kept(catalog: Catalog, keep: int, dropping: str | None = None) -> dict[s
             why = f"one of the last {keep} live releases (storage.keep)"
             reasons.setdefault(record.release.id, why)
             kept[record.release.id] = record.release
-    for release_id, why in _needed_by_runs(catalog, dropping):
+    for release_id, why in needed_by_runs(catalog, dropping):
         reasons.setdefault(release_id, why)
     for release in kept.values():
         if (grown := newest.get(release.origin)) is not None:
@@ -57,7 +57,7 @@ def _held_over(
     return {newest[shadow.plan.live].id: why}
 
 
-def _needed_by_runs(catalog: Catalog, dropping: str | None) -> Iterator[tuple[str, str]]:
+def needed_by_runs(catalog: Catalog, dropping: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield the releases of this alias that unfinished runs of any alias build on or copy from, and why."""
     every = open_among(catalog.storage, entries(catalog.storage))
     for run, planned in planned_of(Run(catalog.storage, e.id) for e in every if e.id != dropping):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from reembed.catalog import lazies
 from reembed.catalog.journal import Figures, latest_figures
 from reembed.catalog.lease import Lease, Worker, read_lease, workers
 from reembed.catalog.lines import RunEntry
@@ -18,6 +19,8 @@ from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.lifecycle.candidates import candidates, newest_in, previous
 from reembed.lifecycle.holdover import Shadow, last_shadow
+from reembed.lifecycle.lazy_end import is_over
+from reembed.lifecycle.lazy_status import LazyStatus, status_of
 
 if TYPE_CHECKING:
     from reembed.source.lag import Lag
@@ -118,6 +121,8 @@ class Status:
     older_runs: tuple[str, ...]
     shadow: Shadow | None
     """The alias's last shadow, unless it has ended."""
+    lazy: LazyStatus | None = None
+    """The alias's lazy migration, unless it is over."""
     cutoffs: CutOffs | None = None
     """Of live: its score cut-offs that correspond to one of the release that it was compared with."""
 
@@ -161,6 +166,7 @@ class Status:
             "runs": [r.to_json() for r in self.runs],
             "older_runs": self.older_runs,
             "shadow": self.shadow.to_json() if self.shadow else None,
+            "lazy": self.lazy.to_json() if self.lazy else None,
         }
         if self.live and self.lag:
             cutoffs = asdict(self.cutoffs) if self.cutoffs else None
@@ -203,8 +209,14 @@ def status(catalog: Catalog) -> Status:
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
         shadow=shadow if shadow and shadow.is_open else None,
+        lazy=_lazy(catalog),
         cutoffs=_cut_offs(catalog, live, compared) if live else None,
     )
+
+
+def _lazy(catalog: Catalog) -> LazyStatus | None:
+    found = lazies.current(catalog)
+    return None if found is None or is_over(found) else status_of(catalog, found)
 
 
 def _lag(catalog: Catalog, live: AliasRecord) -> Lag:

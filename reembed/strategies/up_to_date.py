@@ -12,6 +12,7 @@ from reembed.engine.executor import Executor
 from reembed.errors import Conflict, SourceError
 from reembed.events import Listener
 from reembed.lifecycle.candidates import candidate, named, newest_of
+from reembed.lifecycle.lazy_end import settled
 from reembed.lifecycle.moves import Moved, Steps, behind, moved
 from reembed.lifecycle.promote import Reasons, admissible, follow, promote
 from reembed.source.lag import Lag
@@ -60,12 +61,13 @@ def promote_up_to_date(
     """Catch up with the source, then make a release, or the config's own, live.
 
     The gate is asked first: a release that may not become live does not need a pass. Without an
-    executor nothing is caught up.
+    executor nothing is caught up. A lazy migration to its space ends.
 
     Raises:
         SourceError: the source cannot be read.
         GateFailed, Inconclusive, Conflict, IntegrityError, UsageError: as `lifecycle.promote.promote`.
     """
+    settled(catalog)  # where a process died after its promotion
     before = catalog.live()
     asked = candidate(catalog, config, release_id)
     admissible(catalog, asked, before, reasons, config.gate)
@@ -87,6 +89,7 @@ def promote_up_to_date(
         decided_on=before,
         emit=steps,
     )
+    settled(catalog)
     return moved(catalog, record, steps.made)
 
 

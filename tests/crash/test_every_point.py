@@ -11,7 +11,9 @@ import pytest
 from flow_tables import rows_of
 
 from reembed import faults
+from reembed.catalog import lazies
 from reembed.catalog.index_manifest import read_manifest
+from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.engine.ray_executor import RayExecutor
@@ -57,6 +59,16 @@ SHADOW = (
     "shadow.after_look",
     "shadow.before_cut_over",
 )
+LAZY_START = (
+    "lazy.after_draft",
+    "lazy.after_look",
+    "lazy.after_commit",
+    "lazy.after_members",
+    "lazy.after_side",
+    "lazy.after_plan",
+)
+LAZY_BATCH = (*LAZY_START[1:4], "lazy.before_side", "lazy.after_side", "lazy.after_queue")
+LAZY_END = ("lazy.before_finish", "lazy.after_mark", "lazy.after_removal")
 ALIAS = (
     "promote.before_swap",
     "promote.after_swap",
@@ -74,7 +86,7 @@ def test_every_point_in_the_code_is_killed_here():
     source = "".join(p.read_text() for p in Path(faults.__file__).parent.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', source))
     of_a_run = DRIVER + WORKERS + PLANNING + FOLLOW + GROWING + IN_LANCE + RESTORING
-    points = of_a_run + COMPARING + SHADOW + ALIAS
+    points = of_a_run + COMPARING + SHADOW + ALIAS + LAZY_START + LAZY_BATCH + LAZY_END
     assert used == {p.partition(":")[0] for p in points}
 
 
@@ -266,3 +278,48 @@ def test_a_shadow_killed_at_each_of_its_points_counts_each_query_once_and_cuts_o
     assert (steps[-1].grounds.shadow.look, steps[-1].grounds.shadow.queries) == (1, 100)
     records = [p for p, _ in catalog_of(config).storage.objects("shadows/passages/1/looks/")]
     assert len([p for p in records if p.endswith(".json")]) == 1
+
+
+def test_a_lazy_migration_killed_at_each_of_its_points_loses_and_doubles_no_document(
+    corpus, config_file, make_config, cli, quiet, ray_local
+):
+    source = corpus(420)
+    first = full_rebuild(make_config(source), quiet, executor=RayExecutor())
+    catalog = catalog_of(make_config(source))
+    promote(catalog, first.id, initial_reason="a test")
+    file = config_file(source, encoder={"model": "hashing:32"}, strategy="lazy")
+
+    def killed_at(points, *command):
+        for point in points:
+            done = cli.process(*command, "-c", file, REEMBED_CRASH_AT=point)
+            assert done.returncode == -9, f"{point}: {done.stderr}"
+            yield point
+
+    def served():
+        release = Catalog(catalog.storage, "passages-lazy-1").require_live().release
+        ids = rows_of(catalog.storage, release)["doc_id"].to_pylist()
+        assert len(ids) == len(set(ids))
+        return set(ids)
+
+    for _ in killed_at(LAZY_START, "lazy", "start"):
+        assert lazies.current(catalog) is None
+    assert cli("lazy", "start", "-c", file)["state"] == "running"
+    plan = lazies.current(catalog).plan
+    wanted = {f"d{i:05d}" for i in range(60)}
+    queue = Queue(catalog.storage, plan)
+    queue.put(sorted(wanted))
+    lance.dataset(source).delete("doc_id = 'd00419'")
+    lance.dataset(source).update({"text": "'another text'"}, where="doc_id = 'd00007'")
+    for _ in killed_at(LAZY_BATCH, "sweep", "--budget", "60"):
+        assert wanted <= served() | set(queue.read(queue.files()))
+    assert cli("sweep", "-c", file)["complete"]
+    assert served() == {f"d{i:05d}" for i in range(419)}
+    release = cli("run", "-c", file)["id"]
+    forced = ("promote", release, "--force", "--reason", "a test")
+    assert [*killed_at(LAZY_END[:1], *forced)] == ["lazy.before_finish"]
+    assert catalog.require_live().release.id == release
+    assert cli("lazy", "status", "-c", file)["state"] == "finished"
+    assert [*killed_at(LAZY_END[1:], "gc", "--yes")] == [*LAZY_END[1:]]
+    cli("gc", "-c", file, "--yes")
+    assert cli("gc", "-c", file)["lazies"] == []
+    assert not [p for p, _ in catalog.storage.objects("") if "passages-lazy-1" in p]

@@ -9,7 +9,7 @@ import click
 
 import reembed
 from reembed.cli import command
-from reembed.cli.verbs import build, evidence, live, queries
+from reembed.cli.verbs import build, evidence, lazy, live, queries
 
 _EXIT_CODES = """Exit codes: 0 done, 1 failed, or verify found a difference, 2 cannot be done as asked (usage,
 config, source, model), or verify could not finish, 3 gate failed, or not compared yet, 4 conflict (another
@@ -34,7 +34,7 @@ def cli() -> None:
     """
 
 
-for _module in (build, evidence, live, queries):
+for _module in (build, evidence, lazy, live, queries):
     for _verb in vars(_module).values():
         if isinstance(_verb, click.Command):
             cli.add_command(_verb)

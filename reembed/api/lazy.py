@@ -1,0 +1,78 @@
+"""Lazy migrations: documents get their new vector after they turned up in an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from reembed.api.opened import catalog_of, ray_executor
+from reembed.config.settings import Config
+from reembed.errors import UsageError
+from reembed.events import Listener, ignore
+
+if TYPE_CHECKING:
+    from reembed.lifecycle.lazy_status import LazyStatus
+    from reembed.strategies.sweep import Limits, Swept
+
+LazyAction = Literal["start", "pause", "resume", "stop", "status"]
+
+
+def lazy(
+    config: Config,
+    action: LazyAction,
+    *,
+    keep: bool = True,
+    reason: str | None = None,
+    emit: Listener = ignore,
+) -> LazyStatus:
+    """Start a lazy migration to the config's model, change its state, or look at it.
+
+    Args:
+        action: start: needs `strategy: lazy`, and embeds 300 documents with the new model. pause: nothing more is
+            migrated, what was is served. stop: the live release answers alone, at once and everywhere. resume:
+            after a pause, or after a stop that kept the new side. status: changes nothing.
+        keep: of a stop: keep the new side; if not, gc removes it.
+        reason: why, for the record; required to stop.
+
+    Raises:
+        UsageError: there is none, it is in another state, or the model is the live one.
+        Conflict: another process changes it at this moment.
+        RunFailed: the start stopped; the same call continues.
+    """
+    from reembed.lifecycle.lazy_status import status_of
+    from reembed.strategies import lazy as strategy
+
+    catalog = catalog_of(config)
+    if action == "start":
+        run = ray_executor()
+        found = strategy.start(catalog, config, reason, emit, executor=run)
+    elif action == "pause":
+        found = strategy.pause(catalog, reason)
+    elif action == "resume":
+        found = strategy.resume(catalog, reason)
+    elif action == "stop":
+        if not reason:
+            what = "a stop needs a reason, which is recorded"
+            raise UsageError(what, None, "reembed lazy stop --reason 'WHY'")
+        found = strategy.stop(catalog, reason, keep=keep)
+    else:
+        found = strategy.there(catalog)
+    return status_of(catalog, found)
+
+
+def sweep(config: Config, limits: Limits | None = None, *, emit: Listener = ignore) -> Swept:
+    """Migrate documents: those that turned up first, then the others in the source's order.
+
+    It ends at a limit, once every document is migrated, or when the migration is paused or stopped.
+
+    Args:
+        limits: when it ends (`reembed.strategies.sweep.Limits`).
+
+    Raises:
+        UsageError: no lazy migration is running.
+        Conflict: another process is at it.
+        RunFailed, Interrupted: it stopped; the same call continues.
+    """
+    from reembed.strategies import sweep as strategy
+
+    catalog, limits = catalog_of(config), limits or strategy.Limits()
+    return strategy.sweep(catalog, config, limits, emit, executor=ray_executor())

@@ -1,0 +1,87 @@
+"""Lazy migrations as text for people."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from reembed.cli.layout import Lines, next_lines
+from reembed.plural import counted
+from reembed.store.storage import readable
+
+if TYPE_CHECKING:
+    from reembed.lifecycle.gc_plan import LazyLeft
+    from reembed.lifecycle.lazy_status import LazyStatus
+    from reembed.strategies.sweep import Swept
+
+
+def lazied(r: LazyStatus) -> Lines:
+    """Yield the lines of a lazy migration."""
+    plan, step = r.lazy.plan, r.lazy.step
+    yield f"{plan.alias}: lazy migration {plan.number} to {plan.space.model} (space {plan.space.id}): {_state(r)}"
+    because = f": {step.reason}" if step.reason else ""
+    yield f"  since {step.at}, by {step.by}{because}"
+    yield f"  {_migrated(r)}; the live release began as {plan.live}"
+    if r.oldest_s is not None:
+        waits = dt.timedelta(seconds=round(r.oldest_s))
+        yield f"  {counted(r.queued, 'document')} turned up and wait, the first for {waits}"
+    spent = dt.timedelta(seconds=round(r.seconds))
+    yield f"  {_batches(r.batches)}: {counted(r.embedded, 'document')} embedded in {spent}"
+    yield from next_lines(*_next(r))
+
+
+def lazy_line(r: LazyStatus | None) -> Lines:
+    """Yield where a lazy migration stands, in one line, if there is one."""
+    if r is not None:
+        yield f"  lazy       {r.lazy.plan.number} to {r.lazy.plan.space.model}  {_state(r)}; {_migrated(r)}"
+
+
+def lazy_left(left: LazyLeft) -> str:
+    """Return what gc removes of a lazy migration, and why."""
+    what = f"all of lazy migration {left.number}, which is {left.why}"
+    if not left.whole:
+        older = counted(len(left.releases), "older release")
+        what = f"{older} of {left.side}, which lazy migration {left.number} fills"
+    return f"{what}: {readable(left.bytes)}"
+
+
+def swept(r: Swept) -> Lines:
+    """Yield what a sweep did."""
+    done = f"{counted(r.added, 'document')} migrated in {_batches(r.batches)}"
+    yield f"{r.alias}: {done}; ended because {r.ended}"
+    yield f"  {r.migrated:,} of {counted(r.documents, 'document')} are migrated"
+    if r.is_complete:
+        yield from next_lines("reembed run     # copies their vectors; then compare and promote")
+    else:
+        yield from next_lines("reembed sweep", "reembed lazy status")
+
+
+def _state(r: LazyStatus) -> str:
+    step = r.lazy.step
+    if step.state == "stopped":
+        return "stopped, the new side is kept" if step.keep else "stopped, the new side is dropped"
+    return step.state
+
+
+def _migrated(r: LazyStatus) -> str:
+    return f"{r.migrated:,} of {counted(r.documents, 'document')} migrated ({r.coverage:.1%})"
+
+
+def _next(r: LazyStatus) -> Iterator[str]:
+    step = r.lazy.step
+    if step.state == "running" and r.coverage == 1:
+        yield "reembed run     # copies the vectors; then compare and promote"
+        yield "reembed lazy stop --reason 'WHY'     # returns to the live release alone, at once"
+    elif step.state == "running":
+        yield "reembed sweep --budget 10000     # migrates what turned up, then others"
+        yield "reembed lazy stop --reason 'WHY'     # returns to the live release alone, at once"
+    elif step.state == "paused" or (step.state == "stopped" and step.keep):
+        yield "reembed lazy resume"
+        yield "reembed lazy stop --drop --reason 'WHY'"
+    else:
+        yield "reembed gc"
+
+
+def _batches(number: int) -> str:
+    return "1 batch" if number == 1 else f"{number:,} batches"

@@ -1,0 +1,73 @@
+"""Verbs of a lazy migration."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+import reembed
+from reembed.cli.command import Result, configured, duration, reason_option
+from reembed.cli.progress import Console
+
+if TYPE_CHECKING:
+    from reembed.api.lazy import LazyAction
+    from reembed.config.settings import Config
+
+
+def share(value: str) -> float:
+    """Return the share of 50% or 0.5."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", value)
+    given = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < given <= 1:
+        raise click.BadParameter(f"{value!r} is not a share: 50% or 0.5")
+    return given
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["start", "pause", "resume", "stop", "status"]))
+@click.option("--keep/--drop", default=True, help="stop: keep the new side, or let gc remove it.")
+@reason_option
+@configured
+def lazy(config: Config, action: LazyAction, keep: bool, reason: str | None) -> tuple[Result, int]:
+    """Migrate documents as they turn up in answers: start, pause, resume, stop or status.
+
+    The live release serves all the time. stop is one write, needs --reason, and returns to the live release alone.
+    Needs strategy: lazy to start.
+    """
+    if action == "stop" and not reason:
+        raise click.UsageError("--reason TEXT is required with stop")
+    if not keep and action != "stop":
+        raise click.UsageError("--drop goes with stop")
+    return reembed.api.lazy(config, action, keep=keep, reason=reason, emit=Console()), 0
+
+
+@click.command()
+@click.option("--budget", type=click.IntRange(1), metavar="N", help="Documents to migrate at most.")
+@click.option(
+    "--for", "for_s", type=duration, metavar="TIME", help="Start no batch after this time: 10m, 1h."
+)
+@click.option(
+    "--until", type=share, metavar="SHARE", help="End once this share is migrated: 50%. [100%]"
+)
+@click.option(
+    "--every",
+    "every_s",
+    type=duration,
+    default="0s",
+    metavar="TIME",
+    help="From the start of a batch to that of the next, at least: 90s, 5m.",
+)
+@configured
+def sweep(
+    config: Config, budget: int | None, for_s: float | None, until: float | None, every_s: float
+) -> tuple[Result, int]:
+    """Migrate documents of a lazy migration: those that turned up first, then the others.
+
+    The same command continues where it ended. It also ends when the migration is paused or stopped.
+    """
+    from reembed.strategies.sweep import Limits
+
+    limits = Limits(budget, for_s, until, every_s)
+    return reembed.api.sweep(config, limits, emit=Console()), 0

@@ -1,0 +1,84 @@
+"""What `reembed gc` does: an alias's own releases, and what its lazy migrations left."""
+
+from __future__ import annotations
+
+from reembed import faults
+from reembed.catalog import lazies
+from reembed.catalog.lazies import Lazy
+from reembed.catalog.lease import is_driven
+from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
+from reembed.lifecycle import gc
+from reembed.lifecycle.gc_plan import Collected, LazyLeft, files_below
+from reembed.lifecycle.gc_reasons import needed_by_runs
+from reembed.lifecycle.lazy_end import is_over, left_by, remove, settled
+from reembed.store.storage import Storage
+
+
+def collect(catalog: Catalog, keep: int, *, delete: bool, drop_run: str | None) -> Collected:
+    """Return what gc would delete, or did; raise errors as `gc.droppable`, `gc.plan` and `gc.apply`."""
+    if drop_run:
+        dropped = gc.droppable(catalog, drop_run)
+        if delete:
+            dropped.abandon()
+    if delete:
+        settled(catalog)
+    planned = gc.plan(catalog, keep, dropping=drop_run)
+    removed = gc.apply(catalog, planned, keep) if delete else []
+    left = _left(catalog, keep, delete=delete)
+    return Collected(planned, left, tuple(r.release for r in removed), delete, drop_run)
+
+
+def _left(catalog: Catalog, keep: int, *, delete: bool) -> tuple[LazyLeft, ...]:
+    """Return what lazy migrations left and nothing needs; remove it if that is asked for."""
+    found = []
+    for lazy in lazies.every(catalog):
+        side = Catalog(catalog.storage, lazy.plan.side)
+        if not is_over(lazy):
+            found.append(_older(side, lazy, keep, delete=delete))
+        elif not is_driven(Run(catalog.storage, lazy.plan.side)):
+            found.append(_whole(catalog, side, lazy, delete=delete))
+    return tuple(left for left in found if left)
+
+
+def _older(side: Catalog, lazy: Lazy, keep: int, *, delete: bool) -> LazyLeft | None:
+    """Older releases of a new side, as of any alias."""
+    planned = gc.plan(side, keep)
+    releases = tuple(r.release for r in planned.remove)
+    if not releases and not planned.bytes:
+        return None
+    if delete:
+        gc.apply(side, planned, keep)
+    return LazyLeft(lazy.plan.number, side.alias, lazy.step.state, False, releases, planned.bytes)
+
+
+def _whole(catalog: Catalog, side: Catalog, lazy: Lazy, *, delete: bool) -> LazyLeft | None:
+    """All of a lazy migration that is over, unless a run copies vectors from it.
+
+    Its releases are marked first: a run that is planned at this moment looks for the marks after its plan is written.
+    """
+    places = left_by(catalog, lazy.plan)
+    size = sum(_size(catalog.storage, place) for place in places)
+    if not size or any(needed_by_runs(side)):
+        return None
+    releases = tuple(side.ids())
+    left = LazyLeft(lazy.plan.number, side.alias, lazy.step.state, True, releases, size)
+    if not delete:
+        return left
+    for release in releases:
+        side.mark_retired(release)
+    faults.point("lazy.after_mark")
+    if any(needed_by_runs(side)):
+        for release in releases:
+            side.unmark_retired(release)
+        return None
+    for place in places:
+        remove(catalog.storage, place)
+        faults.point("lazy.after_removal")
+    return left
+
+
+def _size(storage: Storage, place: str) -> int:
+    if place.endswith("/"):
+        return sum(f.size for f in files_below(storage, place))
+    return storage.size(place) or 0

@@ -1,0 +1,184 @@
+"""The migrated documents of a lazy migration, as a source of their own: a Lance dataset under the root.
+
+It has the columns of the real source that documents are made of, and no others. Rows are replaced by their ids in
+one commit, so that no document is ever there twice, or gone in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reembed import digests
+from reembed.catalog.releases import SourceRef
+from reembed.digests import Digests
+from reembed.errors import SourceError
+from reembed.source import documents, versions
+from reembed.source.dataset import Source
+from reembed.source.delta import Delta, fragments_of
+from reembed.store.lance import open_dataset
+from reembed.store.storage import Storage
+
+Int64 = npt.NDArray[np.int64]
+_BATCH_ROWS = 4_096
+
+
+@dataclass(frozen=True)
+class Held:
+    """Which documents a version of the members has: 24 bytes each in memory."""
+
+    version: lance.LanceDataset
+    columns: list[str]
+    ids: Digests
+    """Sorted."""
+    row_ids: Int64
+    """Of the version, in the order of the ids."""
+
+    @classmethod
+    def read(cls, version: lance.LanceDataset, ref: SourceRef) -> Held:
+        """Read the ids of a version."""
+        ids, rows = bytearray(), [np.empty(0, np.int64)]
+        scanner = version.scanner(columns=[ref.id_column], with_row_id=True)
+        for batch in scanner.to_batches():
+            ids += digests.of_column(batch.column(ref.id_column))
+            rows.append(batch.column("_rowid").to_numpy().astype(np.int64))
+        known, row_ids = digests.stack(ids), np.concatenate(rows)
+        order = np.argsort(known)
+        return cls(version, documents.columns_of(ref), known[order], row_ids[order])
+
+    def find(self, ids: Digests) -> Int64:
+        """Return the place of each document, -1 if it is not there."""
+        return digests.find(self.ids, ids)
+
+    def at(self, places: Int64) -> pa.Table:
+        """Return the rows at these places, in the order asked."""
+        return self.version._take_rows(self.row_ids[places].tolist(), columns=self.columns)
+
+
+@dataclass(frozen=True)
+class Members:
+    """The dataset of migrated documents."""
+
+    storage: Storage
+    path: str
+    """Under the root."""
+    ref: SourceRef
+    """The real source: its id column and text are those of the members."""
+
+    @property
+    def uri(self) -> str:
+        return self.storage.uri(self.path)
+
+    def ensure(self, source: Source) -> None:
+        """Make the dataset, empty, if there is none.
+
+        Raises:
+            SourceError: the source's columns have other types than when it was made.
+        """
+        schema = plain_rows(_scanner(source, limit=0).to_table()).schema
+        try:
+            found = self.dataset().schema
+        except FileNotFoundError:
+            lance.write_dataset(
+                schema.empty_table(),
+                self.uri,
+                mode="create",
+                enable_stable_row_ids=True,
+                storage_options=self.storage.lance_options,
+            )
+            return
+        changed = [f.name for f in schema if found.field(f.name).type != f.type]
+        if changed:
+            raise SourceError(
+                f"{', '.join(changed)} of {source.uri} has another type than when the lazy migration started",
+                "the documents that were migrated are kept with the types of then",
+                "reembed lazy stop --drop --reason 'the source has other types'     # then: reembed lazy start",
+            )
+
+    def dataset(self) -> lance.LanceDataset:
+        """Return the newest version; FileNotFoundError without one."""
+        return open_dataset(self.uri, None, self.storage.lance_options)
+
+    def held(self) -> Held:
+        """Return which documents are there."""
+        return Held.read(self.dataset(), self.ref)
+
+    def replace(self, rows: pa.Table) -> None:
+        """Put rows in the place of those with their ids, or add them: one commit."""
+        merge = self.dataset().merge_insert(self.ref.id_column)
+        merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def remove(self, row_ids: Int64) -> None:
+        """Remove rows: a commit for some thousand."""
+        for start in range(0, len(row_ids), _BATCH_ROWS):
+            some = ",".join(map(str, row_ids[start : start + _BATCH_ROWS].tolist()))
+            self.dataset().delete(f"_rowid IN ({some})")
+
+
+def rows_of(source: Source, delta: Delta | None) -> Iterator[tuple[Digests, pa.Table]]:
+    """Yield the documents of a source by batches: digests of ids, and rows as members hold them.
+
+    With a delta, only rows that it says were written.
+    """
+    chosen = fragments_of(source.dataset(), delta.written) if delta else None
+    if chosen == []:
+        return
+    with documents.readable(source.ref):
+        for batch in _scanner(source, fragments=chosen, batch_size=_BATCH_ROWS).to_batches():
+            rows = plain_rows(pa.Table.from_batches([batch]))
+            yield _digests(rows[source.ref.id_column]), rows
+
+
+def rows_by_id(source: Source, row_ids: Int64) -> Iterator[pa.Table]:
+    """Yield rows of a source by batches, as members hold them."""
+    columns = documents.columns_of(source.ref)
+    with documents.readable(source.ref):
+        for start in range(0, len(row_ids), _BATCH_ROWS):
+            some = row_ids[start : start + _BATCH_ROWS].tolist()
+            yield plain_rows(source.dataset()._take_rows(some, columns=columns))
+
+
+def ids_of(source: Source) -> Iterator[tuple[pa.Array, Digests, Int64]]:
+    """Yield ids, their digests and row ids of a source's documents, in its order."""
+    for ids, row_ids in documents.ids(source.dataset(), source.ref, None):
+        yield ids, _digests(ids), row_ids
+
+
+def ids_left(source: Source, older: lance.LanceDataset, delta: Delta) -> Digests:
+    """Return digests of ids whose rows are gone or changed since an older version."""
+    return _digests(versions.ids_left(source.ref, older, delta))
+
+
+def count(source: Source) -> int:
+    """Return the number of documents."""
+    return int(source.dataset().count_rows(source.ref.filter))
+
+
+def as_ids(doc_ids: Sequence[str | int]) -> Digests:
+    """Return distinct digests of ids, sorted."""
+    return np.unique(digests.of_ids(doc_ids))
+
+
+def plain_rows(rows: pa.Table) -> pa.Table:
+    """Return rows with the values of dictionary columns in their place."""
+    for place, field in enumerate(rows.schema):
+        if pa.types.is_dictionary(field.type):
+            values = rows[field.name].cast(field.type.value_type)
+            rows = rows.set_column(place, pa.field(field.name, field.type.value_type), values)
+    return rows
+
+
+def _digests(ids: pa.Array | pa.ChunkedArray) -> Digests:
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.cast(ids.type.value_type)
+    return digests.stack(digests.of_column(ids))
+
+
+def _scanner(source: Source, **how: object) -> lance.LanceScanner:
+    columns, condition = documents.columns_of(source.ref), source.ref.filter
+    return source.dataset().scanner(columns=columns, filter=condition, **how)  # type: ignore[arg-type]

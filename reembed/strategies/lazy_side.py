@@ -1,0 +1,164 @@
+"""The new side of a lazy migration: an ordinary line over the documents that turned up, under an alias of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from reembed.catalog.lazy_background import DOCUMENTS
+from reembed.catalog.releases import Catalog, Release, SourceRef
+from reembed.config.settings import Config, EncoderConfig, SourceConfig
+from reembed.engine.executor import Executor
+from reembed.errors import ReembedError, UsageError
+from reembed.events import AliasMoved, Behind, Event, Listener
+from reembed.lifecycle.promote import promote
+from reembed.source.members import Members
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.strategies.up_to_date import catch_up_and_follow
+from reembed.table.read import TableVersion
+
+_LEAST_BACKGROUND = 0.5
+"""Share of the documents drawn whose texts must be those of the live release."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The alias of the new side, and the documents that it holds."""
+
+    catalog: Catalog
+    """Of the side's alias."""
+    config: Config
+    """What its line is built with."""
+    members: Members
+
+    @classmethod
+    def of(
+        cls,
+        catalog: Catalog,
+        config: Config,
+        number: int,
+        source: SourceRef,
+        encoder: EncoderConfig,
+    ) -> Side:
+        """Return the side of the lazy migration of this number; `catalog` and `config` are of the alias itself."""
+        alias = side_alias(catalog.alias, number)
+        members = Members(catalog.storage, f"lazy/{catalog.alias}/{number}/members.lance", source)
+        own = config.model_copy(
+            update={
+                "alias": alias,
+                "source": SourceConfig(
+                    uri=members.uri, id_column=source.id_column, text=source.text
+                ),
+                "encoder": encoder,
+                "table": config.table.model_copy(update={"carry": source.carry}),
+                # It starts with few documents, on which no given number of lists could be trained.
+                "index": config.index.model_copy(update={"factory": "auto"}),
+                "strategy": "full_rebuild",
+            }
+        )
+        return cls(Catalog(catalog.storage, alias, own.stores), own, members)
+
+    def build(self, emit: Listener, *, executor: Executor) -> Release:
+        """Bring the side to its documents, and serve them under its alias; the first time it is built."""
+        emit = _of_the_side(emit)
+        with _resumed_by(self.catalog.alias, "reembed lazy start"):
+            if self.catalog.live() is None:
+                release = full_rebuild(self.config, emit, executor=executor)
+                reason = "the first documents of a lazy migration"
+                promote(self.catalog, release.id, initial_reason=reason, emit=emit)
+            return self._caught_up(emit, executor)
+
+    def catch_up(self, emit: Listener, *, executor: Executor) -> Release:
+        """Bring the side to its documents, and serve them under its alias."""
+        with _resumed_by(self.catalog.alias, "reembed sweep"):
+            return self._caught_up(_of_the_side(emit), executor)
+
+    def _caught_up(self, emit: Listener, executor: Executor) -> Release:
+        found = catch_up_and_follow(
+            self.catalog, self.config, "live", emit, executor=executor, retry_dead_letters=False
+        )
+        return found.release
+
+    def background(self, live: Release) -> pa.Table:
+        """Return the documents drawn from the live release whose texts the side has too, with both vectors.
+
+        Raises:
+            UsageError: most texts are others: the live release is behind its source.
+        """
+        old = drawn(self.catalog, live)
+        release = self.catalog.require_live().release
+        wanted = {"doc_id": old["doc_id"].combine_chunks()}
+        new = _table(self.catalog, release).matching(wanted, ["doc_id", "text_hash", "vector"])
+        places = {
+            pair: n
+            for n, pair in enumerate(
+                zip(new["doc_id"].to_pylist(), new["text_hash"].to_pylist(), strict=True)
+            )
+        }
+        pairs = zip(old["doc_id"].to_pylist(), old["text_hash"].to_pylist(), strict=True)
+        at = [places.get(pair, -1) for pair in pairs]
+        same = np.array(at) >= 0
+        if same.sum() < max(1, _LEAST_BACKGROUND * len(same)):
+            raise UsageError(
+                f"of {len(same)} documents drawn from {live.id}, {int(same.sum())} have their text in the source",
+                "answers of both models can be fused only for documents with the same text",
+                "reembed catch-up live     # then the same command again",
+            )
+        kept = old.filter(pa.array(same))
+        vectors = new["vector"].take([n for n in at if n >= 0])
+        return pa.table(
+            {
+                "doc_id": kept["doc_id"],
+                "text_hash": kept["text_hash"],
+                "old": _single(kept["vector"]),
+                "new": _single(vectors),
+            }
+        )
+
+
+def side_alias(alias: str, number: int) -> str:
+    """Return the alias of the new side of a lazy migration."""
+    return f"{alias}-lazy-{number}"
+
+
+def drawn(catalog: Catalog, live: Release) -> pa.Table:
+    """Return doc_id, text_hash and vector of random rows of a release, the same ones each time."""
+    table = _table(catalog, live)
+    count = min(DOCUMENTS, table.rows)
+    places = np.sort(np.random.default_rng(0).choice(table.rows, count, replace=False))
+    return table.at(places, ["doc_id", "text_hash", "vector"])
+
+
+def _table(catalog: Catalog, release: Release) -> TableVersion:
+    dim = release.space.dim
+    return TableVersion(catalog.storage, release.table, release.table_version, dim)
+
+
+def _single(vectors: pa.ChunkedArray) -> pa.ChunkedArray:
+    return vectors.cast(pa.list_(pa.float32(), vectors.type.list_size))
+
+
+def _of_the_side(emit: Listener) -> Listener:
+    """Leave out what would read as if the alias that users name had moved."""
+
+    def told(event: Event) -> None:
+        if not isinstance(event, AliasMoved | Behind):
+            emit(event)
+
+    return told
+
+
+@contextmanager
+def _resumed_by(alias: str, command: str) -> Iterator[None]:
+    """Name the command that continues, where an error names the side's own, which users never give."""
+    try:
+        yield
+    except ReembedError as error:
+        own = ("reembed run", "reembed catch-up", "reembed gc", "reembed promote")
+        if error.fix and (error.fix.startswith(own) or alias in error.fix):
+            error.fix = f"{command}     # continues"
+        raise

@@ -1,0 +1,111 @@
+"""Sweep: batches of a lazy migration until a limit. What waits in the queue first, then the source in its order.
+
+Each call goes on where the last one ended: what is left follows from what the new side has.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reembed.catalog import lazies
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import Config
+from reembed.engine.executor import Executor
+from reembed.events import Listener, Notice
+from reembed.plural import counted
+from reembed.source import members
+from reembed.source.dataset import Source
+from reembed.strategies.lazy import batch, running
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a sweep ends; without any, once every document is migrated."""
+
+    budget: int | None = None
+    """Documents that it migrates at most."""
+    for_s: float | None = None
+    """Seconds after which no batch is started."""
+    until: float | None = None
+    """Share of the documents that are migrated then."""
+    every_s: float = 0.0
+    """Seconds from the start of one batch to that of the next, at least."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep did."""
+
+    alias: str
+    added: int
+    """Documents that it migrated."""
+    batches: int
+    migrated: int
+    """Documents that are migrated now."""
+    documents: int
+    """Documents of the source."""
+    ended: str
+    """Why it ended, in words."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every document is migrated."""
+        return self.migrated >= self.documents
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `reembed sweep --json` prints."""
+        return {**vars(self), "complete": self.is_complete}
+
+
+def sweep(
+    catalog: Catalog, config: Config, limits: Limits, emit: Listener, *, executor: Executor
+) -> Swept:
+    """Migrate documents until a limit, or until the migration is paused or stopped.
+
+    Raises:
+        UsageError: no lazy migration is running.
+        Conflict: another process is at it.
+        RunFailed, Interrupted: it stopped; the same command continues.
+    """
+    plan = running(catalog).plan
+    began, added, made = time.monotonic(), 0, 0
+    with executor.connected(config) as connected:
+        while True:
+            started = time.monotonic()
+            most = config.lazy.batch_documents
+            if limits.budget is not None:
+                most = min(most, limits.budget - added)
+            found = batch(catalog, config, most, emit, executor=connected, sweeps=True)
+            added, made = added + found.added, made + 1
+            newest = Source(plan.source, catalog.source_options).newest()
+            documents = members.count(newest)
+            swept = Swept(catalog.alias, added, made, found.documents, documents, ended="")
+            emit(Notice(_so_far(swept)))
+            ended = _over(catalog, swept, limits, time.monotonic() - began)
+            if ended is not None:
+                return replace(swept, ended=ended)
+            time.sleep(max(0.0, limits.every_s - (time.monotonic() - started)))
+
+
+def _so_far(found: Swept) -> str:
+    share = found.migrated / max(1, found.documents)
+    return f"{found.migrated:,} of {counted(found.documents, 'document')} migrated ({share:.1%})"
+
+
+def _over(catalog: Catalog, swept: Swept, limits: Limits, seconds: float) -> str | None:
+    """Return why a sweep ends now; None if it continues."""
+    found = lazies.current(catalog)
+    if found is None or found.step.state != "running":
+        state = found.step.state if found else "gone"
+        return f"the lazy migration is {state}"
+    if swept.is_complete:
+        return "every document is migrated"
+    if limits.budget is not None and swept.added >= limits.budget:
+        return f"the budget of {counted(limits.budget, 'document')} is used"
+    if limits.for_s is not None and seconds >= limits.for_s:
+        return f"{limits.for_s:g} s are over"
+    if limits.until is not None and swept.migrated >= limits.until * swept.documents:
+        return f"{limits.until:.0%} of the documents are migrated"
+    return None

@@ -1,0 +1,406 @@
+"""The migration side of a lazy migration: start, batches, its states, the final run, and what gc removes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import lance
+import pyarrow as pa
+import pytest
+from conftest import documents
+from inline import Inline, Silent
+
+from reembed import faults
+from reembed.catalog import lazies, lazy_background
+from reembed.catalog.lazy_queue import Queue
+from reembed.catalog.releases import Catalog
+from reembed.config.settings import Config
+from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.events import Embedded, Notice
+from reembed.lifecycle.collect import collect
+from reembed.lifecycle.lazy_status import status_of
+from reembed.lifecycle.promote import Reasons, promote
+from reembed.lifecycle.status import status
+from reembed.store.storage import Storage
+from reembed.strategies import lazy, lazy_side
+from reembed.strategies.catch_up import catch_up
+from reembed.strategies.full_rebuild import full_rebuild
+from reembed.strategies.sweep import Limits, sweep
+from reembed.strategies.up_to_date import promote_up_to_date
+
+DOCUMENTS = 400
+POINTS = (
+    "lazy.after_draft", "lazy.after_look", "lazy.after_commit", "lazy.after_members", "lazy.after_side",
+    "lazy.after_plan", "lazy.before_side", "lazy.after_queue",
+)  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Place:
+    """A live release of 16 dimensions, and a config that asks for 64."""
+
+    uri: str
+    root: str
+
+    def config(self, dim=64, **sections):
+        return Config.model_validate(
+            {
+                "alias": "passages",
+                "source": {"uri": self.uri},
+                "encoder": {"model": f"hashing:{dim}"},
+                "storage": {"root": self.root},
+                "strategy": "lazy",
+                **sections,
+            }
+        )
+
+    @property
+    def catalog(self):
+        return Catalog(Storage.open(self.root), "passages")
+
+    @property
+    def source(self):
+        return lance.dataset(self.uri)
+
+    @property
+    def plan(self):
+        return lazies.current(self.catalog).plan
+
+    @property
+    def side(self):
+        return Catalog(self.catalog.storage, self.plan.side).require_live().release
+
+    def texts(self):
+        """What the new side serves: ids and digests of texts."""
+        return rows_of(self.catalog.storage, self.side)
+
+    def start(self, emit=None, reason=None, **sections):
+        config = self.config(**sections)
+        return lazy.start(self.catalog, config, reason, emit or Silent(), executor=Inline())
+
+    def batch(self, most=10_000, emit=None, *, sweeps=False):
+        emit = emit or Silent()
+        return lazy.batch(self.catalog, self.config(), most, emit, executor=Inline(), sweeps=sweeps)
+
+    def sweep(self, emit=None, batch_documents=150, **limits):
+        config = self.config(lazy={"batch_documents": batch_documents})
+        emit = emit or Silent()
+        return sweep(self.catalog, config, Limits(**limits), emit, executor=Inline())
+
+    def queue(self, *doc_ids):
+        Queue(self.catalog.storage, self.plan).put(doc_ids)
+
+    def queued(self):
+        queue = Queue(self.catalog.storage, self.plan)
+        return queue.read(queue.files())
+
+
+def rows_of(storage, release):
+    table = lance.dataset(storage.uri(release.table), version=release.table_version)
+    found = table.to_table(columns=["doc_id", "text_hash"]).to_pylist()
+    held = {r["doc_id"]: r["text_hash"] for r in found}
+    assert len(held) == len(found) == release.rows, "a document is there twice"
+    return held
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy_side, "DOCUMENTS", 60)
+    place = Place(str(tmp_path / "source.lance"), str(tmp_path / "root"))
+    table = pa.Table.from_pylist(documents(DOCUMENTS, 0))
+    lance.write_dataset(table, place.uri, enable_stable_row_ids=True, max_rows_per_file=90)
+    old = place.config(16)
+    release = full_rebuild(old, Silent(), executor=Inline())
+    promote(place.catalog, release.id, initial_reason="a test")
+    return place
+
+
+def test_a_start_embeds_the_background_with_both_models_and_moves_nothing_that_is_live(place):
+    before = place.catalog.require_live()
+    found = place.start(reason="try it")
+    assert place.catalog.require_live() == before
+    assert (found.step.state, found.plan.number, found.plan.side) == (
+        "running",
+        1,
+        "passages-lazy-1",
+    )
+    assert (found.plan.live, found.plan.space.dim) == (before.release.origin, 64)
+    background = lazy_background.read(place.catalog.storage, found.plan)
+    assert background.num_rows == 60
+    assert (background["old"].type.list_size, background["new"].type.list_size) == (16, 64)
+    old, new = rows_of(place.catalog.storage, before.release), place.texts()
+    assert len(new) == 60
+    for name, text in zip(background["doc_id"], background["text_hash"], strict=True):
+        assert old[name.as_py()] == new[name.as_py()] == text.as_py()
+
+
+def test_a_batch_migrates_what_turned_up_follows_the_source_and_empties_the_queue(place):
+    place.start()
+    drawn = sorted(place.texts())
+    others = [f"d{i:05d}" for i in range(DOCUMENTS) if f"d{i:05d}" not in drawn]
+    place.queue(*others[:5], drawn[0], "nobody")
+    place.source.update({"text": "'new'"}, where=f"doc_id in ('{drawn[1]}', '{others[0]}')")
+    place.source.delete(f"doc_id in ('{drawn[2]}', '{others[1]}')")
+    made = place.batch()
+    assert (made.added, made.replaced, made.removed) == (4, 1, 1)
+    assert place.queued() == []
+    newest = catch_up(
+        place.config(16), place.catalog.require_live().release, Silent(), executor=Inline()
+    )
+    old, expected = rows_of(place.catalog.storage, newest), {*drawn, *others[:5]}
+    expected -= {drawn[2], others[1]}
+    assert place.texts() == {name: old[name] for name in expected}
+
+
+def test_the_oldest_of_the_queue_are_taken_and_not_many_more_than_asked_for(place):
+    place.start()
+    for at in range(4):
+        place.queue(*(f"d{i:05d}" for i in range(at * 20, at * 20 + 20)))
+    place.batch(45)
+    assert {f"d{i:05d}" for i in range(40)} <= place.texts().keys()
+    assert sorted(place.queued()) == [f"d{i:05d}" for i in range(40, 80)]
+    place.batch(1)
+    assert len(place.queued()) == 20
+
+
+def test_a_paused_migration_migrates_nothing_and_a_stopped_one_serves_nothing(place):
+    place.start()
+    assert lazy.pause(place.catalog, "a busy day").serves
+    assert lazy.pause(place.catalog, None).step.reason == "a busy day"
+    with pytest.raises(UsageError, match="is paused since") as caught:
+        place.batch()
+    assert caught.value.fix == "reembed lazy resume"
+    lazy.resume(place.catalog, None)
+    place.batch()
+    stopped = lazy.stop(place.catalog, "users complain", keep=True)
+    assert (stopped.serves, stopped.step.reason) == (False, "users complain")
+    with pytest.raises(UsageError, match="is stopped since"):
+        place.sweep()
+    with pytest.raises(UsageError, match="lazy migration 1 of passages is stopped"):
+        place.start()
+    assert lazy.resume(place.catalog, None).serves
+    lazy.stop(place.catalog, "no", keep=True)
+    assert not lazy.stop(place.catalog, "no", keep=False).step.keep
+    with pytest.raises(UsageError, match="was dropped"):
+        lazy.resume(place.catalog, None)
+    assert place.start().plan.number == 2
+
+
+def test_it_needs_its_strategy_another_model_the_same_texts_and_one_at_a_time(place):
+    with pytest.raises(UsageError, match="has no lazy migration"):
+        place.batch()
+    with pytest.raises(UsageError, match="strategy is full_rebuild"):
+        place.start(strategy="full_rebuild")
+    with pytest.raises(UsageError, match="has this model already"):
+        place.start(encoder={"model": "hashing:16"})
+    with pytest.raises(UsageError, match="made of other documents or texts"):
+        place.start(source={"uri": place.uri, "text": "{title} {text}"})
+    with pytest.raises(UsageError, match=r"source\.version is 1"):
+        place.start(source={"uri": place.uri, "version": 1})
+    place.start()
+    with pytest.raises(UsageError, match="lazy migration 1 of passages is running"):
+        place.start()
+
+
+def test_an_alias_of_somebody_else_is_not_taken(place):
+    other = place.config(32, alias="passages-lazy-1", strategy="full_rebuild")
+    full_rebuild(other, Silent(), executor=Inline())
+    with pytest.raises(Conflict, match="there is an alias passages-lazy-1 already"):
+        place.start()
+
+
+def test_a_live_release_far_behind_its_source_is_caught_up_first(place):
+    place.source.update({"text": "concat(text, ' more')"})
+    with pytest.raises(UsageError, match="0 have their text in the source"):
+        place.start()
+    catch_up_live(place)
+    assert place.start().serves
+
+
+def catch_up_live(place):
+    live = place.catalog.require_live()
+    newer = catch_up(place.config(16), live.release, Silent(), executor=Inline())
+    place.catalog.append(live, "catch-up", newer)
+
+
+def test_a_background_that_was_changed_is_not_used(place):
+    plan = place.start().plan
+    place.catalog.storage.write_bytes(plan.background, b"other bytes")
+    with pytest.raises(IntegrityError, match=r"background\.arrow is gone"):
+        lazy_background.read(place.catalog.storage, plan)
+
+
+def test_rrf_is_started_with_a_warning(place, quiet):
+    place.start(quiet, lazy={"fusion": "rrf"})
+    assert any("for comparison" in e.what for e in quiet.of(Notice))
+
+
+def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_its_limits(place):
+    place.start()
+    drawn = set(place.texts())
+    order = [f"d{i:05d}" for i in range(DOCUMENTS) if f"d{i:05d}" not in drawn]
+    place.queue(order[-1], order[-2])
+    found = place.sweep(budget=20)
+    assert (found.added, found.batches, found.is_complete) == (20, 1, False)
+    assert place.texts().keys() == drawn | {*order[-2:], *order[:18]}
+    assert place.sweep(until=0.5).ended == "50% of the documents are migrated"
+    assert place.sweep(for_s=0.001).batches == 1
+    found = place.sweep()
+    assert (found.migrated, found.documents, found.ended) == (
+        400,
+        400,
+        "every document is migrated",
+    )
+    assert place.texts().keys() == {f"d{i:05d}" for i in range(DOCUMENTS)}
+    assert place.sweep().added == 0
+
+
+def test_a_sweep_ends_when_the_migration_is_paused(place):
+    place.start()
+
+    def pausing(event):
+        if isinstance(event, Notice) and "migrated (" in event.what:
+            lazy.pause(place.catalog, None)
+
+    found = place.sweep(pausing, batch_documents=50)
+    assert (found.batches, found.ended) == (1, "the lazy migration is paused")
+
+
+def test_the_final_run_embeds_nothing_again_its_promotion_ends_it_and_gc_removes_the_rest(
+    place, quiet
+):
+    place.start()
+    place.sweep()
+    plan = place.plan
+    release = full_rebuild(place.config(), quiet, executor=Inline())
+    (embedded,) = quiet.of(Embedded)
+    assert (embedded.figures.copied, embedded.figures.tokens_per_s) == (DOCUMENTS, 0)
+    why = Reasons(force="a test")
+    promote_up_to_date(place.catalog, place.config(), release.id, why, quiet, executor=Inline())
+    found = lazies.current(place.catalog)
+    assert (found.step.state, found.serves) == ("finished", False)
+    listed = collect(place.catalog, 3, delete=False, drop_run=None)
+    (left,) = listed.lazies
+    assert (left.whole, left.side, left.why) == (True, "passages-lazy-1", "finished")
+    assert left.bytes > 0
+    assert place.side, "gc removed what it was only to list"
+    collect(place.catalog, 3, delete=True, drop_run=None)
+    assert traces(place, plan) == []
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == ()
+    assert place.catalog.require_live().release == release
+
+
+def traces(place, plan):
+    """Files of a lazy migration, except its plan and its steps."""
+    storage = place.catalog.storage
+    paths = [p for p, _ in storage.objects("") if plan.side in p or p.startswith("lazy/")]
+    return [p for p in paths if "/plans/" not in p and "/steps/" not in p]
+
+
+def test_gc_keeps_what_a_run_copies_from(place, monkeypatch):
+    place.start()
+    place.sweep()
+
+    def killed(name):
+        if name == "run.after_plan":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", killed)
+        with pytest.raises(Killed):
+            full_rebuild(place.config(), Silent(), executor=Inline())
+    lazy.stop(place.catalog, "no", keep=False)
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == ()
+    assert full_rebuild(place.config(), Silent(), executor=Inline()).documents == DOCUMENTS
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies[0].why == "stopped"
+
+
+def test_gc_removes_older_releases_of_a_side_that_serves(place):
+    place.start()
+    for _ in range(4):
+        place.sweep(budget=20)
+    (left,) = collect(place.catalog, 2, delete=True, drop_run=None).lazies
+    assert (left.whole, len(left.releases)) == (False, 3)
+    assert len(place.texts()) == 140
+    assert place.sweep(budget=20).added == 20
+
+
+def test_what_is_live_and_status_are_told_of_the_alias_alone(place):
+    assert status(place.catalog).lazy is None
+    place.start()
+    place.queue("d00001", "d00002")
+    place.sweep(budget=20)
+    place.queue("d00399")
+    found = status(place.catalog)
+    assert found.live.release.alias == "passages"
+    assert [c.release.id for c in found.candidates] == []
+    assert found.lazy == status_of(place.catalog, lazies.current(place.catalog))
+    shown = found.lazy.to_json()
+    assert (shown["state"], shown["coverage"], shown["documents"]) == ("running", 0.2, DOCUMENTS)
+    assert (shown["queued"], shown["embedded"]) == (1, 20)
+    lazy.stop(place.catalog, "no", keep=False)
+    assert status(place.catalog).lazy is None
+
+
+def test_a_start_that_was_killed_continues_and_one_of_other_settings_begins_again(
+    place, monkeypatch, quiet
+):
+    for dim, said in ((64, False), (32, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(faults, "hook", dies_at("lazy.after_side"))
+            with pytest.raises(Killed):
+                place.start(quiet, encoder={"model": f"hashing:{dim}"})
+        again = [e for e in quiet.of(Notice) if "with other settings" in e.what]
+        assert bool(again) == said
+    found = place.start(encoder={"model": "hashing:32"})
+    assert (found.plan.number, found.plan.space.dim, place.side.space.dim) == (1, 32, 32)
+    assert len(place.texts()) == 60
+
+
+def test_a_plan_that_was_left_before_its_first_step_is_started_or_given_up(place, monkeypatch):
+    for dim, number in ((64, 1), (32, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(faults, "hook", dies_at("lazy.after_plan"))
+            with pytest.raises(Killed):
+                place.start(encoder={"model": f"hashing:{dim}"})
+        assert lazies.unstarted(place.catalog).number == number
+    assert place.start(encoder={"model": "hashing:32"}).plan.number == 2
+    assert [f.step.state for f in lazies.every(place.catalog)] == ["stopped", "running"]
+
+
+def dies_at(point):
+    def die(name):
+        if name == point:
+            raise Killed(name)
+
+    return die
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_every_document_is_served_or_still_queued(place, monkeypatch, point):
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", dies_at(point))
+        if point in ("lazy.after_draft", "lazy.after_side", "lazy.after_plan"):
+            with pytest.raises(Killed):
+                place.start()
+    if lazies.current(place.catalog) is None:
+        place.start()
+    wanted = {f"d{i:05d}" for i in range(100)}
+    place.queue(*sorted(wanted))
+    place.source.update({"text": "'new'"}, where="doc_id in ('d00001', 'd00399')")
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", dies_at(point))
+        with contextlib.suppress(Killed):
+            place.batch()
+    assert wanted <= place.texts().keys() | set(place.queued())
+    place.batch()
+    assert wanted <= place.texts().keys()
+    assert place.queued() == []
+    members = lance.dataset(place.catalog.storage.uri(place.plan.members)).to_table()
+    assert sorted(members["doc_id"].to_pylist()) == sorted(place.texts())
+    assert place.side.verify.passed
