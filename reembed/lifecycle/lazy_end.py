@@ -19,7 +19,7 @@ def settled(catalog: Catalog) -> Lazy | None:
     The promotion is one record and the end is another: what a process that died in between left is done here.
     """
     found, live = lazies.current(catalog), catalog.live()
-    if found is None or live is None or not found.serves:
+    if found is None or live is None or is_over(found):
         return found
     if live.release.space.id != found.plan.space.id:
         return found

@@ -309,12 +309,16 @@ def resume(catalog: Catalog, reason: str | None) -> Lazy:
 
 def stop(catalog: Catalog, reason: str, *, keep: bool) -> Lazy:
     """Answer from the live release alone, at once and everywhere; keep the new side, or let gc remove it."""
-    found = there(catalog)
-    if found.step.state == "stopped" and (keep or not found.step.keep):
-        return found
-    _require(found, "running", "paused", "stopped")
-    step = lazies.move(catalog, found.plan, found.step, "stopped", keep=keep, reason=reason)
-    return Lazy(found.plan, step)
+    while True:
+        found = there(catalog)
+        if found.step.state == "stopped" and (keep or not found.step.keep):
+            return found
+        _require(found, "running", "paused", "stopped")
+        try:
+            step = lazies.move(catalog, found.plan, found.step, "stopped", keep=keep, reason=reason)
+        except Conflict:  # it was paused or resumed at this moment, which a stop overrules
+            continue
+        return Lazy(found.plan, step)
 
 
 def there(catalog: Catalog) -> Lazy:

@@ -19,6 +19,9 @@ from reembed.source import members
 from reembed.source.dataset import Source
 from reembed.strategies.lazy import batch, running
 
+_IDLE = 2
+"""Batches in a row that add nothing, after which a sweep ends: the queue may have named migrated documents alone."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -70,7 +73,7 @@ def sweep(
         RunFailed, Interrupted: it stopped; the same command continues.
     """
     plan = running(catalog).plan
-    began, added, made = time.monotonic(), 0, 0
+    began, added, made, idle = time.monotonic(), 0, 0, 0
     with executor.connected(config) as connected:
         while True:
             started = time.monotonic()
@@ -79,11 +82,14 @@ def sweep(
                 most = min(most, limits.budget - added)
             found = batch(catalog, config, most, emit, executor=connected, sweeps=True)
             added, made = added + found.added, made + 1
+            idle = 0 if found.added else idle + 1
             newest = Source(plan.source, catalog.source_options).newest()
             documents = members.count(newest)
             swept = Swept(catalog.alias, added, made, found.documents, documents, ended="")
             emit(Notice(_so_far(swept)))
             ended = _over(catalog, swept, limits, time.monotonic() - began)
+            if idle == _IDLE:
+                ended = ended or "nothing more is found to migrate"
             if ended is not None:
                 return replace(swept, ended=ended)
             time.sleep(max(0.0, limits.every_s - (time.monotonic() - started)))

@@ -191,6 +191,29 @@ def test_a_paused_migration_migrates_nothing_and_a_stopped_one_serves_nothing(pl
     assert place.start().plan.number == 2
 
 
+def test_a_stop_overrules_a_pause_at_the_same_moment(place, monkeypatch):
+    place.start()
+    honest, met = lazies.move, []
+
+    def late(catalog, plan, after, state, **more):
+        if state == "stopped" and not met:
+            met.append(honest(catalog, plan, after, "paused"))
+        return honest(catalog, plan, after, state, **more)
+
+    monkeypatch.setattr(lazies, "move", late)
+    assert lazy.stop(place.catalog, "now", keep=True).step.number == 3
+    assert lazies.current(place.catalog).step.state == "stopped"
+
+
+def test_a_sweep_ends_where_documents_that_are_counted_cannot_be_migrated(place):
+    place.start()
+    place.sweep(budget=100)
+    nobody = pa.table({"doc_id": pa.array([None], pa.string()), "title": ["x"], "text": ["x"]})
+    lance.write_dataset(nobody, place.uri, mode="append")
+    found = place.sweep()
+    assert (found.migrated, found.ended) == (400, "nothing more is found to migrate")
+
+
 def test_it_needs_its_strategy_another_model_the_same_texts_and_one_at_a_time(place):
     with pytest.raises(UsageError, match="has no lazy migration"):
         place.batch()
@@ -300,6 +323,38 @@ def traces(place, plan):
     storage = place.catalog.storage
     paths = [p for p, _ in storage.objects("") if plan.side in p or p.startswith("lazy/")]
     return [p for p in paths if "/plans/" not in p and "/steps/" not in p]
+
+
+def test_one_that_was_stopped_and_kept_is_over_once_a_release_of_its_space_is_live(place):
+    place.start()
+    place.sweep(budget=20)
+    lazy.stop(place.catalog, "enough", keep=True)
+    release = full_rebuild(place.config(), Silent(), executor=Inline())
+    place.catalog.append(place.catalog.require_live(), "promote", release)
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies[0].why == "finished"
+
+
+def test_it_works_in_an_object_store(tmp_path, bucket, monkeypatch):
+    monkeypatch.setattr(lazy_side, "DOCUMENTS", 30)
+    place = Place(str(tmp_path / "source.lance"), bucket.uri)
+    table = pa.Table.from_pylist(documents(90, 0))
+    lance.write_dataset(table, place.uri, enable_stable_row_ids=True)
+    of_s3 = {
+        "storage": {"root": bucket.uri, "options": bucket.options},
+        "source": {"uri": place.uri, "options": {}},
+    }
+    old, new = place.config(16, **of_s3), place.config(**of_s3)
+    catalog = Catalog(Storage.open(bucket.uri, bucket.options), "passages", new.stores)
+    first = full_rebuild(old, Silent(), executor=Inline())
+    promote(catalog, first.id, initial_reason="a test")
+    plan = lazy.start(catalog, new, None, Silent(), executor=Inline()).plan
+    Queue(catalog.storage, plan).put(["d00001", "d00089"])
+    assert sweep(catalog, new, Limits(), Silent(), executor=Inline()).is_complete
+    side = Catalog(catalog.storage, plan.side).require_live().release
+    assert (side.documents, side.verify.passed) == (90, True)
+    lazy.stop(catalog, "a test", keep=False)
+    collect(catalog, 3, delete=True, drop_run=None)
+    assert not [p for p, _ in catalog.storage.objects("") if plan.side in p]
 
 
 def test_gc_keeps_what_a_run_copies_from(place, monkeypatch):
