@@ -60,7 +60,7 @@ def lazy(
 
 
 def sweep(config: Config, limits: Limits | None = None, *, emit: Listener = ignore) -> Swept:
-    """Migrate documents: those that turned up first, then the others in the source's order.
+    """Migrate documents: those that turned up first, then those that `gate.logged` has clicks of, then the others.
 
     It ends at a limit, once every document is migrated, or when the migration is paused or stopped.
 

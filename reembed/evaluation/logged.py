@@ -6,6 +6,8 @@ Clicks are weaker evidence than judgements: only what live showed could be click
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -59,6 +61,19 @@ def sample(gate: GateConfig, options: dict[str, str]) -> Sample | None:
         raise UsageError(f"{place.uri}: no query has a text", f"{log.rows} rows were read", _FIX)
     drawn = sorted(log.queries, key=_digest)[: gate.logged_sample]
     return Sample(log, _eval_set(place.uri, drawn, kept))
+
+
+def most_clicked(gate: GateConfig, options: dict[str, str]) -> list[str]:
+    """Return the clicked documents of the log that a gate names, those of most different texts first; none without one.
+
+    Raises:
+        UsageError: the log cannot be read.
+    """
+    if gate.logged is None:
+        return []
+    log = read_log(Place.of(gate.logged, options, "logged queries", _FIX), Kept((), None))
+    clicks = Counter(itertools.chain.from_iterable(query.qrels for query in log.queries))
+    return [doc_id for doc_id, _ in clicks.most_common()]
 
 
 def _digest(query: Query) -> bytes:

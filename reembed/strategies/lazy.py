@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,9 +230,10 @@ def batch(
     emit: Listener,
     *,
     executor: Executor,
-    sweeps: bool,
+    others: deque[str] | None = None,
 ) -> Batch:
-    """Migrate about so many documents: those of the queue; if it `sweeps`, then others in the source's order.
+    """Migrate about so many documents: those of the queue, and unless `others` is None then these and those of the
+    source in its order.
 
     queue -> members, at the source's newest version -> catch-up of the side -> its alias -> out of the queue
 
@@ -247,8 +249,8 @@ def batch(
         side = Side.of(catalog, config, plan.number, plan.source, plan.encoder)
         source = Source(plan.source, catalog.source_options).newest()
         files, wanted = _oldest(queue, most)
-        if sweeps:
-            wanted += cold(side.members, source, most - len(wanted), wanted)
+        if others is not None:
+            wanted += cold(side.members, source, most - len(wanted), wanted, others)
         brought = bring(side.members, source, wanted)
         faults.point("lazy.before_side")
         release = side.catch_up(emit, executor=executor)

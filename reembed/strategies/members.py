@@ -28,6 +28,7 @@ from reembed.source.opening import planned_dataset
 from reembed.store.records import decode, encode
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Sequence
 
 Flags = npt.NDArray[np.bool_]
@@ -91,14 +92,26 @@ def bring(members: Members, source: Source, wanted: Sequence[str | int]) -> Brou
 
 
 def cold(
-    members: Members, source: Source, most: int, asked: Sequence[str | int]
+    members: Members,
+    source: Source,
+    most: int,
+    asked: Sequence[str | int],
+    first: deque[str],
 ) -> list[str | int]:
-    """Return the first documents of a source, in its order, that members do not have and nobody asked for."""
+    """Return documents that members do not have and nobody asked for: those of `first`, which is consumed, then those
+    of the source in its order.
+    """
     if most <= 0:
         return []
     members.ensure(source)
     held, taken = members.held(), rows.as_ids(asked)
     found: list[str | int] = []
+    while first and len(found) < most:
+        hashes = rows.as_ids([first[0]])
+        if held.find(hashes)[0] < 0 and digests.find(taken, hashes)[0] < 0:
+            found.append(first[0])
+        first.popleft()
+    taken = rows.as_ids([*asked, *found])
     for ids, hashes, _ in rows.ids_of(source):
         new = (held.find(hashes) < 0) & (digests.find(taken, hashes) < 0)
         found += ids.filter(pa.array(new)).drop_null().to_pylist()

@@ -1,4 +1,5 @@
-"""Sweep: batches of a lazy migration until a limit. What waits in the queue first, then the source in its order.
+"""Sweep: batches of a lazy migration until a limit. What waits in the queue first, then what users clicked, by the log
+that gate.logged names, then the source in its order.
 
 Each call goes on where the last one ended: what is left follows from what the new side has.
 """
@@ -6,6 +7,7 @@ Each call goes on where the last one ended: what is left follows from what the n
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +15,12 @@ from reembed.catalog import lazies
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
+from reembed.evaluation.logged import most_clicked
 from reembed.events import Listener, Notice
 from reembed.plural import counted
 from reembed.source import members
 from reembed.source.dataset import Source
+from reembed.store.paths import absolute_queries
 from reembed.strategies.lazy import batch, running
 
 _IDLE = 2
@@ -73,6 +77,7 @@ def sweep(
         RunFailed, Interrupted: it stopped; the same command continues.
     """
     plan = running(catalog).plan
+    popular = deque(most_clicked(absolute_queries(config.gate), dict(catalog.query_options)))
     began, added, made, idle = time.monotonic(), 0, 0, 0
     with executor.connected(config) as connected:
         while True:
@@ -80,9 +85,9 @@ def sweep(
             most = config.lazy.batch_documents
             if limits.budget is not None:
                 most = min(most, limits.budget - added)
-            found = batch(catalog, config, most, emit, executor=connected, sweeps=True)
+            found = batch(catalog, config, most, emit, executor=connected, others=popular)
             added, made = added + found.added, made + 1
-            idle = 0 if found.added else idle + 1
+            idle = 0 if found.added or popular else idle + 1
             newest = Source(plan.source, catalog.source_options).newest()
             documents = members.count(newest)
             swept = Swept(catalog.alias, added, made, found.documents, documents, ended="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 
 import lance
 import pyarrow as pa
@@ -87,8 +88,9 @@ class Place:
         emit = emit or Silent()
         return lazy.batch(self.catalog, self.config(), most, emit, executor=Inline(), sweeps=sweeps)
 
-    def sweep(self, emit=None, batch_documents=150, **limits):
-        config = self.config(lazy={"batch_documents": batch_documents})
+    def sweep(self, emit=None, batch_documents=150, logged=None, **limits):
+        gate = {"logged": logged}
+        config = self.config(lazy={"batch_documents": batch_documents}, gate=gate)
         emit = emit or Silent()
         return sweep(self.catalog, config, Limits(**limits), emit, executor=Inline())
 
@@ -281,6 +283,23 @@ def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_
     )
     assert place.texts().keys() == {f"d{i:05d}" for i in range(DOCUMENTS)}
     assert place.sweep().added == 0
+
+
+def test_a_sweep_takes_what_users_clicked_before_the_rest(place, tmp_path):
+    place.start()
+    drawn = set(place.texts())
+    order = [f"d{i:05d}" for i in range(DOCUMENTS) if f"d{i:05d}" not in drawn]
+    often, once = order[-1], order[-2]
+    clicks = ([often, "nobody"], [often], [once, *sorted(drawn)[:3]])
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        "\n".join(json.dumps({"text": f"query {at}", "clicks": c}) for at, c in enumerate(clicks))
+    )
+    place.sweep(batch_documents=1, budget=1, logged=str(log))
+    assert place.texts().keys() == {*drawn, often}
+    place.sweep(budget=5, logged=str(log))
+    assert place.texts().keys() >= {*drawn, often, once, *order[:3]}
+    assert place.sweep(logged=str(log)).is_complete
 
 
 def test_a_sweep_ends_when_the_migration_is_paused(place):
