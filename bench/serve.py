@@ -165,7 +165,7 @@ def served(opened: OpenRelease) -> Index:
     from reembed.serving.index import Index
 
     class Opened(Index):
-        def _load(self, record: Any, before: Any = None) -> Any:
+        def _load(self, record: Any, before: Any = None, *, opens: bool = True) -> Any:
             return record, opened
 
     alias: Any = SimpleNamespace(alias="docs", require_live=lambda: None)

@@ -131,6 +131,14 @@ def every(catalog: Catalog) -> list[Lazy]:
     return [lazy for lazy in found if lazy]
 
 
+def is_newest(catalog: Catalog, lazy: Lazy) -> bool:
+    """Return whether the state is still this one, by two small requests."""
+    size = catalog.storage.size
+    return bool(size(_step_path(lazy.plan, lazy.step.number))) and not size(
+        _step_path(lazy.plan, lazy.step.number + 1)
+    )
+
+
 def next_number(catalog: Catalog) -> int:
     """Return the number of the next lazy migration."""
     return len(numbers(catalog.storage, _plans(catalog))) + 1
@@ -167,7 +175,7 @@ def move(
     """
     number = after.number + 1 if after else 1
     step = LazyStep(number, state, keep, reason, who(), now())
-    if not catalog.storage.create(f"{plan.folder}/steps/{number:08d}.json", encode(step)):
+    if not catalog.storage.create(_step_path(plan, number), encode(step)):
         theirs = _step(catalog, plan, number)
         raise Conflict(
             f"lazy migration {plan.number} of {plan.alias} was {theirs.state} by {theirs.by} at this moment",
@@ -196,4 +204,8 @@ def _plans(catalog: Catalog) -> str:
 
 
 def _step(catalog: Catalog, plan: LazyPlan, number: int) -> LazyStep:
-    return decode(LazyStep, catalog.storage.read(f"{plan.folder}/steps/{number:08d}.json"))
+    return decode(LazyStep, catalog.storage.read(_step_path(plan, number)))
+
+
+def _step_path(plan: LazyPlan, number: int) -> str:
+    return f"{plan.folder}/steps/{number:08d}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +14,8 @@ from reembed.errors import UsageError, require_positive
 from reembed.index.types import Float32
 from reembed.serving.follow import Follower
 from reembed.serving.interleave import Interleaving
+from reembed.serving.lazy_counts import LazyCounts
+from reembed.serving.lazy_serving import BUDGET_S, LazyServing
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 from reembed.serving.shadow import Shadow, ShadowRead
 from reembed.store.paths import require_id
@@ -28,6 +31,7 @@ def open(
     *,
     options: Mapping[str, str] | None = None,
     refresh_every: float | None = None,
+    lazy_budget: float = BUDGET_S,
 ) -> Index:
     """Open what an alias serves: its index, its table and its query model, checked.
 
@@ -44,10 +48,12 @@ def open(
         refresh_every: seconds between refreshes by a thread, until the index is closed; None: only `refresh`
             follows the alias. A refresh that fails leaves the release before in service, is logged, and is in
             `refresh_error` until one succeeds.
+        lazy_budget: seconds that an answer waits for the new side of a lazy migration once the old side's part is
+            ready; then it is the old side's alone.
 
     Raises:
         UsageError: the root does not exist, nothing was promoted to the alias, an option holds a secret, or
-            `refresh_every` is not positive.
+            `refresh_every` or `lazy_budget` is not positive.
         IntegrityError: a record, the index or the table is not what was registered.
         SpaceMismatch: the model found here does not produce the vectors of the release.
     """
@@ -64,21 +70,29 @@ def open(
             "a process that opens an index may be logged and pickled with its options",
             f'options={{"{secrets[0]}": "env:{secrets[0].upper()}"}}',
         )
-    return Index(Catalog(Storage.existing(root, options), alias), refresh_every)
+    catalog = Catalog(Storage.existing(root, options), alias)
+    return Index(catalog, refresh_every, lazy_budget)
 
 
 class Index:
     """The release that an alias names, open for queries; `refresh` follows the alias.
 
+    While a lazy migration of the alias serves, answers are of both its sides (docs/lazy.md).
     Threads may share it. It is a context manager that closes itself; a closed one raises UsageError.
     """
 
-    def __init__(self, catalog: Catalog, refresh_every: float | None = None) -> None:
-        """Open what is live now; with `refresh_every`, refresh every so many seconds.
+    def __init__(
+        self,
+        catalog: Catalog,
+        refresh_every: float | None = None,
+        lazy_budget: float = BUDGET_S,
+    ) -> None:
+        """Open what is live now; the rest is as `reembed.open` says.
 
         Raises:
-            UsageError: nothing was promoted yet, the alias is not a plain name, or `refresh_every` is not positive.
+            UsageError: nothing was promoted yet, the alias is not a plain name, or a number is not positive.
         """
+        require_positive("lazy_budget", lazy_budget, BUDGET_S)
         if refresh_every is not None:
             require_positive("refresh_every", refresh_every, 30.0)
         self._catalog = catalog
@@ -86,6 +100,8 @@ class Index:
         self._closing = threading.Lock()
         self._shadowing = threading.Lock()
         self._shadow: Shadow | None = None
+        self._lazy = LazyServing(catalog, lazy_budget)
+        weakref.finalize(self, self._lazy.close)  # also at exit: documents that turned up are kept
         require_id("alias", catalog.alias)
         self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
         """A step of the alias and its open release, replaced together."""
@@ -110,6 +126,11 @@ class Index:
         It stays usable after a `refresh`, for a caller that asks one release several things.
         """
         return self._open()[1]
+
+    @property
+    def lazy(self) -> LazyCounts | None:
+        """What became of the answers while lazy migrations served; None if none did since it was opened."""
+        return self._lazy.counts
 
     def search(
         self,
@@ -197,13 +218,13 @@ class Index:
     def encode_queries(self, texts: Sequence[str]) -> EncodedQueries:
         """Return the vectors of query texts [Q, dim] with their space, for `search`.
 
-        They can be kept: once a release of another space is live, `search` refuses them.
+        They can be kept: once a release of another space is live, `search` refuses them. While a lazy migration
+        serves they are of both spaces, and are searched on both sides; after its end, on what was the new one.
 
         Raises:
             UsageError: it is not a list of texts, or the model knows no word of a text.
         """
-        current = self.current
-        return EncodedQueries(current.encode_queries(texts), current.release.space.id)
+        return self.current.encoded(texts)
 
     def lancedb(self) -> Table:
         """Return the table of the release that answers as LanceDB's: hybrid search, full text, SQL.
@@ -219,7 +240,7 @@ class Index:
         return self.current.lancedb()
 
     def refresh(self) -> bool:
-        """Follow the alias; return True if it moved.
+        """Follow the alias, and its lazy migration; return True if one of them moved.
 
         A search sees the old release or the new one, never a mix. One thread loads at a time: a call
         during a load returns False at once, and searches continue in the old release. The memory of
@@ -235,9 +256,9 @@ class Index:
         try:
             before, open_now = self._open()
             record = self._catalog.require_live()
-            moved = record.token != before.token
+            loaded = self._load(record, open_now, opens=record.token != before.token)
+            moved = loaded[1] is not open_now
             if moved:
-                loaded = self._load(record, open_now)
                 with self._closing:
                     self._open()
                     self._serving = loaded
@@ -254,6 +275,7 @@ class Index:
             self._shadow.close()
         with self._closing:
             self._serving = None
+        self._lazy.close()
 
     def __enter__(self) -> Self:
         return self
@@ -262,9 +284,13 @@ class Index:
         self.close()
 
     def _load(
-        self, record: AliasRecord, before: OpenRelease | None = None
+        self, record: AliasRecord, before: OpenRelease | None = None, *, opens: bool = True
     ) -> tuple[AliasRecord, OpenRelease]:
-        return record, OpenRelease.open(self._catalog.storage, record.release, before)
+        """Return a step with its release, which is opened, or is still the one before."""
+        old = before
+        if old is None or opens:
+            old = OpenRelease.open(self._catalog.storage, record.release, before)
+        return record, self._lazy.beside(old, before)
 
     def _open(self) -> tuple[AliasRecord, OpenRelease]:
         serving = self._serving

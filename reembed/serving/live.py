@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 class Hit(NamedTuple):
     """One result: document id, inner product with the query, carried columns asked for, release that answered.
 
+    While a lazy migration serves, the score is what its fusion says; by default that of the place in the old
+    release's list. The release is the live one of the alias, whose list it is and whose columns are returned.
+
     A tuple, because a batch makes thousands of them and a frozen dataclass takes five times as long.
     """
 
@@ -63,6 +66,14 @@ class EncodedQueries:
     """[Q, dim]."""
     space: str
     """Id of the space, `release.space.id`, of the release whose model made them."""
+    newer: EncodedQueries | None = None
+    """The same queries by the new model, where a lazy migration served when they were encoded."""
+
+    def of(self, space: str) -> Float32 | None:
+        """Return the vectors of a space; None if they are of others."""
+        if self.space == space:
+            return self.vectors
+        return None if self.newer is None else self.newer.of(space)
 
 
 _NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
@@ -127,6 +138,10 @@ class OpenRelease:
             self._require_vectors(found, vectors)
         return vectors
 
+    def encoded(self, texts: Any) -> EncodedQueries:
+        """Return the vectors of query texts with their space, and raise errors, as `encode_queries`."""
+        return EncodedQueries(self.encode_queries(texts), self.release.space.id)
+
     def _require_vectors(self, texts: list[str], vectors: Float32) -> None:
         without = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(without):
@@ -149,16 +164,27 @@ class OpenRelease:
         The table is read only for columns, and for a filter that was not asked for before.
         """
         require_k(k)
-        if not isinstance(columns, tuple) or columns:
-            columns = require_carried(self.release, columns)
-        among = self.index if filter is None else self.filters.among(filter)
-        vectors = self._vectors(queries)
-        if among is None:
-            return [[] for _ in checked_queries(vectors, self.index.dim, k)]
-        return self._hits(self._nearest(among, vectors, k), columns)
+        columns = self.carried(columns)
+        return self.hits(self.nearest(queries, k, filter), columns)
 
-    def _hits(self, answer: Answer, columns: Sequence[str]) -> list[list[Hit]]:
-        """Return the hits of each query."""
+    def carried(self, columns: Sequence[str]) -> Sequence[str]:
+        """Return columns to ask for; UsageError where the release does not carry one."""
+        if isinstance(columns, tuple) and not columns:
+            return columns
+        return require_carried(self.release, columns)
+
+    def nearest(
+        self, queries: Sequence[str] | Float32 | EncodedQueries, k: int, filter: str | None
+    ) -> Answer:
+        """Return each query's k best documents by their best row, -1 where they ran out; errors as `Index.search`."""
+        among = self.index if filter is None else self.filters.among(filter)
+        vectors = self.vectors(queries)
+        if among is None:
+            return _no_answer(len(checked_queries(vectors, self.index.dim, k)))
+        return self._nearest(among, vectors, k)
+
+    def hits(self, answer: Answer, columns: Sequence[str]) -> list[list[Hit]]:
+        """Return the hits of each query; `columns` are those of `carried`."""
         positions, scores = answer.positions.ravel(), answer.scores.ravel()
         whole = is_full(positions)
         if not whole:
@@ -186,19 +212,21 @@ class OpenRelease:
         """The filters that were asked for, resolved."""
         return Filters(self.release, self.table, self.index)
 
-    def _vectors(self, queries: Sequence[str] | Float32 | EncodedQueries) -> Any:
+    def vectors(self, queries: Sequence[str] | Float32 | EncodedQueries) -> Any:
+        """Return the vectors of queries, as they were given or encoded now; errors as `Index.search`."""
         if isinstance(queries, np.ndarray) and queries.dtype.kind in "fiu":
             return queries
         if not isinstance(queries, EncodedQueries):
             return self.encode_queries(queries)
-        if queries.space != self.release.space.id:
+        vectors = queries.of(self.release.space.id)
+        if vectors is None:
             raise SpaceMismatch(
                 f"the query vectors are of space {queries.space}, release {self.release.id} is of space"
                 f" {self.release.space.id}",
                 "another model is live than the one that made them",
                 "index.search(index.encode_queries(texts))     # with the same texts",
             )
-        return queries.vectors
+        return vectors
 
     def _nearest(self, among: Rows, vectors: Any, k: int) -> Answer:
         """Return each query's k best documents of some rows, by their best row; -1 else."""
@@ -236,6 +264,11 @@ class OpenRelease:
             ) from error
         values = {name: [_value(v) for v in rows[name]] for name in rows.column_names}
         return ({c: values[c][at] for c in columns} for at in place.tolist())
+
+
+def _no_answer(queries: int) -> Answer:
+    nowhere = np.full((queries, 1), -1, np.int64)
+    return Answer(nowhere, np.full((queries, 1), -np.inf, np.float32), lambda _: [], lambda at: at)
 
 
 def _open_index(

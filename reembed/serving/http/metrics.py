@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from reembed.serving.index import Index
+from reembed.serving.lazy_counts import LazyCounts, Reason
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -47,7 +49,7 @@ class _Serving:
     def __init__(self, index: Index) -> None:
         self._index = index
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         release = self._index.release
         labels = {
             "alias": release.alias,
@@ -65,3 +67,31 @@ class _Serving:
         yield GaugeMetricFamily(
             "reembed_refresh_failing", "1 if the last look for a newer release failed", failing
         )
+        if self._index.lazy is not None:
+            yield from _of_lazy(self._index.lazy)
+
+
+def _of_lazy(counts: LazyCounts) -> Iterator[Metric]:
+    """Yield what became of the answers while a lazy migration served."""
+    answers = CounterMetricFamily(
+        "reembed_lazy_answers",
+        "Answers of both sides (fused), and of the old one alone, by why",
+        labels=["how"],
+    )
+    for how in get_args(Reason):
+        answers.add_metric([how], getattr(counts, how))
+    yield answers
+    hits = CounterMetricFamily(
+        "reembed_lazy_hits", "Documents of those answers, by side", labels=["side"]
+    )
+    hits.add_metric(["old"], counts.hits - counts.hits_new)
+    hits.add_metric(["new"], counts.hits_new)
+    yield hits
+    turned_up = CounterMetricFamily(
+        "reembed_lazy_turned_up",
+        "Documents that turned up and were not migrated: queued, or dropped",
+        labels=["to"],
+    )
+    turned_up.add_metric(["queue"], counts.queued)
+    turned_up.add_metric(["dropped"], counts.dropped)
+    yield turned_up
