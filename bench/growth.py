@@ -37,8 +37,8 @@ from bench import common
 NAME = "growth"
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (100_000, 1_000_000, 3_000_000)
-CHANGED, FEW = 0.01, 1_000
-"""Documents that are changed: a share of them, and as many at every size."""
+CHANGED, FEW, NEAR = 0.01, 1_000, 40_000
+"""Documents that are changed: a share of them, and as many at every size, of all or of so many."""
 _WORDS = 8
 _UNIT = 8_192
 
@@ -179,12 +179,12 @@ def change_few(place: Path, documents: int) -> None:
 
 
 def change_near(place: Path, documents: int) -> None:
-    """Change as many at every size, which lie beside each other: few files have them."""
-    _change(place, documents, min(FEW, documents // 2), near=True)
+    """Change as many at every size, of which as many files hold them."""
+    _change(place, min(NEAR, documents), min(FEW, documents // 2))
 
 
-def _change(place: Path, documents: int, count: int, *, near: bool = False) -> None:
-    """Give some of the first version's documents another text: the first ones, or some chosen at random."""
+def _change(place: Path, documents: int, count: int) -> None:
+    """Give some of the first version's first documents, chosen at random, another text."""
     import lance
     import numpy as np
     import pyarrow as pa
@@ -192,8 +192,7 @@ def _change(place: Path, documents: int, count: int, *, near: bool = False) -> N
     lance.dataset(str(place / "documents.lance"), version=1).restore()
     source = lance.dataset(str(place / "documents.lance"))
     (place / "changed").write_text(str(count))
-    among = count if near else documents
-    chosen = np.random.default_rng(0).choice(among, count, replace=False)
+    chosen = np.random.default_rng(0).choice(documents, count, replace=False)
     ids = source.take(sorted(chosen.tolist()), columns=["_id"])["_id"]
     columns = {n: pa.repeat("another text", len(ids)) for n in source.schema.names if n != "_id"}
     rows = pa.table({"_id": ids} | columns).select(source.schema.names)
@@ -369,7 +368,7 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "find_few_changes": find_changes,  # the same three, with the same number of changes at every size
     "catch_up_few": catch_up,
     "compare_few": compare_rows,
-    "find_near_changes": find_changes,  # of neighbours: as many files at every size
+    "find_near_changes": find_changes,  # of neighbours, which as many files hold at every size
     "catch_up_near": catch_up,
 }
 

@@ -22,6 +22,7 @@ import reembed  # noqa: E402 - the path comes first
 from reembed import api, errors  # noqa: E402
 from reembed.config.settings import ResolvedConfig, Section  # noqa: E402
 from reembed.lifecycle import dead_letters, gc_plan, moves, status  # noqa: E402
+from reembed.lifecycle.lazy_status import LazyStatus  # noqa: E402
 from reembed.lifecycle.verification import Verified  # noqa: E402
 from reembed.planning.tune import Tuned  # noqa: E402
 from reembed.serving.http.server import Served  # noqa: E402
@@ -29,6 +30,7 @@ from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
 from reembed.strategies.candidate import Built  # noqa: E402
 from reembed.strategies.dual_index import Shadowed  # noqa: E402
+from reembed.strategies.sweep import Swept  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
 
 VERBS = (
@@ -40,6 +42,8 @@ VERBS = (
     (api.verify, Verified),
     (api.compare, None),
     (api.shadow, Shadowed),
+    (api.lazy, LazyStatus),
+    (api.sweep, Swept),
     (api.promote, moves.Moved),
     (api.catch_up, CaughtUp),
     (api.rollback, moves.Moved),

@@ -162,6 +162,8 @@ def after_status(status: Status) -> list[str]:
     passed = any(verdict == "pass" for verdict, _, _ in _waiting(status))
     if status.shadow and not stopped and not passed:
         return ["reembed shadow --every 1h"]
+    if status.lazy and not stopped and not status.candidates:
+        return ["reembed lazy status"]
     of_candidates = [_after_candidates(status)] if status.candidates or not stopped else []
     if not stopped:
         return of_candidates

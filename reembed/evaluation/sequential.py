@@ -38,7 +38,6 @@ class Look:
     """pass: it is above the limit; fail: it is below."""
     decided_at: int | None
     """How many values (groups, if there are any) were there when it was decided; None while inconclusive."""
-    limit: float
     mean: float
     lower: float
     """One-sided bound: the true mean is above it, however often one looks."""
@@ -74,14 +73,13 @@ def always_valid(
         raise ValueError(f"limit is {limit}, not between -1 and 1")
     values_Q = np.asarray(values_Q, np.float64)
     if not len(values_Q):
-        return Look("inconclusive", None, limit, math.nan, -1.0, 1.0, 0, 0)
+        return Look("inconclusive", None, math.nan, -1.0, 1.0, 0, 0)
     values_U = _units(values_Q, groups_Q)
     needed = -math.log(1 - level)
     above = _first(_log_stakes(values_U, limit) >= needed)
     below = _first(_log_stakes(-values_U, -limit) >= needed)
     return Look(
         *_decided(above, below),
-        limit=limit,
         mean=float(values_U.mean()),
         lower=_bound(values_U, needed),
         upper=-_bound(-values_U, needed),
@@ -202,7 +200,7 @@ def group_sequential(
         if verdict != "inconclusive":
             break
     decided_at = None if verdict == "inconclusive" else look
-    return Look(verdict, decided_at, limit, mean, lower, upper, len(values_Q), len(values_U))
+    return Look(verdict, decided_at, mean, lower, upper, len(values_Q), len(values_U))
 
 
 def _bounds(values_U: Floats, normal: float) -> tuple[float, float, float]:

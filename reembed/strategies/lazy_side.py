@@ -14,7 +14,7 @@ from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import Config, EncoderConfig, SourceConfig
 from reembed.engine.executor import Executor
 from reembed.errors import ReembedError, UsageError
-from reembed.events import AliasMoved, Behind, Event, Listener
+from reembed.events import AliasMoved, Behind, Candidate, Event, Listener
 from reembed.lifecycle.promote import promote
 from reembed.source.members import Members
 from reembed.strategies.full_rebuild import full_rebuild
@@ -146,7 +146,7 @@ def _of_the_side(emit: Listener) -> Listener:
     """Leave out what would read as if the alias that users name had moved."""
 
     def told(event: Event) -> None:
-        if not isinstance(event, AliasMoved | Behind):
+        if not isinstance(event, AliasMoved | Behind | Candidate):
             emit(event)
 
     return told

@@ -18,7 +18,7 @@ from reembed.config.settings import Config, load
 from reembed.errors import UsageError
 from reembed.events import Event, Notice
 from reembed.planning.rebuild import driver_bytes
-from reembed.strategies.index_kind import resolved
+from reembed.strategies.index_kind import chosen, resolved
 from reembed.strategies.index_tasks import IndexTasks, Vectors, factory_for
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +153,21 @@ def test_the_file_as_it_is_has_the_profile_that_it_names() -> None:
     assert f"embed.actors={default.embed.actors}" == profile.setting
     machine = yaml.safe_load(TEXT)["available_node_types"]["worker-l4"]["node_config"]
     assert machine["InstanceType"] == f"g6.{profile.size}"
+
+
+def test_one_machine_with_a_gpu_builds_the_index_of_as_many_documents_as_its_config_says() -> None:
+    file = ROOT / "configs/gpu_single.yaml"
+    words = r"index of (1e\d) documents, with the (\d+) dimensions of\n# this model, takes a machine of (\d+) GiB"
+    found = re.search(words, file.read_text())
+    assert found
+    rows, dim, gib = int(float(found[1])), int(found[2]), int(found[3])
+    config, _ = load([str(file)], [])
+    kind, _ = chosen(config, rows, dim)
+    assert kind == "faiss"
+    factory = factory_for(config.index, rows, dim)
+    offered = int(0.7 * gib * GIB)
+    nodes = Nodes(yaml.safe_load(TEXT), offered)
+    nodes.gpu = offered
+    tasks = IndexTasks.of(config, factory, Vectors(rows, dim), nodes)
+    tasks.require_nodes(nodes, lambda event: None)
+    assert tasks.train.gpus == 1

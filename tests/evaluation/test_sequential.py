@@ -198,7 +198,8 @@ def test_the_last_look_costs_little_against_a_single_test():
 
 def test_equal_values_decide_only_at_the_end():
     zeros = np.zeros(200)
-    assert group_sequential(zeros[:100], LIMIT, [100], 200).verdict == "inconclusive"
+    early = group_sequential(zeros[:100], LIMIT, [100], 200)
+    assert (early.verdict, early.decided_at) == ("inconclusive", None)
     assert group_sequential(zeros, LIMIT, [100, 200], 200).decided_at == 200
 
 

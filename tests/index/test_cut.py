@@ -83,3 +83,19 @@ def test_what_is_above_the_cut_is_among_the_best_of_all_shards(
     assert (every >= cut).sum() >= min(len(every), (n - len(shards)) / 1.125)
     if len(shards) == 1:
         assert cut == -np.inf
+
+
+def test_joined_blocks_are_no_more_than_are_re_ranked_and_hold_nothing_else() -> None:
+    ranks, rng, n = np.array(ladder(1, 40)), np.random.default_rng(0), 40
+    made = [
+        Blocks.of(-np.sort(-rng.random((30, len(ranks)), np.float32), axis=1), ranks, n)
+        for _ in range(50)
+    ]
+    joined = made[0]
+    for other in made[1:]:
+        joined = joined.joined(other, n)
+    assert joined.tops.shape == joined.sizes.shape
+    assert joined.tops.shape[1] <= n + 1
+    assert joined.tops.base is None
+    assert joined.sizes.base is None
+    assert joined.sizes.dtype == np.int32

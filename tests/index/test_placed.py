@@ -77,3 +77,19 @@ def test_rows_that_no_search_finds_are_not_looked_at():
     assert count("Flat", vectors_of(), order, places=np.arange(100, ROWS)) == 0
     assert count("Flat", vectors_of(), order, places=np.arange(100)) > SAMPLE // 2
     assert count("Flat", vectors_of(), order, places=np.arange(0)) == 0
+
+
+@pytest.mark.parametrize(("wrong", "recall"), [(19, 0.9), (21, 0.9), (1, 1.0), (2, 1.0)])
+def test_as_many_misses_as_recall_explains_are_no_fault_and_more_are_all_named(wrong, recall):
+    """Of 100 at .9: 10, three standard deviations of 3, and one."""
+    vectors = np.eye(SAMPLE, dtype=np.float32)
+    index = faiss.IndexFlatIP(SAMPLE)
+    index.add(vectors)
+    row_ids, last = np.arange(SAMPLE), np.arange(SAMPLE - wrong, SAMPLE)
+    row_ids[last] = (
+        np.roll(last, 1) if wrong > 1 else 50
+    )  # among equal scores FAISS finds the first ones
+    found = misplaced(
+        SearchIndex(index), np.arange(SAMPLE), row_ids, lambda rows: vectors[rows], recall
+    )
+    assert sorted(found) == ([] if wrong in (1, 19) else last.tolist()), "every row was searched"

@@ -84,9 +84,8 @@ class Place:
         config = self.config(**sections)
         return lazy.start(self.catalog, config, reason, emit or Silent(), executor=Inline())
 
-    def batch(self, most=10_000, emit=None, *, sweeps=False):
-        emit = emit or Silent()
-        return lazy.batch(self.catalog, self.config(), most, emit, executor=Inline(), sweeps=sweeps)
+    def batch(self, most=10_000):
+        return lazy.batch(self.catalog, self.config(), most, Silent(), executor=Inline())
 
     def sweep(self, emit=None, batch_documents=150, logged=None, **limits):
         gate = {"logged": logged}
