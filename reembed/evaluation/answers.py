@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reembed.catalog.index_manifest import LanceManifest, read_manifest
-from reembed.encoders.base import apart
+from reembed.encoders.base import Encoder, apart
 from reembed.encoders.tokens import TokenEncoder
 from reembed.errors import UsageError
 from reembed.evaluation import metrics
@@ -121,9 +121,12 @@ def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
     return Ranked.of(_search(opened, _encoded(opened, texts), DEPTH))
 
 
-def _encoded(opened: OpenRelease, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the vectors of the texts [Q, D]; NaN where the model cannot embed one."""
-    encoder, dim = opened.encoder, opened.release.space.dim
+def _encoded(opened: OpenRelease, texts: Sequence[str]) -> Float32:
+    return encoded(opened.encoder, opened.release.space.dim, texts)
+
+
+def encoded(encoder: Encoder, dim: int, texts: Sequence[str]) -> Float32:
+    """Return the vectors of queries [Q, dim]; NaN where the model cannot embed one."""
     vectors = np.full((len(texts), dim), np.nan, np.float32)
     parts, _ = apart(
         np.arange(len(texts)), lambda rows: encoder.embed_queries([texts[row] for row in rows])

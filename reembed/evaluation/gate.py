@@ -108,15 +108,15 @@ def judge(gate: GateConfig, found: Measured) -> Verdict:
     return combine(
         Rule("verify", "pass" if found.verified else "fail", f"verify {did}"),
         _rule("ann_recall@10", ann_recall, gate.ann_recall),
-        _share_rule("judged documents", present, found.judged_present, MIN_PRESENT),
-        _share_rule(
+        share_rule("judged documents", present, found.judged_present, MIN_PRESENT),
+        share_rule(
             "same relevant documents",
             f"relevant {same}",
             shared.judged,
             MIN_SHARED_JUDGED,
             shared.why,
         ),
-        _share_rule("same documents", same, shared.all, MIN_SHARED, shared.why),
+        share_rule("same documents", same, shared.all, MIN_SHARED, shared.why),
         *(shadows.rules(found.looked) if found.looked else _change_rules(gate, found)),
         *slice_rules(found.slices),
         *(operation_rules(gate, found.operation, groups_Q) if found.operation else ()),
@@ -164,7 +164,7 @@ def _margin_needed(rules: tuple[Rule, ...]) -> float | None:
     return margin
 
 
-def _share_rule(name: str, what: str, share: float, required: float, why: str = "") -> Rule:
+def share_rule(name: str, what: str, share: float, required: float, why: str = "") -> Rule:
     """Require that enough documents are there, or are the same: else the figures show nothing."""
     detail = f"{share:.1%} of the {what}, at least {required:.0%} needed"
     if share >= required:

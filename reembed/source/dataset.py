@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -158,6 +158,20 @@ class Source:
     def ids_in(self, fragments: Sequence[int]) -> Iterator[tuple[pa.Array, npt.NDArray[np.int64]]]:
         """Yield the ids of these fragments' documents, as `documents.ids`."""
         yield from ids(self.dataset(), self.ref, fragments_of(self.dataset(), fragments))
+
+    def rows_of(self, doc_ids: Iterable[str]) -> dict[str, int]:
+        """Return the row id of each of these documents that is there; reads ids alone, and holds those found."""
+        wanted = pa.array(doc_ids, pa.large_string())
+        rows: dict[str, int] = {}
+        for found, row_ids in ids(self.dataset(), self.ref, None):
+            names = found.cast(pa.large_string())
+            asked = pc.is_in(names, wanted)
+            rows |= zip(
+                names.filter(asked).to_pylist(),
+                row_ids[asked.to_numpy(False)].tolist(),
+                strict=True,
+            )
+        return rows
 
     def require_ids(self, documents: int, nulls: int, repeated: Sequence[tuple[int, int]]) -> None:
         """Check that there are documents and that each has an id of its own.
