@@ -4,6 +4,9 @@ Builds a release of each model over each BEIR folder, makes each the live one in
 is known before: all-MiniLM-L6-v2 is better than paraphrase-MiniLM-L3-v2 and than wordllama, and worse the other way
 round; cut to 16 dimensions it is worse; stored as float16 it is nearly equal. A better model must pass, a worse one
 must fail, and one that is nearly equal must not fail. Exits 1 when a verdict is wrong.
+
+Beside each verdict stands what was predicted before the migration (evaluation/rerank.py): the first 50 results of
+the live release, ranked again by the other model.
 """
 
 from __future__ import annotations
@@ -52,8 +55,11 @@ def main() -> None:
     wrong = [row for row in table if row["verdict"] not in allowed(row)]
     for row in wrong:
         common.say(f"WRONG: {row['live']} to {row['candidate']} on {row['collection']}")
-    common.say(f"{len(table)} pairs, {len(wrong)} wrong verdicts")
-    common.finish(NAME, args, {"pairs": len(table), "wrong": len(wrong), "table": table})
+    missed = [row for row in table if row["predicted"]["verdict"] not in allowed(row)]
+    common.say(f"{len(table)} pairs, {len(wrong)} wrong verdicts, {len(missed)} wrong predictions")
+    print(predictions(table))
+    counts = {"pairs": len(table), "wrong": len(wrong), "predicted_wrong": len(missed)}
+    common.finish(NAME, args, counts | {"table": table})
     sys.exit(1 if wrong else 0)
 
 
@@ -91,7 +97,8 @@ def judged(
         for (old, new), truth in TRUE.items():
             if old == live:
                 names = {"collection": beir.name, "live": old, "candidate": new, "truth": truth}
-                table.append(names | compared(reembed, configs[new], releases[new]))
+                said = {"predicted": predicted(configs[new], releases[live])}
+                table.append(names | compared(reembed, configs[new], releases[new]) | said)
                 common.say(f"{beir.name}: {old} to {new} is {truth}: {table[-1]['verdict']}")
     return table
 
@@ -126,6 +133,8 @@ def row(record: common.Figures) -> common.Figures:
         name: {
             "live": round(m["live"], 4),
             "change": round(m["change"]["mean"], 4),
+            "low": round(m["change"]["low"], 4),
+            "high": round(m["change"]["high"], 4),
             "lower": round(m["change"]["lower"], 4),
             "margin": round(m["margin"], 4),
         }
@@ -142,6 +151,54 @@ def row(record: common.Figures) -> common.Figures:
         "if_unchanged": record["if_unchanged"],
         "if_real": record["if_real"],
     }
+
+
+def predicted(path: Path, live: str) -> common.Figures:
+    """Predict how the metrics change when the config's model takes over from a release's."""
+    from reembed.catalog.releases import Catalog
+    from reembed.config.settings import load
+    from reembed.evaluation.rerank import predict
+    from reembed.events import ignore
+    from reembed.store.storage import Storage
+
+    config = load([str(path)], [])[0]
+    catalog = Catalog(Storage.open(config.storage.root, config.storage.options), config.alias)
+    found = predict(catalog, catalog.release(live), config, ignore)
+    return {
+        "verdict": found.verdict,
+        "metrics": {
+            m.metric: {
+                "change": round(m.change, 4),
+                "low": round(m.low, 4),
+                "high": round(m.high, 4),
+                "verdict": m.verdict,
+            }
+            for m in found.metrics
+        },
+        "documents": found.documents.embedded,
+        "tokens": found.tokens,
+        "seconds": found.seconds,
+    }
+
+
+def predictions(table: list[common.Figures]) -> str:
+    """What was predicted beside what came, as the page has it."""
+    lines = ["| collection | live to candidate | metric | predicted change | real change |"]
+    lines.append("|---|---|---|---|---|")
+    for row in table:
+        said = row["predicted"]
+        for key, real in row["metrics"].items():
+            name = f"{row['live']} to {row['candidate']}"
+            before = _cell(said["metrics"][key], said["metrics"][key]["verdict"])
+            lines.append(
+                f"| {row['collection']} | {name} | {key} | {before} | {_cell(real, row['verdict'])} |"
+            )
+    return "\n".join(lines)
+
+
+def _cell(change: common.Figures, verdict: str) -> str:
+    low, high = f"{change['low']:+.3f}", f"{change['high']:+.3f}"
+    return f"{change['change']:+.3f} ({low} .. {high}), {verdict}"
 
 
 if __name__ == "__main__":
