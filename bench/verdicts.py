@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import common
 
 NAME = "verdicts"
+PAGE = common.ROOT / "docs" / "lazy.md"
 SMALL, STATIC = "paraphrase-MiniLM-L3-v2", "wordllama-256-fp16-st"
 LARGE, HALF, SHORT = (
     "all-MiniLM-L6-v2",
@@ -57,7 +58,8 @@ def main() -> None:
         common.say(f"WRONG: {row['live']} to {row['candidate']} on {row['collection']}")
     missed = [row for row in table if row["predicted"]["verdict"] not in allowed(row)]
     common.say(f"{len(table)} pairs, {len(wrong)} wrong verdicts, {len(missed)} wrong predictions")
-    print(predictions(table))
+    if args.page:
+        common.put_into(PAGE, NAME, predictions(table))
     counts = {"pairs": len(table), "wrong": len(wrong), "predicted_wrong": len(missed)}
     common.finish(NAME, args, counts | {"table": table})
     sys.exit(1 if wrong else 0)
@@ -69,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--models", type=Path, required=True, help=f"folder with {SMALL} and {STATIC}"
     )
+    parser.add_argument("--page", action="store_true", help=f"put the table into {PAGE.name}")
     common.add_limit(parser)
     return common.parse(parser)
 

@@ -273,7 +273,7 @@ def _require_evidence(gate: GateConfig, reason: str | None) -> None:
 def _require_same_texts(config: Config, live: Release) -> None:
     """Check that a config means the documents and texts that a release has."""
     mine = config.source.model_dump() | {"uri": absolute(config.source.uri)}
-    for name in ("uri", "id_column", "text", "filter"):
+    for name in ("uri", "id_column", "text"):
         if mine[name] != (its := getattr(live.source, name)):
             raise UsageError(
                 f"source.{name} is {mine[name]!r}, release {live.id} has {its!r}",

@@ -80,6 +80,7 @@ PROSE = {
     "set a-value in the environment, and give --option a-value=env:a-value or leave it out",
     "set a-value in the environment, here and on every Ray node",
     "set gate.queries and gate.split to queries with judgements",
+    "set gate.queries to judged queries, or give a reason to start without evidence",
     "set gate.queries to one of the two; parts of a set are named by gate.slices",
     "set gate.queries to one of these",
     "set gate.queries to places with different names",
