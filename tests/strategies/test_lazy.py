@@ -12,6 +12,7 @@ import pytest
 from conftest import documents
 from inline import Inline, Silent
 
+import reembed
 from reembed import faults
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.lazy_queue import Queue
@@ -477,3 +478,24 @@ def test_killed_at_any_point_every_document_is_served_or_still_queued(place, mon
     members = lance.dataset(place.catalog.storage.uri(place.plan.members)).to_table()
     assert sorted(members["doc_id"].to_pylist()) == sorted(place.texts())
     assert place.side.verify.passed
+
+
+def test_what_turns_up_in_answers_is_migrated_and_a_stop_gives_the_old_answers_at_once(place):
+    place.start()
+    queries = [row["title"] for row in documents(DOCUMENTS, 0)[:20]]
+    with reembed.open(place.root, "passages") as index:
+        index.search(queries, k=5)
+    assert place.queued(), "what turned up is written down when an index is closed"
+    wanted = set(place.queued())
+    place.batch()
+    assert wanted <= place.texts().keys()
+    with reembed.open(place.root, "passages", lazy_budget=30) as index:
+        fused = index.search(queries, k=5)
+        assert index.lazy.fused == len(queries)
+    lazy.stop(place.catalog, "a test", keep=True)
+    with reembed.open(place.root, "passages") as index:
+        assert index.lazy is None
+        old = index.search(queries, k=5)
+    assert [[h.doc_id for h in hits] for hits in fused] != [
+        [h.doc_id for h in hits] for hits in old
+    ]
