@@ -103,6 +103,16 @@ FIGURES = {
     },
     "verdicts": {"pairs", "wrong", "table"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
+    "lazy_latency": {
+        "rows",
+        "p50_added_ms",
+        "p99_added_ms",
+        "p99_ratio",
+        "text",
+        "vectors",
+        "cold",
+        "expected",
+    },
     "lazy_quality": {
         "default_worst_delta",
         "zcommon_worst_delta",
