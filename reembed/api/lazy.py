@@ -27,14 +27,15 @@ def lazy(
     """Start a lazy migration to the config's model, change its state, or look at it.
 
     Args:
-        action: start: needs `strategy: lazy`, and embeds 300 documents with the new model. pause: nothing more is
-            migrated, what was is served. stop: the live release answers alone, at once and everywhere. resume:
-            after a pause, or after a stop that kept the new side. status: changes nothing.
+        action: start: needs `strategy: lazy`, asks the gate, and embeds 300 documents. pause: nothing
+            more is migrated, what was is served. stop: the live release answers alone, at once and everywhere.
+            resume: after a pause, or after a stop that kept the new side. status: changes nothing.
         keep: of a stop: keep the new side; if not, gc removes it.
-        reason: why, for the record; required to stop.
+        reason: why, for the record; required to stop, and to start where too little is known of the model.
 
     Raises:
         UsageError: there is none, it is in another state, or the model is the live one.
+        GateFailed, Inconclusive: the new model is worse on judged queries, or too little is known of it.
         Conflict: another process changes it at this moment.
         RunFailed: the start stopped; the same call continues.
     """

@@ -18,6 +18,7 @@ from reembed.catalog.releases import Catalog, SourceRef, StoredSpace
 from reembed.clock import now
 from reembed.config.settings import EncoderConfig
 from reembed.errors import Conflict
+from reembed.plural import counted
 from reembed.store.records import decode, encode
 
 State = Literal["running", "paused", "stopped", "finished"]
@@ -38,6 +39,13 @@ class Predicted:
     """Of the two-sided 95 % interval of the change."""
     high: float
     verdict: Literal["pass", "fail", "inconclusive"]
+
+    @property
+    def words(self) -> str:
+        """Return it in one line, for people."""
+        change = f"{self.change:+.4f} (95 %: {self.low:+.4f} to {self.high:+.4f})"
+        judged = counted(self.queries, "query")
+        return f"predicted by {judged}: {self.metric} {self.live:.4f} {change}, {self.verdict}"
 
 
 @dataclass(frozen=True)

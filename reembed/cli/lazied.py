@@ -23,6 +23,8 @@ def lazied(r: LazyStatus) -> Lines:
     because = f": {step.reason}" if step.reason else ""
     yield f"  since {step.at}, by {step.by}{because}"
     yield f"  {_migrated(r)}; the live release began as {plan.live}"
+    for found in plan.predicted:
+        yield f"  {found.words}"
     if r.oldest_s is not None:
         waits = dt.timedelta(seconds=round(r.oldest_s))
         yield f"  {counted(r.queued, 'document')} turned up and wait, the first for {waits}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from reembed import encoders, faults
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.alias import who
-from reembed.catalog.lazies import Lazy, LazyPlan
+from reembed.catalog.lazies import Lazy, LazyPlan, Predicted
 from reembed.catalog.lazy_batches import Batch, keep
 from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.lease import driving
@@ -27,7 +27,8 @@ from reembed.catalog.runs import Run
 from reembed.clock import now
 from reembed.config.settings import Config, EncoderConfig
 from reembed.engine.executor import Executor
-from reembed.errors import Conflict, UsageError
+from reembed.errors import Conflict, Inconclusive, UsageError
+from reembed.evaluation.rerank import predict
 from reembed.events import Listener, Notice, Working
 from reembed.lifecycle.lazy_end import left_by_side, remove, settled
 from reembed.source.dataset import Source
@@ -43,9 +44,10 @@ _READ_TOGETHER = 16
 
 @dataclass(frozen=True)
 class _Draft:
-    """A lazy migration that is being started: what it is started with."""
+    """A lazy migration that is being started: what it is started with, and what was predicted."""
 
     settings: str
+    predicted: tuple[Predicted, ...]
 
 
 def start(
@@ -53,10 +55,12 @@ def start(
 ) -> Lazy:
     """Start a lazy migration from the live release to the config's model.
 
-    drawn documents -> members -> the side's first release -> background -> plan -> running
+    gate -> drawn documents -> members -> the side's first release -> background -> plan -> running
 
     Raises:
-        UsageError: nothing is live, another lazy migration is under way, or the model is the live one.
+        UsageError: nothing is live, another lazy migration is under way, the model is the live one, or there are
+            neither judged queries nor a reason.
+        GateFailed: the model is worse on judged queries. Inconclusive: too little is known, and no reason is given.
         Conflict: another process starts one, or an alias has the side's name.
         RunFailed: it stopped; the same command continues.
     """
@@ -132,7 +136,16 @@ def _prepare(
     (live, space), number = pair, lazies.next_number(catalog)
     source, encoder = Source.open(config), _encoder(config)
     side = Side.of(catalog, config, number, source.ref, encoder)
-    _claim(catalog, side, _Draft(sha256_of({"space": space.id, "source": source.uri})[:16]), emit)
+    settings = sha256_of(
+        {"space": space.id, "live": live.id, "gate": config.gate.settings.model_dump()}
+    )
+    draft = catalog.storage.decode_if_there(_Draft, _draft_of(side))
+    if draft is None or draft.settings != settings:
+        predicted = _predicted(catalog, config, live, reason, emit, executor=executor)
+        _claim(catalog, side, emit, again=draft is not None)
+        draft = _Draft(settings, predicted)
+        catalog.storage.write(_draft_of(side), encode(draft))
+        faults.point("lazy.after_draft")
     if config.lazy.fusion == "rrf":
         emit(
             Notice(
@@ -156,7 +169,7 @@ def _prepare(
         source=source.ref,
         fusion=config.lazy.fusion,
         depth=config.lazy.depth,
-        predicted=(),
+        predicted=draft.predicted,
         background_sha256=sha256,
         reason=reason,
         by=who(),
@@ -172,10 +185,42 @@ def _encoder(config: Config) -> EncoderConfig:
     return encoder
 
 
-def _claim(catalog: Catalog, side: Side, draft: _Draft, emit: Listener) -> None:
-    """Take the side's alias, or go on with it where a start of the same settings was interrupted.
+def _predicted(
+    catalog: Catalog,
+    config: Config,
+    live: Release,
+    reason: str | None,
+    emit: Listener,
+    *,
+    executor: Executor,
+) -> tuple[Predicted, ...]:
+    """Return what the re-rank test says of the model; a reason is enough where that is not known."""
+    anyway = "reembed lazy start --reason 'WHY'     # starts without evidence; recorded"
+    if not config.gate.queries and reason is None:
+        raise UsageError(
+            "no judged queries are named: nothing shows that the new model is better",
+            "gate.queries is empty",
+            anyway,
+        )
+    without = None if config.gate.queries else reason
+    found = predict(catalog, live, config, emit, executor=executor, without_evidence=without)
+    if found.verdict == "fail" or reason is None:
+        try:
+            found.require()
+        except Inconclusive as error:
+            error.fix = anyway
+            raise
+    for p in found.metrics:
+        emit(Notice(p.words))
+    return found.metrics
 
-    What an interrupted start of other settings left is removed.
+
+def _claim(catalog: Catalog, side: Side, emit: Listener, *, again: bool) -> None:
+    """Take the side's alias; with `again`, remove what an interrupted start of other settings left.
+
+    Raises:
+        UsageError: the alias would be too long.
+        Conflict: somebody has it.
     """
     storage, alias = catalog.storage, side.catalog.alias
     if len(alias) > _LONGEST_ALIAS:
@@ -184,36 +229,28 @@ def _claim(catalog: Catalog, side: Side, draft: _Draft, emit: Listener) -> None:
             f"it is made of {catalog.alias}",
             "reembed run     # embeds all documents, and needs no second alias",
         )
-    path = f"lazy/{catalog.alias}/{_number(side)}/draft.json"
-    found = storage.decode_if_there(_Draft, path)
-    if found == draft:
-        return
-    if found is None and (storage.objects(f"lines/{alias}/") or side.catalog.live()):
+    if again:
+        emit(Notice(f"{alias} was to be started with other settings, and is removed"))
+        for place in (
+            *left_by_side(catalog, alias),
+            f"{side.members.path}/",
+            f"{_folder(side)}looks/",
+        ):
+            remove(storage, place)
+    elif storage.objects(f"lines/{alias}/") or side.catalog.live():
         raise Conflict(
             f"there is an alias {alias} already",
             "the new side needs it for itself",
             f"reembed status --set alias={shlex.quote(alias)}     # shows what it is",
         )
-    if found is not None:
-        emit(
-            Notice(f"lazy migration {_number(side)} was to be started with other settings: removed")
-        )
-        for prefix in (
-            *left_by_side(catalog, alias),
-            f"{side.members.path}/",
-            f"{_folder(side)}looks/",
-        ):
-            remove(storage, prefix)
-    storage.write(path, encode(draft))
-    faults.point("lazy.after_draft")
+
+
+def _draft_of(side: Side) -> str:
+    return f"{_folder(side)}draft.json"
 
 
 def _folder(side: Side) -> str:
     return side.members.path.removesuffix("members.lance")
-
-
-def _number(side: Side) -> str:
-    return side.catalog.alias.rpartition("-")[2]
 
 
 @contextmanager

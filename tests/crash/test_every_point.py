@@ -301,9 +301,9 @@ def test_a_lazy_migration_killed_at_each_of_its_points_loses_and_doubles_no_docu
         assert len(ids) == len(set(ids))
         return set(ids)
 
-    for _ in killed_at(LAZY_START, "lazy", "start"):
+    for _ in killed_at(LAZY_START, "lazy", "start", "--reason", "a test"):
         assert lazies.current(catalog) is None
-    assert cli("lazy", "start", "-c", file)["state"] == "running"
+    assert cli("lazy", "start", "-c", file, "--reason", "a test")["state"] == "running"
     plan = lazies.current(catalog).plan
     wanted = {f"d{i:05d}" for i in range(60)}
     queue = Queue(catalog.storage, plan)

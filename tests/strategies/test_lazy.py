@@ -18,7 +18,7 @@ from reembed.catalog import lazies, lazy_background
 from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
-from reembed.errors import Conflict, IntegrityError, UsageError
+from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.events import Embedded, Notice
 from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
@@ -81,7 +81,7 @@ class Place:
         """What the new side serves: ids and digests of texts."""
         return rows_of(self.catalog.storage, self.side)
 
-    def start(self, emit=None, reason=None, **sections):
+    def start(self, emit=None, reason="a test", **sections):
         config = self.config(**sections)
         return lazy.start(self.catalog, config, reason, emit or Silent(), executor=Inline())
 
@@ -232,6 +232,38 @@ def test_it_needs_its_strategy_another_model_the_same_texts_and_one_at_a_time(pl
         place.start()
 
 
+def test_a_worse_model_is_refused_before_anything_is_embedded_for_it(place, eval_folder):
+    better = full_rebuild(place.config(256), Silent(), executor=Inline())
+    place.catalog.append(place.catalog.require_live(), "promote", better)
+    judged = {"queries": eval_folder(place.uri, 100), "ann_recall": 0.5}
+    with pytest.raises(GateFailed, match="is not shown to be as good as hashing:256") as caught:
+        place.start(encoder={"model": "hashing:8"}, gate=judged)
+    assert caught.value.exit_code == 3
+    assert lazies.current(place.catalog) is None
+    assert not place.catalog.storage.objects("lazy/")
+    assert not place.catalog.storage.objects("lines/passages-lazy-1/")
+
+
+def test_what_was_predicted_of_a_better_model_is_recorded(place, eval_folder, quiet):
+    judged = {"queries": eval_folder(place.uri, 100), "ann_recall": 0.5}
+    found = place.start(quiet, encoder={"model": "hashing:256"}, gate=judged, reason=None)
+    assert [p.metric for p in found.plan.predicted] == ["ndcg@10", "recall@10"]
+    assert all(p.verdict == "pass" for p in found.plan.predicted)
+    assert {p.words for p in found.plan.predicted} <= {e.what for e in quiet.of(Notice)}
+
+
+def test_where_too_little_is_known_a_start_needs_a_reason(place, eval_folder):
+    with pytest.raises(UsageError, match="no judged queries are named"):
+        place.start(reason=None)
+    few = {"queries": eval_folder(place.uri, 4), "ann_recall": 0.5}
+    with pytest.raises(Inconclusive) as caught:
+        place.start(gate=few, reason=None)
+    assert caught.value.fix.startswith("reembed lazy start --reason 'WHY'")
+    found = place.start(gate=few, reason="we judge later")
+    assert found.plan.reason == "we judge later"
+    assert {p.queries for p in found.plan.predicted} == {4}
+
+
 def test_an_alias_of_somebody_else_is_not_taken(place):
     other = place.config(32, alias="passages-lazy-1", strategy="full_rebuild")
     full_rebuild(other, Silent(), executor=Inline())
@@ -366,7 +398,7 @@ def test_it_works_in_an_object_store(tmp_path, bucket, monkeypatch):
     catalog = Catalog(Storage.open(bucket.uri, bucket.options), "passages", new.stores)
     first = full_rebuild(old, Silent(), executor=Inline())
     promote(catalog, first.id, initial_reason="a test")
-    plan = lazy.start(catalog, new, None, Silent(), executor=Inline()).plan
+    plan = lazy.start(catalog, new, "a test", Silent(), executor=Inline()).plan
     Queue(catalog.storage, plan).put(["d00001", "d00089"])
     assert sweep(catalog, new, Limits(), Silent(), executor=Inline()).is_complete
     side = Catalog(catalog.storage, plan.side).require_live().release
