@@ -53,7 +53,7 @@ FLOW = [
     ("dead-letters",),
     ("search", "a b", "-k", "2", "--show", "title"),
     ("rollback", "--reason", "a test"),
-    ("lazy", "start", "--set", "strategy=lazy"),
+    ("lazy", "start", "--set", "strategy=lazy", "--reason", "a test"),
     ("sweep", "--budget", "20"),
     ("lazy", "status"),
     ("history",),

@@ -51,7 +51,7 @@ def test_documents_that_turn_up_are_migrated_until_the_new_model_serves_alone(pl
     with reembed.open(config.storage.root, config.alias, lazy_budget=30) as index:
         old = ids(index.search(QUERIES, 10))
         assert index.lazy is None
-        plan = lazy.start(catalog, config, None, Silent(), executor=Inline()).plan
+        plan = lazy.start(catalog, config, "a test", Silent(), executor=Inline()).plan
         queue = Queue(catalog.storage, plan)
         assert index.refresh()
         shown = {d for found in ids(index.search(QUERIES, 10)) for d in found}
@@ -102,7 +102,7 @@ def test_the_kill_switch_reaches_a_process_that_follows_nothing(place, keep):
     catalog, config = place
     with reembed.open(config.storage.root, config.alias, lazy_budget=30) as index:
         old = index.search(QUERIES, 10)
-        lazy.start(catalog, config, None, Silent(), executor=Inline())
+        lazy.start(catalog, config, "a test", Silent(), executor=Inline())
         sweep(catalog, config, Limits(), Silent(), executor=Inline())
         assert index.refresh()
         both = index.search(QUERIES, 10)

@@ -34,7 +34,8 @@ def lazy(config: Config, action: LazyAction, keep: bool, reason: str | None) -> 
     """Migrate documents as they turn up in answers: start, pause, resume, stop or status.
 
     The live release serves all the time. stop is one write, needs --reason, and returns to the live release alone.
-    Needs strategy: lazy to start.
+    start needs strategy: lazy; it exits 3 if the model is worse on judged queries, and 6 if they cannot tell, which
+    --reason overrules.
     """
     if action == "stop" and not reason:
         raise click.UsageError("--reason TEXT is required with stop")
