@@ -1,6 +1,6 @@
 """Documents that turned up in answers and are not migrated yet: a queue of small files, written by whoever serves.
 
-lazy/ALIAS/1/queue/MILLISECONDS-UUID.json    create-only: ids of documents
+lazy/ALIAS/1/queue/MILLISECONDS-UUID.json    written once, as no two have the same name: ids of documents
 
 At least once: a file is removed after the side serves its documents, so one whose removal was not reached is
 taken again, and nothing comes of it. What a process had not written when it died is lost, and nothing
@@ -50,7 +50,8 @@ class Queue:
         ids = iter(doc_ids)
         while some := tuple(itertools.islice(ids, MOST_IDS)):
             name = f"{time.time_ns() // 1_000_000:015d}-{uuid.uuid4().hex}.json"
-            self.storage.create(f"{self._folder}{name}", encode(Wanted(some)))
+            # Not create-only: whether the store has that is proven by files elsewhere, where serving may not write.
+            self.storage.write(f"{self._folder}{name}", encode(Wanted(some)))
 
     def files(self) -> list[str]:
         """Return the names of what is in it, oldest first."""

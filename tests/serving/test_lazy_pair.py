@@ -134,6 +134,7 @@ def test_without_a_migrated_document_answers_are_those_of_the_old_release(lazy):
 
 
 def test_without_a_lazy_migration_nothing_is_counted_and_no_thread_is_started(lazy):
+    until(lambda: not threads())  # of tests before
     with opened(lazy) as index:
         assert type(index.current) is OpenRelease
         assert index.lazy is None
@@ -459,6 +460,7 @@ def test_a_new_model_that_raises_leaves_the_old_one_and_is_left_alone_for_a_whil
 
 def test_a_new_model_that_is_late_costs_its_budget_and_no_more(half, monkeypatch):
     expected = ids(alone(half).search(["bada"], 10))
+    monkeypatch.setattr(in_time, "REST_S", 60.0)
     go = threading.Event()
     with opened(half, lazy_budget=0.05) as index:
         slow_encoder = index.current.side.opened.release.encoder

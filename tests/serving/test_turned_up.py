@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import obstore
 import pytest
 from lazy_states import LazyState
 
@@ -133,10 +134,10 @@ def test_a_root_that_cannot_be_written_is_told_once_and_answers_do_not_change(
         expected = index.search(["bada"], 5)
         until(lambda: index.lazy.queued == 5)
 
-        def refused(*_: Any, **__: Any) -> bool:
+        def refused(*_: Any) -> None:
             raise PermissionError(13, "no write access", "lazy/x")
 
-        monkeypatch.setattr(Storage, "create", refused)
+        monkeypatch.setattr(Storage, "write", refused)
         for number in range(3):
             assert index.search([f"koke mizu {number}"], 40)
             until(lambda n=number: index.lazy.dropped > n)
@@ -181,3 +182,16 @@ def test_a_queue_of_another_process_counts_towards_the_bound(lazy, counts, monke
     turned.offer(["ours"])
     turned.close(write=True)
     assert (counts.now().dropped, queued(lazy)) == (1, ["theirs"])
+
+
+def test_a_process_that_serves_writes_files_of_the_queue_alone(lazy, monkeypatch):
+    monkeypatch.setenv(
+        "AWS_ENDPOINT_URL", "http://elsewhere"
+    )  # create-only writes are not proven from here
+    lazy.migrate(sorted(lazy.rows())[::2])
+    put, written = obstore.put, []
+    monkeypatch.setattr(obstore, "put", lambda *a, **b: written.append(a[1]) or put(*a, **b))
+    with reembed.open(lazy.config.storage.root, lazy.config.alias, lazy_budget=30) as index:
+        index.search(["bada"], 20)
+    (name,) = lazy.queue.files()
+    assert written == [f"lazy/passages/1/queue/{name}"]
