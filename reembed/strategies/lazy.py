@@ -11,7 +11,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,8 +255,20 @@ def _folder(side: Side) -> str:
 
 @contextmanager
 def _alone(catalog: Catalog, number: int) -> Iterator[None]:
-    """Hold the lease of a lazy migration: one process at a time works at it."""
-    with driving(Run(catalog.storage, side_alias(catalog.alias, number))):
+    """Hold the lease of a lazy migration.
+
+    Raises:
+        Conflict: another process has it.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(driving(Run(catalog.storage, side_alias(catalog.alias, number))))
+        except Conflict as error:
+            raise Conflict(
+                f"lazy migration {number} of {catalog.alias}: another process is at it",
+                f"one at a time migrates documents; {error.what}",
+                "reembed lazy status",
+            ) from error
         yield
 
 

@@ -16,7 +16,9 @@ import reembed
 from reembed import faults
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.lazy_queue import Queue
+from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
+from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
 from reembed.events import Embedded, Notice
@@ -315,6 +317,16 @@ def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_
     )
     assert place.texts().keys() == {f"d{i:05d}" for i in range(DOCUMENTS)}
     assert place.sweep().added == 0
+
+
+def test_one_process_at_a_time_migrates(place):
+    plan = place.start().plan
+    with driving(Run(place.catalog.storage, plan.side)):
+        with pytest.raises(Conflict, match="another process is at it"):
+            place.sweep()
+        with pytest.raises(Conflict, match="another process is at it"):
+            place.batch()
+        assert not lazy.stop(place.catalog, "at once, all the same", keep=True).serves
 
 
 def test_a_sweep_takes_what_users_clicked_before_the_rest(place, tmp_path):
