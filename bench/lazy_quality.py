@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import common
 from reembed import encoders
+from reembed.config.lazy import LazySection
 from reembed.config.settings import EncoderConfig
 from reembed.encoders.base import Encoder
 from reembed.evaluation import metrics
@@ -38,7 +39,9 @@ SMALL, STATIC = "paraphrase-MiniLM-L3-v2", "wordllama-256-fp16-st"
 BETTER = (("wordllama 256", "MiniLM-L6 384"), ("wordllama 64", "MiniLM-L3 384"))
 WORSE = (("MiniLM-L6 384", "wordllama 256"),)
 SHARES = (1, 10, 25, 50, 75, 90, 99, 100)
-K, DEPTH = 10, 100
+K = 10
+DEPTH = LazySection().depth
+"""As migrations have it if nothing is set."""
 RULES = {"slots": "default", "zscore": "zcommon", "rrf": "rrf"}
 EXPECTED = {
     "default_worst_delta": "-.001 to +.001 in random order, as measured before this script; traffic: at least -.005",
@@ -73,6 +76,7 @@ def main() -> None:
     passed = figures["default_worst_delta"] >= LEAST and figures["at_100_equals_new"]
     found = {name: figure for name, figure in figures.items() if isinstance(figure, bool | float)}
     common.say("; ".join(f"{name} {figure}" for name, figure in found.items()))
+    figures["depth"] = DEPTH
     common.finish(NAME, args, {**figures, "expected": EXPECTED, "table": table, "passed": passed})
     sys.exit(0 if passed or args.limit else 1)
 
