@@ -26,7 +26,7 @@ def collect(catalog: Catalog, keep: int, *, delete: bool, drop_run: str | None) 
     planned = gc.plan(catalog, keep, dropping=drop_run)
     removed = gc.apply(catalog, planned, keep) if delete else []
     left = _left(catalog, keep, delete=delete)
-    return Collected(planned, left, tuple(r.release for r in removed), delete, drop_run)
+    return Collected(planned, tuple(r.release for r in removed), delete, drop_run, left)
 
 
 def _left(catalog: Catalog, keep: int, *, delete: bool) -> tuple[LazyLeft, ...]:

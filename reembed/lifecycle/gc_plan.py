@@ -96,13 +96,14 @@ class Collected:
     """What gc would delete, or did."""
 
     plan: GcPlan
-    lazies: tuple[LazyLeft, ...]
     removed: tuple[str, ...]
     """Releases that were removed."""
     deleted: bool
     """Whether deletion was requested; if not, this is only the plan."""
     drop_run: str | None
     """The unfinished run that was given up."""
+    lazies: tuple[LazyLeft, ...] = ()
+    """What lazy migrations left."""
 
     @property
     def bytes(self) -> int:
