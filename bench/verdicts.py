@@ -186,22 +186,21 @@ def predicted(path: Path, live: str) -> common.Figures:
 
 def predictions(table: list[common.Figures]) -> str:
     """What was predicted beside what came, as the page has it."""
-    lines = ["| collection | live to candidate | metric | predicted change | real change |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [
+        "| collection | live to candidate | metric | predicted change | real change | verdicts |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
     for row in table:
-        said = row["predicted"]
+        said, pair = row["predicted"], f"{row['live']} to {row['candidate']}"
+        verdicts = f"{said['verdict']}, {row['verdict']}"
         for key, real in row["metrics"].items():
-            name = f"{row['live']} to {row['candidate']}"
-            before = _cell(said["metrics"][key], said["metrics"][key]["verdict"])
-            lines.append(
-                f"| {row['collection']} | {name} | {key} | {before} | {_cell(real, row['verdict'])} |"
-            )
+            changes = f"{_cell(said['metrics'][key])} | {_cell(real)}"
+            lines.append(f"| {row['collection']} | {pair} | {key} | {changes} | {verdicts} |")
     return "\n".join(lines)
 
 
-def _cell(change: common.Figures, verdict: str) -> str:
-    low, high = f"{change['low']:+.3f}", f"{change['high']:+.3f}"
-    return f"{change['change']:+.3f} ({low} .. {high}), {verdict}"
+def _cell(change: common.Figures) -> str:
+    return f"{change['change']:+.3f} ({change['low']:+.3f} .. {change['high']:+.3f})"
 
 
 if __name__ == "__main__":

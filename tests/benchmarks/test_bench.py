@@ -101,7 +101,7 @@ FIGURES = {
         "power",
         "interleaving",
     },
-    "verdicts": {"pairs", "wrong", "table"},
+    "verdicts": {"pairs", "wrong", "predicted_wrong", "table"},
     "search": {"1m_64", "200k_384", "ratio_p50", "ratio_batched", "k", "batch"},
     "lazy_latency": {
         "rows",
