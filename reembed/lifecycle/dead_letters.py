@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reembed.catalog.receipts import DeadLetter
-from reembed.catalog.releases import Catalog, Release
+from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import open_runs
 from reembed.config.settings import Config
 from reembed.lifecycle import candidates
@@ -42,23 +42,14 @@ def dead_letters(catalog: Catalog, config: Config, which: str | None) -> DeadLet
         UsageError: no release and no run has that id, or nothing was built.
         IntegrityError: the record of the release's table is not the one it was made with.
     """
-    if (unfinished := of_unfinished(catalog, which)) is not None:
+    if (unfinished := _of_unfinished(catalog, which)) is not None:
         return unfinished
     release = candidates.named(catalog, which) if which else candidates.by_default(catalog, config)
-    return of_release(catalog, release)
-
-
-def of_release(catalog: Catalog, release: Release) -> DeadLetters:
-    """Return the dead letters of a release.
-
-    Raises:
-        IntegrityError: the record of its table is not the one it was registered with.
-    """
     dead = provenance.require_sealed(catalog.storage, release).dead_letters
     return DeadLetters(release.id, release.source.version, dead, finished=True)
 
 
-def of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
+def _of_unfinished(catalog: Catalog, which: str | None) -> DeadLetters | None:
     """Return those of an unfinished run: `which`, or the newest that has some; None without one."""
     for run in reversed(open_runs(catalog.storage, catalog.alias)):
         if which not in (None, run.id) or not (plan := run.plan()):

@@ -14,7 +14,7 @@ none of that, and reads everything.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -37,9 +37,11 @@ from reembed.lifecycle.reading import (
     SourceRead,
     TablePiece,
     TableRead,
+    entries_of,
+    links_of,
 )
 from reembed.lifecycle.scratch import Entries, Scratch, Spill, part_of_ids
-from reembed.lifecycle.verify import SAMPLE, Subject, embed_again, parts_of
+from reembed.lifecycle.verify import SAMPLE, Subject, embed_sample, parts_of
 from reembed.source.dataset import Source
 from reembed.source.documents import documents_in as source_documents
 from reembed.store.moved import Moved, moved
@@ -125,14 +127,9 @@ def verify_new(
     names = subject.table.at(places, ["doc_id"])["doc_id"]
     chosen = digests.stack(digests.of_column(names))
     row_of = growth.balanced(came, left, (documents, gone), chosen)
-    known = [n for n, digest in enumerate(chosen.tolist()) if digest in row_of]
-    if not known:
-        return report
-    at = [row_of[digest] for digest in chosen[known].tolist()]
-    small = replace(subject, dead_letters=(), proofs={})
-    wrong = tasks.call(embed_again, small, places[known], at)
+    sampled, wrong = embed_sample(subject, places, chosen, row_of, tasks)
     differences = {**report.differences, "wrong_vector": wrong}
-    return replace(report, differences=differences, sampled=len(known))
+    return replace(report, differences=differences, sampled=sampled)
 
 
 def _documents(pieces: Sequence[SourceRead]) -> int:
@@ -242,7 +239,7 @@ class _Growth:
         read = self.tasks.each(reading.read_index, work)
         if any(r.misplaced.count for r in read):
             raise CompareAll("a search by their own vectors misses rows of the index")
-        return tuple(spill for r in read for spill in r.links)
+        return links_of(read)
 
     def places(self, count: int, seed: int | None) -> npt.NDArray[np.int64]:
         """Draw rows that came; return their places in a scan of the newer table."""
@@ -268,13 +265,13 @@ class _Growth:
         Raises CompareAll if they did not.
         """
         there, gone = documents
-        sides = _Sides(_spills(came), _spills(left), _spills(there), _spills(gone))
+        sides = _Sides(entries_of(came), entries_of(left), entries_of(there), entries_of(gone))
         index, older = self.subject.index, self.before.index
         if index is not None:
             sides = replace(
                 sides,
-                links_came=tuple(spill for r in came for spill in r.links),
-                links_left=tuple(spill for r in left for spill in r.links),
+                links_came=links_of(came),
+                links_left=links_of(left),
                 held_came=self._index(index, older, "index-came"),
                 held_left=self._index(older, index, "index-left"),
             )
@@ -298,10 +295,6 @@ def _rows_apart(index: Held, other: Held) -> int:
     """Return the rows of the segments that the other index lacks."""
     theirs = {other.key(n) for n in range(other.segments)}
     return sum(index.rows_in(n) for n in range(index.segments) if index.key(n) not in theirs)
-
-
-def _spills(pieces: Iterable[TableRead | SourceRead]) -> tuple[Spill, ...]:
-    return tuple(spill for piece in pieces for spill in piece.entries)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ row id. What must be compared across pieces is compared by partition (difference
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -289,11 +289,6 @@ def read_source(reading: Reading, source: Source, piece: SourcePiece) -> SourceR
     return reading.scratch.once(SourceRead, piece.name, read)
 
 
-def index_pieces(held: Held, name: str) -> list[IndexPiece]:
-    """Cut an index: one piece for each segment."""
-    return [IndexPiece(f"{name}-{n:06d}", n) for n in range(held.segments)]
-
-
 def read_index(
     reading: Reading, table: TableVersion | None, held: Held, piece: IndexPiece
 ) -> IndexRead:
@@ -344,6 +339,16 @@ class _Few:
 
     def found(self) -> Difference:
         return Difference(self._count, tuple(self._first))
+
+
+def entries_of(pieces: Iterable[TableRead | SourceRead]) -> tuple[Spill, ...]:
+    """Return where the entries of pieces are."""
+    return tuple(spill for piece in pieces for spill in piece.entries)
+
+
+def links_of(pieces: Iterable[TableRead | IndexRead]) -> tuple[Spill, ...]:
+    """Return where the links of pieces are."""
+    return tuple(spill for piece in pieces for spill in piece.links)
 
 
 def together(found: Iterator[Difference]) -> Difference:

@@ -7,7 +7,7 @@ partitions of the ids (differences.py). None holds more than a piece or a partit
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,8 +26,17 @@ from reembed.index.held import Held
 from reembed.lifecycle import differences as compared
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Compared, Sides
-from reembed.lifecycle.reading import EXAMPLES, IndexRead, Reading, SourceRead, TableRead
-from reembed.lifecycle.scratch import Scratch, Spill
+from reembed.lifecycle.reading import (
+    EXAMPLES,
+    IndexPiece,
+    IndexRead,
+    Reading,
+    SourceRead,
+    TableRead,
+    entries_of,
+    links_of,
+)
+from reembed.lifecycle.scratch import Scratch
 from reembed.source.dataset import TEXT, Source
 from reembed.space import Space
 from reembed.table.documents import documents_in
@@ -206,7 +215,10 @@ class _Verification:
             differences["misplaced"] = reading.together(piece.misplaced for piece in index)
         sampled, drawn = 0, None
         if level >= VECTORS:
-            sampled, differences["wrong_vector"] = self._reembed(places, chosen, found)
+            row_of = dict(found.asked)
+            sampled, differences["wrong_vector"] = embed_sample(
+                subject, places, chosen, row_of, self.tasks
+            )
             drawn = seed
         behind = None
         if found.behind is not None and subject.newest is not None:
@@ -218,7 +230,7 @@ class _Verification:
         subject = self.subject
         if subject.index is None or self.reading.level < ROWS:
             return []
-        pieces = reading.index_pieces(subject.index, "index")
+        pieces = [IndexPiece(f"index-{n:06d}", n) for n in range(subject.index.segments)]
         work = ((self.reading, subject.table, subject.index, piece) for piece in pieces)
         return self.tasks.each(reading.read_index, work)
 
@@ -232,11 +244,10 @@ class _Verification:
         """Compare what was read; the source's documents of the `chosen` ids are named."""
         subject, newest, held = self.subject, None, None
         if subject.newest is not None:
-            newest = _entries(self._read_source(subject.newest, "newest"))
+            newest = entries_of(self._read_source(subject.newest, "newest"))
         if subject.index is not None and self.reading.level >= ROWS:
-            held = tuple(spill for segment in index for spill in segment.links)
-        links = tuple(spill for piece in read for spill in piece.links)
-        sides = Sides(_entries(read), _entries(documents), newest, links, held)
+            held = links_of(index)
+        sides = Sides(entries_of(read), entries_of(documents), newest, links_of(read), held)
         parts = compared.cut(sides, self.reading.parts, subject.dead_letters, chosen)
         return Compared.sum(
             self.tasks.each(compared.compare, ((self.reading, part) for part in parts))
@@ -256,21 +267,21 @@ class _Verification:
             differences["carried"] = Difference(found.table_documents, tuple(retyped))
         return differences
 
-    def _reembed(
-        self, places: npt.NDArray[np.int64], chosen: digests.Digests, found: Compared
-    ) -> tuple[int, Difference]:
-        """Embed the texts of chosen rows again, except of those whose id the source does not have."""
-        row_of = dict(found.asked)
-        known = [n for n, digest in enumerate(chosen.tolist()) if digest in row_of]
-        if not known:
-            return 0, Difference(0)
-        rows = [row_of[digest] for digest in chosen[known].tolist()]
-        small = replace(self.subject, dead_letters=(), proofs={})
-        return len(known), self.tasks.call(embed_again, small, places[known], rows)
 
-
-def _entries(pieces: Sequence[TableRead] | Sequence[SourceRead]) -> tuple[Spill, ...]:
-    return tuple(spill for piece in pieces for spill in piece.entries)
+def embed_sample(
+    subject: Subject,
+    places: npt.NDArray[np.int64],
+    chosen: digests.Digests,
+    row_of: Mapping[bytes, int],
+    tasks: Tasks,
+) -> tuple[int, Difference]:
+    """Embed the texts of chosen rows again, except of those whose id the source does not have."""
+    known = [n for n, digest in enumerate(chosen.tolist()) if digest in row_of]
+    if not known:
+        return 0, Difference(0)
+    rows = [row_of[digest] for digest in chosen[known].tolist()]
+    small = replace(subject, dead_letters=(), proofs={})
+    return len(known), tasks.call(embed_again, small, places[known], rows)
 
 
 def embed_again(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
+from reembed import encoders
 from reembed.catalog.plan import KeepFragment, Plan, ThinFragment
+from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
@@ -25,7 +28,9 @@ from reembed.events import (
     Working,
     to_all,
 )
+from reembed.index.types import Float32
 from reembed.source.dataset import Source
+from reembed.store.storage import Storage, storage_errors
 from reembed.strategies import preflight
 from reembed.strategies.index_kind import resolved as with_index_kind
 from reembed.strategies.index_tasks import IndexTasks, Vectors, factory_for
@@ -108,6 +113,26 @@ def resumed(run: Run, plan: Plan) -> Resumed:
 def patience_of(plan: Plan, config: Config) -> Patience:
     """Return how long the tasks of a run wait for the model's provider."""
     return Patience(config.embed.stall_s, f"{plan.resume}     # staged units are kept")
+
+
+def query_vectors(plan: Plan, config: Config, texts: Sequence[str]) -> Float32 | None:
+    """Return the vectors of the queries that an index is tuned on; None without texts."""
+    if not texts:
+        return None
+    encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
+    return patience_of(plan, config).through(partial(encoder.embed_queries, list(texts)))
+
+
+def building_index(run: Run) -> AbstractContextManager[None]:
+    """Raise an error of the store in the block as one that names the index."""
+    return storage_errors(f"the index of run {run.id} could not be built below {run.storage.root}")
+
+
+def base_of(storage: Storage, plan: Plan) -> Release | None:
+    """Return the release that a catch-up builds on; None for a rebuild."""
+    if plan.base is None:
+        return None
+    return Catalog(storage, plan.alias).release(plan.base.release)
 
 
 def emit_ignored(changed: list[ChangedSetting], emit: Listener) -> None:

@@ -15,7 +15,7 @@ from reembed.engine.executor import HERE, Executor, Tasks
 from reembed.lifecycle import reading
 from reembed.lifecycle.differences import Part, Sides, cut
 from reembed.lifecycle.reading import Reading
-from reembed.lifecycle.scratch import Entries, Scratch, Spill
+from reembed.lifecycle.scratch import Entries, Scratch
 from reembed.lifecycle.verify import parts_of
 from reembed.source.dataset import Source
 from reembed.table.documents import row_of
@@ -88,15 +88,9 @@ def _differing(
     rows = tasks.each(reading.read_table, ((read, table, piece) for piece in pieces))
     found = reading.source_pieces(source, None, "source")
     documents = tasks.each(reading.read_source, ((read, source, piece) for piece in found))
-    sides = Sides(_spills(rows), _spills(documents))
+    sides = Sides(reading.entries_of(rows), reading.entries_of(documents))
     cuts = cut(sides, parts, dead_letters, np.empty(0, "V16"))
     return _together(tasks.each(_compare, ((read, part) for part in cuts)))
-
-
-def _spills(
-    pieces: Sequence[reading.TableRead] | Sequence[reading.SourceRead],
-) -> tuple[Spill, ...]:
-    return tuple(spill for piece in pieces for spill in piece.entries)
 
 
 def _compare(read: Reading, part: Part) -> Differing:

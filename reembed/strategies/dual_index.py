@@ -26,12 +26,13 @@ from reembed.evaluation.figures import Sides
 from reembed.evaluation.kept import compare_and_keep
 from reembed.evaluation.shadows import LookRecord, ShadowPlan
 from reembed.evaluation.terms import Asked as AskedToCompare
-from reembed.events import Ignored, Listener, Looked
+from reembed.events import Listener, Looked
 from reembed.lifecycle import candidates
 from reembed.lifecycle.holdover import Shadow, last_shadow, record_cut_over, went_live
 from reembed.lifecycle.promote import Reasons, rollback
 from reembed.store.paths import absolute_queries
 from reembed.strategies.catch_up import catch_up
+from reembed.strategies.context import emit_ignored
 from reembed.strategies.up_to_date import catch_up_and_follow, promote_up_to_date
 
 
@@ -216,8 +217,7 @@ def _emit_ignored(plan: ShadowPlan, emit: Listener) -> None:
     """Tell of settings of the gate that the run had planned otherwise."""
     of_the_log = {"logged", "logged_sample"}
     planned = plan.gate.settings.model_dump(exclude=of_the_log)
-    if changed := changed_settings("gate", planned, plan.asked.gate.model_dump()):
-        emit(Ignored(tuple(changed)))
+    emit_ignored(changed_settings("gate", planned, plan.asked.gate.model_dump()), emit)
 
 
 def _gate(config: Config) -> GateConfig:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from heapq import nsmallest
 
-from reembed import digests, encoders
+from reembed import digests
 from reembed.catalog.index_manifest import (
     AnyManifest,
     IndexManifest,
@@ -17,7 +16,6 @@ from reembed.catalog.index_manifest import (
     read_manifest,
 )
 from reembed.catalog.plan import Plan
-from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
 from reembed.errors import UsageError
@@ -27,9 +25,14 @@ from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.grow import Change, Older, grow
 from reembed.store.paths import index_folder
-from reembed.store.storage import storage_errors
 from reembed.strategies import lance_indexing as in_lance
-from reembed.strategies.context import RunContext, emit_ignored, patience_of
+from reembed.strategies.context import (
+    RunContext,
+    base_of,
+    building_index,
+    emit_ignored,
+    query_vectors,
+)
 from reembed.strategies.index_kind import changed_index_settings
 from reembed.strategies.index_tasks import IndexTasks, needs_to_grow
 from reembed.table.documents import rows_of
@@ -110,8 +113,7 @@ def _in_lance(context: RunContext, sealed: SealedTable) -> LanceManifest:
     job = in_lance.Job(context.run, context.plan.without_units(), context.config, table)
     older = _older_in_lance(context, table)
     if older is not None and not context.config.storage.erase_deleted:
-        base = _base_of(context)
-        before = replace(table, version=base.table_version)
+        before = replace(table, version=older.manifest.table_version)
         manifest = in_lance.grown(context, job, older, added(before, table), sealed)
         if manifest is not None:
             return manifest
@@ -133,18 +135,12 @@ def _announced(context: RunContext) -> tuple[str, ...]:
     return tuple(_tuning_texts(context))
 
 
-def _base_of(context: RunContext) -> Release:
-    base = context.plan.base
-    assert base is not None
-    return Catalog(context.run.storage, context.plan.alias).release(base.release)
-
-
 def _older_in_lance(context: RunContext, table: TableVersion) -> in_lance.Older | None:
     """Return Lance's index of the base if it was built by the same settings."""
     plan, settings = context.plan, context.config.index
-    if plan.base is None:
+    base = base_of(table.storage, plan)
+    if base is None:
         return None
-    base = _base_of(context)
     manifest = read_manifest(table.storage, base.index, base.index_sha256)
     if not isinstance(manifest, LanceManifest) or (
         (manifest.settings.factory, manifest.settings.shard_rows)
@@ -278,21 +274,16 @@ def sampled(texts: Sequence[str]) -> list[str]:
 
 
 def _prepare_task(job: _Job) -> index.Prepared:
-    plan, config = job.plan, job.config
-    with storage_errors(_failed(job)):
-        queries = None
-        if job.build.queries:
-            encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
-            ask = partial(encoder.embed_queries, list(job.build.queries))
-            queries = patience_of(plan, config).through(ask)
+    with building_index(job.run):
+        queries = query_vectors(job.plan, job.config, job.build.queries)
         return index.prepare(job.build, queries)
 
 
 def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
     plan, storage = job.plan, job.run.storage
-    assert plan.base is not None
-    base = Catalog(storage, plan.alias).release(plan.base.release)
-    with storage_errors(_failed(job)):
+    base = base_of(storage, plan)
+    assert base is not None
+    with building_index(job.run):
         held = read_manifest(storage, base.index, base.index_sha256)
         assert isinstance(held, IndexManifest)  # a trained index was taken from it
         older = Older(base.index, held)
@@ -303,19 +294,15 @@ def _grow_task(job: _Job, vectors: TableVersion) -> IndexManifest | None:
 
 
 def _shard_task(job: _Job, prepared: index.Prepared, number: int) -> index.Shard:
-    with storage_errors(_failed(job)):
+    with building_index(job.run):
         return index.fill_shard(job.build, prepared, number)
-
-
-def _failed(job: _Job) -> str:
-    return f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
 
 
 def _base(plan: Plan, build: index.Build) -> tuple[str, Segment] | None:
     """Return the folder of the index that a catch-up continues, and its first segment."""
-    if plan.base is None:
+    base = base_of(build.storage, plan)
+    if base is None:
         return None
-    base = Catalog(build.storage, plan.alias).release(plan.base.release)
     manifest = read_manifest(build.storage, base.index, base.index_sha256)
     return (base.index, manifest.base) if isinstance(manifest, IndexManifest) else None
 

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from reembed import encoders, faults
+from reembed import faults
 from reembed.catalog.index_manifest import (
     LanceManifest,
     LanceSegment,
@@ -44,8 +42,7 @@ from reembed.serving.lance_index import LanceIndex
 from reembed.space import sha256_of
 from reembed.store.paths import index_folder
 from reembed.store.records import encode
-from reembed.store.storage import storage_errors
-from reembed.strategies.context import RunContext, patience_of
+from reembed.strategies.context import RunContext, building_index, query_vectors
 from reembed.strategies.index_tasks import IndexTasks, needs_of, needs_to_grow
 from reembed.strategies.lance_growing import Again, again, beside
 from reembed.table import vector_index, vector_model
@@ -175,14 +172,10 @@ def grown(
 
 def _prepare_task(job: Job) -> Prepared:
     storage, table, config = job.run.storage, job.table, job.config
-    with _failures(job):
+    with building_index(job.run):
         if not table.rows:
             raise IntegrityError("the vector table has no rows to index")
-        queries = None
-        if job.queries:
-            encoder = encoders.load_encoder(job.plan.encoder, dtype=config.embed.dtype)
-            ask = partial(encoder.embed_queries, list(job.queries))
-            queries = patience_of(job.plan, config).through(ask)
+        queries = query_vectors(job.plan, config, job.queries)
         vectors, tuned_on = index.tuning_queries(table, queries)
         if job.trained is not None:
             model = job.trained.manifest.model
@@ -206,7 +199,7 @@ def _prepare_task(job: Job) -> Prepared:
 def _segment_task(job: Job, prepared: Prepared, number: int) -> SegmentProof:
     """Build one segment, and search its rows exactly; of two attempts the first one's proof stays."""
     storage, fragments = job.run.storage, prepared.segments[number]
-    with _failures(job):
+    with building_index(job.run):
         built = vector_index.build_segment(job.table, _model(job, prepared.model), fragments)
         exact = ExactSearch(_queries(job, prepared), EXACT_K)
         for ids, _, vectors in checked_batches(job.table, fragments):
@@ -220,7 +213,7 @@ def _segment_task(job: Job, prepared: Prepared, number: int) -> SegmentProof:
 
 def _finish_task(job: Job, prepared: Prepared, sealed: SealedTable) -> LanceManifest:
     storage, table, settings = job.run.storage, job.table, job.config.index
-    with _failures(job):
+    with building_index(job.run):
         proofs = [index.required(_proof_of(job, n)) for n in range(len(prepared.segments))]
         _require_whole(job, proofs)
         model = _model(job, prepared.model)
@@ -306,7 +299,7 @@ def _grow_task(
     job: Job, older: Older, came: Sequence[int], sealed: SealedTable
 ) -> LanceManifest | Again:
     storage, table, held = job.run.storage, job.table, older.manifest
-    with _failures(job):
+    with building_index(job.run):
         rows = dict(table.fragments())
         kept, fragments = beside(held, came, rows, job.config.index.shard_rows)
         new = sum(rows[f] for f in fragments)
@@ -364,9 +357,3 @@ def _queries(job: Job, prepared: Prepared) -> Float32:
 def _proof_of(job: Job, number: int) -> SegmentProof | None:
     path = f"{job.records}/segments/{number:05d}.json"
     return job.run.storage.decode_if_there(SegmentProof, path)
-
-
-def _failures(job: Job) -> AbstractContextManager[None]:
-    return storage_errors(
-        f"the index of run {job.run.id} could not be built below {job.run.storage.root}"
-    )

@@ -28,7 +28,7 @@ from reembed.store.paths import index_folder
 from reembed.store.records import encode
 from reembed.store.storage import storage_errors
 from reembed.strategies import restage
-from reembed.strategies.context import RunContext, patience_of
+from reembed.strategies.context import RunContext, base_of, patience_of
 from reembed.table import provenance
 from reembed.table import seal as sealing
 from reembed.table.read import damaged_files, manifest_proof
@@ -114,9 +114,8 @@ def seal(context: RunContext) -> SealedTable:
 
 def _golden_sha256(run: Run, plan: Plan) -> str:
     """Digest of the line's golden vectors: a catch-up keeps that of the release it builds on."""
-    if plan.base is None:
-        return golden.sha256_of(run.storage, plan.origin)
-    return Catalog(run.storage, plan.alias).release(plan.base.release).golden_sha256
+    base = base_of(run.storage, plan)
+    return base.golden_sha256 if base else golden.sha256_of(run.storage, plan.origin)
 
 
 def verify_rows(context: RunContext, sealed: SealedTable, manifest: AnyManifest) -> VerifyReport:
@@ -167,10 +166,8 @@ def _verify_new(
 ) -> VerifyReport | None:
     """Verify a catch-up by what is new in it; None if everything must be compared."""
     run, plan = context.run, context.plan
-    if plan.base is None:
-        return None
-    base = Catalog(run.storage, plan.alias).release(plan.base.release)
-    if not provenance.is_verified(run.storage, base):
+    base = base_of(run.storage, plan)
+    if base is None or not provenance.is_verified(run.storage, base):
         return None
     manifest = read_manifest(run.storage, base.index, base.index_sha256)
     sealed = provenance.require_sealed(run.storage, base)
