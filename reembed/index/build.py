@@ -21,7 +21,7 @@ import re
 import shlex
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -335,16 +335,20 @@ def tuning_queries(source: VectorSource, queries: Float32 | None) -> tuple[Float
 def _require_whole(build: Build, shards: list[Shard]) -> None:
     """Compare the shards with the table's own list of fragments, and their files with what is stored."""
     held = [fragment for shard in shards for fragment in shard.fragments]
-    fragments = [fragment for fragment, _ in build.source.fragments()]
-    rows = sum(shard.rows for shard in shards)
-    if held != fragments or rows != build.source.rows:
+    require_all_rows(build.source, held, sum(shard.rows for shard in shards), "shards")
+    files.require_whole(build.storage, build.path, (f for s in shards for f in (s.vectors, s.ids)))
+
+
+def require_all_rows(source: VectorSource, held: Sequence[int], rows: int, called: str) -> None:
+    """Compare the fragments that the parts of an index hold, and their rows, with the table's own list."""
+    fragments = [fragment for fragment, _ in source.fragments()]
+    if list(held) != fragments or rows != source.rows:
         raise IntegrityError(
-            "the shards of the index are not the table",
+            f"the {called} of the index are not the table",
             f"they hold {rows:,} rows of {len(held):,} fragments,"
-            f" the table {build.source.rows:,} of {len(fragments):,}",
+            f" the table {source.rows:,} of {len(fragments):,}",
             "reembed run --fresh",
         )
-    files.require_whole(build.storage, build.path, (f for s in shards for f in (s.vectors, s.ids)))
 
 
 def _measured(build: Build, shards: list[Shard]) -> Iterator[Measured]:

@@ -75,10 +75,7 @@ def put_index(storage: Storage, path: str, faiss_index: Any) -> StoredFile:
 
 def put_ids(storage: Storage, path: str, row_ids: Int64, doc_ids: pa.Array) -> StoredFile:
     """Store row ids [N] and document ids [N] below `path`; errors as `batch_of`."""
-    with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
-        file = Path(folder) / "built.arrow"
-        write_batch(batch_of(row_ids, doc_ids), file)
-        return _put(storage, path, file)
+    return _put_batch(storage, path, batch_of(row_ids, doc_ids))
 
 
 def put_arrays(storage: Storage, path: str, arrays: Mapping[str, Any]) -> StoredFile:
@@ -137,9 +134,14 @@ def too_large(storage: Storage, files: Iterable[StoredFile]) -> list[StoredFile]
 
 def put_tombstones(storage: Storage, path: str, positions: Int64) -> StoredFile:
     """Store positions int64 [T], sorted, below `path`."""
+    return _put_batch(storage, path, pa.record_batch([pa.array(positions)], schema=_TOMBSTONES))
+
+
+def _put_batch(storage: Storage, path: str, batch: pa.RecordBatch) -> StoredFile:
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
         file = Path(folder) / "built.arrow"
-        write_batch(pa.record_batch([pa.array(positions)], schema=_TOMBSTONES), file)
+        with pa.OSFile(str(file), "wb") as out, pa.ipc.new_file(out, batch.schema) as writer:
+            writer.write_batch(batch)
         return _put(storage, path, file)
 
 
@@ -264,12 +266,6 @@ def batch_of(row_ids: Int64, doc_ids: pa.Array) -> pa.RecordBatch:
         raise IntegrityError(what, None, "reembed verify")
     schema = _INTEGERS if pa.types.is_integer(doc_ids.type) else _STRINGS
     return pa.record_batch([pa.array(row_ids), doc_ids.cast(schema.types[1])], schema=schema)
-
-
-def write_batch(batch: pa.RecordBatch, path: Path) -> None:
-    """Write the batch as one file."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as out:
-        out.write_batch(batch)
 
 
 def map_ids(path: Path, *schemas: pa.Schema) -> pa.RecordBatch:

@@ -24,7 +24,7 @@ from reembed.index.search import SearchIndex
 from reembed.index.selection import Mask, Selection
 from reembed.index.sharded import ShardedIndex
 from reembed.index.types import Answer, Float32, Int64, Setting
-from reembed.index.wider import best
+from reembed.index.wider import best, joined
 
 _NONE = np.empty(0, np.int64)
 _FEW = 20
@@ -90,15 +90,8 @@ class SegmentedIndex:
         if self._is_plain:
             return self.segments[0].nearest(queries, k)
         require_k(k)
-        found = [
-            _living(segment, dead, queries, k)
-            for segment, dead in zip(self.segments, self._dead, strict=True)
-        ]
-        starts = self._starts[:-1].tolist()
-        positions = np.hstack(
-            [np.where(p < 0, p, p + start) for (p, _), start in zip(found, starts, strict=True)]
-        )
-        return best(positions, np.hstack([scores for _, scores in found]), k)
+        parts = zip(self._starts[:-1].tolist(), self.segments, self._dead, strict=True)
+        return joined(((start, *_living(s, dead, queries, k)) for start, s, dead in parts), k)
 
     def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
         """Return what `nearest` finds, with the document ids."""
@@ -198,12 +191,8 @@ class SelectedRows:
     def answer(self, queries: npt.ArrayLike, k: int) -> Answer:
         """Return the k best of these rows for each query [Q, D], and raise errors, as `SearchIndex.nearest`."""
         index = self._index
-        found = [(start, *s.nearest(queries, k, only)) for start, s, only in self._parts]
-        positions = np.hstack([np.where(p < 0, p, p + start) for start, p, _ in found])
-        scores = np.hstack([scores for _, _, scores in found])
-        if len(found) > 1:
-            positions, scores = best(positions, scores, k)
-        return Answer(positions, scores, index.doc_ids, index.row_ids)
+        found = ((start, *s.nearest(queries, k, only)) for start, s, only in self._parts)
+        return Answer(*joined(found, k), index.doc_ids, index.row_ids)
 
 
 def _living(

@@ -20,7 +20,7 @@ from reembed.index.queries import checked_queries
 from reembed.index.search import SearchIndex
 from reembed.index.selection import Mask, Selection
 from reembed.index.types import Float32, Int64, Setting
-from reembed.index.wider import best, nearest_selected, until_filled
+from reembed.index.wider import best, joined, nearest_selected, until_filled
 
 
 class ShardedIndex:
@@ -81,14 +81,8 @@ class ShardedIndex:
         """Return positions [Q, n] and scores [Q, n] of the best, not re-ranked; -1 and -inf where rows ran out."""
         lists = self.shards[0].lists_near(queries, nprobe)
         selectors = only.selectors if only is not None else repeat(None)
-        found = [
-            shard.candidates(queries, n, lists, selector)
-            for shard, selector in zip(self.shards, selectors, strict=False)
-        ]
-        placed = [
-            np.where(p < 0, p, p + start) for (p, _), start in zip(found, self._starts, strict=True)
-        ]
-        return best(np.hstack(placed), np.hstack([scores for _, scores in found]), n)
+        parts = zip(self._starts, self.shards, selectors, strict=False)
+        return joined(((at, *shard.candidates(queries, n, lists, s)) for at, shard, s in parts), n)
 
     def rescored(self, queries: Float32, positions: Int64) -> Float32:
         """Return the scores [Q, C] of candidates by the re-ranking stage of the shard that has them; -inf at -1."""

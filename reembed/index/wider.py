@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import ceil
 from typing import Protocol
@@ -11,6 +11,15 @@ import numpy as np
 
 from reembed.index.selection import Selection
 from reembed.index.types import Float32, Int64
+
+
+def joined(found: Iterable[tuple[int, Int64, Float32]], k: int) -> tuple[Int64, Float32]:
+    """Return the k best of what parts of an index found: for each its first position, positions and scores."""
+    parts = list(found)
+    positions = np.hstack([np.where(p < 0, p, p + start) for start, p, _ in parts])
+    if len(parts) == 1:
+        return positions, parts[0][2]
+    return best(positions, np.hstack([scores for *_, scores in parts]), k)
 
 
 class InLists(Protocol):
