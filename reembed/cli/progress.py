@@ -41,7 +41,6 @@ class Console:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Print an event."""
         prefix = f"{dt.datetime.now():%H:%M:%S} {event.stage:9} "
         with self._one_at_a_time:
             if not isinstance(event, Progress):
@@ -68,7 +67,6 @@ class Console:
 
 
 def _width() -> int:
-    """Return the columns of the terminal that stderr is."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
     except OSError:

@@ -153,7 +153,6 @@ class TokenEncoder(ABC):
         return replace(made, failures={**made.failures, **refused})
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Tokenize queries and embed them."""
         return self._embed_checked(self.tokenize(texts, "query"))
 
     @blaming_texts()

@@ -68,7 +68,6 @@ class Needs:
     """Bytes; 0 if it is not known."""
 
     def __str__(self) -> str:
-        """Return it in words."""
         more = f" and {self.memory / 2**30:.1f} GiB of memory" if self.memory else ""
         return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{more}"
 

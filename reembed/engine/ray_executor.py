@@ -35,7 +35,6 @@ class RayExecutor:
 
     @contextmanager
     def connected(self, config: Config) -> Iterator[RayExecutor]:
-        """As `cluster.connected`."""
         self._patience_s = config.embed.stall_s
         with cluster.connected(config) as self.where:
             yield self

@@ -41,7 +41,6 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """As `handled`, by this object."""
         with handled(self._received):
             yield self
 

@@ -37,7 +37,6 @@ class ModelThread:
         self._numbers = itertools.count()
 
     def run(self, work: Callable[[], T], deaths: int = 0) -> T:
-        """As `Turns.run`."""
         found: Future[T] = Future()
         heapq.heappush(self._waiting, (deaths, next(self._numbers), found, work))
         self._thread.submit(self._next)

@@ -35,7 +35,6 @@ class Held(ABC):
 
     @property
     def segments(self) -> int:
-        """Number of segments."""
         return len(self.manifest.segments)
 
     @property
@@ -127,7 +126,6 @@ class HeldIds(Held):
                 yield places + start, row_ids[places], doc_ids
 
     def at(self, segment: int, places: Int64) -> tuple[Int64, pa.Array]:
-        """Return as `Held.at`."""
         with tempfile.TemporaryDirectory(prefix="reembed-index-") as name:
             file = self.manifest.segments[segment].ids
             found = map_ids(fetched(self.storage, self.path, Path(name), file)).take(

@@ -46,7 +46,6 @@ class ShardedIndex:
 
     @property
     def setting(self) -> Setting | None:
-        """The setting of the shards, as `SearchIndex.setting`."""
         return self.shards[0].setting
 
     def operate(self, point: dict[str, int]) -> None:

@@ -66,7 +66,6 @@ class Sides:
     """Of the index; None if the table is compared with none."""
 
     def part(self, number: int) -> Sides:
-        """Return one partition of each."""
         sides = {f.name: getattr(self, f.name) for f in fields(self)}
         return Sides(
             **{k: tuple(x.part(number) for x in s) for k, s in sides.items() if s is not None}

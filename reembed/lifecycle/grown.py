@@ -312,7 +312,6 @@ class _Sides:
     asked: tuple[bytes, ...] = ()
 
     def parts(self, count: int, asked: Digests) -> Iterator[_Sides]:
-        """Yield the partitions."""
         part = part_of_ids(asked, count)
         for number in range(count):
             one = {

@@ -71,7 +71,6 @@ class Steps:
         self._emit = emit
 
     def __call__(self, event: Event) -> None:
-        """Hear an event."""
         if isinstance(event, AliasMoved):
             self.made = event
         self._emit(event)

@@ -69,7 +69,6 @@ class Spill:
     """Where the entries of each partition begin, and where the last ones end."""
 
     def part(self, number: int) -> Spill:
-        """Return one of its partitions."""
         return Spill(self.path, self.starts[number : number + 2])
 
 

@@ -20,6 +20,7 @@ from reembed.catalog.reports import IDS, ROWS, VECTORS, Difference, Differences,
 from reembed.config.settings import EncoderConfig
 from reembed.encoders import golden
 from reembed.encoders.base import Vectors
+from reembed.engine.documents import texts_of
 from reembed.engine.executor import HERE, Tasks
 from reembed.engine.patience import Patience
 from reembed.index.held import Held
@@ -37,7 +38,7 @@ from reembed.lifecycle.reading import (
     links_of,
 )
 from reembed.lifecycle.scratch import Scratch
-from reembed.source.dataset import TEXT, Source
+from reembed.source.dataset import Source
 from reembed.space import Space
 from reembed.table.documents import documents_in
 from reembed.table.read import TableVersion, as_vectors, files_of, manifest_proof, missing_files
@@ -293,7 +294,7 @@ def embed_again(
     """
     stored = as_vectors(subject.table.at(places, ["vector"])["vector"])
     documents = subject.source.take(source_rows)
-    texts = [(t or b"").decode("utf-8", "replace") for t in documents[TEXT].to_pylist()]
+    texts = texts_of(documents)
     encoder = encoders.load_encoder(subject.encoder)
 
     def embed() -> Vectors:

@@ -33,7 +33,6 @@ class Work:
 
     @property
     def units(self) -> int:
-        """Number of units."""
         return math.ceil(self.documents / self.unit_documents)
 
     @property

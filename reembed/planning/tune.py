@@ -22,9 +22,10 @@ from reembed.config.settings import Config
 from reembed.encoders.local import measure
 from reembed.encoders.local.measure import Setting
 from reembed.encoders.tokens import Tokens
+from reembed.engine.documents import texts_of
 from reembed.errors import SourceError, UsageError
 from reembed.events import Listener, Notice
-from reembed.source.dataset import TEXT, Source
+from reembed.source.dataset import Source
 
 _SAMPLE = 2_048
 _BUDGETS = {"cpu": (1_024, 2_048, 4_096, 8_192), "gpu": (8_192, 16_384, 32_768, 65_536, 131_072)}
@@ -202,11 +203,7 @@ def _sample(config: Config) -> tuple[Tokens, float]:
         raise SourceError(f"{source.uri} version {source.version} has no document to try")
     wanted = math.ceil(_SAMPLE * len(units) / max(1, sum(unit.rows for unit in units)))
     chosen = np.unique(np.linspace(0, len(units) - 1, min(len(units), wanted)).astype(int))
-    texts = [
-        (text or b"").decode("utf-8", "replace")
-        for number in chosen
-        for text in source.read(units[number])[TEXT].to_pylist()
-    ]
+    texts = [text for number in chosen for text in texts_of(source.read(units[number]))]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = encoders.load_tokenizer(config.encoder)
     tokenizer.tokenize(texts[:16], "document")

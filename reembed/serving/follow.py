@@ -29,7 +29,6 @@ class Follower:
     """A thread that refreshes at an interval until it is stopped, or until nobody holds what it refreshes."""
 
     def __init__(self, index: Refreshed, every_s: float) -> None:
-        """Start it."""
         self._end = threading.Event()
         arguments = (weakref.ref(index), every_s, self._end)
         name = f"reembed-refresh-{index.alias}"

@@ -71,7 +71,6 @@ class Changes:
 
     @property
     def documents(self) -> int:
-        """Documents that differ."""
         return self.to_embed + self.to_refresh + self.copied + self.removed + self.forgotten
 
 

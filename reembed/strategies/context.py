@@ -54,7 +54,6 @@ class RunContext:
 
     @functools.cached_property
     def columns(self) -> pa.Schema:
-        """Columns of the table."""
         return table.schema(self.plan.space, *self.source.schema())
 
     def vectors(self, sealed: SealedTable) -> TableVersion:

@@ -94,7 +94,6 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Folder of the index."""
         return index_folder(self.run.id)
 
 

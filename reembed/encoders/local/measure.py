@@ -40,7 +40,6 @@ class Setting:
     device: str = "auto"
 
     def load(self, config: EncoderConfig) -> TokenEncoder:
-        """Load a replica with this setting."""
         torch.set_num_threads(self.threads)
         options = asdict(self)
         del options["threads"]
