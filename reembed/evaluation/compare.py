@@ -9,10 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from reembed.catalog.alias import who
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
-from reembed.clock import now
 from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.evaluation import gate
@@ -58,15 +56,13 @@ def compare(
         UsageError: no queries are named, they are no longer those that were fixed, or evidence cannot be used.
         IntegrityError: one of the two releases is damaged.
     """
-    options = dict(catalog.query_options)
     terms, judged = agree(catalog, live, candidate, configured, asked)
-    logged = sample(configured, options)
-    runs = read_runs(asked.runs, options) if asked.runs else None
+    logged = sample(configured, dict(catalog.query_options))
+    runs = read_runs(asked.runs, dict(catalog.query_options)) if asked.runs else None
     both = Both.of(opened(catalog, live, candidate), judged, runs, logged)
     queries, lists, held = both.queries, both.lists, both.held
     pairs = pairs_of(queries, lists.live, lists.candidate, terms.gate.metrics)
-    used = _queries_used(terms, queries, held.candidate, candidate)
-    used = _with_clicks(used, queries, lists)
+    used = _with_clicks(_queries_used(terms, queries, held.candidate, candidate), queries, lists)
     documents = _documents_compared(catalog, live, candidate)
     answered = both.figures(catalog)
     items = known_items(both.opened, caught_up(catalog, candidate), held)
@@ -106,8 +102,6 @@ def compare(
         cutoffs=None if asked.cutoff is None else cut_offs(asked.cutoff, queries, lists),
         logged=of_log,
         environment=environment(),
-        by=who(),
-        at=now(),
     )
     return record, rows if asked.texts else rows.without_texts()
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from reembed import faults
+from reembed.catalog.alias import who
 from reembed.catalog.numbered import NUMBER, numbers
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.reports import (
@@ -32,6 +33,7 @@ from reembed.catalog.reports import (
     ReleaseSummary,
     ShadowLook,
 )
+from reembed.clock import now
 from reembed.config.gate import FrozenGate
 from reembed.errors import IntegrityError
 from reembed.evaluation.figures import (
@@ -131,8 +133,8 @@ class Comparison(Verdict, HowAnswered):
     cutoffs: CutOffs | None
     logged: LoggedQueries | None
     environment: Environment
-    by: str
-    at: str
+    by: str = field(default_factory=who)
+    at: str = field(default_factory=now)
     number: int = 0
     """Its place among the comparisons of its pair, from 1; 0 before it is kept."""
     earlier: tuple[ComparisonSummary, ...] = ()
