@@ -171,13 +171,13 @@ def group_sequential(
     looks: Sequence[int],
     planned: int,
     groups_Q: Groups | None = None,
-    level: float = 0.95,
 ) -> Look:
     """Judge values against a limit at looks before a planned end, by a t statistic at each.
 
     The allowed error is spent over the looks as O'Brien and Fleming's design does (Lan and DeMets 1983): little
     at first, so that the last look needs hardly more than a single test. The looks need no plan, but must
     not be chosen by what was seen. t quantiles stand for normal ones, at the same probability.
+    At most 5 % of decisions are wrong, on either side.
 
     Args:
         values_Q: float64 [Q] in [-1, 1], in order of arrival.
@@ -185,7 +185,6 @@ def group_sequential(
         looks: how many values (groups, if there are any) there were at each look so far.
         planned: how many there will be at the end.
         groups_Q: the group of each value.
-        level: 1 minus the allowed share of wrong decisions, on either side.
 
     Raises:
         ValueError: the first look has fewer than 20 values, one adds less than 1 % of the plan, or they go
@@ -193,7 +192,7 @@ def group_sequential(
     """
     values_U = _units(values_Q, groups_Q)
     _require_looks(looks, planned, len(values_U))
-    critical = critical_values([look / planned for look in looks], 1 - level)
+    critical = critical_values([look / planned for look in looks], 0.05)
     for look, normal in zip(looks, critical, strict=True):
         mean, lower, upper = _bounds(values_U[:look], normal)
         verdict = _side(lower, upper, limit)

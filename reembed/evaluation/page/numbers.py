@@ -8,9 +8,9 @@ UNKNOWN = "unknown"
 _MOST = 60
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed(value: float | None) -> str:
     """Return a change with its sign."""
-    return UNKNOWN if value is None else f"{value:+.{digits}f}"
+    return UNKNOWN if value is None else f"{value:+.3f}"
 
 
 def between(low: float | None, high: float | None) -> str:
