@@ -74,8 +74,6 @@ class IndexSize:
     """Of all files."""
     shard_bytes: int
     """Of the largest file."""
-    ids_bytes: int
-    """Row and document ids, which stay on disks."""
     sample: int
     """Vectors that are read to train on."""
     train: int
@@ -108,7 +106,6 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
     in_shard = math.ceil(rows / shards)
     each, trained = bytes_per_vector(kind, dim), bytes_of_trained(kind, dim)
     shard_bytes = math.ceil(in_shard * each) + trained
-    ids = rows * measured.ID_BYTES
     whole = math.ceil(rows * each) + shards * trained
     blocks = rows * (8 + _pq_bytes(kind)) if kind.is_fast_scan else 0
     sample = rows_trained_on(factory, rows, dim)
@@ -119,7 +116,6 @@ def size_of(factory: str, rows: int, dim: int, shard_rows: int) -> IndexSize | N
         shards=shards,
         bytes=whole,
         shard_bytes=shard_bytes,
-        ids_bytes=ids,
         sample=sample,
         train=math.ceil(measured.TRAIN_RATIO * (4 * dim * sample + trained)) + measured.TASK_BYTES,
         fill=_fill(kind, in_shard, dim) + trained,
@@ -146,7 +142,6 @@ def _size_in_lance(kind: LanceKind, rows: int, dim: int, shard_rows: int) -> Ind
         shards=shards,
         bytes=whole,
         shard_bytes=in_shard * each + trained,
-        ids_bytes=0,
         sample=sample,
         train=math.ceil(read) + measured.TASK_BYTES,
         fill=math.ceil(filled) + measured.TASK_BYTES,
