@@ -24,6 +24,7 @@ from reembed.events import Indexed, Notice, Working
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.grow import Change, Older, grow
+from reembed.index.target import TargetMissed
 from reembed.store.paths import index_folder
 from reembed.strategies import lance_indexing as in_lance
 from reembed.strategies.context import (
@@ -122,7 +123,7 @@ def _in_lance(context: RunContext, sealed: SealedTable) -> LanceManifest:
     job = replace(job, queries=_announced(context), trained=older)
     try:
         return in_lance.built(context, job, sealed)
-    except index.TargetMissed as missed:
+    except TargetMissed as missed:
         if older is None:
             raise
         context.emit(_trained_again(missed))
@@ -151,7 +152,7 @@ def _older_in_lance(context: RunContext, table: TableVersion) -> in_lance.Older 
     return in_lance.Older(base.index, manifest, since)
 
 
-def _trained_again(missed: index.TargetMissed) -> Notice:
+def _trained_again(missed: TargetMissed) -> Notice:
     return Notice(f"{missed.what}: it was trained on other vectors, and is trained again")
 
 
@@ -160,7 +161,7 @@ def _built_or_finer(context: RunContext, sealed: SealedTable, job: _Job) -> Inde
     while True:
         try:
             return _built(context, sealed, job)
-        except index.TargetMissed as missed:
+        except TargetMissed as missed:
             if job.build.trained is not None:
                 context.emit(_trained_again(missed))
                 build = replace(job.build, trained=None)

@@ -35,6 +35,7 @@ from reembed.events import Notice
 from reembed.index import build as index
 from reembed.index import files as index_store
 from reembed.index.exact import EXACT_K, ExactSearch, checked_batches
+from reembed.index.target import Target
 from reembed.index.tune import Tuned, first_to_reach, most_lists
 from reembed.index.types import RECALL_K, Float32, Int64
 from reembed.index.wider import best
@@ -268,7 +269,7 @@ def _tuned(
     better = "reembed run --set index.kind=lance --set index.factory=IVF_FLAT     # whole vectors"
     if whole:
         better = "reembed run --set index.kind=faiss --set index.factory=Flat     # exact: every vector is compared"
-    target = index.Target(wanted, job.plan.gate.ann_recall, job.plan.catch_up)
+    target = Target(wanted, job.plan.gate.ann_recall, job.plan.catch_up)
     target.require(model.kind.name, tuned, prepared.tuned_on, better)
     return tuned
 

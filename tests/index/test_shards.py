@@ -21,6 +21,7 @@ from reembed.index import files
 from reembed.index import fill as fill_module
 from reembed.index.build import Build, Prepared, Trained, cut_into_shards
 from reembed.index.exact import EXACT_K, ann_recall, exact_search
+from reembed.index.target import Target, TargetMissed, better
 from reembed.index.tune import Measured, Tuned, choose
 from reembed.index.types import Float32
 from reembed.store.records import encode
@@ -295,10 +296,8 @@ def test_ids_that_wait_for_a_shard_to_be_full_do_not_keep_the_batch_they_came_in
 def missed(factory: str, target: float, gate: float, catch_up: str = "") -> str:
     """The fix of an index that found 600 of 1,000."""
     tuned = Tuned({"nprobe": 2}, np.full(100, 0.6))
-    with pytest.raises(steps.TargetMissed) as refused:
-        steps.Target(target, gate, catch_up).require(
-            factory, tuned, "queries", steps._better(factory, target)
-        )
+    with pytest.raises(TargetMissed) as refused:
+        Target(target, gate, catch_up).require(factory, tuned, "queries", better(factory, target))
     return str(refused.value.fix)
 
 

@@ -18,7 +18,7 @@ from reembed.catalog.releases import Catalog, Release
 from reembed.config.settings import Config
 from reembed.index import build as index_build
 from reembed.index import train
-from reembed.index.build import TargetMissed
+from reembed.index.target import TargetMissed
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild

@@ -25,8 +25,8 @@ from reembed.index import build as index_build
 from reembed.index import files as index_store
 from reembed.index import grow as growing
 from reembed.index import held as held_ids
-from reembed.index.build import TargetMissed
 from reembed.index.exact import exact_search
+from reembed.index.target import TargetMissed
 from reembed.lifecycle.promote import follow, promote
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up

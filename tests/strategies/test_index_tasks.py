@@ -18,7 +18,7 @@ from reembed.config.settings import Config
 from reembed.engine.executor import ONE_CPU, Needs
 from reembed.errors import ReembedError, UsageError
 from reembed.events import Listener
-from reembed.index.build import TargetMissed
+from reembed.index.target import TargetMissed
 from reembed.planning.sizing import size_of
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up

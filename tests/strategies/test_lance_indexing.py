@@ -19,8 +19,8 @@ from reembed.catalog.reports import VECTORS
 from reembed.config.settings import Config
 from reembed.errors import IntegrityError, UsageError
 from reembed.events import Notice
-from reembed.index.build import TargetMissed
 from reembed.index.exact import ann_recall, exact_search
+from reembed.index.target import TargetMissed
 from reembed.lifecycle import gc
 from reembed.lifecycle.held import held_by
 from reembed.lifecycle.promote import follow, promote
