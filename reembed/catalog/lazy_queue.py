@@ -22,6 +22,7 @@ from reembed.store.at_once import at_once
 from reembed.store.records import decode, encode
 from reembed.store.storage import Storage
 
+_READ_TOGETHER = 16
 MOST_IDS = 4_096
 """Ids in one file."""
 _FILE = re.compile(r"([0-9]{15})-[0-9a-f]{32}\.json")
@@ -85,3 +86,17 @@ def age_s(file: str) -> float:
     assert found is not None  # a name that `files` returned
     written = dt.datetime.fromtimestamp(int(found[1]) / 1000, dt.UTC)
     return (dt.datetime.now(dt.UTC) - written).total_seconds()
+
+
+def oldest(queue: Queue, most: int) -> tuple[list[str], list[str | int]]:
+    """Return the oldest files of the queue that have about so many documents, and the documents."""
+    taken: list[str] = []
+    found: dict[str | int, None] = {}
+    files = queue.files()
+    for start in range(0, len(files), _READ_TOGETHER):
+        for name, ids in queue.each(files[start : start + _READ_TOGETHER]):
+            if taken and len(found) + len(ids) > most:
+                return taken, list(found)
+            taken.append(name)
+            found |= dict.fromkeys(ids)
+    return taken, list(found)

@@ -20,7 +20,7 @@ from reembed.catalog import lazies, lazy_background
 from reembed.catalog.alias import who
 from reembed.catalog.lazies import Lazy, LazyPlan, Predicted
 from reembed.catalog.lazy_batches import Batch, keep
-from reembed.catalog.lazy_queue import Queue
+from reembed.catalog.lazy_queue import Queue, oldest
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
@@ -39,7 +39,6 @@ from reembed.strategies.lazy_side import Side, drawn, side_alias
 from reembed.strategies.members import bring, cold
 
 _LONGEST_ALIAS = 32
-_READ_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -297,7 +296,7 @@ def batch(
         began, queue = time.monotonic(), Queue(catalog.storage, plan)
         side = Side.of(catalog, config, plan.number, plan.source, plan.encoder)
         source = Source(plan.source, catalog.source_options).newest()
-        files, wanted = _oldest(queue, most)
+        files, wanted = oldest(queue, most)
         if others is not None:
             wanted += cold(side.members, source, most - len(wanted), wanted, others)
         brought = bring(side.members, source, wanted)
@@ -389,17 +388,3 @@ def _require(found: Lazy, *states: str) -> None:
 def _stands(found: Lazy) -> str:
     plan, step = found.plan, found.step
     return f"lazy migration {plan.number} of {plan.alias} is {step.state} since {step.at}, by {step.by}"
-
-
-def _oldest(queue: Queue, most: int) -> tuple[list[str], list[str | int]]:
-    """Return the oldest files of the queue that have about so many documents, and the documents."""
-    taken: list[str] = []
-    found: dict[str | int, None] = {}
-    files = queue.files()
-    for start in range(0, len(files), _READ_TOGETHER):
-        for name, ids in queue.each(files[start : start + _READ_TOGETHER]):
-            if taken and len(found) + len(ids) > most:
-                return taken, list(found)
-            taken.append(name)
-            found |= dict.fromkeys(ids)
-    return taken, list(found)
