@@ -78,8 +78,8 @@ def change_the_source(pair: Pair, changed: int, deleted: int) -> None:
         [{**row, "text": f"other {at}"} for at, row in enumerate(rows[:changed])]
     )
     dataset.merge_insert("doc_id").when_matched_update_all().execute(table)
-    gone = ", ".join(f"'{name}'" for name in IDS[changed : changed + deleted])
-    dataset.delete(f"doc_id IN ({gone})")
+    for name in IDS[changed : changed + deleted]:
+        dataset.delete(f"doc_id = '{name}'")
     for tag in dataset.tags.list():
         dataset.tags.delete(tag)
     lance.dataset(pair.source).cleanup_old_versions(older_than=None, retain_versions=1)
@@ -198,6 +198,22 @@ def test_a_metric_that_counts_too_many_results_is_not_predicted(pair):
 # --- what it is based on ---
 
 
+def test_a_document_that_several_queries_find_is_embedded_once(pair, monkeypatch):
+    texts: list[str] = []
+    mine = {row["text"] for row in documents(DOCUMENTS, 0)}
+    honest = HashingEncoder.embed_documents
+
+    def counted(self: HashingEncoder, some: list[str]) -> Any:
+        texts.extend(t for t in some if t in mine)  # not the golden texts
+        return honest(self, some)
+
+    monkeypatch.setattr(HashingEncoder, "embed_documents", counted)
+    found = asked(pair, pair.live, 16)
+    assert len(texts) == found.documents.embedded == len(set(texts))
+    assert found.documents.embedded < QUERIES * DEPTH
+    assert found.tokens > found.documents.embedded
+
+
 def test_texts_are_held_in_batches_that_do_not_change_the_result(pair, monkeypatch):
     whole = asked(pair, pair.live, 16)
     most: list[int] = []
@@ -235,6 +251,13 @@ def test_changed_and_deleted_documents_are_counted_and_left_out(pair):
     assert f"{documents.changed} documents whose text changed" in said(found)
     assert f"{documents.gone} documents that the source no longer has" in said(found)
     assert next(r for r in found.rules if r.name == "same texts").verdict == "pass"
+
+
+def test_it_is_inconclusive_where_most_texts_are_gone(pair):
+    change_the_source(pair, changed=DOCUMENTS // 2, deleted=0)
+    found = asked(pair, pair.live, 256)
+    assert found.verdict == "inconclusive"
+    assert next(r for r in found.rules if r.name == "same texts").verdict == "inconclusive"
 
 
 def test_what_the_new_model_cannot_embed_is_not_found(pair, monkeypatch):
