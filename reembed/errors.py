@@ -4,6 +4,7 @@ ReembedError (1)                a failure with a known reason
 ├── UsageError (2)              the command line or the config is wrong
 │   └── ConfigError             one or more settings are wrong; all of them are named at once
 ├── SourceError (2)             the source dataset cannot be used as it is
+│   └── SourceUnreachable (2)   its disk or its object store failed
 ├── EncoderError (2)            an encoder cannot embed
 │   ├── SetupError (2)          the model cannot be loaded, or a setting does not fit: the run stops
 │   ├── DocumentError (1)       this text cannot be embedded: a dead letter
@@ -14,6 +15,7 @@ ReembedError (1)                a failure with a known reason
 │   └── TooManyDeadLetters      more documents could not be embedded than are allowed
 ├── NoCapacity (75)             no node is left that a model fits on; the same command resumes
 ├── Interrupted (75, 130)       the process was asked to end: SIGTERM, Ctrl-C
+├── StorageFailed (1)           a disk or an object store failed
 ├── IntegrityError (1)          stored bytes are not what was written
 ├── NotVerified (2)             a verification could not be carried out
 ├── GateFailed (3)              the comparison failed or is missing
@@ -71,6 +73,10 @@ class SourceError(ReembedError):
     """The source dataset is missing, empty, or its columns do not fit."""
 
     exit_code = 2
+
+
+class SourceUnreachable(SourceError):
+    """The store that the source is in did not answer, or answered with an error."""
 
 
 class EncoderError(ReembedError):
@@ -176,6 +182,10 @@ class Inconclusive(ReembedError):
     """The comparison has too few queries to decide."""
 
     exit_code = 6
+
+
+class StorageFailed(ReembedError):
+    """A disk or an object store did not answer, or answered with an error."""
 
 
 def require_whole(

@@ -282,6 +282,16 @@ class Looked(Event, stage="look"):
 
 
 @dataclass(frozen=True)
+class LookFailed(Event, stage="failed"):
+    """A look of a shadow was not finished; the next one tries again."""
+
+    what: str
+    why: str | None
+    seconds: float
+    """Until the next look."""
+
+
+@dataclass(frozen=True)
 class Behind(Event, stage="lag"):
     """How far a release is behind its source."""
 

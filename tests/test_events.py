@@ -28,6 +28,7 @@ from reembed.events import (
     Indexed,
     Kept,
     Looked,
+    LookFailed,
     Notice,
     Planned,
     Progress,
@@ -72,6 +73,7 @@ EVENTS: list[Event] = [
     Candidate(RUN, None),
     AliasMoved("docs", "promote", 1, None, RUN),
     Looked(1, 7, 312, "inconclusive", False),
+    LookFailed("another process catches up", "since 12:00", 3600.0),
     Behind(RUN, 1, 3, None, 5.0),
     Serving("docs", RUN, "http://127.0.0.1:8080"),
 ]

@@ -227,6 +227,12 @@ def _(e: events.Looked) -> str:
 
 
 @words.register
+def _(e: events.LookFailed) -> str:
+    why = f" ({e.why})" if e.why else ""
+    return f"this look was not finished: {e.what}{why}; the next one is in {_duration(e.seconds)}"
+
+
+@words.register
 def _(e: events.AliasMoved) -> str:
     return f"{e.alias}: {e.before or 'nothing'} -> {e.release}"
 

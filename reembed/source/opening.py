@@ -12,7 +12,7 @@ from obstore.exceptions import BaseError
 
 from reembed.catalog.releases import SourceRef
 from reembed.config.options import Options
-from reembed.errors import ConfigError, ReembedError, SourceError
+from reembed.errors import ConfigError, ReembedError, SourceError, SourceUnreachable
 from reembed.source.delta import fingerprint
 from reembed.store.lance import open_dataset
 from reembed.store.paths import is_remote
@@ -81,7 +81,8 @@ def _cannot_open(uri: str, version: int | None, options: Options, error: OSError
         with suppress(OSError):  # only this version may be missing
             newest = open_dataset(uri, None, dict(options)).version
             fix = f"reembed run --set source.version={newest}     # the newest version there is"
-    return SourceError(what, str(error), fix)
+    kind = SourceError if isinstance(error, FileNotFoundError) else SourceUnreachable
+    return kind(what, str(error), fix)
 
 
 def _tables_in(uri: str, options: Options) -> list[str]:

@@ -26,7 +26,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from reembed.config.options import Options, as_options, resolved
-from reembed.errors import IntegrityError, ReembedError, UsageError
+from reembed.errors import IntegrityError, StorageFailed, UsageError
 from reembed.redact import without_options
 from reembed.store.paths import absolute, is_remote
 from reembed.store.records import Record, decode, encode, from_bytes, to_bytes
@@ -80,13 +80,13 @@ def storage_errors(
     failed: str = "the storage request failed",
     fix: str = "reembed config     # storage.root, storage.options, and the keys in the environment",
 ) -> Iterator[None]:
-    """Turn an error of a disk or an object store into a ReembedError that says what failed."""
+    """Turn an error of a disk or an object store into a StorageFailed that says what failed."""
     try:
         yield
     except (OSError, BaseError, ValueError) as error:
         if not is_of_storage(error):
             raise
-        raise ReembedError(failed, f"{type(error).__name__}: {first_line(error)}", fix) from error
+        raise StorageFailed(failed, f"{type(error).__name__}: {first_line(error)}", fix) from error
 
 
 def _not_a_folder(place: str) -> UsageError:

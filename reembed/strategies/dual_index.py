@@ -19,21 +19,33 @@ from reembed.clock import now
 from reembed.config.gate import GateConfig
 from reembed.config.settings import Config, changed_settings
 from reembed.engine.executor import Executor
-from reembed.errors import Conflict, UsageError
+from reembed.errors import (
+    Conflict,
+    NoCapacity,
+    ProviderError,
+    RunFailed,
+    SourceUnreachable,
+    StorageFailed,
+    UsageError,
+)
 from reembed.evaluation import comparisons, looks, shadows
 from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.figures import Sides
 from reembed.evaluation.kept import compare_and_keep
 from reembed.evaluation.shadows import LookRecord, ShadowPlan
 from reembed.evaluation.terms import Asked as AskedToCompare
-from reembed.events import Listener, Looked
+from reembed.events import Listener, Looked, LookFailed
 from reembed.lifecycle import candidates
 from reembed.lifecycle.holdover import Shadow, last_shadow, record_cut_over, went_live
 from reembed.lifecycle.promote import Reasons, rollback
 from reembed.store.paths import absolute_queries
+from reembed.store.storage import storage_errors
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.context import emit_ignored
 from reembed.strategies.up_to_date import catch_up_and_follow, promote_up_to_date
+
+_PASSES = Conflict, NoCapacity, ProviderError, RunFailed, SourceUnreachable, StorageFailed
+"""Errors that may be gone at the next look: another process was faster; nodes, a provider, a job or a store failed."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +114,21 @@ def shadow(
 ) -> Shadowed:
     """Look once, or at an interval until queries that arrive change nothing more; return where it ended.
 
+    With an interval, a look that fails for a reason that may be gone at the next one (`_PASSES`) is told, and the
+    next one tries again. The first look must succeed.
+
     Raises errors as `look_once`.
     """
+    found: Shadowed | None = None
     while True:
-        found = look_once(catalog, config, asked, emit, executor=executor)
+        try:
+            with storage_errors("a look of the shadow could not read or write"):
+                found = look_once(catalog, config, asked, emit, executor=executor)
+        except _PASSES as error:
+            gone = isinstance(error.__cause__, FileNotFoundError)  # what should be there: damage
+            if every_s is None or found is None or gone:
+                raise
+            emit(LookFailed(error.what, error.why, every_s))
         if every_s is None or found.is_settled:
             return found
         asked = replace(asked, new=None)  # the first call started it

@@ -77,7 +77,7 @@ def promote_up_to_date(
         except SourceError as error:
             again = f"reembed promote {asked.id} --no-catch-up{reasons.flags}"
             fix = f"{again}     # documents changed since the build are missing"
-            raise SourceError(error.what, error.why, fix) from error
+            raise type(error)(error.what, error.why, fix) from error
     steps = Steps(emit)
     record = promote(
         catalog,

@@ -24,11 +24,22 @@ from reembed import faults
 from reembed.catalog.releases import Catalog
 from reembed.cli.verbs import cli as reembed_cli
 from reembed.config.settings import Config
-from reembed.errors import Conflict, UsageError
+from reembed.errors import (
+    Conflict,
+    IntegrityError,
+    Interrupted,
+    NoCapacity,
+    ProviderBusy,
+    RunFailed,
+    SourceError,
+    SourceUnreachable,
+    StorageFailed,
+    UsageError,
+)
 from reembed.evaluation import comparisons, gate, looks, shadows
 from reembed.evaluation.metrics import named
 from reembed.evaluation.queries import EvalSet, load_eval_set
-from reembed.events import Ignored
+from reembed.events import Ignored, LookFailed
 from reembed.lifecycle import candidates
 from reembed.lifecycle.promote import promote, rollback
 from reembed.serving.live import OpenRelease
@@ -422,6 +433,81 @@ def test_the_command_from_the_first_look_to_the_end_of_the_holdover(
     assert "kept up to date" not in said("gc")
 
 
+def looks_that(monkeypatch: Any, *ends: Callable[[], None]) -> list[float]:
+    """Let each wait before another look do one of these, in turn; return the seconds waited."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        ends[len(waited)]()
+        waited.append(seconds)
+
+    monkeypatch.setattr(dual_index.time, "sleep", sleep)
+    return waited
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Conflict("another process catches up"),
+        RunFailed("a catch-up stopped"),
+        NoCapacity("no node"),
+        ProviderBusy("no room"),
+        SourceUnreachable("the source does not answer"),
+        OSError("the store does not answer"),
+    ],
+)
+def test_a_look_that_fails_for_what_passes_is_told_and_the_next_one_tries_again(
+    arriving, better, monkeypatch, error
+):
+    catch_up, told = dual_index.catch_up, []
+    waited = looks_that(
+        monkeypatch,
+        lambda: monkeypatch.setattr(dual_index, "catch_up", failing(error)),
+        lambda: monkeypatch.setattr(dual_index, "catch_up", catch_up),
+        lambda: arriving.come(4, 60),
+    )
+    arriving.come(0, 4)
+    args = better.catalog, arriving.config(256), ONCE, 60.0
+    found = shadow(*args, told.append, executor=Inline())
+    assert (found.verdict, waited) == ("pass", [60.0] * 3)
+    (failed,) = (event for event in told if isinstance(event, LookFailed))
+    assert str(error) in f"{failed.what} {failed.why}"
+    assert failed.seconds == 60
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("wrong"),
+        SourceError("gone"),
+        FileNotFoundError("values"),
+        IntegrityError("damaged"),
+        Interrupted(15),
+    ],
+)
+def test_a_look_that_fails_for_what_stays_ends_the_shadow(arriving, better, monkeypatch, error):
+    looks_that(monkeypatch, lambda: monkeypatch.setattr(dual_index, "catch_up", failing(error)))
+    arriving.come(0, 4)
+    args = better.catalog, arriving.config(256), ONCE, 60.0
+    with pytest.raises((type(error), StorageFailed)):
+        shadow(*args, Silent(), executor=Inline())
+
+
+def test_the_first_look_that_fails_ends_it_whatever_the_reason(arriving, better, monkeypatch):
+    monkeypatch.setattr(dual_index, "catch_up", failing(Conflict("another process catches up")))
+    arriving.come(0, 4)
+    args = better.catalog, arriving.config(256), ONCE, 60.0
+    with pytest.raises(Conflict):
+        shadow(*args, Silent(), executor=Inline())
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
 def test_the_command_exits_3_where_the_candidate_fails_and_needs_a_reason_to_begin_again(
     arriving, pair, said
 ):
@@ -542,7 +628,7 @@ def test_a_look_that_is_killed_did_not_happen_or_counts_once(arriving, pair, mon
     try:
         killed_at(monkeypatch, points, arriving.shadow)
         right = as_it_should_be(pair, 4)
-    except FileNotFoundError:
+    except StorageFailed:  # the values are not there
         right = False
     assert right == (bug is None)
 
