@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from reembed.errors import SpaceMismatch
 WHOLE_DOCUMENTS = "none"
 """Chunking of a space with one vector per document: tokens beyond max_length are cut."""
 _LABELS = ("model", "revision")
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,15 @@ class Space:
             return
         mine, theirs = _flat(self), _flat(other)
         differing = ", ".join(
-            f"{name} {mine.get(name)!r} against {theirs.get(name)!r}"
+            f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}"
             for name in {**mine, **theirs}
             if mine.get(name) != theirs.get(name)
         )
-        raise SpaceMismatch(f"{where}: space {other.id} where {self.id} is needed", differing)
+        raise SpaceMismatch(
+            f"{where}: space {other.id} where {self.id} is needed",
+            differing,
+            f"reembed config     # the model's files and settings must be those of space {self.id}",
+        )
 
 
 def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
@@ -126,6 +132,12 @@ def with_id(record: Any, whole: Callable[[Any], Space]) -> Space:
     if space.id != record.get("id"):
         raise SpaceMismatch(f"space {record.get('id')} describes the fields of space {space.id}")
     return space
+
+
+def _short(value: object) -> str:
+    """Return a value for people, of a digest its beginning."""
+    is_digest = isinstance(value, str) and _DIGEST.fullmatch(value)
+    return repr(str(value)[:12] if is_digest else value)
 
 
 def _flat(space: Space) -> Mapping[str, object]:

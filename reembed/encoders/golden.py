@@ -97,6 +97,17 @@ def require(storage: Storage, origin: str, encoder: Encoder, sha256: str | None 
     _require_same(first, _golden(encoder), origin)
 
 
+def measured(storage: Storage, origin: str, encoder: Encoder) -> str:
+    """Return in words how an encoder's vectors differ from the golden ones of a line.
+
+    Raises:
+        IntegrityError: the line has no golden vectors.
+    """
+    first = decode(Golden, from_bytes(_read(storage, origin), storage.uri(path(origin))))
+    why = _differs(first, _golden(encoder))
+    return why or "its vectors of the golden texts are the same"
+
+
 def sha256_of(storage: Storage, origin: str) -> str:
     """Return the sha256 of a line's golden vectors, as a release records it.
 
@@ -144,17 +155,20 @@ def _rows(vectors: Vectors) -> list[list[float]]:
 
 
 def _require_same(first: Golden, mine: Golden, origin: str) -> None:
-    pairs = {
-        "document": (first.documents, mine.documents),
-        "query": (first.queries, mine.queries),
-    }
-    for kind, (golden, found) in pairs.items():
-        if why := _difference(kind, np.array(golden), np.array(found)):
-            raise _other_model(first, mine, origin, why)
+    if why := _differs(first, mine):
+        raise _other_model(first, mine, origin, why)
+
+
+def _differs(first: Golden, mine: Golden) -> str | None:
+    """Return how the documents differ, else how the queries do; None if neither do."""
+    documents = _difference("document", np.array(first.documents), np.array(mine.documents))
+    return documents or _difference("query", np.array(first.queries), np.array(mine.queries))
 
 
 def _difference(kind: str, golden: Vectors, found: Vectors) -> str | None:
     """Return how vectors [32, dim] differ from golden ones; None if they are the same."""
+    if golden.shape != found.shape:
+        return f"vectors of {found.shape[1]} dimensions, where {golden.shape[1]} are needed"
     least, text = least_cosine(golden, found)
     if least < SAME:
         return f"cosine {least:.4f} for the {kind} {TEXTS[text][:40]!r}; at least {SAME} is needed"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
+from weakref import WeakValueDictionary, finalize
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.options import require_texts, secrets_in
@@ -101,8 +101,10 @@ class Index:
         self._shadowing = threading.Lock()
         self._shadow: Shadow | None = None
         self._lazy = LazyServing(catalog, lazy_budget)
-        weakref.finalize(self, self._lazy.close)  # also at exit: documents that turned up are kept
+        finalize(self, self._lazy.close)  # also at exit: documents that turned up are kept
         require_id("alias", catalog.alias)
+        self._opened: WeakValueDictionary[str, OpenRelease] = WeakValueDictionary()
+        """What is open here by the release's id: live, candidates beside it, and those that searches still hold."""
         self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
         """A step of the alias and its open release, replaced together."""
         self.refresh_error: Exception | None = None
@@ -213,7 +215,7 @@ class Index:
         release = self._catalog.release(release_id)
         if self._catalog.is_retired(release):
             raise UsageError(f"release {release.id} was removed by gc", None, "reembed status")
-        return OpenRelease.open(self._catalog.storage, release, self.current)
+        return self._open_release(release)
 
     def encode_queries(self, texts: Sequence[str]) -> EncodedQueries:
         """Return the vectors of query texts [Q, dim] with their space, for `search`.
@@ -256,8 +258,9 @@ class Index:
         try:
             before, open_now = self._open()
             record = self._catalog.require_live()
-            loaded = self._load(record, open_now, opens=record.token != before.token)
-            moved = loaded[1] is not open_now
+            opens = record.token != before.token
+            loaded = self._load(record, open_now, opens=opens)
+            moved = opens or loaded[1] is not open_now
             if moved:
                 with self._closing:
                     self._open()
@@ -289,8 +292,21 @@ class Index:
         """Return a step with its release, which is opened, or is still the one before."""
         old = before
         if old is None or opens:
-            old = OpenRelease.open(self._catalog.storage, record.release, before)
+            old = self._open_release(record.release)
         return record, self._lazy.beside(old, before)
+
+    def _open_release(self, release: Release) -> OpenRelease:
+        """Open a release; one that is open already, or parts that another has, are shared: a candidate may go live."""
+        held = [opened for held in self._opened.valuerefs() if (opened := held()) is not None]
+        for opened in held:
+            if opened.release == release:
+                return opened
+        alike = [opened for opened in held if opened.release.space == release.space]
+        same_line = [opened for opened in alike if opened.release.origin == release.origin]
+        beside = next(iter([*same_line, *alike]), None)
+        opened = OpenRelease.open(self._catalog.storage, release, beside)
+        self._opened[release.id] = opened
+        return opened
 
     def _open(self) -> tuple[AliasRecord, OpenRelease]:
         serving = self._serving

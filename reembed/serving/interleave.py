@@ -122,8 +122,7 @@ class Interleaving:
         Give all of them: clicks of a request that come again replace those before.
 
         Raises:
-            UsageError: `doc_ids` is a single text.
-            ValueError: a document was not shown.
+            UsageError: `doc_ids` is a single text, or a document was not shown.
         """
         if isinstance(doc_ids, str | bytes):
             why = "a single text would be taken letter by letter"

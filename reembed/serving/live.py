@@ -116,10 +116,7 @@ class OpenRelease:
         if (
             encoder is not given
         ):  # of the one in memory, the golden vectors say more than its files do
-            release.space.require(
-                encoders.describe(release.encoder, release.space.vector_dtype),
-                f"the query model of release {release.id}",
-            )
+            _require_space(storage, release, encoder)
         golden.require(storage, release.origin, encoder, release.golden_sha256)
         return cls(release, table, index, encoder)
 
@@ -269,6 +266,16 @@ class OpenRelease:
 def _no_answer(queries: int) -> Answer:
     nowhere = np.full((queries, 1), -1, np.int64)
     return Answer(nowhere, np.full((queries, 1), -np.inf, np.float32), lambda _: [], lambda at: at)
+
+
+def _require_space(storage: Storage, release: Release, encoder: Encoder) -> None:
+    """Refuse a model whose files or settings are not those of the release, and say how its vectors differ."""
+    here = encoders.describe(release.encoder, release.space.vector_dtype)
+    try:
+        release.space.require(here, f"the query model of release {release.id}")
+    except SpaceMismatch as error:
+        why = f"{error.why}; {golden.measured(storage, release.origin, encoder)}"
+        raise SpaceMismatch(error.what, why, error.fix) from error
 
 
 def _open_index(

@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from reembed.errors import UsageError
+
 Team = Literal["live", "candidate"]
 
 
@@ -60,11 +62,15 @@ def credit(shown: Interleaved, clicked: Collection[str]) -> int:
     """Return which team has more of the clicked documents: 1 the candidate, -1 live, 0 neither.
 
     Raises:
-        ValueError: a clicked document was not shown.
+        UsageError: a clicked document was not shown.
     """
     team_of = dict(zip(shown.doc_ids, shown.teams, strict=True))
     if unknown := sorted(set(clicked) - team_of.keys()):
-        raise ValueError(f"clicked document {unknown[0]!r} is not among the {len(team_of)} shown")
+        raise UsageError(
+            f"clicked document {unknown[0]!r:.80} is not among the {len(team_of)} shown",
+            "a click counts for the release that picked the document",
+            "test.clicked(shown, [shown.hits[0].doc_id])     # documents of this answer",
+        )
     teams = [team_of[d] for d in set(clicked)]
     ahead = teams.count("candidate") - teams.count("live")
     return (ahead > 0) - (ahead < 0)

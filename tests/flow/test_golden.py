@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 
 import lance
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from inline import Inline
+from tiny_models import bert_model
 
 from reembed import api
 from reembed.catalog.releases import Catalog, Release
@@ -69,6 +72,35 @@ def test_a_release_is_not_served_with_a_model_that_makes_other_vectors(built, mo
     assert refused.value.why.endswith(f"at least {golden.SAME} is needed"), (
         "equal versions are named"
     )
+
+
+@pytest.mark.parametrize(
+    ("other", "field", "measured"),
+    [
+        ({"pooling": "cls"}, "pooling 'mean' against 'cls'", r"cosine -?0\.\d+ for the document"),
+        (
+            {"prompts": {"query": "query: "}},
+            "prompt_query '' against 'query: '",
+            r"cosine -?0\.\d+ for the query",
+        ),
+        ({"seed": 1}, "weights_sha256 '", r"cosine -?0\.\d+ for the document"),
+        ({"dim": 16}, "dim 32 against 16", "vectors of 16 dimensions, where 32 are needed"),
+        ({"max_length": 63}, "max_length 64 against 63", ""),
+    ],
+)
+def test_a_model_folder_that_was_changed_is_refused_with_what_changed_and_the_cosine(
+    tmp_path, make_config, corpus, quiet, other, field, measured
+):
+    folder = tmp_path / "model"
+    config = make_config(corpus(40), encoder={"model": str(bert_model(folder))})
+    release = full_rebuild(config, quiet, executor=Inline())
+    shutil.rmtree(folder)
+    bert_model(folder, **other)
+    with pytest.raises(SpaceMismatch) as refused:
+        OpenRelease.open(Storage.open(config.storage.root), release)
+    assert re.search(f"{field}.*; .*{measured}", refused.value.why), refused.value.why
+    assert re.search("[0-9a-f]{13}", refused.value.why) is None, "digests are short"
+    assert refused.value.fix.startswith("reembed config ")
 
 
 def test_a_model_whose_queries_alone_changed_is_refused_too(built, monkeypatch):

@@ -17,6 +17,8 @@ from inline import Inline, Silent
 from reembed import api
 from reembed.catalog.releases import Catalog
 from reembed.errors import IntegrityError, ReembedError, UsageError
+from reembed.index.curve import curve
+from reembed.index.exact import ann_recall, exact_search
 from reembed.lifecycle.promote import promote
 from reembed.serving import filters
 from reembed.serving.index import Index
@@ -373,3 +375,21 @@ def test_the_verb_and_the_api_take_a_filter(served):
     found = api.search(of.config, ["bada"], 4, columns=["year"], filter="year = 2003")
     assert [h.columns["year"] for h in found.hits[0]] == [2003] * 4
     assert isinstance(OpenRelease.open(of.catalog.storage, of.release).filters, filters.Filters)
+
+
+def test_the_curve_of_lances_index_is_what_searches_in_so_many_lists_find(served):
+    lent = served("lance")
+    opened, queries = lent.index.current, lent.vectors
+    index, exact = opened.index, exact_search(opened.table, lent.vectors, 40)
+    before = index.setting
+    found = curve(index, queries, exact, 60)
+    assert found is not None
+    setting, points = found
+    assert (setting, setting.name, setting.least, setting.most) == (before, "nprobe", 1, 4)
+    assert [points[0].value, points[-1].value] == [1, 4]
+    assert points[0].recall < points[-1].recall == 1.0
+    for point in points:
+        with index.set_to(point.value) as adjusted:
+            assert adjusted.setting.value == point.value
+            assert ann_recall(adjusted, queries, *exact).mean() == point.recall
+    assert index.setting == before

@@ -46,6 +46,25 @@ def test_what_is_handed_out_is_not_written_to(config):
     assert Index(catalog).lancedb().version == release.table_version
 
 
+def test_a_shallow_clone_takes_an_index_for_full_text_and_the_release_stays_as_it_is(
+    config, tmp_path
+):
+    import lancedb
+
+    release, catalog = promoted(config)
+    with Index(catalog) as index:
+        table = index.lancedb()
+        clone = table.to_lance().shallow_clone(str(tmp_path / "db/mine.lance"), table.version)
+        clone.create_scalar_index("title", "INVERTED")
+        mine = lancedb.connect(str(tmp_path / "db")).open_table("mine")
+        title = mine.to_arrow()["title"][7].as_py()
+        vector = index.encode_queries([title]).vectors[0]
+        words = mine.search(title, query_type="fts").limit(3).to_list()
+        both = mine.search(query_type="hybrid").vector(vector).text(title).limit(3).to_list()
+        assert title in {row["title"] for row in words} & {row["title"] for row in both}
+    assert Index(catalog).lancedb().version == release.table_version
+
+
 @pytest.mark.s3
 def test_it_opens_from_an_object_store(corpus, make_config, bucket):
     storage = {"root": f"{bucket.uri}/root", "options": bucket.options}

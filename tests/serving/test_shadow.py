@@ -28,13 +28,16 @@ QUERIES = [f"words of {n}" for n in range(40)]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
+    return release_three(tmp_path_factory.mktemp("shadow"))
+
+
+def release_three(folder):
     """A live release, a candidate of another space, and one of the same space."""
     import lance
     import pyarrow as pa
 
     from reembed.config.settings import Config
 
-    folder = tmp_path_factory.mktemp("shadow")
     names = [f"d{n:03}" for n in range(200)]
     rows = {"doc_id": names, "text": [f"words of {n} {n % 7}" for n in range(200)]}
     rows["year"] = list(range(200))
@@ -212,6 +215,28 @@ def test_a_candidate_that_is_live_is_not_read(built):
         assert (shown.interleaved, {h.release for h in shown.hits}) == (None, {other.id})
 
 
+def test_a_candidate_that_goes_live_is_opened_once_whoever_asks_it(tmp_path, quiet):
+    root, _, other, same = release_three(tmp_path)
+    catalog = Catalog(Storage.open(root), "docs")
+    with (
+        reembed.open(root, "docs") as index,
+        index.shadow(other.id, nothing, share=1.0) as shadow,
+        index.interleave(same.id) as test,
+    ):
+        promote(catalog, other.id, force_reason="a test")
+        assert index.refresh()
+        assert index.current is shadow._candidate
+        index.search(QUERIES[:1])
+        assert shadow.counts.sampled == 0
+        promote(catalog, same.id, force_reason="a test")
+        assert index.refresh()
+        assert index.current is test._candidate
+        held = weakref.ref(shadow._candidate)
+        shadow.close()
+        memory.collect()
+        assert held() is None, "what no one asks is freed"
+
+
 def test_queries_that_can_be_read_once_are_read_by_both(built, index):
     reads = []
     with index.shadow(built[2].id, reads.append, share=1.0) as shadow:
@@ -346,7 +371,7 @@ def test_closing_breaks_no_answer_under_way(built, index):
 def test_a_click_on_what_was_not_shown_is_refused(built, index):
     with index.interleave(built[2].id) as test:
         shown = test.search(QUERIES[0], "request", 3)
-        with pytest.raises(ValueError, match="is not among the 3 shown"):
+        with pytest.raises(UsageError, match="is not among the 3 shown"):
             test.clicked(shown, ["d999"])
     with pytest.raises(UsageError, match="closed"):
         test.search(QUERIES[0], "request")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reembed.errors import UsageError
 from reembed.evaluation.sequential import always_valid
 from reembed.serving.team_draft import Interleaved, credit, team_draft
 
@@ -62,5 +63,5 @@ def test_a_click_counts_once_and_one_outside_the_results_is_refused():
     assert credit(shown, ["a", "b"]) == 0
     assert credit(shown, ["b", "b"]) == 1
     assert credit(shown, ["a", "c", "b"]) == -1
-    with pytest.raises(ValueError, match=r"'z' is not among the 3 shown"):
+    with pytest.raises(UsageError, match=r"'z' is not among the 3 shown"):
         credit(shown, ["a", "z"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
 import shlex
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +28,8 @@ from reembed.serving.index import open as open_index
 
 SHUTDOWN_S = 30
 """Seconds that requests under way get when the server is stopped."""
+_LAST_S, _TURN_S = 2.0, 0.05
+"""Seconds in which connections that wait are accepted and their requests are read, at most, and between two looks."""
 _LEAST_TOKEN = 16
 
 
@@ -147,6 +152,32 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._listens()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept the connections that wait and read their requests, then end as uvicorn does.
+
+        Linux resets connections that were not accepted when the socket closes, and uvicorn closes those whose request
+        it has not read. With the shortest queue few more come meanwhile, and answers now close their connection.
+        """
+        self.server_state.default_headers.append((b"connection", b"close"))
+        listening = sockets or []
+        for waiting in listening:
+            waiting.listen(0)
+        until = time.monotonic() + _LAST_S
+        await asyncio.sleep(_TURN_S)
+        while self._unread(listening) and time.monotonic() < until:
+            await asyncio.sleep(_TURN_S)
+        await super().shutdown(sockets)
+
+    def _unread(self, listening: list[socket.socket]) -> bool:
+        """Return whether a connection waits to be accepted, or has sent what was not read."""
+        found = select.poll()
+        for one in listening:
+            found.register(one, select.POLLIN)
+        for connection in self.server_state.connections:
+            transport: Any = connection.transport
+            found.register(transport.get_extra_info("socket"), select.POLLIN)
+        return bool(found.poll(0))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

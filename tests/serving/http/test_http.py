@@ -353,9 +353,39 @@ def test_it_says_where_it_serves_once_it_takes_requests(built):
     assert taken == [0]
 
 
+def test_connections_that_wait_when_it_is_stopped_get_their_answers(built):
+    """The signal comes while the server's loop is busy: all of them are in the socket's queue."""
+    body = json.dumps({"queries": ["words"]}).encode()
+    clients: list[socket.socket] = []
+
+    def emit(event: object) -> None:  # the loop does nothing else meanwhile
+        if isinstance(event, Serving):
+            host, port = event.address.removeprefix("http://").split(":")
+            for n in range(50):
+                client = socket.create_connection((host, int(port)), timeout=30)
+                sent = _head(host, len(body)) + body
+                client.sendall(sent if n % 2 else sent[:20])
+                clients.append(client)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    served = server.serve(built[0], "127.0.0.1", 0, ServeOptions(), emit)
+    answers = [_read(client) for client in clients[1::2]]
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    assert all(b"connection: close" in answer.lower() for answer in answers)
+    assert served.requests == 25
+
+
 def test_a_server_that_was_stopped_says_what_it_did():
     said = text("serve", server.Served("http://127.0.0.1:8080", 1), [])
     assert said == "stopped: 1 request answered at http://127.0.0.1:8080"
+
+
+def _read(client):
+    """Return all that comes until the server ends the connection."""
+    parts = []
+    while part := client.recv(65_536):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _head(host, length):
