@@ -62,6 +62,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     runs: tuple[str, str] | None = None,
     cutoff: float | None = None,
     texts: bool = False,
+    document_texts: bool = False,
     reports: Sequence[str] = (),
     emit: Listener = ignore,
 ) -> Comparison:
@@ -78,11 +79,13 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
         runs: run files in TREC format, made by your own pipeline with each: judged instead of searches.
         cutoff: a cut-off of live's scores, to find the candidate's that correspond to it.
         texts: keep the texts of the queries in the file with the values of each query; the report shows them.
+        document_texts: show in the report how the texts of the documents begin; they are read from the source.
         reports: files to write the report to as well: .html, .md or .json.
 
     Raises:
         UsageError: nothing is live, judged queries changed, or evidence or a report's place cannot be used.
         IntegrityError: one of the two releases is damaged.
+        SourceError: texts of documents are asked for, and the source cannot be read.
     """
     from reembed.evaluation.kept import compare_and_keep
     from reembed.evaluation.terms import Asked
@@ -94,7 +97,7 @@ def compare(  # noqa: PLR0913 - one parameter an option of the verb
     new = candidate(catalog, config, release)
     files = tuple(texts_of("reports", reports, 'reports=["report.html"]'))
     settings = changed_queries, margin, reason, runs, cutoff, texts, changed_gate
-    asked = Asked(*settings, reports=files)
+    asked = Asked(*settings, reports=files, document_texts=document_texts)
     return compare_and_keep(catalog, live, new, absolute_queries(config.gate), asked, emit)
 
 

@@ -10,6 +10,7 @@ from reembed.evaluation.beside import beside
 from reembed.evaluation.comparisons import metric_name
 from reembed.evaluation.figures import Sides
 from reembed.evaluation.report import choices, evidence, notes
+from reembed.plural import counted
 from reembed.store.storage import readable
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def compared(c: Comparison) -> Lines:
     live, new = c.live, c.candidate
     yield (
         f"{c.alias}: {new.release} (candidate) against {live.release} (live),"
-        f" {c.queries.count:,} queries"
+        f" {counted(c.queries.count, 'query')}"
     )
     sides = (("candidate", new), ("live", live))
     yield from aligned([(n, s.model, f"{s.dim} dimensions", documents_of(s)) for n, s in sides])

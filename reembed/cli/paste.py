@@ -210,9 +210,9 @@ def _after_candidates(status: Status) -> str:
     if None in by_verdict:
         return f"reembed compare --candidate {by_verdict[None]}"
     if "inconclusive" in by_verdict:
-        more = "--changed-queries --reason 'WHY'     # after judging more queries"
         release = by_verdict["inconclusive"]
-        runs = {c.release.id: c.runs for c in status.candidates}
-        return f"{compare_again(release, runs.get(release))} {more}"
+        again = {c.release: c.again for c in status.older_candidates}
+        again |= {c.release.id: c.again for c in status.candidates}
+        return again.get(release) or compare_again(release, None)
     why = "the candidates failed" if left is None else "no other candidate passed"
     return f"reembed run     # with another model: {why}"

@@ -179,6 +179,7 @@ def _queries_used(terms: Terms, queries: EvalSet, held: Held, release: Release) 
         sets=queries.sets,
         same_text=queries.same_text,
         constant_slices=queries.constant_slices,
+        not_held=sum(document not in held.named for _, document in pairs),
     )
 
 

@@ -80,6 +80,8 @@ class QueriesUsed:
     """Distinct documents that were clicked, of each query of a log that judges."""
     clicks_outside: int = 0
     """Those of them that neither side has among its first 100 results."""
+    not_held: int = 0
+    """Judgements whose relevant document the candidate does not have: they count as not found."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ def _read_beir(place: Place, split: str, kept: Kept) -> JudgedSet:
     """Read the queries that the split judges, in the order of queries.jsonl."""
     uri = place.uri
     if not is_remote(uri) and not Path(uri).is_dir():
-        raise UsageError(f"{uri}: unknown kind of judged queries", f"known: {FORMATS}")
+        what = f"{uri}: unknown kind of judged queries"
+        raise UsageError(what, f"known: {FORMATS}", "set gate.queries to one of these")
     qrels_name = _qrels_name(place, split)
     qrels_place = f"{uri}/{qrels_name}"
     qrels = _parse_qrels(qrels_place, place.read(qrels_name))

@@ -15,6 +15,7 @@ from reembed.evaluation.page.document import Report, require_places
 from reembed.evaluation.queries import place_of
 from reembed.evaluation.terms import Asked
 from reembed.events import ChangedSetting, Ignored, Listener
+from reembed.source.lag import caught_up
 
 _DECIDE_NOTHING = ("logged", "logged_sample")
 
@@ -29,14 +30,19 @@ def compare_and_keep(
 ) -> Comparison:
     """Return the comparison that was kept, with its report's address; raise errors as `compare` and `require_places`.
 
+    SourceError if texts of documents are asked for and the source cannot be read.
+
     Emits `Ignored` for settings that differ from those that were planned.
     """
     require_places(asked.reports)
     record, values = compare(catalog, live, candidate, configured, asked)
     if changed := _ignored(record, configured):
         emit(Ignored(tuple(changed)))
+    report = Report(record, values, candidate, catalog.log())
+    if asked.document_texts:
+        report = report.with_texts(caught_up(catalog, candidate))
     kept = comparisons.keep(catalog, live, candidate, record, values.to_bytes())
-    report = Report(kept, values, candidate, catalog.log())
+    report = replace(report, comparison=kept)
     catalog.storage.write_bytes(kept.report, report.html().encode())
     for place in asked.reports:
         report.write(Path(place))

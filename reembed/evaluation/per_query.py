@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,8 @@ class Found:
     score: float
     grade: int | None
     """None if nobody judged it for the query."""
+    text: str | None = None
+    """The beginning of the document's; None where texts of documents are not asked for, or it has none any more."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,23 @@ class ChangedMost:
 
     lost: tuple[QueryChange, ...]
     won: tuple[QueryChange, ...]
+
+    @property
+    def documents(self) -> set[str]:
+        """Return the ids of the documents that either side found."""
+        changes = (*self.lost, *self.won)
+        return {d.doc_id for q in changes for d in (*q.found.live, *q.found.candidate)}
+
+    def with_texts(self, texts: Mapping[str, str]) -> ChangedMost:
+        """Return the same with the texts of the documents."""
+
+        def one(change: QueryChange) -> QueryChange:
+            found = change.found.each(
+                lambda side: tuple(replace(d, text=texts.get(d.doc_id)) for d in side)
+            )
+            return replace(change, found=found)
+
+        return ChangedMost(tuple(map(one, self.lost)), tuple(map(one, self.won)))
 
 
 @dataclass(frozen=True)

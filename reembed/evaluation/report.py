@@ -30,31 +30,61 @@ def choices(c: Comparison) -> list[str]:
     """Return the commands that can follow a comparison, the usual first; only a catch-up embeds documents."""
     new, live = c.candidate.release, c.live.release
     overrule = f"reembed promote {new} --force --reason 'WHY'     # overrule the gate; recorded permanently"
-    if made := not_passed_by_runs(c):
-        why = "promote needs run files that pass, as those before did not"
-        return [f"{compare_again(new, made.runs)}     # {why}", overrule]
+    if not_passed_by_runs(c):
+        return [again(c), overrule]
     if c.verdict == "pass":
         return [f"reembed promote {new}"]
     keep = f"reembed status     # keep {live}: it stays live, nothing changes"
     if c.shadow and c.verdict == "inconclusive":
         return ["reembed shadow     # with the queries that arrive", keep, overrule]
-    changed = c.summary().changed
-    queries = " --changed-queries" if "queries" in changed else ""
-    settings = " --changed-gate" if "settings" in changed else ""
-    margin = f" --margin {c.gate.margin:g}" if "margin" in changed else ""
-    again = f"{compare_again(new, c.summary().runs)}{settings}"
+    if _needs_quiet(c):
+        return [again(c), keep, overrule]
+    queries, margin = _changed(c)
     found = [keep]
     same = {rule.verdict for rule in c.rules if rule.name.startswith("same ")}
     if c.documents.behind and same != {"pass"}:
         missing = "it lacks documents; then compare again"
         found.insert(0, f"reembed catch-up {c.documents.behind}     # {missing}")
     if more := _more_queries(c):
-        found.append(f"{again} --changed-queries{margin} --reason 'WHY'     # {more}")
+        found.append(f"{_judged_again(c)} --changed-queries{margin} --reason 'WHY'     # {more}")
     if c.margin_needed is not None:
         wider = f"{c.margin_needed:g}"
         accept = f"accept a loss of up to {wider}; recorded, with who and why"
-        found.append(f"{again}{queries} --margin {wider} --reason 'WHY'     # {accept}")
+        found.append(f"{_judged_again(c)}{queries} --margin {wider} --reason 'WHY'     # {accept}")
     return [*found, overrule]
+
+
+def again(c: Comparison) -> str:
+    """Return the command that may decide after a comparison that was inconclusive."""
+    if made := not_passed_by_runs(c):
+        why = "promote needs run files that pass, as those before did not"
+        return f"{compare_again(c.candidate.release, made.runs)}     # {why}"
+    queries, margin = _changed(c)
+    if not _needs_quiet(c):
+        more = _more_queries(c) or "after judging more queries"
+        return f"{_judged_again(c)} --changed-queries{margin} --reason 'WHY'     # {more}"
+    reason = " --reason 'WHY'" if c.changes else ""
+    return f"{_judged_again(c)}{queries}{margin}{reason}     # on a quiet machine: only the latency is undecided"
+
+
+def _needs_quiet(c: Comparison) -> bool:
+    return [(r.name, r.verdict) for r in c.rules if r.verdict != "pass"] == [
+        ("latency", "inconclusive")
+    ]
+
+
+def _judged_again(c: Comparison) -> str:
+    """Return the command that compares again by the same settings and run files."""
+    summary = c.summary()
+    settings = " --changed-gate" if "settings" in summary.changed else ""
+    return f"{compare_again(c.candidate.release, summary.runs)}{settings}"
+
+
+def _changed(c: Comparison) -> tuple[str, str]:
+    """Return the options for queries and margin that were not the planned ones."""
+    changed = c.summary().changed
+    queries = " --changed-queries" if "queries" in changed else ""
+    return queries, f" --margin {c.gate.margin:g}" if "margin" in changed else ""
 
 
 def compare_again(release: str, runs: tuple[str, str] | None) -> str:
@@ -178,6 +208,11 @@ def left_out(c: Comparison) -> list[str]:
     queries, lines = c.queries, []
     if queries.dropped:
         lines.append(f"left out: {counted(queries.dropped, 'query')} without a relevant document")
+    if queries.not_held:
+        judgements = counted(queries.not_held, "judgement")
+        lines.append(
+            f"{judgements} of relevant documents that the candidate does not have: they count as not found"
+        )
     if queries.own_documents:
         own = f"{queries.own_documents:,} queries have a document's id: it is left out of their results, as BEIR does"
         if queries.own_judged:

@@ -52,6 +52,8 @@ class Asked:
     """Judge the metrics by this look of a shadow."""
     reports: tuple[str, ...] = ()
     """Local files to write the report to as well."""
+    document_texts: bool = False
+    """Show in the report how the documents' texts begin, too."""
 
 
 @dataclass(frozen=True)

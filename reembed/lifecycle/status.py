@@ -17,6 +17,7 @@ from reembed.catalog.reports import CutOffs
 from reembed.catalog.runs import Run, open_among, started_with
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
+from reembed.evaluation.report import again
 from reembed.lifecycle.candidates import candidates, newest_in, previous
 from reembed.lifecycle.holdover import Shadow, last_shadow
 from reembed.lifecycle.lazy_end import is_over
@@ -40,6 +41,8 @@ class Candidate:
     """The run files, of live and of the candidate, that this comparison was by; None if it was by searches."""
     compared_with: tuple[str, ...]
     """Lines of the other releases that it was compared with."""
+    again: str | None = None
+    """The command that compares it again, if that comparison was inconclusive."""
     superseded: bool = False
     """Whether live has the same settings and was started later: this is an older build of the same model."""
     cutoffs: CutOffs | None = None
@@ -53,12 +56,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OlderCandidate:
-    """A candidate whose record is not read: its id, and what listings say of it."""
+    """A candidate of which no more than this is read: its id, and what listings say of it."""
 
     release: str
     origin: str
     """The first release of its line."""
     verdict: str | None
+    again: str | None = None
+    """As of `Candidate`."""
     superseded: bool = False
 
 
@@ -271,7 +276,10 @@ def _older(
 ) -> OlderCandidate:
     found = _with_live(entry, live, compared)
     verdict = found.verdict(catalog) if found else None
-    return OlderCandidate(entry.id, entry.origin, verdict, entry.origin in superseded)
+    more = None
+    if found and verdict == "inconclusive":
+        more = again(comparisons.read(catalog, found.path))
+    return OlderCandidate(entry.id, entry.origin, verdict, more, entry.origin in superseded)
 
 
 def _candidate(
@@ -284,12 +292,16 @@ def _candidate(
     with_lines = sorted(other for line, other in compared if line == entry.origin)
     found = _with_live(entry, live, compared)
     record = comparisons.read(catalog, found.path) if found else None
-    decisive = comparisons.decisive(record) if record else None
+    decisive, more = None, None
+    if record:
+        decisive = comparisons.decisive(record)
+        more = again(record) if decisive.verdict == "inconclusive" else None
     return Candidate(
         release=catalog.release(entry.id),
         verdict=decisive.verdict if decisive else None,
         runs=decisive.runs if decisive else None,
         compared_with=tuple(with_lines),
+        again=more,
         superseded=entry.origin in superseded,
         cutoffs=record.cutoffs if record else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -277,6 +277,18 @@ class Source:
                 f"{self.uri} version {self.version} has {rows.num_rows} of {len(row_ids)} rows by id"
             )
         return documents(self.ref, rows)
+
+    def texts(self, doc_ids: Collection[str]) -> dict[str, str]:
+        """Return the texts of documents by their ids as text; those that it does not have are left out.
+
+        This reads every id.
+        """
+        wanted, found = pa.array(doc_ids, pa.string()), []
+        for some, rows in ids(self.dataset(), self.ref, None):
+            found += rows[np.asarray(pc.is_in(some.cast(pa.string()), wanted))].tolist()
+        taken = self.take(found)
+        texts = [(text or b"").decode() for text in taken[TEXT].to_pylist()]
+        return dict(zip(map(str, taken["doc_id"].to_pylist()), texts, strict=True))
 
     def sample(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Return id and text of random rows, the same for a seed; also of rows that the filter leaves out."""

@@ -29,7 +29,11 @@ from reembed.catalog.runs import Run
 from reembed.cli import text as report
 from reembed.config.gate import FrozenGate
 from reembed.errors import Conflict, GateFailed, IntegrityError, UsageError
+from reembed.evaluation import comparisons
 from reembed.evaluation.comparisons import Rule
+from reembed.evaluation.figures import RunFile, Sides
+from reembed.evaluation.gate import combine
+from reembed.evaluation.report import choices
 from reembed.lifecycle import gc
 from reembed.lifecycle.candidates import candidates, named
 from reembed.lifecycle.promote import promote, rollback
@@ -363,6 +367,37 @@ def test_status_names_every_candidate_with_its_verdict_however_many_there_are(ca
     catalog.storage.remove(next(p for p in kept(catalog) if p.endswith(".pass")))
     assert status(catalog).older_candidates[0].verdict == "pass", "a writer killed before it"
     assert named[-1].release.id == not_compared.id
+
+
+@pytest.mark.parametrize("others", [0, 6])
+def test_run_files_of_an_inconclusive_comparison_are_in_what_status_prints_next(catalog, others):
+    """`others`: so many failed after it that it is among those that are only named."""
+    live = make_release(catalog, "a")
+    promote(catalog, live.id, **FIRST)
+    by_runs = Sides(*(RunFile(place, "0", 30, 0, 0, 0) for place in ("old.trec", "new.trec")))
+    comparison(catalog, make_release(catalog, "b"), live, "inconclusive", runs=by_runs)
+    for n in range(others):
+        comparison(catalog, make_release(catalog, f"o{n}"), live, "fail", runs=by_runs)
+    said = report.text("status", status(catalog), ())
+    assert "Next: reembed compare --candidate b --runs old.trec new.trec " in said
+
+
+@pytest.mark.parametrize("others", [0, 6])
+def test_after_a_comparison_with_an_undecided_latency_alone_comes_another_one(catalog, others):
+    live = make_release(catalog, "a")
+    promote(catalog, live.id, **FIRST)
+    new = make_release(catalog, "b")
+    found = combine(Rule("latency", "inconclusive", "d"), Rule("verify", "pass", "d"))
+    comparison(catalog, new, live, "inconclusive", rules=found.rules)
+    for n in range(others):
+        comparison(catalog, make_release(catalog, f"o{n}"), live, "fail")
+    command = (
+        "reembed compare --candidate b     # on a quiet machine: only the latency is undecided"
+    )
+    assert report.text("status", status(catalog), ()).endswith(f"Next: {command}")
+    made = comparisons.newest(catalog, live, new)
+    assert made is not None
+    assert choices(made)[0] == command
 
 
 @pytest.mark.parametrize("others", [0, 6])

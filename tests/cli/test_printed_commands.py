@@ -66,6 +66,7 @@ PROSE = {
     "index.interleave(candidate)",
     'key="request 17"',
     "doc_ids=[doc_id]",
+    "test.clicked(shown, [shown.hits[0].doc_id])     # documents of this answer",
     "index.search(index.encode_queries(texts))     # with the same texts",
     "options=a-value",
     "a-value=a-value",

@@ -456,12 +456,12 @@ def test_two_comparisons_at_once_are_both_kept(pair, monkeypatch):
     record = pair.compare()
     numbers, raced = comparisons.numbers, []
 
-    def slow(catalog, folder):
-        found = numbers(catalog, folder)
+    def slow(storage, folder):
+        found = numbers(storage, folder)
         if not raced:
             raced.append(1)
             other = dataclasses.replace(record, by="another")
-            comparisons.keep(catalog, pair.live, pair.candidate, other, VALUES)
+            comparisons.keep(pair.catalog, pair.live, pair.candidate, other, VALUES)
         return found
 
     monkeypatch.setattr(comparisons, "numbers", slow)

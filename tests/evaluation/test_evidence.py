@@ -33,6 +33,7 @@ from reembed.evaluation.answers import truncated
 from reembed.evaluation.comparisons import Comparison
 from reembed.evaluation.gate import change_rule
 from reembed.evaluation.metrics import named
+from reembed.evaluation.page.document import beginning
 from reembed.evaluation.per_query import PerQuery
 from reembed.evaluation.terms import Asked
 from reembed.lifecycle.promote import promote
@@ -188,10 +189,14 @@ def test_what_is_left_out_or_odd_among_queries_is_told(pair, late_rows):
     asked = Asked(changed_queries=True, reason="odd ones")
     record = api.compare(config, pair.candidate.id, **options(asked), emit=lambda _: None)
     assert record.queries.judged_present == pytest.approx(31 / 32)
+    assert record.queries.not_held == 1
     for said in (text("compare", record), Path(record.report).read_text()):
         assert "4 queries have a text that another query has as well" in said
         assert "slice same: all queries have one value, left out" in said
         assert "96.9% of the relevant documents can be found" in said
+        assert (
+            "1 judgement of relevant documents that the candidate does not have: they count" in said
+        )
 
 
 # --- run files ---
@@ -784,3 +789,16 @@ def test_a_report_is_written_beside_the_kept_one_and_a_bad_place_is_told_before_
     with pytest.raises(UsageError, match="reports must be"):
         api.compare(pair.config(), pair.candidate.id, reports="report.html")
     assert pair.kept() == before
+
+
+def test_how_documents_begin_is_in_the_report_where_that_is_asked_for(pair, tmp_path):
+    place = tmp_path / "report.json"
+    record = pair.compare(Asked(document_texts=True, reports=(str(place),)))
+    texts = {row["doc_id"]: row["text"] for row in documents(DOCUMENTS, 0)}
+    most = json.loads(place.read_text())["changed_most"]["ndcg@10"]
+    shown = [d for q in (*most["lost"], *most["won"]) for side in q["found"].values() for d in side]
+    assert len(shown) >= 20
+    assert all(d["text"] == beginning(texts[d["doc_id"]]) for d in shown)
+    assert shown[0]["text"] in Path(record.report).read_text()
+    assert shown[0]["text"] not in Path(pair.compare().report).read_text()
+    assert "text" not in values(pair, record).table.column_names, "the queries' were not asked for"

@@ -434,7 +434,7 @@ def results(words: str) -> dict[str, Any]:
             alias=words, live=moved, lag=behind, previous=moved.release,
             candidates=(Candidate(moved.release, words, (words, words), (words,)),),
             rolled_back=RolledBack(words, words, words, words),
-            older_candidates=(OlderCandidate(words, words, words),),
+            older_candidates=(OlderCandidate(words, words, words, words),),
             retired=(words,), runs=(OpenRun(words, False, words, words, 2, 1, (), None, words),),
             older_runs=(words,), shadow=shadow(words),
         ),

@@ -94,6 +94,11 @@ def verify(config: Config, fresh_within: float | None, **options: Any) -> tuple[
     help="Keep the texts of the queries with their values; the report shows them.",
 )
 @click.option(
+    "--document-texts",
+    is_flag=True,
+    help="Show in the report how the texts of the documents begin.",
+)
+@click.option(
     "--report",
     "reports",
     multiple=True,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 
 from reembed.catalog.releases import AliasRecord, Release
@@ -15,10 +17,14 @@ from reembed.evaluation.page import grounds, operation, quality
 from reembed.evaluation.page.html import html
 from reembed.evaluation.page.markdown import markdown
 from reembed.evaluation.page.model import Judged, Page
+from reembed.evaluation.page.numbers import clipped
 from reembed.evaluation.per_query import ChangedMost, PerQuery
+from reembed.source.dataset import Source
 from reembed.store.records import encode
 
 ENDINGS = (".html", ".md", ".json")
+_MOST_TEXT, _MOST_BYTES, _MOST_IN_A_COMMENT = 160, 320, 60
+"""Characters that are shown of a document's text, what they may take in HTML, and characters in Markdown."""
 _MOST, _OF_ALL, _IN_A_COMMENT = 20, 80, 12
 """Queries that are shown: of those that lost, or won, by one metric; in all; in all in Markdown. So a page stays
 below a megabyte, and Markdown below the 65,536 characters of a comment on GitHub."""
@@ -32,6 +38,23 @@ class Report:
     values: PerQuery
     candidate: Release
     log: list[AliasRecord]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """How the texts of documents begin, by id, if the report shows them."""
+
+    @property
+    def documents(self) -> set[str]:
+        """Return the ids of the documents that it shows."""
+        shown = self._changed_most(self._most(_OF_ALL)).values()
+        return {doc_id for most in shown for doc_id in most.documents}
+
+    def with_texts(self, source: Source) -> Report:
+        """Return the same with how the texts of the documents begin.
+
+        Raises:
+            SourceError: the source cannot be read.
+        """
+        texts = source.texts(self.documents)
+        return replace(self, texts={d: beginning(text) for d, text in texts.items()})
 
     def html(self) -> str:
         """Return one file of HTML that loads nothing."""
@@ -39,7 +62,8 @@ class Report:
 
     def markdown(self) -> str:
         """Return Markdown for a comment on a pull request."""
-        return markdown(self._page(self._most(_IN_A_COMMENT)))
+        short = {d: clipped(text, _MOST_IN_A_COMMENT) for d, text in self.texts.items()}
+        return markdown(replace(self, texts=short)._page(self._most(_IN_A_COMMENT)))
 
     def json(self) -> str:
         """Return the comparison's record, and the queries that changed most."""
@@ -59,7 +83,8 @@ class Report:
 
     def _changed_most(self, most: int) -> dict[str, ChangedMost]:
         metrics = self.comparison.gate.metrics
-        return {metric: self.values.changed_most(metric, most) for metric in metrics}
+        found = {metric: self.values.changed_most(metric, most) for metric in metrics}
+        return {metric: some.with_texts(self.texts) for metric, some in found.items()}
 
     def _page(self, most: int) -> Page:
         c = self.comparison
@@ -82,6 +107,14 @@ class Report:
             lead=quality.lead(c),
             sections=tuple(s for s in sections if s is not None),
         )
+
+
+def beginning(text: str) -> str:
+    """Return as much of a document's text as the report shows."""
+    shown = clipped(text, _MOST_TEXT)
+    while len(escape(shown).encode()) > _MOST_BYTES:
+        shown = clipped(shown, len(shown) * 3 // 4)
+    return shown
 
 
 def require_places(places: tuple[str, ...]) -> None:

@@ -60,9 +60,9 @@ def _across(value: float, scale: float) -> float:
 
 
 def _ticks(scale: float) -> list[float]:
-    """Return round values at both sides of 0."""
-    step = 10.0 ** math.floor(math.log10(scale))
-    step = next(s for s in (step, step / 2, step / 5) if s <= scale / 1.5)
+    """Return round values at both sides of 0: three or fewer, so that their labels do not touch."""
+    power = 10.0 ** math.floor(math.log10(scale))
+    step = next(s for s in (5 * power, 2 * power, power, power / 2) if s <= scale / 1.5)
     return [round(n * step, 10) for n in range(-int(scale / step), int(scale / step) + 1)]
 
 

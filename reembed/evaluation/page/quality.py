@@ -199,7 +199,7 @@ def _results(role: str, found: tuple[Found, ...], other: str, others: tuple[Foun
     rows = tuple(
         (
             str(rank),
-            Code(clipped(r.doc_id)),
+            _document(r),
             f"{r.score:.4f}",
             _grade(r.grade),
             _place(places.get(r.doc_id), rank, earlier=role == "live"),
@@ -208,6 +208,11 @@ def _results(role: str, found: tuple[Found, ...], other: str, others: tuple[Foun
     )
     columns = ("rank", "document", "score", "relevant", f"in {other}")
     return Table(f"First results of {role}", columns, rows, (1, 3))
+
+
+def _document(found: Found) -> Line:
+    doc_id = Code(clipped(found.doc_id))
+    return doc_id if found.text is None else (doc_id, Soft(f" {found.text}"))
 
 
 def _grade(grade: int | None) -> Line:

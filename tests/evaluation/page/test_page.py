@@ -23,7 +23,8 @@ from reembed.evaluation.cutoffs import cut_offs
 from reembed.evaluation.differences import change_of, likeness, pairs_of
 from reembed.evaluation.figures import Curve, CurvePoint, Latency, QuerySet, RunFile, Sides
 from reembed.evaluation.metrics import Ranked
-from reembed.evaluation.page.document import Report, require_places
+from reembed.evaluation.page.document import Report, beginning, require_places
+from reembed.evaluation.page.plots import _ticks
 from reembed.evaluation.per_query import PerQuery
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.scores import score_distributions
@@ -240,7 +241,7 @@ def test_json_has_the_record_and_the_queries_that_changed_most(made):
     assert found["cutoffs"]["cutoff"] == 0.9
     assert len(found["scores"]["of"]["live"]["relevant"]) == len(found["scores"]["edges"]) - 1
     (worst, *_) = found["changed_most"]["ndcg@10"]["lost"]
-    assert worst["found"]["live"][0].keys() == {"doc_id", "score", "grade"}
+    assert worst["found"]["live"][0].keys() == {"doc_id", "score", "grade", "text"}
 
 
 def test_where_nothing_lost_or_won_the_page_says_so(made):
@@ -304,8 +305,33 @@ def test_one_query_and_five_thousand_give_a_page_below_a_megabyte_and_a_comment_
     assert page.count("<details") <= 80
 
 
-def test_a_record_of_many_metrics_and_slices_stays_small(made):
+@pytest.mark.parametrize("scale", [0.0011, 0.0099, 0.02, 0.055, 0.3, 0.77, 1.0])
+def test_the_labels_under_the_changes_are_few_and_round(scale):
+    ticks = _ticks(scale)
+    assert 3 <= len(ticks) <= 7
+    assert ticks == sorted(-t for t in ticks)
+    assert all(len(f"{t:g}") <= 7 and abs(t) <= scale for t in ticks)
+
+
+def test_texts_of_documents_are_beside_their_ids_where_they_are_asked_for(made):
+    report = made(3)
+    assert report.documents <= {*DOCS}
+    there = sorted(report.documents)[0]
+    shown = replace(report, texts={there: "<b>how it begins", "another": "not shown"})
+    for page in (shown.html(), shown.markdown(), shown.json()):
+        assert "how it begins" in page
+        assert "not shown" not in page
+        assert "how it begins" not in report.html()
+    assert "<b>" not in shown.html()
+
+
+@pytest.mark.parametrize(
+    "text", [None, "a word and " * 99, "\u8a9e" * 999, "&" * 999, "\U0001f600" * 999]
+)
+def test_a_record_of_many_metrics_and_slices_stays_small(made, text):
     report = made(200, texts=True)
+    if text is not None:
+        report = replace(report, texts=dict.fromkeys(DOCS, beginning(text)))
     record = report.comparison
     keys = ("ndcg@10", "recall@1", "recall@10", "recall@100", "mrr@10")
     slices = tuple(replace(record.slices[0], value=f"{n}" * 100) for n in range(500))
