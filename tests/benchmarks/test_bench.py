@@ -111,6 +111,7 @@ FIGURES = {
         "text",
         "vectors",
         "cold",
+        "warm",
         "expected",
     },
     "lazy_quality": {
