@@ -140,8 +140,7 @@ def put_tombstones(storage: Storage, path: str, positions: Int64) -> StoredFile:
 def _put_batch(storage: Storage, path: str, batch: pa.RecordBatch) -> StoredFile:
     with tempfile.TemporaryDirectory(prefix="reembed-index-") as folder:
         file = Path(folder) / "built.arrow"
-        with pa.OSFile(str(file), "wb") as out, pa.ipc.new_file(out, batch.schema) as writer:
-            writer.write_batch(batch)
+        write_batch(batch, file)
         return _put(storage, path, file)
 
 
@@ -266,6 +265,12 @@ def batch_of(row_ids: Int64, doc_ids: pa.Array) -> pa.RecordBatch:
         raise IntegrityError(what, None, "reembed verify")
     schema = _INTEGERS if pa.types.is_integer(doc_ids.type) else _STRINGS
     return pa.record_batch([pa.array(row_ids), doc_ids.cast(schema.types[1])], schema=schema)
+
+
+def write_batch(batch: pa.RecordBatch, path: Path) -> None:
+    """Write the batch as one file."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as out:
+        out.write_batch(batch)
 
 
 def map_ids(path: Path, *schemas: pa.Schema) -> pa.RecordBatch:
