@@ -36,7 +36,7 @@ from reembed.space import Space, sha256_of
 from reembed.store.paths import absolute
 from reembed.store.records import encode
 from reembed.strategies.lazy_side import Side, drawn, side_alias
-from reembed.strategies.members import bring, cold
+from reembed.strategies.members import bring, cold, opened
 
 _LONGEST_ALIAS = 32
 
@@ -297,9 +297,10 @@ def batch(
         side = Side.of(catalog, config, plan.number, plan.source, plan.encoder)
         source = Source(plan.source, catalog.source_options).newest()
         files, wanted = oldest(queue, most)
+        held = opened(side.members, source)
         if others is not None:
-            wanted += cold(side.members, source, most - len(wanted), wanted, others)
-        brought = bring(side.members, source, wanted)
+            wanted += cold(held, source, most - len(wanted), wanted, others)
+        brought = bring(side.members, source, wanted, held)
         faults.point("lazy.before_side")
         release = side.catch_up(emit, executor=executor)
         faults.point("lazy.after_side")

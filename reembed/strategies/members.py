@@ -61,18 +61,21 @@ class _Look:
     done: bool
 
 
-def bring(members: Members, source: Source, wanted: Sequence[str | int]) -> Brought:
+def bring(
+    members: Members, source: Source, wanted: Sequence[str | int], held: Held | None = None
+) -> Brought:
     """Make members equal to a source's version, as far as they hold its documents, and add the wanted ones.
 
-    The caller holds a lease. Wanted documents that the source does not have are left out.
+    The caller holds a lease, and may have read what is `held`. Wanted documents that the source does not have are
+    left out.
 
     Raises:
         Conflict: another process brings them somewhere at this moment.
         SourceError: ids repeat, or the source cannot be read.
     """
     looks = _Looks(members)
-    members.ensure(source)
-    held, last = members.held(), looks.newest()
+    held = held or opened(members, source)
+    last = looks.newest()
     asked = rows.as_ids(wanted)
     missing = asked[held.find(asked) < 0]
     is_same = last is not None and last.done and last.source == source.ref
@@ -91,8 +94,14 @@ def bring(members: Members, source: Source, wanted: Sequence[str | int]) -> Brou
     return Brought(source.ref, after, work.added, work.replaced, work.removed)
 
 
+def opened(members: Members, source: Source) -> Held:
+    """Return which documents members have; none, the first time."""
+    members.ensure(source)
+    return members.held()
+
+
 def cold(
-    members: Members,
+    held: Held,
     source: Source,
     most: int,
     asked: Sequence[str | int],
@@ -103,8 +112,7 @@ def cold(
     """
     if most <= 0:
         return []
-    members.ensure(source)
-    held, taken = members.held(), rows.as_ids(asked)
+    taken = rows.as_ids(asked)
     found: list[str | int] = []
     while first and len(found) < most:
         hashes = rows.as_ids([first[0]])
