@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from reembed.strategies.full_rebuild import full_rebuild
 from reembed.strategies.up_to_date import catch_up_and_follow
 from reembed.table.read import TableVersion
 
+_OWN = re.compile(r"^reembed (?:run|catch-up \S+)")
 _LEAST_BACKGROUND = 0.5
 """Share of the documents drawn whose texts must be those of the live release."""
 
@@ -158,7 +160,7 @@ def _resumed_by(alias: str, command: str) -> Iterator[None]:
     try:
         yield
     except ReembedError as error:
-        own = ("reembed run", "reembed catch-up", "reembed gc", "reembed promote")
-        if error.fix and (error.fix.startswith(own) or alias in error.fix):
-            error.fix = f"{command}     # continues"
+        if error.fix:
+            fix = _OWN.sub(command, error.fix)
+            error.fix = f"{command}     # continues" if alias in fix else fix
         raise

@@ -20,7 +20,14 @@ from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config
-from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError
+from reembed.errors import (
+    Conflict,
+    GateFailed,
+    Inconclusive,
+    IntegrityError,
+    TooManyDeadLetters,
+    UsageError,
+)
 from reembed.events import Embedded, Notice
 from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
@@ -90,9 +97,11 @@ class Place:
     def batch(self, most=10_000):
         return lazy.batch(self.catalog, self.config(), most, Silent(), executor=Inline())
 
-    def sweep(self, emit=None, batch_documents=150, logged=None, **limits):
+    def sweep(self, emit=None, batch_documents=150, logged=None, embed=None, **limits):
         gate = {"logged": logged}
-        config = self.config(lazy={"batch_documents": batch_documents}, gate=gate)
+        config = self.config(
+            lazy={"batch_documents": batch_documents}, gate=gate, embed=embed or {}
+        )
         emit = emit or Silent()
         return sweep(self.catalog, config, Limits(**limits), emit, executor=Inline())
 
@@ -281,9 +290,9 @@ def test_a_live_release_far_behind_its_source_is_caught_up_first(place):
     assert place.start().serves
 
 
-def catch_up_live(place):
+def catch_up_live(place, **sections):
     live = place.catalog.require_live()
-    newer = catch_up(place.config(16), live.release, Silent(), executor=Inline())
+    newer = catch_up(place.config(16, **sections), live.release, Silent(), executor=Inline())
     place.catalog.append(live, "catch-up", newer)
 
 
@@ -317,6 +326,18 @@ def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_
     )
     assert place.texts().keys() == {f"d{i:05d}" for i in range(DOCUMENTS)}
     assert place.sweep().added == 0
+
+
+def test_a_document_that_cannot_be_embedded_is_migrated_as_a_dead_letter(place):
+    place.source.update({"text": "cast(null as string)"}, where="doc_id = 'd00007'")
+    catch_up_live(place, embed={"max_dead_letters": 1})
+    place.start(embed={"max_dead_letters": 1})
+    with pytest.raises(TooManyDeadLetters) as caught:
+        place.sweep()
+    assert caught.value.fix.startswith("reembed sweep --set embed.max_dead_letters=1")
+    found = place.sweep(embed={"max_dead_letters": 1})
+    assert (found.is_complete, place.side.documents, place.side.dead_letters) == (True, 399, 1)
+    assert status_of(place.catalog, lazies.current(place.catalog)).coverage == 1
 
 
 def test_one_process_at_a_time_migrates(place):
