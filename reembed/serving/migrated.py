@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from reembed.index.types import Int64
-from reembed.table.read import TableVersion, grown
+from reembed.table.read import Grown, TableVersion, grown
 
 _AT_ONCE = 500_000
 """Documents of the new side that are looked for in one reading of the old side's ids."""
@@ -37,12 +37,11 @@ class Migrated:
     def read(cls, old: TableVersion, new: TableVersion, before: Migrated | None = None) -> Migrated:
         """Compare ids and text hashes of two table versions.
 
-        Where `before` is of the same old version and an earlier new one, only what came since is compared.
+        Where `before` is of the same old version, as it is open, only what came since on the new side is compared.
         """
         pairs = [np.empty((2, 0), np.int64)]
         fragments: tuple[int, ...] | None = None
-        if before and before.new.path == new.path and _same(before.old, old):
-            since = grown(before.new, new)
+        if before and before.old is old and (since := _since(before.new, new)):
             fragments = since.added
             kept = ~np.isin(before.new_rows, since.left, assume_unique=True)
             pairs.append(np.stack([before.old_rows[kept], before.new_rows[kept]]))
@@ -78,8 +77,14 @@ def _values(known: Int64, values: Int64, wanted: Int64) -> Int64:
     return np.where(known[at] == wanted, values[at], -1)
 
 
-def _same(one: TableVersion, other: TableVersion) -> bool:
-    return (one.path, one.version) == (other.path, other.version)
+def _since(before: TableVersion, new: TableVersion) -> Grown | None:
+    """Return what a table has since a version; None if it is another table, or gc removed what that version had."""
+    if before.path != new.path:
+        return None
+    try:
+        return grown(before, new)
+    except (OSError, ValueError):
+        return None
 
 
 def _chunks(new: TableVersion, fragments: tuple[int, ...] | None) -> Iterator[pa.Table]:

@@ -22,13 +22,14 @@ import reembed
 from reembed import encoders
 from reembed.catalog import lazies, lazy_background
 from reembed.errors import SpaceMismatch, UsageError
-from reembed.serving import in_time, lazy_serving, lazy_watch, turned_up
+from reembed.serving import in_time, lazy_serving, lazy_watch, migrated, turned_up
 from reembed.serving.http.app import create_app
 from reembed.serving.http.options import ServeOptions
 from reembed.serving.index import Index
 from reembed.serving.lazy_counts import LazyCounts
 from reembed.serving.lazy_pair import LazyPair
 from reembed.serving.live import OpenRelease
+from reembed.table.read import file_path, files_of
 
 QUERIES = ["bada bide", "nothing like it", "koke mizu bada"]
 
@@ -322,6 +323,43 @@ def test_after_batches_and_catch_ups_the_same_documents_are_migrated_as_in_a_fre
                 assert np.array_equal(ours.old_rows, theirs.old_rows)
                 assert np.array_equal(ours.new_rows, theirs.new_rows)
                 assert index.search(QUERIES, 20) == fresh.search(QUERIES, 20)
+
+
+@pytest.mark.parametrize("more", [4, 60])
+def test_a_process_whose_new_side_gc_removed_meanwhile_follows_to_the_newest(half, more):
+    table = half.storage.uri(half.new.table)
+    leave(half, every_second(half)[:3])
+    with opened(half) as index:
+        before = files_of(lance.dataset(table, half.new.table_version))
+        leave(half, every_second(half)[3 : 3 + more])
+        gone = before - files_of(lance.dataset(table, half.new.table_version))
+        assert gone  # of fragments that were written again, and of rows that left
+        for name in gone:
+            half.storage.remove(file_path(half.new.table, name))
+        assert index.refresh()
+        assert len(index.current.side.opened.migrated) == 150 - 3 - more
+        with opened(half) as fresh:
+            assert index.search(QUERIES, 20) == fresh.search(QUERIES, 20)
+        assert counts(index).last_error is None
+
+
+@pytest.mark.parametrize("error", [OSError("not found"), ValueError("not found")])
+def test_files_of_the_version_before_that_are_gone_cost_a_whole_comparison(
+    half, monkeypatch, error
+):
+    with opened(half) as index:
+        leave(half, every_second(half)[:3])
+        monkeypatch.setattr(migrated, "grown", lambda *_: raises(error))
+        assert index.refresh()
+        assert len(index.current.side.opened.migrated) == 147
+        assert counts(index).last_error is None
+
+
+def leave(lazy: LazyState, doc_ids: list[str]) -> None:
+    """Take documents from the new side."""
+    for doc_id in doc_ids:
+        lazy.delete(doc_id, lazy.members)
+    lazy.follow_members()
 
 
 # Its life
