@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 
 import lance
 import pyarrow as pa
@@ -174,6 +175,7 @@ def test_the_oldest_of_the_queue_are_taken_and_not_many_more_than_asked_for(plac
     place.start()
     for at in range(4):
         place.queue(*(f"d{i:05d}" for i in range(at * 20, at * 20 + 20)))
+        time.sleep(0.002)  # a file's age is in milliseconds
     place.batch(45)
     assert {f"d{i:05d}" for i in range(40)} <= place.texts().keys()
     assert sorted(place.queued()) == [f"d{i:05d}" for i in range(40, 80)]
