@@ -116,8 +116,8 @@ class Members:
     def remove(self, row_ids: Int64) -> None:
         """Remove rows: a commit for some thousand."""
         for start in range(0, len(row_ids), _BATCH_ROWS):
-            some = ",".join(map(str, row_ids[start : start + _BATCH_ROWS].tolist()))
-            self.dataset().delete(f"_rowid IN ({some})")
+            leaving = row_ids[start : start + _BATCH_ROWS].tolist()
+            self.dataset().delete(f"_rowid IN ({', '.join(map(str, leaving))})")
 
 
 def rows_of(source: Source, delta: Delta | None) -> Iterator[tuple[Digests, pa.Table]]:
