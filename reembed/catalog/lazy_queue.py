@@ -14,7 +14,7 @@ import itertools
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from reembed.catalog.lazies import LazyPlan
@@ -46,11 +46,17 @@ class Queue:
     def _folder(self) -> str:
         return f"{self.plan.folder}/queue/"
 
-    def put(self, doc_ids: Iterable[str | int]) -> None:
-        """Write documents down. When it returns, they are kept whatever happens to this process."""
+    def put(self, doc_ids: Iterable[str | int], since: str | None = None) -> None:
+        """Write documents down. When it returns, they are kept whatever happens to this process.
+
+        Args:
+            doc_ids: the documents.
+            since: name of the file that they were in until now, whose age they keep.
+        """
         ids = iter(doc_ids)
         while some := tuple(itertools.islice(ids, MOST_IDS)):
-            name = f"{time.time_ns() // 1_000_000:015d}-{uuid.uuid4().hex}.json"
+            written = since.partition("-")[0] if since else f"{time.time_ns() // 1_000_000:015d}"
+            name = f"{written}-{uuid.uuid4().hex}.json"
             # Not create-only: whether the store has that is proven by files elsewhere, where serving may not write.
             self.storage.write(f"{self._folder}{name}", encode(Wanted(some)))
 
@@ -79,6 +85,12 @@ class Queue:
         """Remove files whose documents are served."""
         at_once(lambda name: self.storage.remove(self._folder + name), files)
 
+    def served(self, taken: Taken) -> None:
+        """Remove files whose documents are served, after those that were left over are written down again."""
+        if taken.left:
+            self.put(taken.left, since=taken.files[-1])
+        self.remove(taken.files)
+
 
 def age_s(file: str) -> float:
     """Return seconds since a file was written, by the clock of the process that wrote it."""
@@ -88,15 +100,29 @@ def age_s(file: str) -> float:
     return (dt.datetime.now(dt.UTC) - written).total_seconds()
 
 
-def oldest(queue: Queue, most: int) -> tuple[list[str], list[str | int]]:
-    """Return the oldest files of the queue that have about so many documents, and the documents."""
-    taken: list[str] = []
+@dataclass(frozen=True)
+class Taken:
+    """The oldest files of the queue."""
+
+    files: tuple[str, ...]
+    doc_ids: tuple[str | int, ...]
+    """Documents that are to be migrated."""
+    left: tuple[str | int, ...]
+    """Documents of the last file that are too many."""
+
+
+def oldest(queue: Queue, most: int, new: Callable[[Sequence[str | int]], list[str | int]]) -> Taken:
+    """Return the oldest files of the queue with at most so many documents; `new` says which are not migrated yet."""
+    files: list[str] = []
     found: dict[str | int, None] = {}
-    files = queue.files()
-    for start in range(0, len(files), _READ_TOGETHER):
-        for name, ids in queue.each(files[start : start + _READ_TOGETHER]):
-            if taken and len(found) + len(ids) > most:
-                return taken, list(found)
-            taken.append(name)
-            found |= dict.fromkeys(ids)
-    return taken, list(found)
+    names = queue.files()
+    for start in range(0, len(names), _READ_TOGETHER):
+        for name, ids in queue.each(names[start : start + _READ_TOGETHER]):
+            if len(found) >= most:
+                return Taken(tuple(files), tuple(found), ())
+            files.append(name)
+            found |= dict.fromkeys(new(ids))
+            if len(found) > most:
+                every = tuple(found)
+                return Taken(tuple(files), every[:most], every[most:])
+    return Taken(tuple(files), tuple(found), ())

@@ -55,6 +55,11 @@ class Held:
         """Return the place of each document, -1 if it is not there."""
         return digests.find(self.ids, ids)
 
+    def without(self, doc_ids: Sequence[str | int]) -> list[str | int]:
+        """Return those of some documents that are not there, in their order."""
+        there = self.find(digests.of_ids(doc_ids)) >= 0
+        return [doc_id for doc_id, is_there in zip(doc_ids, there, strict=True) if not is_there]
+
     def at(self, places: Int64) -> pa.Table:
         """Return the rows at these places, in the order asked."""
         return self.version._take_rows(self.row_ids[places].tolist(), columns=self.columns)

@@ -280,7 +280,7 @@ def batch(
     executor: Executor,
     others: deque[str] | None = None,
 ) -> Batch:
-    """Migrate about so many documents: those of the queue, and unless `others` is None then these and those of the
+    """Migrate so many documents at most: those of the queue, and unless `others` is None then these and those of the
     source in its order.
 
     queue -> members, at the source's newest version -> catch-up of the side -> its alias -> out of the queue
@@ -296,15 +296,16 @@ def batch(
         began, queue = time.monotonic(), Queue(catalog.storage, plan)
         side = Side.of(catalog, config, plan.number, plan.source, plan.encoder)
         source = Source(plan.source, catalog.source_options).newest()
-        files, wanted = oldest(queue, most)
         held = opened(side.members, source)
+        taken = oldest(queue, most, held.without)
+        wanted = list(taken.doc_ids)
         if others is not None:
             wanted += cold(held, source, most - len(wanted), wanted, others)
         brought = bring(side.members, source, wanted, held)
         faults.point("lazy.before_side")
         release = side.catch_up(emit, executor=executor)
         faults.point("lazy.after_side")
-        queue.remove(files)
+        queue.served(taken)
         faults.point("lazy.after_queue")
         return keep(
             catalog.storage,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reembed.catalog import lazies
+from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
@@ -24,7 +25,7 @@ from reembed.store.paths import absolute_queries
 from reembed.strategies.lazy import batch, running
 
 _IDLE = 2
-"""Batches in a row that add nothing, after which a sweep ends: the queue may have named migrated documents alone."""
+"""Batches in a row that add nothing with an empty queue, after which a sweep ends."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def sweep(
                 most = min(most, limits.budget - added)
             found = batch(catalog, config, most, emit, executor=connected, others=popular)
             added, made = added + found.added, made + 1
-            idle = 0 if found.added or popular else idle + 1
+            waits = popular or Queue(catalog.storage, plan).files()
+            idle = 0 if found.added or waits else idle + 1
             newest = Source(plan.source, catalog.source_options).newest()
             documents = members.count(newest)
             swept = Swept(catalog.alias, added, made, found.documents, documents, ended="")

@@ -171,16 +171,36 @@ def test_a_batch_migrates_what_turned_up_follows_the_source_and_empties_the_queu
     assert place.texts() == {name: old[name] for name in expected}
 
 
-def test_the_oldest_of_the_queue_are_taken_and_not_many_more_than_asked_for(place):
+def test_the_oldest_of_the_queue_are_taken_and_no_more_than_asked_for(place):
     place.start()
+    drawn = place.texts().keys()
+    new = [d for d in ids_of(range(DOCUMENTS)) if d not in drawn]
     for at in range(4):
-        place.queue(*(f"d{i:05d}" for i in range(at * 20, at * 20 + 20)))
+        place.queue(*new[at * 20 : at * 20 + 20], *sorted(drawn)[:9])
         time.sleep(0.002)  # a file's age is in milliseconds
-    place.batch(45)
-    assert {f"d{i:05d}" for i in range(40)} <= place.texts().keys()
-    assert sorted(place.queued()) == [f"d{i:05d}" for i in range(40, 80)]
-    place.batch(1)
-    assert len(place.queued()) == 20
+    files = Queue(place.catalog.storage, place.plan).files()
+    assert place.batch(45).added == 45
+    assert place.texts().keys() == {*drawn, *new[:45]}
+    kept = Queue(place.catalog.storage, place.plan).files()
+    assert [name[:15] for name in kept] == [name[:15] for name in files[2:]], "they keep their age"
+    assert set(new[45:80]) <= set(place.queued())
+    assert place.batch(1).added == 1
+    assert place.batch().added == 34
+    assert place.queued() == []
+
+
+def test_a_sweep_goes_on_after_a_queue_of_documents_that_cannot_be_migrated(place):
+    place.start()
+    drawn = sorted(place.texts())
+    for at in range(4):  # as several processes that serve offer the same documents
+        place.queue(*drawn[:30])
+        place.queue(*(f"gone-{at}-{i}" for i in range(30)))
+    assert place.sweep(budget=10).ended == "the budget of 10 documents is used"
+    assert len(place.texts()) == 60 + 10
+
+
+def ids_of(numbers):
+    return [f"d{i:05d}" for i in numbers]
 
 
 def test_a_paused_migration_migrates_nothing_and_a_stopped_one_serves_nothing(place):
