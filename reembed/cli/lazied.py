@@ -23,6 +23,8 @@ def lazied(r: LazyStatus) -> Lines:
     because = f": {step.reason}" if step.reason else ""
     yield f"  since {step.at}, by {step.by}{because}"
     yield f"  {_migrated(r)}; the live release began as {plan.live}"
+    if _is_beside(r):
+        yield f"  answers are of {r.instead} alone, which is live and no release of that line"
     for found in plan.predicted:
         yield f"  {found.words}"
     if r.oldest_s is not None:
@@ -59,8 +61,14 @@ def swept(r: Swept) -> Lines:
         yield from next_lines("reembed sweep", "reembed lazy status")
 
 
+def _is_beside(r: LazyStatus) -> bool:
+    return r.lazy.serves and r.instead is not None
+
+
 def _state(r: LazyStatus) -> str:
     step = r.lazy.step
+    if _is_beside(r):
+        return f"{step.state}, but another line is live"
     if step.state == "stopped":
         return "stopped, the new side is kept" if step.keep else "stopped, the new side is dropped"
     return step.state
@@ -72,7 +80,9 @@ def _migrated(r: LazyStatus) -> str:
 
 def _next(r: LazyStatus) -> Iterator[str]:
     step = r.lazy.step
-    if step.state == "running" and r.coverage == 1:
+    if _is_beside(r):
+        yield "reembed lazy stop --drop --reason 'another line is live'     # then: reembed lazy start"
+    elif step.state == "running" and r.coverage == 1:
         yield "reembed run     # copies the vectors; then compare and promote"
         yield "reembed lazy stop --reason 'WHY'     # returns to the live release alone, at once"
     elif step.state == "running":

@@ -18,6 +18,8 @@ class LazyStatus:
     """A lazy migration, how far it is, and what it cost."""
 
     lazy: Lazy
+    instead: str | None
+    """What is live, if it is no release of the line that was live at the start: then no answer is of both sides."""
     migrated: int
     """Documents that the new side has: also those that could not be embedded."""
     documents: int
@@ -45,7 +47,7 @@ class LazyStatus:
             "alias": plan.alias,
             "number": plan.number,
             "state": step.state,
-            "serves": self.lazy.serves,
+            "serves": self.lazy.serves and self.instead is None,
             "keep": step.keep,
             "reason": step.reason,
             "by": step.by,
@@ -68,9 +70,10 @@ def status_of(catalog: Catalog, lazy: Lazy) -> LazyStatus:
     side = Catalog(catalog.storage, plan.side).live()
     old = newest_of(catalog, catalog.release(plan.live))
     queue, made = Queue(catalog.storage, plan), batches(catalog.storage, plan)
-    files = queue.files()
+    files, live = queue.files(), catalog.require_live().release
     return LazyStatus(
         lazy=lazy,
+        instead=None if live.origin == plan.live else live.id,
         migrated=side.release.documents + side.release.dead_letters if side else 0,
         documents=old.documents + old.dead_letters,
         queued=len(queue.read(files)),

@@ -20,6 +20,7 @@ from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
+from reembed.cli.lazied import lazied
 from reembed.config.settings import Config
 from reembed.errors import (
     Conflict,
@@ -506,6 +507,20 @@ def test_what_is_live_and_status_are_told_of_the_alias_alone(place):
     assert (shown["queued"], shown["embedded"]) == (1, 20)
     lazy.stop(place.catalog, "no", keep=False)
     assert status(place.catalog).lazy is None
+
+
+def test_the_status_says_that_nothing_is_fused_while_another_line_is_live(place):
+    place.start()
+    live = place.catalog.require_live()
+    other = full_rebuild(place.config(32), Silent(), executor=Inline())
+    place.catalog.append(live, "promote", other)
+    found = status(place.catalog).lazy
+    assert (found.to_json()["serves"], found.to_json()["instead"]) == (False, other.id)
+    shown = "\n".join(lazied(found))
+    assert f"answers are of {other.id} alone" in shown
+    assert "reembed sweep" not in shown
+    place.catalog.append(place.catalog.require_live(), "rollback", live.release)
+    assert status(place.catalog).lazy.to_json()["serves"]
 
 
 def test_a_start_that_was_killed_continues_and_one_of_other_settings_begins_again(
