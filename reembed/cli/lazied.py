@@ -22,6 +22,10 @@ def lazied(r: LazyStatus) -> Lines:
     yield f"{plan.alias}: lazy migration {plan.number} to {plan.space.model} (space {plan.space.id}): {_state(r)}"
     because = f": {step.reason}" if step.reason else ""
     yield f"  since {step.at}, by {step.by}{because}"
+    if _is_gone(r):
+        yield "  gc removed its new side"
+        yield from next_lines("reembed status")
+        return
     yield f"  {_migrated(r)}; the live release began as {plan.live}"
     if _is_beside(r):
         yield f"  answers are of {r.instead} alone, which is live and no release of that line"
@@ -59,6 +63,10 @@ def swept(r: Swept) -> Lines:
         yield from next_lines("reembed run     # copies their vectors; then compare and promote")
     else:
         yield from next_lines("reembed sweep", "reembed lazy status")
+
+
+def _is_gone(r: LazyStatus) -> bool:
+    return r.lazy.step.state in ("finished", "stopped") and r.migrated == 0
 
 
 def _is_beside(r: LazyStatus) -> bool:

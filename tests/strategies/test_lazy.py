@@ -423,6 +423,10 @@ def test_the_final_run_embeds_nothing_again_its_promotion_ends_it_and_gc_removes
     assert traces(place, plan) == []
     assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == ()
     assert place.catalog.require_live().release == release
+    shown = "\n".join(lazied(status_of(place.catalog, found)))
+    assert "gc removed its new side" in shown
+    assert "0 of" not in shown
+    assert "reembed gc" not in shown
 
 
 def traces(place, plan):
