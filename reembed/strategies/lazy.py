@@ -353,7 +353,7 @@ def resume(catalog: Catalog, reason: str | None) -> Lazy:
     if found.step.state == "running":
         return found
     if found.step.state == "stopped" and not found.step.keep:
-        what = f"the new side of {_stands(found)} was dropped"
+        what = f"{_stands(found)}, and its new side was dropped"
         raise UsageError(what, None, "reembed lazy start")
     _require(found, "paused", "stopped")
     return Lazy(found.plan, lazies.move(catalog, found.plan, found.step, "running", reason=reason))
