@@ -20,7 +20,7 @@ from reembed.engine.reuse import Known
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.events import ChangesFound, Embedded
 from reembed.lifecycle import gc
-from reembed.lifecycle.gc_reasons import _needed_by_runs
+from reembed.lifecycle.gc_reasons import needed_by_runs
 from reembed.store.storage import Storage
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
@@ -232,10 +232,10 @@ def test_gc_keeps_a_release_that_an_unfinished_run_copies_from(corpus, make_conf
     catalog = Catalog(Storage.open(config.storage.root), "passages")
     why = {k.release: k.why for k in gc.plan(catalog, 1).keep}
     assert donor.id in why
-    assert [r for r, _ in _needed_by_runs(catalog, None)] == [donor.id]
+    assert [r for r, _ in needed_by_runs(catalog, None)] == [donor.id]
     full_rebuild(other, quiet, executor=Inline())
     assert copied(quiet) == 300
-    assert list(_needed_by_runs(catalog, None)) == []
+    assert list(needed_by_runs(catalog, None)) == []
 
 
 def test_donors_are_fixed_in_the_plan(corpus, make_config, quiet):
