@@ -156,7 +156,7 @@ class _Looks:
         self._create(_Look(source, done=True))
 
     def require_mine(self) -> None:
-        """Raise Conflict if another process has begun since: it took this one for dead."""
+        """Raise Conflict if another process started since, which took this one for dead."""
         if self.members.storage.size(self._path(self.number + 1)) is not None:
             raise self._conflict()
 

@@ -79,8 +79,9 @@ def test_poison_documents_become_dead_letters_and_all_others_get_their_vector(
         "d00005": "embedding it kills or hangs the process",
         "d00070": "ValueError: this text is too much",
     }
-    deaths = [p for p, _ in storage.objects(f"runs/{release['id']}/attempts/")]
-    assert len(deaths) <= 16  # each death may be noted for both units, which one actor has at once
+    tried = [p for p, _ in storage.objects(f"runs/{release['id']}/attempts/")]
+    # Every attempt is recorded: up to 8 of the unit that kills, and one of its neighbour for each death of the actor.
+    assert len(tried) <= 16
     table = lance.dataset(storage.uri(release["table"]), version=release["table_version"])
     assert set(table.to_table(columns=["doc_id"])["doc_id"].to_pylist()) == {
         r["doc_id"] for r in rows
