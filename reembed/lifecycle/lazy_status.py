@@ -19,7 +19,7 @@ class LazyStatus:
 
     lazy: Lazy
     instead: str | None
-    """What is live instead of the line that was live at the start; None if that line is. Answers are of both sides only then."""
+    """Release that is live instead of the line of the start; None if that line is, as answers of both sides need."""
     migrated: int
     """Documents that the new side has: also those that could not be embedded."""
     documents: int
