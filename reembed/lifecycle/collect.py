@@ -10,7 +10,7 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.lifecycle import gc
 from reembed.lifecycle.gc_plan import Collected, LazyLeft, files_below
-from reembed.lifecycle.gc_reasons import needed_by_runs
+from reembed.lifecycle.gc_reasons import is_copied
 from reembed.lifecycle.lazy_end import is_over, left_by, remove, settled
 from reembed.store.storage import Storage
 
@@ -59,7 +59,7 @@ def _whole(catalog: Catalog, side: Catalog, lazy: Lazy, *, delete: bool) -> Lazy
     """
     places = left_by(catalog, lazy.plan)
     size = sum(_size(catalog.storage, place) for place in places)
-    if not size or any(needed_by_runs(side)):
+    if not size or is_copied(side):
         return None
     releases = tuple(side.ids())
     left = LazyLeft(lazy.plan.number, side.alias, lazy.step.state, True, releases, size)
@@ -68,7 +68,7 @@ def _whole(catalog: Catalog, side: Catalog, lazy: Lazy, *, delete: bool) -> Lazy
     for release in releases:
         side.mark_retired(release)
     faults.point("lazy.after_mark")
-    if any(needed_by_runs(side)):
+    if is_copied(side):
         for release in releases:
             side.unmark_retired(release)
         return None

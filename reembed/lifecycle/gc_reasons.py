@@ -68,6 +68,13 @@ def needed_by_runs(catalog: Catalog, dropping: str | None = None) -> Iterator[tu
                 yield donor.release, f"run {run.id} copies vectors from it"
 
 
+def is_copied(catalog: Catalog) -> bool:
+    """Return whether unfinished runs of other aliases copy vectors from releases of this one."""
+    others = (e for e in entries(catalog.storage) if e.alias != catalog.alias)
+    planned = planned_of(Run(catalog.storage, e.id) for e in open_among(catalog.storage, [*others]))
+    return any(donor.alias == catalog.alias for _, plan in planned for donor in plan.donors)
+
+
 def _is_gone(catalog: Catalog, release: Release) -> bool:
     return catalog.is_retired(release) and not files_below(catalog.storage, f"{release.index}/")
 

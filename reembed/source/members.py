@@ -113,16 +113,24 @@ class Members:
         """Return which documents are there."""
         return Held.read(self.dataset(), self.ref)
 
-    def replace(self, rows: pa.Table) -> None:
-        """Put rows in the place of those with their ids, or add them: one commit."""
-        merge = self.dataset().merge_insert(self.ref.id_column)
+    def fence(self) -> None:
+        """Refuse commits of whoever opened the dataset before: Lance lets none pass a restored version."""
+        self.dataset().restore()
+
+    def replace(self, opened: lance.LanceDataset, rows: pa.Table) -> None:
+        """Put rows in the place of those with their ids, or add them: one commit.
+
+        Raises:
+            OSError: `fence` was called since it was opened.
+        """
+        merge = opened.merge_insert(self.ref.id_column)
         merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
-    def remove(self, row_ids: Int64) -> None:
-        """Remove rows: a commit for some thousand."""
+    def remove(self, opened: lance.LanceDataset, row_ids: Int64) -> None:
+        """Remove rows: a commit for some thousand. Raises errors as `replace`."""
         for start in range(0, len(row_ids), _BATCH_ROWS):
             leaving = row_ids[start : start + _BATCH_ROWS].tolist()
-            self.dataset().delete(f"_rowid IN ({', '.join(map(str, leaving))})")
+            opened.delete(f"_rowid IN ({', '.join(map(str, leaving))})")
 
 
 def rows_of(source: Source, delta: Delta | None) -> Iterator[tuple[Digests, pa.Table]]:

@@ -8,6 +8,7 @@ another that compares every row. Otherwise only rows of new files are read, and 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ from reembed.store.records import decode, encode
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import lance
 
 Flags = npt.NDArray[np.bool_]
 _COMMIT_ROWS = 2_048
@@ -77,13 +80,15 @@ def bring(
     held = held or opened(members, source)
     last = looks.newest()
     asked = rows.as_ids(wanted)
-    missing = asked[held.find(asked) < 0]
     is_same = last is not None and last.done and last.source == source.ref
-    if is_same and not len(missing):
+    if is_same and not (held.find(asked) < 0).any():
         return Brought(source.ref, len(held.ids), 0, 0, 0)
     looks.begin(source.ref)
     faults.point("lazy.after_look")
-    work = _Work(members, source, held, missing, looks)
+    if last is not None and not last.done:  # its process died, or is only slow and may still write
+        members.fence()
+        held = members.held()
+    work = _Work(members, source, held, asked[held.find(asked) < 0], looks)
     if not is_same:
         work.follow(last)
     work.add()
@@ -207,8 +212,8 @@ class _Work:
         if left is not None:
             gone &= digests.find(left, self.held.ids) >= 0
         self.flush()
-        self.looks.require_mine()
-        self.members.remove(self.held.row_ids[gone])
+        with self._mine() as opened:
+            self.members.remove(opened, self.held.row_ids[gone])
         self.removed = int(gone.sum())
 
     def _compare(self, ids: Digests, batch: pa.Table, seen: Flags, left: Digests | None) -> None:
@@ -260,10 +265,23 @@ class _Work:
         """Commit the rows that wait."""
         if not self._waiting:
             return
-        self.looks.require_mine()
-        self.members.replace(pa.concat_tables(self._waiting))
+        with self._mine() as opened:
+            self.members.replace(opened, pa.concat_tables(self._waiting))
         self._waiting.clear()
         faults.point("lazy.after_commit")
+
+    @contextmanager
+    def _mine(self) -> Iterator[lance.LanceDataset]:
+        """Open the members for a commit, which fails once another process took this one for dead."""
+        opened = (
+            self.members.dataset()
+        )  # before the look: what comes after it is stopped by the other's fence
+        self.looks.require_mine()
+        try:
+            yield opened
+        except OSError:
+            self.looks.require_mine()
+            raise
 
     def _refuse_repeated(self) -> None:
         """Raise the SourceError that names ids which several rows have."""

@@ -486,6 +486,18 @@ def test_gc_keeps_what_a_run_copies_from(place, monkeypatch):
     assert collect(place.catalog, 3, delete=True, drop_run=None).lazies[0].why == "stopped"
 
 
+@pytest.mark.parametrize("point", ["run.after_plan", "table.after_receipt"])
+def test_gc_removes_a_side_whose_last_batch_was_killed(place, monkeypatch, point):
+    plan = place.start().plan
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", dies_at(point))
+        with pytest.raises(Killed):
+            place.sweep(budget=20)
+    lazy.stop(place.catalog, "no", keep=False)
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies[0].whole
+    assert traces(place, plan) == []
+
+
 def test_gc_removes_older_releases_of_a_side_that_serves(place):
     place.start()
     for _ in range(4):

@@ -136,6 +136,30 @@ def looks(place):
     return place.members.storage.names("lazy/docs/1/looks/")
 
 
+@pytest.mark.parametrize("commit", ["replace", "remove"])
+def test_a_commit_that_comes_after_another_process_took_over_writes_back_nothing(
+    place, monkeypatch, commit
+):
+    place.bring("d1", "d2", "d3")
+    place.dataset.update({"text": "'older'"}, where="doc_id = 'd1'")
+    place.dataset.delete("doc_id = 'd3'")
+    honest = getattr(Members, commit)
+
+    def late(*change):
+        monkeypatch.undo()
+        place.dataset.update({"text": "'newest'"}, where="doc_id = 'd1'")
+        place.dataset.delete("doc_id = 'd2'")
+        place.write([row("d3", "again")], mode="append")
+        assert place.bring("d3").documents == 2
+        honest(*change)
+
+    monkeypatch.setattr(Members, commit, late)
+    with pytest.raises(Conflict, match="another process changes"):
+        place.bring("d4", "d2")
+    assert place.held() == {"d1": ("newest", "en"), "d3": ("again", "en")}
+    assert not place.bring().changed
+
+
 def test_of_two_processes_the_one_that_was_taken_for_dead_changes_nothing_more(place, monkeypatch):
     place.bring("d1")
     met = []
