@@ -107,10 +107,9 @@ def pair_of(old: OpenRelease, new: OpenRelease) -> Iterator[LazyPair]:
     """Both sides as one release, as the index of an alias makes it; nothing follows a migration's state."""
     import numpy as np
 
-    from reembed.serving.in_time import InTime
+    from reembed.serving.in_time import BUDGET_S, InTime
     from reembed.serving.lazy_counts import Counts
     from reembed.serving.lazy_pair import LazyPair, Shared
-    from reembed.serving.lazy_serving import BUDGET_S
     from reembed.serving.migrated import Migrated
     from reembed.serving.new_side import KeptVectors, NewSide, Opened
     from reembed.serving.turned_up import EVERY_S, TurnedUp

@@ -30,10 +30,14 @@ class LazyState:
     """A corpus with a live release, and a new side that holds the documents that `migrate` was given."""
 
     def __init__(
-        self, uri: str, make_config: Callable[..., Config], fusion: Fusion = "slots"
+        self,
+        uri: str,
+        make_config: Callable[..., Config],
+        fusion: Fusion = "slots",
+        carry: Iterable[str] = ("title",),
     ) -> None:
         self.uri, self._make = uri, make_config
-        shared: dict[str, Any] = {"table": {"carry": ["title"]}, "index": {"device": "cpu"}}
+        shared: dict[str, Any] = {"table": {"carry": list(carry)}, "index": {"device": "cpu"}}
         self.config = make_config(uri, encoder={"model": OLD}, **shared)
         self.old, self.catalog = promoted(self.config)
         self.storage: Storage = self.catalog.storage

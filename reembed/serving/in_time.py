@@ -18,6 +18,8 @@ from reembed.serving.lazy_counts import Counts, Reason
 
 log = logging.getLogger(__name__)
 
+BUDGET_S = 0.1
+"""Seconds that an answer waits for the new side once the old one's part is ready."""
 THREADS = 32
 """Pieces of work at a time."""
 IN_A_ROW = 5
@@ -26,6 +28,13 @@ REST_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def ready(value: T) -> Future[T]:
+    """Return a value as work that is done."""
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
 
 
 class Alone(Exception):

@@ -10,12 +10,14 @@ from weakref import WeakValueDictionary, finalize
 
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.config.options import require_texts, secrets_in
-from reembed.errors import UsageError, require_positive
+from reembed.errors import UsageError, require_positive, require_whole
 from reembed.index.types import Float32
+from reembed.serving.embed_now import require_text
 from reembed.serving.follow import Follower
+from reembed.serving.in_time import BUDGET_S
 from reembed.serving.interleave import Interleaving
 from reembed.serving.lazy_counts import LazyCounts
-from reembed.serving.lazy_serving import BUDGET_S, LazyServing
+from reembed.serving.lazy_serving import LazyServing
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 from reembed.serving.shadow import Shadow, ShadowRead
 from reembed.store.paths import require_id
@@ -32,6 +34,7 @@ def open(
     options: Mapping[str, str] | None = None,
     refresh_every: float | None = None,
     lazy_budget: float = BUDGET_S,
+    lazy_embed: int = 0,
 ) -> Index:
     """Open what an alias serves: its index, its table and its query model, checked.
 
@@ -50,10 +53,13 @@ def open(
             `refresh_error` until one succeeds.
         lazy_budget: seconds that an answer waits for the new side of a lazy migration once the old side's part is
             ready; then it is the old side's alone.
+        lazy_embed: while a lazy migration serves, embed those of the first so many documents of each answer that are
+            not migrated with the new model, as many as are ready within `lazy_budget`. The live release must carry
+            the columns of its text (`table.carry`).
 
     Raises:
-        UsageError: the root does not exist, nothing was promoted to the alias, an option holds a secret, or
-            `refresh_every` or `lazy_budget` is not positive.
+        UsageError: the root does not exist, nothing was promoted to the alias, an option holds a secret,
+            `refresh_every` or `lazy_budget` is not positive, or `lazy_embed` is not valid.
         IntegrityError: a record, the index or the table is not what was registered.
         SpaceMismatch: the model found here does not produce the vectors of the release.
     """
@@ -71,7 +77,7 @@ def open(
             f'options={{"{secrets[0]}": "env:{secrets[0].upper()}"}}',
         )
     catalog = Catalog(Storage.existing(root, options), alias)
-    return Index(catalog, refresh_every, lazy_budget)
+    return Index(catalog, refresh_every, lazy_budget, lazy_embed)
 
 
 class Index:
@@ -86,13 +92,16 @@ class Index:
         catalog: Catalog,
         refresh_every: float | None = None,
         lazy_budget: float = BUDGET_S,
+        lazy_embed: int = 0,
     ) -> None:
         """Open what is live now; the rest is as `reembed.open` says.
 
         Raises:
-            UsageError: nothing was promoted yet, the alias is not a plain name, or a number is not positive.
+            UsageError: nothing was promoted yet, the alias is not a plain name, a number is not valid, or the live
+                release does not carry the text that `lazy_embed` needs.
         """
         require_positive("lazy_budget", lazy_budget, BUDGET_S)
+        require_whole("lazy_embed", lazy_embed, 0, 50)
         if refresh_every is not None:
             require_positive("refresh_every", refresh_every, 30.0)
         self._catalog = catalog
@@ -100,12 +109,15 @@ class Index:
         self._closing = threading.Lock()
         self._shadowing = threading.Lock()
         self._shadow: Shadow | None = None
-        self._lazy = LazyServing(catalog, lazy_budget)
+        self._lazy = LazyServing(catalog, lazy_budget, lazy_embed)
         finalize(self, self._lazy.close)  # also at exit: documents that turned up are kept
         require_id("alias", catalog.alias)
+        live = catalog.require_live()
+        if lazy_embed:
+            require_text(live.release)
         self._opened: WeakValueDictionary[str, OpenRelease] = WeakValueDictionary()
         """What is open here by the release's id: live, candidates beside it, and those that searches still hold."""
-        self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(catalog.require_live())
+        self._serving: tuple[AliasRecord, OpenRelease] | None = self._load(live)
         """A step of the alias and its open release, replaced together."""
         self.refresh_error: Exception | None = None
         """Why the last refresh of `refresh_every` failed; None if it did not."""

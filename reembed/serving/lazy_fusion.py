@@ -7,6 +7,7 @@ Shapes: Q queries, D documents that the old side found, E that the new side foun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from reembed.catalog.lazies import Fusion
 from reembed.index.types import Answer, Float32, Int64
 from reembed.serving.fusion import Background, Fused, NewList, OldList, rrf, slots, zscore
 from reembed.serving.live import EncodedQueries
+from reembed.serving.migrated import values
 from reembed.serving.new_side import Opened
 
 
@@ -49,6 +51,28 @@ def theirs(
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """Vectors of the new space by row, of either side."""
+
+    rows: Int64
+    """[V], sorted."""
+    vectors: Float32
+    """[V, dim]."""
+
+    @classmethod
+    def of(cls, made: Mapping[int, Float32], dim: int) -> Vectors:
+        """Return them from vectors [dim] by row."""
+        rows = np.array(sorted(made), np.int64)
+        return cls(
+            rows, np.array([made[row] for row in rows.tolist()], np.float32).reshape(-1, dim)
+        )
+
+    def find(self, rows: Int64) -> Int64:
+        """Return the place of each row [...] among these; -1 if it is not there."""
+        return values(self.rows, np.arange(len(self.rows)), rows)
+
+
+@dataclass(frozen=True)
 class Listed:
     """The old side's list."""
 
@@ -66,13 +90,22 @@ class Listed:
         new_rows[there] = opened.migrated.find(keys[there])
         return cls(keys, new_rows)
 
-    def scored(self, found: Answer, queries: Float32, vectors: Float32, place: Int64) -> OldList:
-        """Return the list with new scores; `place` says which of `vectors` each migrated document has, in order."""
-        migrated = self.new_rows >= 0
+    def not_migrated(self, first: int) -> Int64:
+        """Return the rows [N] of documents in the first places that are not migrated: once each, first places first."""
+        wanted = (self.keys[:, :first] >= 0) & (self.new_rows[:, :first] < 0)
+        rows = self.keys[:, :first].T[wanted.T]
+        return rows[np.sort(np.unique(rows, return_index=True)[1])]
+
+    def scored(self, found: Answer, queries: Float32, stored: Vectors, now: Vectors) -> OldList:
+        """Return the list with new scores: of `stored` by row of the new side, and of `now` by row of the old one."""
+        at = stored.find(self.new_rows)
+        at_now = now.find(self.keys)
+        at = np.where(at_now >= 0, len(stored.rows) + at_now, at)
+        vectors = np.concatenate([stored.vectors, now.vectors])
+        migrated = at >= 0
         scores = np.zeros(migrated.shape, np.float32)
-        parts = np.split(place, np.cumsum(migrated.sum(axis=1))[:-1])
-        for query, (at, vector) in enumerate(zip(parts, queries, strict=True)):
-            scores[query, migrated[query]] = vectors[at] @ vector
+        for query, vector in enumerate(queries):
+            scores[query, migrated[query]] = vectors[at[query, migrated[query]]] @ vector
         return OldList(self.keys, found.scores, migrated, scores)
 
 

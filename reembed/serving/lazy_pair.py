@@ -19,9 +19,10 @@ from reembed.catalog.lazies import LazyPlan
 from reembed.errors import texts_of
 from reembed.index.queries import checked_queries, require_k
 from reembed.index.types import Answer, Float32
-from reembed.serving.in_time import Alone, InTime
+from reembed.serving.embed_now import EmbedNow
+from reembed.serving.in_time import Alone, InTime, ready
 from reembed.serving.lazy_counts import Counts, Reason
-from reembed.serving.lazy_fusion import Listed, Ours, Theirs, cut, fused, theirs
+from reembed.serving.lazy_fusion import Listed, Ours, Theirs, Vectors, cut, fused, theirs
 from reembed.serving.lazy_watch import Watch
 from reembed.serving.live import EncodedQueries, Hit, OpenRelease
 from reembed.serving.new_side import NewSide, Opened
@@ -37,6 +38,8 @@ class Shared:
     turned_up: TurnedUp
     in_time: InTime
     counts: Counts
+    embed_now: EmbedNow | None = None
+    """None where documents that are not migrated wait for a batch."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class LazyPair(OpenRelease):
         self, opened: Opened | None, queries: Any, k: int, filter: str | None
     ) -> tuple[Reason, Answer]:
         """Return each query's k best documents, and how they were found."""
-        if opened is None or not len(opened.migrated):
+        if opened is None or not (len(opened.migrated) or self.shared.embed_now):
             return "failed" if self.side.broken else "fused", self.old.nearest(queries, k, filter)
         try:
             asked = self._asked(opened, queries, max(k, self.shared.plan.depth), filter)
@@ -143,9 +146,7 @@ class LazyPair(OpenRelease):
             return self.shared.in_time.begin(theirs, opened, vectors, depth, filter)
         if not isinstance(queries, EncodedQueries):
             return self.shared.in_time.begin(theirs, opened, vectors)
-        given: Future[Theirs] = Future()
-        given.set_result(Theirs(checked_queries(vectors, release.space.dim, 1), None))
-        return given
+        return ready(Theirs(checked_queries(vectors, release.space.dim, 1), None))
 
     def _until(self) -> float:
         return time.perf_counter() + self.shared.in_time.budget_s
@@ -158,22 +159,31 @@ class LazyPair(OpenRelease):
         """
         until, in_time = self._until(), self.shared.in_time
         listed = Listed.of(opened, ours.found)
-        rows = listed.new_rows[listed.new_rows >= 0]
-        if not len(rows) and (self.shared.plan.fusion == "slots" or not len(listed.keys)):
+        known = np.unique(listed.new_rows[listed.new_rows >= 0])
+        kept = opened.vectors.kept(known)
+        reading = in_time.begin(opened.vectors.of, known) if kept is None else ready(kept)
+        now = self._embedded(opened, listed, until)
+        ranked = len(known) + len(now.rows)
+        if not ranked and (self.shared.plan.fusion == "slots" or not len(listed.keys)):
             return cut(ours.found, k)
-        known, place = np.unique(rows, return_inverse=True)
-        vectors = opened.vectors.kept(known)
-        if vectors is None:
-            vectors = in_time.result(in_time.begin(opened.vectors.of, known), until)
+        stored = Vectors(known, in_time.result(reading, until))
         found = in_time.result(asked, until)
         try:
-            old = listed.scored(ours.found, found.queries, vectors, place)
+            old = listed.scored(ours.found, found.queries, stored, now)
             answer = fused(self.shared.plan.fusion, opened, ours, found, old, k)
         except Exception as error:  # noqa: BLE001 - counted and told: whatever the new side found, users get an answer
             in_time.failed(error)
             raise Alone("failed") from None
         in_time.worked()
         return answer
+
+    def _embedded(self, opened: Opened, listed: Listed, until: float) -> Vectors:
+        """Return the vectors of documents that are not migrated, as many as are ready in time."""
+        embed_now = self.shared.embed_now
+        if embed_now is None:
+            return Vectors.of({}, opened.release.release.space.dim)
+        rows = listed.not_migrated(embed_now.first)
+        return embed_now.vectors(self.old, opened.release, rows, until)
 
     def _tell(
         self, reason: Reason, answer: Answer, hits: list[list[Hit]], opened: Opened | None

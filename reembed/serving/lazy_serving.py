@@ -13,7 +13,8 @@ from reembed.catalog.releases import AliasRecord, Catalog
 from reembed.errors import SpaceMismatch
 from reembed.redact import redacted
 from reembed.serving import turned_up
-from reembed.serving.in_time import InTime
+from reembed.serving.embed_now import EmbedNow
+from reembed.serving.in_time import BUDGET_S, InTime
 from reembed.serving.lazy_counts import Counts, LazyCounts
 from reembed.serving.lazy_pair import LazyPair, Shared
 from reembed.serving.lazy_watch import Watch
@@ -25,16 +26,13 @@ from reembed.table.read import as_vectors
 
 log = logging.getLogger(__name__)
 
-BUDGET_S = 0.1
-"""Seconds that an answer waits for the new side once the old one's part is ready."""
-
 
 class LazyServing:
     """What an index needs for the lazy migrations of its alias, one after the other."""
 
-    def __init__(self, catalog: Catalog, budget_s: float = BUDGET_S) -> None:
-        """Take the alias; nothing is read yet."""
-        self._catalog, self._budget_s = catalog, budget_s
+    def __init__(self, catalog: Catalog, budget_s: float = BUDGET_S, embed: int = 0) -> None:
+        """Take the alias; nothing is read yet. `embed`: documents of a list that are embedded at once."""
+        self._catalog, self._budget_s, self._embed = catalog, budget_s, embed
         self._counts, self._counted = Counts(), False
         self._lock = threading.Lock()
         self._shared: Shared | None = None
@@ -91,12 +89,14 @@ class LazyServing:
                 return shared
             self._leave(write=False)
             self._counted = True
+            in_time = InTime(self._catalog.alias, self._counts, self._budget_s)
             self._shared = Shared(
                 lazy.plan,
                 Watch(self._catalog, lazy, read_at),
                 TurnedUp(Queue(self._catalog.storage, lazy.plan), self._counts, turned_up.EVERY_S),
-                InTime(self._catalog.alias, self._counts, self._budget_s),
+                in_time,
                 self._counts,
+                EmbedNow(self._embed, in_time, self._counts) if self._embed else None,
             )
             return self._shared
 

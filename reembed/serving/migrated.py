@@ -56,12 +56,12 @@ class Migrated:
 
     def find(self, old_rows: Int64) -> Int64:
         """Return the new side's row [R] of each of these rows of the old side [R]; -1 if it is not migrated."""
-        return _values(self.old_rows, self.new_rows, old_rows)
+        return values(self.old_rows, self.new_rows, old_rows)
 
     def find_old(self, new_rows: Int64) -> Int64:
         """Return the old side's row [R] of each of these rows of the new side [R]; -1 if it does not own it."""
         known, old_rows = self._by_new
-        return _values(known, old_rows, new_rows)
+        return values(known, old_rows, new_rows)
 
     @functools.cached_property
     def _by_new(self) -> tuple[Int64, Int64]:
@@ -69,10 +69,10 @@ class Migrated:
         return self.new_rows[order], self.old_rows[order]
 
 
-def _values(known: Int64, values: Int64, wanted: Int64) -> Int64:
-    """Return the value [R] of each of `wanted` [R] among `known` [M], which is sorted; -1 where it is not."""
+def values(known: Int64, values: Int64, wanted: Int64) -> Int64:
+    """Return the value [...] of each of `wanted` [...] among `known` [M], which is sorted; -1 where it is not."""
     if not len(known):
-        return np.full(len(wanted), -1, np.int64)
+        return np.full(wanted.shape, -1, np.int64)
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     return np.where(known[at] == wanted, values[at], -1)
 

@@ -38,8 +38,23 @@ def columns_of(ref: SourceRef) -> list[str]:
 
 def documents(ref: SourceRef, rows: pa.Table) -> pa.Table:
     """Return doc_id, TEXT (large_binary: UTF-8 as stored) and carried columns, in the rows' order."""
-    made = {"doc_id": doc_ids(ref, rows), TEXT: _text(ref, rows)}
+    made = {"doc_id": doc_ids(ref, rows), TEXT: text_of(ref, rows)}
     return pa.table(made | {c: rows[c] for c in ref.carry})
+
+
+def text_of(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
+    """Return the texts of rows that have their columns: large_binary, UTF-8 as stored."""
+    if not template_columns(ref.text):
+        return _bytes(rows[ref.text])
+    parts: list[pa.ChunkedArray | pa.Scalar] = []
+    for literal, name, _, _ in string.Formatter().parse(ref.text):
+        parts.append(pa.scalar(literal.encode(), pa.large_binary()))
+        if name:
+            parts.append(_bytes(rows[name]))
+    nothing = pa.scalar(b"", pa.large_binary())
+    return pc.binary_join_element_wise(
+        *parts, nothing, null_handling="replace", null_replacement=""
+    )
 
 
 def doc_ids(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
@@ -111,20 +126,6 @@ def _unreadable(ref: SourceRef, columns: Sequence[str], error: Exception) -> Sou
         f"{', '.join(columns)} of {ref.uri} version {ref.version} cannot be read",
         first_line(error),
         "reembed import --help     # write the dataset again; import names the rows that are not UTF-8",
-    )
-
-
-def _text(ref: SourceRef, rows: pa.Table) -> pa.ChunkedArray:
-    if not template_columns(ref.text):
-        return _bytes(rows[ref.text])
-    parts: list[pa.ChunkedArray | pa.Scalar] = []
-    for literal, name, _, _ in string.Formatter().parse(ref.text):
-        parts.append(pa.scalar(literal.encode(), pa.large_binary()))
-        if name:
-            parts.append(_bytes(rows[name]))
-    nothing = pa.scalar(b"", pa.large_binary())
-    return pc.binary_join_element_wise(
-        *parts, nothing, null_handling="replace", null_replacement=""
     )
 
 

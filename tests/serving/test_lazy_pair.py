@@ -22,7 +22,7 @@ import reembed
 from reembed import encoders
 from reembed.catalog import lazies, lazy_background
 from reembed.errors import SpaceMismatch, UsageError
-from reembed.serving import in_time, lazy_serving, lazy_watch, migrated, turned_up
+from reembed.serving import in_time, lazy_watch, migrated, turned_up
 from reembed.serving.http.app import create_app
 from reembed.serving.http.options import ServeOptions
 from reembed.serving.index import Index
@@ -587,4 +587,4 @@ def test_an_index_that_nobody_holds_ends_its_threads_and_keeps_what_turned_up(ha
 
 
 def test_the_default_budget_is_a_tenth_of_a_second():
-    assert lazy_serving.BUDGET_S == 0.1
+    assert in_time.BUDGET_S == 0.1

@@ -70,6 +70,20 @@ def search(
     metavar="SECONDS",
     help="Between looks for a newer release.",
 )
+@click.option(
+    "--lazy-budget",
+    default=0.1,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="That an answer waits for the new side of a lazy migration.",
+)
+@click.option(
+    "--lazy-embed",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of the first N documents of an answer, embed those that are not migrated, within the budget.",
+)
 @click.option("--max-request-bytes", default=1 << 20, type=click.IntRange(1))
 @click.option("--max-queries", default=256, type=click.IntRange(1), help="Queries of a request.")
 @click.option("--max-k", default=1000, type=click.IntRange(1), help="Hits for each query.")

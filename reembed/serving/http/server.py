@@ -109,8 +109,14 @@ def token_of(options: ServeOptions) -> str | None:
 
 
 def _opened(config: Config, options: ServeOptions) -> Index:
-    storage, every = config.storage, options.refresh_every
-    return open_index(storage.root, config.alias, options=storage.options, refresh_every=every)
+    return open_index(
+        config.storage.root,
+        config.alias,
+        options=config.storage.options,
+        refresh_every=options.refresh_every,
+        lazy_budget=options.lazy_budget,
+        lazy_embed=options.lazy_embed,
+    )
 
 
 @contextmanager
