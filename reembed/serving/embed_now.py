@@ -6,6 +6,7 @@ that the next answer with the document has it at once. Nothing is written: the d
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections import OrderedDict
@@ -125,11 +126,11 @@ def require_text(release: Release) -> None:
     columns = text_columns(release.source)
     missing = [c for c in columns if c not in release.source.carry]
     if missing:
-        carry = f"[{','.join(dict.fromkeys([*release.source.carry, *columns]))}]"
+        carry = f"table.carry=[{','.join(dict.fromkeys([*release.source.carry, *columns]))}]"
         raise UsageError(
             f"release {release.id} does not carry {', '.join(missing)}, so lazy_embed has no text to embed",
             "documents of answers are embedded from the carried columns of the live table",
-            f"reembed run --set 'table.carry={carry}'     # copies the vectors; then compare and promote",
+            f"reembed run --set {shlex.quote(carry)}     # copies the vectors; then compare and promote",
         )
 
 
