@@ -35,7 +35,8 @@ def is_over(found: Lazy) -> bool:
 
 def left_by(catalog: Catalog, plan: LazyPlan) -> list[str]:
     """Return the files and folders of a lazy migration, except its plan and steps, which stay as a record."""
-    names = ("members.lance/", "looks/", "queue/", "batches/", "draft.json", "background.arrow")
+    folders = ("members.lance/", "looks/", "queue/", "batches/", "backgrounds/")
+    names = (*folders, "draft.json", "background.arrow")
     own = [f"{plan.folder}/{name}" for name in names]
     return [*left_by_side(catalog, plan.side), *own, f"runs/{plan.side}/"]
 

@@ -118,7 +118,8 @@ class Source:
         return tag in tags_of(dataset)
 
     def unpin(self, tag: str) -> None:
-        dataset = self.dataset()
+        """Remove a tag; the version that it was of may be gone."""
+        dataset = open_source(self.uri, None, self.options)
         if tag in tags_of(dataset):
             dataset.tags.delete(tag)
 

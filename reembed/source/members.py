@@ -6,6 +6,7 @@ one commit, so that no document is ever there twice, or gone in between.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,15 @@ from reembed.errors import SourceError
 from reembed.source import documents, versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta, fragments_of
-from reembed.store.lance import open_dataset
+from reembed.store.lance import open_dataset, tags_of
 from reembed.store.storage import Storage
 
 Int64 = npt.NDArray[np.int64]
 _BATCH_ROWS = 4_096
+_ALIKE = 8
+"""Files of about the same size, after which they become one."""
+_LARGE_ROWS = 131_072
+"""Rows of a file that is not merged any more."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,52 @@ class Members:
         for start in range(0, len(row_ids), _BATCH_ROWS):
             leaving = row_ids[start : start + _BATCH_ROWS].tolist()
             opened.delete(f"_rowid IN ({', '.join(map(str, leaving))})")
+
+    def merge(self, *, erase: bool) -> None:
+        """Merge files of about the same size, which every batch adds; row ids stay.
+
+        `erase`: files that hold rows that left are written again without them.
+        """
+        dataset = self.dataset()
+        held = {f.fragment_id: f.metadata for f in dataset.get_fragments()}
+        chosen = set(to_merge({i: m.num_rows for i, m in held.items()}))
+        if erase:
+            chosen |= {i for i, m in held.items() if m.num_deletions}
+        if chosen:
+            dataset.optimize.compact_files(
+                target_rows_per_fragment=8 * _LARGE_ROWS,
+                materialize_deletions_threshold=0.0,
+                excluded_fragment_ids=list(held.keys() - chosen),
+            )
+
+    def forget(self, version: int) -> None:
+        """Remove the versions before this one, and the files that only they have."""
+        dataset = self.dataset()
+        for tag, named in tags_of(dataset).items():
+            if named < version:
+                dataset.tags.delete(tag)
+        if min(v["version"] for v in dataset.version_refs()) < version:
+            dataset.cleanup_old_versions(
+                older_than=dt.timedelta(microseconds=1),  # a zero timedelta means "two weeks"
+                delete_unverified=False,
+                error_if_tagged_old_versions=False,
+            )
+
+
+def to_merge(rows: dict[int, int]) -> list[int]:
+    """Return which fragments become one: the newest, of about the same size, once there are several; `rows` of each,
+    oldest first.
+
+    Each is merged with others of its size, so a row is written again once for each eightfold growth.
+    """
+    chosen: list[int] = []
+    largest = 0
+    for fragment, held in reversed(rows.items()):
+        if held > _LARGE_ROWS or (chosen and held > 2 * largest):
+            break
+        chosen.append(fragment)
+        largest = max(largest, held)
+    return chosen if len(chosen) >= _ALIKE else []
 
 
 def rows_of(source: Source, delta: Delta | None) -> Iterator[tuple[Digests, pa.Table]]:

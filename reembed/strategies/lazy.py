@@ -305,6 +305,8 @@ def batch(
         faults.point("lazy.before_side")
         release = side.catch_up(emit, executor=executor)
         faults.point("lazy.after_side")
+        if config.storage.erase_deleted:
+            side.erase(plan)
         queue.served(taken)
         faults.point("lazy.after_queue")
         return keep(

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from reembed import faults
+from reembed.catalog import lazy_background
+from reembed.catalog.lazies import LazyPlan
 from reembed.catalog.lazy_background import DOCUMENTS
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import Config, EncoderConfig, SourceConfig
@@ -17,12 +20,14 @@ from reembed.engine.executor import Executor
 from reembed.errors import ReembedError, UsageError
 from reembed.events import AliasMoved, Behind, Candidate, Event, Listener
 from reembed.lifecycle.promote import promote
+from reembed.source.lag import caught_up
 from reembed.source.members import Members
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.strategies.up_to_date import catch_up_and_follow
 from reembed.table.read import TableVersion
 
 _OWN = re.compile(r"^reembed (?:run|catch-up \S+)")
+_TEXT = ("doc_id", "text_hash")
 _LEAST_BACKGROUND = 0.5
 """Share of the documents drawn whose texts must be those of the live release."""
 
@@ -80,10 +85,30 @@ class Side:
             return self._caught_up(_of_the_side(emit), executor)
 
     def _caught_up(self, emit: Listener, executor: Executor) -> Release:
+        self.members.merge(erase=self.config.storage.erase_deleted)
+        faults.point("lazy.after_merge")
         found = catch_up_and_follow(
             self.catalog, self.config, "live", emit, executor=executor, retry_dead_letters=False
         )
+        self.members.forget(caught_up(self.catalog, found.release).version)
         return found.release
+
+    def erase(self, plan: LazyPlan) -> None:
+        """Remove documents from the background that left the side, or have another text there now."""
+        storage, held = self.catalog.storage, lazy_background.read(self.catalog.storage, plan)
+        _, at = self._with_same_text(held)
+        same = np.array(at) >= 0
+        if not same.all():
+            lazy_background.replace(storage, plan, held.filter(pa.array(same)))
+        lazy_background.remove_replaced(storage, plan)
+
+    def _with_same_text(self, old: pa.Table, *columns: str) -> tuple[pa.Table, list[int]]:
+        """Return rows of the side, and which of them has id and text of each of these documents; -1 if none has."""
+        release = self.catalog.require_live().release
+        wanted = {"doc_id": old["doc_id"].combine_chunks()}
+        new = _table(self.catalog, release).matching(wanted, [*_TEXT, *columns])
+        places = {pair: n for n, pair in enumerate(_pairs(new))}
+        return new, [places.get(pair, -1) for pair in _pairs(old)]
 
     def background(self, live: Release) -> pa.Table:
         """Return the documents drawn from the live release whose texts the side has too, with both vectors.
@@ -92,17 +117,7 @@ class Side:
             UsageError: most texts are others: the live release is behind its source.
         """
         old = drawn(self.catalog, live)
-        release = self.catalog.require_live().release
-        wanted = {"doc_id": old["doc_id"].combine_chunks()}
-        new = _table(self.catalog, release).matching(wanted, ["doc_id", "text_hash", "vector"])
-        places = {
-            pair: n
-            for n, pair in enumerate(
-                zip(new["doc_id"].to_pylist(), new["text_hash"].to_pylist(), strict=True)
-            )
-        }
-        pairs = zip(old["doc_id"].to_pylist(), old["text_hash"].to_pylist(), strict=True)
-        at = [places.get(pair, -1) for pair in pairs]
+        new, at = self._with_same_text(old, "vector")
         same = np.array(at) >= 0
         if same.sum() < max(1, _LEAST_BACKGROUND * len(same)):
             raise UsageError(
@@ -138,6 +153,10 @@ def drawn(catalog: Catalog, live: Release) -> pa.Table:
 def _table(catalog: Catalog, release: Release) -> TableVersion:
     dim = release.space.dim
     return TableVersion(catalog.storage, release.table, release.table_version, dim)
+
+
+def _pairs(rows: pa.Table) -> Iterator[tuple[str | int, bytes]]:
+    return zip(*(rows[name].to_pylist() for name in _TEXT), strict=True)
 
 
 def _single(vectors: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -67,7 +67,13 @@ LAZY_START = (
     "lazy.after_side",
     "lazy.after_plan",
 )
-LAZY_BATCH = (*LAZY_START[1:4], "lazy.before_side", "lazy.after_side", "lazy.after_queue")
+LAZY_BATCH = (
+    *LAZY_START[1:4],
+    "lazy.before_side",
+    "lazy.after_merge",
+    "lazy.after_side",
+    "lazy.after_queue",
+)
 LAZY_END = ("lazy.before_finish", "lazy.after_mark", "lazy.after_removal")
 ALIAS = (
     "promote.before_swap",

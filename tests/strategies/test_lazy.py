@@ -16,6 +16,7 @@ from inline import Inline, Silent
 import reembed
 from reembed import faults
 from reembed.catalog import lazies, lazy_background
+from reembed.catalog.index_manifest import read_manifest
 from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
@@ -31,6 +32,7 @@ from reembed.errors import (
     UsageError,
 )
 from reembed.events import Embedded, Notice
+from reembed.index.grow import DELTAS
 from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
 from reembed.lifecycle.promote import Reasons, promote
@@ -41,11 +43,12 @@ from reembed.strategies.catch_up import catch_up
 from reembed.strategies.full_rebuild import full_rebuild
 from reembed.strategies.sweep import Limits, sweep
 from reembed.strategies.up_to_date import promote_up_to_date
+from reembed.table.read import as_vectors
 
 DOCUMENTS = 400
 POINTS = (
     "lazy.after_draft", "lazy.after_look", "lazy.after_commit", "lazy.after_members", "lazy.after_side",
-    "lazy.after_plan", "lazy.before_side", "lazy.after_queue",
+    "lazy.after_plan", "lazy.before_side", "lazy.after_merge", "lazy.after_queue",
 )  # fmt: skip
 
 
@@ -506,6 +509,50 @@ def test_gc_removes_older_releases_of_a_side_that_serves(place):
     assert (left.whole, len(left.releases)) == (False, 3)
     assert len(place.texts()) == 140
     assert place.sweep(budget=20).added == 20
+
+
+def test_many_batches_leave_few_files_of_members_one_version_and_few_segments(place):
+    place.start()
+    for at in range(24):
+        place.queue(*ids_of(range(at * 10, at * 10 + 10)))
+        place.batch()
+    members = lance.dataset(place.catalog.storage.uri(place.plan.members))
+    assert len(members.get_fragments()) < 10
+    assert (len(members.versions()), len(members.tags.list())) == (1, 1)
+    assert sorted(members.to_table()["doc_id"].to_pylist()) == sorted(place.texts())
+    manifest = read_manifest(place.catalog.storage, place.side.index, place.side.index_sha256)
+    assert len(manifest.segments) <= DELTAS + 1
+    assert place.side.verify.passed
+
+
+def test_with_erase_deleted_no_byte_of_what_was_deleted_or_changed_is_left(place):
+    erasing = {"storage": {"root": place.root, "erase_deleted": True, "keep": 1}}
+    place.start(lazy={"fusion": "zscore"}, **erasing)
+    config = place.config(**erasing)
+    storage, plan = place.catalog.storage, place.plan
+    background = lazy_background.read(storage, plan)
+    names = background["doc_id"].to_pylist()
+    texts = {r["doc_id"]: r["text"] for r in place.source.to_table().to_pylist()}
+    traces = {}
+    for at, name in enumerate(names[:2]):
+        traces[f"{name}, text"] = texts[name].encode()
+        traces[f"{name}, digest"] = background["text_hash"][at].as_py()
+        traces[f"{name}, vector"] = as_vectors(background["new"])[at].tobytes()
+
+    def holding():
+        paths = [p for p, _ in storage.objects("") if plan.side in p or p.startswith("lazy/")]
+        bodies = {path: storage.read_bytes(path) for path in paths}
+        return {
+            (p, k) for p, body in bodies.items() for k, trace in traces.items() if trace in body
+        }
+
+    assert {k for _, k in holding()} == traces.keys(), "they cannot be searched for"
+    place.source.delete(f"doc_id = '{names[0]}'")
+    place.source.update({"text": "'new'"}, where=f"doc_id = '{names[1]}'")
+    lazy.batch(place.catalog, config, 10, Silent(), executor=Inline())
+    collect(place.catalog, 1, delete=True, drop_run=None)
+    assert holding() == set()
+    assert lazy_background.read(storage, plan)["doc_id"].to_pylist() == names[2:]
 
 
 def test_what_is_live_and_status_are_told_of_the_alias_alone(place):
