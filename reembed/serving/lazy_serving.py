@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+import numpy as np
+
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.lazies import Lazy
 from reembed.catalog.lazy_queue import Queue
@@ -143,7 +145,10 @@ class LazyServing:
         if shared.plan.fusion == "zscore" and background is None:
             found = lazy_background.read(self._catalog.storage, shared.plan)
             background = as_vectors(found["old"]), as_vectors(found["new"])
-        return Opened(release, migrated, KeptVectors(release.table), background)
+        vectors = KeptVectors(release.table)
+        if held is not None:
+            vectors = held.vectors.following(release.table, np.sort(migrated.new_rows))
+        return Opened(release, migrated, vectors, background)
 
     def _failed(self, error: Exception) -> None:
         why = redacted(f"{type(error).__name__}: {error}")

@@ -29,6 +29,17 @@ class KeptVectors:
         self._kept: OrderedDict[int, Float32] = OrderedDict()
         self._lock = threading.Lock()
 
+    def following(self, table: TableVersion, there: Int64) -> KeptVectors:
+        """Return those of a newer version of the table, whose rows `there` are, sorted: a row keeps its vector."""
+        newer = KeptVectors(table)
+        if table.path == self._table.path and len(there):
+            with self._lock:
+                held = dict(self._kept)
+            ids = np.fromiter(held, np.int64, len(held))
+            at = np.minimum(np.searchsorted(there, ids), len(there) - 1)
+            newer._keep({row: held[row] for row in ids[there[at] == ids].tolist()})
+        return newer
+
     def kept(self, row_ids: Int64) -> Float32 | None:
         """Return vectors float32 [R, D] if all of them are in memory."""
         if not len(row_ids):

@@ -14,6 +14,7 @@ import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reembed import digests
 from reembed.catalog.releases import SourceRef
@@ -27,6 +28,8 @@ from reembed.store.storage import Storage
 
 Int64 = npt.NDArray[np.int64]
 _BATCH_ROWS = 4_096
+KEPT = dt.timedelta(hours=1)
+"""How long versions stay that nothing names."""
 _ALIKE = 8
 """Files of about the same size, after which they become one."""
 _LARGE_ROWS = 131_072
@@ -154,15 +157,21 @@ class Members:
                 excluded_fragment_ids=list(held.keys() - chosen),
             )
 
-    def forget(self, version: int) -> None:
-        """Remove the versions before this one, and the files that only they have."""
+    def forget(self, version: int, *, erase: bool) -> None:
+        """Let go of the versions before this one: an hour later they are removed, with the files that only they have.
+
+        Not at once: Lance compares a commit with the versions that are there, so that `fence` holds while its own is.
+        `erase`: the first call after that hour removes them; otherwise one an hour does.
+        """
         dataset = self.dataset()
         for tag, named in tags_of(dataset).items():
             if named < version:
                 dataset.tags.delete(tag)
-        if min(v["version"] for v in dataset.version_refs()) < version:
+        first = dataset.checkout_version(min(v["version"] for v in dataset.version_refs()))
+        age = dt.datetime.now(dt.UTC) - first.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
+        if first.version < version and age > (KEPT if erase else 2 * KEPT):
             dataset.cleanup_old_versions(
-                older_than=dt.timedelta(microseconds=1),  # a zero timedelta means "two weeks"
+                older_than=max(KEPT, dt.timedelta(microseconds=1)),  # zero means "two weeks"
                 delete_unverified=False,
                 error_if_tagged_old_versions=False,
             )
@@ -211,6 +220,26 @@ def ids_of(source: Source) -> Iterator[tuple[pa.Array, Digests, Int64]]:
     """Yield ids, their digests and row ids of a source's documents, in its order."""
     for ids, row_ids in documents.ids(source.dataset(), source.ref, None):
         yield ids, _digests(ids), row_ids
+
+
+def row_ids_of(source: Source, doc_ids: Sequence[str | int]) -> tuple[Digests, Int64]:
+    """Return digests of ids and row ids of those of some documents that a source has, in its order.
+
+    Ids alone are read, and only those that are found are hashed.
+    """
+    names = (str(d) for d in doc_ids)
+    wanted = pa.array(list({n for n in names if _is_text(n)}), pa.large_string())
+    hashes, row_ids = [np.empty(0, f"V{digests.BYTES}")], [np.empty(0, np.int64)]
+    for ids, rows in documents.ids(source.dataset(), source.ref, None):
+        asked = pc.is_in(ids.cast(pa.large_string()), wanted)
+        hashes.append(_digests(ids.filter(asked)))
+        row_ids.append(rows[asked.to_numpy(False)])
+    return np.concatenate(hashes), np.concatenate(row_ids)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether it can be stored: half a character cannot."""
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def ids_left(source: Source, older: lance.LanceDataset, delta: Delta) -> Digests:

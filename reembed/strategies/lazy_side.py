@@ -85,12 +85,13 @@ class Side:
             return self._caught_up(_of_the_side(emit), executor)
 
     def _caught_up(self, emit: Listener, executor: Executor) -> Release:
-        self.members.merge(erase=self.config.storage.erase_deleted)
+        erase = self.config.storage.erase_deleted
+        self.members.merge(erase=erase)
         faults.point("lazy.after_merge")
         found = catch_up_and_follow(
             self.catalog, self.config, "live", emit, executor=executor, retry_dead_letters=False
         )
-        self.members.forget(caught_up(self.catalog, found.release).version)
+        self.members.forget(caught_up(self.catalog, found.release).version, erase=erase)
         return found.release
 
     def erase(self, plan: LazyPlan) -> None:

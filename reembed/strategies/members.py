@@ -88,7 +88,8 @@ def bring(
     if last is not None and not last.done:  # its process died, or is only slow and may still write
         members.fence()
         held = members.held()
-    work = _Work(members, source, held, asked[held.find(asked) < 0], looks)
+    missing = asked[held.find(asked) < 0]
+    work = _Work(members, source, held, wanted, missing, looks)
     if not is_same:
         work.follow(last)
     work.add()
@@ -188,6 +189,7 @@ class _Work:
     members: Members
     source: Source
     held: Held
+    wanted: Sequence[str | int]
     missing: Digests
     """Wanted documents that members do not have, sorted."""
     looks: _Looks
@@ -237,12 +239,9 @@ class _Work:
         """Add the wanted documents that are still missing."""
         if not len(self.missing):
             return
-        row_ids, found = [np.empty(0, np.int64)], [self.missing[:0]]
-        for _, ids, batch in rows.ids_of(self.source):
-            mine = digests.find(self.missing, ids) >= 0
-            row_ids.append(batch[mine])
-            found.append(ids[mine])
-        ids, at = np.concatenate(found), np.concatenate(row_ids)
+        ids, at = rows.row_ids_of(self.source, self.wanted)
+        there = digests.find(self.missing, ids) >= 0
+        ids, at = ids[there], at[there]
         start = 0
         for batch in rows.rows_by_id(self.source, at):
             self._put(ids[start : start + batch.num_rows], batch)

@@ -325,6 +325,31 @@ def test_after_batches_and_catch_ups_the_same_documents_are_migrated_as_in_a_fre
                 assert index.search(QUERIES, 20) == fresh.search(QUERIES, 20)
 
 
+def test_a_refresh_keeps_vectors_that_are_in_memory_except_those_that_left(half):
+    with opened(half) as index:
+        index.search(QUERIES, k=20)
+        before = index.current.side.opened
+        held = before.vectors._kept
+        left = sorted(half.rows())[0]
+        row = next(r for r, d in row_ids(before).items() if d == left)
+        before.vectors.of(np.array([row]))
+        assert len(held) > 10
+        half.delete(left, half.members)
+        half.migrate(sorted(half.rows())[1:2])
+        index.refresh()
+        after = index.current.side.opened
+        assert after.release.release != before.release.release
+        kept = after.vectors._kept
+        assert kept.keys() == held.keys() - {row}
+        rows = np.fromiter(kept, np.int64)
+        assert np.array_equal(after.vectors.kept(rows), after.release.table.vectors_of(rows))
+
+
+def row_ids(side):
+    found = side.release.table.dataset().to_table(columns=["doc_id"], with_row_id=True)
+    return dict(zip(found["_rowid"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
+
+
 @pytest.mark.parametrize("more", [4, 60])
 def test_a_process_whose_new_side_gc_removed_meanwhile_follows_to_the_newest(half, more):
     table = half.storage.uri(half.new.table)

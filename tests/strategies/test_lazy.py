@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import time
 
@@ -37,6 +38,7 @@ from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
 from reembed.lifecycle.promote import Reasons, promote
 from reembed.lifecycle.status import status
+from reembed.source import members
 from reembed.store.storage import Storage
 from reembed.strategies import lazy, lazy_side
 from reembed.strategies.catch_up import catch_up
@@ -511,21 +513,22 @@ def test_gc_removes_older_releases_of_a_side_that_serves(place):
     assert place.sweep(budget=20).added == 20
 
 
-def test_many_batches_leave_few_files_of_members_one_version_and_few_segments(place):
+def test_many_batches_leave_few_files_of_members_one_version_and_few_segments(place, monkeypatch):
+    monkeypatch.setattr(members, "KEPT", dt.timedelta(0))
     place.start()
     for at in range(24):
         place.queue(*ids_of(range(at * 10, at * 10 + 10)))
         place.batch()
-    members = lance.dataset(place.catalog.storage.uri(place.plan.members))
-    assert len(members.get_fragments()) < 10
-    assert (len(members.versions()), len(members.tags.list())) == (1, 1)
-    assert sorted(members.to_table()["doc_id"].to_pylist()) == sorted(place.texts())
+    held = lance.dataset(place.catalog.storage.uri(place.plan.members))
+    assert len(held.get_fragments()) < 10
+    assert (len(held.versions()), len(held.tags.list())) == (1, 1)
+    assert sorted(held.to_table()["doc_id"].to_pylist()) == sorted(place.texts())
     manifest = read_manifest(place.catalog.storage, place.side.index, place.side.index_sha256)
     assert len(manifest.segments) <= DELTAS + 1
     assert place.side.verify.passed
 
 
-def test_with_erase_deleted_no_byte_of_what_was_deleted_or_changed_is_left(place):
+def test_with_erase_deleted_no_byte_of_what_was_deleted_or_changed_is_left(place, monkeypatch):
     erasing = {"storage": {"root": place.root, "erase_deleted": True, "keep": 1}}
     place.start(lazy={"fusion": "zscore"}, **erasing)
     config = place.config(**erasing)
@@ -551,6 +554,9 @@ def test_with_erase_deleted_no_byte_of_what_was_deleted_or_changed_is_left(place
     place.source.update({"text": "'new'"}, where=f"doc_id = '{names[1]}'")
     lazy.batch(place.catalog, config, 10, Silent(), executor=Inline())
     collect(place.catalog, 1, delete=True, drop_run=None)
+    assert {path.split("/")[3] for path, _ in holding()} == {"members.lance"}, "for an hour"
+    monkeypatch.setattr(members, "KEPT", dt.timedelta(0))
+    lazy.batch(place.catalog, config, 10, Silent(), executor=Inline())
     assert holding() == set()
     assert lazy_background.read(storage, plan)["doc_id"].to_pylist() == names[2:]
 

@@ -101,7 +101,7 @@ def test_changed_documents_are_replaced_those_that_left_removed_and_wanted_ones_
 def test_a_source_that_did_not_change_costs_nothing(place, monkeypatch):
     place.bring("d1", "d2")
     version, records = place.members.dataset().version, len(looks(place))
-    monkeypatch.setattr(bringing.rows, "ids_of", None)
+    monkeypatch.setattr(bringing.rows, "row_ids_of", None)
     monkeypatch.setattr(bringing.rows, "rows_of", None)
     assert not place.bring().changed
     assert not place.bring("d2", "d1").changed
@@ -121,6 +121,19 @@ def test_of_a_source_that_changed_only_new_files_are_read(place, monkeypatch):
     monkeypatch.setattr(bringing.rows, "rows_of", counted)
     assert place.bring().replaced == 1
     assert sum(read) == 1
+
+
+def test_only_the_ids_that_are_asked_for_are_hashed(place, monkeypatch):
+    place.bring("d1")
+    hashed, honest = [], rows.digests.of_column
+
+    def counted(column):
+        hashed.append(len(column))
+        return honest(column)
+
+    monkeypatch.setattr(rows.digests, "of_column", counted)
+    assert place.bring("d2", "d8", "nobody", "half a pair: \ud800").added == 2
+    assert sum(hashed) == 3, "d1, which members have, and the two"
 
 
 def test_an_update_that_changes_nothing_of_the_documents_makes_no_new_version(place):
