@@ -56,6 +56,7 @@ class LazyState:
             space=describe(self.side_config.encoder, "float32"),
             encoder=self.side_config.encoder,
             source=self.old.source,
+            documents=self.old.documents,
             fusion=fusion,
             depth=100,
             predicted=(),

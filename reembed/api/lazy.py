@@ -57,11 +57,11 @@ def lazy(
         found = strategy.stop(catalog, reason, keep=keep)
     else:
         found = strategy.there(catalog)
-    return status_of(catalog, found)
+    return status_of(catalog, found, config.gate)
 
 
 def sweep(config: Config, limits: Limits | None = None, *, emit: Listener = ignore) -> Swept:
-    """Migrate documents: those that turned up first, then those that `gate.logged` has clicks of, then the others.
+    """Migrate documents: those that turned up first, then those that the queries of `gate.logged` showed, then others.
 
     It ends at a limit, once every document is migrated, or when the migration is paused or stopped.
 

@@ -96,7 +96,7 @@ def status(config: Config) -> Status:
     """Return where the alias stands: live, previous, candidates, unfinished runs."""
     from reembed.lifecycle.status import status
 
-    return status(catalog_of(config))
+    return status(catalog_of(config), config.gate)
 
 
 def history(config: Config) -> History:

@@ -63,6 +63,8 @@ class LazyPlan:
     encoder: EncoderConfig
     source: SourceRef
     """The documents, at the version of the start."""
+    documents: int
+    """How many there were."""
     fusion: Fusion
     depth: int
     """Results of the old side that are ranked again."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from reembed.catalog.reports import ReleaseSummary
 
 Lines = Iterable[str]
+INDENT = " " * 13
+"""Of what a line of `reembed status` goes on with."""
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 

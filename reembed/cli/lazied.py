@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from reembed.cli.layout import Lines, next_lines
+from reembed.cli.layout import INDENT, Lines, next_lines
 from reembed.plural import counted
 from reembed.store.storage import readable
 
@@ -31,18 +31,24 @@ def lazied(r: LazyStatus) -> Lines:
         yield f"  answers are of {r.instead} alone, which is live and no release of that line"
     for found in plan.predicted:
         yield f"  {found.words}"
-    if r.oldest_s is not None:
-        waits = dt.timedelta(seconds=round(r.oldest_s))
-        yield f"  {counted(r.queued, 'document')} turned up and wait, the first for {waits}"
-    spent = dt.timedelta(seconds=round(r.seconds))
-    yield f"  {_batches(r.batches)}: {counted(r.embedded, 'document')} embedded in {spent}"
+    if r.newer is not None:
+        yield f"  the source has a newer version since, of {counted(r.newer, 'document')}"
+    yield f"  {_answers(r)}"
+    if words := _waiting(r):
+        yield f"  {words}"
+    yield f"  {_cost(r)}"
+    if not r.is_complete:
+        yield from (f"  {line}" for line in _finish(r))
     yield from next_lines(*_next(r))
 
 
 def lazy_line(r: LazyStatus | None) -> Lines:
-    """Yield where a lazy migration stands, in one line, if there is one."""
+    """Yield where a lazy migration stands, if there is one."""
     if r is not None:
-        yield f"  lazy       {r.lazy.plan.number} to {r.lazy.plan.space.model}  {_state(r)}; {_migrated(r)}"
+        yield f"  lazy       {r.lazy.plan.number} to {r.lazy.plan.space.model}  {_state(r)}"
+        yield f"{INDENT}{_migrated(r)}; {_answers(r)}"
+        waits, finish = _waiting(r), () if r.is_complete else _finish(r)
+        yield from (f"{INDENT}{line}" for line in (*([waits] if waits else ()), *finish))
 
 
 def lazy_left(left: LazyLeft) -> str:
@@ -86,11 +92,55 @@ def _migrated(r: LazyStatus) -> str:
     return f"{r.migrated:,} of {counted(r.documents, 'document')} migrated ({r.coverage:.1%})"
 
 
+def _answers(r: LazyStatus) -> str:
+    """Return how much of what users see is migrated, by the log."""
+    if r.of_log is None:
+        return f"of answers: not known ({r.no_log})"
+    log = r.of_log
+    what = "clicks" if log.only_clicks else "results"
+    return f"{log.answers:.1%} of the {what} of {counted(log.queries, 'logged query')} are migrated"
+
+
+def _waiting(r: LazyStatus) -> str | None:
+    if r.oldest_s is None:
+        return None
+    return f"{counted(r.queued, 'document')} turned up and wait, the first for {_time(r.oldest_s)}"
+
+
+def _cost(r: LazyStatus) -> str:
+    tokens = f" of {counted(r.tokens, 'token')}" if r.tokens else ""
+    return (
+        f"{_batches(r.batches)}: {counted(r.embedded, 'document')}{tokens} embedded in"
+        f" {_time(r.seconds)}, in which models computed {_time(r.model_s)}"
+    )
+
+
+def _finish(r: LazyStatus) -> Iterator[str]:
+    """Yield when it would end, by traffic and by a sweep."""
+    if log := r.of_log:
+        shown = "had clicks on" if log.only_clicks else "showed"
+        days = f" in {log.days:.1f} days" if log.days else ""
+        yield (
+            f"traffic alone would level off near {log.levels_off:.0%} of the documents: the log {shown}"
+            f" {log.documents:,} different ones{days}, {log.migrated:,} of them migrated"
+        )
+    else:
+        yield f"traffic alone: not known ({r.no_log})"
+    if r.sweep_s is None:
+        yield "when a sweep would end is not known: no batch has migrated a document yet"
+    else:
+        yield f"a sweep would migrate the rest in {_time(r.sweep_s)}, at the rate of the batches so far"
+
+
+def _time(seconds: float) -> str:
+    return str(dt.timedelta(seconds=round(seconds)))
+
+
 def _next(r: LazyStatus) -> Iterator[str]:
     step = r.lazy.step
     if _is_beside(r):
         yield "reembed lazy stop --drop --reason 'another line is live'     # then: reembed lazy start"
-    elif step.state == "running" and r.coverage == 1:
+    elif step.state == "running" and r.is_complete:
         yield "reembed run     # copies the vectors; then compare and promote"
         yield "reembed lazy stop --reason 'WHY'     # returns to the live release alone, at once"
     elif step.state == "running":

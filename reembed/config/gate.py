@@ -11,7 +11,7 @@ from reembed.config.options import checked
 from reembed.config.section import Section
 
 QUERY_FIELDS = frozenset(
-    {"_id", "query_id", "text", "doc_ids", "grades", "clicks", "timestamp", "set"}
+    {"_id", "query_id", "text", "doc_ids", "grades", "clicks", "shown", "timestamp", "set"}
 )
 """Fields of judged and logged queries that have a meaning of their own; `set` is the slice of the sets."""
 

@@ -27,8 +27,9 @@ FORMATS = (
     "a BEIR folder (queries.jsonl[.gz], qrels/SPLIT.tsv[.gz]), or a .jsonl[.gz], .parquet or "
     ".lance with query_id, text, doc_ids and, if graded, grades; or a log with text and clicks"
 )
-CLICKS = "clicks"
-"""The field of a log that lists what was clicked."""
+CLICKS, SHOWN = "clicks", "shown"
+"""The fields of a log that list what was clicked, and what was shown."""
+_LOG_FIX = "set gate.logged to a .jsonl[.gz], .parquet or .lance with text and, where known, clicks"
 _COLUMNS = ("query_id", "text", "doc_ids")
 _TSV_HEADER = ("query-id", "corpus-id", "score")
 _MOST_GRADE = 1_000_000
@@ -106,15 +107,25 @@ class Log:
     """Rows without a text, which are left out."""
 
 
+def place_of_log(uri: str, options: dict[str, str]) -> Place:
+    """Return the place of logged queries.
+
+    Raises:
+        UsageError: nothing is there, or it is not JSONL, Parquet or Lance.
+    """
+    place = Place.of(uri, options, "logged queries", _LOG_FIX)
+    place.require()
+    if not place.is_table:
+        raise place.missing(why="logged queries are a .jsonl[.gz], .parquet or .lance")
+    return place
+
+
 def read_log(place: Place, kept: Kept) -> Log:
     """Read logged queries: a text a row and, as far as there are, a list of clicked documents, an id and a time.
 
     Raises:
-        UsageError: nothing is there, it is not JSONL, Parquet or Lance, or a line in it is wrong.
+        UsageError: a line in it is wrong.
     """
-    place.require()
-    if not place.is_table:
-        raise place.missing(why="logged queries are a .jsonl[.gz], .parquet or .lance")
     columns = place.columns()
     if columns and "text" not in columns:
         raise UsageError(
@@ -140,7 +151,7 @@ def log_of_rows(rows: Iterable[tuple[str, Row]], kept: Kept) -> Log:
         named = _name(words) if query_id is None else id_of(query_id, at)
         if words not in queries:
             queries[words] = _query(row, named, {}, at, kept)
-        queries[words].qrels.update(dict.fromkeys(_clicks(row, at), 1))
+        queries[words].qrels.update(dict.fromkeys(ids_in(row, CLICKS, at), 1))
     return Log(list(queries.values()), count, empty)
 
 
@@ -149,13 +160,14 @@ def _name(text: str) -> str:
     return f"log-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _clicks(row: Row, place: str) -> list[str]:
-    clicks = row.get(CLICKS)
-    if clicks is None:
+def ids_in(row: Row, name: str, place: str) -> list[str]:
+    """Return the ids that a field of a logged query lists; none without the field."""
+    listed = row.get(name)
+    if listed is None:
         return []
-    if not isinstance(clicks, list):
-        raise bad(place, f"clicks is not a list of document ids: {clicks!r:.80}")
-    return [id_of(doc_id, place) for doc_id in clicks]
+    if not isinstance(listed, list):
+        raise bad(place, f"{name} is not a list of document ids: {listed!r:.80}")
+    return [id_of(doc_id, place) for doc_id in listed]
 
 
 def _require_columns(place: Place, columns: list[str]) -> None:
@@ -278,7 +290,7 @@ def _query(row: Row, query_id: str, qrels: dict[str, int], place: str, kept: Kep
         qrels=qrels,
         slices=tuple(_label(row.get(name), name, place) for name in kept.slices),
         group=_label(row.get(kept.group or ""), kept.group or "", place),
-        timestamp=_time(row.get("timestamp"), place),
+        timestamp=time_of(row, place),
     )
 
 
@@ -291,7 +303,9 @@ def _label(value: Any, name: str, place: str) -> str | None:
     raise bad(place, f"{name} is {value!r:.80}; it must be a text or a whole number")
 
 
-def _time(value: Any, place: str) -> str | None:
+def time_of(row: Row, place: str) -> str | None:
+    """Return when a query was asked, ISO 8601 in UTC; None if that is not known."""
+    value = row.get("timestamp")
     if value is None:
         return None
     found = value

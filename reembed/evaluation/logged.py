@@ -6,8 +6,6 @@ Clicks are weaker evidence than judgements: only what live showed could be click
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -25,14 +23,11 @@ from reembed.evaluation.differences import (
     zero_results,
 )
 from reembed.evaluation.figures import Clicked, LoggedQueries, QuerySet, Sides
-from reembed.evaluation.judged import Kept, Log, Query, read_log
+from reembed.evaluation.judged import Kept, Log, Query, place_of_log, read_log
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.per_query import Pairs, PerQuery
 from reembed.evaluation.queries import EvalSet
-from reembed.evaluation.rows import Place
 from reembed.serving.live import OpenRelease
-
-_FIX = "set gate.logged to a .jsonl[.gz], .parquet or .lance with text and, where known, clicks"
 
 
 @dataclass(frozen=True)
@@ -54,26 +49,13 @@ def sample(gate: GateConfig, options: dict[str, str]) -> Sample | None:
     """
     if gate.logged is None:
         return None
-    place = Place.of(gate.logged, options, "logged queries", _FIX)
-    kept = Kept(gate.slices, gate.group)
+    place, kept = place_of_log(gate.logged, options), Kept(gate.slices, gate.group)
     log = read_log(place, kept)
     if not log.queries:
-        raise UsageError(f"{place.uri}: no query has a text", f"{log.rows} rows were read", _FIX)
+        why = f"{log.rows} rows were read"
+        raise UsageError(f"{place.uri}: no query has a text", why, place.fix)
     drawn = sorted(log.queries, key=_digest)[: gate.logged_sample]
     return Sample(log, _eval_set(place.uri, drawn, kept))
-
-
-def most_clicked(gate: GateConfig, options: dict[str, str]) -> list[str]:
-    """Return the clicked documents of the log that a gate names, those of most different texts first; none without one.
-
-    Raises:
-        UsageError: the log cannot be read.
-    """
-    if gate.logged is None:
-        return []
-    log = read_log(Place.of(gate.logged, options, "logged queries", _FIX), Kept((), None))
-    clicks = Counter(itertools.chain.from_iterable(query.qrels for query in log.queries))
-    return [doc_id for doc_id, _ in clicks.most_common()]
 
 
 def _digest(query: Query) -> bytes:

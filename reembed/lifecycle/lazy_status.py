@@ -1,16 +1,41 @@
-"""Where a lazy migration stands. Reads records alone."""
+"""Where a lazy migration stands: by its records, the query log, and which documents the source has now."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reembed.catalog.lazies import Lazy
-from reembed.catalog.lazy_batches import batches
+import numpy as np
+
+from reembed import digests
+from reembed.catalog.lazies import Lazy, LazyPlan
+from reembed.catalog.lazy_batches import Batch, batches
 from reembed.catalog.lazy_queue import Queue, age_s
 from reembed.catalog.releases import Catalog
-from reembed.lifecycle.candidates import newest_of
+from reembed.config.gate import GateConfig
+from reembed.errors import SourceError, UsageError
+from reembed.evaluation.popularity import Popularity, popularity
+from reembed.store.paths import absolute_queries
 from reembed.store.records import encode
+
+
+@dataclass(frozen=True)
+class OfLog:
+    """What the query log says of a lazy migration."""
+
+    queries: int
+    only_clicks: bool
+    """Whether the log has no list of what was shown."""
+    days: float | None
+    """From its first query to its last; None without times."""
+    documents: int
+    """Different documents that it showed."""
+    migrated: int
+    """Those of them that are migrated."""
+    answers: float
+    """Share of the results of all queries that are migrated."""
+    levels_off: float
+    """Share of the documents that queries like these would migrate in the end, without a sweep."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +48,12 @@ class LazyStatus:
     migrated: int
     """Documents that the new side has: also those that could not be embedded."""
     documents: int
-    """Documents of the release that it began from, as it was last caught up."""
+    """Documents that the source had when they were brought to it last."""
+    newer: int | None
+    """Documents that the source has now, if it has a newer version since; None if not, or if it cannot be read."""
+    of_log: OfLog | None
+    no_log: str | None
+    """Why nothing is known of answers."""
     queued: int
     """Documents that turned up and wait."""
     oldest_s: float | None
@@ -31,13 +61,24 @@ class LazyStatus:
     batches: int
     embedded: int
     """Documents that batches added or replaced."""
+    tokens: int
+    """Of those, as far as the model says how many; 0 if it does not."""
+    model_s: float
+    """Seconds that models computed for batches."""
     seconds: float
     """That batches took, together."""
+    sweep_s: float | None
+    """Seconds after which a sweep would have migrated the rest, at the rate of the batches so far; None before one."""
 
     @property
     def coverage(self) -> float:
         """Share of the documents that are migrated."""
         return min(1.0, self.migrated / max(1, self.documents))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every document is migrated, as far as is known."""
+        return self.migrated == self.documents and self.newer is None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed lazy --json` prints."""
@@ -64,21 +105,90 @@ class LazyStatus:
         }
 
 
-def status_of(catalog: Catalog, lazy: Lazy) -> LazyStatus:
-    """Return where a lazy migration stands."""
+def status_of(catalog: Catalog, lazy: Lazy, gate: GateConfig | None = None) -> LazyStatus:
+    """Return where a lazy migration stands; `gate` names the query log."""
     plan = lazy.plan
-    side = Catalog(catalog.storage, plan.side).live()
-    old = newest_of(catalog, catalog.release(plan.live))
     queue, made = Queue(catalog.storage, plan), batches(catalog.storage, plan)
     files, live = queue.files(), catalog.require_live().release
+    migrated, documents, version = _counted(catalog, plan, made)
+    of_log, no_log = _of_log(catalog, plan, gate, (migrated, documents))
+    added, seconds = sum(b.added for b in made), sum(b.seconds for b in made if b.added)
     return LazyStatus(
         lazy=lazy,
         instead=None if live.origin == plan.live else live.id,
-        migrated=side.release.documents + side.release.dead_letters if side else 0,
-        documents=old.documents + old.dead_letters,
+        migrated=migrated,
+        documents=documents,
+        newer=_newer(catalog, plan, version),
+        of_log=of_log,
+        no_log=no_log,
         queued=len(queue.read(files)),
         oldest_s=round(age_s(files[0]), 1) if files else None,
         batches=len(made),
         embedded=sum(b.added + b.replaced for b in made),
+        tokens=sum(b.tokens for b in made),
+        model_s=round(sum(b.model_s for b in made), 3),
         seconds=round(sum(b.seconds for b in made), 3),
+        sweep_s=round((documents - migrated) * seconds / added, 1) if added else None,
+    )
+
+
+def _counted(catalog: Catalog, plan: LazyPlan, made: list[Batch]) -> tuple[int, int, int]:
+    """Return how many documents are migrated, of how many, and of which version of the source.
+
+    Both as the last batch counted them, at one version: the live release may be behind it, and the source ahead.
+    """
+    side = Catalog(catalog.storage, plan.side).live()
+    if side is None:
+        return 0, plan.documents, plan.source.version
+    if made:
+        return made[-1].documents, made[-1].source_documents, made[-1].source_version
+    migrated = side.release.documents + side.release.dead_letters
+    return migrated, plan.documents, plan.source.version
+
+
+def _newer(catalog: Catalog, plan: LazyPlan, version: int) -> int | None:
+    from reembed.source import members  # loads Lance, which records do not need
+    from reembed.source.dataset import Source
+
+    try:
+        newest = Source(plan.source, catalog.source_options).newest()
+        return members.count(newest) if newest.version != version else None
+    except (SourceError, OSError, ValueError):  # `reembed status` says why beside the live release
+        return None
+
+
+def _of_log(
+    catalog: Catalog, plan: LazyPlan, gate: GateConfig | None, counts: tuple[int, int]
+) -> tuple[OfLog | None, str | None]:
+    """Return what the log says; else why nothing is known."""
+    if gate is None or gate.logged is None:
+        return None, "no query log: set gate.logged"
+    try:
+        log = popularity(absolute_queries(gate), dict(catalog.query_options))
+    except UsageError as error:
+        return None, error.what
+    if log is None or not log.results:
+        return None, f"{gate.logged} lists neither what was shown nor what was clicked"
+    return _answers(catalog, plan, log, counts), None
+
+
+def _answers(catalog: Catalog, plan: LazyPlan, log: Popularity, counts: tuple[int, int]) -> OfLog:
+    from reembed.source.members import Members
+
+    migrated, documents = counts
+    times = np.array(list(log.times.values()))
+    there = np.zeros(len(times), bool)
+    if migrated:  # else gc may have removed them
+        held = Members(catalog.storage, plan.members, plan.source).held()
+        there = held.find(digests.of_ids(log.times)) >= 0
+    unseen = (log.ever - len(times)) * (1 - migrated / max(1, documents))
+    in_the_end = migrated + int((~there).sum()) + unseen
+    return OfLog(
+        queries=log.queries,
+        only_clicks=log.only_clicks,
+        days=log.days,
+        documents=len(times),
+        migrated=int(there.sum()),
+        answers=float(times[there].sum() / log.results),
+        levels_off=min(1.0, in_the_end / max(1, documents)),
     )

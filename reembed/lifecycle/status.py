@@ -15,6 +15,7 @@ from reembed.catalog.lines import RunEntry
 from reembed.catalog.releases import AliasRecord, Catalog, Release
 from reembed.catalog.reports import CutOffs
 from reembed.catalog.runs import Run, open_among, started_with
+from reembed.config.gate import GateConfig
 from reembed.errors import IntegrityError
 from reembed.evaluation import comparisons
 from reembed.evaluation.report import again
@@ -185,8 +186,10 @@ class Status:
         return shown
 
 
-def status(catalog: Catalog) -> Status:
+def status(catalog: Catalog, gate: GateConfig | None = None) -> Status:
     """Return where the alias stands; also asks the source for its newest version.
+
+    `gate` names the query log, which is read while a lazy migration is under way.
 
     Raises:
         IntegrityError: a record is damaged, or the alias's log has a gap.
@@ -214,14 +217,14 @@ def status(catalog: Catalog) -> Status:
         runs=tuple(r for r in newest_runs if r.units is not None or r.driven is not False),
         older_runs=tuple(run.id for run in runs[:-_RUNS]),
         shadow=shadow if shadow and shadow.is_open else None,
-        lazy=_lazy(catalog),
+        lazy=_lazy(catalog, gate),
         cutoffs=_cut_offs(catalog, live, compared) if live else None,
     )
 
 
-def _lazy(catalog: Catalog) -> LazyStatus | None:
+def _lazy(catalog: Catalog, gate: GateConfig | None) -> LazyStatus | None:
     found = lazies.current(catalog)
-    return None if found is None or is_over(found) else status_of(catalog, found)
+    return None if found is None or is_over(found) else status_of(catalog, found, gate)
 
 
 def _lag(catalog: Catalog, live: AliasRecord) -> Lag:

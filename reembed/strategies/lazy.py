@@ -19,7 +19,7 @@ from reembed import encoders, faults
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.alias import who
 from reembed.catalog.lazies import Lazy, LazyPlan, Predicted
-from reembed.catalog.lazy_batches import Batch, keep
+from reembed.catalog.lazy_batches import Batch, keep, spent
 from reembed.catalog.lazy_queue import Queue, oldest
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog, Release
@@ -32,6 +32,7 @@ from reembed.evaluation.rerank import predict
 from reembed.events import Listener, Notice, Working
 from reembed.lifecycle.lazy_end import left_by_side, remove, settled
 from reembed.source.dataset import Source
+from reembed.source.members import count
 from reembed.space import Space, sha256_of
 from reembed.store.paths import absolute
 from reembed.store.records import encode
@@ -166,6 +167,7 @@ def _prepare(
         space=space,
         encoder=encoder,
         source=source.ref,
+        documents=count(source),
         fusion=config.lazy.fusion,
         depth=config.lazy.depth,
         predicted=draft.predicted,
@@ -303,6 +305,7 @@ def batch(
             wanted += cold(held, source, most - len(wanted), wanted, others)
         brought = bring(side.members, source, wanted, held)
         faults.point("lazy.before_side")
+        before = side.catalog.require_live().release
         release = side.catch_up(emit, executor=executor)
         faults.point("lazy.after_side")
         if config.storage.erase_deleted:
@@ -316,9 +319,11 @@ def batch(
                 release=release.id,
                 source_version=brought.source.version,
                 documents=brought.documents,
+                source_documents=count(source),
                 added=brought.added,
                 replaced=brought.replaced,
                 removed=brought.removed,
+                **spent(catalog.storage, release.id if release != before else None),
                 seconds=round(time.monotonic() - began, 3),
                 at=now(),
             ),

@@ -1,5 +1,5 @@
-"""Sweep: batches of a lazy migration until a limit. What waits in the queue first, then what users clicked, by the log
-that gate.logged names, then the source in its order.
+"""Sweep: batches of a lazy migration until a limit. What waits in the queue first, then what most queries showed, by
+the log that gate.logged names, then the source in its order.
 
 Each call goes on where the last one ended: what is left follows from what the new side has.
 """
@@ -16,11 +16,9 @@ from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
-from reembed.evaluation.logged import most_clicked
+from reembed.evaluation.popularity import popularity
 from reembed.events import Listener, Notice
 from reembed.plural import counted
-from reembed.source import members
-from reembed.source.dataset import Source
 from reembed.store.paths import absolute_queries
 from reembed.strategies.lazy import batch, running
 
@@ -53,7 +51,7 @@ class Swept:
     migrated: int
     """Documents that are migrated now."""
     documents: int
-    """Documents of the source."""
+    """Documents of the source, as the last batch saw it."""
     ended: str
     """Why it ended, in words."""
 
@@ -73,12 +71,13 @@ def sweep(
     """Migrate documents until a limit, or until the migration is paused or stopped.
 
     Raises:
-        UsageError: no lazy migration is running.
+        UsageError: no lazy migration is running, or the log cannot be read.
         Conflict: another process is at it.
         RunFailed, Interrupted: it stopped; the same command continues.
     """
     plan = running(catalog).plan
-    popular = deque(most_clicked(absolute_queries(config.gate), dict(catalog.query_options)))
+    log = popularity(absolute_queries(config.gate), dict(catalog.query_options))
+    popular = deque(log.times if log else ())
     began, added, made, idle = time.monotonic(), 0, 0, 0
     with executor.connected(config) as connected:
         while True:
@@ -90,9 +89,9 @@ def sweep(
             added, made = added + found.added, made + 1
             waits = popular or Queue(catalog.storage, plan).files()
             idle = 0 if found.added or waits else idle + 1
-            newest = Source(plan.source, catalog.source_options).newest()
-            documents = members.count(newest)
-            swept = Swept(catalog.alias, added, made, found.documents, documents, ended="")
+            swept = Swept(
+                catalog.alias, added, made, found.documents, found.source_documents, ended=""
+            )
             emit(Notice(_so_far(swept)))
             ended = _over(catalog, swept, limits, time.monotonic() - began)
             if idle == _IDLE:

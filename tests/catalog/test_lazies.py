@@ -29,6 +29,7 @@ def plan_of(number=1, **more):
         space=describe(encoder, "float32"),
         encoder=encoder,
         source=SourceRef("/data/docs.lance", 3, "f" * 16, "doc_id", "text", None, ("title",)),
+        documents=400,
         fusion="slots",
         depth=100,
         predicted=(),

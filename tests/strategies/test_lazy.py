@@ -24,6 +24,7 @@ from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.cli.lazied import lazied
 from reembed.config.settings import Config
+from reembed.encoders import load_encoder
 from reembed.errors import (
     Conflict,
     GateFailed,
@@ -378,21 +379,97 @@ def test_one_process_at_a_time_migrates(place):
         assert not lazy.stop(place.catalog, "at once, all the same", keep=True).serves
 
 
-def test_a_sweep_takes_what_users_clicked_before_the_rest(place, tmp_path):
+def log_of(tmp_path, *rows):
+    """A query log, a row for each of these."""
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        "".join(json.dumps({"text": f"q {n}", **row}) + "\n" for n, row in enumerate(rows))
+    )
+    return str(log)
+
+
+def test_a_sweep_takes_what_most_logged_queries_showed_before_the_rest(place, tmp_path):
     place.start()
     drawn = set(place.texts())
     order = [f"d{i:05d}" for i in range(DOCUMENTS) if f"d{i:05d}" not in drawn]
-    often, once = order[-1], order[-2]
-    clicks = ([often, "nobody"], [often], [once, *sorted(drawn)[:3]])
-    log = tmp_path / "log.jsonl"
-    log.write_text(
-        "\n".join(json.dumps({"text": f"query {at}", "clicks": c}) for at, c in enumerate(clicks))
-    )
-    place.sweep(batch_documents=1, budget=1, logged=str(log))
+    often, twice, once = order[-1], order[-2], order[-3]
+    same = {"text": "asked often", "shown": [often, "nobody", *sorted(drawn)[:3]]}
+    log = log_of(tmp_path, same, same, same, {"shown": [once, twice]}, {"clicks": [twice]})
+    place.sweep(batch_documents=1, budget=1, logged=log)
     assert place.texts().keys() == {*drawn, often}
-    place.sweep(budget=5, logged=str(log))
-    assert place.texts().keys() >= {*drawn, often, once, *order[:3]}
-    assert place.sweep(logged=str(log)).is_complete
+    place.sweep(batch_documents=1, budget=1, logged=log)
+    assert place.texts().keys() == {*drawn, often, twice}
+    place.sweep(budget=4, logged=log)
+    assert place.texts().keys() == {*drawn, often, twice, once, *order[:3]}
+    assert place.sweep(logged=log).is_complete
+
+
+def test_coverage_is_of_the_documents_that_the_source_has_while_live_is_behind(place):
+    place.start()
+    rows = [{**row, "doc_id": f"x{n:05d}"} for n, row in enumerate(documents(200, 1))]
+    lance.write_dataset(pa.Table.from_pylist(rows), place.uri, mode="append")
+    found = status_of(place.catalog, lazies.current(place.catalog))
+    assert (found.migrated, found.documents, found.newer) == (60, DOCUMENTS, 600)
+    place.sweep(budget=390)
+    found = status_of(place.catalog, lazies.current(place.catalog))
+    assert (found.migrated, found.documents, found.newer) == (450, 600, None)
+    assert "450 of 600 documents migrated (75.0%)" in "\n".join(lazied(found))
+    place.sweep()
+    assert status_of(place.catalog, lazies.current(place.catalog)).is_complete
+    place.source.delete("doc_id like 'x%'")
+    found = status_of(place.catalog, lazies.current(place.catalog))
+    assert (found.coverage, found.newer, found.is_complete) == (1, DOCUMENTS, False)
+    shown = "\n".join(lazied(found))
+    assert "the source has a newer version since, of 400 documents" in shown
+    assert "Next: reembed sweep" in shown
+    place.sweep()
+    found = status_of(place.catalog, lazies.current(place.catalog))
+    assert (found.migrated, found.documents, found.is_complete) == (DOCUMENTS, DOCUMENTS, True)
+
+
+def test_the_status_says_what_the_log_says_what_it_cost_and_when_it_would_end(place, tmp_path):
+    place.start()
+    drawn = sorted(place.texts())
+    cold = [d for d in ids_of(range(DOCUMENTS)) if d not in drawn]
+    often = {"shown": [*drawn[:3], cold[0]], "timestamp": "2026-11-01"}
+    log = log_of(tmp_path, often, often, {"shown": cold[1:5], "timestamp": "2026-11-11T12:00:00Z"})
+    gate = place.config(gate={"logged": log}).gate
+    found = status_of(place.catalog, lazies.current(place.catalog), gate)
+    assert dataclasses.astuple(found.of_log)[:6] == (3, False, 10.5, 8, 3, 6 / 12)
+    # 4 documents turned up once and 4 twice: 8 + 4 * 3 / (2 * 5) = 9.2 of 400 would in the end
+    assert found.of_log.levels_off == pytest.approx((60 + 5 + 1.2 * 340 / 400) / 400)
+    assert (found.sweep_s, found.tokens) == (None, 0)
+    shown = "\n".join(lazied(found))
+    assert "50.0% of the results of 3 logged queries are migrated" in shown
+    assert "no batch has migrated a document yet" in shown
+    place.sweep(budget=1, logged=log)
+    place.sweep(budget=99, logged=log)
+    found = status(place.catalog, gate).lazy
+    assert (found.of_log.answers, found.of_log.migrated) == (1, 8)
+    assert (found.batches, found.embedded) == (2, 100)
+    texts = {r["doc_id"]: r["text"] for r in place.source.to_table().to_pylist()}
+    ours = [texts[d] for d in cold[:100]]
+    assert found.tokens == sum(
+        load_encoder(place.config().encoder).tokenize(ours, "document").lengths
+    )
+    assert 0 < found.model_s < found.seconds
+    assert found.sweep_s == pytest.approx(240 * found.seconds / 100, abs=0.1)
+    assert "a sweep would migrate the rest in 0:0" in "\n".join(lazied(found))
+    assert found.to_json()["of_log"]["answers"] == 1
+
+
+def test_what_is_not_known_of_answers_is_said_with_the_reason(place, tmp_path):
+    place.start()
+    found = lazies.current(place.catalog)
+
+    def why(logged):
+        gate = place.config(gate={"logged": logged}).gate
+        return "\n".join(lazied(status_of(place.catalog, found, gate)))
+
+    assert "of answers: not known (no query log: set gate.logged)" in why(None)
+    assert "lists neither what was shown nor what was clicked" in why(log_of(tmp_path, {}))
+    assert "cannot read logged queries" in why(str(tmp_path / "none.jsonl"))
+    assert "0.0% of the clicks of 1 logged query" in why(log_of(tmp_path, {"clicks": ["nobody"]}))
 
 
 def test_a_sweep_ends_when_the_migration_is_paused(place):
