@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from reembed import digests
 from reembed.catalog.releases import SourceRef
 from reembed.digests import Digests
-from reembed.errors import SourceError
+from reembed.errors import IntegrityError, SourceError
 from reembed.source import documents, versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta, fragments_of
@@ -120,6 +120,30 @@ class Members:
     def held(self) -> Held:
         """Return which documents are there."""
         return Held.read(self.dataset(), self.ref)
+
+    def repair(self) -> bool:
+        """Restore the newest version whose files are whole, if that of now is not; return whether that was so.
+
+        Lance reports success on a file whose last write found the disk full.
+
+        Raises:
+            IntegrityError: files of every version are cut short or gone.
+        """
+        sizes = dict(self.storage.objects(f"{self.path}/data/"))
+        now = self.dataset()
+        for version in sorted((v["version"] for v in now.version_refs()), reverse=True):
+            found = open_dataset(self.uri, version, self.storage.lance_options)
+            files = [f for fragment in found.get_fragments() for f in fragment.metadata.files]
+            there = [(f.file_size_bytes, sizes.get(f"{self.path}/data/{f.path}")) for f in files]
+            if all(size is not None and written in (None, size) for written, size in there):
+                if version < now.version:
+                    found.restore()
+                return version < now.version
+        raise IntegrityError(
+            f"files of {self.uri} are cut short or gone",
+            "the documents that were migrated cannot be read",
+            "reembed lazy stop --drop --reason 'its documents are damaged'     # then: reembed lazy start",
+        )
 
     def fence(self) -> None:
         """Refuse commits of whoever opened the dataset before: Lance lets none pass a restored version."""

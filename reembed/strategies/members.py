@@ -20,7 +20,7 @@ from reembed import digests, faults
 from reembed.catalog.numbered import numbers
 from reembed.catalog.releases import SourceRef
 from reembed.digests import Digests
-from reembed.errors import Conflict
+from reembed.errors import Conflict, IntegrityError
 from reembed.source import members as rows
 from reembed.source import versions
 from reembed.source.dataset import Source
@@ -103,6 +103,7 @@ def bring(
 def opened(members: Members, source: Source) -> Held:
     """Return which documents members have; none, the first time."""
     members.ensure(source)
+    members.repair()  # the process that would have seen it died
     return members.held()
 
 
@@ -281,6 +282,12 @@ class _Work:
         except OSError:
             self.looks.require_mine()
             raise
+        if self.members.repair():
+            raise IntegrityError(
+                f"a file of {self.members.uri} was cut short; its version before was restored",
+                "the disk is full, or the last write failed without an error",
+                "df -h     # then the same command again",
+            )
 
     def _refuse_repeated(self) -> None:
         """Raise the SourceError that names ids which several rows have."""

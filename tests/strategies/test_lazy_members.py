@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reembed import faults
 from reembed.config.settings import Config
-from reembed.errors import Conflict, SourceError
+from reembed.errors import Conflict, IntegrityError, SourceError
 from reembed.source import members as rows
 from reembed.source.dataset import Source
 from reembed.source.members import Members
@@ -171,6 +171,31 @@ def test_a_commit_that_comes_after_another_process_took_over_writes_back_nothing
         place.bring("d4", "d2")
     assert place.held() == {"d1": ("newest", "en"), "d3": ("again", "en")}
     assert not place.bring().changed
+
+
+def cut_short(place):
+    """As Lance leaves its newest data file where the disk was full at the last write."""
+    files = sorted(Path(place.members.uri, "data").iterdir(), key=lambda f: f.stat().st_mtime_ns)
+    files[-1].write_bytes(files[-1].read_bytes()[:-40])
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_file_that_was_cut_short_is_seen_and_written_again(place, monkeypatch, dies):
+    place.bring("d1", "d2")
+    honest = Members.replace
+
+    def full(*change):
+        honest(*change)
+        monkeypatch.undo()
+        cut_short(place)
+        if dies:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Members, "replace", full)
+    with pytest.raises(KeyboardInterrupt if dies else IntegrityError):
+        place.bring("d3")
+    assert place.bring("d3").documents == 3
+    assert set(place.held()) == {"d1", "d2", "d3"}
 
 
 def test_of_two_processes_the_one_that_was_taken_for_dead_changes_nothing_more(place, monkeypatch):
