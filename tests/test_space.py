@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from reembed.catalog.releases import StoredSpace
+from reembed.catalog.query_model import StoredSpace
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.space import ContentIdentity, ProviderIdentity, Space
 from reembed.store.records import decode, encode

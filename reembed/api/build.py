@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reembed.api.opened import catalog_of, ray_executor
 from reembed.config.options import require_texts
 from reembed.config.settings import Config, ResolvedConfig, load, require_config
-from reembed.errors import texts_of
+from reembed.errors import UsageError, require_whole, texts_of
 from reembed.events import Listener, ignore
 
 if TYPE_CHECKING:
@@ -83,21 +83,42 @@ def tune(
     return tune_and_keep(config, emit, seconds, out)
 
 
-def run(config: Config, *, fresh: bool = False, emit: Listener = ignore) -> Built:
+def run(
+    config: Config,
+    *,
+    fresh: bool = False,
+    query_only: bool = False,
+    bridge: int | None = None,
+    emit: Listener = ignore,
+) -> Built:
     """Embed the documents, index and verify them as a candidate. The live release does not change.
 
     Args:
         fresh: start over instead of resuming an unfinished run.
+        query_only: take live's documents and index as they are, and the config's model for queries alone;
+            nothing is embedded.
+        bridge: with `query_only`: embed this many documents of live, to fit a rotation between the two spaces.
 
     Raises:
+        UsageError: `query_only`, and nothing is live or it has this model; a bridge without it.
+        GateFailed: `query_only` without a bridge, and the model's vectors have another number of dimensions.
         SourceError, EncoderError: the source or the model cannot be used.
         RunFailed, NoCapacity, Interrupted: the run stopped; the same call resumes it.
         Conflict: another process drives the run.
     """
-    from reembed.strategies.candidate import build
+    from reembed.strategies.candidate import QueryOnly, build
 
     require_config(config)
-    return build(config, emit, executor=ray_executor(), fresh=fresh)
+    if bridge is not None and not query_only:
+        raise UsageError(
+            "a bridge brings queries to documents of another model",
+            "a run that embeds the documents with the same model needs none",
+            "reembed run --query-only --bridge 1000",
+        )
+    if bridge is not None:
+        require_whole("bridge", bridge, 1, 1000)
+    only = QueryOnly(bridge) if query_only else None
+    return build(config, emit, executor=ray_executor(), fresh=fresh, only=only)
 
 
 def dead_letters(config: Config, which: str | None = None) -> DeadLetters:

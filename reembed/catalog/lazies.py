@@ -14,7 +14,8 @@ from typing import Literal
 
 from reembed.catalog.alias import who
 from reembed.catalog.numbered import numbers
-from reembed.catalog.releases import Catalog, SourceRef, StoredSpace
+from reembed.catalog.query_model import StoredSpace
+from reembed.catalog.releases import Catalog, SourceRef
 from reembed.clock import now
 from reembed.config.settings import EncoderConfig
 from reembed.errors import Conflict

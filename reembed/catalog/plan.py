@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from reembed.catalog.lines import Place
+from reembed.catalog.query_model import QueryModel, StoredSpace
 from reembed.catalog.receipts import DeadLetter
-from reembed.catalog.releases import SourceRef, StoredSpace
+from reembed.catalog.releases import SourceRef
 from reembed.catalog.row_ids import RowIds
 from reembed.config.gate import FrozenGate
 from reembed.config.settings import EncoderConfig, IndexConfig
@@ -178,6 +179,8 @@ class Plan:
     """Whether it may copy vectors of other releases."""
     donors: tuple[Donor, ...] = ()
     """Releases whose vectors it copies."""
+    queries: QueryModel | None = None
+    """As of `Release`."""
 
     @property
     def origin(self) -> str:
@@ -187,12 +190,20 @@ class Plan:
     @property
     def resume(self) -> str:
         """The command that resumes it."""
-        return self.catch_up or "reembed run"
+        return self.catch_up or " ".join(("reembed run", *self.options))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of `reembed run` that it was started with; none of a catch-up."""
+        if self.base is None or self.place.step:
+            return ()
+        bridge = self.queries and self.queries.bridge
+        return ("--query-only", *((f"--bridge {bridge.pairs}",) if bridge else ()))
 
     @property
     def catch_up(self) -> str:
-        """The command of the catch-up that it is; "" of a rebuild."""
-        return f"reembed catch-up {self.base.release}" if self.base else ""
+        """The command of the catch-up that it is; "" where it begins a line."""
+        return f"reembed catch-up {self.base.release}" if self.base and self.place.step else ""
 
     @property
     def restart(self) -> str:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import PlainSerializer, WrapValidator
+from typing import TYPE_CHECKING, Literal
 
 from reembed.catalog.alias import AliasFiles, who
 from reembed.catalog.lines import Place, RunEntry, entries
-from reembed.catalog.reports import Evidence, ReleaseSummary, ShadowLook, VerifyReport
+from reembed.catalog.query_model import QueryModel, StoredSpace
+from reembed.catalog.reports import Grounds, ReleaseSummary, VerifyReport
 from reembed.clock import now
 from reembed.config.gate import FrozenGate
 from reembed.config.options import Options, Stores
 from reembed.config.settings import EncoderConfig
 from reembed.errors import Conflict, IntegrityError, UsageError
-from reembed.space import Space, with_id
+from reembed.space import sha256_of
 from reembed.store.at_once import at_once
 from reembed.store.paths import release_path, require_id
 from reembed.store.records import decode, encode
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 STANDING = 128
 """Releases that one record of the log holds; those below are in the record that it names."""
 Action = Literal["promote", "rollback", "catch-up"]
-
-
-StoredSpace = Annotated[Space, WrapValidator(with_id), PlainSerializer(Space.to_json)]
-"""A space within another record."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +95,40 @@ class Release:
     gate: FrozenGate
     """The gate section, fixed before results existed."""
     created_at: str = field(default_factory=now)
+    queries: QueryModel | None = None
+    """The model that embeds queries, if it is another one than made the vectors of the documents."""
 
     @property
     def origin(self) -> str:
         """The rebuild that began its line."""
         return self.place.origin
 
+    @property
+    def query_model(self) -> QueryModel:
+        """The model that embeds queries; usually that of the documents."""
+        return self.queries or QueryModel(self.space, self.encoder, self.golden_sha256)
+
+    @property
+    def model(self) -> str:
+        """Return its models for people: one, or that of the documents and that of the queries."""
+        if self.queries is None:
+            return self.space.model
+        return f"{self.space.model}, queries by {self.queries.label}"
+
+    @property
+    def model_sha256(self) -> str:
+        """Digest of the weights that answer; with two models of both, whatever the bridge between them."""
+        weights = [m.identity.model_sha256 for m in (self.space, self.query_model.space)]
+        return weights[0] if self.queries is None else sha256_of({"weights": weights})
+
     def summary(self) -> ReleaseSummary:
         """Return what tells releases apart, for reports."""
         return ReleaseSummary(
             release=self.id,
-            model=self.space.model,
+            model=self.model,
             space=self.space.id,
-            model_sha256=self.space.identity.model_sha256,
+            query_space=self.query_model.id,
+            model_sha256=self.model_sha256,
             dim=self.space.dim,
             rows=self.rows,
             documents=self.documents,
@@ -120,25 +136,6 @@ class Release:
             source_version=self.source.version,
             created_at=self.created_at,
         )
-
-
-@dataclass(frozen=True)
-class Grounds:
-    """Why a promote or rollback was allowed."""
-
-    reason: str | None = None
-    """Why a gate was left out or overruled, or why it was rolled back, in the operator's words."""
-    forced: bool = False
-    without_evidence: bool = False
-    """Whether it needed no comparison because nobody judged anything for it."""
-    comparison: Evidence | None = None
-    """The comparison that allowed it, or the last one that `forced` overruled; None without one."""
-    unknown: tuple[str, ...] = ()
-    """What was not known when the gate was left out or overruled, in words."""
-    below_gate: str | None = None
-    """What was known then, and was less than the gate needs, in words."""
-    shadow: ShadowLook | None = None
-    """The look after which `reembed shadow` made this step by itself; None if a person made it."""
 
 
 @dataclass(frozen=True)

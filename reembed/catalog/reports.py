@@ -275,7 +275,11 @@ class ReleaseSummary:
 
     release: str
     model: str
+    """With a second one that embeds queries, both."""
     space: str
+    """Of the documents' vectors."""
+    query_space: str
+    """Of queries: the same, unless another model embeds them."""
     model_sha256: str
     dim: int
     rows: int
@@ -283,3 +287,22 @@ class ReleaseSummary:
     dead_letters: int
     source_version: int
     created_at: str
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Why a promote or rollback was allowed."""
+
+    reason: str | None = None
+    """Why a gate was left out or overruled, or why it was rolled back, in the operator's words."""
+    forced: bool = False
+    without_evidence: bool = False
+    """Whether it needed no comparison because nobody judged anything for it."""
+    comparison: Evidence | None = None
+    """The comparison that allowed it, or the last one that `forced` overruled; None without one."""
+    unknown: tuple[str, ...] = ()
+    """What was not known when the gate was left out or overruled, in words."""
+    below_gate: str | None = None
+    """What was known then, and was less than the gate needs, in words."""
+    shadow: ShadowLook | None = None
+    """The look after which `reembed shadow` made this step by itself; None if a person made it."""

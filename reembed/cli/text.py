@@ -19,8 +19,8 @@ from reembed.redact import one_line
 from reembed.store.storage import readable
 
 if TYPE_CHECKING:
-    from reembed.catalog.releases import Grounds, Release
-    from reembed.catalog.reports import CutOffs, Difference
+    from reembed.catalog.releases import AliasRecord, Release
+    from reembed.catalog.reports import CutOffs, Difference, Grounds
     from reembed.config.settings import ResolvedConfig
     from reembed.lifecycle.dead_letters import DeadLetters
     from reembed.lifecycle.gc_plan import Collected, Removable
@@ -68,7 +68,7 @@ def _tune(r: Tuned) -> Lines:
 
 def _run(r: Built) -> Lines:
     new = r.release
-    yield f"release {new.id}: {documents_of(new)}, model {new.space.model} (space {new.space.id})"
+    yield f"release {new.id}: {documents_of(new)}, model {new.model} (space {new.space.id})"
     yield from next_lines(after_run(new, r.live, judged=r.judged, dual=r.dual))
 
 
@@ -81,6 +81,7 @@ def _status(r: Status) -> Lines:
     yield r.alias
     if r.live and r.lag:
         yield _release("live", r.live.release)
+        yield from _query_only(r.live.release, r.promoted)
         yield from _lag(r.lag)
         yield from _cut_offs(r.cutoffs)
     else:
@@ -104,6 +105,18 @@ def _status(r: Status) -> Lines:
     for run in r.runs:
         yield from _open_run(run)
     yield from next_lines(*after_status(r))
+
+
+def _query_only(live: Release, promoted: AliasRecord | None) -> Lines:
+    """Return that queries are by another model than the documents, and what shows that this works."""
+    if live.queries is None:
+        return
+    proof = "not proven by any comparison"
+    if promoted and (shown := promoted.grounds.comparison):
+        proof = (
+            f"{shown.verdict} in comparison {shown.number} of {shown.candidate} with {shown.live}"
+        )
+    yield f"{_INDENT}documents by {live.space.model}, queries by {live.queries.label}: {proof}"
 
 
 def _candidates(r: Status) -> Lines:
@@ -152,7 +165,7 @@ def _open_run(run: OpenRun) -> Lines:
 
 def _release(role: str, r: Release) -> str:
     return (
-        f"  {role:9}  {r.id}  {r.space.model}  space {r.space.id}  {documents_of(r)}"
+        f"  {role:9}  {r.id}  {r.model}  space {r.space.id}  {documents_of(r)}"
         f"  source version {r.source.version}"
     )
 
@@ -215,11 +228,11 @@ def _dead_letters(r: DeadLetters) -> Lines:
 def _moved(r: Moved) -> Lines:
     new = r.release
     if r.before == new.id:
-        yield f"{r.alias}: {new.id} ({new.space.model}) is live already; nothing moved"
+        yield f"{r.alias}: {new.id} ({new.model}) is live already; nothing moved"
         yield from _lag(r.behind)
         return
     before = r.before or "nothing"
-    yield f"{r.alias}: {before} -> {new.id} ({new.space.model}), generation {r.generation}"
+    yield f"{r.alias}: {before} -> {new.id} ({new.model}), generation {r.generation}"
     yield from _left_out(r.grounds)
     if r.grounds.shadow:
         yield f"  {by_itself(r.grounds.shadow)}"
@@ -243,7 +256,7 @@ def _moved(r: Moved) -> Lines:
 def _history(r: History) -> Lines:
     yield f"{r.alias}: {counted(len(r.steps), 'step')}"
     rows = [
-        (s.generation, s.at, s.action, s.release.id, s.release.space.model, f"by {s.by}", _why(s.grounds))
+        (s.generation, s.at, s.action, s.release.id, s.release.model, f"by {s.by}", _why(s.grounds))
         for s in r.steps
     ]  # fmt: skip
     for step, line in zip(r.steps, aligned(rows, right=(0,)), strict=True):
@@ -265,7 +278,7 @@ def _why(grounds: Grounds) -> str:
 
 
 def _search(r: SearchResult) -> Lines:
-    yield f"release {r.release.id} ({r.release.space.model})"
+    yield f"release {r.release.id} ({r.release.model})"
     for query, hits in zip(r.queries, r.hits, strict=True):
         yield query
         yield from aligned(

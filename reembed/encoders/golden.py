@@ -52,21 +52,25 @@ class Golden:
     queries: _Even
 
 
-def path(origin: str) -> str:
-    """Return the path under the root of a line's golden vectors, by the run that began it."""
-    return f"runs/{origin}/golden.json"
+def path(origin: str, *, queries: bool = False) -> str:
+    """Return the path under the root of a line's golden vectors, by the run that began it.
+
+    `queries`: of the model that embeds queries alone, where the line has one.
+    """
+    return f"runs/{origin}/golden{'-queries' if queries else ''}.json"
 
 
-def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
+def leave(storage: Storage, origin: str, encoder: Encoder, *, queries: bool = False) -> list[str]:
     """Store an encoder's vectors, or compare them with those that are there; return notes for people.
 
     Raises:
         SpaceMismatch: the encoder produces different vectors.
     """
     mine = _golden(encoder)
-    if storage.create(path(origin), encode(mine)):
+    place = path(origin, queries=queries)
+    if storage.create(place, encode(mine)):
         return []
-    first = decode(Golden, storage.read(path(origin)))
+    first = decode(Golden, storage.read(place))
     _require_same(first, mine, origin)
     if first.path == mine.path:
         return []
@@ -76,53 +80,68 @@ def leave(storage: Storage, origin: str, encoder: Encoder) -> list[str]:
     ]
 
 
-def require(storage: Storage, origin: str, encoder: Encoder, sha256: str | None = None) -> None:
+def require(
+    storage: Storage,
+    origin: str,
+    encoder: Encoder,
+    sha256: str | None = None,
+    *,
+    queries: bool = False,
+) -> None:
     """Require that an encoder produces the golden vectors of a line.
 
     `sha256` is that of the file that a release was registered with; None before the first release.
+    `queries` as of `path`.
 
     Raises:
         SpaceMismatch: it produces different vectors.
         IntegrityError: the line has no golden vectors, or others than it was registered with.
     """
-    body = _read(storage, origin)
+    place = path(origin, queries=queries)
+    body = _read(storage, place)
     found = hashlib.sha256(body).hexdigest()
     if sha256 not in (None, found):
         raise IntegrityError(
-            f"{path(origin)} is not the file that the release was registered with",
+            f"{place} is not the file that the release was registered with",
             f"sha256 {found[:12]} where the release records {sha256[:12]}",
             DAMAGED,
         )
-    first = decode(Golden, from_bytes(body, storage.uri(path(origin))))
+    first = decode(Golden, from_bytes(body, storage.uri(place)))
     _require_same(first, _golden(encoder), origin)
 
 
-def measured(storage: Storage, origin: str, encoder: Encoder) -> str:
-    """Return in words how an encoder's vectors differ from the golden ones of a line.
+def measured(storage: Storage, origin: str, encoder: Encoder, *, queries: bool = False) -> str:
+    """Return in words how an encoder's vectors differ from the golden ones of a line; `queries` as of `path`.
 
     Raises:
         IntegrityError: the line has no golden vectors.
     """
-    first = decode(Golden, from_bytes(_read(storage, origin), storage.uri(path(origin))))
+    place = path(origin, queries=queries)
+    first = decode(Golden, from_bytes(_read(storage, place), storage.uri(place)))
     why = _differs(first, _golden(encoder))
     return why or "its vectors of the golden texts are the same"
 
 
-def sha256_of(storage: Storage, origin: str) -> str:
-    """Return the sha256 of a line's golden vectors, as a release records it.
+def sha256_of(storage: Storage, origin: str, *, queries: bool = False) -> str:
+    """Return the sha256 of a line's golden vectors, as a release records it; `queries` as of `path`.
 
     Raises:
         IntegrityError: the line has no golden vectors.
     """
-    return hashlib.sha256(_read(storage, origin)).hexdigest()
+    return hashlib.sha256(_read(storage, path(origin, queries=queries))).hexdigest()
 
 
-def _read(storage: Storage, origin: str) -> bytes:
+def copy(storage: Storage, origin: str, to: str) -> None:
+    """Leave the golden vectors of a line's documents to another line, which has the same documents."""
+    storage.write_bytes(path(to), _read(storage, path(origin)))
+
+
+def _read(storage: Storage, place: str) -> bytes:
     try:
-        return storage.read_bytes(path(origin))
+        return storage.read_bytes(place)
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"{path(origin)} is missing",
+            f"{place} is missing",
             "nothing else shows that the model produces the vectors of this line",
             DAMAGED,
         ) from error

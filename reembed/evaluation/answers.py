@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from reembed.catalog.index_manifest import LanceManifest, read_manifest
 from reembed.encoders.base import Encoder, apart
+from reembed.encoders.bridge import Bridged
 from reembed.encoders.tokens import TokenEncoder
 from reembed.errors import UsageError
 from reembed.evaluation import metrics
@@ -60,7 +61,7 @@ class Answers:
         if not len(_known(vectors)):
             raise UsageError(
                 f"release {opened.release.id}: its model can embed none of {counted(len(texts), 'query')}",
-                f"{opened.release.space.model} gives {texts[0]!r:.80} no vector",
+                f"{opened.release.query_model.label} gives {texts[0]!r:.80} no vector",
                 f"reembed search --release {opened.release.id} 'some words'     # what does it say?",
             )
         return cls(opened, texts, vectors, _without_own(opened, vectors, own_ids))
@@ -220,9 +221,11 @@ def index_used(storage: Storage, opened: OpenRelease) -> IndexUsed:
 def truncated(answers: Answers) -> int | None:
     """Return how many texts have more tokens than the model reads; None if it is a provider that tokenizes."""
     encoder = answers.opened.encoder
+    if isinstance(encoder, Bridged):
+        encoder = encoder.model
     if not isinstance(encoder, TokenEncoder):
         return None
-    most = answers.opened.release.space.max_length
+    most = answers.opened.release.query_model.space.max_length
     if most is None:
         return 0
     texts = [answers.texts[at] for at in answers.known]

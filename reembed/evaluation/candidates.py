@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reembed import digests
-from reembed.config.settings import Config, EncoderConfig
+from reembed.config.settings import Config
 from reembed.evaluation import metrics
 from reembed.evaluation.answers import judged_lists
 from reembed.evaluation.metrics import Ranked
@@ -22,7 +21,7 @@ from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.rescore import Asked, Scored
 from reembed.serving.live import OpenRelease
 from reembed.source.dataset import Source
-from reembed.store.paths import absolute
+from reembed.store.paths import from_anywhere
 from reembed.table.read import TableVersion
 
 DEPTH = 50
@@ -102,7 +101,7 @@ class Candidates:
         )
         document, query = np.array(pairs, np.int64).reshape(-1, 2).T
         return Asked(
-            encoder=_from_anywhere(config.encoder),
+            encoder=from_anywhere(config.encoder),
             embed=config.embed,
             dtype=config.table.dtype,
             source=self.source,
@@ -143,13 +142,6 @@ class Candidates:
             ),
             not_embedded=int(scored.unknown.sum()),
         )
-
-
-def _from_anywhere(encoder: EncoderConfig) -> EncoderConfig:
-    """Return the encoder's settings, valid in every process."""
-    if Path(encoder.model).expanduser().is_dir():
-        return encoder.model_copy(update={"model": absolute(encoder.model)})
-    return encoder
 
 
 def _list(query: str, ids: list[str], scores: dict[str, float]) -> list[str]:

@@ -323,7 +323,7 @@ def of_model(catalog: Catalog, live: Release, candidate: Release) -> list[Compar
         if line == live.origin
         for path in paths
     ]
-    weights = candidate.space.identity.model_sha256
+    weights = candidate.model_sha256
     mine = [r for r in found if r.candidate.model_sha256 == weights]
     return sorted(mine, key=lambda r: (r.at, r.candidate.release, r.number))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from obstore.exceptions import BaseError
 
-from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
+from reembed.catalog.releases import Action, AliasRecord, Catalog, Release
+from reembed.catalog.reports import Grounds
 from reembed.errors import ReembedError
 from reembed.events import AliasMoved, Event, Listener, ignore
 from reembed.lifecycle.promote import rollback
@@ -38,7 +39,7 @@ class Moved:
             "generation": self.generation,
             "from": self.before,
             "to": self.release.id,
-            "model": self.release.space.model,
+            "model": self.release.model,
             **asdict(self.grounds),
             "behind": self.behind.to_json(),
         }
@@ -59,7 +60,7 @@ class History:
 
 def _step(record: AliasRecord) -> dict[str, Any]:
     shown = {name: getattr(record, name) for name in ("generation", "action", "at", "by", "token")}
-    release = {"release": record.release.id, "model": record.release.space.model}
+    release = {"release": record.release.id, "model": record.release.model}
     return shown | asdict(record.grounds) | release
 
 

@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 
 from reembed import faults
-from reembed.catalog.releases import Action, AliasRecord, Catalog, Grounds, Release
-from reembed.catalog.reports import Evidence, ShadowLook
+from reembed.catalog.releases import Action, AliasRecord, Catalog, Release
+from reembed.catalog.reports import Evidence, Grounds, ShadowLook
 from reembed.catalog.runs import Run, started_with
 from reembed.config.gate import GateConfig
 from reembed.errors import Conflict, GateFailed, Inconclusive, IntegrityError, UsageError

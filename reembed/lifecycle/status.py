@@ -131,6 +131,8 @@ class Status:
     """The alias's lazy migration, unless it is over."""
     cutoffs: CutOffs | None = None
     """Of live: its score cut-offs that correspond to one of the release that it was compared with."""
+    promoted: AliasRecord | None = None
+    """The step that made live's line live, where another model embeds queries than embedded the documents."""
 
     @property
     def forced(self) -> bool:
@@ -176,7 +178,9 @@ class Status:
         }
         if self.live and self.lag:
             cutoffs = asdict(self.cutoffs) if self.cutoffs else None
-            more = {"lag": self.lag.to_json(), "cutoffs": cutoffs}
+            more: dict[str, object] = {"lag": self.lag.to_json(), "cutoffs": cutoffs}
+            if self.promoted and (proof := self.promoted.grounds.comparison):
+                more |= {"queries_proven_by": {"number": proof.number, "verdict": proof.verdict}}
             shown["live"] = asdict(self.live.release.summary()) | more
             shown["generation"] = self.live.generation
         if self.previous:
@@ -219,6 +223,7 @@ def status(catalog: Catalog, gate: GateConfig | None = None) -> Status:
         shadow=shadow if shadow and shadow.is_open else None,
         lazy=_lazy(catalog, gate),
         cutoffs=_cut_offs(catalog, live, compared) if live else None,
+        promoted=_promoted(catalog, live) if live and live.release.queries else None,
     )
 
 
@@ -231,6 +236,12 @@ def _lag(catalog: Catalog, live: AliasRecord) -> Lag:
     from reembed.source.lag import lag  # loads Lance, which nothing else here needs
 
     return lag(catalog, live.release)
+
+
+def _promoted(catalog: Catalog, live: AliasRecord) -> AliasRecord | None:
+    """Return the last promotion of live's line; a catch-up or a rollback needs no comparison."""
+    steps = (s for s in reversed(catalog.log()) if s.release.origin == live.release.origin)
+    return next((s for s in steps if s.action == "promote"), None)
 
 
 def _cut_offs(catalog: Catalog, live: AliasRecord, compared: comparisons.Pairs) -> CutOffs | None:
@@ -318,7 +329,7 @@ def _run(catalog: Catalog, entry: RunEntry) -> OpenRun:
     if plan is not None:
         units, resume = len(plan.units), plan.resume
     if entry.id == entry.origin:
-        resume = started_with(run)
+        resume = started_with(run, *(plan.options if plan else ()))
     return OpenRun(
         run=run.id,
         driven=_driven(lease),

@@ -21,7 +21,7 @@ from reembed import digests, encoders
 from reembed.catalog.index_manifest import AnyManifest, LanceManifest, read_manifest
 from reembed.catalog.releases import Release
 from reembed.config.settings import RESERVED_COLUMNS
-from reembed.encoders import golden
+from reembed.encoders import bridge, golden
 from reembed.encoders.base import Encoder
 from reembed.errors import IntegrityError, SpaceMismatch, UsageError, texts_of
 from reembed.index import files as index_store
@@ -65,7 +65,7 @@ class EncodedQueries:
     vectors: Float32
     """[Q, dim]."""
     space: str
-    """Id of the space, `release.space.id`, of the release whose model made them."""
+    """Id of the model that made them, as a release's `query_model.id`: of its space, and of a bridge if it has one."""
     newer: EncodedQueries | None = None
     """The same queries by the new model, where a lazy migration served when they were encoded."""
 
@@ -96,7 +96,7 @@ class OpenRelease:
     ) -> OpenRelease:
         """Open the index and the query encoder of a release.
 
-        Parts of the index that `before` has are shared, and its encoder if it is of the same space.
+        Parts of the index that `before` has are shared, and its encoder if it is of the same model.
 
         Raises:
             IntegrityError: the index or the table is not the one that the release was registered with.
@@ -106,8 +106,8 @@ class OpenRelease:
         # Everything is opened before it is checked: what answers later is what was checked.
         table = TableVersion(storage, release.table, release.table_version, release.space.dim)
         table.dataset()
-        given = before.encoder if before and before.release.space == release.space else None
-        encoder = given or encoders.load_encoder(release.encoder)
+        given = before.encoder if before and _same_queries(before.release, release) else None
+        encoder = given or bridge.load(storage, release.query_model)
         manifest = read_manifest(storage, release.index, release.index_sha256)
         provenance.require_index(release, manifest)
         held = before.index if before else None
@@ -117,7 +117,8 @@ class OpenRelease:
             encoder is not given
         ):  # of the one in memory, the golden vectors say more than its files do
             _require_space(storage, release, encoder)
-        golden.require(storage, release.origin, encoder, release.golden_sha256)
+        sha256, apart = release.query_model.golden_sha256, release.queries is not None
+        golden.require(storage, release.origin, encoder, sha256, queries=apart)
         return cls(release, table, index, encoder)
 
     def encode_queries(self, texts: Any) -> npt.NDArray[np.float32]:
@@ -137,7 +138,7 @@ class OpenRelease:
 
     def encoded(self, texts: Any) -> EncodedQueries:
         """Return the vectors of query texts with their space, and raise errors, as `encode_queries`."""
-        return EncodedQueries(self.encode_queries(texts), self.release.space.id)
+        return EncodedQueries(self.encode_queries(texts), self.release.query_model.id)
 
     def _require_vectors(self, texts: list[str], vectors: Float32) -> None:
         without = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -145,7 +146,7 @@ class OpenRelease:
             first = int(without[0])
             raise UsageError(
                 f"query {first + 1} of {len(texts)} has no vector: {texts[first]!r:.80}",
-                f"{self.release.space.model} knows no word in it",
+                f"{self.release.query_model.label} knows no word in it",
                 "reembed search 'some words'     # leave queries without words out",
             )
 
@@ -215,11 +216,11 @@ class OpenRelease:
             return queries
         if not isinstance(queries, EncodedQueries):
             return self.encode_queries(queries)
-        vectors = queries.of(self.release.space.id)
+        vectors = queries.of(self.release.query_model.id)
         if vectors is None:
             raise SpaceMismatch(
-                f"the query vectors are of space {queries.space}, release {self.release.id} is of space"
-                f" {self.release.space.id}",
+                f"the query vectors are of space {queries.space}, release {self.release.id} is asked in space"
+                f" {self.release.query_model.id}",
                 "another model is live than the one that made them",
                 "index.search(index.encode_queries(texts))     # with the same texts",
             )
@@ -268,13 +269,20 @@ def _no_answer(queries: int) -> Answer:
     return Answer(nowhere, np.full((queries, 1), -np.inf, np.float32), lambda _: [], lambda at: at)
 
 
+def _same_queries(before: Release, release: Release) -> bool:
+    """Return whether both releases' queries are embedded by the same model, over the same bridge."""
+    one, other = before.query_model, release.query_model
+    return (one.space, one.bridge) == (other.space, other.bridge)
+
+
 def _require_space(storage: Storage, release: Release, encoder: Encoder) -> None:
     """Refuse a model whose files or settings are not those of the release, and say how its vectors differ."""
-    here = encoders.describe(release.encoder, release.space.vector_dtype)
+    asks, apart = release.query_model, release.queries is not None
+    here = encoders.describe(asks.encoder, asks.space.vector_dtype)
     try:
-        release.space.require(here, f"the query model of release {release.id}")
+        asks.space.require(here, f"the query model of release {release.id}")
     except SpaceMismatch as error:
-        why = f"{error.why}; {golden.measured(storage, release.origin, encoder)}"
+        why = f"{error.why}; {golden.measured(storage, release.origin, encoder, queries=apart)}"
         raise SpaceMismatch(error.what, why, error.fix) from error
 
 
@@ -306,8 +314,8 @@ class SearchResult:
         pairs = zip(self.queries, self.hits, strict=True)
         return {
             "release": self.release.id,
-            "model": self.release.space.model,
-            "space": self.release.space.id,
+            "model": self.release.model,
+            "space": self.release.query_model.id,
             "results": [{"query": q, "hits": [shown(h) for h in hits]} for q, hits in pairs],
         }
 

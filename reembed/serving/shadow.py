@@ -160,7 +160,7 @@ class Shadow:
             return
         if (
             isinstance(call.queries, EncodedQueries)
-            and call.queries.space != candidate.release.space.id
+            and call.queries.space != candidate.release.query_model.id
         ):
             self._count("other_space")
             return

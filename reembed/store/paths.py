@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from reembed.config.gate import GateConfig
+from reembed.config.settings import EncoderConfig
 from reembed.errors import IntegrityError, UsageError
 from reembed.redact import credentials_in, redacted
 from reembed.store.records import DAMAGED
@@ -77,6 +78,13 @@ def is_tag_of(tag: str, release_id: str) -> bool:
     """Return whether a tag is one of a release's table version, with its index or without."""
     own = re.escape(table_tag(release_id))
     return re.fullmatch(rf"{own}(\.index-[0-9a-f]{{16}})?", tag) is not None
+
+
+def from_anywhere(encoder: EncoderConfig) -> EncoderConfig:
+    """Return an encoder's settings with a model folder made absolute, valid in every process."""
+    if Path(encoder.model).expanduser().is_dir():
+        return encoder.model_copy(update={"model": absolute(encoder.model)})
+    return encoder
 
 
 def absolute_queries(section: GateConfig) -> GateConfig:

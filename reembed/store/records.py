@@ -19,7 +19,7 @@ from reembed.space import sha256_of
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 18
+SCHEMA_VERSION = 19
 """Format of every record. Raise it when the meaning of a record changes."""
 
 DAMAGED = "reembed status     # and put the file back from a backup of the store"

@@ -13,6 +13,7 @@ from reembed.events import Listener
 from reembed.store.records import encode
 from reembed.store.storage import Storage
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.strategies.query_only import query_only
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,27 @@ class Built:
         return {**encode(self.release), "live": self.live.id if self.live else None}
 
 
-def build(config: Config, emit: Listener, *, executor: Executor, fresh: bool) -> Built:
-    """Build a candidate, and raise errors, as `full_rebuild`."""
-    release = full_rebuild(config, emit, executor=executor, fresh=fresh)
+@dataclass(frozen=True)
+class QueryOnly:
+    """The new model embeds queries alone."""
+
+    bridge: int | None = None
+    """Documents that a bridge to the live release's space is fitted to; None: no bridge."""
+
+
+def build(
+    config: Config,
+    emit: Listener,
+    *,
+    executor: Executor,
+    fresh: bool,
+    only: QueryOnly | None = None,
+) -> Built:
+    """Build a candidate, and raise errors, as `full_rebuild`, or as `query_only`."""
+    if only is None:
+        release = full_rebuild(config, emit, executor=executor, fresh=fresh)
+    else:
+        release = query_only(config, emit, executor=executor, pairs=only.bridge, fresh=fresh)
     storage = Storage.open(config.storage.root, config.storage.options)
     catalog = Catalog(storage, config.alias, config.stores)
     if (live := catalog.live()) is None:

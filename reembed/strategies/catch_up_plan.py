@@ -244,6 +244,7 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
             units=units,
             created_at=now(),
             base=_base(release, changes, held),
+            queries=release.queries,
             unit_documents=size,
         )
     )

@@ -15,6 +15,7 @@ from reembed.catalog.plan import KeepFragment, Plan, ThinFragment
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
+from reembed.encoders import bridge
 from reembed.engine.executor import Executor
 from reembed.engine.patience import Patience
 from reembed.engine.signals import Stop
@@ -114,11 +115,14 @@ def patience_of(plan: Plan, config: Config) -> Patience:
     return Patience(config.embed.stall_s, f"{plan.resume}     # staged units are kept")
 
 
-def query_vectors(plan: Plan, config: Config, texts: Sequence[str]) -> Float32 | None:
+def query_vectors(run: Run, plan: Plan, config: Config, texts: Sequence[str]) -> Float32 | None:
     """Return the vectors of the queries that an index is tuned on; None without texts."""
     if not texts:
         return None
-    encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
+    if plan.queries is None:
+        encoder = encoders.load_encoder(plan.encoder, dtype=config.embed.dtype)
+    else:
+        encoder = bridge.load(run.storage, plan.queries, dtype=config.embed.dtype)
     return patience_of(plan, config).through(partial(encoder.embed_queries, list(texts)))
 
 

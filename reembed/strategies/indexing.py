@@ -276,7 +276,7 @@ def sampled(texts: Sequence[str]) -> list[str]:
 
 def _prepare_task(job: _Job) -> index.Prepared:
     with building_index(job.run):
-        queries = query_vectors(job.plan, job.config, job.build.queries)
+        queries = query_vectors(job.run, job.plan, job.config, job.build.queries)
         return index.prepare(job.build, queries)
 
 

@@ -175,7 +175,7 @@ def _prepare_task(job: Job) -> Prepared:
     with building_index(job.run):
         if not table.rows:
             raise IntegrityError("the vector table has no rows to index")
-        queries = query_vectors(job.plan, config, job.queries)
+        queries = query_vectors(job.run, job.plan, config, job.queries)
         vectors, tuned_on = index.tuning_queries(table, queries)
         if job.trained is not None:
             model = job.trained.manifest.model

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from reembed import encoders, faults
 from reembed.catalog import lazies, lazy_background
@@ -25,7 +24,7 @@ from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.clock import now
-from reembed.config.settings import Config, EncoderConfig
+from reembed.config.settings import Config
 from reembed.engine.executor import Executor
 from reembed.errors import Conflict, Inconclusive, UsageError
 from reembed.evaluation.rerank import predict
@@ -34,7 +33,7 @@ from reembed.lifecycle.lazy_end import left_by_side, remove, settled
 from reembed.source.dataset import Source
 from reembed.source.members import count
 from reembed.space import Space, sha256_of
-from reembed.store.paths import absolute
+from reembed.store.paths import absolute, from_anywhere
 from reembed.store.records import encode
 from reembed.strategies.lazy_side import Side, drawn, side_alias
 from reembed.strategies.members import bring, cold, opened
@@ -134,7 +133,7 @@ def _prepare(
     executor: Executor,
 ) -> LazyPlan:
     (live, space), number = pair, lazies.next_number(catalog)
-    source, encoder = Source.open(config), _encoder(config)
+    source, encoder = Source.open(config), from_anywhere(config.encoder)
     side = Side.of(catalog, config, number, source.ref, encoder)
     settings = sha256_of(
         {"space": space.id, "live": live.id, "gate": config.gate.settings.model_dump()}
@@ -176,14 +175,6 @@ def _prepare(
         by=who(),
         at=now(),
     )
-
-
-def _encoder(config: Config) -> EncoderConfig:
-    """Return the encoder's settings, valid in every process."""
-    encoder = config.encoder
-    if Path(encoder.model).expanduser().is_dir():
-        encoder = encoder.model_copy(update={"model": absolute(encoder.model)})
-    return encoder
 
 
 def _predicted(

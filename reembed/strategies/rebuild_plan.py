@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import yaml
 from obstore.exceptions import BaseError
@@ -31,7 +30,7 @@ from reembed.lifecycle.scratch import Scratch
 from reembed.planning.unit_size import unit_documents
 from reembed.source.dataset import Source
 from reembed.space import Space
-from reembed.store.paths import absolute
+from reembed.store.paths import from_anywhere
 from reembed.strategies import preflight
 from reembed.strategies.context import (
     embed_settings_changed,
@@ -85,7 +84,7 @@ def choose_run(wanted: Wanted, *, fresh: bool) -> Run:
     name = f"{config.alias}-{settings}-v{source.version}-{len(mine) + 1}"
     new = Run(catalog.storage, name)
     if fresh:
-        _abandon_unfinished(catalog, mine)
+        abandon_unfinished(catalog, mine)
         return new
     candidates = at_version if config.source.version else mine
     unfinished = [r for r in candidates if r.result() is None and catalog.registered(r) is None]
@@ -106,7 +105,8 @@ def place_of(run: Run, wanted: Wanted) -> Place:
     return Place(wanted.config.line_settings(source.uri), run.id, 0, source.version)
 
 
-def _abandon_unfinished(catalog: Catalog, runs: list[Run]) -> None:
+def abandon_unfinished(catalog: Catalog, runs: list[Run]) -> None:
+    """Give up those of the runs that have no result; Conflict if one of them is being driven."""
     unfinished = [r for r in runs if r.result() is None and catalog.registered(r) is None]
     if (driven := next(filter(is_driven, unfinished), None)) is not None:
         raise Conflict(
@@ -197,9 +197,6 @@ def _check_documents(run: Run, wanted: Wanted, executor: Executor, emit: Listene
 
 def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Plan:
     config, source, space = wanted.config, wanted.source, wanted.space
-    encoder = config.encoder
-    if Path(encoder.model).expanduser().is_dir():  # the release must find it from anywhere
-        encoder = encoder.model_copy(update={"model": absolute(encoder.model)})
     path = table.path_of(config.alias, space)
     columns = table.schema(space, *source.schema())
     size = unit_documents(config.embed, documents, source.text_bytes(), space.dim)
@@ -214,7 +211,7 @@ def _write_plan(run: Run, wanted: Wanted, documents: int, emit: Listener) -> Pla
             alias=config.alias,
             place=place_of(run, wanted),
             space=space,
-            encoder=encoder,
+            encoder=from_anywhere(config.encoder),
             source=source.ref,
             table=path,
             base_version=table.ensure_table(run.storage, path, columns),

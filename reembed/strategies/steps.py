@@ -268,6 +268,7 @@ def register(
             source=plan.source,
             verify=report,
             gate=plan.gate,
+            queries=plan.queries,
         )
     )
     faults.point("run.after_register")

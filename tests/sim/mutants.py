@@ -28,8 +28,8 @@ from reembed.catalog import index_manifest, runs
 from reembed.catalog.index_manifest import IndexManifest
 from reembed.catalog.lines import RunEntry
 from reembed.catalog.receipts import Receipt
-from reembed.catalog.releases import Catalog, Grounds
-from reembed.catalog.reports import Difference
+from reembed.catalog.releases import Catalog
+from reembed.catalog.reports import Difference, Grounds
 from reembed.catalog.row_ids import RowIdFile
 from reembed.catalog.runs import Run, find_runs
 from reembed.engine import worker as units

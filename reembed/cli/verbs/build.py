@@ -54,15 +54,27 @@ def import_verb(columns: str | None, options: tuple[str, ...], **rest: Any) -> t
 
 @click.command()
 @click.option("--fresh", is_flag=True, help="Start over instead of resuming an unfinished run.")
+@click.option(
+    "--query-only",
+    is_flag=True,
+    help="Take live's documents and index as they are, and the config's model for queries alone: no document"
+    " is embedded.",
+)
+@click.option(
+    "--bridge",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --query-only: embed N documents of live, to fit a rotation from the new model's space to theirs.",
+)
 @configured
-def run(config: Config, fresh: bool) -> tuple[Result, int]:
+def run(config: Config, **options: Any) -> tuple[Result, int]:
     """Build a candidate: embed the documents, index and verify them.
 
     An unfinished run is resumed. The live release does not change.
     """
     emit = Console()
     emit(Working("loading Ray, Lance and the model's libraries"))
-    return reembed.api.run(config, fresh=fresh, emit=emit), 0
+    return reembed.api.run(config, **options, emit=emit), 0
 
 
 @click.command()

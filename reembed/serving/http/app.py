@@ -81,8 +81,8 @@ def create_app(index: Index, options: ServeOptions, token: str | None) -> Guard:
         return _json(
             {
                 "release": release.id,
-                "model": release.space.model,
-                "space": release.space.id,
+                "model": release.model,
+                "space": release.query_model.id,
                 "results": [{"hits": [shown(hit) for hit in found]} for found in hits],
             }
         )
@@ -165,7 +165,7 @@ def _queries(asked: Search, current: OpenRelease, options: ServeOptions) -> Any:
         return asked.queries
     if asked.space is None:
         why = "vectors of another space would get hits without meaning"
-        fix = f'"space": "{current.release.space.id}"     # as GET /release says'
+        fix = f'"space": "{current.release.query_model.id}"     # query_space of GET /release'
         raise UsageError("vectors need the id of their space", why, fix)
     if len({len(v) for v in asked.vectors}) > 1:
         raise UsageError(

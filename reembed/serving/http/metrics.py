@@ -54,8 +54,8 @@ class _Serving:
         labels = {
             "alias": release.alias,
             "release": release.id,
-            "model": release.space.model,
-            "space": release.space.id,
+            "model": release.model,
+            "space": release.query_model.id,
         }
         info = GaugeMetricFamily(
             "reembed_release_info", "The release that answers; always 1", labels=list(labels)
