@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -83,15 +84,13 @@ def load(storage: Storage, model: QueryModel, **options: Any) -> Encoder:
 
 
 def _matrix(storage: Storage, bridge: Bridge) -> Vectors:
-    try:
+    with suppress(FileNotFoundError, ValueError):  # gone, or no array of numbers
         body = storage.read_bytes(bridge.path)
-    except FileNotFoundError:
-        body = b""
-    if hashlib.sha256(body).hexdigest() != bridge.sha256:
-        raise IntegrityError(
-            f"{storage.uri(bridge.path)} is gone, or is not the bridge that the release was judged with",
-            "vectors of the new model mean nothing to the documents without it",
-            "reembed rollback     # to the release before",
-        )
-    matrix: Vectors = np.load(io.BytesIO(body), allow_pickle=False)
-    return matrix
+        matrix: Vectors = np.load(io.BytesIO(body), allow_pickle=False)
+        if hashlib.sha256(body).hexdigest() == bridge.sha256:
+            return matrix
+    raise IntegrityError(
+        f"{storage.uri(bridge.path)} is gone, or is not the bridge that the release was judged with",
+        "vectors of the new model mean nothing to the documents without it",
+        "reembed rollback     # to the release before",
+    )

@@ -97,7 +97,9 @@ def test_a_refresh_keeps_the_model_of_the_same_space_and_proves_it_again(served,
     loads, proven = [], []
     load, require = encoders.load_encoder, golden.require
     monkeypatch.setattr(encoders, "load_encoder", lambda *of: loads.append(of) or load(*of))
-    monkeypatch.setattr(golden, "require", lambda *of: proven.append(of[1]) or require(*of))
+    monkeypatch.setattr(
+        golden, "require", lambda *of, **more: proven.append(of[1]) or require(*of, **more)
+    )
     assert served.live.refresh()
     assert served.live.current.encoder is before
     assert (loads, proven) == ([], [again.origin])
