@@ -87,6 +87,7 @@ class Side:
     def _caught_up(self, emit: Listener, executor: Executor) -> Release:
         erase = self.config.storage.erase_deleted
         self.members.merge(erase=erase)
+        self.members.repair()  # without the merged files, if they were cut short
         faults.point("lazy.after_merge")
         found = catch_up_and_follow(
             self.catalog, self.config, "live", emit, executor=executor, retry_dead_letters=False

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import json
 import time
+from pathlib import Path
 
 import lance
 import pyarrow as pa
@@ -40,6 +41,7 @@ from reembed.lifecycle.lazy_status import status_of
 from reembed.lifecycle.promote import Reasons, promote
 from reembed.lifecycle.status import status
 from reembed.source import members
+from reembed.source.members import Members
 from reembed.store.storage import Storage
 from reembed.strategies import lazy, lazy_side
 from reembed.strategies.catch_up import catch_up
@@ -578,6 +580,20 @@ def test_gc_removes_a_side_whose_last_batch_was_killed(place, monkeypatch, point
     lazy.stop(place.catalog, "no", keep=False)
     assert collect(place.catalog, 3, delete=True, drop_run=None).lazies[0].whole
     assert traces(place, plan) == []
+
+
+def test_merged_files_that_were_cut_short_are_given_up(place, monkeypatch):
+    place.start()
+    place.sweep(budget=20)
+
+    def torn(members, *, erase):
+        members.dataset().optimize.compact_files()
+        newest = max(Path(members.uri, "data").iterdir(), key=lambda f: f.stat().st_mtime_ns)
+        newest.write_bytes(newest.read_bytes()[:-40])
+
+    monkeypatch.setattr(Members, "merge", torn)
+    place.sweep(budget=20)
+    assert len(place.texts()) == 60 + 40
 
 
 def test_gc_removes_older_releases_of_a_side_that_serves(place):
