@@ -31,8 +31,9 @@ lint: $(STAMP) ## ruff, mypy --strict, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/chaos.json and the table of docs/faults.md
+chaos: $(STAMP) ## kill, tear, flip and race everything; bench/results/*chaos.json and the tables of docs/faults.md
 	$(BIN)/python bench/chaos.py --page
+	$(BIN)/python bench/lazy_chaos.py --page
 
 mutants: $(STAMP) ## change the code by the hundred: each change fails a test, or docs/mutants.md explains it
 	$(BIN)/python bench/mutants.py

@@ -10,6 +10,7 @@ the log first.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Place:
     documents: int = 60
     unit: int = 20
     models: int = 2
+    lazily: bool = False
+    """Whether the documents are migrated as they turn up: crash/lazy_migration.py."""
 
     def config(self, model: str) -> Config:
         """Settings of a run with this model."""
@@ -69,6 +72,11 @@ class Place:
         options = self.options or None
         table = lance.dataset(self.source, version=version, storage_options=options).to_table()
         return dict(zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+    def rows(self, release: Release) -> pa.Table:
+        """The table of a release."""
+        uri, options = self.catalog().storage.uri(release.table), self.options or None
+        return lance.dataset(uri, version=release.table_version, storage_options=options).to_table()
 
     def write_source(self) -> None:
         """The documents, in several fragments."""
@@ -142,11 +150,13 @@ def migrate(
 
 def violations(place: Place, acknowledged: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What does not hold after a migration that was finished without faults; in words."""
+    if place.lazily:
+        return lazy_migration().violations(place, acknowledged)
     catalog = place.catalog()
     log, releases = catalog.log(), catalog.releases()
     return [
         *_of_the_log(place, log),
-        *(w for r in releases for w in _of_a_release(place, catalog, r)),
+        *(w for r in releases for w in of_a_release(place, catalog, r)),
         *_of_serving(place, catalog),
         *_of_promises(log, releases, acknowledged),
     ]
@@ -161,12 +171,11 @@ def _of_the_log(place: Place, log: list[AliasRecord]) -> Iterator[str]:
         yield "a record of the log does not follow the one before it"
 
 
-def _of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[str]:
+def of_a_release(place: Place, catalog: Catalog, release: Release) -> Iterator[str]:
     """Its rows are its source's, by ids and texts; it passes the strictest verification."""
     texts = place.texts(release.source.version)
     expected = sorted((d, digest(t.encode())) for d, t in texts.items())
-    uri, options = catalog.storage.uri(release.table), place.options or None
-    rows = lance.dataset(uri, version=release.table_version, storage_options=options).to_table()
+    rows = place.rows(release)
     found = sorted(zip(rows["doc_id"].to_pylist(), rows["text_hash"].to_pylist(), strict=True))
     if found != expected:
         yield f"{release.id}: {len(found)} rows are not the {len(expected)} documents of its source"
@@ -215,14 +224,28 @@ def _of_promises(
                 yield f"{command} was acknowledged as step {said['generation']}, and is lost"
 
 
+def lazy_migration() -> Any:
+    """The module of that name, which imports this one."""
+    return importlib.import_module("crash.lazy_migration")
+
+
+def prepared(place: Place) -> None:
+    """Make what is there before the faults begin."""
+    place.write_source()
+    if place.lazily:
+        lazy_migration().start(place)
+
+
 def told(place: Place, acknowledge: Acknowledge, unharmed: Any = nullcontext) -> str | None:
     """`migrate`; how it failed as a command may fail, in words, or None.
 
     Raises:
         Exception: it failed as no command may.
     """
+    work = lazy_migration().migrate if place.lazily else migrate
     try:
-        migrate(place, acknowledge, unharmed)
+        with storage_errors():
+            work(place, acknowledge, unharmed)
     except ReembedError as error:
         return f"{type(error).__name__}: {error}"
     return None

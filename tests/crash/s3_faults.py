@@ -3,7 +3,7 @@
 A process each for the store and for who uses it: the store is moto's, behind a front that forwards
 requests to it, in the same process for speed, and does to one of them what networks and stores do.
 
-Replay one case: PYTHONPATH=tests python -m crash.s3_faults KIND AT
+Replay one case: PYTHONPATH=tests python -m crash.s3_faults KIND AT [lazy]
 """
 
 from __future__ import annotations
@@ -194,11 +194,13 @@ class Case:
 
     kind: str
     at: int
+    lazily: bool = False
 
     @property
     def replay(self) -> str:
         """Runs it alone."""
-        return f"PYTHONPATH=tests python -m crash.s3_faults {self.kind} {self.at}"
+        lazy = " lazy" if self.lazily else ""
+        return f"PYTHONPATH=tests python -m crash.s3_faults {self.kind} {self.at}{lazy}"
 
 
 @dataclass(frozen=True)
@@ -256,26 +258,27 @@ class Store:
             return bytes(answer.read())
 
 
-def place_of(task: dict[str, str]) -> Any:
+def place_of(task: dict[str, Any]) -> Any:
     """Documents and all else in one bucket."""
     from crash.migration import Place
 
     bucket, options = task["bucket"], {"aws_region": "us-east-1", "allow_http": "true"}
     options["aws_endpoint"] = task["endpoint"]
     source, root = f"s3://{bucket}/source.lance", f"s3://{bucket}/root"
-    return Place(source, root, options, documents=30, unit=10, models=1)
+    lazily = bool(task.get("lazily"))
+    return Place(source, root, options, documents=30, unit=10, models=1, lazily=lazily)
 
 
-def suffer(task: dict[str, str]) -> dict[str, Any]:
+def suffer(task: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own: the migration, through one fault; nobody else writes meanwhile."""
-    from crash.migration import told
+    from crash.migration import prepared, told
 
     os.environ |= KEYS
     acknowledged: list[Any] = []
     place = place_of(task)
     store = Store()
     store.endpoint = task["endpoint"]
-    place.write_source()
+    prepared(place)
     store.arm(task["kind"], int(task["at"]))
     said = told(place, lambda command, done: acknowledged.append([command, done]))
     return {"said": said, "acknowledged": acknowledged}
@@ -283,10 +286,12 @@ def suffer(task: dict[str, str]) -> dict[str, Any]:
 
 def recover(task: dict[str, Any]) -> list[str]:
     """In a process of its own, without faults: the same commands to their end, and what does not hold."""
-    from crash.migration import told, violations
+    from crash.migration import lazy_migration, told, violations
 
     os.environ |= KEYS
     place, acknowledged = place_of(task), task["acknowledged"]
+    if place.lazily and (wrong := lazy_migration().between(place, acknowledged)):
+        return list(wrong)
     failed = told(place, lambda command, done: acknowledged.append([command, done]))
     if failed:
         return [f"the same commands fail without faults: {failed}"]
@@ -316,17 +321,19 @@ def _of_a_process(when: str, ended: Ended) -> Iterator[str]:
         yield f"no clean end {when}: {ended.trouble or 'killed'}"
 
 
-def requests(server: ForkServer, store: Store) -> list[tuple[str, str]]:
+def requests(server: ForkServer, store: Store, *, lazily: bool = False) -> list[tuple[str, str]]:
     """(method, path) of every one in a migration without faults."""
     store.make_bucket("dry")
-    task = {"bucket": "dry", "endpoint": store.endpoint, "kind": None, "at": 0}
+    task = {"bucket": "dry", "endpoint": store.endpoint, "kind": None, "at": 0, "lazily": lazily}
     ended = server.call("crash.s3_faults:suffer", task)
     if ended.trouble or ended.result["said"]:
         raise RuntimeError(f"the migration fails without faults: {ended}")
     return [(method, path) for method, path, _ in store.report()["seen"]]
 
 
-def cases_of(found: list[tuple[str, str]], cases: int, seed: int) -> list[Case]:
+def cases_of(
+    found: list[tuple[str, str]], cases: int, seed: int, *, lazily: bool = False
+) -> list[Case]:
     """Cases of every kind, each spread evenly over the requests that can meet it."""
     rng = random.Random(seed)
     chosen = []
@@ -335,12 +342,12 @@ def cases_of(found: list[tuple[str, str]], cases: int, seed: int) -> list[Case]:
         at = [i for i, (method, _) in enumerate(found, 1) if method in _MET_BY.get(kind, method)]
         for i in range(share):
             place = (i + rng.random()) / share
-            chosen.append(Case(kind, at[int(place * len(at))]))
+            chosen.append(Case(kind, at[int(place * len(at))], lazily))
     rng.shuffle(chosen)
     return chosen
 
 
-def run(cases: int, seed: int) -> dict[str, Any]:
+def run(cases: int, seed: int, *, lazily: bool = False) -> dict[str, Any]:
     """So many faults, each in a migration of its own; what was violated, with how to replay it."""
     started = time.monotonic()
     free: SimpleQueue[tuple[ForkServer, Store]] = SimpleQueue()
@@ -356,11 +363,13 @@ def run(cases: int, seed: int) -> dict[str, Any]:
     with ForkServer() as a, ForkServer() as b, Store() as c, Store() as d:
         free.put((a, c))
         free.put((b, d))
-        found = requests(a, c)
+        found = requests(a, c, lazily=lazily)
         with ThreadPoolExecutor(_WORKERS) as pool:
             for extra in range(_TRIES):
                 missing = cases - sum(r.injected is not None for r in results)
-                numbered = enumerate(cases_of(found, missing, seed + extra), len(results))
+                numbered = enumerate(
+                    cases_of(found, missing, seed + extra, lazily=lazily), len(results)
+                )
                 results += pool.map(work, numbered)
     met = [r for r in results if r.injected]
     return {
@@ -375,9 +384,10 @@ def run(cases: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _replay(kind: str, at: str) -> int:
+def _replay(kind: str, at: str, lazily: str = "") -> int:
+    case = Case(kind, int(at), lazily == "lazy")
     with ForkServer() as server, Store() as store:
-        result = one(server, store, Case(kind, int(at)), "replay")
+        result = one(server, store, case, "replay")
     wrong = "\n".join(result.violations) or "nothing is violated"
     sys.stdout.write(f"met by {result.injected}\n{result.said}\n{wrong}\n")
     return 1 if result.violations else 0

@@ -1,6 +1,6 @@
 """Faults in every file operation of a small migration on a local disk; then the same commands again.
 
-Replay one case: PYTHONPATH=tests python -m crash.syscalls KIND AT
+Replay one case: PYTHONPATH=tests python -m crash.syscalls KIND AT [lazy]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from crash.forks import Ended, ForkServer
-from crash.migration import Place, told, violations
+from crash.migration import Place, lazy_migration, prepared, told, violations
 
 KINDS = (
     "kill_before",  # the operation
@@ -65,11 +65,13 @@ class Case:
 
     kind: str
     at: int
+    lazily: bool = False
 
     @property
     def replay(self) -> str:
         """Runs it alone."""
-        return f"PYTHONPATH=tests python -m crash.syscalls {self.kind} {self.at}"
+        lazy = " lazy" if self.lazily else ""
+        return f"PYTHONPATH=tests python -m crash.syscalls {self.kind} {self.at}{lazy}"
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,9 @@ def _mapped(file: Path) -> _State:
         return _State.from_buffer(mmap.mmap(opened.fileno(), size))
 
 
-def _place(folder: str) -> Place:
+def _place(folder: str, *, lazily: bool) -> Place:
     watched = Path(folder, "watched")
-    return Place(str(watched / "source.lance"), str(watched / "root"))
+    return Place(str(watched / "source.lance"), str(watched / "root"), lazily=lazily)
 
 
 def suffer(task: dict[str, Any]) -> dict[str, Any]:
@@ -153,8 +155,8 @@ def suffer(task: dict[str, Any]) -> dict[str, Any]:
     tempfile.tempdir = str(Path(folder, "watched", "tmp"))
     Path(tempfile.tempdir).mkdir(parents=True)
     faults = Faults(task["shim"], folder, Case(**task["case"]), task.get("log"))
-    place = _place(folder)
-    place.write_source()
+    place = _place(folder, lazily=task["case"]["lazily"])
+    prepared(place)
     acks = os.open(Path(folder, "acks"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def acknowledge(command: str, said: dict[str, Any]) -> None:
@@ -165,10 +167,13 @@ def suffer(task: dict[str, Any]) -> dict[str, Any]:
     return {"said": said}
 
 
-def recover(folder: str) -> list[str]:
+def recover(task: dict[str, Any]) -> list[str]:
     """In a process of its own, without faults: the same commands to their end, and what does not hold."""
-    place, acks = _place(folder), Path(folder, "acks")
+    folder, lazily = task["folder"], task["case"]["lazily"]
+    place, acks = _place(folder, lazily=lazily), Path(folder, "acks")
     acknowledged = [json.loads(line) for line in acks.read_text().splitlines()]
+    if lazily and (wrong := lazy_migration().between(place, acknowledged)):
+        return list(wrong)
     failed = told(place, lambda command, said: acknowledged.append((command, said)))
     if failed:
         return [f"the same commands fail without faults: {failed}"]
@@ -191,11 +196,18 @@ def stock_write(task: dict[str, Any]) -> dict[str, Any]:
     return {"reported": file.file_size_bytes, "on_disk": on_disk}
 
 
-def operations(server: ForkServer, shim: Path, workdir: Path) -> list[tuple[str, str]]:
+def operations(
+    server: ForkServer, shim: Path, workdir: Path, *, lazily: bool = False
+) -> list[tuple[str, str]]:
     """(operation, path) of every one in a migration without faults."""
     folder = _empty(workdir / "dry")
     log = str(folder / "operations")
-    task = {"shim": str(shim), "folder": str(folder), "case": vars(Case("none", 0)), "log": log}
+    task = {
+        "shim": str(shim),
+        "folder": str(folder),
+        "case": vars(Case("none", 0, lazily)),
+        "log": log,
+    }
     ended = server.call("crash.syscalls:suffer", task)
     if ended.trouble or ended.result["said"]:
         raise RuntimeError(f"the migration fails without faults: {ended}")
@@ -211,7 +223,7 @@ def one(server: ForkServer, shim: Path, case: Case, folder: Path) -> Result:
     first = server.call("crash.syscalls:suffer", task)
     state = _mapped(folder / "state")
     wrong = list(_of_the_process(case, first, state.injected))
-    second = server.call("crash.syscalls:recover", str(folder))
+    second = server.call("crash.syscalls:recover", task)
     if second.trouble or second.killed:
         wrong.append(f"the same commands fail without faults: {second.trouble}")
     wrong += second.result or []
@@ -236,7 +248,9 @@ def _of_the_process(case: Case, ended: Ended, injected: int) -> Iterator[str]:
             yield "success was reported, with the disk full"
 
 
-def cases_of(found: list[tuple[str, str]], cases: int, seed: int) -> list[Case]:
+def cases_of(
+    found: list[tuple[str, str]], cases: int, seed: int, *, lazily: bool = False
+) -> list[Case]:
     """Cases of every kind, each spread evenly over the operations that can meet it."""
     rng = random.Random(seed)
     at: dict[str, list[int]] = {k: list(range(1, len(found) + 1)) for k in KINDS}
@@ -250,12 +264,12 @@ def cases_of(found: list[tuple[str, str]], cases: int, seed: int) -> list[Case]:
         share = len(range(k, cases, len(KINDS)))
         for i in range(share):
             place = (i + rng.random()) / share
-            chosen.append(Case(kind, at[kind][int(place * len(at[kind]))]))
+            chosen.append(Case(kind, at[kind][int(place * len(at[kind]))], lazily))
     rng.shuffle(chosen)
     return chosen
 
 
-def run(cases: int, seed: int, workdir: Path) -> dict[str, Any]:
+def run(cases: int, seed: int, workdir: Path, *, lazily: bool = False) -> dict[str, Any]:
     """So many faults, each in a migration of its own; what was violated, with how to replay it."""
     started = time.monotonic()
     shim = compile_shim(_empty(workdir))
@@ -272,10 +286,12 @@ def run(cases: int, seed: int, workdir: Path) -> dict[str, Any]:
     with ForkServer() as a, ForkServer() as b, ThreadPoolExecutor(_WORKERS) as pool:
         servers.put(a)
         servers.put(b)
-        found = operations(a, shim, workdir)
+        found = operations(a, shim, workdir, lazily=lazily)
         for extra in range(_TRIES):
             missing = cases - sum(r.injected > 0 for r in results)
-            numbered = enumerate(cases_of(found, missing, seed + extra), len(results))
+            numbered = enumerate(
+                cases_of(found, missing, seed + extra, lazily=lazily), len(results)
+            )
             results += pool.map(work, numbered)
     met = [r for r in results if r.injected]
     return {
@@ -296,10 +312,11 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _replay(kind: str, at: str) -> int:
+def _replay(kind: str, at: str, lazily: str = "") -> int:
     workdir = Path(tempfile.mkdtemp(prefix="syscalls-"))
+    case = Case(kind, int(at), lazily == "lazy")
     with ForkServer() as server:
-        result = one(server, compile_shim(workdir), Case(kind, int(at)), workdir / "case")
+        result = one(server, compile_shim(workdir), case, workdir / "case")
     wrong = "\n".join(result.violations) or "nothing is violated"
     sys.stdout.write(f"{result.injected} faults, the first at {result.operation}\n")
     sys.stdout.write(f"{result.said}\n{wrong}\n{workdir}\n")

@@ -24,6 +24,7 @@ from reembed.table.read import used_files
 pytestmark = [pytest.mark.deep, pytest.mark.s3, pytest.mark.timeout(600)]
 
 CASES, SEED = 105, 20260101
+LAZY = 4
 
 
 def test_a_fault_in_any_request_loses_nothing_and_ends_cleanly():
@@ -32,6 +33,12 @@ def test_a_fault_in_any_request_loses_nothing_and_ends_cleanly():
     assert said["s3_faults"] == CASES
     assert set(said["by_kind"]) == set(KINDS)
     assert said["by_method"].keys() >= {"GET", "PUT"}
+
+
+def test_a_fault_in_any_request_of_a_lazy_migration_loses_nothing():
+    said = s3_faults.run(LAZY, SEED, lazily=True)
+    assert not said["violations"], "\n\n".join(said["violations"])
+    assert said["s3_faults"] == LAZY
 
 
 @pytest.fixture(scope="module")

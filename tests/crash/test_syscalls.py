@@ -50,6 +50,12 @@ def test_a_fault_in_any_file_operation_loses_nothing_and_ends_cleanly(tmp_path):
     assert 0 < said["failed_cleanly"] < CASES
 
 
+def test_a_fault_in_any_file_operation_of_a_lazy_migration_loses_nothing(tmp_path):
+    said = syscalls.run(len(KINDS), SEED, tmp_path, lazily=True)
+    assert not said["violations"], "\n\n".join(said["violations"])
+    assert said["syscall_faults"] == len(KINDS)
+
+
 def test_operations_that_go_round_libc_are_seen(server, shim, tmp_path):
     found = syscalls.operations(server, shim, tmp_path)
     renamed = [path for name, path in found if name.startswith("renameat")]

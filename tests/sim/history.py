@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import lance
@@ -115,14 +115,16 @@ class Model:
 class History:
     """One seed's world, its processes and its checks."""
 
+    kinds: ClassVar[dict[str, dict[str, float]]] = KINDS
+
     def __init__(
         self, seed: int, place: str = "history", rates: dict[str, float] | None = None
     ) -> None:
         """`rates`: of faults, in place of those of the history's kind."""
-        self.kind = sorted(KINDS)[seed % len(KINDS)]
-        self.world = World(seed, KINDS[self.kind] if rates is None else rates, place)
+        self.kind, turn = sorted(self.kinds)[seed % len(self.kinds)], seed // len(self.kinds)
+        self.world = World(seed, self.kinds[self.kind] if rates is None else rates, place)
         self.rng = self.world.rng
-        grows, turn = self.kind == "growing", seed // len(KINDS)
+        grows = self.kind == "growing"
         # Fragments have four rows: so that half of the histories write deletion files.
         catch_up_plan._DELETED = 0.7 if grows else (0.1, 0.7)[turn % 2]
         # A table has so few rows that each change is above a tenth: so that half of their indexes grow.
@@ -290,7 +292,7 @@ class History:
             own = _coded(served.current.index, own)
         if not np.allclose(scores or np.nan, query @ own.T, atol=1e-4):
             self.model.violations.append(f"reader: {doc_id} is not found in {release.id}")
-        _, years = self.model.years[release.source.version]
+        _, years = self._years(release)
         if wrong := [h.doc_id for h in hits if h.columns["year"] != years[str(h.doc_id)]]:
             self.model.violations.append(f"reader: {wrong} carry another year in {release.id}")
 
@@ -358,6 +360,9 @@ class History:
     def _expected(self, release: Release) -> dict[str, str]:
         texts = self.model.versions[release.source.version]
         return _usable(texts)
+
+    def _years(self, release: Release) -> tuple[pa.DataType, dict[str, Any]]:
+        return self.model.years[release.source.version]
 
     def check(self) -> list[str]:
         """Everything that must hold at rest; the violations."""
@@ -460,7 +465,7 @@ class History:
                 f"{name}: lacks {sorted(lack)[:3]}, has {sorted(more)[:3]}"
             )
             return
-        kind, years = self.model.years[release.source.version]
+        kind, years = self._years(release)
         if table.schema.field("year").type != kind:
             self.model.violations.append(f"{name}: its year is of another type than the source's")
         vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
@@ -511,19 +516,8 @@ class History:
 
     def play(self) -> list[str]:
         """Processes at once, with deaths; then one that finishes everything; the violations."""
-        with self.world.installed(), _broken_model(), self._counting():
-            scenes = {
-                "mixed": (self._mixed, self._mixed),
-                "rivals": (self._rivals, self._paused, self._rivals),
-                "contest": (self._contest,),
-                "columns": (self._columns, self._caught_up, self._columns, self._caught_up),
-                "judged": (self._judged,),
-                "late": (self._late, self._late),
-                "outlived": (self._outlived, self._asked_late),
-                "registered": (self._registered, self._staged),
-                "growing": (self._growing, self._growing, self._stopped_growing),
-            }
-            for scene in scenes[self.kind]:
+        with self.world.installed(), _broken_model(), self._seams():
+            for scene in self._scenes()[self.kind]:
                 scene()
                 self.world.run_all()
                 if self.check():
@@ -531,6 +525,20 @@ class History:
                 self.world.quiet = False
             self._finish()
         return self.check()
+
+    def _scenes(self) -> dict[str, tuple[Callable[[], None], ...]]:
+        """What each kind of history consists of."""
+        return {
+            "mixed": (self._mixed, self._mixed),
+            "rivals": (self._rivals, self._paused, self._rivals),
+            "contest": (self._contest,),
+            "columns": (self._columns, self._caught_up, self._columns, self._caught_up),
+            "judged": (self._judged,),
+            "late": (self._late, self._late),
+            "outlived": (self._outlived, self._asked_late),
+            "registered": (self._registered, self._staged),
+            "growing": (self._growing, self._growing, self._stopped_growing),
+        }
 
     def _mixed(self) -> None:
         self.world.spawn("one", self.operator(3))
@@ -724,7 +732,7 @@ class History:
         self._growing()
 
     @contextmanager
-    def _counting(self) -> Iterator[None]:
+    def _seams(self) -> Iterator[None]:
         """Count what becomes of the indexes that are to grow."""
         honest = vars(indexing)["grow"]
 
@@ -919,14 +927,17 @@ def _broken_model() -> Iterator[None]:
 
 
 def play(
-    seed: int, place: str = "history", rates: dict[str, float] | None = None
+    seed: int,
+    place: str = "history",
+    rates: dict[str, float] | None = None,
+    of: type[History] | None = None,
 ) -> dict[str, Any]:
     """One seed; its counts, and what it violated. Two at once need two names of places.
 
     `exception`: what got out and ended it, by itself a violation too; None when the checks had their
     say.
     """
-    history, exception = History(seed, place, rates), None
+    history, exception = (of or History)(seed, place, rates), None
     try:
         violations = history.play()
     except Crash:  # pragma: no cover - a step outside of any process

@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,86 @@ from reembed.table.read import TableVersion, open_table
 from sim.history import CALM, History, play
 
 Patch = Callable[[Any, str, Any], None]
-BUGS: dict[str, Callable[[Patch], None]] = {}
-UNDER_FAULTS: set[str] = set()
-"""Bugs that do no harm while nothing fails and nothing happens at once."""
+Plant = Callable[[Patch], None]
 _PLACE = re.compile(r"\S*/(?:root|work)/")
 """Of a history's root, or of Lance's source: it says nothing to who reads the record elsewhere."""
+CAUGHT = Path(__file__).with_name("caught.json")
 SEEDS = 200
 """Histories within which each bug must be caught."""
 
 
-def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    BUGS[plant.__name__] = plant
-    return plant
+@dataclass(frozen=True)
+class Suite:
+    """Histories of one kind, and the bugs that they must catch."""
+
+    name: str
+    of: type[History]
+    bugs: dict[str, Plant] = field(default_factory=dict)
+    harmless: set[str] = field(default_factory=set)
+    """Bugs that do no harm while nothing fails and nothing happens at once."""
+
+    def bug(self, plant: Plant) -> Plant:
+        self.bugs[plant.__name__] = plant
+        return plant
+
+    def under_faults(self, plant: Plant) -> Plant:
+        self.harmless.add(plant.__name__)
+        return self.bug(plant)
+
+    @contextmanager
+    def planted(self, name: str) -> Iterator[None]:
+        """The code with one bug in it."""
+        with ExitStack() as stack:
+
+            def patch(owner: Any, attribute: str, value: Any) -> None:
+                stack.callback(
+                    setattr,
+                    owner,
+                    attribute,
+                    owner.__dict__.get(attribute, getattr(owner, attribute)),
+                )
+                setattr(owner, attribute, value)
+
+            self.bugs[name](patch)
+            yield
+
+    def caught(self, name: str, seeds: int = SEEDS, *, again: bool = False) -> dict[str, Any]:
+        """In which history the checks caught a planted bug, if they did; `again`: first where they did last.
+
+        An exception that ends a history catches nothing: code that no longer works at all proves no check.
+        """
+        order = [*range(seeds)]
+        if again and name in (last := self.last()):
+            order.insert(0, last[name])
+        with self.planted(name), contextlib.suppress(KeyboardInterrupt):
+            for tried, seed in enumerate(order, 1):
+                played = play(seed, place=name, of=self.of)
+                found = [v for v in played["violations"] if v != played["exception"]]
+                if found:
+                    by = _PLACE.sub("", found[0])[:200]
+                    return {"bug": name, "caught": True, "seed": seed, "histories": tried, "by": by}
+        return {"bug": name, "caught": False, "histories": len(order)}
+
+    def last(self) -> dict[str, int]:
+        """The first history that caught each bug, when all were played."""
+        found: dict[str, dict[str, int]] = json.loads(CAUGHT.read_text())
+        return found.get(self.name, {})
+
+    def note(self, found: Iterable[dict[str, Any]]) -> None:
+        """Remember what `caught` returned."""
+        seeds = {f["bug"]: f["seed"] for f in found if f["caught"]}
+        kept = json.loads(CAUGHT.read_text()) | {self.name: seeds}
+        CAUGHT.write_text(json.dumps(kept, indent=1) + "\n")
+
+    def calm(self, name: str, seed: int) -> dict[str, Any]:
+        """One history with a planted bug and without any fault."""
+        with self.planted(name):
+            played = play(seed, place=name, rates=CALM, of=self.of)
+        return {"bug": name, **{k: played[k] for k in ("violations", "exception")}}
 
 
-def under_faults(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    UNDER_FAULTS.add(plant.__name__)
-    return bug(plant)
+SUITE = Suite("history", History)
+bug, under_faults = SUITE.bug, SUITE.under_faults
 
 
 def _blind(patch: Patch) -> None:
@@ -631,40 +696,3 @@ def a_reader_checks_first_and_opens_later(patch: Patch) -> None:
         return dataclasses.replace(opened, table=dataclasses.replace(opened.table))
 
     patch(live.OpenRelease, "open", classmethod(later))
-
-
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """The code with one bug in it."""
-    with ExitStack() as stack:
-
-        def patch(owner: Any, attribute: str, value: Any) -> None:
-            stack.callback(
-                setattr, owner, attribute, owner.__dict__.get(attribute, getattr(owner, attribute))
-            )
-            setattr(owner, attribute, value)
-
-        BUGS[name](patch)
-        yield
-
-
-def caught(name: str, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
-    """In which history the checks caught a planted bug, if they did.
-
-    An exception that ends a history catches nothing: code that no longer works at all proves no check.
-    """
-    with planted(name), contextlib.suppress(KeyboardInterrupt):
-        for tried, seed in enumerate(range(first, first + seeds), 1):
-            played = play(seed, place=name)
-            found = [v for v in played["violations"] if v != played["exception"]]
-            if found:
-                by = _PLACE.sub("", found[0])[:200]
-                return {"bug": name, "caught": True, "histories": tried, "by": by}
-    return {"bug": name, "caught": False, "histories": seeds}
-
-
-def calm(name: str, seed: int) -> dict[str, Any]:
-    """One history with a planted bug and without any fault."""
-    with planted(name):
-        played = play(seed, place=name, rates=CALM)
-    return {"bug": name, **{k: played[k] for k in ("violations", "exception")}}
