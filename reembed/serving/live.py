@@ -219,7 +219,7 @@ class OpenRelease:
         vectors = queries.of(self.release.query_model.id)
         if vectors is None:
             raise SpaceMismatch(
-                f"the query vectors are of space {queries.space}, release {self.release.id} is asked in space"
+                f"the query vectors are of space {queries.space}, release {self.release.id} is of space"
                 f" {self.release.query_model.id}",
                 "another model is live than the one that made them",
                 "index.search(index.encode_queries(texts))     # with the same texts",
