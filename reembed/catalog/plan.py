@@ -45,11 +45,11 @@ class EmbedRows:
 
 
 @dataclass(frozen=True)
-class KeepFragment:
-    """Take over the rows of a table fragment, except those that leave."""
+class KeepFragments:
+    """Take over the rows of table fragments as one, except those that leave."""
 
     id: str
-    fragment: int
+    fragments: tuple[int, ...]
     rows: int
     """Rows of the table that stay."""
     documents: int
@@ -89,12 +89,12 @@ class RefreshRows:
 
 
 EmbedUnit = EmbedRange | EmbedRows
-KeptUnit = KeepFragment | ThinFragment | RefreshRows
+KeptUnit = KeepFragments | ThinFragment | RefreshRows
 Unit = EmbedRange | EmbedRows | KeptUnit
 """Rows that are staged and resumed as one. A rebuild has ranges alone, a catch-up the others."""
 
 _TAGS: dict[str, type[Any]] = {
-    "range": EmbedRange, "rows": EmbedRows, "keep": KeepFragment, "thin": ThinFragment,
+    "range": EmbedRange, "rows": EmbedRows, "keep": KeepFragments, "thin": ThinFragment,
     "refresh": RefreshRows,
 }  # fmt: skip
 _Ids = tuple[int, ...]
@@ -107,7 +107,7 @@ class _Units:
     units: list[
         tuple[Literal["range"], str, _Ids, int, int, int]
         | tuple[Literal["rows"], str, RowIds, int]
-        | tuple[Literal["keep"], str, int, int, int, RowIds]
+        | tuple[Literal["keep"], str, _Ids, int, int, RowIds]
         | tuple[Literal["thin"], str, int, int, int, RowIds]
         | tuple[Literal["refresh"], str, RowIds, RowIds, int, _Ids]
     ]

@@ -23,6 +23,7 @@ from reembed.errors import IntegrityError, SourceError
 from reembed.source import documents, versions
 from reembed.source.dataset import Source
 from reembed.source.delta import Delta, fragments_of
+from reembed.store.by_size import to_merge
 from reembed.store.lance import open_dataset, tags_of
 from reembed.store.storage import Storage
 
@@ -30,8 +31,6 @@ Int64 = npt.NDArray[np.int64]
 _BATCH_ROWS = 4_096
 KEPT = dt.timedelta(hours=1)
 """How long versions stay that nothing names."""
-_ALIKE = 8
-"""Files of about the same size, after which they become one."""
 _LARGE_ROWS = 131_072
 """Rows of a file that is not merged any more."""
 
@@ -171,7 +170,7 @@ class Members:
         """
         dataset = self.dataset()
         held = {f.fragment_id: f.metadata for f in dataset.get_fragments()}
-        chosen = set(to_merge({i: m.num_rows for i, m in held.items()}))
+        chosen = set(to_merge({i: m.num_rows for i, m in held.items()}, _LARGE_ROWS))
         if erase:
             chosen |= {i for i, m in held.items() if m.num_deletions}
         if chosen:
@@ -199,22 +198,6 @@ class Members:
                 delete_unverified=False,
                 error_if_tagged_old_versions=False,
             )
-
-
-def to_merge(rows: dict[int, int]) -> list[int]:
-    """Return which fragments become one: the newest, of about the same size, once there are several; `rows` of each,
-    oldest first.
-
-    Each is merged with others of its size, so a row is written again once for each eightfold growth.
-    """
-    chosen: list[int] = []
-    largest = 0
-    for fragment, held in reversed(rows.items()):
-        if held > _LARGE_ROWS or (chosen and held > 2 * largest):
-            break
-        chosen.append(fragment)
-        largest = max(largest, held)
-    return chosen if len(chosen) >= _ALIKE else []
 
 
 def rows_of(source: Source, delta: Delta | None) -> Iterator[tuple[Digests, pa.Table]]:

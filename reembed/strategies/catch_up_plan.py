@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from reembed.catalog.lines import Place, begin
 from reembed.catalog.plan import (
     Base,
     EmbedRows,
-    KeepFragment,
+    KeepFragments,
     Plan,
     RefreshRows,
     ThinFragment,
@@ -44,6 +44,7 @@ from reembed.strategies.context import (
 )
 from reembed.strategies.differing import Comparing, at_work
 from reembed.strategies.index_kind import as_built
+from reembed.strategies.merging import written_together
 from reembed.table import provenance
 from reembed.table.documents import documents_in as table_documents
 from reembed.table.read import FragmentRows, TableVersion, fragments_of, open_table
@@ -223,7 +224,16 @@ def _write_plan(config: Config, found: Pass, emit: Listener) -> Plan:
     most, text_bytes = max(len(changes.embed), len(changes.refresh)), found.after.text_bytes()
     size = unit_documents(config.embed, most, text_bytes, release.space.dim)
     ids = RowIdFile()
-    units = list(_units(held, changes, size, ids, erase=erase))
+    together = written_together(
+        built,
+        {f: rows for f, rows in held.items() if erase or f not in changes.dropped},
+        len(changes.embed) + len(changes.refresh),
+        unit_documents(config.embed, release.rows, text_bytes, release.space.dim),
+        again=erase,
+    )
+    dropped = {f: np.empty(0, np.int64) for group in together for f in group} | changes.dropped
+    changes = replace(changes, dropped=dropped)
+    units = list(_units(held, changes, size, ids, together, erase=erase))
     ids.write(run)
     faults.point("plan.after_row_ids")
     plan = run.write_plan(
@@ -274,9 +284,15 @@ def _with_deletions(dropped: dict[int, Int64], held: dict[int, FragmentRows]) ->
 
 
 def _units(
-    held: dict[int, FragmentRows], changes: Changes, size: int, ids: RowIdFile, *, erase: bool
+    held: dict[int, FragmentRows],
+    changes: Changes,
+    size: int,
+    ids: RowIdFile,
+    together: Sequence[tuple[int, ...]],
+    *,
+    erase: bool,
 ) -> Iterator[Unit]:
-    """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows.
+    """Yield documents to embed, documents to refresh, and what stays of fragments that lost rows or become one.
 
     `ids` takes their row ids. `erase`: no file that holds rows that left is kept.
     """
@@ -291,13 +307,16 @@ def _units(
         fragments = tuple(np.unique(changes.refreshed_fragments[of]).tolist())
         documents = source_documents(last - first)
         yield RefreshRows(f"refresh-{first:09d}", source, rows, documents, fragments)
-    for fragment, dropped in changes.dropped.items():
-        left, written = held[fragment].rows - len(dropped), held[fragment].written
+    alone = changes.dropped.keys() - {f for group in together for f in group}
+    for group in (*together, *((f,) for f in changes.dropped if f in alone)):
+        first, dropped = group[0], np.concatenate([changes.dropped[f] for f in group])
+        written = sum(held[f].written for f in group)
+        left = sum(held[f].rows for f in group) - len(dropped)
         leaving, documents = ids.add(dropped), table_documents(left)
-        if left >= (1 - _DELETED) * written and not erase:
-            yield ThinFragment(f"thin-{fragment:06d}", fragment, left, documents, leaving)
+        if first in alone and left >= (1 - _DELETED) * written and not erase:
+            yield ThinFragment(f"thin-{first:06d}", first, left, documents, leaving)
         elif left:
-            yield KeepFragment(f"keep-{fragment:06d}", fragment, left, documents, leaving)
+            yield KeepFragments(f"keep-{first:06d}", group, left, documents, leaving)
 
 
 def _vectors(storage: Storage, release: Release) -> TableVersion:

@@ -11,7 +11,7 @@ from functools import partial
 import pyarrow as pa
 
 from reembed import encoders
-from reembed.catalog.plan import KeepFragment, Plan, ThinFragment
+from reembed.catalog.plan import KeepFragments, Plan, ThinFragment
 from reembed.catalog.releases import Catalog, Release
 from reembed.catalog.runs import Run
 from reembed.config.settings import Config, changed_settings
@@ -148,7 +148,7 @@ def embed_settings_changed(plan: Plan, config: Config) -> list[ChangedSetting]:
     """Return settings of the section embed that the plan fixed and that are different now."""
     now = config.embed.model_dump(include={"unit_documents", "reuse"})
     asked = config.embed.unit_documents or plan.unit_documents
-    cut = (u for u in plan.units if not isinstance(u, KeepFragment | ThinFragment))
+    cut = (u for u in plan.units if not isinstance(u, KeepFragments | ThinFragment))
     largest = max((u.documents for u in cut), default=0)
     now["unit_documents"] = asked
     used = dict(now)

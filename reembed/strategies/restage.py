@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reembed.catalog.plan import KeepFragment, KeptUnit, Plan, RefreshRows, ThinFragment
+from reembed.catalog.plan import KeepFragments, KeptUnit, Plan, RefreshRows, ThinFragment
 from reembed.catalog.receipts import FileProof, Receipt
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
@@ -44,7 +44,7 @@ def _read_from(unit: KeptUnit) -> tuple[int, ...]:
     """Return the fragments that rows are read from; a deletion file needs none."""
     if isinstance(unit, ThinFragment):
         return ()
-    return unit.fragments if isinstance(unit, RefreshRows) else (unit.fragment,)
+    return unit.fragments
 
 
 def stage_unit(context: Context, unit: KeptUnit, proofs: Proofs) -> Receipt:
@@ -63,10 +63,10 @@ def stage_unit(context: Context, unit: KeptUnit, proofs: Proofs) -> Receipt:
         return stage(run, plan, columns, Staged(unit.id, rows))
 
 
-def _rows(context: Context, table: TableVersion, unit: KeepFragment | RefreshRows) -> pa.Table:
+def _rows(context: Context, table: TableVersion, unit: KeepFragments | RefreshRows) -> pa.Table:
     run, _, columns, source = context
-    if isinstance(unit, KeepFragment):
-        return _kept(table, columns, unit.fragment, unit.leaving.read(run))
+    if isinstance(unit, KeepFragments):
+        return _kept(table, columns, unit.fragments, unit.leaving.read(run))
     held = _held(run, table, unit)
     rows = source.take(unit.row_ids.read(run).tolist()).drop_columns([TEXT])
     return rows.append_column("vector", held["vector"]).append_column(
@@ -74,8 +74,10 @@ def _rows(context: Context, table: TableVersion, unit: KeepFragment | RefreshRow
     )
 
 
-def _kept(table: TableVersion, columns: pa.Schema, fragment: int, leaving: Int64) -> pa.Table:
-    held = table.fragment(fragment, columns.names)
+def _kept(
+    table: TableVersion, columns: pa.Schema, fragments: Sequence[int], leaving: Int64
+) -> pa.Table:
+    held = pa.concat_tables(table.fragment(f, columns.names) for f in fragments)
     leaves = np.isin(held["_rowid"].to_numpy(), leaving)
     return held.filter(pa.array(~leaves)).drop_columns(["_rowid"])
 

@@ -302,8 +302,12 @@ def _committed(run: Run, plan: Plan) -> int | None:
     if sealed is None:
         return None
     dataset = open_table(run.storage, plan.table)
-    since = [v["version"] for v in dataset.versions() if v["version"] > plan.base_version]
-    ours = [v for v in reversed(since) if properties_of(dataset, v).get(RUN_PROPERTY) == run.id]
+    since = (v["version"] for v in dataset.version_refs() if v["version"] > plan.base_version)
+    ours = [
+        v
+        for v in sorted(since, reverse=True)
+        if properties_of(dataset, v).get(RUN_PROPERTY) == run.id
+    ]
     whole = (
         v for v in ours if files_of(open_table(run.storage, plan.table, v)) == sealed.files.keys()
     )

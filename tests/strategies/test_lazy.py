@@ -613,7 +613,9 @@ def test_many_batches_leave_few_files_of_members_one_version_and_few_segments(pl
         place.queue(*ids_of(range(at * 10, at * 10 + 10)))
         place.batch()
     held = lance.dataset(place.catalog.storage.uri(place.plan.members))
+    table = lance.dataset(place.catalog.storage.uri(place.side.table))
     assert len(held.get_fragments()) < 10
+    assert len(table.get_fragments()) < 14
     assert (len(held.versions()), len(held.tags.list())) == (1, 1)
     assert sorted(held.to_table()["doc_id"].to_pylist()) == sorted(place.texts())
     manifest = read_manifest(place.catalog.storage, place.side.index, place.side.index_sha256)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from inline import Inline, Silent
 
-from reembed.catalog.plan import Base, KeepFragment, RefreshRows
+from reembed.catalog.plan import Base, KeepFragments, RefreshRows
 from reembed.catalog.row_ids import RowIdFile
 from reembed.catalog.runs import Run
 from reembed.errors import IntegrityError
@@ -73,7 +73,7 @@ def again(corpus, make_config, monkeypatch):
 def kept(again, fragment, leaving=()):
     rows = again.rows[fragment]
     left = len(rows) - len(leaving)
-    return KeepFragment(f"keep-{fragment}", fragment, left, left, again.ids(leaving))
+    return KeepFragments(f"keep-{fragment}", (fragment,), left, left, again.ids(leaving))
 
 
 def refreshed(again, rows):
