@@ -30,6 +30,7 @@ from reembed.serving.live import SearchResult  # noqa: E402
 from reembed.source.importer import Imported  # noqa: E402
 from reembed.strategies.candidate import Built  # noqa: E402
 from reembed.strategies.dual_index import Shadowed  # noqa: E402
+from reembed.strategies.simulate import Simulated  # noqa: E402
 from reembed.strategies.sweep import Swept  # noqa: E402
 from reembed.strategies.up_to_date import CaughtUp  # noqa: E402
 
@@ -42,6 +43,7 @@ VERBS = (
     (api.verify, Verified),
     (api.compare, None),
     (api.shadow, Shadowed),
+    (api.simulate, Simulated),
     (api.lazy, LazyStatus),
     (api.sweep, Swept),
     (api.promote, moves.Moved),

@@ -6,7 +6,7 @@ that only reads raises UsageError if the root does not exist. A serving process 
 
 from reembed.api.build import config, dead_letters, import_documents, run, tune
 from reembed.api.evidence import compare, shadow, verify
-from reembed.api.lazy import lazy, sweep
+from reembed.api.lazy import lazy, simulate, sweep
 from reembed.api.live import catch_up, gc, history, promote, rollback, status
 from reembed.api.queries import search, serve
 
@@ -25,6 +25,7 @@ __all__ = [
     "search",
     "serve",
     "shadow",
+    "simulate",
     "status",
     "sweep",
     "tune",

@@ -11,6 +11,7 @@ from reembed.events import Listener, ignore
 
 if TYPE_CHECKING:
     from reembed.lifecycle.lazy_status import LazyStatus
+    from reembed.strategies.simulate import Simulated, Wanted
     from reembed.strategies.sweep import Limits, Swept
 
 LazyAction = Literal["start", "pause", "resume", "stop", "status"]
@@ -77,3 +78,21 @@ def sweep(config: Config, limits: Limits | None = None, *, emit: Listener = igno
 
     catalog, limits = catalog_of(config), limits or strategy.Limits()
     return strategy.sweep(catalog, config, limits, emit, executor=ray_executor())
+
+
+def simulate(config: Config, wanted: Wanted | None = None, *, emit: Listener = ignore) -> Simulated:
+    """Replay a query log against a lazy migration to the config's model: coverage and quality over time.
+
+    Needs a live release and `gate.logged`. Quality needs `gate.queries`: live's first `lazy.depth` results of each of
+    them are embedded with the new model. Nothing is stored.
+
+    Args:
+        wanted: how much is replayed, rules of fusion, and how fast a sweep is (`reembed.strategies.simulate.Wanted`).
+
+    Raises:
+        UsageError: nothing is live, the model is the live one, no log is named, or it cannot be used.
+    """
+    from reembed.strategies import simulate as strategy
+
+    wanted = wanted or strategy.Wanted()
+    return strategy.simulate(catalog_of(config), config, wanted, emit, executor=ray_executor())

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reembed.cli.compared import compared
-from reembed.cli.layout import Coloured, Lines, aligned, coloured, documents_of, next_lines
+from reembed.cli.layout import INDENT, Coloured, Lines, aligned, coloured, documents_of, next_lines
 from reembed.cli.lazied import lazied, lazy_left, lazy_line, swept
 from reembed.cli.paste import after_import, after_run, after_status, pasteable
 from reembed.cli.progress import lag_words
 from reembed.cli.shadowed import shadow_line, shadowed
+from reembed.cli.simulated import simulated
 from reembed.evaluation.beside import cut_offs_in_a_line, cutoff_words
 from reembed.evaluation.report import by_itself, evidence, told
 from reembed.plural import counted
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from reembed.strategies.up_to_date import CaughtUp
 
 _EXAMPLES = 5
-_INDENT = " " * 13
 
 
 def text(verb: str, result: Any, given: Sequence[str] = ()) -> str:
@@ -74,7 +74,7 @@ def _run(r: Built) -> Lines:
 
 def _lag(lag: Lag) -> Lines:
     if words := lag_words(lag):
-        yield f"{_INDENT}{words}"
+        yield f"{INDENT}{words}"
 
 
 def _status(r: Status) -> Lines:
@@ -130,7 +130,7 @@ def _candidates(r: Status) -> Lines:
 
 def _cut_offs(found: CutOffs | None) -> Lines:
     if found:
-        yield f"{_INDENT}{cut_offs_in_a_line(found)}"
+        yield f"{INDENT}{cut_offs_in_a_line(found)}"
 
 
 def _left_out(grounds: Grounds) -> Lines:
@@ -158,9 +158,9 @@ def _open_run(run: OpenRun) -> Lines:
         state = f"last driven from {run.host}; if that process is gone: `{run.resume}`"
     yield f"  run        {run.run}  {run.staged:,} of {run.units or '?'} units staged  {state}"
     for w in run.workers:
-        yield f"{_INDENT}{at_work} unit {w.unit}, attempt {w.attempt}, since {w.at}"
+        yield f"{INDENT}{at_work} unit {w.unit}, attempt {w.attempt}, since {w.at}"
     if run.waiting:
-        yield f"{_INDENT}waiting: {run.waiting}"
+        yield f"{INDENT}waiting: {run.waiting}"
 
 
 def _release(role: str, r: Release) -> str:
@@ -356,6 +356,7 @@ _TEXTS: dict[str, Callable[[Any], Lines]] = {
     "shadow": shadowed,
     "lazy": lazied,
     "sweep": swept,
+    "simulate": simulated,
     "promote": _moved,
     "catch-up": _caught_up,
     "dead-letters": _dead_letters,

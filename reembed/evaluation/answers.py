@@ -64,7 +64,7 @@ class Answers:
                 f"{opened.release.query_model.label} gives {texts[0]!r:.80} no vector",
                 f"reembed search --release {opened.release.id} 'some words'     # what does it say?",
             )
-        return cls(opened, texts, vectors, _without_own(opened, vectors, own_ids))
+        return cls(opened, texts, vectors, _without_own(opened, vectors, own_ids, DEPTH))
 
     @property
     def known(self) -> list[int]:
@@ -100,26 +100,26 @@ def _curve(index: OpenIndex, vectors: Float32, exact: tuple[Int64, Float32]) -> 
     return Curve(setting.name, setting.value, len(vectors), measured)
 
 
-def judged_lists(opened: OpenRelease, queries: EvalSet) -> Ranked:
+def judged_lists(opened: OpenRelease, queries: EvalSet, depth: int | None = None) -> Ranked:
     """Return what a release finds for judged queries: nothing where its model cannot embed one."""
-    return _without_own(opened, _encoded(opened, queries.texts), queries.query_ids)
+    return _without_own(opened, _encoded(opened, queries.texts), queries.query_ids, depth or DEPTH)
 
 
 def _without_own(
-    opened: OpenRelease, vectors: npt.NDArray[np.float32], own_ids: Iterable[str]
+    opened: OpenRelease, vectors: npt.NDArray[np.float32], own_ids: Iterable[str], depth: int
 ) -> Ranked:
     """Return the best of each query without the document that has its id."""
     # One more than is scored: the query's own document may be among them.
-    found = zip(own_ids, _search(opened, vectors, DEPTH + 1), strict=True)
+    found = zip(own_ids, _search(opened, vectors, depth + 1), strict=True)
     return Ranked.of(
-        metrics.ranking([d for d, _ in hits], [score for _, score in hits], own, DEPTH)
+        metrics.ranking([d for d, _ in hits], [score for _, score in hits], own, depth)
         for own, hits in found
     )
 
 
-def lists_of(opened: OpenRelease, texts: Sequence[str]) -> Ranked:
+def lists_of(opened: OpenRelease, texts: Sequence[str], k: int | None = None) -> Ranked:
     """Return what a release finds for each text: nothing where its model cannot embed it."""
-    return Ranked.of(_search(opened, _encoded(opened, texts), DEPTH))
+    return Ranked.of(_search(opened, _encoded(opened, texts), k or DEPTH))
 
 
 def _encoded(opened: OpenRelease, texts: Sequence[str]) -> Float32:

@@ -6,6 +6,7 @@ Shapes: D documents, Q queries, P pairs of a document and a query.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from reembed import digests
 from reembed.config.settings import Config
 from reembed.evaluation import metrics
 from reembed.evaluation.answers import judged_lists
+from reembed.evaluation.figures import DEPTH as LOOKED_AT
 from reembed.evaluation.metrics import Ranked
 from reembed.evaluation.queries import EvalSet
 from reembed.evaluation.rescore import Asked, Scored
@@ -67,12 +69,25 @@ class Candidates:
     source: Source
     judged: float
     """Share of the relevant documents that the release holds."""
+    depth: int
+    """Results of a query that are ranked again."""
 
     @classmethod
-    def of(cls, opened: OpenRelease, source: Source, queries: EvalSet) -> Candidates:
-        """Search a release, and look its results up in its table and in a version of its source."""
-        old = judged_lists(opened, queries)
-        first = {doc_id for ids in old.ids for doc_id in ids[:DEPTH]}
+    def of(
+        cls,
+        opened: OpenRelease,
+        source: Source,
+        queries: EvalSet,
+        depth: int | None = None,
+        also: Iterable[str] = (),
+    ) -> Candidates:
+        """Search a release, and look its results up in its table and in a version of its source.
+
+        `also` are documents that are to be embedded whatever is found.
+        """
+        depth = depth or DEPTH
+        old = judged_lists(opened, queries, max(depth, LOOKED_AT))
+        first = {doc_id for ids in old.ids for doc_id in ids[:depth]}.union(also)
         relevant = [
             doc_id
             for query, qrels in zip(queries.query_ids, queries.qrels, strict=True)
@@ -88,6 +103,7 @@ class Candidates:
             rows=dict(sorted(rows.items(), key=lambda item: item[1])),
             source=source,
             judged=sum(doc_id in held for doc_id in relevant) / max(len(relevant), 1),
+            depth=depth,
         )
 
     def asked(self, config: Config) -> Asked:
@@ -96,7 +112,7 @@ class Candidates:
         pairs = sorted(
             (place[doc_id], query)
             for query, ids in enumerate(self.old.ids)
-            for doc_id in ids[:DEPTH]
+            for doc_id in ids[: self.depth]
             if doc_id in place
         )
         document, query = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -130,7 +146,7 @@ class Candidates:
         ]
         left_out = {names[at] for at in np.flatnonzero(scored.changed)}
         left_out |= self.hashes.keys() - self.rows.keys()
-        places = [doc_id not in left_out for ids in self.old.ids for doc_id in ids[:DEPTH]]
+        places = [doc_id not in left_out for ids in self.old.ids for doc_id in ids[: self.depth]]
         return Reranked(
             lists=Ranked(lists, [[] for _ in lists]),
             share=sum(places) / max(len(places), 1),

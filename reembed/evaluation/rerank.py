@@ -13,9 +13,10 @@ A pass is a reason to start, not to promote: that takes `reembed compare` at the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from reembed.catalog.alias import who
 from reembed.catalog.lazies import Predicted
@@ -54,6 +55,7 @@ from reembed.source.lag import caught_up
 from reembed.store.paths import absolute, absolute_queries
 from reembed.store.records import encode
 
+T = TypeVar("T")
 MOST_K = DEPTH // 2
 """Deepest K of a metric that is predicted: a new order of 50 documents does not change which 50 they are."""
 
@@ -147,7 +149,7 @@ def predict(
         GateFailed: a reason is given although there are judged queries.
         SourceError: the source cannot be read.
     """
-    _require_same_texts(config, live)
+    require_same_texts(config, live)
     gate = absolute_queries(config.gate)
     _require_evidence(gate, without_evidence)
     if not gate.queries:
@@ -164,21 +166,24 @@ def predict(
     queries = evalset.load(evalset.place_of(gate), dict(catalog.query_options))
     emit(Working(f"searching {live.id} for {counted(len(queries.texts), 'judged query')}"))
     opened = OpenRelease.open(catalog.storage, live)
-    candidates = Candidates.of(opened, _readable(catalog, live), queries)
+    candidates = Candidates.of(opened, readable(catalog, live), queries)
     asked = candidates.asked(config)
     what = f"{counted(len(asked.rows), 'document')}, the first {DEPTH} of each query"
     emit(Working(f"embedding {what}, with {config.encoder.model}"))
-    scored = _scored(config, asked, executor)
+    scored = on_executor(config, score, asked, executor)
     return _judged(config, live, candidates, scored, candidates.reranked(asked, scored))
 
 
-def _scored(config: Config, asked: Asked, executor: Executor | None) -> Scored:
+def on_executor(
+    config: Config, work: Callable[[Asked], T], asked: Asked, executor: Executor | None
+) -> T:
+    """Do what needs the model in one task of an executor; None: in this process."""
     where: AbstractContextManager[Tasks] = nullcontext(HERE)
     if executor is not None:
         where = executor.connected(config)
     with where as tasks:
         needs = Needs(config.embed.actor_cpus, config.embed.gpus_per_actor)
-        return tasks.call(score, asked, needs=needs)
+        return tasks.call(work, asked, needs=needs)
 
 
 def _judged(
@@ -235,7 +240,7 @@ def _predicted(rule: Rule, pairs: Pairs, queries: EvalSet) -> Predicted:
     )
 
 
-def _readable(catalog: Catalog, live: Release) -> Source:
+def readable(catalog: Catalog, live: Release) -> Source:
     """Return the source at the version that a release equals; at its newest, if that one was cleaned up."""
     source = caught_up(catalog, live)
     return source if source.is_as_planned(source.ref) else source.newest()
@@ -270,7 +275,7 @@ def _require_evidence(gate: GateConfig, reason: str | None) -> None:
         )
 
 
-def _require_same_texts(config: Config, live: Release) -> None:
+def require_same_texts(config: Config, live: Release) -> None:
     """Check that a config means the documents and texts that a release has."""
     mine = config.source.model_dump() | {"uri": absolute(config.source.uri)}
     for name in ("uri", "id_column", "text"):

@@ -26,7 +26,8 @@ from reembed.strategies.full_rebuild import full_rebuild
 def released(corpus, make_config, config_file, quiet, ray_local, eval_folder):
     """Config file of a candidate beside a live release."""
     source = corpus(120)
-    gate = {"queries": eval_folder(source)}
+    judged = eval_folder(source)
+    gate = {"queries": judged, "logged": f"{judged}/queries.jsonl"}
     for dim in (16, 256):
         config = make_config(
             source, encoder={"model": f"hashing:{dim}"}, gate=gate, table={"carry": ["title"]}
@@ -53,6 +54,7 @@ FLOW = [
     ("dead-letters",),
     ("search", "a b", "-k", "2", "--show", "title"),
     ("rollback", "--reason", "a test"),
+    ("simulate", "--sweep", "3/q"),
     ("lazy", "start", "--set", "strategy=lazy", "--reason", "a test"),
     ("sweep", "--budget", "20"),
     ("lazy", "status"),

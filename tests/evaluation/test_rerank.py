@@ -382,7 +382,7 @@ def reranked(
     queries = eval_set([{"d0": 1}])
     kept = {name: at for at, name in enumerate(n for n in ids[:DEPTH] if n not in gone)}
     hashes = {name: bytes(digests.BYTES) for name in ids[:DEPTH]}
-    found = Candidates(queries, Ranked([ids], [[0.0] * len(ids)]), hashes, kept, None, 1.0)
+    found = Candidates(queries, Ranked([ids], [[0.0] * len(ids)]), hashes, kept, None, 1.0, DEPTH)
     n = len(kept)
     rows = np.arange(n)
     request = Asked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -13,7 +13,12 @@ from reembed.cli.progress import Console
 
 if TYPE_CHECKING:
     from reembed.api.lazy import LazyAction
+    from reembed.catalog.lazies import Fusion
     from reembed.config.settings import Config
+    from reembed.strategies.simulate import Rate
+
+
+_PER: dict[str, Literal["query", "hour", "day"]] = {"q": "query", "h": "hour", "d": "day"}
 
 
 def share(value: str) -> float:
@@ -72,3 +77,46 @@ def sweep(
 
     limits = Limits(budget, for_s, until, every_s)
     return reembed.api.sweep(config, limits, emit=Console()), 0
+
+
+def rate(value: str) -> Rate:
+    """Return the rate of 500/d, 20/h or 3/q."""
+    from reembed.strategies.simulate import Rate
+
+    found = re.fullmatch(r"([1-9]\d*)/([qhd])", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a rate: 500/d, 20/h or 3/q")
+    return Rate(int(found[1]), _PER[found[2]])
+
+
+@click.command()
+@click.option(
+    "--queries", default=10_000, type=click.IntRange(1), help="Last queries of the log to replay."
+)
+@click.option("-k", default=10, type=click.IntRange(1, 100), help="Documents an answer shows.")
+@click.option(
+    "--fusion",
+    "fusions",
+    multiple=True,
+    type=click.Choice(["slots", "zscore", "rrf"]),
+    help="Rule to measure; several times for several. [lazy.fusion]",
+)
+@click.option(
+    "--sweep",
+    type=rate,
+    metavar="RATE",
+    help="Also with a sweep of so many documents a day, an hour or a query of the log: 500/d, 20/h, 3/q.",
+)
+@configured
+def simulate(
+    config: Config, queries: int, k: int, fusions: tuple[Fusion, ...], sweep: Rate | None
+) -> tuple[Result, int]:
+    """Replay the query log against a lazy migration, before it is started.
+
+    Prints which share of the documents and of the results would be migrated over time and, with judged queries,
+    how good the answers would be. Stores nothing.
+    """
+    from reembed.strategies.simulate import Wanted
+
+    wanted = Wanted(queries, k, tuple(dict.fromkeys(fusions)), sweep)
+    return reembed.api.simulate(config, wanted, emit=Console()), 0
