@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from reembed import digests
 from reembed.catalog.lazies import Lazy, LazyPlan
 from reembed.catalog.lazy_batches import Batch, batches
 from reembed.catalog.lazy_queue import Queue, age_s
@@ -176,19 +173,18 @@ def _answers(catalog: Catalog, plan: LazyPlan, log: Popularity, counts: tuple[in
     from reembed.source.members import Members
 
     migrated, documents = counts
-    times = np.array(list(log.times.values()))
-    there = np.zeros(len(times), bool)
+    cold = list(log.times)
     if migrated:  # else gc may have removed them
         held = Members(catalog.storage, plan.members, plan.source).held()
-        there = held.find(digests.of_ids(log.times)) >= 0
-    unseen = (log.ever - len(times)) * (1 - migrated / max(1, documents))
-    in_the_end = migrated + int((~there).sum()) + unseen
+        cold = list(map(str, held.without(cold)))
+    unseen = (log.ever - len(log.times)) * (1 - migrated / max(1, documents))
+    in_the_end = migrated + len(cold) + unseen
     return OfLog(
         queries=log.queries,
         only_clicks=log.only_clicks,
         days=log.days,
-        documents=len(times),
-        migrated=int(there.sum()),
-        answers=float(times[there].sum() / log.results),
+        documents=len(log.times),
+        migrated=len(log.times) - len(cold),
+        answers=(sum(log.times.values()) - sum(log.times[d] for d in cold)) / log.results,
         levels_off=min(1.0, in_the_end / max(1, documents)),
     )

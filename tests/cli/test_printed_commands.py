@@ -36,7 +36,7 @@ VALUE = "a-value"
 PLAIN = re.compile(
     r"len\(.+\)|.*\.id|[\w.]*\.run_id|\w+ \+ 1|r\['(id|release|of|from)'\]|new|live|nulls|dim|positions"
     r"|plan\.(resume|restart)|self\.(run_id|resume|base\.release)|release|encoding|wider:g|lower"
-    r"|name\.replace\('_', '-'\)|_again\(files, to\)|by_verdict\[.+\]|plan\.base\.release if .+"
+    r"|name\.replace\('_', '-'\)|_again\(files, to\)|rate\.documents|by_verdict\[.+\]|plan\.base\.release if .+"
     r"|reasons\.flags|behind|level|sample|newest|run\.run|r\.(of|drop_run|release)"
     r"|c\.documents\.behind|failed\.(level|sampled)|_?set_to\(.+\)|files|given|wanted|more"
 )
