@@ -116,7 +116,7 @@ def _query_only(live: Release, promoted: AliasRecord | None) -> Lines:
         proof = (
             f"{shown.verdict} in comparison {shown.number} of {shown.candidate} with {shown.live}"
         )
-    yield f"{_INDENT}documents by {live.space.model}, queries by {live.queries.label}: {proof}"
+    yield f"{INDENT}documents by {live.space.model}, queries by {live.queries.label}: {proof}"
 
 
 def _candidates(r: Status) -> Lines:
