@@ -24,9 +24,10 @@ def search(
     columns: Sequence[str] = (),
     filter: str | None = None,
 ) -> SearchResult:
-    """Return the k best documents of each query, in a release or in what is live.
+    """Return the k best documents of each query, in a release or in what is live: as `Index.search` answers.
 
-    It opens the release for this one call; `reembed.open` keeps it open. `filter`: as of `Index.search`.
+    While a lazy migration serves, and without `release`, both sides answer, and nothing is queued. It opens what it
+    asks for this one call; `reembed.open` keeps it open. `filter`: as of `Index.search`.
 
     Raises:
         UsageError: nothing is live, the release does not exist, a column is not carried, or `filter` is not
@@ -34,13 +35,14 @@ def search(
         IntegrityError: a record, the index or the table is not what was registered.
     """
     from reembed.lifecycle import candidates
-    from reembed.serving.live import OpenRelease, SearchResult, require_carried
+    from reembed.serving.lazy_once import searched
+    from reembed.serving.live import OpenRelease, require_carried
 
     catalog = catalog_of(config)
     asked = candidates.kept(catalog, release) if release else catalog.require_live().release
     require_carried(asked, columns)
-    hits = OpenRelease.open(catalog.storage, asked).search(queries, k, columns, filter)
-    return SearchResult(asked, tuple(queries), tuple(map(tuple, hits)))
+    opened = OpenRelease.open(catalog.storage, asked)
+    return searched(None if release else catalog, opened, queries, k, columns, filter)
 
 
 def serve(

@@ -279,6 +279,10 @@ def _why(grounds: Grounds) -> str:
 
 def _search(r: SearchResult) -> Lines:
     yield f"release {r.release.id} ({r.release.model})"
+    if r.alone is not None:
+        yield f"  alone, though a lazy migration serves: {r.side or 'its new side'} did not answer: {r.alone}"
+    elif r.side is not None:
+        yield f"  and {r.side}, the new side of the lazy migration that serves"
     for query, hits in zip(r.queries, r.hits, strict=True):
         yield query
         yield from aligned(

@@ -84,7 +84,9 @@ class InTime:
         except Exception as error:  # noqa: BLE001 - counted and told; the old side's answer is there
             late = not future.done()
             future.cancel()
-            self.failed(error)
+            self.failed(
+                TimeoutError(f"not ready {self.budget_s:g} s after the old side") if late else error
+            )
             raise Alone("late" if late else "failed") from None
 
     def worked(self) -> None:

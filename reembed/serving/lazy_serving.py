@@ -74,11 +74,11 @@ class LazyServing:
                 return kept
             return LazyPair.of(old, NewSide(None, None, broken=True), shared)
 
-    def close(self) -> None:
-        """Write down what turned up, and end all threads."""
+    def close(self, *, write: bool = True) -> None:
+        """End all threads; `write`: what turned up is written down first."""
         with self._lock:
             self._closed = True
-            self._leave(write=True)
+            self._leave(write=write)
 
     def _begin(self, lazy: Lazy | None, read_at: float, old: OpenRelease) -> Shared | None:
         """Return what pairs of this migration share; None if it does not serve beside this release."""

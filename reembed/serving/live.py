@@ -302,12 +302,16 @@ def _open_index(
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The hits of each query, all of one release."""
+    """The hits of each query, all of one release, or of both sides of a lazy migration."""
 
     release: Release
     queries: tuple[str, ...]
     hits: tuple[tuple[Hit, ...], ...]
     """Hits of each query, best first."""
+    side: str | None = None
+    """Alias of the new side of the lazy migration that serves; None if none does."""
+    alone: str | None = None
+    """Why the release answered without that side; None if it did not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed search --json` prints: null for numbers that JSON does not have."""
@@ -316,6 +320,8 @@ class SearchResult:
             "release": self.release.id,
             "model": self.release.model,
             "space": self.release.query_model.id,
+            "side": self.side,
+            "alone": self.alone,
             "results": [{"query": q, "hits": [shown(h) for h in hits]} for q, hits in pairs],
         }
 

@@ -81,7 +81,7 @@ def running(
     embeds = plan.base is None and len(run.staged()) < len(plan.units)
     vectors = Vectors(plan.rows, plan.space.dim)
     factory = factory_for(config.index, vectors.rows, vectors.dim) if embeds else ""
-    emit(Working(f"starting {executor.where}"))
+    emit(Working(f"connecting to {executor.where}"))
     with executor.connected(config) as connected, Stop(emit).listening() as stop:
         emit(Connected(connected.where))
         if embeds:

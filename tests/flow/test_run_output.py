@@ -215,5 +215,5 @@ def test_what_goes_on_before_the_first_document_is_said(corpus, make_config, qui
     full_rebuild(make_config(corpus(60)), quiet, executor=Inline())
     before = quiet.events[: quiet.stages().index("embed")]
     said = " ".join(e.what for e in before if isinstance(e, Working))
-    for step in ("reading the model's files", "reading every id", "starting this process"):
+    for step in ("reading the model's files", "reading every id", "connecting to this process"):
         assert step in said

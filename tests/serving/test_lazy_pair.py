@@ -21,6 +21,7 @@ from releases import promoted
 import reembed
 from reembed import encoders
 from reembed.catalog import lazies, lazy_background
+from reembed.cli.text import text
 from reembed.errors import SpaceMismatch, UsageError
 from reembed.serving import in_time, lazy_watch, migrated, turned_up
 from reembed.serving.http.app import create_app
@@ -325,6 +326,30 @@ def test_after_batches_and_catch_ups_the_same_documents_are_migrated_as_in_a_fre
                 assert index.search(QUERIES, 20) == fresh.search(QUERIES, 20)
 
 
+def test_one_search_answers_as_an_open_index_does_says_so_and_queues_nothing(half):
+    with opened(half) as index:
+        expected = index.search(QUERIES, 20)
+    for file in half.queue.files():
+        half.storage.remove(f"{half.plan.folder}/queue/{file}")
+    found = reembed.api.search(half.config, QUERIES, 20)
+    assert (found.hits, found.side, found.alone) == (
+        tuple(map(tuple, expected)),
+        half.plan.side,
+        None,
+    )
+    assert half.queue.files() == []
+    old = half.catalog.require_live().release
+    alone = reembed.api.search(half.config, QUERIES, 20, old.id)
+    assert (alone.side, alone.alone) == (None, None)
+    assert alone.hits != found.hits
+    shutil.rmtree(half.storage.uri(half.new.index))
+    broken = reembed.api.search(half.config, QUERIES, 20)
+    assert broken.hits == alone.hits
+    assert f"alone, though a lazy migration serves: {half.plan.side} did not" in text(
+        "search", broken
+    )
+
+
 def test_a_refresh_keeps_vectors_that_are_in_memory_except_those_that_left(half):
     with opened(half) as index:
         index.search(QUERIES, k=20)
@@ -542,6 +567,9 @@ def test_a_new_model_that_is_late_costs_its_budget_and_no_more(half, monkeypatch
             for _ in range(9):
                 assert ids(index.search(["bada"], 10)) == expected
             assert (counts(index).late, counts(index).skipped) == (5, 5)
+            told = counts(index).last_error
+            assert told.startswith("TimeoutError: not ready ")
+            assert told.endswith(" s after the old side")
         finally:
             go.set()
 
