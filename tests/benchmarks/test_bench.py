@@ -132,6 +132,7 @@ FIGURES = {
         "expected",
         "table",
     },
+    "bridges": {"same_space_failed", "as they are", "procrustes", "ridge", "table"},
     "golden": {"planted", "refused", "false_refusals", "accepted", "corpus_only"},
     "readers": {"switches", "answers", "errors", "mixed", "p99_ratio", "rss_growth"},
     "serve": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,13 @@ from reembed import Config, api
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli.text import text
 from reembed.encoders import bridge, load_encoder
+from reembed.engine.executor import Executor
+from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import GateFailed, IntegrityError, SpaceMismatch, UsageError
 from reembed.evaluation.comparisons import Comparison
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import promote, rollback
+from reembed.strategies import steps
 from reembed.strategies.catch_up import catch_up
 from reembed.strategies.query_only import query_only
 
@@ -47,8 +51,11 @@ class World:
         encoder = self.config.encoder.model_copy(update={"model": str(model)})
         return self.config.model_copy(update={"encoder": encoder})
 
-    def candidate(self, model: Path | str, pairs: int | None = None) -> Release:
-        return query_only(self.by(model), Silent(), executor=Inline(), pairs=pairs)
+    def candidate(
+        self, model: Path | str, pairs: int | None = None, executor: Executor | None = None
+    ) -> Release:
+        where = executor or Inline()
+        return query_only(self.by(model), Silent(), executor=where, pairs=pairs)
 
     def judged(self, release: Release) -> Comparison:
         return api.compare(self.config, release.id)
@@ -182,11 +189,20 @@ def test_what_changes_in_the_source_is_embedded_by_the_model_of_the_documents(wo
     assert gone.bytes == 0
 
 
-def test_a_bridge_to_a_turned_space_passes_where_its_vectors_as_they_are_mean_nothing(world):
+def test_a_bridge_to_a_turned_space_passes_where_its_vectors_as_they_are_mean_nothing(
+    world, ray_local, monkeypatch
+):
     model = rotated(world)
     plain = world.candidate(model)
     assert world.judged(plain).verdict == "fail", "its vectors mean nothing here"
+    with monkeypatch.context() as dying:
+        dying.setattr(steps, "seal", lambda context: sys.exit(context.run.id))
+        with pytest.raises(SystemExit):
+            world.candidate(model, 200, RayExecutor())
+    (run,) = api.status(world.config).runs
+    assert run.resume.startswith("reembed run --query-only --bridge 200 -c ")
     found = world.candidate(model, 200)
+    assert found.id == run.run
     assert (found.queries.bridge.pairs, found.queries.bridge.fitted) == (200, 200)
     compared = world.judged(found)
     assert compared.verdict == "pass"
