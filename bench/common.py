@@ -326,7 +326,7 @@ class Reembed:
 def write_config(
     folder: Path, name: str, documents: Path, args: argparse.Namespace, **more: Any
 ) -> Path:
-    """The config of one migration: root folder/NAME, the script's model, `more` over sections."""
+    """The config of one migration: root folder/NAME, the script's model, `more` over sections and settings."""
     config: Figures = {
         "alias": "bench",
         "source": {"uri": str(documents), "id_column": "_id", "text": "{title} {text}"},
@@ -334,8 +334,8 @@ def write_config(
         "embed": {"cpus_per_actor": args.cpus_per_actor, "batch_tokens": args.batch_tokens},
         "storage": {"root": str(folder / name)},
     }
-    for section, values in more.items():
-        config[section] = config.get(section, {}) | values
+    for key, value in more.items():
+        config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
