@@ -150,6 +150,11 @@ def is_newest(catalog: Catalog, lazy: Lazy) -> bool:
     )
 
 
+def side_alias(alias: str, number: int) -> str:
+    """Return the alias of the new side of a lazy migration."""
+    return f"{alias}-lazy-{number}"
+
+
 def next_number(catalog: Catalog) -> int:
     """Return the number of the next lazy migration."""
     return len(numbers(catalog.storage, _plans(catalog))) + 1

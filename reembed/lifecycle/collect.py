@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from reembed import faults
 from reembed.catalog import lazies
 from reembed.catalog.lazies import Lazy
@@ -13,6 +15,9 @@ from reembed.lifecycle.gc_plan import Collected, LazyLeft, files_below
 from reembed.lifecycle.gc_reasons import is_copied
 from reembed.lifecycle.lazy_end import is_over, left_by, remove, settled
 from reembed.store.storage import Storage
+
+_GIVEN_UP = dt.timedelta(days=1)
+_NEVER = "abandoned before it started"
 
 
 def collect(catalog: Catalog, keep: int, *, delete: bool, drop_run: str | None) -> Collected:
@@ -37,7 +42,9 @@ def _left(catalog: Catalog, keep: int, *, delete: bool) -> tuple[LazyLeft, ...]:
         if not is_over(lazy):
             found.append(_older(side, lazy, keep, delete=delete))
         elif not is_driven(Run(catalog.storage, lazy.plan.side)):
-            found.append(_whole(catalog, side, lazy, delete=delete))
+            number, why = lazy.plan.number, lazy.step.state
+            found.append(_whole(catalog, side, number, why, delete=delete))
+    found.append(_unstarted(catalog, delete=delete))
     return tuple(left for left in found if left)
 
 
@@ -52,17 +59,34 @@ def _older(side: Catalog, lazy: Lazy, keep: int, *, delete: bool) -> LazyLeft | 
     return LazyLeft(lazy.plan.number, side.alias, lazy.step.state, False, releases, planned.bytes)
 
 
-def _whole(catalog: Catalog, side: Catalog, lazy: Lazy, *, delete: bool) -> LazyLeft | None:
+def _unstarted(catalog: Catalog, *, delete: bool) -> LazyLeft | None:
+    """What a start left that was interrupted a day ago: until then the same command continues it."""
+    plan = lazies.unstarted(catalog)
+    number = plan.number if plan else lazies.next_number(catalog)
+    side = Catalog(catalog.storage, lazies.side_alias(catalog.alias, number))
+    written = catalog.storage.written(f"lazy/{catalog.alias}/{number}/")
+    if not written or is_driven(Run(catalog.storage, side.alias)):
+        return None
+    if dt.datetime.now(dt.UTC) - max(written.values()) < _GIVEN_UP:
+        return None
+    if plan and delete:
+        lazies.move(catalog, plan, None, "stopped", keep=False, reason=_NEVER)
+    return _whole(catalog, side, number, _NEVER, delete=delete)
+
+
+def _whole(
+    catalog: Catalog, side: Catalog, number: int, why: str, *, delete: bool
+) -> LazyLeft | None:
     """All of a lazy migration that is over, unless a run copies vectors from it.
 
     Its releases are marked first: a run that is planned at this moment looks for the marks after its plan is written.
     """
-    places = left_by(catalog, lazy.plan)
+    places = left_by(catalog, number)
     size = sum(_size(catalog.storage, place) for place in places)
     if not size or is_copied(side):
         return None
     releases = tuple(side.ids())
-    left = LazyLeft(lazy.plan.number, side.alias, lazy.step.state, True, releases, size)
+    left = LazyLeft(number, side.alias, why, True, releases, size)
     if not delete:
         return left
     for release in releases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reembed import faults
 from reembed.catalog import lazies
-from reembed.catalog.lazies import Lazy, LazyPlan
+from reembed.catalog.lazies import Lazy, side_alias
 from reembed.catalog.lines import entries
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
@@ -33,12 +33,13 @@ def is_over(found: Lazy) -> bool:
     return found.step.state == "finished" or (found.step.state == "stopped" and not found.step.keep)
 
 
-def left_by(catalog: Catalog, plan: LazyPlan) -> list[str]:
+def left_by(catalog: Catalog, number: int) -> list[str]:
     """Return the files and folders of a lazy migration, except its plan and steps, which stay as a record."""
+    side, folder = side_alias(catalog.alias, number), f"lazy/{catalog.alias}/{number}"
     folders = ("members.lance/", "looks/", "queue/", "batches/", "backgrounds/")
     names = (*folders, "draft.json", "background.arrow")
-    own = [f"{plan.folder}/{name}" for name in names]
-    return [*left_by_side(catalog, plan.side), *own, f"runs/{plan.side}/"]
+    own = [f"{folder}/{name}" for name in names]
+    return [*left_by_side(catalog, side), *own, f"runs/{side}/"]
 
 
 def left_by_side(catalog: Catalog, side: str) -> list[str]:

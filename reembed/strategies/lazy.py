@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from reembed import encoders, faults
 from reembed.catalog import lazies, lazy_background
 from reembed.catalog.alias import who
-from reembed.catalog.lazies import Lazy, LazyPlan, Predicted
+from reembed.catalog.lazies import Lazy, LazyPlan, Predicted, side_alias
 from reembed.catalog.lazy_batches import Batch, keep, spent
 from reembed.catalog.lazy_queue import Queue, oldest
 from reembed.catalog.lease import driving
@@ -35,7 +35,7 @@ from reembed.source.members import count
 from reembed.space import Space, sha256_of
 from reembed.store.paths import absolute, from_anywhere
 from reembed.store.records import encode
-from reembed.strategies.lazy_side import Side, drawn, side_alias
+from reembed.strategies.lazy_side import Side, drawn
 from reembed.strategies.members import bring, cold, opened
 
 _LONGEST_ALIAS = 32

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reembed import faults
 from reembed.catalog import lazy_background
-from reembed.catalog.lazies import LazyPlan
+from reembed.catalog.lazies import LazyPlan, side_alias
 from reembed.catalog.lazy_background import DOCUMENTS
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import Config, EncoderConfig, SourceConfig
@@ -137,11 +137,6 @@ class Side:
                 "new": _single(vectors),
             }
         )
-
-
-def side_alias(alias: str, number: int) -> str:
-    """Return the alias of the new side of a lazy migration."""
-    return f"{alias}-lazy-{number}"
 
 
 def drawn(catalog: Catalog, live: Release) -> pa.Table:

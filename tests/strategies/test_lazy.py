@@ -23,7 +23,7 @@ from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
-from reembed.cli.lazied import lazied
+from reembed.cli.lazied import lazied, lazy_left
 from reembed.config.settings import Config
 from reembed.encoders import load_encoder
 from reembed.errors import (
@@ -36,6 +36,7 @@ from reembed.errors import (
 )
 from reembed.events import Embedded, Notice
 from reembed.index.grow import DELTAS
+from reembed.lifecycle import collect as collecting
 from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
 from reembed.lifecycle.promote import Reasons, promote
@@ -711,6 +712,25 @@ def test_a_plan_that_was_left_before_its_first_step_is_started_or_given_up(place
         assert lazies.unstarted(place.catalog).number == number
     assert place.start(encoder={"model": "hashing:32"}).plan.number == 2
     assert [f.step.state for f in lazies.every(place.catalog)] == ["stopped", "running"]
+
+
+@pytest.mark.parametrize("point", ["lazy.after_draft", "lazy.after_side", "lazy.after_plan"])
+def test_gc_removes_what_a_start_left_that_was_given_up(place, monkeypatch, point):
+    before = sorted(p for p, _ in place.catalog.storage.objects(""))
+    with monkeypatch.context() as patch:
+        patch.setattr(faults, "hook", dies_at(point))
+        with pytest.raises(Killed):
+            place.start()
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == (), "for a day"
+    monkeypatch.setattr(collecting, "_GIVEN_UP", dt.timedelta(0))
+    (left,) = collect(place.catalog, 3, delete=False, drop_run=None).lazies
+    assert (left.side, left.whole) == ("passages-lazy-1", True)
+    assert "lazy migration 1, which is abandoned before it started" in lazy_left(left)
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == (left,)
+    after = sorted(p for p, _ in place.catalog.storage.objects(""))
+    assert [p for p in after if "/plans/" not in p and "/steps/" not in p] == before
+    assert collect(place.catalog, 3, delete=True, drop_run=None).lazies == ()
+    assert place.start().plan.number == (2 if point == "lazy.after_plan" else 1)
 
 
 def dies_at(point):
