@@ -715,7 +715,7 @@ def test_queries_longer_than_a_sentence_transformer_reads_are_counted_exactly(mo
     whole, cut = (
         load_encoder(EncoderConfig(model=folder, max_length=length)) for length in (64, most)
     )
-    release = SimpleNamespace(space=cut.describe())
+    release = SimpleNamespace(query_model=SimpleNamespace(space=cut.describe()))
     opened = SimpleNamespace(encoder=cut, release=release)
     found = SimpleNamespace(opened=opened, texts=texts, known=range(len(texts)))
     expected = int((require_tokens(whole).tokenize(texts, "query").lengths > most).sum())
@@ -728,7 +728,7 @@ def test_queries_longer_than_the_model_reads_are_counted(most):
     whole = HashingEncoder(EncoderConfig(model="hashing:64"))
     texts = [row["text"][:n] for n, row in enumerate(documents(60, 3))] + ["a", "no-spaces-" * 3]
     cut = HashingEncoder(EncoderConfig(model="hashing:64", max_length=most))
-    release = SimpleNamespace(space=cut.describe())
+    release = SimpleNamespace(query_model=SimpleNamespace(space=cut.describe()))
     opened = SimpleNamespace(encoder=cut, release=release)
     found = SimpleNamespace(opened=opened, texts=texts, known=range(len(texts)))
     expected = int((whole.tokenize(texts, "query").lengths > most).sum())
