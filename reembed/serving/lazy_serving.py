@@ -119,7 +119,10 @@ class LazyServing:
         opened = None
         if record is not None:
             opened = self._opened(record, shared, old, before)
-        shared.turned_up.forget()
+        if (
+            kept is None
+        ):  # another version of the old side may have documents again, or with other texts
+            shared.turned_up.forget()
         return LazyPair.of(old, shared.watch.closes(NewSide(opened, token)), shared)
 
     def _opened(

@@ -60,7 +60,11 @@ class TurnedUp:
                     del self._seen[next(iter(self._seen))]
 
     def forget(self) -> None:
-        """Offer documents again that turn up again, as after the new side took in a batch."""
+        """Offer documents again that turn up again, as after a catch-up of the old side.
+
+        Not after a batch: the queue keeps what it was given until a batch took it. What is not migrated then has left
+        the source or changed there, and would be queued in vain until the old side has caught up.
+        """
         with self._lock:
             self._seen = dict(self._waiting)
 

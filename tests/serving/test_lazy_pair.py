@@ -350,6 +350,25 @@ def test_one_search_answers_as_an_open_index_does_says_so_and_queues_nothing(hal
     )
 
 
+def test_what_a_batch_could_not_migrate_is_queued_again_only_after_live_has_caught_up(half):
+    with opened(half) as index:
+
+        def queued():
+            index.search(QUERIES, 20)
+            index.current.shared.turned_up._write()
+            return counts(index).queued
+
+        first = queued()
+        assert first > 0
+        half.migrate(sorted(half.rows())[1:2])
+        assert index.refresh()
+        assert queued() == first
+        half.rewrite(sorted(half.rows())[-1], "koke koke")
+        half.catch_up()
+        assert index.refresh()
+        assert queued() > first
+
+
 def test_a_refresh_keeps_vectors_that_are_in_memory_except_those_that_left(half):
     with opened(half) as index:
         index.search(QUERIES, k=20)
