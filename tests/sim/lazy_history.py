@@ -58,6 +58,7 @@ POINTS = (
     "promote.before_follow",
 )  # fmt: skip
 """Where a batch is held up or dies. `members.*`: in front of a commit of Lance."""
+COMMITS = ("members.replace", "members.remove")
 VERBS = {
     "pause": 2,
     "resume": 3,
@@ -86,6 +87,7 @@ class LazyHistory(History):
         """Documents whose writing to a queue was acknowledged, by migration: the source's version at the time."""
         self.moved: list[tuple[str, int, str, str]] = []
         """Steps of a migration that were acknowledged: its folder, their number, state and time."""
+        self._wanted: list[str] = []
         self.readers: list[Reader] = []
         self.unread = 0
         """States of a migration that a process which serves could not read, or sides that it could not open."""
@@ -387,7 +389,7 @@ class LazyHistory(History):
         """The old model is live, and a lazy migration runs."""
         self.world.quiet = True
         if self.catalog.live() is None:
-            attempt(lambda: self._promote_one(self._run(OLD).id))
+            self._promote_one(self._run(OLD).id)
         if not self.states():
             started = self.verb("start")
             assert isinstance(started, Lazy), started
@@ -408,7 +410,7 @@ class LazyHistory(History):
         self._begin()
         self._queue_some()
         self.change()
-        self.world.held["one"] = self.rng.choice(POINTS)
+        self.world.held["one"] = self.rng.choice((*POINTS, *COMMITS, *COMMITS, *COMMITS))
         self.world.spawn("one", self.verbs("batch"))
 
         def work() -> None:
@@ -445,8 +447,14 @@ class LazyHistory(History):
         self.world.spawn("writer", self.writer(1))
 
     def _queue_some(self) -> None:
-        plan = self.newest().plan
-        lazy_queue.Queue(self.catalog.storage, plan).put(self._some())
+        self._wanted = self._some()
+        lazy_queue.Queue(self.catalog.storage, self.newest().plan).put(self._wanted)
+
+    def _some(self) -> list[str]:
+        """Documents to be changed or asked for: often those that were asked for last."""
+        now = self.model.versions[max(self.model.versions)]
+        asked = [d for d in self._wanted if d in now]
+        return asked if asked and self.rng.random() < 0.5 else super()._some()
 
     def newest(self) -> Lazy:
         found = lazies.current(self.catalog)
