@@ -169,6 +169,17 @@ class LazyHistory(History):
             kinds = ("insert", "update", "update", "delete", "delete", "again", "compact")
             self._change_rows(self.rng.choice(kinds), some)
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Writes are often refused, where faults happen at all."""
+        rates = self.world.rates
+        if rates["fail"] and self.rng.random() < 0.2:
+            self.world.rates = {**rates, "fail": 0.5}
+        try:
+            yield
+        finally:
+            self.world.rates = rates
+
     # --- what the records say, read past the code ---
 
     def _records(self, folder: str) -> list[dict[str, Any]]:

@@ -65,7 +65,8 @@ class Reader:
         """As the thread of what turned up does."""
         if self._pair() is not None and self._shared is not None:
             before = self._counts()
-            self._shared.turned_up._write()
+            with self.history.refusing():
+                self._shared.turned_up._write()
             self._settle(before)
 
     def _settle(self, before: LazyCounts) -> None:
