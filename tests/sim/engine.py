@@ -169,6 +169,13 @@ class World:
             return self._switch(process)
         return what
 
+    def pause(self, turns: int) -> None:
+        """The process that runs waits for so many turns of others; not where nothing happens at once."""
+        process = threading.current_thread()
+        if isinstance(process, Process) and self.rates["switch"] and not self.quiet:
+            process.sleeps = turns
+            self._switch(process)
+
     def _drawn(self) -> str:
         draw = self.rng.random()
         for what in ("die", "fail", "lose", "switch"):

@@ -135,6 +135,7 @@ class LazyHistory(History):
     def verbs(self, *verbs: str) -> Callable[[], None]:
         def work() -> None:
             for verb in verbs:
+                self.world.pause(self.rng.randrange(5))
                 self.world.step("between verbs")
                 self.verb(verb)
 
@@ -153,9 +154,21 @@ class LazyHistory(History):
             reader = Reader(self, index)
             self.readers.append(reader)
             for _ in range(looks):
+                self.world.pause(self.rng.randrange(6))
                 self.world.step("server")
                 reader.act(self.rng.choices(("ask", "look", "write", "refresh"), (5, 2, 2, 3))[0])
+            for what in ("look", "ask"):
+                reader.act(what)
             reader.close()
+
+        return work
+
+    def writer(self, changes: int) -> Callable[[], None]:
+        def work() -> None:
+            for _ in range(changes):
+                self.world.pause(self.rng.randrange(8))
+                self.world.step("writer")
+                self.change()
 
         return work
 
@@ -354,6 +367,7 @@ class LazyHistory(History):
             self.queued |= {(queue.plan.number, doc_id): at for doc_id in ids}
 
         def moved(catalog: Catalog, plan: LazyPlan, *args: Any, **more: Any) -> Any:
+            self.world.step("lazy.move")
             step = move(catalog, plan, *args, **more)
             self.moved.append((plan.folder, step.number, step.state, step.at))
             return step
@@ -445,9 +459,11 @@ class LazyHistory(History):
         self._begin()
         chosen = self.rng.choices(tuple(VERBS), tuple(VERBS.values()), k=4)
         self.world.spawn("operator", self.verbs(*chosen))
+        self.world.held["another"] = "lazy.move"
         self.world.spawn("another", self.verbs(self.rng.choice(("stop", "pause", "gc"))))
         self.world.spawn("batches", self.verbs("batch", "batch"))
-        self.world.spawn("server", self.server(8))
+        self.world.spawn("server", self.server(6))
+        self.world.spawn("other server", self.server(4))
         self.world.spawn("writer", self.writer(1))
 
     def _ended(self) -> None:
