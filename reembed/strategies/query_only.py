@@ -72,7 +72,7 @@ def query_only(
         fresh: build it again.
 
     Raises:
-        UsageError: nothing is live, or its queries are by this model already.
+        UsageError: nothing is live, its queries are by this model already, or no judged queries are named.
         GateFailed: without a bridge, vectors of the new model have another number of dimensions.
         SourceError: the source version that live equals is gone.
         Conflict: another process drives this run.
@@ -116,6 +116,12 @@ class _Asked:
 
     @classmethod
     def of(cls, catalog: Catalog, config: Config, live: Release, pairs: int | None) -> _Asked:
+        if not config.gate.queries:
+            raise UsageError(
+                "no judged queries are named: nothing would show that such queries find anything",
+                "gate.queries is empty, and vectors of two models are searched together",
+                "reembed run --query-only --set gate.queries=FOLDER     # FOLDER: judged queries (docs/evaluate.md)",
+            )
         space = encoders.describe(config.encoder, live.space.vector_dtype)
         if space.id == live.query_model.space.id and (pairs is None or live.queries is None):
             raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lance
@@ -24,6 +24,7 @@ import reembed
 from reembed import Config, api
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli.text import text
+from reembed.config.gate import GateSection
 from reembed.encoders import bridge, load_encoder
 from reembed.engine.executor import Executor
 from reembed.engine.ray_executor import RayExecutor
@@ -153,6 +154,11 @@ def test_other_models_are_refused(world):
         world.candidate(world.folder / "old")
     with pytest.raises(UsageError, match="a bridge brings queries"):
         api.run(world.config, bridge=100)
+    unjudged = replace(world, config=world.config.model_copy(update={"gate": GateSection()}))
+    with pytest.raises(UsageError, match="no judged queries are named"):
+        unjudged.candidate(other)
+    with pytest.raises(GateFailed, match="it needs no promotion without evidence"):
+        promote(world.catalog, found.id, without_evidence_reason="a test")
     assert [r.id for r in world.catalog.releases()] == [world.live.id, found.id]
     wide = world.candidate(static_model(world.folder / "wide", dim=40, seed=3), 250)
     assert world.judged(wide).verdict == "fail"
