@@ -17,7 +17,7 @@ from reembed.catalog.lazy_background import DOCUMENTS
 from reembed.catalog.releases import Catalog, Release, SourceRef
 from reembed.config.settings import Config, EncoderConfig, SourceConfig
 from reembed.engine.executor import Executor
-from reembed.errors import ReembedError, UsageError
+from reembed.errors import ReembedError, SourceError, UsageError
 from reembed.events import AliasMoved, Behind, Candidate, Event, Listener
 from reembed.lifecycle.promote import promote
 from reembed.source.lag import caught_up
@@ -80,7 +80,16 @@ class Side:
             return self._caught_up(emit, executor)
 
     def catch_up(self, emit: Listener, *, executor: Executor) -> Release:
-        """Bring the side to its documents, and serve them under its alias."""
+        """Bring the side to its documents, and serve them under its alias.
+
+        Raises SourceError if none is left.
+        """
+        if not self.members.dataset().count_rows():
+            raise SourceError(
+                f"none of the documents that were migrated is in {self.members.ref.uri} any more",
+                "a new side without documents cannot be served; what waits in the queue is kept",
+                "reembed lazy stop --drop --reason 'its documents were deleted'     # then: reembed lazy start",
+            )
         with _resumed_by(self.catalog.alias, "reembed sweep"):
             return self._caught_up(_of_the_side(emit), executor)
 

@@ -31,6 +31,7 @@ from reembed.errors import (
     GateFailed,
     Inconclusive,
     IntegrityError,
+    SourceError,
     TooManyDeadLetters,
     UsageError,
 )
@@ -197,6 +198,16 @@ def test_the_oldest_of_the_queue_are_taken_and_no_more_than_asked_for(place):
     assert place.batch(1).added == 1
     assert place.batch().added == 34
     assert place.queued() == []
+
+
+def test_where_every_migrated_document_was_deleted_that_is_said_and_the_queue_stays(place):
+    place.start()
+    place.source.delete("true")
+    place.queue("d00001")
+    with pytest.raises(SourceError, match="none of the documents that were migrated") as caught:
+        place.batch()
+    assert caught.value.fix.startswith("reembed lazy stop --drop --reason")
+    assert place.queued() == ["d00001"]
 
 
 def test_a_sweep_goes_on_after_a_queue_of_documents_that_cannot_be_migrated(place):
