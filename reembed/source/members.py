@@ -193,6 +193,7 @@ class Members:
         first = dataset.checkout_version(min(v["version"] for v in dataset.version_refs()))
         age = dt.datetime.now(dt.UTC) - first.get_version()["timestamp"].astimezone(dt.UTC)  # type: ignore[union-attr]
         if first.version < version and age > (KEPT if erase else 2 * KEPT):
+            self.storage.require_own(self.path)
             dataset.cleanup_old_versions(
                 older_than=max(KEPT, dt.timedelta(microseconds=1)),  # zero means "two weeks"
                 delete_unverified=False,

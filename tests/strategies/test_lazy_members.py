@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import shutil
 import tempfile
 from pathlib import Path
@@ -211,6 +212,20 @@ def test_of_two_processes_the_one_that_was_taken_for_dead_changes_nothing_more(p
     with pytest.raises(Conflict, match="another process changes"):
         place.bring("d3")
     assert set(place.held()) == {"d1", "d2"}
+
+
+def test_older_versions_are_not_removed_through_a_link(place, monkeypatch):
+    monkeypatch.setattr(rows, "KEPT", dt.timedelta(0))
+    place.bring("d1")
+    place.bring("d2")
+    data, elsewhere = Path(place.members.uri, "data"), place.folder / "elsewhere"
+    shutil.move(data, elsewhere)
+    data.symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    newest = place.members.dataset().version
+    with pytest.raises(IntegrityError, match="is a symbolic link"):
+        place.members.forget(newest, erase=True)
+    assert sorted(elsewhere.iterdir()) == before
 
 
 def test_ids_that_repeat_are_refused_by_name(place):
