@@ -89,6 +89,7 @@ FIGURES = {
         "units_driver_peak_mib",
     },
     "growth": {"sizes", "now"},
+    "lazy_growth": {"batches", "each", "many", "by_source"},
     "refresh": {"rows", "dim", "open_peak", "refresh_peak", "new_peak"},
     "index_shards": {
         "identical",
