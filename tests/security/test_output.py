@@ -169,7 +169,7 @@ class Shape(HTMLParser):
 
 
 def compared(words: str) -> ReleaseSummary:
-    return ReleaseSummary(words, words, words, words, words, words, 8, 10, 10, 0, 1, words)
+    return ReleaseSummary(words, words, words, words, words, 8, 10, 10, 0, 1, words)
 
 
 def told(words: str) -> ComparisonSummary:
