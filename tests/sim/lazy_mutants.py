@@ -33,11 +33,6 @@ bug, under_faults = SUITE.bug, SUITE.under_faults
 # --- what is migrated ---
 
 
-@under_faults
-def a_batch_that_was_taken_for_dead_writes_back_a_stale_text(patch: Patch) -> None:
-    patch(Members, "fence", lambda self: None)
-
-
 @bug
 def a_migrated_document_keeps_the_text_that_it_had(patch: Patch) -> None:
     honest = bringing._of_rows
