@@ -288,8 +288,9 @@ def updates_are_missed(patch: Patch) -> None:
 def rows_that_left_are_kept_beside_their_successors(patch: Patch) -> None:
     _blind(patch)
 
-    def all_of_it(vectors: Any, columns: Any, fragment: int, leaving: Any) -> Any:
-        return vectors.fragment(fragment, columns.names).drop_columns(["_rowid"])
+    def all_of_it(vectors: Any, columns: Any, fragments: Any, leaving: Any) -> Any:
+        held = [vectors.fragment(f, columns.names) for f in fragments]
+        return pa.concat_tables(held).drop_columns(["_rowid"])
 
     patch(restage, "_kept", all_of_it)
 
