@@ -256,8 +256,9 @@ def write(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
     uri, chance = str(args.root / "documents.lance"), random.Random(args.seed)
-    rows = lance.dataset(uri).to_table().to_pylist()
+    rows = lance.dataset(uri).to_table(with_row_id=True).to_pylist()
     chance.shuffle(rows)
+    leaving = [row.pop("_rowid") for row in rows][8:10]
     changed = [row | {"text": f"{row['text']} Note {args.seed}."} for row in rows[:6]]
     added = [row | {"_id": f"new-{args.seed}-{n}"} for n, row in enumerate(rows[6:8])]
     for some in (changed, added):
@@ -265,8 +266,7 @@ def write(args: argparse.Namespace) -> None:
         merge = lance.dataset(uri).merge_insert("_id")
         merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
         time.sleep(0.3)
-    names = ", ".join(f"'{row['_id']}'" for row in rows[8:10])
-    lance.dataset(uri).delete(f"_id IN ({names})")
+    lance.dataset(uri).delete(f"_rowid IN ({', '.join(map(str, leaving))})")
     time.sleep(5)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _CONFIGURED = (
     "run", "tune", "status", "verify", "compare", "shadow", "lazy", "sweep", "promote", "catch-up", "dead-letters",
-    "rollback", "history", "search", "serve", "gc", "config",
+    "rollback", "history", "search", "serve", "simulate", "gc", "config",
 )  # fmt: skip
 """Verbs that take -c and --set."""
 _OF_A_RUN = re.compile(r" -c \S.*/runs/[^/]+/config\.yaml")
