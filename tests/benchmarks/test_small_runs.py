@@ -4,8 +4,8 @@ Scripts that are not run here:
 
 - encode.py, search.py, gpu_encode.py and the units of million.py: tests/benchmarks/test_bench.py
 - chaos.py, lazy_chaos.py and mutants.py: what they run is tested in tests/crash, tests/sim and tests/mutation
-- promote.py, stock_vs_reembed.py, lazy_migration.py, lazy_embed.py and the kills of million.py: run by hand, as they take
-  minutes at any size
+- promote.py, stock_vs_reembed.py, lazy_migration.py, lazy_embed.py and the kills of million.py: run by hand, as
+  they take minutes at any size
 - structure.py: run by hand, as it reads old commits of this repository
 """
 
