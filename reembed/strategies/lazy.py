@@ -7,6 +7,7 @@ only when the side serves it, so a process that was killed anywhere is started a
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections import deque
@@ -264,6 +265,16 @@ def _alone(catalog: Catalog, number: int) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Sweeping:
+    """What a batch of a sweep migrates beside the queue."""
+
+    first: deque[str]
+    """Documents before those of the source in its order. What is taken is removed."""
+    share: float = 1.0
+    """Of all documents that are migrated then, at most."""
+
+
 def batch(
     catalog: Catalog,
     config: Config,
@@ -271,10 +282,9 @@ def batch(
     emit: Listener,
     *,
     executor: Executor,
-    others: deque[str] | None = None,
+    sweeping: Sweeping | None = None,
 ) -> Batch:
-    """Migrate so many documents at most: those of the queue, and unless `others` is None then these and those of the
-    source in its order.
+    """Migrate so many documents at most: those of the queue and, in a sweep, others.
 
     queue -> members, at the source's newest version -> catch-up of the side -> its alias -> out of the queue
 
@@ -290,10 +300,12 @@ def batch(
         side = Side.of(catalog, config, plan.number, plan.source, plan.encoder)
         source = Source(plan.source, catalog.source_options).newest()
         held = opened(side.members, source)
+        if sweeping is not None:
+            most = min(most, max(0, math.ceil(sweeping.share * count(source)) - len(held.ids)))
         taken = oldest(queue, most, held.without)
         wanted = list(taken.doc_ids)
-        if others is not None:
-            wanted += cold(held, source, most - len(wanted), wanted, others)
+        if sweeping is not None:
+            wanted += cold(held, source, most - len(wanted), wanted, sweeping.first)
         brought = bring(side.members, source, wanted, held)
         faults.point("lazy.before_side")
         before = side.catalog.require_live().release

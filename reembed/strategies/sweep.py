@@ -1,7 +1,7 @@
 """Sweep: batches of a lazy migration until a limit. What waits in the queue first, then what most queries showed, by
 the log that gate.logged names, then the source in its order.
 
-Each call goes on where the last one ended: what is left follows from what the new side has.
+Each call continues where the last one ended: what is left follows from what the new side has.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reembed import encoders
 from reembed.catalog import lazies
+from reembed.catalog.lazies import LazyPlan
 from reembed.catalog.lazy_queue import Queue
 from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
+from reembed.errors import UsageError
 from reembed.evaluation.popularity import popularity
 from reembed.events import Listener, Notice
 from reembed.plural import counted
 from reembed.store.paths import absolute_queries
-from reembed.strategies.lazy import batch, running
+from reembed.strategies.lazy import Sweeping, batch, running
 
 _IDLE = 2
 """Batches in a row that add nothing with an empty queue, after which a sweep ends."""
+_LOOK_S = 1.0
+"""Seconds between two looks whether the migration still runs, while a sweep waits."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,15 @@ def sweep(
     """Migrate documents until a limit, or until the migration is paused or stopped.
 
     Raises:
-        UsageError: no lazy migration is running, or the log cannot be read.
+        UsageError: no lazy migration is running, the config has another model, or the log cannot be read.
         Conflict: another process is at it.
         RunFailed, Interrupted: it stopped; the same command continues.
     """
     plan = running(catalog).plan
+    _require_same_model(config, plan)
     log = popularity(absolute_queries(config.gate), dict(catalog.query_options))
     popular = deque(log.times if log else ())
+    sweeping = Sweeping(popular, 1.0 if limits.until is None else limits.until)
     began, added, made, idle = time.monotonic(), 0, 0, 0
     with executor.connected(config) as connected:
         while True:
@@ -85,7 +92,7 @@ def sweep(
             most = config.lazy.batch_documents
             if limits.budget is not None:
                 most = min(most, limits.budget - added)
-            found = batch(catalog, config, most, emit, executor=connected, others=popular)
+            found = batch(catalog, config, most, emit, executor=connected, sweeping=sweeping)
             added, made = added + found.added, made + 1
             waits = popular or Queue(catalog.storage, plan).files()
             idle = 0 if found.added or waits else idle + 1
@@ -93,12 +100,41 @@ def sweep(
                 catalog.alias, added, made, found.documents, found.source_documents, ended=""
             )
             emit(Notice(_so_far(swept)))
-            ended = _over(catalog, swept, limits, time.monotonic() - began)
+            following = max(time.monotonic(), started + limits.every_s)
+            ended = _over(catalog, swept, limits, following - began)
             if idle == _IDLE:
                 ended = ended or "nothing more is found to migrate"
+            ended = ended or _paused_before(catalog, following)
             if ended is not None:
                 return replace(swept, ended=ended)
-            time.sleep(max(0.0, limits.every_s - (time.monotonic() - started)))
+
+
+def _require_same_model(config: Config, plan: LazyPlan) -> None:
+    """Refuse a config whose model is another one than documents are migrated to: `reembed run` would embed with it."""
+    space = encoders.describe(config.encoder, config.table.dtype)
+    if space.id != plan.space.id:
+        raise UsageError(
+            f"encoder is {space.model} (space {space.id}), lazy migration {plan.number} of {plan.alias} goes to"
+            f" {plan.space.model} (space {plan.space.id})",
+            "its end, `reembed run`, embeds with the config's model",
+            "reembed config     # shows encoder; set it as it was when the migration started",
+        )
+
+
+def _paused_before(catalog: Catalog, following: float) -> str | None:
+    """Wait until a time of `time.monotonic`; return why the migration does not run any more, if it is so earlier."""
+    while (left := following - time.monotonic()) > 0:
+        time.sleep(min(_LOOK_S, left))
+        if ended := _not_running(catalog):
+            return ended
+    return None
+
+
+def _not_running(catalog: Catalog) -> str | None:
+    found = lazies.current(catalog)
+    if found is not None and found.step.state == "running":
+        return None
+    return f"the lazy migration is {found.step.state if found else 'gone'}"
 
 
 def _so_far(found: Swept) -> str:
@@ -107,11 +143,9 @@ def _so_far(found: Swept) -> str:
 
 
 def _over(catalog: Catalog, swept: Swept, limits: Limits, seconds: float) -> str | None:
-    """Return why a sweep ends now; None if it continues."""
-    found = lazies.current(catalog)
-    if found is None or found.step.state != "running":
-        state = found.step.state if found else "gone"
-        return f"the lazy migration is {state}"
+    """Return why a sweep ends; None if it makes another batch, after so many seconds from its start."""
+    if ended := _not_running(catalog):
+        return ended
     if swept.is_complete:
         return "every document is migrated"
     if limits.budget is not None and swept.added >= limits.budget:

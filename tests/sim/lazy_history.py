@@ -107,11 +107,11 @@ class LazyHistory(History):
     def verb(self, verb: str, model: str | None = None) -> Any:
         config, catalog = self.config(model or NEW), self.catalog
         run: dict[str, Any] = {"executor": Inline()}
-        others = self.rng.choice((None, deque[str]()))
+        sweeping = self.rng.choice((None, lazy.Sweeping(deque())))
         done: dict[str, Callable[[], Any]] = {
             "start": lambda: lazy.start(catalog, config, "simulated", Silent(), **run),
             "batch": lambda: lazy.batch(
-                catalog, config, self.rng.randint(2, 8), Silent(), others=others, **run
+                catalog, config, self.rng.randint(2, 8), Silent(), sweeping=sweeping, **run
             ),
             "sweep": lambda: sweep(catalog, config, Limits(), Silent(), **run),
             "pause": lambda: lazy.pause(catalog, None),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -359,7 +360,9 @@ def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_
     found = place.sweep(budget=20)
     assert (found.added, found.batches, found.is_complete) == (20, 1, False)
     assert place.texts().keys() == drawn | {*order[-2:], *order[:18]}
-    assert place.sweep(until=0.5).ended == "50% of the documents are migrated"
+    found = place.sweep(until=0.5)
+    assert (found.migrated, found.ended) == (200, "50% of the documents are migrated")
+    assert place.sweep(until=0.5).added == 0, "not another batch"
     assert place.sweep(for_s=0.001).batches == 1
     found = place.sweep()
     assert (found.migrated, found.documents, found.ended) == (
@@ -369,6 +372,29 @@ def test_a_sweep_takes_the_queue_first_then_the_source_in_its_order_and_ends_at_
     )
     assert place.texts().keys() == {f"d{i:05d}" for i in range(DOCUMENTS)}
     assert place.sweep().added == 0
+
+
+def test_a_sweep_that_waits_between_batches_ends_at_its_time_or_once_it_is_paused(place):
+    place.start()
+    started = time.monotonic()
+    found = place.sweep(batch_documents=1, every_s=600, for_s=60)
+    assert (found.batches, found.ended) == (1, "60 s are over")
+
+    class Pausing(Silent):
+        def __call__(self, event):
+            if isinstance(event, Notice) and "migrated" in event.what:
+                threading.Timer(0.5, lazy.pause, (place.catalog, "a test")).start()
+
+    found = place.sweep(Pausing(), batch_documents=1, every_s=600)
+    assert (found.batches, found.ended) == (1, "the lazy migration is paused")
+    assert time.monotonic() - started < 60
+
+
+def test_a_sweep_with_another_model_than_the_migrations_is_refused(place):
+    place.start()
+    config = place.config(encoder={"model": "hashing:8"})
+    with pytest.raises(UsageError, match=r"encoder is hashing:8 .* goes to"):
+        sweep(place.catalog, config, Limits(), Silent(), executor=Inline())
 
 
 def test_a_document_that_cannot_be_embedded_is_migrated_as_a_dead_letter(place):
