@@ -66,10 +66,8 @@ class EmbedNow:
         if not work.done():
             work.cancel()
         elif isinstance(error := work.exception(), Exception):
-            self._in_time.failed(error)
-        found = Vectors.of(dict(made), dim)
-        self._counts.add(embedded=len(found.rows))
-        return found
+            self._in_time.tell(error, "could not embed documents of an answer; it is without them")
+        return Vectors.of(dict(made), dim)
 
     def _make(
         self,
@@ -98,6 +96,7 @@ class EmbedNow:
                 embedded = encoder.embed_documents([text for _, (_, text) in some])
             finally:
                 self._model.release()
+            self._counts.add(embedded=len(some) - len(embedded.failures))
             for at, (row, (text_hash, _)) in enumerate(some):
                 if at not in embedded.failures:
                     made[row] = self._keep(text_hash, embedded.vectors[at].copy())
@@ -130,7 +129,8 @@ def require_text(release: Release) -> None:
         raise UsageError(
             f"release {release.id} does not carry {', '.join(missing)}, so lazy_embed has no text to embed",
             "documents of answers are embedded from the carried columns of the live table",
-            f"reembed run --set {shlex.quote(carry)}     # copies the vectors; then compare and promote",
+            f"reembed run --set {shlex.quote(carry)}     # with live's model, and promoted before `reembed lazy start`:"
+            " answers are of both sides only while the line is live that the migration started from",
         )
 
 

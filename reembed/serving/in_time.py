@@ -95,19 +95,20 @@ class InTime:
 
     def failed(self, error: Exception) -> None:
         """Note that one did not."""
+        with self._lock:
+            self._in_a_row += 1
+            if self._in_a_row >= IN_A_ROW:
+                self._rests_until = time.monotonic() + REST_S
+        self.tell(error, "was late or failed; the old one answers alone")
+
+    def tell(self, error: Exception, what: str) -> None:
+        """Keep an error, and log what the new side did."""
         why = redacted(f"{type(error).__name__}: {error}")
         self._counts.failed(why)
         with self._lock:
-            self._in_a_row += 1
             self._failures, told = self._failures + 1, self._failures.bit_count() <= 1
-            if self._in_a_row >= IN_A_ROW:
-                self._rests_until = time.monotonic() + REST_S
         if told:  # the 1st, 2nd, 3rd, 5th, 9th ...: a broken side fails in each answer
-            log.warning(
-                "the new side of %s was late or failed; the old one answers alone: %s",
-                self._alias,
-                why,
-            )
+            log.warning("the new side of %s %s: %s", self._alias, what, why)
 
     def close(self) -> None:
         """Begin nothing more."""

@@ -30,7 +30,7 @@ class LazyCounts:
     hits_new: int = 0
     """Of `hits`, those that were migrated."""
     embedded: int = 0
-    """Documents that were not migrated, and got a vector of the new model for an answer (`lazy_embed`)."""
+    """Documents that were not migrated, and that the new model embedded for an answer (`lazy_embed`)."""
     queued: int = 0
     """Documents that turned up and were written to the queue."""
     dropped: int = 0

@@ -87,6 +87,11 @@ def _of_lazy(counts: LazyCounts) -> Iterator[Metric]:
     hits.add_metric(["old"], counts.hits - counts.hits_new)
     hits.add_metric(["new"], counts.hits_new)
     yield hits
+    yield CounterMetricFamily(
+        "reembed_lazy_embedded",
+        "Documents that were not migrated, and that the new model embedded for an answer",
+        counts.embedded,
+    )
     turned_up = CounterMetricFamily(
         "reembed_lazy_turned_up",
         "Documents that turned up and were not migrated: queued, or dropped",
