@@ -37,7 +37,7 @@ def lazied(r: LazyStatus) -> Lines:
     if words := _waiting(r):
         yield f"  {words}"
     yield f"  {_cost(r)}"
-    if not r.is_complete:
+    if not r.is_complete and not _is_over(r):
         yield from (f"  {line}" for line in _finish(r))
     yield from next_lines(*_next(r))
 
@@ -75,6 +75,13 @@ def _is_gone(r: LazyStatus) -> bool:
     return r.lazy.step.state in ("finished", "stopped") and r.migrated == 0
 
 
+def _is_over(r: LazyStatus) -> bool:
+    """Whether it can migrate nothing any more."""
+    return r.lazy.step.state == "finished" or (
+        r.lazy.step.state == "stopped" and not r.lazy.step.keep
+    )
+
+
 def _is_beside(r: LazyStatus) -> bool:
     return r.lazy.serves and r.instead is not None
 
@@ -89,7 +96,7 @@ def _state(r: LazyStatus) -> str:
 
 
 def _migrated(r: LazyStatus) -> str:
-    return f"{r.migrated:,} of {counted(r.documents, 'document')} migrated ({r.coverage:.1%})"
+    return f"{r.migrated:,} of {counted(r.known, 'document')} migrated ({r.coverage:.1%})"
 
 
 def _answers(r: LazyStatus) -> str:
@@ -112,6 +119,7 @@ def _cost(r: LazyStatus) -> str:
     return (
         f"{_batches(r.batches)}: {counted(r.embedded, 'document')}{tokens} embedded in"
         f" {_time(r.seconds)}, in which models computed {_time(r.model_s)}"
+        " (not counted: the start, and batches that were killed)"
     )
 
 
@@ -125,11 +133,13 @@ def _finish(r: LazyStatus) -> Iterator[str]:
             f" {log.documents:,} different ones{days}, {log.migrated:,} of them migrated"
         )
     else:
-        yield f"traffic alone: not known ({r.no_log})"
-    if r.sweep_s is None:
-        yield "when a sweep would end is not known: no batch has migrated a document yet"
-    else:
+        yield "how far traffic alone would lead is not known either"
+    if r.sweep_s is not None:
         yield f"a sweep would migrate the rest in {_time(r.sweep_s)}, at the rate of the batches so far"
+    elif r.newer is not None and r.migrated >= r.known:
+        yield "when a sweep would end is not known: it must first read what changed in the source"
+    else:
+        yield "when a sweep would end is not known: no batch has migrated a document yet"
 
 
 def _time(seconds: float) -> str:

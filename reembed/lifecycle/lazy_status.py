@@ -45,7 +45,7 @@ class LazyStatus:
     migrated: int
     """Documents that the new side has: also those that could not be embedded."""
     documents: int
-    """Documents that the source had when they were brought to it last."""
+    """Documents that the source had when the migrated ones were brought to it last."""
     newer: int | None
     """Documents that the source has now, if it has a newer version since; None if not, or if it cannot be read."""
     of_log: OfLog | None
@@ -57,7 +57,7 @@ class LazyStatus:
     """Seconds since the first of them was written down; None if none waits."""
     batches: int
     embedded: int
-    """Documents that batches added or replaced."""
+    """Documents that recorded batches added or replaced: not those of the start, or of batches that were killed."""
     tokens: int
     """Of those, as far as the model says how many; 0 if it does not."""
     model_s: float
@@ -65,12 +65,18 @@ class LazyStatus:
     seconds: float
     """That batches took, together."""
     sweep_s: float | None
-    """Seconds after which a sweep would have migrated the rest, at the rate of the batches so far; None before one."""
+    """Seconds after which a sweep would have migrated the rest, at the rate of the batches so far. None if that is not
+    known: before a batch, and where the source is newer and has no more documents than are migrated."""
+
+    @property
+    def known(self) -> int:
+        """Documents of the source: those that it has now, if they are more than when it was looked at last."""
+        return max(self.documents, self.newer or 0)
 
     @property
     def coverage(self) -> float:
         """Share of the documents that are migrated."""
-        return min(1.0, self.migrated / max(1, self.documents))
+        return min(1.0, self.migrated / max(1, self.known))
 
     @property
     def is_complete(self) -> bool:
@@ -108,14 +114,15 @@ def status_of(catalog: Catalog, lazy: Lazy, gate: GateConfig | None = None) -> L
     queue, made = Queue(catalog.storage, plan), batches(catalog.storage, plan)
     files, live = queue.files(), catalog.require_live().release
     migrated, documents, version = _counted(catalog, plan, made)
-    of_log, no_log = _of_log(catalog, plan, gate, (migrated, documents))
-    added, seconds = sum(b.added for b in made), sum(b.seconds for b in made if b.added)
+    newer = _newer(catalog, plan, version)
+    known = max(documents, newer or 0)
+    of_log, no_log = _of_log(catalog, plan, gate, (migrated, known))
     return LazyStatus(
         lazy=lazy,
         instead=None if live.origin == plan.live else live.id,
         migrated=migrated,
         documents=documents,
-        newer=_newer(catalog, plan, version),
+        newer=newer,
         of_log=of_log,
         no_log=no_log,
         queued=len(queue.read(files)),
@@ -125,8 +132,16 @@ def status_of(catalog: Catalog, lazy: Lazy, gate: GateConfig | None = None) -> L
         tokens=sum(b.tokens for b in made),
         model_s=round(sum(b.model_s for b in made), 3),
         seconds=round(sum(b.seconds for b in made), 3),
-        sweep_s=round((documents - migrated) * seconds / added, 1) if added else None,
+        sweep_s=None
+        if newer is not None and migrated >= known
+        else _sweep_s(made, known - migrated),
     )
+
+
+def _sweep_s(made: list[Batch], documents: int) -> float | None:
+    """Return how long a sweep of so many documents takes, at the rate of these batches."""
+    added, seconds = sum(b.added for b in made), sum(b.seconds for b in made if b.added)
+    return round(documents * seconds / added, 1) if added else None
 
 
 def _counted(catalog: Catalog, plan: LazyPlan, made: list[Batch]) -> tuple[int, int, int]:
@@ -163,7 +178,7 @@ def _of_log(
     try:
         log = popularity(absolute_queries(gate), dict(catalog.query_options))
     except UsageError as error:
-        return None, error.what
+        return None, "; ".join(filter(None, (error.what, error.why, error.fix)))
     if log is None or not log.results:
         return None, f"{gate.logged} lists neither what was shown nor what was clicked"
     return _answers(catalog, plan, log, counts), None

@@ -444,7 +444,7 @@ def test_a_sweep_takes_what_most_logged_queries_showed_before_the_rest(place, tm
     assert place.sweep(logged=log).is_complete
 
 
-def test_coverage_is_of_the_documents_that_the_source_has_while_live_is_behind(place):
+def test_coverage_is_of_the_documents_that_the_source_has_while_live_is_behind(place, tmp_path):
     place.start()
     rows = [{**row, "doc_id": f"x{n:05d}"} for n, row in enumerate(documents(200, 1))]
     lance.write_dataset(pa.Table.from_pylist(rows), place.uri, mode="append")
@@ -456,11 +456,21 @@ def test_coverage_is_of_the_documents_that_the_source_has_while_live_is_behind(p
     assert "450 of 600 documents migrated (75.0%)" in "\n".join(lazied(found))
     place.sweep()
     assert status_of(place.catalog, lazies.current(place.catalog)).is_complete
-    place.source.delete("doc_id like 'x%'")
+    more = [{**row, "doc_id": f"y{n:05d}"} for n, row in enumerate(documents(200, 2))]
+    lance.write_dataset(pa.Table.from_pylist(more), place.uri, mode="append")
+    gate = place.config(gate={"logged": log_of(tmp_path, {"shown": ["d00001"]})}).gate
+    found = status_of(place.catalog, lazies.current(place.catalog), gate)
+    assert (found.coverage, found.is_complete, found.of_log.levels_off) == (0.75, False, 0.75)
+    assert found.sweep_s == pytest.approx(200 * found.seconds / 540, abs=0.1)
+    assert found.sweep_s > 0
+    assert "600 of 800 documents migrated (75.0%)" in "\n".join(lazied(found))
+    place.source.delete("doc_id like 'x%' or doc_id like 'y%'")
     found = status_of(place.catalog, lazies.current(place.catalog))
     assert (found.coverage, found.newer, found.is_complete) == (1, DOCUMENTS, False)
     shown = "\n".join(lazied(found))
     assert "the source has a newer version since, of 400 documents" in shown
+    assert found.sweep_s is None
+    assert "when a sweep would end is not known: it must first read what changed" in shown
     assert "Next: reembed sweep" in shown
     place.sweep()
     found = status_of(place.catalog, lazies.current(place.catalog))
@@ -509,6 +519,9 @@ def test_what_is_not_known_of_answers_is_said_with_the_reason(place, tmp_path):
     assert "of answers: not known (no query log: set gate.logged)" in why(None)
     assert "lists neither what was shown nor what was clicked" in why(log_of(tmp_path, {}))
     assert "cannot read logged queries" in why(str(tmp_path / "none.jsonl"))
+    shown = why(log_of(tmp_path, {"shown": "d00001"}))
+    assert "not usable; shown is not a list of document ids: 'd00001'; correct it" in shown
+    assert shown.count("not usable") == 1
     assert "0.0% of the clicks of 1 logged query" in why(log_of(tmp_path, {"clicks": ["nobody"]}))
 
 
@@ -707,7 +720,14 @@ def test_what_is_live_and_status_are_told_of_the_alias_alone(place):
     shown = found.lazy.to_json()
     assert (shown["state"], shown["coverage"], shown["documents"]) == ("running", 0.2, DOCUMENTS)
     assert (shown["queued"], shown["embedded"]) == (1, 20)
-    lazy.stop(place.catalog, "no", keep=False)
+    shown = "\n".join(lazied(found.lazy))
+    assert "1 batch: 20 documents" in shown
+    assert "(not counted: the start, and batches that were killed)" in shown
+    dropped = lazy.stop(place.catalog, "no", keep=False)
+    shown = "\n".join(lazied(status_of(place.catalog, dropped)))
+    assert "80 of 400 documents migrated" in shown
+    assert "a sweep would" not in shown
+    assert "traffic alone" not in shown
     assert status(place.catalog).lazy is None
 
 
