@@ -130,7 +130,7 @@ def _finish(r: LazyStatus) -> Iterator[str]:
         days = f" in {log.days:.1f} days" if log.days else ""
         yield (
             f"traffic alone would level off near {log.levels_off:.0%} of the documents: the log {shown}"
-            f" {log.documents:,} different ones{days}, {log.migrated:,} of them migrated"
+            f" {log.documents:,} different ones{days}, {log.migrated:,} of them migrated{_gone(log.gone)}"
         )
     else:
         yield "how far traffic alone would lead is not known either"
@@ -140,6 +140,10 @@ def _finish(r: LazyStatus) -> Iterator[str]:
         yield "when a sweep would end is not known: it must first read what changed in the source"
     else:
         yield "when a sweep would end is not known: no batch has migrated a document yet"
+
+
+def _gone(documents: int) -> str:
+    return f", and {documents:,} that the source does not have" if documents else ""
 
 
 def _time(seconds: float) -> str:

@@ -40,13 +40,15 @@ def _rows(r: Simulated, course: Course) -> Iterator[tuple[str, ...]]:
     named = [f"{metric_name(r.judged.metric)} {rule}" for rule in r.fusions] if r.judged else []
     days = ["days"] if any(point.days for point in course.points) else []
     yield "queries", *days, "documents", "results", *named
-    for p in course.points:
+    for p in course.points[:1] if course.complete == 0 else course.points:  # the others are equal
         passed = [f"{p.days or 0:.1f}" for _ in days]
         measured = [f"{p.quality[rule]:.4f}" for rule in _rules(r)]
         yield f"{p.queries:,}", *passed, f"{p.documents:.1%}", f"{p.answers:.1%}", *measured
 
 
 def _end(course: Course) -> str:
+    if course.complete == 0:
+        return "the start alone migrates every document"
     if course.complete is not None:
         return f"every document is migrated after {counted(course.complete, 'query')}"
     return f"{course.points[-1].documents:.1%} of the documents are migrated in the end, not all"

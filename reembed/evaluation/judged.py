@@ -142,17 +142,28 @@ def log_of_rows(rows: Iterable[tuple[str, Row]], kept: Kept) -> Log:
     count = empty = 0
     for at, row in rows:
         count += 1
-        text = field_of(row, "text", at)
-        if text is None or (isinstance(text, str) and not text.strip()):
+        words = logged_words(row, at)
+        if words is None:
             empty += 1
             continue
-        words = words_of(row, at)
         query_id = row.get("query_id")
         named = _name(words) if query_id is None else id_of(query_id, at)
         if words not in queries:
             queries[words] = _query(row, named, {}, at, kept)
         queries[words].qrels.update(dict.fromkeys(ids_in(row, CLICKS, at), 1))
     return Log(list(queries.values()), count, empty)
+
+
+def logged_words(row: Row, place: str) -> str | None:
+    """Return the text of a logged query; None if it has none.
+
+    Raises:
+        UsageError: the row has no field `text`, or it is not a string.
+    """
+    text = field_of(row, "text", place)
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return None
+    return words_of(row, place)
 
 
 def _name(text: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from reembed.config.gate import GateConfig
@@ -39,6 +39,13 @@ class Popularity:
         """
         once, twice = (sum(n == times for n in self.times.values()) for times in (1, 2))
         return len(self.times) + once * (once - 1) / (2 * (twice + 1))
+
+    def without(self, doc_ids: Iterable[str]) -> Popularity:
+        """Return what it showed beside some documents."""
+        left = dict.fromkeys(doc_ids)
+        times = {doc_id: n for doc_id, n in self.times.items() if doc_id not in left}
+        fewer = sum(self.times.get(doc_id, 0) for doc_id in left)
+        return replace(self, times=times, results=self.results - fewer)
 
 
 def popularity(gate: GateConfig, options: dict[str, str]) -> Popularity | None:

@@ -9,6 +9,7 @@ Shapes: N documents, R queries of the log, T different texts among them, K resul
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from reembed import digests
 from reembed.digests import Digests
 from reembed.errors import UsageError
-from reembed.evaluation.judged import place_of_log, time_of
+from reembed.evaluation.judged import logged_words, place_of_log, time_of
 from reembed.evaluation.metrics import Ranked
 from reembed.table.read import TableVersion
 
@@ -78,18 +79,27 @@ class Documents:
 
 
 def asked_of(uri: str, options: dict[str, str], most: int) -> Asked:
-    """Return the last queries of a log, so many at most, in the order of their times if all have one.
+    """Return the last queries of a log, so many at most: by their times if all have one, else those at its end.
 
     Raises:
-        UsageError: the log cannot be read, or has no text.
+        UsageError: the log cannot be read, a row cannot be used, or none has a text.
     """
-    place, rows = place_of_log(uri, options), 0
+    place, rows, all_timed = place_of_log(uri, options), 0, True
     last: deque[tuple[str, str | None]] = deque(maxlen=most)
+    latest: list[tuple[str, int, str]] = []  # a heap: a log may have its newest query first
     for at, row in place.rows({"text", "timestamp"}):
         rows += 1
-        text = row.get("text")
-        if isinstance(text, str) and text.strip():
-            last.append((text, time_of(row, at)))
+        text = logged_words(row, at)
+        if text is None:
+            continue
+        time = time_of(row, at)
+        last.append((text, time))
+        all_timed = all_timed and time is not None
+        if all_timed:
+            add = heapq.heappush if len(latest) < most else heapq.heappushpop
+            add(latest, (time or "", rows, text))
+    if all_timed:
+        last = deque((text, time) for time, _, text in sorted(latest))
     if not last:
         raise UsageError(f"{place.uri}: no query has a text", f"{rows} rows were read", place.fix)
     times = [datetime.fromisoformat(time) for _, time in last if time]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reembed.catalog.lazies import Lazy, LazyPlan
 from reembed.catalog.lazy_batches import Batch, batches
@@ -14,6 +14,9 @@ from reembed.errors import SourceError, UsageError
 from reembed.evaluation.popularity import Popularity, popularity
 from reembed.store.paths import absolute_queries
 from reembed.store.records import encode
+
+if TYPE_CHECKING:
+    from reembed.source.dataset import Source
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class OfLog:
     days: float | None
     """From its first query to its last; None without times."""
     documents: int
-    """Different documents that it showed."""
+    """Different documents that it showed, of those that the source has."""
     migrated: int
     """Those of them that are migrated."""
     answers: float
     """Share of the results of all queries that are migrated."""
     levels_off: float
     """Share of the documents that queries like these would migrate in the end, without a sweep."""
+    gone: int
+    """Different documents that it showed and the source does not have: they are counted nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,10 @@ def status_of(catalog: Catalog, lazy: Lazy, gate: GateConfig | None = None) -> L
     queue, made = Queue(catalog.storage, plan), batches(catalog.storage, plan)
     files, live = queue.files(), catalog.require_live().release
     migrated, documents, version = _counted(catalog, plan, made)
-    newer = _newer(catalog, plan, version)
+    source = _source(catalog, plan)
+    newer = _newer(source, version)
     known = max(documents, newer or 0)
-    of_log, no_log = _of_log(catalog, plan, gate, (migrated, known))
+    of_log, no_log = _of_log(catalog, plan, gate, (migrated, known), source)
     return LazyStatus(
         lazy=lazy,
         instead=None if live.origin == plan.live else live.id,
@@ -158,19 +164,28 @@ def _counted(catalog: Catalog, plan: LazyPlan, made: list[Batch]) -> tuple[int, 
     return migrated, plan.documents, plan.source.version
 
 
-def _newer(catalog: Catalog, plan: LazyPlan, version: int) -> int | None:
-    from reembed.source import members  # loads Lance, which records do not need
-    from reembed.source.dataset import Source
+def _source(catalog: Catalog, plan: LazyPlan) -> Source | None:
+    """Return the source at its newest version; None if it cannot be read."""
+    from reembed.source.dataset import Source  # loads Lance, which records do not need
 
     try:
-        newest = Source(plan.source, catalog.source_options).newest()
-        return members.count(newest) if newest.version != version else None
+        return Source(plan.source, catalog.source_options).newest()
     except (SourceError, OSError, ValueError):  # `reembed status` says why beside the live release
         return None
 
 
+def _newer(newest: Source | None, version: int) -> int | None:
+    from reembed.source.members import count
+
+    return count(newest) if newest is not None and newest.version != version else None
+
+
 def _of_log(
-    catalog: Catalog, plan: LazyPlan, gate: GateConfig | None, counts: tuple[int, int]
+    catalog: Catalog,
+    plan: LazyPlan,
+    gate: GateConfig | None,
+    counts: tuple[int, int],
+    source: Source | None,
 ) -> tuple[OfLog | None, str | None]:
     """Return what the log says; else why nothing is known."""
     if gate is None or gate.logged is None:
@@ -181,17 +196,32 @@ def _of_log(
         return None, "; ".join(filter(None, (error.what, error.why, error.fix)))
     if log is None or not log.results:
         return None, f"{gate.logged} lists neither what was shown nor what was clicked"
-    return _answers(catalog, plan, log, counts), None
+    cold, gone = _cold(catalog, plan, log, source, any_held=counts[0] > 0)
+    log = log.without(gone)
+    if not log.results:
+        return None, f"the source has none of the documents that {gate.logged} lists"
+    return _answers(log, cold, len(gone), counts), None
 
 
-def _answers(catalog: Catalog, plan: LazyPlan, log: Popularity, counts: tuple[int, int]) -> OfLog:
-    from reembed.source.members import Members
+def _cold(
+    catalog: Catalog, plan: LazyPlan, log: Popularity, source: Source | None, *, any_held: bool
+) -> tuple[list[str], list[str]]:
+    """Return documents of a log that are not migrated, and those that the source does not have, as far as it is read.
 
-    migrated, documents = counts
+    Without `any_held` nothing is migrated, and gc may have removed what held it.
+    """
+    from reembed.source.members import Members, not_in
+
     cold = list(log.times)
-    if migrated:  # else gc may have removed them
+    if any_held:
         held = Members(catalog.storage, plan.members, plan.source).held()
         cold = list(map(str, held.without(cold)))
+    gone = dict.fromkeys(map(str, not_in(source, cold))) if source else {}
+    return [doc_id for doc_id in cold if doc_id not in gone], list(gone)
+
+
+def _answers(log: Popularity, cold: list[str], gone: int, counts: tuple[int, int]) -> OfLog:
+    migrated, documents = counts
     unseen = (log.ever - len(log.times)) * (1 - migrated / max(1, documents))
     in_the_end = migrated + len(cold) + unseen
     return OfLog(
@@ -199,6 +229,7 @@ def _answers(catalog: Catalog, plan: LazyPlan, log: Popularity, counts: tuple[in
         only_clicks=log.only_clicks,
         days=log.days,
         documents=len(log.times),
+        gone=gone,
         migrated=len(log.times) - len(cold),
         answers=(sum(log.times.values()) - sum(log.times[d] for d in cold)) / log.results,
         levels_off=min(1.0, in_the_end / max(1, documents)),

@@ -245,6 +245,15 @@ def row_ids_of(source: Source, doc_ids: Sequence[str | int]) -> tuple[Digests, I
     return np.concatenate(hashes), np.concatenate(row_ids)
 
 
+def not_in(source: Source, doc_ids: Sequence[str | int]) -> list[str | int]:
+    """Return those of some documents that a source does not have, in their order."""
+    if not doc_ids:
+        return []
+    found, _ = row_ids_of(source, doc_ids)
+    there = digests.find(np.sort(found), digests.of_ids(doc_ids)) >= 0
+    return [doc_id for doc_id, is_there in zip(doc_ids, there, strict=True) if not is_there]
+
+
 def _is_text(name: str) -> bool:
     """Return whether it can be stored: half a character cannot."""
     return name.isascii() or name.encode("utf-8", "replace").decode() == name

@@ -19,9 +19,11 @@ from reembed.catalog.releases import Catalog
 from reembed.config.settings import Config
 from reembed.engine.executor import Executor
 from reembed.errors import UsageError
-from reembed.evaluation.popularity import popularity
+from reembed.evaluation.popularity import Popularity, popularity
 from reembed.events import Listener, Notice
 from reembed.plural import counted
+from reembed.source.dataset import Source
+from reembed.source.members import not_in
 from reembed.store.paths import absolute_queries
 from reembed.strategies.lazy import Sweeping, batch, running
 
@@ -83,7 +85,7 @@ def sweep(
     plan = running(catalog).plan
     _require_same_model(config, plan)
     log = popularity(absolute_queries(config.gate), dict(catalog.query_options))
-    popular = deque(log.times if log else ())
+    popular = deque(_without_gone(catalog, plan, log) if log else ())
     sweeping = Sweeping(popular, 1.0 if limits.until is None else limits.until)
     began, added, made, idle = time.monotonic(), 0, 0, 0
     with executor.connected(config) as connected:
@@ -107,6 +109,12 @@ def sweep(
             ended = ended or _paused_before(catalog, following)
             if ended is not None:
                 return replace(swept, ended=ended)
+
+
+def _without_gone(catalog: Catalog, plan: LazyPlan, log: Popularity) -> dict[str, int]:
+    """Return the documents of a log that the source has: others would take places of a batch."""
+    source = Source(plan.source, catalog.source_options).newest()
+    return log.without(map(str, not_in(source, list(log.times)))).times
 
 
 def _require_same_model(config: Config, plan: LazyPlan) -> None:

@@ -33,6 +33,8 @@ def test_a_query_counts_each_document_once_that_it_showed_or_that_was_clicked(tm
     )
     assert list(found.times.items()) == [("c", 2), ("7", 1), ("a", 1), ("b", 1)]
     assert (found.queries, found.results, found.only_clicks, found.days) == (3, 5, False, None)
+    rest = found.without(["c", "7", "nobody"])
+    assert (rest.times, rest.results, rest.ever) == ({"a": 1, "b": 1}, 2, 3)
     assert counted(tmp_path, {"clicks": ["a"]}, {}).only_clicks
 
 

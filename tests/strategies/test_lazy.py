@@ -433,9 +433,9 @@ def test_a_sweep_takes_what_most_logged_queries_showed_before_the_rest(place, tm
     drawn = set(place.texts())
     order = [f"d{i:05d}" for i in range(DOCUMENTS) if f"d{i:05d}" not in drawn]
     often, twice, once = order[-1], order[-2], order[-3]
-    same = {"text": "asked often", "shown": [often, "nobody", *sorted(drawn)[:3]]}
+    same = {"text": "asked often", "shown": ["deleted", often, "nobody", *sorted(drawn)[:3]]}
     log = log_of(tmp_path, same, same, same, {"shown": [once, twice]}, {"clicks": [twice]})
-    place.sweep(batch_documents=1, budget=1, logged=log)
+    assert place.sweep(batch_documents=1, budget=1, logged=log).batches == 1
     assert place.texts().keys() == {*drawn, often}
     place.sweep(batch_documents=1, budget=1, logged=log)
     assert place.texts().keys() == {*drawn, often, twice}
@@ -522,7 +522,12 @@ def test_what_is_not_known_of_answers_is_said_with_the_reason(place, tmp_path):
     shown = why(log_of(tmp_path, {"shown": "d00001"}))
     assert "not usable; shown is not a list of document ids: 'd00001'; correct it" in shown
     assert shown.count("not usable") == 1
-    assert "0.0% of the clicks of 1 logged query" in why(log_of(tmp_path, {"clicks": ["nobody"]}))
+    assert "the source has none of the documents" in why(log_of(tmp_path, {"clicks": ["nobody"]}))
+    cold = next(d for d in ids_of(range(DOCUMENTS)) if d not in place.texts())
+    assert "0.0% of the clicks of 1 logged query" in why(log_of(tmp_path, {"clicks": [cold]}))
+    shown = why(log_of(tmp_path, {"shown": [*sorted(place.texts())[:3], "nobody"]}))
+    assert "100.0% of the results of 1 logged query are migrated" in shown
+    assert "3 different ones, 3 of them migrated, and 1 that the source does not have" in shown
 
 
 def test_a_sweep_ends_when_the_migration_is_paused(place):

@@ -18,6 +18,7 @@ from reembed.cli.verbs.lazy import rate
 from reembed.config.settings import Config
 from reembed.encoders import load_encoder
 from reembed.errors import UsageError
+from reembed.evaluation.replay import asked_of
 from reembed.strategies import lazy_side
 from reembed.strategies.simulate import Rate, Simulated, Wanted, simulate
 
@@ -181,6 +182,10 @@ def test_without_judged_queries_only_coverage_is_said(lazy, config, monkeypatch)
     assert "quality: not known (no judged queries: set gate.queries)" in said
     assert "not all" in said
     assert found.to_json()["courses"][0]["complete"] is None
+    monkeypatch.setattr(lazy_side, "DOCUMENTS", 300)
+    said = "\n".join(simulated(asked(lazy, config.model_copy(update={"gate": gate}))))
+    assert "the start alone migrates every document" in said
+    assert (said.count("100.0%"), "after 0 queries" in said) == (2, False)
 
 
 def test_only_the_last_queries_are_replayed_and_a_sweep_by_time_follows_the_log(lazy, config):
@@ -189,6 +194,13 @@ def test_only_the_last_queries_are_replayed_and_a_sweep_by_time_follows_the_log(
     last = found.courses[1].points[-1]
     assert last.days == pytest.approx(found.courses[0].points[-1].days)
     migrated = last.documents * 300
+    file = Path(config.gate.logged)
+    rows = sorted(file.read_text().splitlines(), key=lambda line: json.loads(line)["timestamp"])
+    file.write_text("\n".join(reversed(rows)) + "\n")
+    replayed = asked_of(str(file), {}, 25)
+    assert [replayed.texts[at] for at in replayed.text] == [
+        json.loads(row)["text"] for row in rows[-25:]
+    ]
     assert FIRST + 48 * 24 * last.days >= migrated >= min(300, FIRST + 40 * 24 * last.days)
 
 
@@ -200,6 +212,10 @@ def test_what_cannot_be_simulated_is_refused_with_the_reason(lazy, config, tmp_p
         asked(lazy, without(logged=None))
     with pytest.raises(UsageError, match="cannot read logged queries"):
         asked(lazy, without(logged=str(tmp_path / "none.jsonl")))
+    number = tmp_path / "number.jsonl"
+    number.write_text('{"text": null}\n{"text": "bada"}\n{"text": 7}\n')
+    with pytest.raises(UsageError, match=r"number\.jsonl:3: not usable"):
+        asked(lazy, without(logged=str(number)))
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": " "}\n')
     with pytest.raises(UsageError, match="no query has a text"):
