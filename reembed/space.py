@@ -86,6 +86,12 @@ class Space:
         """12 hex digits of a digest over every field except the labels."""
         return sha256_of({k: v for k, v in asdict(self).items() if k not in _LABELS})[:12]
 
+    def beside(self, other: Space) -> str:
+        """Return the model's name for people, with the id where another space has the same name."""
+        if self.model != other.model or self.id == other.id:
+            return self.model
+        return f"{self.model} (space {self.id})"
+
     @property
     def tokenizer_sha256(self) -> str | None:
         """Digest of the tokenizer's files; None if a provider tokenizes."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
-from reembed.catalog.query_model import StoredSpace
+from reembed.catalog.query_model import Bridge, QueryModel, StoredSpace
+from reembed.catalog.releases import Release
+from reembed.config.settings import EncoderConfig
 from reembed.errors import IntegrityError, SpaceMismatch
 from reembed.space import ContentIdentity, ProviderIdentity, Space
 from reembed.store.records import decode, encode
@@ -62,6 +65,21 @@ def test_labels_and_tokenizer_do_not_tell_models_apart():
     assert other.model_sha256 == CONTENT.identity.model_sha256
     assert dataclasses.replace(CONTENT, identity=other).id != CONTENT.id
     assert (CONTENT.tokenizer_sha256, PROVIDER.tokenizer_sha256) == ("t", None)
+
+
+def test_two_models_of_one_name_are_told_apart_by_the_ids_of_their_spaces():
+    prompted = dataclasses.replace(CONTENT, prompt_query="query: ")
+    asks = QueryModel(prompted, EncoderConfig(model="m"), "0" * 64, Bridge("b", "s", 9, 9))
+    ours = f"m (space {prompted.id})"
+    assert asks.beside(CONTENT) == f"{ours} over a bridge of 9 documents"
+    assert asks.label == "m over a bridge of 9 documents"
+    release = SimpleNamespace(space=CONTENT, queries=asks)
+    assert (
+        Release.model.fget(release) == f"m (space {CONTENT.id}), queries by {asks.beside(CONTENT)}"
+    )
+    assert (
+        CONTENT.beside(CONTENT) == CONTENT.beside(dataclasses.replace(prompted, model="n")) == "m"
+    )
 
 
 def test_what_differs_between_two_kinds_of_identity_is_named():

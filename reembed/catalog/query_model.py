@@ -48,6 +48,11 @@ class QueryModel:
     @property
     def label(self) -> str:
         """Return the model's name for people, with its bridge."""
+        return self.beside(self.space)
+
+    def beside(self, documents: Space) -> str:
+        """Return the label next to the model of the documents: also with the id where both have one name."""
+        name = self.space.beside(documents)
         if self.bridge is None:
-            return self.space.model
-        return f"{self.space.model} over a bridge of {self.bridge.fitted:,} documents"
+            return name
+        return f"{name} over a bridge of {self.bridge.fitted:,} documents"

@@ -113,7 +113,8 @@ class Release:
         """Return its models for people: one, or that of the documents and that of the queries."""
         if self.queries is None:
             return self.space.model
-        return f"{self.space.model}, queries by {self.queries.label}"
+        documents = self.space.beside(self.queries.space)
+        return f"{documents}, queries by {self.queries.beside(self.space)}"
 
     @property
     def model_sha256(self) -> str:

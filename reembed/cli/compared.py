@@ -14,6 +14,7 @@ from reembed.plural import counted
 from reembed.store.storage import readable
 
 if TYPE_CHECKING:
+    from reembed.catalog.reports import ReleaseSummary
     from reembed.evaluation.comparisons import Comparison
 
 
@@ -25,7 +26,7 @@ def compared(c: Comparison) -> Lines:
         f" {counted(c.queries.count, 'query')}"
     )
     sides = (("candidate", new), ("live", live))
-    yield from aligned([(n, s.model, f"{s.dim} dimensions", documents_of(s)) for n, s in sides])
+    yield from aligned([(n, *_model(s, c), documents_of(s)) for n, s in sides])
     yield ""
     yield from aligned([*_metrics(c), *_operation(c)], right=(1, 2))
     yield ""
@@ -36,6 +37,13 @@ def compared(c: Comparison) -> Lines:
     yield from (f"  the sources differ: {words}" for words in c.documents.differ)
     yield coloured(c.verdict, c.verdict, before="verdict: ", after=f"   report: {c.report}")
     yield from next_lines(*choices(c))
+
+
+def _model(side: ReleaseSummary, c: Comparison) -> tuple[str, str]:
+    """Return a side's model, with the id of its space where both have the same name."""
+    one_name = c.live.model == c.candidate.model and c.live.space != c.candidate.space
+    name = f"{side.model} (space {side.space})" if one_name else side.model
+    return name, f"{side.dim} dimensions"
 
 
 def _metrics(c: Comparison) -> Iterator[tuple[str, ...]]:

@@ -116,7 +116,7 @@ def _query_only(live: Release, promoted: AliasRecord | None) -> Lines:
         proof = (
             f"{shown.verdict} in comparison {shown.number} of {shown.candidate} with {shown.live}"
         )
-    yield f"{INDENT}documents by {live.space.model}, queries by {live.queries.label}: {proof}"
+    yield f"{INDENT}documents by {live.model}: {proof}"
 
 
 def _candidates(r: Status) -> Lines:
@@ -233,6 +233,10 @@ def _moved(r: Moved) -> Lines:
         return
     before = r.before or "nothing"
     yield f"{r.alias}: {before} -> {new.id} ({new.model}), generation {r.generation}"
+    if r.lazy is not None:
+        yield f"  lazy migration {r.lazy} does not serve while {new.id} is live:"
+        yield f"{INDENT}`reembed rollback --to {r.before}` brings it back"
+        yield f"{INDENT}`reembed lazy stop --drop --reason 'another line is live'` gives it up"
     yield from _left_out(r.grounds)
     if r.grounds.shadow:
         yield f"  {by_itself(r.grounds.shadow)}"

@@ -4,7 +4,7 @@ search documents by the other.
 It is a rotation, the solution of the orthogonal Procrustes problem (Schoenemann 1966, Psychometrika 31; for word
 vectors Smith et al. 2017, arXiv 1702.03859), fitted to pairs of vectors of the same texts. Between spaces of other
 dimensions it is the same problem with zeros in place of the missing ones. Ridge regression was measured, too, and
-found less in every pair of models (docs/evaluate.md): a rotation keeps how the new model's vectors lie to each
+found less in every pair of models (docs/query-only.md): a rotation keeps how the new model's vectors lie to each
 other, and has nothing else to fit.
 """
 

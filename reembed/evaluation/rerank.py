@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from reembed import encoders
 from reembed.catalog.alias import who
 from reembed.catalog.lazies import Predicted
 from reembed.catalog.releases import Catalog, Release
@@ -157,7 +158,7 @@ def predict(
             **vars(combine()),
             alias=live.alias,
             live=live.summary(),
-            model=config.encoder.model,
+            model=_model(config, live),
             reason=without_evidence,
             by=who(),
             at=now(),
@@ -210,7 +211,7 @@ def _judged(
         **vars(verdict),
         alias=live.alias,
         live=live.summary(),
-        model=config.encoder.model,
+        model=_model(config, live),
         queries=Judged(queries.sets, queries.sha256, len(queries.texts), again.not_embedded),
         metrics=tuple(_predicted(rule, pairs, queries) for rule in changes),
         not_predicted=tuple(key for key in gate.metrics if key not in predicted),
@@ -273,6 +274,13 @@ def _require_evidence(gate: GateConfig, reason: str | None) -> None:
             "gate.queries is empty",
             "set gate.queries to judged queries, or give a reason to start without evidence",
         )
+
+
+def _model(config: Config, live: Release) -> str:
+    """Return the new model's name, with the id of its space where live's model has the same name."""
+    if config.encoder.model != live.space.model:
+        return config.encoder.model
+    return encoders.describe(config.encoder, live.space.vector_dtype).beside(live.space)
 
 
 def require_same_texts(config: Config, live: Release) -> None:

@@ -9,7 +9,7 @@ from reembed.catalog.releases import AliasRecord, Catalog, Release, Standing
 from reembed.catalog.runs import Run, started_with
 from reembed.config.settings import Config
 from reembed.errors import UsageError
-from reembed.store.paths import absolute
+from reembed.store.paths import absolute, from_anywhere
 
 
 def newest_of(catalog: Catalog, release: Release) -> Release:
@@ -117,10 +117,20 @@ def named_or_own(catalog: Catalog, config: Config, release_id: str | None) -> Re
     Raises:
         UsageError: there is none.
     """
-    own = release_of(catalog, config) if release_id is None else catalog.release(release_id)
+    if release_id is not None:
+        return catalog.release(release_id)
+    own = release_of(catalog, config) or _with_queries_by(catalog, config)
     if own is None:
         raise none_built(catalog, catalog.live())
     return own
+
+
+def _with_queries_by(catalog: Catalog, config: Config) -> Release | None:
+    """Return the one candidate whose query model alone is the config's; None if there are none, or several."""
+    encoder = from_anywhere(config.encoder)
+    releases = (catalog.release(e.id) for e in candidates(catalog, catalog.live()))
+    mine = [r for r in releases if r.queries is not None and r.queries.encoder == encoder]
+    return mine[0] if len(mine) == 1 else None
 
 
 def by_default(catalog: Catalog, config: Config) -> Release:

@@ -7,6 +7,7 @@ from typing import Any
 
 from obstore.exceptions import BaseError
 
+from reembed.catalog import lazies
 from reembed.catalog.releases import Action, AliasRecord, Catalog, Release
 from reembed.catalog.reports import Grounds
 from reembed.errors import ReembedError
@@ -30,6 +31,8 @@ class Moved:
     grounds: Grounds
     behind: Lag
     """How far the release is behind its source."""
+    lazy: int | None = None
+    """Number of the lazy migration that served with `before` and does not with `release`; None without one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `reembed promote --json` and `reembed rollback --json` print."""
@@ -42,6 +45,7 @@ class Moved:
             "model": self.release.model,
             **asdict(self.grounds),
             "behind": self.behind.to_json(),
+            "lazy": self.lazy,
         }
 
 
@@ -87,7 +91,18 @@ def moved(catalog: Catalog, record: AliasRecord, made: AliasMoved | None) -> Mov
         release=record.release,
         grounds=record.grounds,
         behind=behind(catalog, record.release),
+        lazy=_left(catalog, record, made),
     )
+
+
+def _left(catalog: Catalog, record: AliasRecord, made: AliasMoved | None) -> int | None:
+    """Return the lazy migration that a step leaves: it serves with the line it was started on, and no other."""
+    found = lazies.current(catalog)
+    if found is None or not found.serves or made is None or made.before is None:
+        return None
+    line = found.plan.live
+    left = catalog.release(made.before).origin == line != record.release.origin
+    return found.plan.number if left else None
 
 
 def roll_back(

@@ -216,12 +216,17 @@ class OpenRelease:
             return queries
         if not isinstance(queries, EncodedQueries):
             return self.encode_queries(queries)
-        vectors = queries.of(self.release.query_model.id)
+        asks = self.release.query_model
+        vectors = queries.of(asks.id)
         if vectors is None:
+            needed = f"release {self.release.id} is of space {asks.id}"
+            why = "another model is live than the one that made them"
+            if self.release.queries is not None:
+                needed = f"queries of release {self.release.id} are by {asks.label}, {asks.id}"
+                why = "its query_model.id is compared, not its space.id, which is that of its documents"
             raise SpaceMismatch(
-                f"the query vectors are of space {queries.space}, release {self.release.id} is of space"
-                f" {self.release.query_model.id}",
-                "another model is live than the one that made them",
+                f"the query vectors are of space {queries.space}, {needed}",
+                why,
                 "index.search(index.encode_queries(texts))     # with the same texts",
             )
         return vectors

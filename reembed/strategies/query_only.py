@@ -33,12 +33,12 @@ from reembed.engine.documents import texts_of
 from reembed.engine.executor import HERE, Executor, Needs, Tasks
 from reembed.errors import GateFailed, SourceError, UsageError
 from reembed.evaluation import queries as evalset
-from reembed.events import AlreadyBuilt, Listener, Working, to_all
+from reembed.events import AlreadyBuilt, Listener, Notice, Working, to_all
 from reembed.plural import counted
 from reembed.source.dataset import Source
 from reembed.source.lag import caught_up
 from reembed.space import Space, sha256_of
-from reembed.store.paths import from_anywhere
+from reembed.store.paths import absolute, from_anywhere
 from reembed.store.storage import Storage
 from reembed.strategies import rebuild_plan, steps
 from reembed.strategies.catch_up_plan import as_planned
@@ -123,7 +123,8 @@ class _Asked:
                 "reembed run --query-only --set gate.queries=FOLDER     # FOLDER: judged queries (docs/evaluate.md)",
             )
         space = encoders.describe(config.encoder, live.space.vector_dtype)
-        if space.id == live.query_model.space.id and (pairs is None or live.queries is None):
+        is_same = space.id == live.query_model.space.id
+        if is_same and (live.queries is None or (pairs, live.queries.bridge) == (None, None)):
             raise UsageError(
                 f"{live.id}, which is live, has this model for its queries already",
                 f"encoder names {space.model}, space {space.id}",
@@ -136,6 +137,7 @@ class _Asked:
                 "such queries cannot be searched on these documents as they are",
                 "reembed run     # embeds the documents with the new model; or: reembed run --query-only --bridge 1000",
             )
+        _require_same_documents(config, live)
         source = caught_up(catalog, live)
         if not source.is_as_planned(source.ref):
             raise SourceError(
@@ -150,6 +152,31 @@ class _Asked:
         """What the lines of the same models are filed under: not with rebuilds of the query model."""
         decides = {"documents": self.live.origin, "queries": self.space.id, "pairs": self.pairs}
         return sha256_of({"alias": self.config.alias, **decides})[:8]
+
+
+def _require_same_documents(config: Config, live: Release) -> None:
+    """Refuse other settings than those by which live has its documents: they would have no effect."""
+    used = {
+        "source.uri": live.source.uri,
+        "source.id_column": live.source.id_column,
+        "source.text": live.source.text,
+        "source.filter": live.source.filter,
+        "table.carry": list(live.source.carry),
+    }
+    asked = {
+        "source.uri": absolute(config.source.uri),
+        "source.id_column": config.source.id_column,
+        "source.text": config.source.text,
+        "source.filter": config.source.filter,
+        "table.carry": list(config.table.carry),
+    }
+    differ = [f"{n} is {asked[n]!r}, of live {used[n]!r}" for n in used if asked[n] != used[n]]
+    if differ:
+        raise UsageError(
+            f"such a release has the documents of {live.id}, which other settings decide",
+            "; ".join(differ),
+            "reembed run     # embeds the documents with these settings",
+        )
 
 
 def _place(asked: _Asked, *, fresh: bool) -> tuple[Place, bool]:
@@ -230,6 +257,10 @@ def _query_model(asked: _Asked, run: Run, executor: Executor, emit: Listener) ->
     sample = None
     if asked.pairs is not None:
         sample = _Sample.drawn(asked, asked.pairs)
+        least = max(asked.space.dim, asked.live.space.dim)
+        if len(sample.rows) <= least:
+            fitted = counted(len(sample.rows), "document")
+            emit(Notice(f"a bridge of {fitted} is weak: {least} dimensions need more documents"))
         emit(Working(f"embedding {counted(len(sample.rows), 'document')} with {asked.space.model}"))
         where = executor.connected(config)
     with where as tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from scipy.linalg import orthogonal_procrustes
 from tiny_models import static_model
 
 import reembed
-from reembed import Config, api
+from reembed import Config, EncodedQueries, api
 from reembed.catalog.releases import Catalog, Release
 from reembed.cli.text import text
 from reembed.config.gate import GateSection
@@ -30,6 +31,7 @@ from reembed.engine.executor import Executor
 from reembed.engine.ray_executor import RayExecutor
 from reembed.errors import GateFailed, IntegrityError, SpaceMismatch, UsageError
 from reembed.evaluation.comparisons import Comparison
+from reembed.events import Event, Notice
 from reembed.lifecycle import gc
 from reembed.lifecycle.promote import promote, rollback
 from reembed.strategies import steps
@@ -112,15 +114,19 @@ def test_a_model_of_the_same_space_is_proven_goes_live_and_back_and_embeds_no_do
     plan = world.catalog.storage.read(f"runs/{found.id}/plan.json")
     assert (plan["documents"], plan["units"]) == (0, [])
     assert world.candidate(model).id == found.id, "it was complete"
-    compared = world.judged(found)
-    assert compared.verdict == "pass"
+    compared = api.compare(world.by(model))
+    assert (compared.candidate.release, compared.verdict) == (found.id, "pass")
     with reembed.open(world.config.storage.root, "passages") as index:
         before = index.encode_queries(["some words"])
         promote(world.catalog, found.id)
         index.refresh()
         assert index.release.id == found.id
-        with pytest.raises(SpaceMismatch, match="another model is live"):
+        by = f"queries of release {found.id} are by {model}, {found.query_model.id}"
+        with pytest.raises(SpaceMismatch, match=re.escape(by)) as refused:
             index.search(before)
+        assert "query_model.id" in refused.value.why
+        marked = EncodedQueries(index.encode_queries(["x"]).vectors, index.release.query_model.id)
+        assert index.search(marked, k=3)
         asked = load_encoder(found.queries.encoder).embed_queries(["some words"])
         ours = index.encode_queries(["some words"])
         assert (ours.vectors == asked).all()
@@ -160,7 +166,16 @@ def test_other_models_are_refused(world):
     with pytest.raises(GateFailed, match="it needs no promotion without evidence"):
         promote(world.catalog, found.id, without_evidence_reason="a test")
     assert [r.id for r in world.catalog.releases()] == [world.live.id, found.id]
-    wide = world.candidate(static_model(world.folder / "wide", dim=40, seed=3), 250)
+    for_titles = world.config.source.model_copy(update={"text": "{title}"})
+    retold = replace(world, config=world.config.model_copy(update={"source": for_titles}))
+    with pytest.raises(UsageError, match="which other settings decide") as differs:
+        retold.candidate(other)
+    assert differs.value.why.startswith("source.text is '{title}', of live ")
+    heard: list[Event] = []
+    by_wide = world.by(static_model(world.folder / "wide", dim=40, seed=3))
+    wide = query_only(by_wide, heard.append, executor=Inline(), pairs=20)
+    (said,) = (e.what for e in heard if isinstance(e, Notice) and "bridge" in e.what)
+    assert said == "a bridge of 20 documents is weak: 40 dimensions need more documents"
     assert world.judged(wide).verdict == "fail"
     vectors = bridge.load(world.catalog.storage, wide.query_model).embed_queries(["some words"])
     assert vectors.shape == (1, DIM)
@@ -219,6 +234,7 @@ def test_a_bridge_to_a_turned_space_passes_where_its_vectors_as_they_are_mean_no
     promote(world.catalog, found.id)
     with reembed.open(world.config.storage.root, "passages") as index:
         assert index.encode_queries(["x"]).space == found.query_model.id != plain.query_model.id
+    assert world.candidate(model).queries.bridge is None, "its query vectors are others"
     said = text("status", api.status(world.config))
     assert f"queries by {model} over a bridge of 200 documents" in said
     world.catalog.storage.write_bytes(found.queries.bridge.path, b"another")

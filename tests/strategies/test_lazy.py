@@ -25,6 +25,7 @@ from reembed.catalog.lease import driving
 from reembed.catalog.releases import Catalog
 from reembed.catalog.runs import Run
 from reembed.cli.lazied import lazied, lazy_left
+from reembed.cli.text import text as words
 from reembed.config.settings import Config
 from reembed.encoders import load_encoder
 from reembed.errors import (
@@ -41,6 +42,7 @@ from reembed.index.grow import DELTAS
 from reembed.lifecycle import collect as collecting
 from reembed.lifecycle.collect import collect
 from reembed.lifecycle.lazy_status import status_of
+from reembed.lifecycle.moves import roll_back
 from reembed.lifecycle.promote import Reasons, promote
 from reembed.lifecycle.status import status
 from reembed.source import members
@@ -551,7 +553,16 @@ def test_the_final_run_embeds_nothing_again_its_promotion_ends_it_and_gc_removes
     (embedded,) = quiet.of(Embedded)
     assert (embedded.figures.copied, embedded.figures.tokens_per_s) == (DOCUMENTS, 0)
     why = Reasons(force="a test")
-    promote_up_to_date(place.catalog, place.config(), release.id, why, quiet, executor=Inline())
+    other = full_rebuild(place.config(256), Silent(), executor=Inline())
+    left = promote_up_to_date(place.catalog, place.config(256), other.id, why, quiet, executor=None)
+    assert left.lazy == 1
+    assert f"lazy migration 1 does not serve while {other.id} is live" in words("promote", left)
+    assert f"`reembed rollback --to {left.before}` brings it back" in words("promote", left)
+    assert roll_back(place.catalog).lazy is None
+    ended = promote_up_to_date(
+        place.catalog, place.config(), release.id, why, quiet, executor=Inline()
+    )
+    assert ended.lazy is None
     found = lazies.current(place.catalog)
     assert (found.step.state, found.serves) == ("finished", False)
     listed = collect(place.catalog, 3, delete=False, drop_run=None)
