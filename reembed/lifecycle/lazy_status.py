@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from reembed.catalog.lazies import Lazy, LazyPlan
 from reembed.catalog.lazy_batches import Batch, batches
@@ -17,6 +18,8 @@ from reembed.store.records import encode
 
 if TYPE_CHECKING:
     from reembed.source.dataset import Source
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,12 @@ def _source(catalog: Catalog, plan: LazyPlan) -> Source | None:
     """Return the source at its newest version; None if it cannot be read."""
     from reembed.source.dataset import Source  # loads Lance, which records do not need
 
+    return _if_readable(Source(plan.source, catalog.source_options).newest)
+
+
+def _if_readable(read: Callable[[], T]) -> T | None:
     try:
-        return Source(plan.source, catalog.source_options).newest()
+        return read()
     except (SourceError, OSError, ValueError):  # `reembed status` says why beside the live release
         return None
 
@@ -177,7 +184,9 @@ def _source(catalog: Catalog, plan: LazyPlan) -> Source | None:
 def _newer(newest: Source | None, version: int) -> int | None:
     from reembed.source.members import count
 
-    return count(newest) if newest is not None and newest.version != version else None
+    if newest is None or newest.version == version:
+        return None
+    return _if_readable(lambda: count(newest))
 
 
 def _of_log(
@@ -216,7 +225,8 @@ def _cold(
     if any_held:
         held = Members(catalog.storage, plan.members, plan.source).held()
         cold = list(map(str, held.without(cold)))
-    gone = dict.fromkeys(map(str, not_in(source, cold))) if source else {}
+    found = _if_readable(lambda: not_in(source, cold)) if source else None
+    gone = dict.fromkeys(map(str, found or ()))
     return [doc_id for doc_id in cold if doc_id not in gone], list(gone)
 
 

@@ -437,9 +437,9 @@ def test_a_sweep_takes_what_most_logged_queries_showed_before_the_rest(place, tm
     often, twice, once = order[-1], order[-2], order[-3]
     same = {"text": "asked often", "shown": ["deleted", often, "nobody", *sorted(drawn)[:3]]}
     log = log_of(tmp_path, same, same, same, {"shown": [once, twice]}, {"clicks": [twice]})
-    assert place.sweep(batch_documents=1, budget=1, logged=log).batches == 1
-    assert place.texts().keys() == {*drawn, often}
     place.sweep(batch_documents=1, budget=1, logged=log)
+    assert place.texts().keys() == {*drawn, often}
+    assert place.sweep(batch_documents=1, budget=1, logged=log).batches == 1
     assert place.texts().keys() == {*drawn, often, twice}
     place.sweep(budget=4, logged=log)
     assert place.texts().keys() == {*drawn, often, twice, once, *order[:3]}
@@ -530,6 +530,10 @@ def test_what_is_not_known_of_answers_is_said_with_the_reason(place, tmp_path):
     shown = why(log_of(tmp_path, {"shown": [*sorted(place.texts())[:3], "nobody"]}))
     assert "100.0% of the results of 1 logged query are migrated" in shown
     assert "3 different ones, 3 of them migrated, and 1 that the source does not have" in shown
+    for file in Path(place.uri, "data").iterdir():
+        file.unlink()
+    shown = why(log_of(tmp_path, {"shown": [*sorted(place.texts())[:3], "nobody"]}))
+    assert "75.0% of the results of 1 logged query are migrated" in shown
 
 
 def test_a_sweep_ends_when_the_migration_is_paused(place):
