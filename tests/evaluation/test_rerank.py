@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tiny_models import static_model
 from reembed import digests
 from reembed.catalog.releases import Release
 from reembed.cli.predicted import predicted
+from reembed.encoders import describe
 from reembed.encoders.hashing import HashingEncoder
 from reembed.errors import DocumentError, GateFailed, Inconclusive, UsageError
 from reembed.evaluation import rescore
@@ -109,6 +111,15 @@ def test_a_worse_model_fails_and_is_refused(pair):
 def test_the_same_model_changes_nothing(pair):
     found = asked(pair, pair.live, 256)
     assert [m.change for m in found.metrics] == [0.0, 0.0]
+
+
+def test_another_model_of_the_name_that_live_has_is_told_apart_by_its_space(pair):
+    stored = pair.live.space.vector_dtype
+    live = replace(pair.live, space=replace(pair.live.space, prompt_query="query: "))
+    ours = describe(pair.config(256).encoder, stored)
+    unjudged = {"queries": [], "without_evidence": "a test"}
+    assert asked(pair, live, 256, **unjudged).model == f"hashing:256 (space {ours.id})"
+    assert asked(pair, pair.live, 256, **unjudged).model == "hashing:256"
 
 
 def test_live_is_measured_as_a_comparison_measures_it(pair):
