@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from reembed.space import Space, sha256_of
 from reembed.store.paths import absolute, from_anywhere
 from reembed.store.records import encode
 from reembed.strategies.lazy_side import Side, drawn
-from reembed.strategies.members import bring, cold, opened
+from reembed.strategies.members import Sweeping, bring, cold, opened
 
 _LONGEST_ALIAS = 32
 
@@ -263,16 +262,6 @@ def _alone(catalog: Catalog, number: int) -> Iterator[None]:
                 "reembed lazy status",
             ) from error
         yield
-
-
-@dataclass(frozen=True)
-class Sweeping:
-    """What a batch of a sweep migrates beside the queue."""
-
-    first: deque[str]
-    """Documents before those of the source in its order. What is taken is removed."""
-    share: float = 1.0
-    """Of all documents that are migrated then, at most."""
 
 
 def batch(

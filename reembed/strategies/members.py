@@ -107,6 +107,16 @@ def opened(members: Members, source: Source) -> Held:
     return members.held()
 
 
+@dataclass(frozen=True)
+class Sweeping:
+    """What a batch of a sweep migrates beside the queue."""
+
+    first: deque[str]
+    """Documents before those of the source in its order. What is taken is removed."""
+    share: float = 1.0
+    """Of all documents that are migrated then, at most."""
+
+
 def cold(
     held: Held,
     source: Source,

@@ -25,7 +25,8 @@ from reembed.plural import counted
 from reembed.source.dataset import Source
 from reembed.source.members import not_in
 from reembed.store.paths import absolute_queries
-from reembed.strategies.lazy import Sweeping, batch, running
+from reembed.strategies.lazy import batch, running
+from reembed.strategies.members import Sweeping
 
 _IDLE = 2
 """Batches in a row that add nothing with an empty queue, after which a sweep ends."""

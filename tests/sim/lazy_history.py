@@ -38,6 +38,7 @@ from reembed.serving.lazy_serving import LazyServing
 from reembed.source.members import Members
 from reembed.strategies import lazy, lazy_side
 from reembed.strategies.full_rebuild import full_rebuild
+from reembed.strategies.members import Sweeping
 from reembed.strategies.sweep import Limits, sweep
 from reembed.strategies.up_to_date import promote_up_to_date
 from sim.engine import attempt
@@ -107,7 +108,7 @@ class LazyHistory(History):
     def verb(self, verb: str, model: str | None = None) -> Any:
         config, catalog = self.config(model or NEW), self.catalog
         run: dict[str, Any] = {"executor": Inline()}
-        sweeping = self.rng.choice((None, lazy.Sweeping(deque())))
+        sweeping = self.rng.choice((None, Sweeping(deque())))
         done: dict[str, Callable[[], Any]] = {
             "start": lambda: lazy.start(catalog, config, "simulated", Silent(), **run),
             "batch": lambda: lazy.batch(
