@@ -192,8 +192,8 @@ class Ran:
     def to_the_end(self) -> None:
         """Bring the migration to its end, while both processes serve."""
         common.say("catching up, and a sweep to 100 %")
-        self._completed("catch-up", "live", "-c", str(self.old))
-        self._completed("sweep", "-c", str(self.new))
+        self.reembed("catch-up", "live", "-c", str(self.old))
+        self.reembed("sweep", "-c", str(self.new))
         run = ("run", "-c", str(self.new))
         for _ in range(self.args.kills):
             process = self.reembed.start(*run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -204,18 +204,14 @@ class Ran:
                 process.kill()
                 process.wait()
                 self.kills["run"] = self.kills.get("run", 0) + 1
-        release = self._completed(*run)
+        release = self.reembed(*run)
         common.say(f"promoting {release['id']}; runs killed: {self.kills.get('run', 0)}")
-        self._completed(
+        self.reembed(
             *("promote", release["id"], "-c", str(self.new), "--force"), "--reason", "a measurement"
         )
         time.sleep(5)  # both processes follow
         for name in ("serve 1", "serve 2"):
             self._end(name, signal.SIGTERM)
-        self._completed("gc", "-c", str(self.new), "--yes")
-
-    def _completed(self, *command: str) -> Any:
-        return self.reembed(*command)
 
 
 # --- the processes that are not reembed's commands ---
@@ -281,10 +277,11 @@ def checked(
 ) -> common.Figures:
     """Compare answers and the last table with what numpy, the source and the model say."""
     verified = reembed("verify", "-c", str(config))
+    compared = {**of_table(args, folder), **of_answers(args, folder)}
+    reembed("gc", "-c", str(config), "--yes")  # afterwards: it removes the releases that answered
     status = reembed("status", "-c", str(config))
     return {
-        **of_table(args, folder),
-        **of_answers(args, folder),
+        **compared,
         "verify": "clean" if verified["passed"] else "NOT clean",
         "left_of_the_migration": sorted(p.name for p in (folder / "old" / "lazy").rglob("*.json")),
         "lazy_now": status.get("lazy"),
