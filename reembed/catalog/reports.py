@@ -226,7 +226,7 @@ class ShadowLook:
     """Groups of queries among these; as many where queries have no groups."""
     metrics: dict[str, MetricLook]
     earlier: tuple[int, ...]
-    """Shadows of the same two lines that were begun before."""
+    """Earlier shadows of the same two lines."""
 
     @property
     def verdict(self) -> Outcome:
