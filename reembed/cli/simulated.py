@@ -22,12 +22,16 @@ def simulated(r: Simulated) -> Lines:
     yield f"  {queries}: their first {r.k} results are {share:.1%} of {counted(r.documents, 'document')}"
     for course in r.courses:
         yield ""
-        yield f"  with a sweep of {course.sweep}:" if course.sweep else "  by traffic alone:"
+        yield (
+            f"  with a sweep of {course.sweep}, what turned up included:"
+            if course.sweep
+            else "  by traffic alone, at once:"
+        )
         yield from aligned([*_rows(r, course)], right=range(4 + len(_rules(r))))
         yield f"  {_end(course)}"
     yield ""
     yield from (f"  {line}" for line in _quality(r))
-    yield "  documents count as migrated from the query that they turn up in: batches take time, too"
+    yield "  not counted: the time that batches take"
     with_sweep = () if r.courses[-1].sweep else ("reembed simulate --sweep 3/q     # with a sweep",)
     yield from next_lines("reembed lazy start", *with_sweep)
 

@@ -167,7 +167,7 @@ def test_with_all_documents_in_the_pool_the_other_rules_end_with_the_list_of_the
         assert found.judged.in_the_end[rule] == last.quality[rule]
         assert found.courses[1].points[0].quality[rule] > 0
     said = "\n".join(simulated(found))
-    assert "with a sweep of 10 documents a query:" in said
+    assert "with a sweep of 10 documents a query, what turned up included:" in said
     assert "every document is migrated after" in said
     assert "zscore and rrf also find documents" in said
 
