@@ -151,7 +151,8 @@ def migrate(
 def violations(place: Place, acknowledged: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What does not hold after a migration that was finished without faults; in words."""
     if place.lazily:
-        return lazy_migration().violations(place, acknowledged)
+        found: list[str] = lazy_migration().violations(place, acknowledged)
+        return found
     catalog = place.catalog()
     log, releases = catalog.log(), catalog.releases()
     return [

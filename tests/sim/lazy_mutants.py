@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reembed import digests
 from reembed.catalog import lazies
-from reembed.catalog.lazy_queue import Queue
+from reembed.catalog.lazy_queue import Queue, oldest
 from reembed.lifecycle import collect, lazy_end
 from reembed.serving import lazy_fusion, lazy_serving, migrated
 from reembed.serving.lazy_pair import LazyPair
@@ -62,7 +62,7 @@ def a_document_that_left_is_written_back(patch: Patch) -> None:
 
 @bug
 def a_replaced_document_counts_as_one_more(patch: Patch) -> None:
-    honest = lazy.bring
+    honest = bringing.bring
 
     def twice(*args: Any) -> Any:
         found = honest(*args)
@@ -90,7 +90,7 @@ def members_equal_a_version_before_they_are_brought_there(patch: Patch) -> None:
 
 @bug
 def a_sweep_leaves_a_document_out(patch: Patch) -> None:
-    honest = lazy.cold
+    honest = bringing.cold
     patch(lazy, "cold", lambda *args: [d for d in honest(*args) if d != "d0002"])
 
 
@@ -99,7 +99,7 @@ def a_sweep_leaves_a_document_out(patch: Patch) -> None:
 
 @under_faults
 def documents_leave_the_queue_before_they_are_served(patch: Patch) -> None:
-    honest = lazy.oldest
+    honest = oldest
 
     def early(queue: Queue, *args: Any) -> Any:
         taken = honest(queue, *args)

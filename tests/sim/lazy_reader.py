@@ -169,7 +169,7 @@ class Reader:
         answers = more["fused"] + sum(more[name] for name in _ALONE)
         if (answers, more["hits"], more["hits_new"]) != expected:
             self.history.violation(f"reader: an answer of {expected} was counted as {more}")
-        return more["fused"] == 1
+        return bool(more["fused"] == 1)
 
     def _scores(self, release: Release, query: str) -> tuple[dict[str, float], dict[str, str]]:
         texts = self.history.texts(release)
