@@ -243,7 +243,7 @@ def serve(args: argparse.Namespace) -> None:
             }
             answers.write(json.dumps(row) + "\n")
             answers.flush()
-            time.sleep(0.05)  # the other processes need the cores, too
+            time.sleep(0.3)  # the other processes need the cores, too
 
 
 def write(args: argparse.Namespace) -> None:
